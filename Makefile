@@ -1,0 +1,85 @@
+# For a newcomer: `make train-classifier`, `make train-segmenter`, `make test`. Each sets up all it needs.
+#
+#   DATA=FOLDER        radiographs (DICOM, PNG or JPEG) with a label csv, or a prepared folder; default: phantoms
+#   PATIENTS=TABLE     which patient each image shows, where DATA or its neighbours hold no such table
+#   EXPERIMENT=FILE    what to train; default: the demo
+#   PREPARED=FOLDER    where DATA's radiographs are prepared; default: data/prepared/<name of DATA>
+#   OUT=FOLDER         where the run goes; default: runs/<experiment>
+#   START_FROM=RUN     a run whose weights are the start, such as a smaller image size's
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TRAIN_EXTRA := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,train)
+
+# Six times SIIM's areas: at the demos' sizes the median pneumothorax would otherwise be some hundred pixels large.
+PHANTOMS := data/phantom
+PHANTOM_OPTIONS := --images 900 --seed 0 --size-scale 6
+EXPERIMENT ?= experiments/demo_classifier.py
+train-segmenter: EXPERIMENT := experiments/demo_segmenter.py
+OPTIONS = $(if $(OUT),--out $(OUT)) $(if $(PREPARED),--prepared $(PREPARED)) $(if $(PATIENTS),--patients $(PATIENTS)) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(START_FROM),--start-from $(START_FROM))
+
+.PHONY: help setup setup-torch train-classifier train-segmenter test test-slow parity lint doctor compare clean
+
+help:
+	@echo "make train-classifier   train, predict, score; prints the path of report.html (DATA= EXPERIMENT= OUT=)"
+	@echo "make train-segmenter    the same for the outline of the pneumothorax"
+	@echo "make compare            score submissions side by side (DATA=folder of submissions TRUTH= OUT=)"
+	@echo "make test               the fast tests; make test-slow the others"
+	@echo "make parity             the networks beside PyTorch's own, in an environment of PyTorch's (5 GB)"
+	@echo "make lint               style, types and import rules"
+	@echo "make doctor             what this machine has and lacks"
+
+setup: $(READY)
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python was found. Install Python 3.11, 3.12 or 3.13."; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON) is older than Python 3.11. Install a newer one, or name it: make PYTHON=..."; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(TRAIN_EXTRA),dev]'
+	@touch $@
+
+# TensorFlow and the CUDA build of torch crash in one process, so PyTorch has an environment of its own.
+TORCH := .venv-torch
+setup-torch: $(TORCH)/.ready
+
+$(TORCH)/.ready: experiments/torch_team/requirements.txt
+	test -x $(TORCH)/bin/python || $(PYTHON) -m venv $(TORCH)
+	$(TORCH)/bin/python -m pip install --quiet -r $<
+	@touch $@
+
+# Written once: phantom and prepare see by themselves that nothing is left to do.
+train-classifier train-segmenter: $(READY)
+ifdef DATA
+	$(BIN)/keras-pneumo train $(EXPERIMENT) --data $(DATA) $(OPTIONS)
+else
+	$(BIN)/keras-pneumo phantom $(PHANTOMS) $(PHANTOM_OPTIONS)
+	$(BIN)/keras-pneumo train $(EXPERIMENT) --data $(PHANTOMS) $(OPTIONS)
+endif
+
+# With nothing said, the demo's runs: those made on the phantoms' split.
+compare: $(READY)
+	$(BIN)/keras-pneumo compare $(or $(DATA),runs --this-split) --truth $(or $(TRUTH),data/prepared/$(notdir $(PHANTOMS))) --out $(or $(OUT),runs/compare)
+
+doctor: $(READY)
+	$(BIN)/keras-pneumo doctor
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --ignore=tests/parity
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow --ignore=tests/parity
+
+parity: $(READY) $(TORCH)/.ready
+	KERAS_PNEUMO_TORCH_PYTHON=$(abspath $(TORCH))/bin/python $(BIN)/python -m pytest -m "slow or not slow" tests/parity
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) $(TORCH) build *.egg-info

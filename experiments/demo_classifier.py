@@ -1,0 +1,23 @@
+"""Does the whole chain learn, on two CPU cores, in a few minutes?
+
+It is made easier than SIIM-ACR, so that a random start can learn in that time: ResNet18 in place of the default
+ResNet50, 96 pixels, and phantoms whose pneumothoraces have six times SIIM's areas (`--size-scale 6` in the Makefile).
+
+Command: make train-classifier
+Duration and result: experiments/README.md.
+"""
+
+from keras_pneumo.config import CLASSIFIER as base
+
+EXPERIMENT = base.replace(
+    name="demo_classifier",
+    encoder="resnet18",
+    weights="random",
+    image_size=96,
+    frozen_epochs=0,
+    epochs=10,
+    global_batch_size=8,
+    positive_rate=((0, 0.5),),
+    learning_rate=1e-3,
+    weight_decay=0.05,
+)

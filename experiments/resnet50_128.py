@@ -1,0 +1,22 @@
+"""How much can be seen at 128, where the median pneumothorax covers 130 pixels?
+
+The recipe is the story's: ResNet50 from ImageNet weights, one epoch with the encoder frozen, then the one-cycle policy
+(arXiv 1803.09820) with rates that fall towards the stem.
+
+Command: make train-classifier DATA=data/siim EXPERIMENT=experiments/resnet50_128.py
+Needs: the SIIM-ACR data, ImageNet weights, a GPU.
+Result: not run yet, for lack of the data and a GPU; experiments/README.md holds those that were.
+"""
+
+from keras_pneumo.config import CLASSIFIER as base
+
+EXPERIMENT = base.replace(
+    name="resnet50_128",
+    image_size=128,
+    frozen_epochs=1,
+    frozen_learning_rate=1e-3,
+    epochs=12,
+    global_batch_size=64,
+    learning_rate=3e-4,
+    depth_decay=0.5,
+)

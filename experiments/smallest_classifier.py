@@ -1,0 +1,16 @@
+"""Does the chain run from end to end? So small that its score means nothing.
+
+Command: keras-pneumo train experiments/smallest_classifier.py --data data/phantom-try
+"""
+
+from keras_pneumo.config import CLASSIFIER as base
+
+EXPERIMENT = base.replace(
+    name="smallest_classifier",
+    encoder="resnet18",
+    weights="random",
+    image_size=64,
+    frozen_epochs=1,
+    epochs=1,
+    global_batch_size=16,
+)

@@ -1,0 +1,17 @@
+"""Does the segmenter's chain run from end to end? So small that its score means nothing.
+
+Command: keras-pneumo train experiments/smallest_segmenter.py --data data/phantom-try
+"""
+
+from keras_pneumo.config import SEGMENTER as base
+
+EXPERIMENT = base.replace(
+    name="smallest_segmenter",
+    encoder="resnet18",
+    weights="random",
+    image_size=64,
+    frozen_epochs=0,
+    epochs=1,
+    positive_rate=(),
+    learning_rate=2e-3,
+)

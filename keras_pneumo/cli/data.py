@@ -1,0 +1,151 @@
+"""Commands for data: doctor, phantom, download, prepare, inspect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_pneumo.cli.console import Progress, out, say, warn
+from keras_pneumo.cli.examine import examine
+from keras_pneumo.data.contact_sheet import draw_contact_sheet
+from keras_pneumo.data.download import COMPETITION, download
+from keras_pneumo.data.phantom import PhantomSettings, write_phantoms
+from keras_pneumo.data.prepared import PrepareSummary, load_prepared, prepare
+
+MARKS = {"ok": "[green]ok   [/]", "note": "[yellow]note [/]", "fault": "[red]FAULT[/]"}
+
+DEFAULT_SIZES = (256, 512)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register this module's commands."""
+    app.command("doctor")(doctor_command)
+    app.command("phantom")(phantom_command)
+    app.command("download")(download_command)
+    app.command("prepare")(prepare_command)
+    app.command("inspect")(inspect_command)
+
+
+def doctor_command(
+    folder: Annotated[Path, typer.Option(help="Folder whose disk is meant to hold data and runs.")] = Path(),
+) -> None:
+    """Say what this machine has and lacks, a line for each thing, with what to do.
+
+    Example: `keras-pneumo doctor`
+    """
+    findings = examine(folder.resolve())
+    for finding in findings:
+        out.print(f"{MARKS[finding.state]} {finding.subject:<9}", end=" ", highlight=False)
+        say(f"{finding.text}. {finding.advice}" if finding.advice else finding.text)
+    if any(finding.state == "fault" for finding in findings):
+        raise typer.Exit(2)
+
+
+def phantom_command(
+    folder: Annotated[Path, typer.Argument(help="Where to write; a new or empty folder.")],
+    images: Annotated[int, typer.Option(min=1, help="How many radiographs.")] = 400,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
+    size_scale: Annotated[
+        float, typer.Option(help="Multiplies the areas of the pneumothoraces; 1 is as in SIIM-ACR.")
+    ] = 1.0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
+) -> None:
+    """Write synthetic chest radiographs as a folder like SIIM-ACR's: DICOM files, label csv, patient table.
+
+    Example: `keras-pneumo phantom data/phantom-try --images 60`
+    """
+    settings = PhantomSettings(images=images, seed=seed, size_scale=size_scale)
+    with Progress("phantoms") as progress:
+        summary = write_phantoms(folder, settings, workers, progress.update)
+    if not summary.written:
+        say(f"{folder} holds these phantoms already; nothing was done.")
+    say(
+        f"{folder}: {summary.images} phantoms of {summary.patients} patients, {summary.positives} with pneumothorax, "
+        f"{summary.tubes} with a chest tube, {summary.monochrome1} stored inverted."
+    )
+
+
+def download_command(
+    folder: Annotated[Path, typer.Argument(help="Where to put the data; prepare reads this folder.")],
+    source: Annotated[str, typer.Option(help="A Kaggle competition, or a data set as OWNER/NAME.")] = COMPETITION,
+) -> None:
+    """Fetch the SIIM-ACR images and labels from Kaggle, with your own account and after you accepted their rules.
+
+    Example: `keras-pneumo download data/siim`
+    """
+    summary = download(folder, source)
+    if not summary.fetched:
+        say(f"{folder} holds {source} already; nothing was fetched.")
+    say(f"{summary.folder}: {summary.images} images, labels in {summary.labels or 'no file'}.")
+    for note in summary.notes:
+        warn(note)
+    if summary.labels is None:
+        raise typer.Exit(1)
+
+
+def prepare_command(
+    data: Annotated[Path, typer.Argument(help="Folder of DICOM, PNG or JPEG files with a label csv.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="The prepared folder.")],
+    size: Annotated[list[int] | None, typer.Option(help="Side in pixels; give it several times for several.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="The label csv, where DATA does not hold it.")] = None,
+    patients: Annotated[Path | None, typer.Option(help="Table of ImageId and patient, or NIH's.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
+) -> None:
+    """Turn radiographs into checked PNGs at one or more sizes, with a patient-level split and a manifest.
+
+    Run it again after a break: it goes on where it was.
+
+    Example: `keras-pneumo phantom data/phantom-try --images 60 &&
+    keras-pneumo prepare data/phantom-try --out data/prepared-try --size 128`
+    """
+    with Progress("prepare") as progress:
+        summary = prepare(
+            data,
+            out_folder,
+            size or DEFAULT_SIZES,
+            labels=labels,
+            patients=patients,
+            seed=seed,
+            workers=workers,
+            progress=progress.update,
+        )
+    report_prepared(summary)
+    if summary.set_aside:
+        raise typer.Exit(1)
+
+
+def report_prepared(summary: PrepareSummary) -> None:
+    """Print what was prepared, and loudly what the user must know about it."""
+    done = f"{summary.rendered} decoded now" if summary.rendered else "nothing was left to do"
+    subsets = ", ".join(f"{count} {name}" for name, count in summary.subsets.items())
+    say(
+        f"{summary.folder}: {summary.images} radiographs of {summary.patients} patients, {summary.positive} positive "
+        f"({subsets}); {done}."
+    )
+    say(f"Split {summary.split_sha256[:12]}, prepared data {summary.prepared_sha256[:12]}.")
+    for note in summary.notes:
+        warn(note)
+    if summary.set_aside:
+        warn(f"{summary.set_aside} set aside, with reasons: {summary.folder / 'quarantine.csv'}")
+
+
+def inspect_command(
+    prepared: Annotated[Path, typer.Argument(help="A prepared folder.")],
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="The picture; default: contact_sheet.png in the prepared folder.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Which prepared size; default: the smallest from 256 on.")] = None,
+    per_group: Annotated[int, typer.Option(min=1, help="Images of each subset and label.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Which images are drawn.")] = 0,
+) -> None:
+    """Draw a sheet of images with their masks outlined, by subset and label.
+
+    Example: `keras-pneumo phantom data/phantom-try --images 60 &&
+    keras-pneumo prepare data/phantom-try --out data/prepared-try --size 128 &&
+    keras-pneumo inspect data/prepared-try`
+    """
+    path = out_file or prepared / "contact_sheet.png"
+    say(str(draw_contact_sheet(load_prepared(prepared), path, size, per_group, seed)))

@@ -1,0 +1,122 @@
+"""What this machine has and lacks, as one line for each thing, with what to do about it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from keras_pneumo import __version__
+from keras_pneumo.cli.quiet import import_tensorflow
+from keras_pneumo.data.decoders import decoder_report
+
+PACKAGES = ("numpy", "pandas", "scikit-learn", "opencv-python-headless", "pydicom", "pycocotools")
+TESTED_PYTHON = ((3, 11), (3, 13))
+ENOUGH_MEMORY = 8e9
+ENOUGH_DISK = 10e9
+"""The full SIIM-ACR set is 1.9 GB as DICOM, and as much again prepared at 512 and 256."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's answer."""
+
+    subject: str
+    state: Literal["ok", "note", "fault"]
+    text: str
+    advice: str = ""
+
+
+def examine(folder: Path) -> list[Finding]:
+    """Look at versions, devices, decoders, memory, and the disk under ``folder``."""
+    return [
+        _python(),
+        *_packages(),
+        *_engine(),
+        *_decoders(),
+        _memory(),
+        _disk(folder),
+    ]
+
+
+def _python() -> Finding:
+    version = sys.version_info[:2]
+    text = f"keras-pneumo {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    if TESTED_PYTHON[0] <= version <= TESTED_PYTHON[1]:
+        return Finding("python", "ok", text)
+    low, high = (".".join(map(str, end)) for end in TESTED_PYTHON)
+    return Finding("python", "note", text, f"TensorFlow has wheels for Python {low} to {high}; use one of these.")
+
+
+def _packages() -> list[Finding]:
+    found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    return [Finding("packages", "ok", found)]
+
+
+def _engine() -> list[Finding]:
+    """TensorFlow, Keras, the devices they see, and how a training would use them."""
+    if importlib.util.find_spec("tensorflow") is None or importlib.util.find_spec("keras") is None:
+        advice = "To train or predict: pip install 'keras-pneumo[train]'. Scoring and preparing need neither."
+        return [Finding("training", "note", "TensorFlow and Keras are not installed", advice)]
+    import_tensorflow()
+    import keras
+    import tensorflow as tf
+
+    findings = [Finding("training", "ok", f"TensorFlow {tf.__version__}, Keras {keras.__version__}")]
+    if keras.backend.backend() != "tensorflow":
+        findings.append(
+            Finding("backend", "fault", f"Keras runs on {keras.backend.backend()}", "Set KERAS_BACKEND=tensorflow.")
+        )
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
+        findings.append(Finding("devices", "ok", f"{len(gpus)} GPU: {', '.join(names)}"))
+        findings.append(Finding("strategy", "ok", f"one device, {gpus[0].name.removeprefix('/physical_device:')}"))
+    else:
+        advice = ""
+        if shutil.which("nvidia-smi"):
+            advice = "nvidia-smi is here, but TensorFlow sees no GPU: pip install 'tensorflow[and-cuda]'."
+        onednn = "on" if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "1" else "off"
+        if onednn == "off":
+            advice += " Set TF_ENABLE_ONEDNN_OPTS=1: training is nearly twice as fast."
+        text = f"no GPU; {psutil.cpu_count(logical=False) or 1} CPU cores, oneDNN {onednn}"
+        findings.append(Finding("devices", "note" if advice else "ok", text, advice.strip()))
+        findings.append(Finding("strategy", "ok", "one device, CPU:0"))
+    return findings
+
+
+def _decoders() -> list[Finding]:
+    findings = []
+    for decoder in decoder_report():
+        advice = "" if decoder.available else f"pip install {decoder.package}, to read files stored this way."
+        text = f"{decoder.name}: {decoder.plugin}" if decoder.available else f"{decoder.name}: cannot be read"
+        findings.append(Finding("decoder", "ok" if decoder.available else "fault", text, advice))
+    return findings
+
+
+def _memory() -> Finding:
+    memory = psutil.virtual_memory()
+    text = f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f} GB"
+    if memory.available >= ENOUGH_MEMORY:
+        return Finding("memory", "ok", text)
+    return Finding("memory", "note", text, "Under 8 GB, use an image size of 256 and a small batch.")
+
+
+def _disk(folder: Path) -> Finding:
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    text = f"{free / 1e9:.1f} GB free under {folder}"
+    if not os.access(folder, os.W_OK):
+        return Finding("disk", "fault", text, f"You may not write in {folder}; choose another folder.")
+    if free >= ENOUGH_DISK:
+        return Finding("disk", "ok", text)
+    return Finding("disk", "note", text, "The full SIIM-ACR set needs about 10 GB, prepared at two sizes.")

@@ -1,0 +1,117 @@
+"""The referee's commands, compare and audit-split. They need neither TensorFlow nor Keras."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import measure_renderables
+from rich.table import Table
+
+from keras_pneumo.cli.console import out, say, warn
+from keras_pneumo.evaluation.audit import audit_split
+from keras_pneumo.evaluation.compare import compare
+from keras_pneumo.evaluation.findings import summary
+from keras_pneumo.evaluation.verdict import verdict
+
+ROOMY = Console(width=10_000).options
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register this module's commands."""
+    app.command("compare")(compare_command)
+    app.command("audit-split")(audit_split_command)
+
+
+def compare_command(
+    submissions: Annotated[Path, typer.Argument(help="A submission, a run folder, or a folder of several.")],
+    truth: Annotated[Path, typer.Option(help="A prepared folder, its truth.csv, or a SIIM label csv.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Where board.csv, per_image.csv and report.html go.")],
+    subset: Annotated[str, typer.Option(help="Which patients are scored.")] = "test",
+    ids: Annotated[Path | None, typer.Option(help="Csv of the image ids to score, for a label csv as truth.")] = None,
+    patients: Annotated[Path | None, typer.Option(help="Patient table, for a label csv as truth.")] = None,
+    metadata: Annotated[Path | None, typer.Option(help="Table about the images; each column is tried alone.")] = None,
+    adjudicated: Annotated[Path | None, typer.Option(help="Labels by a panel, for the ceiling of all claims.")] = None,
+    this_split: Annotated[bool, typer.Option(help="Pass over submissions made on another split.")] = False,
+    allow_missing: Annotated[bool, typer.Option(help="Count images without an answer as answered 'no'.")] = False,
+    allow_extra: Annotated[
+        bool, typer.Option(help="Pass over answers beyond what is scored: other images, and mask pixels past the last.")
+    ] = False,
+    clip_runs: Annotated[bool, typer.Option(help="Cut masks that run past the last pixel.")] = False,
+    team: Annotated[str | None, typer.Option(help="Score only this team's submission.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 0,
+    resamples: Annotated[int, typer.Option(min=100, help="How often patients are resampled.")] = 10_000,
+) -> None:
+    """Score submissions of any framework by patient, beside the answers that use no pixels.
+
+    Example, after training: `keras-pneumo compare runs/smallest_classifier --truth data/prepared/phantom-try
+    --out runs/compare-try`
+    """
+    board, findings = compare(
+        submissions,
+        truth,
+        out_folder,
+        subset=subset,
+        ids=ids,
+        patients=patients,
+        allow_missing=allow_missing,
+        allow_extra=allow_extra,
+        clip_runs=clip_runs or allow_extra,
+        team=team,
+        seed=seed,
+        resamples=resamples,
+        metadata=metadata,
+        adjudicated=adjudicated,
+        this_split=this_split,
+    )
+    show_board(*summary(board, findings))
+    found = verdict(board)
+    say(found.headline)
+    for sentence in found.sentences:
+        say(sentence)
+    for warning in found.warnings:
+        warn(warning)
+    say(str(out_folder / "report.html"))
+
+
+def show_board(names: list[str], rows: list[list[str]]) -> None:
+    """Print the board, then the notes by team. Names are hostile until escaped.
+
+    On a pipe, and where the terminal is too narrow for a row, the table is as wide as it needs to be.
+    """
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in names[:-1]:
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row[:-1]))
+    wide = Console(file=out.file, width=max(out.width, measure_renderables(out, ROOMY, [table]).maximum))
+    wide.print(table, highlight=False, crop=False)
+    for _, team, *_, notes in rows:
+        if notes:
+            say(f"{team}: {notes}")
+
+
+def audit_split_command(
+    split: Annotated[Path, typer.Argument(help="A prepared folder, its split.csv, or a csv of image and fold.")],
+    patients: Annotated[Path | None, typer.Option(help="Patient table, where the split has no patients.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="SIIM label csv, where the split has no labels.")] = None,
+) -> None:
+    """Say how many validation images share a patient with training, and what knowing the patient alone is worth.
+
+    Ends with 1 when patients are shared.
+
+    Example: `keras-pneumo phantom data/phantom-try --images 60 &&
+    keras-pneumo prepare data/phantom-try --out data/prepared-audit --size 64 &&
+    keras-pneumo audit-split data/prepared-audit`
+    """
+    audit = audit_split(split / "split.csv" if split.is_dir() else split, patients, labels)
+    say(audit.table.to_string(index=False, float_format="{:.3f}".format))
+    say(audit.sentence)
+    for note in audit.notes:
+        warn(note)
+    if audit.leaks:
+        raise typer.Exit(1)

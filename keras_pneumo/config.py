@@ -1,0 +1,248 @@
+"""The experiment, declared: everything that decides a training, frozen, validated, and to and from JSON.
+
+An experiment file (``experiments/*.py``) holds a docstring and ``EXPERIMENT = base.replace(...)`` with only what
+differs from :data:`CLASSIFIER` or :data:`SEGMENTER`. The resolved experiment is written into the run folder; it is
+enough to repeat the run.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from keras_pneumo.errors import PneumoError
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Settings(BaseModel):
+    """A frozen group of settings that refuses unknown names and values that are not finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with ``changes``, validated again.
+
+        Raises:
+            PneumoError: an unknown name, or a value outside its range; the message names each.
+        """
+        return validated(type(self), {**self.model_dump(), **changes}, type(self).__name__)
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+class Augmentation(Settings):
+    """How a training image and its mask are changed; each range is drawn from uniformly, anew for every draw.
+
+    The defaults are mild, since a radiograph has a known pose; :data:`NO_AUGMENTATION` changes nothing.
+    """
+
+    flip: Probability = 0.5
+    """Probability of mirroring left and right."""
+    shift: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """Largest shift along either axis, as a fraction of the side."""
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Largest relative change of size: 0.1 zooms by 0.9 to 1.1."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 10.0
+    """Largest rotation in degrees, either way."""
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Largest value added to pixels in [0, 1], either way."""
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Largest relative change of the distance from the image's mean: 0.2 multiplies it by 0.8 to 1.2."""
+    gamma: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Largest change of the exponent in log space: 0.2 raises pixels to a power of 0.82 to 1.22."""
+    noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Largest standard deviation of Gaussian noise added to pixels in [0, 1]."""
+    clahe: Probability = 0.0
+    """Probability of contrast-limited adaptive histogram equalisation (cv2, clip limit 2, 8x8 tiles)."""
+
+
+NO_AUGMENTATION = Augmentation(flip=0, shift=0, scale=0, rotate=0, brightness=0, contrast=0, gamma=0, noise=0, clahe=0)
+
+
+RECIPE = r"^[\s\d.*+]*(?i:bce|dice|focal|lovasz)(\s*\+[\s\d.*]*(?i:bce|dice|focal|lovasz))*\s*$"
+"""What a loss recipe looks like; :func:`keras_pneumo.training.losses.parse_recipe` reads it."""
+
+
+class Experiment(Settings):
+    """One training of one network; the defaults are the project's ResNet50 classifier."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+    """Names the run folder: lower case letters, digits, and ``_ . -``."""
+    task: Literal["classifier", "segmenter"] = "classifier"
+    encoder: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
+    weights: Literal["imagenet_v1", "imagenet_v2", "random"] = "imagenet_v1"
+    """What the encoder starts from; torchvision's names for the two ImageNet sets."""
+    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = 512
+    """Height and width of the input, in pixels."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the pooled features set to 0 before the image-level logit."""
+    attention: Literal["scse"] | None = None
+    """Segmenter: the decoder's attention."""
+    image_head: bool = False
+    """Segmenter: whether it also tells if there is any pneumothorax, from its deepest features."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    fold: Annotated[int, Field(ge=0)] = 0
+    """Which of the split's folds is the validation set."""
+
+    epochs: Annotated[int, Field(ge=1)] = 10
+    """Epochs with the whole network learning."""
+    frozen_epochs: Annotated[int, Field(ge=0)] = 1
+    """Epochs before these with the encoder's weights and BatchNorm statistics frozen."""
+    global_batch_size: Annotated[int, Field(ge=2)] = 16
+    positive_rate: tuple[tuple[int, Probability], ...] = ()
+    """Share of positives among an epoch's draws as (first epoch, rate) steps; empty: every image once."""
+    accumulation: Annotated[int, Field(ge=1)] = 1
+    """Slices that a batch is worked through in, for want of memory. The gradient is that of the whole batch, and so are
+    the weights, except that BatchNorm takes its statistics from each slice; see ``frozen_batchnorm``."""
+    positive_weight: Positive = 1.0
+    """Classifier: weight of a positive image in the loss; a negative weighs 1."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Classifier: s makes the labels s/2 and 1 - s/2."""
+    loss: Annotated[str, Field(pattern=RECIPE)] = "3 bce + 1 dice + 4 focal"
+    """Segmenter: a weighted sum of bce, dice, focal and lovasz."""
+    image_loss_weight: NonNegative = 1.0
+    """Segmenter with an image-level head: weight of the head's cross-entropy beside ``loss``."""
+    augmentation: Augmentation = Augmentation()
+    crop: Annotated[int, Field(ge=32, multiple_of=32)] | None = None
+    """Segmenter: side of the square that is cut out of each training image at random; none: the whole image."""
+    frozen_batchnorm: bool = False
+    """Whether BatchNorm keeps the statistics, scale and shift that it starts with."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Positive = 1e-3
+    """The highest rate of the head."""
+    depth_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each of ResNet's five stages learns at the next deeper one's rate times this; 1: one rate for all."""
+    frozen_learning_rate: Positive | None = None
+    """The highest rate while the encoder is frozen; none: ``learning_rate``."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled weight decay, kept off BatchNorm and biases."""
+    clip_norm: Positive | None = None
+    """Largest global norm of the gradient."""
+    schedule: Literal["one_cycle", "cosine", "warm_restarts", "plateau", "constant"] = "one_cycle"
+    warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the steps in which the one-cycle rate rises."""
+    start_divisor: Positive = 25.0
+    """The one-cycle policy starts at the highest rate divided by this."""
+    final_divisor: Positive = 1e4
+    """... and ends at its start divided by this."""
+    restart_epochs: Annotated[int, Field(ge=1)] = 5
+    """Warm restarts: epochs of the first cosine."""
+    restart_factor: Annotated[int, Field(ge=1)] = 2
+    """... each further one is so many times as long as the one before."""
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Plateau: the rate is multiplied by this when the validation score has not risen ..."""
+    plateau_patience: Annotated[int, Field(ge=0)] = 2
+    """... for more than so many epochs."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum of the exponential moving average of the weights that is validated and kept; 0: no average."""
+    swa_epochs: Annotated[int, Field(ge=0)] = 0
+    """Stochastic weight averaging: the weights at the ends of the last so many epochs are averaged; 0: no average."""
+    top_k: Annotated[int, Field(ge=1)] = 1
+    """How many of the best epochs' weights are kept and predict together."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Training stops when the validation score (the one that is reported) has not risen for so many epochs."""
+    precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = "auto"
+    """``auto`` is mixed_float16 on GPUs with tensor cores, float32 elsewhere."""
+    flip_averaging: bool = True
+    """Whether prediction averages the probabilities of the image and its mirror image."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        starts = [start for start, _ in self.positive_rate]
+        if starts and (starts[0] != 0 or starts != sorted(set(starts))):
+            raise ValueError("positive_rate needs rising first epochs that begin with 0, such as ((0, 0.8), (10, 0.4))")
+        if self.weights == "imagenet_v2" and self.encoder != "resnet50":
+            raise ValueError("imagenet_v2 exists for resnet50 only; use imagenet_v1")
+        fields = type(self).model_fields
+        foreign = CLASSIFIER_ONLY if self.task == "segmenter" else SEGMENTER_ONLY
+        if strange := [name for name in foreign if getattr(self, name) != fields[name].default]:
+            raise ValueError(f"{', '.join(strange)} cannot be set for a {self.task}; leave it out or change the task")
+        if self.crop is not None and self.crop > self.image_size:
+            raise ValueError(f"crop {self.crop} is larger than image_size {self.image_size}")
+        if self.image_loss_weight != 1 and not self.image_head:
+            raise ValueError("image_loss_weight needs image_head=True")
+        if self.accumulation > self.global_batch_size:
+            raise ValueError(f"accumulation {self.accumulation} is more than the {self.global_batch_size} of a batch")
+        if self.swa_epochs > self.epochs:
+            raise ValueError(f"swa_epochs {self.swa_epochs} is more than the {self.epochs} epochs")
+        if self.swa_epochs and self.patience is not None:
+            raise ValueError("swa_epochs averages the last epochs, so patience must not end the training before them")
+        return self
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs in all: those with the encoder frozen, then the others."""
+        return self.frozen_epochs + self.epochs
+
+
+SEGMENTER_ONLY = ("attention", "image_head", "loss", "image_loss_weight", "crop")
+CLASSIFIER_ONLY = ("positive_weight", "label_smoothing")
+"""Settings that mean something for one task only; for the other they must stay as they are."""
+
+CLASSIFIER = Experiment(name="classifier")
+"""What the classifier's experiments differ from."""
+
+SEGMENTER = Experiment(
+    name="segmenter", task="segmenter", image_head=True, positive_rate=((0, 0.8), (5, 0.6), (8, 0.4)), epochs=12
+)
+"""What the segmenter's experiments differ from: a U-Net on ResNet50 with an image-level head."""
+
+
+def validated(model: type[SettingsT], values: dict[str, Any], where: str) -> SettingsT:
+    """``values`` as ``model``, or a :class:`PneumoError` with one sentence per fault, naming ``where``."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors():
+            name = ".".join(map(str, fault["loc"]))
+            reason = fault["msg"].removeprefix("Value error, ")
+            given = "" if fault["type"] in ("missing", "value_error") else f" (given: {fault['input']!r:.80})"
+            faults.append(f"{name}: {reason}{given}" if name else reason)
+        raise PneumoError(f"{where} cannot be used. " + "; ".join(faults) + ".") from None
+
+
+def read_experiment(path: Path) -> Experiment:
+    """The experiment of a Python file (its ``EXPERIMENT``), a run's ``experiment.json``, or a run folder.
+
+    A Python file is run, as any program is: open only those you trust.
+
+    Raises:
+        PneumoError: there is no such file, or it declares no valid experiment.
+    """
+    if path.is_dir():
+        path = path / "experiment.json"
+    if not path.is_file():
+        raise PneumoError(f"There is no experiment {path}. Name a file of experiments/ or a run's experiment.json.")
+    if path.suffix == ".json":
+        return _read_json(path)
+    try:
+        found = runpy.run_path(str(path)).get("EXPERIMENT")
+    except PneumoError:
+        raise
+    except Exception as error:
+        raise PneumoError(f"{path} could not be run: {type(error).__name__}: {error}.") from error
+    if not isinstance(found, Experiment):
+        raise PneumoError(f"{path} declares no EXPERIMENT; write EXPERIMENT = base.replace(name=...).")
+    return found
+
+
+def _read_json(path: Path) -> Experiment:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PneumoError(f"{path} could not be read as JSON: {error}.") from None
+    if isinstance(values, dict) and "experiment" in values:
+        values = values["experiment"]  # a run's record holds the experiment beside versions and hashes
+    if not isinstance(values, dict):
+        raise PneumoError(f"{path} holds no experiment.")
+    return validated(Experiment, values, str(path))

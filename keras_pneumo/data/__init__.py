@@ -1,0 +1,1 @@
+"""What a radiograph is, from file to batch."""

@@ -1,0 +1,146 @@
+"""Writing files so that no reader ever sees half of one, hashing them, and keeping a folder for one run at a time.
+
+In come bytes, tables and paths; out go files that are either whole or absent. Every fault of the disk (full, read-only,
+no permission) leaves here as one sentence, with the old file still in place and the temporary one gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+
+from keras_pneumo.errors import PneumoError
+
+if TYPE_CHECKING:  # each worker process imports this module, and pandas takes most of a second
+    import pandas as pd
+
+TEMPORARY_SUFFIX = ".part"
+"""Ending of a file that is still being written; such a file may be deleted by whoever holds the folder's lock."""
+
+LOCK_NAME = ".lock"
+_CHUNK = 1 << 20
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hexadecimal SHA-256 of ``data``."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_bytes(path: Path, data: bytes, durable: bool = True) -> str:
+    """Write ``data`` to ``path``, making its folder: to a temporary name, flushed to the disk, then renamed.
+
+    Args:
+        path: the file.
+        data: what it is to hold.
+        durable: False leaves the flushing to the system: a power cut may then leave a damaged file.
+
+    Returns:
+        The SHA-256 of ``data``, so that a caller can record it without reading the file again.
+
+    Raises:
+        PneumoError: the disk is full, read-only or closed to us; ``path`` is then as it was before.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        # mkstemp makes files for their owner alone; a prepared folder is read by the other team too.
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise PneumoError(_disk_sentence(path, error)) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink(missing_ok=True)
+    return sha256_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> str:
+    """Write ``value`` as JSON with sorted keys, the same bytes for the same value; returns the hash."""
+    return write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def write_table(path: Path, table: pd.DataFrame) -> str:
+    """Write ``table`` as UTF-8 csv with a header and ``\\n`` line ends; missing values are blank; returns the hash."""
+    return write_bytes(path, table.to_csv(index=False, lineterminator="\n").encode())
+
+
+def require_writable(folder: Path) -> None:
+    """Make ``folder`` and try to write in it.
+
+    Raises:
+        PneumoError: that is not possible, said before any work is done.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise PneumoError(f"{folder} is a file, but a folder is to be written there. Give another name.")
+    probe = folder / f".probe-{os.getpid()}"
+    write_bytes(probe, b"")
+    probe.unlink(missing_ok=True)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Delete what an interrupted run left half written in ``folder`` and the folders directly in it."""
+    for pattern in (f"*{TEMPORARY_SUFFIX}", f"*/*{TEMPORARY_SUFFIX}"):
+        for path in folder.glob(pattern):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for this process; the lock goes away with the process, however that ends.
+
+    Raises:
+        PneumoError: another process holds it.
+    """
+    lock = filelock.FileLock(folder / LOCK_NAME, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise PneumoError(
+            f"Another run is working in {folder}. Wait until it has ended, or give this one a folder of its own."
+        ) from None
+    except OSError as error:
+        raise PneumoError(_disk_sentence(folder / LOCK_NAME, error)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _disk_sentence(path: Path, error: OSError) -> str:
+    """What went wrong on the disk, where, and what to do."""
+    remedies = {
+        errno.ENOSPC: "Free some space there and run the same command again.",
+        errno.EDQUOT: "Free some of your quota there and run the same command again.",
+        errno.EACCES: "Give yourself the right to write there, or choose another folder.",
+        errno.EPERM: "Give yourself the right to write there, or choose another folder.",
+        errno.EROFS: "That disk is read-only: choose another folder.",
+        errno.ENAMETOOLONG: "Choose a shorter name.",
+    }
+    remedy = remedies.get(error.errno or 0, "Choose another folder, or mend the disk and run the same command again.")
+    return f"Cannot write {path.name} in {path.parent}: {error.strerror or error}. {remedy}"

@@ -1,0 +1,187 @@
+"""A folder of synthetic chest radiographs written exactly as the SIIM-ACR folder is, so that all else runs without it.
+
+In come a few settings and a seed; out comes a folder with DICOM files, the label csv with all its oddities, a patient
+table, and what is known only of phantoms (where the air, tubes and markers are). The same settings give the same
+bytes, whatever the number of processes; asking for more images leaves the earlier ones as they were.
+
+```
+<out>/dicom-images-train/<study uid>/<series uid>/<sop uid>.dcm
+<out>/train-rle.csv    "ImageId, EncodedPixels": one row per outline, "-1" for no pneumothorax
+<out>/patients.csv     ImageId,patient_id
+<out>/phantom.csv      the truth about each film that a real one cannot have
+<out>/phantom.json     the settings, and whether the folder is complete
+```
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from keras_pneumo.data.phantom_cohort import case_of, films
+from keras_pneumo.data.phantom_films import made_films, write_atomically
+from keras_pneumo.data.phantom_render import Radiograph, render_case
+from keras_pneumo.data.phantom_settings import PhantomSettings
+from keras_pneumo.errors import PneumoError
+
+__all__ = ["PhantomSettings", "PhantomSummary", "Radiograph", "render", "write_phantoms"]
+
+FORMAT = 1
+"""Raised whenever the same settings give other bytes than before."""
+
+IMAGES, LABELS, PATIENTS, TRUTH, STATE = (
+    "dicom-images-train",
+    "train-rle.csv",
+    "patients.csv",
+    "phantom.csv",
+    "phantom.json",
+)
+_LOCK = ".phantom.lock"
+
+TRUTH_COLUMNS = (
+    "image_id", "patient_id", "side", "area_fraction", "tube", "tube_pixels", "marker_x", "marker_y", "marker_width",
+    "marker_height", "monochrome1", "view", "sex", "age",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PhantomSummary:
+    """What a folder holds. ``written`` is false when the folder was complete already and nothing was done."""
+
+    folder: Path
+    written: bool
+    images: int
+    positives: int
+    patients: int
+    label_rows: int
+    monochrome1: int
+    tubes: int
+
+
+def render(seed: int, patient: int, image: int, settings: PhantomSettings | None = None) -> Radiograph:
+    """One film, a pure function of its arguments: picture, masks (a row each) and facts.
+
+    Args:
+        seed: of the collection; ``settings.seed`` is not looked at.
+        patient: number of the patient, from 0.
+        image: number of the patient's film, from 0.
+        settings: the shares and the size; the default ones if None.
+
+    Raises:
+        IndexError: the patient has no film of that number.
+    """
+    return render_case(case_of(seed, patient, image, settings or PhantomSettings()))
+
+
+def write_phantoms(
+    out: Path,
+    settings: PhantomSettings,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PhantomSummary:
+    """Write a folder of phantoms.
+
+    Args:
+        out: folder to write to: new, empty, or begun earlier with the same settings.
+        settings: what to make.
+        workers: number of processes; as many as there are cores if None, none but this one if 1.
+        progress: called with (films done, films in all) after each film.
+
+    Returns:
+        What the folder holds. If it was complete already, nothing is written.
+
+    Raises:
+        PneumoError: the folder holds something else or phantoms of other settings, another run is writing to it, or
+            it cannot be written.
+    """
+    out = Path(out)
+    if workers is not None and workers < 1:
+        raise PneumoError(f"workers is {workers}; it must be at least 1.")
+    try:
+        if _is_complete(out, settings):
+            return _summary(out, written=False)
+        out.mkdir(parents=True, exist_ok=True)
+        with FileLock(out / _LOCK, timeout=0):
+            for left_over in out.rglob(".*.tmp"):  # of a run that was killed while writing
+                left_over.unlink()
+            write_atomically(out / STATE, _state(settings, complete=False))
+            _write_all(out, settings, workers or os.cpu_count() or 1, progress)
+            write_atomically(out / STATE, _state(settings, complete=True))
+    except Timeout:
+        raise PneumoError(f"Another run is writing phantoms to {out}. Wait for it, or choose another folder.") from None
+    except OSError as error:
+        raise PneumoError(f"Phantoms could not be written to {out}: {error.strerror or error}.") from error
+    return _summary(out, written=True)
+
+
+def _is_complete(out: Path, settings: PhantomSettings) -> bool:
+    """Whether ``out`` already holds these phantoms; refuses a folder that holds anything else."""
+    if out.exists() and not out.is_dir():
+        raise PneumoError(f"{out} is a file. Give the name of a new folder.")
+    if not out.exists() or not any(entry.name != _LOCK for entry in out.iterdir()):
+        return False
+    try:
+        state = json.loads((out / STATE).read_text(encoding="utf-8"))
+        known = {"format": state["format"], "settings": state["settings"]}
+        complete = bool(state["complete"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        raise PneumoError(f"{out} is not empty and holds no phantoms. Choose a new or empty folder.") from None
+    if known != {"format": FORMAT, "settings": asdict(settings)}:
+        raise PneumoError(f"{out} holds phantoms made with other settings. Delete it, or choose another folder.")
+    return complete and all((out / name).is_file() for name in (LABELS, PATIENTS, TRUTH))
+
+
+def _write_all(out: Path, settings: PhantomSettings, workers: int, progress: Callable[[int, int], None] | None) -> None:
+    pairs = films(settings.seed, settings.images, settings.positive_rate)
+    facts: list[dict[str, Any]] = []
+    for fact in made_films(out, settings, pairs, min(workers, len(pairs))):
+        facts.append(fact)
+        if progress is not None:
+            progress(len(facts), len(pairs))
+    # SIIM's order has nothing to do with patients; neither has the order of the random image ids.
+    facts.sort(key=lambda fact: fact["truth"]["image_id"])
+    labels = [(fact["truth"]["image_id"], row) for fact in facts for row in fact["rows"]]
+    patients = [(fact["truth"]["image_id"], fact["truth"]["patient_id"]) for fact in facts]
+    truth = [[fact["truth"][column] for column in TRUTH_COLUMNS] for fact in facts]
+    write_atomically(out / TRUTH, _csv(TRUTH_COLUMNS, truth))
+    write_atomically(out / PATIENTS, _csv(("ImageId", "patient_id"), patients))
+    # The space before EncodedPixels stands in the real file's first line.
+    write_atomically(out / LABELS, _csv(("ImageId", " EncodedPixels"), labels))
+
+
+def _summary(out: Path, written: bool) -> PhantomSummary:
+    with (out / TRUTH).open(newline="", encoding="utf-8") as file:
+        truth = list(csv.DictReader(file))
+    with (out / LABELS).open(newline="", encoding="utf-8") as file:
+        label_rows = sum(1 for _ in csv.reader(file)) - 1
+    return PhantomSummary(
+        folder=out,
+        written=written,
+        images=len(truth),
+        positives=sum(row["side"] != "" for row in truth),
+        patients=len({row["patient_id"] for row in truth}),
+        label_rows=label_rows,
+        monochrome1=sum(row["monochrome1"] == "1" for row in truth),
+        tubes=sum(row["tube"] == "1" for row in truth),
+    )
+
+
+def _state(settings: PhantomSettings, complete: bool) -> bytes:
+    state = {"format": FORMAT, "settings": asdict(settings), "complete": complete}
+    return (json.dumps(state, indent=2) + "\n").encode()
+
+
+def _csv(header: tuple[str, ...], rows: list[Any]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode()

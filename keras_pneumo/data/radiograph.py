@@ -1,0 +1,71 @@
+"""One radiograph in memory, and the limits that a file must keep before it is decoded.
+
+The readers (dicom.py, raster.py) turn a file into a :class:`Radiograph` or raise :class:`UnreadableImage` with the
+reason; nothing else about the file's format travels further.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from keras_pneumo.errors import PneumoError
+
+MAX_FILE_BYTES = 256 * 2**20
+"""Largest file that is opened: 16 times an uncompressed 16-bit radiograph of 8 megapixels."""
+
+MAX_PIXELS = 64 * 2**20
+"""Largest image that is decoded, in pixels: four times the largest flat-panel detectors (about 16 megapixels)."""
+
+
+class UnreadableImage(PneumoError):  # noqa: N818 - it names what the file is, and is always shown as a reason
+    """A file that is not one usable grey radiograph; the message is the reason, without the file's name."""
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """A decoded radiograph: white is dense, whatever the file's own convention."""
+
+    image: np.ndarray
+    """uint8, shape (height, width)."""
+    image_id: str
+    """SOPInstanceUID of a DICOM file; otherwise the file name without its ending."""
+    sex: str = ""
+    """``M``, ``F`` or blank."""
+    age: float | None = None
+    """Years."""
+    view: str = ""
+    """``PA``, ``AP`` or blank."""
+    pixel_spacing_mm: float | None = None
+    """Side of a pixel in millimetres, where pixels are square."""
+    patient_id_tag: str = field(default="", repr=False)
+    """PatientID as the file has it. It may identify a person: it is never printed, logged or written."""
+    photometric: str = "MONOCHROME2"
+    """How the file stored grey: MONOCHROME1 files come out of the reader already inverted."""
+
+
+def check_size(height: int, width: int) -> None:
+    """Refuse an image from the size that its header gives, before anything is allocated for it.
+
+    Raises:
+        UnreadableImage: no pixels, or more than :data:`MAX_PIXELS`.
+    """
+    if height < 1 or width < 1:
+        raise UnreadableImage(f"its header gives {height} rows and {width} columns, so it holds no image")
+    if height * width > MAX_PIXELS:
+        raise UnreadableImage(
+            f"its header gives {height} rows and {width} columns, more than the {MAX_PIXELS} pixels that are decoded"
+        )
+
+
+def stretch(values: np.ndarray) -> np.ndarray:
+    """Grey values of any range to uint8: the smallest becomes 0 and the largest 255, shape kept; a flat image is 0.
+
+    This is the rule for deep images that come without a window. Files often state more bits than they use, so scaling
+    by the stated depth can leave an image nearly black.
+    """
+    low, high = float(values.min()), float(values.max())
+    if high <= low:
+        return np.zeros(values.shape, np.uint8)
+    return np.rint((values.astype(np.float64) - low) * (255.0 / (high - low))).astype(np.uint8)

@@ -1,0 +1,252 @@
+"""How sure a score is, and whether two differ: by patient, paired, and with every method named.
+
+In: a truth, scores or answers of one or two teams, and the patient of each image. Out: intervals and p values.
+Images of one patient are not independent witnesses, so patients are what is resampled and what variances are summed
+over. It exists because "0.874 beats 0.873" is not a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from math import comb
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from keras_pneumo.errors import PneumoError
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """Bounds of an interval; NaN when there is none."""
+
+    low: float
+    high: float
+
+
+class Comparison(NamedTuple):
+    """A two-sided test: what differs (first minus second), its standard error (NaN if the test has none), p."""
+
+    difference: float
+    error: float
+    p: float
+
+
+def resample_patients(patients: int, resamples: int, seed: int, block: int = 500) -> Iterator[np.ndarray]:
+    """Patient-cluster bootstrap: how often each patient is drawn in each resample (Field and Welsh 2007).
+
+    Args:
+        patients: number of patients, drawn with replacement, so each brings all images or none.
+        resamples: number of resamples in all.
+        seed: the same seed gives the same draws whatever ``block`` is, so teams scored apart stay paired.
+        block: resamples per array.
+
+    Yields:
+        int64 counts, shape (up to ``block``, patients); each row sums to ``patients``.
+    """
+    if patients < 1:
+        raise PneumoError("There is no patient to resample.")
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        drawn = rng.integers(0, patients, size=(rows, patients))
+        drawn += np.arange(rows)[:, None] * patients
+        yield np.bincount(drawn.ravel(), minlength=rows * patients).reshape(rows, patients)
+
+
+def leave_one_out(patients: int, block: int = 500) -> Iterator[np.ndarray]:
+    """The jackknife's counts: every patient once, but one left out per row; in blocks as :func:`resample_patients`."""
+    for start in range(0, patients, block):
+        rows = np.arange(start, min(start + block, patients))
+        counts = np.ones((len(rows), patients), np.int64)
+        counts[np.arange(len(rows)), rows] = 0
+        yield counts
+
+
+def bca_interval(replicates: np.ndarray, point: float, jackknife: np.ndarray, level: float = LEVEL) -> Interval:
+    """Bias-corrected and accelerated bootstrap interval (Efron 1987, section 6).
+
+    BCa and not the plain percentile, because test sets are small and scores near 1 are skewed: in the simulation of
+    ``tests/test_coverage.py`` with 40 patients and a true AUROC of 0.96 the percentile interval held the truth 90 times
+    in 100, this one 96 times; with 150 patients both 95 times.
+
+    Args:
+        replicates: the score in each resample, shape (resamples,); those where it did not exist (NaN) are left out.
+        point: the score of the images as they are.
+        jackknife: the score with each patient left out in turn, shape (patients,).
+        level: how often the interval is to hold the true score.
+
+    Returns:
+        The interval; NaN when more than half of the replicates do not exist, or the score itself does not.
+    """
+    known, bias, acceleration = _bca(replicates, point, jackknife)
+    if len(known) == 0:
+        return Interval(float("nan"), float("nan"))
+    tails = bias + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(known, stats.norm.cdf(bias + tails / (1 - acceleration * tails)))
+    return Interval(float(low), float(high))
+
+
+def bca_p(replicates: np.ndarray, point: float, jackknife: np.ndarray) -> float:
+    """Two-sided p of "the true difference is nothing": one less the level at which :func:`bca_interval` meets zero.
+
+    So p is under 0.05 just when the 95% interval leaves zero out. Never 0, since replicates are finite in number; NaN
+    where there is no interval.
+    """
+    known, bias, acceleration = _bca(replicates, point, jackknife)
+    if len(known) == 0:
+        return float("nan")
+    beyond = stats.norm.ppf(_share_below(known, 0.0)) - bias
+    tail = stats.norm.cdf(beyond / (1 + acceleration * beyond) - bias)
+    return float(min(1.0, 2 * min(tail, 1 - tail)))
+
+
+def _bca(replicates: np.ndarray, point: float, jackknife: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """The replicates that exist, the bias correction and the acceleration; no replicates where there is no interval."""
+    known = replicates[np.isfinite(replicates)]
+    if not np.isfinite(point) or len(known) == 0 or len(known) < len(replicates) / 2:
+        return np.empty(0), 0.0, 0.0
+    left_out = jackknife[np.isfinite(jackknife)]
+    pull = left_out.mean() - left_out if len(left_out) else np.zeros(1)
+    spread = float(np.sum(pull**2))
+    acceleration = float(np.sum(pull**3)) / (6 * spread**1.5) if spread > 0 else 0.0
+    return known, float(stats.norm.ppf(_share_below(known, point))), acceleration
+
+
+def _share_below(replicates: np.ndarray, value: float) -> float:
+    """Share of replicates below ``value``, ties half; kept off 0 and 1, which would lie infinitely far."""
+    share = (np.mean(replicates < value) + np.mean(replicates <= value)) / 2
+    return float(np.clip(share, 1 / (len(replicates) + 1), len(replicates) / (len(replicates) + 1)))
+
+
+def exact_interval(hits: int, n: int, level: float = LEVEL) -> Interval:
+    """Clopper-Pearson interval of ``hits`` of ``n``; used where the bootstrap has no width (15 of 15 found)."""
+    if n == 0:
+        return Interval(float("nan"), float("nan"))
+    found = stats.binomtest(hits, n).proportion_ci(level, method="exact")
+    return Interval(float(found.low), float(found.high))
+
+
+def delong(
+    truth: np.ndarray, probabilities: np.ndarray, clusters: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """AUROC of several scores on the same images, and their covariance.
+
+    Args:
+        truth: bool, shape (images,), with both classes.
+        probabilities: shape (teams, images).
+        clusters: patient of each image, shape (images,). Without it, DeLong et al. 1988 by the mid-rank method of Sun
+            and Xu 2014; with it, Obuchowski 1997, which is DeLong's when every image has a patient of its own.
+
+    Returns:
+        AUROC, shape (teams,); covariance, shape (teams, teams), NaN where a class has a single member (or cluster).
+    """
+    truth = truth.astype(bool)
+    scores = np.atleast_2d(np.asarray(probabilities, float))
+    m, n = int(truth.sum()), int((~truth).sum())
+    if m == 0 or n == 0:
+        return np.full(len(scores), np.nan), np.full((len(scores), len(scores)), np.nan)
+    everyone = stats.rankdata(scores, axis=1)
+    among_positive = stats.rankdata(scores[:, truth], axis=1)
+    among_negative = stats.rankdata(scores[:, ~truth], axis=1)
+    # Share of negatives below each positive, and of positives above each negative: the structural components.
+    v10 = (everyone[:, truth] - among_positive) / n
+    v01 = 1 - (everyone[:, ~truth] - among_negative) / m
+    areas = v10.mean(axis=1)
+    if clusters is None:
+        clusters = np.arange(len(truth))
+    codes = np.unique(clusters, return_inverse=True)[1]
+    total = int(codes.max()) + 1
+    sums10 = _cluster_sums(v10 - areas[:, None], codes[truth], total)
+    sums01 = _cluster_sums(v01 - areas[:, None], codes[~truth], total)
+    k10, k01 = len(np.unique(codes[truth])), len(np.unique(codes[~truth]))
+    if k10 < 2 or k01 < 2:
+        return areas, np.full((len(scores), len(scores)), np.nan)
+    s10 = sums10 @ sums10.T * k10 / ((k10 - 1) * m)
+    s01 = sums01 @ sums01.T * k01 / ((k01 - 1) * n)
+    s11 = sums10 @ sums01.T * total / (total - 1)
+    return areas, s10 / m + s01 / n + (s11 + s11.T) / (m * n)
+
+
+def _cluster_sums(values: np.ndarray, codes: np.ndarray, total: int) -> np.ndarray:
+    return np.stack([np.bincount(codes, weights=row, minlength=total) for row in values])
+
+
+def delong_test(
+    truth: np.ndarray, first: np.ndarray, second: np.ndarray, clusters: np.ndarray | None = None
+) -> Comparison:
+    """Paired test of two AUROCs on the same images; see :func:`delong`. p is 1 when the scores rank alike."""
+    areas, covariance = delong(truth, np.stack([first, second]), clusters)
+    difference = float(areas[0] - areas[1])
+    error = float(np.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0.0)))
+    if np.isnan(covariance).any():
+        return Comparison(difference, float("nan"), float("nan"))
+    if error < 1e-12:
+        return Comparison(difference, 0.0, 1.0 if abs(difference) < 1e-12 else 0.0)
+    return Comparison(difference, error, float(2 * stats.norm.sf(abs(difference) / error)))
+
+
+def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> Comparison:
+    """Exact McNemar test of two yes/no answers on the same images: are the images only one got right split evenly?
+
+    Args:
+        first_right: whether the first team was right, bool, shape (images,).
+        second_right: the same for the second.
+
+    Returns:
+        Difference in accuracy, no standard error, the exact binomial p (twice the smaller tail, at most 1). It takes
+        images as independent; the interval by patient of the same difference stands beside it on the board.
+    """
+    only_first = int(np.sum(first_right & ~second_right))
+    only_second = int(np.sum(~first_right & second_right))
+    difference = (only_first - only_second) / len(first_right) if len(first_right) else float("nan")
+    if only_first + only_second == 0:
+        return Comparison(difference, float("nan"), 1.0)
+    p = 2 * stats.binom.cdf(min(only_first, only_second), only_first + only_second, 0.5)
+    return Comparison(difference, float("nan"), float(min(1.0, p)))
+
+
+def permutation_test(first: np.ndarray, second: np.ndarray, most: int = 20_000, seed: int = 0) -> Comparison:
+    """Permutation test of two teams' means over their trainings: the label "which team" is dealt out anew.
+
+    Args:
+        first: one score per training of the first team, shape (seeds,).
+        second: the same for the second team; the numbers may differ.
+        most: up to so many deals are all tried, which makes p exact; beyond, so many are drawn (p counts the deal seen,
+            as Phipson and Smyth 2010 ask).
+        seed: of the drawn deals.
+
+    Returns:
+        Difference of the means, no standard error, and the share of deals with at least so large a difference either
+        way. It cannot fall under 2 / C(n1 + n2, n1) for equal numbers: 0.1 for three seeds against three.
+    """
+    both = np.concatenate([first, second]).astype(float)
+    k = len(first)
+    seen = float(first.mean() - second.mean())
+    if comb(len(both), k) <= most:
+        dealt = np.array(list(combinations(range(len(both)), k)))
+        extra = 0
+    else:
+        rng = np.random.default_rng(seed)
+        dealt = np.argsort(rng.random((most, len(both))), axis=1)[:, :k]
+        extra = 1
+    sums = both[dealt].sum(axis=1)
+    gaps = sums / k - (both.sum() - sums) / (len(both) - k)
+    hits = int(np.sum(np.abs(gaps) >= abs(seen) - 1e-12))
+    return Comparison(seen, float("nan"), (hits + extra) / (len(gaps) + extra))
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Holm's step-down adjustment (1979) for several tests at once, in the order given; NaN stays NaN, uncounted."""
+    p = np.asarray(p_values, float)
+    adjusted = np.full(len(p), np.nan)
+    order = [index for index in np.argsort(p, kind="stable") if not np.isnan(p[index])]
+    highest = 0.0
+    for position, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - position) * p[index]))
+        adjusted[index] = highest
+    return adjusted

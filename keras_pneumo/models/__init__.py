@@ -1,0 +1,1 @@
+"""Networks: keras.ops and keras.layers only, so they run on every Keras backend."""

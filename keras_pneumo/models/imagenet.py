@@ -1,0 +1,261 @@
+"""ImageNet weights by name: found on this machine, or downloaded and checked.
+
+In: an encoder (``resnet18``, ``resnet34``, ``resnet50``) and a set (``imagenet_v1``; ``imagenet_v2``, which exists for
+ResNet50 only). Out: torchvision's state dict as numpy arrays, the 1000-class head included. Looked for in this order:
+
+1. the file or folder the user names;
+2. the file or folder in ``$KERAS_PNEUMO_WEIGHTS``;
+3. the cache, ``$XDG_CACHE_HOME/keras_pneumo`` or ``~/.cache/keras_pneumo``;
+4. the sources below, downloaded into the cache.
+
+In a folder these names count: ``resnet50.imagenet_v1.safetensors``; timm's repository layout,
+``resnet50.tv_in1k/model.safetensors`` (``tv2_in1k`` for V2); a Hugging Face cache of it,
+``models--timm--resnet50.tv_in1k/snapshots/*/model.safetensors``; and torchvision's own ``resnet50-0676ba61.pth``, as
+PyTorch's cache ``~/.cache/torch/hub/checkpoints`` holds it. Our own and timm's names are trusted as the user's; a file
+under torchvision's name must have torchvision's checksum, since that name promises it.
+
+Where the checksums come from. V1: timm's copies of torchvision's weights, pinned to a commit, with the SHA-256 that the
+Hugging Face hub shows on the file's page (Git LFS; for ResNet34 that page was not at hand, and the sum is that of a
+public program which pins all three). torchvision's own files carry the first eight digits of their SHA-256 in their
+published names; the full sums agree in many public records. For V2 no public record of the checksum of timm's copy was
+found, so V2 comes from torchvision's file alone, which is read without unpickling (``models/torch_archive.py``).
+Licence of the weights: BSD 3-Clause, torchvision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.models.torch_archive import load_torch_archive
+from keras_pneumo.models.weights import load_safetensors
+
+
+class Source(NamedTuple):
+    """A published file: where it is, its SHA-256, and its length in bytes."""
+
+    url: str
+    sha256: str
+    size: int
+
+
+def _timm(name: str, commit: str, sha256: str, size: int) -> Source:
+    return Source(f"https://huggingface.co/timm/{name}/resolve/{commit}/model.safetensors", sha256, size)
+
+
+def _torchvision(name: str, sha256: str, size: int) -> Source:
+    return Source(f"https://download.pytorch.org/models/{name}-{sha256[:8]}.pth", sha256, size)
+
+
+SOURCES: dict[str, tuple[Source, ...]] = {
+    "resnet18.imagenet_v1": (
+        _timm(
+            "resnet18.tv_in1k",
+            "bbd144b3e5565108aad885f145491d11bc6ce807",
+            "694f673df6520a3158624e8a89af086f59923ee4cd7436fe5bc3bc71d295ad81",
+            46_807_446,
+        ),
+        _torchvision("resnet18", "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec", 46_830_571),
+    ),
+    "resnet34.imagenet_v1": (
+        _timm(
+            "resnet34.tv_in1k",
+            "1b7b21cca82ff974d341713f777bf740c2db38c4",
+            "0bb82595a564991a9d424708b33f5d843f5aaed7f6c0886ff10849ff97022235",
+            87_278_522,
+        ),
+        _torchvision("resnet34", "b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f", 87_319_819),
+    ),
+    "resnet50.imagenet_v1": (
+        _timm(
+            "resnet50.tv_in1k",
+            "78f3ecfdb38e06d9b8397f662e7ab8fee96026fa",
+            "5d061a3c593d795bfe682d9b152bafbcf550579873492def3515b46db1189888",
+            102_469_840,
+        ),
+        _torchvision("resnet50", "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a", 102_530_333),
+    ),
+    "resnet50.imagenet_v2": (
+        _torchvision("resnet50", "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca", 102_540_417),
+    ),
+}
+"""Published files of each set, the first to be tried first."""
+
+WEIGHT_SETS = ("imagenet_v1", "imagenet_v2")
+"""torchvision's IMAGENET1K_V1 (ResNet50: 76.13% top-1) and IMAGENET1K_V2 (80.86%)."""
+
+_TIMM_TAGS = {"imagenet_v1": "tv_in1k", "imagenet_v2": "tv2_in1k"}
+
+
+class Found(NamedTuple):
+    """Weights, and what a run's record says of them."""
+
+    state: dict[str, np.ndarray]
+    path: Path
+    sha256: str
+
+
+def imagenet_weights(
+    encoder: str,
+    weights: str,
+    given: Path | str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Found:
+    """The ImageNet weights of an encoder.
+
+    Load them with ``from_torch(model.get_layer("encoder"), found.state, head="skip")``.
+
+    Args:
+        encoder: ``resnet18``, ``resnet34`` or ``resnet50``.
+        weights: ``imagenet_v1`` or ``imagenet_v2``.
+        given: a file or folder to take them from; nothing else is then looked at.
+        progress: called with bytes read and bytes in all during a download.
+
+    Raises:
+        PneumoError: no such set; the place named does not hold it; or it could neither be found nor downloaded. The
+            message says what was tried and what to do by hand.
+    """
+    name = f"{encoder}.{weights}"
+    if name not in SOURCES:
+        known = ", ".join(SOURCES)
+        only = " imagenet_v2 exists for resnet50 only." if weights == "imagenet_v2" else ""
+        raise PneumoError(f"There are no weights {weights!r} for {encoder!r}.{only} Choose one of {known}.")
+    for place, whence in ((given, "given"), (os.environ.get("KERAS_PNEUMO_WEIGHTS"), "named by $KERAS_PNEUMO_WEIGHTS")):
+        if place:
+            return _from_place(Path(place).expanduser(), encoder, weights, whence)
+    cached = _in_folder(cache_folder(), encoder, weights)
+    if cached is not None:
+        return _load(cached, name)
+    return _load(_download(name, progress), name)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``$XDG_CACHE_HOME/keras_pneumo``, else ``~/.cache/keras_pneumo``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "keras_pneumo"
+
+
+def _from_place(place: Path, encoder: str, weights: str, whence: str) -> Found:
+    name = f"{encoder}.{weights}"
+    if place.is_file():
+        return _load(place, name)
+    if not place.is_dir():
+        raise PneumoError(f"The place of the ImageNet weights, {place} ({whence}), does not exist.")
+    path = _in_folder(place, encoder, weights)
+    if path is None:
+        names = ", ".join(str(candidate) for candidate in _names(encoder, weights))
+        raise PneumoError(
+            f"The folder {place} ({whence}) does not hold the weights {name}. It would be one of these: {names}."
+        )
+    return _load(path, name)
+
+
+def _names(encoder: str, weights: str) -> Iterator[str]:
+    """Names, relative to a folder, under which the weights may lie; ``*`` stands for any commit."""
+    name, timm = f"{encoder}.{weights}", f"{encoder}.{_TIMM_TAGS[weights]}"
+    yield f"{name}.safetensors"
+    yield f"{timm}/model.safetensors"
+    yield f"timm/{timm}/model.safetensors"
+    yield f"models--timm--{timm}/snapshots/*/model.safetensors"
+    for source in SOURCES[name]:
+        if source.url.endswith(".pth"):
+            yield source.url.rsplit("/", 1)[-1]
+
+
+def _in_folder(folder: Path, encoder: str, weights: str) -> Path | None:
+    for name in _names(encoder, weights):
+        found = sorted(folder.glob(name))
+        if found:
+            return found[0]
+    return None
+
+
+def _load(path: Path, name: str) -> Found:
+    """Read the file in the form its name states, after its checksum where the name promises one."""
+    digest = _sha256(path)
+    for source in SOURCES[name]:
+        if path.name == source.url.rsplit("/", 1)[-1] and path.suffix == ".pth" and digest != source.sha256:
+            raise PneumoError(
+                f"{path} is not the file that torchvision publishes under this name: its SHA-256 is {digest}, not "
+                f"{source.sha256}. Delete it and fetch it again."
+            )
+    state = load_torch_archive(path) if path.suffix == ".pth" else load_safetensors(path)
+    return Found(state, path, digest)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise PneumoError(f"The weights in {path} cannot be read: {error.strerror or error}.") from error
+
+
+def _download(name: str, progress: Callable[[int, int], None] | None) -> Path:
+    """Fetch the weights into the cache from the first source that gives the very bytes."""
+    folder = cache_folder()
+    tried = []
+    for source in SOURCES[name]:
+        target = folder / _cached_name(source, name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _fetch(source, target, progress)
+            return target
+        except (OSError, http.client.HTTPException, _NotTheFileError) as error:
+            tried.append(f"{source.url}: {error}")
+    first = SOURCES[name][0]
+    file_name = _cached_name(first, name)
+    raise PneumoError(
+        f"The ImageNet weights {name} are neither on this machine nor could they be downloaded ({'; '.join(tried)}). "
+        f"Fetch {first.url} on a machine with a network, name it {file_name}, and put it into {folder} or set "
+        "KERAS_PNEUMO_WEIGHTS to its place; or start from random weights."
+    )
+
+
+def _cached_name(source: Source, name: str) -> str:
+    """Under which of the known names a download is kept."""
+    return source.url.rsplit("/", 1)[-1] if source.url.endswith(".pth") else f"{name}.safetensors"
+
+
+class _NotTheFileError(Exception):
+    """What came is not what was published."""
+
+
+def _fetch(source: Source, target: Path, progress: Callable[[int, int], None] | None) -> None:
+    """Download to a temporary name, check length and SHA-256, and rename; nothing is left behind otherwise."""
+    request = urllib.request.Request(source.url, headers={"User-Agent": "keras-pneumo"})
+    temporary = None
+    try:
+        with (
+            urllib.request.urlopen(request, timeout=30) as response,
+            tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file,
+        ):
+            temporary = Path(file.name)
+            digest, length = hashlib.sha256(), 0
+            while chunk := response.read(1 << 20):
+                length += len(chunk)
+                if length > source.size:
+                    raise _NotTheFileError(f"more than the published {source.size} bytes came")
+                digest.update(chunk)
+                file.write(chunk)
+                if progress is not None:
+                    progress(length, source.size)
+            if length != source.size:
+                raise _NotTheFileError(f"{length} bytes came instead of {source.size}")
+            if digest.hexdigest() != source.sha256:
+                raise _NotTheFileError(f"its SHA-256 is {digest.hexdigest()} instead of {source.sha256}")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

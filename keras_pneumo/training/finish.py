@@ -1,0 +1,73 @@
+"""From a finished training to its report: predict the test patients, score them beside the no-pixel answers, write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from keras_pneumo.data.files import write_bytes
+from keras_pneumo.data.prepared import Prepared
+from keras_pneumo.evaluation.board import score
+from keras_pneumo.evaluation.compare import image_loader
+from keras_pneumo.evaluation.mask_report import mask_findings
+from keras_pneumo.evaluation.matching import check_submission
+from keras_pneumo.evaluation.report import write_run_report
+from keras_pneumo.evaluation.statistics import RESAMPLES
+from keras_pneumo.evaluation.submission import read_submission
+from keras_pneumo.evaluation.truth import read_truth
+from keras_pneumo.evaluation.verdict import verdict
+from keras_pneumo.evaluation.writing import table_text
+from keras_pneumo.prediction.predict import Progress
+from keras_pneumo.prediction.run import Run
+from keras_pneumo.prediction.submit import keep_search, write_run_submission
+from keras_pneumo.training.fit import write_record
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The report's path, and its verdict in sentences."""
+
+    report: Path
+    lines: list[str]
+
+
+def finish(run: Run, prepared: Prepared, progress: Progress | None = None, resamples: int = RESAMPLES) -> Finished:
+    """Predict, score and report one run; what was fitted on validation is kept with it.
+
+    The scores are made from the submission as it was written, the same way as any other team's.
+
+    Args:
+        run: a finished training.
+        prepared: the prepared folder it was trained on.
+        progress: called with images predicted and in all, for each subset anew.
+        resamples: number of resamples of the patients for the intervals.
+
+    Raises:
+        PneumoError: the prepared folder's split is not the run's.
+    """
+    folder = run.folder / "submission"
+    written = write_run_submission([run], prepared, folder, progress=progress)
+    record = run.record | {"threshold": written.threshold}
+    write_record(run.folder, record)
+    if written.search is not None:
+        keep_search(written.search, run.folder)
+
+    truth = read_truth(prepared.folder)
+    team = check_submission(read_submission(folder), truth)
+    headline = "dice" if run.experiment.task == "segmenter" else "auroc"
+    board = score(truth, [team], run.experiment.seed, resamples, headline=headline)
+    table, masks = board.table, None
+    if written.pixels is not None:
+        row_of = {image_id: row for row, image_id in enumerate(prepared.subset("test", fold=run.experiment.fold))}
+        masks = mask_findings(board, written.pixels[[row_of[one] for one in truth.cases.image_id]])
+        table = masks.on_board(table)
+        distances = masks.surface.assign(image_id=truth.cases.image_id.to_numpy())
+        write_bytes(run.folder / "surface.csv", table_text(distances).encode())
+    write_bytes(run.folder / "per_image.csv", table_text(board.per_image).encode())
+    write_bytes(run.folder / "board.csv", table_text(table).encode())
+    log = pd.read_csv(run.folder / "log.csv")
+    report = write_run_report(run.folder / "report.html", board, log, record, image_loader(prepared.folder), masks)
+    found = verdict(board)
+    return Finished(report, [found.headline, *found.sentences, *found.warnings])

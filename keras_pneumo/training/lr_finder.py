@@ -1,0 +1,151 @@
+"""The learning-rate finder (Smith, arXiv 1506.01186): raise the rate step by step, watch the loss, suggest a rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+
+from keras_pneumo.config import Experiment
+from keras_pneumo.data.pipeline import Source, steps_per_epoch, training_batches
+from keras_pneumo.data.prepared import Prepared
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.training.curves import draw_rates
+from keras_pneumo.training.fit import phases_of, plan_of
+from keras_pneumo.training.optimization import compile_model, make_optimizer, set_learning
+from keras_pneumo.training.start import start
+
+LOW, HIGH = 1e-7, 10.0
+"""Range of rates tried, the same as fastai's ``lr_find``."""
+
+CLEAR_FALL = 0.05
+"""Below this fall of the loss the curve is mostly noise, and so is the suggestion."""
+
+SMOOTHING = 0.98
+"""Momentum of the running mean of the losses, corrected for its start at zero."""
+
+DIVERGED = 4.0
+"""The search ends when the smoothed loss is this many times its least value."""
+
+
+@dataclass(frozen=True)
+class RateSearch:
+    """Rates tried, in rising order, the loss of each step, its running mean (each (n,)), and the rate suggested."""
+
+    rates: np.ndarray
+    losses: np.ndarray
+    smoothed: np.ndarray
+    suggested: float
+
+    @property
+    def fall(self) -> float:
+        """How far the smoothed loss fell from its level after the unsteady start, as a share of that level."""
+        settled = self.smoothed[len(self.smoothed) // 10 :]
+        return float(1 - settled.min() / settled[0])
+
+    def save(self, folder: Path) -> None:
+        """Write ``learning_rates.csv`` and ``learning_rates.png``."""
+        table = pd.DataFrame({"learning_rate": self.rates, "loss": self.losses, "smoothed_loss": self.smoothed})
+        table.to_csv(folder / "learning_rates.csv", index=False, lineterminator="\n")
+        draw_rates(self.rates, self.losses, self.smoothed, self.suggested, folder / "learning_rates.png")
+
+
+def search(
+    experiment: Experiment,
+    prepared: Prepared,
+    weights: Path | None = None,
+    steps: int = 100,
+    progress: Callable[[int, int], None] | None = None,
+) -> RateSearch:
+    """Find a rate for the experiment as it starts: its first phase's layers learning, from its first weights.
+
+    Args:
+        experiment: what is to be trained.
+        prepared: images and split.
+        weights: file or folder with ImageNet weights, where they are not to be found elsewhere.
+        steps: how many rates to try.
+        progress: called with images done and images in all.
+
+    Raises:
+        PneumoError: as :func:`keras_pneumo.training.fit.train` and :func:`find_rate`.
+    """
+    model, training, _ = start(experiment, prepared, weights)
+    set_learning(model, experiment, phases_of(experiment)[0].encoder_learns)
+    return find_rate(model, experiment, training, steps, progress)
+
+
+def find_rate(
+    model: keras.Model,
+    experiment: Experiment,
+    source: Source,
+    steps: int = 100,
+    progress: Callable[[int, int], None] | None = None,
+) -> RateSearch:
+    """Train ``model`` with a rate that rises geometrically from :data:`LOW` to :data:`HIGH`, or until it diverges.
+
+    The model's weights are spoilt by this: build another one to train.
+
+    Args:
+        model: the network, with the layers learning that are to learn.
+        experiment: says batch, augmentation and optimizer.
+        source: training images.
+        steps: how many rates to try.
+        progress: called with images done and images in all.
+
+    Raises:
+        PneumoError: the loss left the finite numbers before a rate could be judged.
+    """
+    rates = np.geomspace(LOW, HIGH, steps)
+    compile_model(model, experiment, make_optimizer(experiment.replace(schedule="constant", ema=0), model, LOW, steps))
+    plan = plan_of(experiment, 0, -(-steps // steps_per_epoch(len(source), experiment.global_batch_size)))
+    losses: list[float] = []
+    smoothed: list[float] = []
+    mean = 0.0
+    for (images, target), rate in zip(training_batches(source, plan), rates, strict=False):
+        model.optimizer.learning_rate = rate
+        model.reset_metrics()  # else Keras gives the mean over all steps so far
+        loss = float(np.ravel(model.train_on_batch(images, target))[0])  # of several outputs, the sum
+        if not np.isfinite(loss):
+            break
+        losses.append(loss)
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        smoothed.append(mean / (1 - SMOOTHING ** len(losses)))
+        if progress:
+            progress(len(losses) * experiment.global_batch_size, steps * experiment.global_batch_size)
+        if smoothed[-1] > DIVERGED * min(smoothed):
+            break
+    tried = rates[: len(losses)]
+    if len(losses) < 10:
+        raise PneumoError(
+            f"The loss stayed finite and within {DIVERGED:g} times its least value at {len(losses)} rates only; from "
+            "so few no rate can be suggested. Check the images and labels, or try more steps."
+        )
+    judged = slice(len(losses) // 10, -5)  # as fastai: the mean is unsteady at its start, and diverges at its end
+    return RateSearch(tried, np.array(losses), np.array(smoothed), suggest(tried[judged], np.array(smoothed)[judged]))
+
+
+def suggest(rates: np.ndarray, smoothed: np.ndarray) -> float:
+    """A rate two thirds along the longest stretch of falling loss, on a logarithmic scale.
+
+    This is the "valley" rule, the default of fastai 2's ``lr_find``: robust against a single steep step.
+
+    Args:
+        rates: (n,) rising.
+        smoothed: (n,) the loss at each.
+    """
+    longest = np.ones(len(smoothed), int)  # length of the longest falling subsequence that ends here
+    came_from = np.full(len(smoothed), -1)
+    for end in range(len(smoothed)):
+        before = np.flatnonzero(smoothed[:end] > smoothed[end])
+        if len(before):
+            best = before[np.argmax(longest[before])]
+            longest[end], came_from[end] = longest[best] + 1, best
+    end = int(np.argmax(longest))
+    start = end
+    while came_from[start] >= 0:
+        start = came_from[start]
+    return float(rates[min(start + int((end - start) * 2 / 3), len(rates) - 1)])

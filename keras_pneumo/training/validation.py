@@ -1,0 +1,88 @@
+"""How good a network is after an epoch, on all validation images, by the score that is reported in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from keras_pneumo.config import Experiment
+from keras_pneumo.data.pipeline import Source, evaluation_batches, masks_of
+from keras_pneumo.data.prepared import Prepared
+from keras_pneumo.evaluation.metrics import auroc
+from keras_pneumo.prediction.maps import enlarge, levels_of, outputs_of, sigmoid, true_pixels
+from keras_pneumo.prediction.postprocess import fit, gather, tally_one
+from keras_pneumo.prediction.predict import predict_logits, probabilities_of
+from keras_pneumo.training.losses import SegmentationLoss
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What validation found; the Dice of a classifier is NaN."""
+
+    loss: float
+    auroc: float
+    dice: float = float("nan")
+    dice_positives: float = float("nan")
+
+
+Judge = Callable[[keras.Model], Judged]
+
+
+def make_judge(experiment: Experiment, source: Source, prepared: Prepared) -> Judge:
+    """The experiment's way to validate on ``source``, which for a segmenter holds masks."""
+    if experiment.task == "classifier":
+        return _classifier_judge(experiment, source)
+    return _segmenter_judge(experiment, source, true_pixels(prepared, source.image_ids))
+
+
+def _classifier_judge(experiment: Experiment, source: Source) -> Judge:
+    batches = evaluation_batches(source, experiment.global_batch_size)
+
+    def judge(model: keras.Model) -> Judged:
+        logits = predict_logits(model, batches)
+        return Judged(_cross_entropy(source.labels, logits), auroc(source.labels, probabilities_of(logits)))
+
+    return judge
+
+
+def _segmenter_judge(experiment: Experiment, source: Source, truth: list[np.ndarray]) -> Judge:
+    """Dice by the competition's rule at 1024x1024, with the best rule for masks that a search on it finds.
+
+    The search is that of the finished run, which the reported masks go through, less its component sizes: looking for
+    components in every map would take longer than small epochs do.
+    """
+    batches = evaluation_batches(source, experiment.global_batch_size)
+    criterion = SegmentationLoss(experiment.loss, reduction=None)
+
+    def judge(model: keras.Model) -> Judged:
+        losses: list[np.ndarray] = []
+        rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        heads: list[np.ndarray] = []
+        for images in batches:
+            logits, image_logits = outputs_of(model, images)
+            which = np.arange(len(rows), len(rows) + len(logits))
+            mask = (masks_of(source, which) > 0).astype(np.float32)
+            losses.append(np.asarray(keras.ops.convert_to_numpy(criterion(mask, logits[..., None]))))
+            if image_logits is not None:
+                heads.append(image_logits)
+            levels = levels_of(np.nan_to_num(sigmoid(logits)))
+            rows += [tally_one(enlarge(one), truth[row], (0,)) for one, row in zip(levels, which, strict=True)]
+        loss = float(np.mean(np.concatenate(losses)))
+        tally = gather(rows, (0,))
+        if not heads:
+            found = fit(tally)
+            return Judged(loss, auroc(source.labels, found.rule.score(tally.counts)), found.dice, found.dice_positives)
+        logit = np.concatenate(heads)
+        loss += experiment.image_loss_weight * _cross_entropy(source.labels, logit)
+        probability = probabilities_of(np.nan_to_num(logit))
+        found = fit(tally, probability, "own head")
+        return Judged(loss, auroc(source.labels, probability), found.dice, found.dice_positives)
+
+    return judge
+
+
+def _cross_entropy(labels: np.ndarray, logits: np.ndarray) -> float:
+    return float(np.mean(np.logaddexp(0.0, logits) - labels * logits))

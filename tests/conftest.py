@@ -1,0 +1,57 @@
+"""Phantoms and a prepared folder, made once for all tests that only read them."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+IMAGES = 40
+
+
+def _once(tmp_path_factory, name, make):
+    """The folder ``name``, made by the first of pytest's processes that needs it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, done = root / name, root / f"{name}.done"
+    with FileLock(root / f"{name}.lock"):
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory) -> Path:
+    """A folder of 40 phantoms as SIIM's, with pneumothoraces four times SIIM's size. Read only."""
+    from keras_pneumo.data.phantom import PhantomSettings, write_phantoms
+
+    return _once(
+        tmp_path_factory,
+        "phantoms",
+        lambda folder: write_phantoms(
+            folder, PhantomSettings(images=IMAGES, seed=5, positive_rate=0.5, size_scale=4.0), workers=2
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def prepared_folder(tmp_path_factory, phantoms) -> Path:
+    """The phantoms prepared at 64 and 128. Read only."""
+    from keras_pneumo.data.prepared import prepare
+
+    return _once(
+        tmp_path_factory,
+        "prepared",
+        lambda folder: prepare(phantoms, folder, [64, 128], patients=phantoms / "patients.csv", workers=2),
+    )
+
+
+@pytest.fixture
+def prepared_copy(tmp_path, prepared_folder) -> Path:
+    """The prepared phantoms in a folder of the test's own, to be spoilt."""
+    return Path(shutil.copytree(prepared_folder, tmp_path / "prepared"))

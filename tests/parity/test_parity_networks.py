@@ -1,0 +1,190 @@
+"""Our networks against torchvision's and smp's, with the same random weights and random BatchNorm statistics.
+
+Outputs are compared in float32, both stacks'. Gradients are compared in float64: a ReLU whose input rounds to the other
+side of nought changes the gradient by a step, and a random ResNet50 has so many that PyTorch's own float32 gradient is
+1 to 3% off its float64 one. In float64 what would remain is a difference of the implementations.
+"""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_pneumo.models.classifier import build_classifier, leaf_layers
+from keras_pneumo.models.preprocessing import normalise
+from keras_pneumo.models.unet import build_unet
+from keras_pneumo.models.weights import from_torch, load_safetensors, to_torch
+
+TRUTH = np.array([[0.0], [1.0], [1.0]], np.float32)
+
+
+def radiographs(rng, count, height, width):
+    """Smooth images of differing contrast with a little noise, shape (count, height, width, 1)."""
+    rows, columns = np.linspace(0, 3, height)[:, None], np.linspace(0, 3, width)[None]
+    phases = rng.uniform(0, 6, (count, 4, 1, 1))
+    waves = np.sin(rows * phases[:, 0] + phases[:, 1]) * np.sin(columns * phases[:, 2] + phases[:, 3])
+    image = rng.uniform(0.3, 1, (count, 1, 1)) * (0.5 + 0.45 * waves) + rng.uniform(0, 0.05, (count, height, width))
+    return np.clip(image, 0, 1)[..., None].astype(np.float32)
+
+
+def randomise(model, rng, image):
+    """Draw every BatchNorm vector at random, since fresh statistics hide mistakes.
+
+    The statistics are drawn around those of the image; others would let the activations grow from layer to layer until
+    float32 has no digits left to compare.
+    """
+    state = to_torch(model)
+    for name, array in state.items():
+        if name.endswith(".weight") and array.ndim == 1:
+            state[name] = rng.uniform(0.5, 1.5, array.shape).astype(np.float32)
+        elif name.endswith(".bias"):
+            state[name] = rng.normal(0, 0.2, array.shape).astype(np.float32)
+    from_torch(model, state)
+    norms = [layer for layer in leaf_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    for norm in norms:
+        norm.momentum = 0.0
+    model(image, training=True)
+    for norm in norms:
+        norm.momentum = 0.9
+        mean, variance = np.array(norm.moving_mean), np.array(norm.moving_variance)
+        norm.moving_mean.assign(mean + rng.normal(0, 0.3, mean.shape) * variance**0.5)
+        norm.moving_variance.assign(rng.uniform(0.7, 1.5, mean.shape) * variance + 1e-3)
+
+
+def relative(ours, theirs):
+    """Largest difference as a share of the reference's range."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / np.ptp(theirs))
+
+
+def named(outputs):
+    """The heads' logits by name."""
+    return outputs if isinstance(outputs, dict) else {"mask" if len(outputs.shape) == 4 else "image": outputs}
+
+
+def gradients_of(model, image, truths, training):
+    """Heads' logits, and the gradients of their summed cross-entropy by PyTorch's names."""
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        outputs = named(model(image, training=training))
+        losses = [
+            keras.ops.binary_crossentropy(keras.ops.cast(truths[head], logits.dtype), logits, from_logits=True)
+            for head, logits in outputs.items()
+        ]
+        loss = sum(keras.ops.mean(values) for values in losses)
+    gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+    # The gradients in the weights' places are renamed and transposed as the weights are.
+    kept = [np.array(variable) for variable in model.trainable_variables]
+    for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+        variable.assign(gradient)
+    by_name = to_torch(model)
+    for variable, value in zip(model.trainable_variables, kept, strict=True):
+        variable.assign(value)
+    return outputs, by_name
+
+
+def gradient_error(ours, theirs, prefix):
+    """Norm of the difference over the norm of PyTorch's gradient, of the worst tensor."""
+    pairs = {name.removeprefix(prefix): array for name, array in theirs.items() if name.startswith(prefix)}
+    differences = {name: np.linalg.norm(ours[name] - array) for name, array in pairs.items()}
+    norms = {name: np.linalg.norm(array) for name, array in pairs.items()}
+    # A gradient of nought (a ReLU that is off for the whole batch) must be nought here too.
+    assert all(differences[name] == 0 for name, norm in norms.items() if norm == 0)
+    return max(differences[name] / norm for name, norm in norms.items() if norm > 0)
+
+
+def check_statistics(model, before, theirs):
+    """BatchNorm's new averages: the mean alike, the variance too once Keras's biased one is multiplied n / (n - 1)."""
+    for name, array in to_torch(model).items():
+        if name.endswith("running_mean"):
+            np.testing.assert_allclose(array, theirs[f"float64.buffer.{name}"], rtol=1e-7, atol=1e-9)
+        if name.endswith("running_var"):
+            ours_new = array - 0.9 * before[name]
+            theirs_new = theirs[f"float64.buffer.{name}"] - 0.9 * before[name]
+            ratio = np.median(theirs_new / ours_new)
+            count = ratio / (ratio - 1)  # n, the positions in the batch
+            assert abs(count - round(count)) < 1e-3 * count
+            np.testing.assert_allclose(theirs_new, ours_new * ratio, rtol=1e-6)
+
+
+def check_round_trip(model, state, returned):
+    """Keras, safetensors, PyTorch, safetensors, Keras, bit-equal; PyTorch's training pass moved only the averages."""
+    assert returned.keys() == state.keys()
+    from_torch(model, returned)
+    for name, array in to_torch(model).items():
+        if "num_batches" not in name:
+            assert array.tobytes() == returned[name].tobytes()
+            if "running" not in name:
+                assert array.tobytes() == state[name].tobytes()
+
+
+def check_twins(build, run, image, truths):
+    """Everything above for one network; ``build()`` makes ours, ``run(arrays, state)`` gets PyTorch's answers."""
+    keras.utils.set_random_seed(1)
+    model = build()
+    randomise(model, np.random.default_rng(1), image)
+    state = to_torch(model)
+    folder = run({"radiograph": image, **truths}, state)
+    theirs = dict(np.load(folder / "out.npz"))
+    for mode in ("inference", "training"):
+        if "float32.inference.feature0" in theirs:
+            for index, feature in enumerate(model.get_layer("encoder")(normalise(image), training=False)):
+                assert relative(feature, theirs[f"float32.inference.feature{index}"]) < 1e-4
+        for head, logits in named(model(image, training=mode == "training")).items():
+            assert relative(logits, theirs[f"float32.{mode}.{head}"]) < 1e-4
+    check_round_trip(model, state, load_safetensors(folder / "out.safetensors"))
+
+    keras.config.set_dtype_policy("float64")
+    try:
+        exact = build()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    from_torch(exact, state)
+    for mode in ("inference", "training"):
+        outputs, gradients = gradients_of(exact, image, truths, mode == "training")
+        for head, logits in outputs.items():
+            assert relative(logits, theirs[f"float64.{mode}.{head}"]) < 1e-10
+        assert gradient_error(gradients, theirs, f"float64.{mode}.gradient.") < 1e-8
+    check_statistics(exact, state, theirs)
+    return model, state, theirs
+
+
+@pytest.mark.parametrize(
+    ("encoder", "size"),
+    [
+        ("resnet18", (64, 64)),
+        pytest.param("resnet18", (45, 71), marks=pytest.mark.slow),  # odd sizes round up in both
+        pytest.param("resnet34", (64, 64), marks=pytest.mark.slow),
+        pytest.param("resnet50", (64, 96), marks=pytest.mark.slow),
+    ],
+)
+def test_classifier_is_torchvisions(reference, encoder, size):
+    image = radiographs(np.random.default_rng(2), 3, *size)
+
+    def run(arrays, state):
+        return reference("classifier", {"encoder": encoder}, arrays=arrays, state=state)
+
+    check_twins(lambda: build_classifier(encoder), run, image, {"image": TRUTH})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("encoder", "attention", "image_head"),
+    [("resnet18", "scse", True), ("resnet34", None, True), ("resnet50", None, False)],
+)
+def test_unet_is_smps(reference, encoder, attention, image_head):
+    image = radiographs(np.random.default_rng(3), 3, 64, 96)
+    mask = (radiographs(np.random.default_rng(4), 3, 64, 96) > 0.6).astype(np.float32)
+    options = {"attention": attention, "image_head": image_head}
+
+    def run(arrays, state):
+        return reference("unet", {"encoder": encoder, **options}, arrays=arrays, state=state)
+
+    truths = {"mask": mask, "image": TRUTH} if image_head else {"mask": mask}
+    model, state, theirs = check_twins(lambda: build_unet(encoder, dropout=0.0, **options), run, image, truths)
+    # The unused attention of the last block is trained in neither, but PyTorch counts its parameters.
+    unused = sum(array.size for name, array in state.items() if "blocks.4.attention1" in name)
+    assert sum(variable.numpy().size for variable in model.trainable_variables) + unused == theirs["parameters"]
+    if encoder == "resnet50":
+        assert theirs["parameters"] == 32_521_105

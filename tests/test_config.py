@@ -1,0 +1,121 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from keras_pneumo.config import CLASSIFIER, SEGMENTER, Augmentation, Experiment, read_experiment
+from keras_pneumo.errors import PneumoError
+
+
+def test_a_copy_differs_only_in_what_was_changed():
+    changed = CLASSIFIER.replace(name="other", image_size=256)
+    before, after = CLASSIFIER.model_dump(), changed.model_dump()
+    assert {name for name in before if before[name] != after[name]} == {"name", "image_size"}
+
+
+def test_an_experiment_cannot_be_altered_in_place():
+    with pytest.raises(ValueError, match="frozen"):
+        CLASSIFIER.epochs = 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image_size": 100}, "multiple of 32"),
+        ({"image_size": 2048}, "1024"),
+        ({"global_batch_size": 0}, "global_batch_size"),
+        ({"lerning_rate": 1.0}, "lerning_rate"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"encoder": "vgg16"}, "resnet50"),
+        ({"name": "../../etc"}, "name"),
+        ({"positive_rate": ((1, 0.5),)}, "begin with 0"),
+        ({"positive_rate": ((0, 0.5), (0, 0.4))}, "rising"),
+        ({"positive_rate": ((0, 1.5),)}, "positive_rate"),
+        ({"encoder": "resnet18", "weights": "imagenet_v2"}, "resnet50 only"),
+        ({"augmentation": {"rotate": 999}}, "augmentation.rotate"),
+    ],
+)
+def test_a_value_outside_its_range_is_refused_by_name(changes, words):
+    with pytest.raises(PneumoError, match=words):
+        CLASSIFIER.replace(**changes)
+
+
+def test_json_gives_the_same_experiment_back(tmp_path):
+    experiment = CLASSIFIER.replace(positive_rate=((0, 0.8), (10, 0.4)), augmentation=Augmentation(noise=0.02))
+    (tmp_path / "experiment.json").write_text(json.dumps({"experiment": experiment.model_dump(mode="json")}))
+    assert read_experiment(tmp_path / "experiment.json") == experiment
+    assert read_experiment(tmp_path) == experiment, "a run folder stands for its experiment"
+
+
+def test_a_python_file_gives_its_experiment(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from keras_pneumo.config import CLASSIFIER as base\nEXPERIMENT = base.replace(name='mine', seed=7)\n"
+    )
+    assert read_experiment(path) == CLASSIFIER.replace(name="mine", seed=7)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("gone.py", None, "There is no experiment"),
+        ("none.py", "X = 1\n", "declares no EXPERIMENT"),
+        ("broken.py", "1 / 0\n", "ZeroDivisionError"),
+        ("wrong.py", "from keras_pneumo.config import CLASSIFIER as b\nEXPERIMENT = b.replace(epochs=0)\n", "epochs"),
+        ("cut.json", '{"experiment": {"na', "as JSON"),
+        ("list.json", "[1]", "holds no experiment"),
+        ("more.json", '{"name": "x", "colour": 3}', "colour"),
+    ],
+)
+def test_a_file_that_is_no_experiment_is_refused_in_a_sentence(tmp_path, name, text, words):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(PneumoError, match=words):
+        read_experiment(tmp_path / name)
+
+
+def test_the_default_is_resnet50_from_imagenet():
+    assert (CLASSIFIER.encoder, CLASSIFIER.weights, CLASSIFIER.task) == ("resnet50", "imagenet_v1", "classifier")
+    assert isinstance(CLASSIFIER, Experiment)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"positive_weight": 2.0}, "positive_weight cannot be set for a segmenter"),
+        ({"label_smoothing": 0.1}, "label_smoothing cannot be set for a segmenter"),
+        ({"loss": "3 bce + 1 iou"}, "loss"),
+        ({"loss": ""}, "loss"),
+        ({"crop": 512, "image_size": 256}, "larger than image_size"),
+        ({"image_head": False, "image_loss_weight": 0.1}, "image_head=True"),
+        ({"accumulation": 17}, "more than the 16"),
+        ({"swa_epochs": 13}, "more than the 12"),
+        ({"swa_epochs": 2, "patience": 3}, "patience"),
+        ({"attention": "cbam"}, "attention"),
+        ({"task": "classifier"}, "image_head cannot be set for a classifier"),
+    ],
+)
+def test_a_segmenters_settings_are_refused_where_they_mean_nothing(changes, words):
+    with pytest.raises(PneumoError, match=words):
+        SEGMENTER.replace(**changes)
+
+
+@pytest.mark.parametrize("name", ["attention", "image_head", "loss", "crop"])
+def test_a_classifier_has_no_segmenters_settings(name):
+    value = {"attention": "scse", "image_head": True, "loss": "bce", "crop": 64}[name]
+    with pytest.raises(PneumoError, match=f"{name} cannot be set for a classifier"):
+        CLASSIFIER.replace(**{name: value})
+
+
+@pytest.mark.parametrize("recipe", ["bce", "3 bce + 1 dice + 4 focal", "2.7 BCE + 0.9 Dice", "lovasz", "2*bce+dice"])
+def test_every_recipe_that_config_takes_the_losses_read(recipe):
+    from keras_pneumo.training.losses import parse_recipe
+
+    assert parse_recipe(SEGMENTER.replace(loss=recipe).loss)
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].joinpath("experiments").glob("*.py")), ids=str)
+def test_every_experiment_of_the_project_is_valid(path):
+    experiment = read_experiment(path)
+    assert experiment.name == path.stem

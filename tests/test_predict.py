@@ -1,0 +1,81 @@
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_pneumo.data.pipeline import Source
+from keras_pneumo.prediction.predict import predict_probabilities, probabilities_of
+
+
+def left_minus_right():
+    """A network whose answer is known: mean of the left half minus mean of the right half."""
+    pixels = keras.Input((None, None, 1))
+    kernel = np.concatenate([np.ones((4, 2)), -np.ones((4, 2))], axis=1)[:, :, None, None] / 8
+    features = keras.layers.Conv2D(1, 4, use_bias=False)(pixels)
+    model = keras.Model(pixels, keras.layers.Reshape((1,))(features))
+    model.set_weights([kernel])
+    return model
+
+
+def source(images):
+    n = len(images)
+    return Source(tuple(map(str, range(n))), np.zeros(n, int), 4, ("",) * n, ("",) * n, images, None)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 50])
+def test_every_image_is_answered_in_order_whatever_the_batch(batch_size):
+    images = np.zeros((7, 4, 4, 1), np.uint8)
+    images[:, :, :2] = (np.arange(7) * 30)[:, None, None, None]
+    found = predict_probabilities(left_minus_right(), source(images), batch_size, flip_averaging=False)
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-np.arange(7) * 30 / 255)), rtol=1e-6)
+
+
+def test_flip_averaging_is_the_mean_of_both_probabilities():
+    images = np.zeros((2, 4, 4, 1), np.uint8)
+    images[0, :, :2] = 255
+    told = []
+    found = predict_probabilities(
+        left_minus_right(), source(images), 2, flip_averaging=True, progress=lambda *now: told.append(now)
+    )
+    sigmoid = 1 / (1 + np.exp(-1))
+    np.testing.assert_allclose(found, [(sigmoid + (1 - sigmoid)) / 2, 0.5], rtol=1e-6)
+    assert told == [(2, 4), (4, 4)]
+
+
+@given(st.floats(-1e6, 1e6))
+def test_probabilities_never_overflow(logit):
+    with np.errstate(all="raise", under="ignore"):
+        found = probabilities_of(np.array([logit]))[0]
+    assert 0 <= found <= 1
+    if abs(logit) < 30:
+        assert found == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-9)
+
+
+def test_raw_files_and_prepared_images_get_the_same_answer(tmp_path, phantoms, prepared_folder):
+    """The way from a DICOM file and the way through a prepared folder are one."""
+    from keras_pneumo.config import CLASSIFIER
+    from keras_pneumo.data.pipeline import open_source
+    from keras_pneumo.data.prepared import load_prepared
+    from keras_pneumo.prediction.files import predict_files
+    from keras_pneumo.prediction.run import FORMAT, Run, build, versions
+
+    experiment = CLASSIFIER.replace(name="x", encoder="resnet18", weights="random", image_size=64)
+    model = build(experiment)
+    model.save_weights(tmp_path / "best.weights.h5")
+    run = Run(tmp_path, experiment, {"format": FORMAT, "versions": versions()})
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(phantoms.rglob("*.dcm"))[:5]:
+        (few / path.name).write_bytes(path.read_bytes())
+    (few / "broken.dcm").write_bytes(b"no dicom at all")
+    predictions, refused = predict_files([run], few)
+    assert len(predictions) == 5
+    assert [str(file) for file in refused["file"]] == ["broken.dcm"]
+    assert refused["reason"].str.len().gt(10).all()
+    prepared = load_prepared(prepared_folder)
+    ids = predictions["image_id"].tolist()
+    expected = predict_probabilities(model, open_source(prepared, ids, 64), 4, experiment.flip_averaging)
+    np.testing.assert_allclose(predictions["probability"], expected, rtol=1e-5)
+    assert isinstance(predictions, pd.DataFrame)

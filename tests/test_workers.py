@@ -1,0 +1,94 @@
+"""Work in several processes: every item once, bounded hand-out, and no process left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from keras_pneumo.data.workers import available_cores, collect, work_through
+
+
+def twice(number):
+    return 2 * number
+
+
+def die_on_seven(number):
+    if number in (7, 8):
+        os._exit(1)
+    return number
+
+
+def refuse_three(number):
+    if number == 3:
+        raise ValueError("three")
+    return number
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_item_comes_back_once(workers):
+    assert sorted(work_through(twice, list(range(30)), workers)) == [(number, 2 * number) for number in range(30)]
+
+
+def test_results_keep_the_items_order():
+    assert collect(twice, range(30), 2) == [2 * number for number in range(30)]
+    assert collect(twice, []) == []
+
+
+def test_items_that_kill_their_process_come_back_empty():
+    results = dict(work_through(die_on_seven, list(range(20)), 2))
+    assert results == {number: None if number in (7, 8) else number for number in range(20)}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_ends_the_work(workers):
+    with pytest.raises(ValueError, match="three"):
+        list(work_through(refuse_three, list(range(30)), workers))
+
+
+def test_there_is_at_least_one_core():
+    assert available_cores() >= 1
+
+
+ORPHANS = """
+import multiprocessing, os, signal, sys, time
+from keras_pneumo.data.workers import work_through
+if __name__ == "__main__":
+    for done in work_through(time.sleep, [0.01] * 2 + [600] * 4, 2):
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def alive(pid):
+    """Whether a process runs; one that has ended but was not yet waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to look at processes")
+def test_workers_end_with_a_killed_parent(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(ORPHANS)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, script],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2
+    for _ in range(600):  # a minute; without the watch they would sleep for ten
+        if not any(alive(pid) for pid in pids):
+            break
+        time.sleep(0.1)
+    assert not any(alive(pid) for pid in pids)
