@@ -127,7 +127,7 @@ def board_markdown(board: Board, findings: Findings) -> str:
 
 def summary(board: Board, findings: Findings) -> tuple[list[str], list[list[str]]]:
     """The board for a terminal: column names, and one row of plain text per entry (a name may hold any markup)."""
-    scores = [name for name in SUMMARY_SCORES if any(name in entry.point for entry in board.teams)]
+    scores = [n for n in SUMMARY_SCORES if n == "auroc" or any(n in entry.point for entry in board.teams)]
     rows = []
     for entry in board.ordered:
         rank = str(findings.ranks.get(entry.team, "")) if entry.kind == "submission" else ""

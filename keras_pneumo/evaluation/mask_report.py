@@ -72,8 +72,9 @@ class MaskFindings:
     def missing(self) -> str:
         """Which images have no distance, in a sentence."""
         count = self.surface["case"].value_counts()
-        named = ("missed", "false alarm", "both empty", "no spacing")
-        found = ", ".join(f"{count[name]:,} {name}" for name in named if name in count)
+        named = {"missed": "", "false alarm": "s", "both empty": "", "no spacing": ""}  # and how each forms its plural
+        several = {name: name + plural if count.get(name) != 1 else name for name, plural in named.items()}
+        found = ", ".join(f"{count[name]:,} {words}" for name, words in several.items() if name in count)
         return (
             f"Distances are means over the {int(count.get('measured', 0)):,} images with both outlines and a known "
             f"PixelSpacing; without a distance are: {found or 'none'}."

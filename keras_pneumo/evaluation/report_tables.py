@@ -54,8 +54,8 @@ def tiles(team: Entry, board: Board) -> list[dict[str, str]]:
 
 
 def columns(board: Board) -> list[str]:
-    """Which scores the board shows: those that any team has."""
-    probabilities = [n for n in _PROBABILITY_COLUMNS if any(n in team.point for team in board.teams)]
+    """Which scores the board shows: those that any team has, and AUROC, which every no-pixel answer has."""
+    probabilities = [n for n in _PROBABILITY_COLUMNS if n == "auroc" or any(n in team.point for team in board.teams)]
     return probabilities + [n for n in _MASK_COLUMNS if any(n in team.point for team in board.teams)]
 
 
