@@ -7,6 +7,7 @@ person reads, so the descriptor is turned aside for that moment; what was writte
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -34,6 +35,8 @@ def import_tensorflow() -> None:
             import tensorflow as tf
 
             tf.config.list_physical_devices()
+            # Its Python side warns of retracing when a last batch is smaller, which is as it should be here.
+            tf.get_logger().setLevel(logging.ERROR)
         except BaseException:
             aside.seek(0)
             os.write(kept, aside.read())

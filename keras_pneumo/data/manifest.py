@@ -189,6 +189,8 @@ def _counts(cases: pd.DataFrame, split: pd.DataFrame, set_aside: int) -> dict[st
 def _vanished_notes(vanished: Mapping[str, Sequence[str]]) -> list[str]:
     return [
         f"At {size} pixels the masks of {len(image_ids)} positives vanish; they stay positive by their label."
+        if len(image_ids) > 1
+        else f"At {size} pixels the mask of 1 positive vanishes; it stays positive by its label."
         for size, image_ids in vanished.items()
         if image_ids
     ]
