@@ -157,6 +157,18 @@ def test_new_weights_are_seen_though_the_network_is_cut_once(images):
     np.testing.assert_allclose(after.logits, -before.logits, rtol=1e-5)
 
 
+def test_a_network_in_training_can_be_explained(images):
+    @keras.saving.register_keras_serializable(package="nowhere")
+    class Odd(keras.optimizers.SGD):
+        def get_config(self):
+            raise NotImplementedError
+
+    model = build_classifier("resnet18")
+    model.compile(Odd(), loss=lambda truth, logits: keras.ops.mean(logits))
+    assert heat_maps(model, images).shape == (3, 32, 32)
+    assert model.compiled
+
+
 def test_the_weights_stay_and_the_network_can_be_forgotten(images):
     model = build_classifier("resnet18")
     kept = [np.array(weight) for weight in model.weights]

@@ -187,7 +187,9 @@ def _cut_at(model: keras.Model, stage: int) -> _Parts:
         return outputs
 
     # The same layers once more around, which is how the encoder's outputs in the outer network are got hold of.
-    again = keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
+    # (A new model of the same tensors first: cloning a compiled one would want to copy its optimizer.)
+    plain = keras.Model(model.input, model.output)
+    again = keras.models.clone_model(plain, clone_function=lambda layer: layer, call_function=call)
     front = keras.Model(again.inputs[0], features[:stage])
     tail = keras.Model(encoder.outputs[stage - 1], encoder.outputs[stage:]) if stage < len(encoder.outputs) else None
     return _Parts(front, tail, keras.Model(features, again.output))
