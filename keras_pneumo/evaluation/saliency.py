@@ -5,7 +5,7 @@ same everywhere would get, which for all three is exactly the mask's share of th
 
 - pointing: whether the hottest pixel lies in the mask (the pointing game of Zhang et al., arXiv 1608.00507, without its
   tolerance of 15 pixels). Of several equally hot ones, the share that does: the chance of a hit if one is drawn.
-- auprc: average precision of the pixels, ranked by heat, as Saporta et al. and Arun et al. (arXiv 2008.02766) use it.
+- auprc: average precision of the pixels, ranked by heat, as Arun et al. (arXiv 2008.02766) score maps.
 - energy: share of all heat that lies in the mask (Wang et al., Score-CAM, arXiv 1910.01279).
 
 A map without any heat says nothing and counts as one that is the same everywhere.

@@ -71,7 +71,7 @@ def predict_files(
         images, names = [], []
         for path, found in batch:
             file = path.relative_to(data).as_posix()
-            reason = str(found) if isinstance(found, UnreadableImage) else _unfit(found, size)
+            reason = str(found) if isinstance(found, UnreadableImage) else unfit(found, size)
             if reason or isinstance(found, UnreadableImage):
                 refused.append({"file": file, "reason": reason})
                 continue
@@ -130,7 +130,7 @@ def _segmenter(runs: Sequence[Run], rule: Rule, gate: Sequence[Run]) -> Answerin
     return answer_batch
 
 
-def _unfit(radiograph: Radiograph, size: int) -> str:
+def unfit(radiograph: Radiograph, size: int) -> str:
     """Why a radiograph cannot be brought to the network's size, or nothing."""
     height, width = radiograph.image.shape
     if height != width:

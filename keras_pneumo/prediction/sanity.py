@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pandas as pd
 
+from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.saliency import UNINFORMATIVE, rank_correlation
 from keras_pneumo.models.classifier import leaf_layers
 
@@ -33,15 +34,21 @@ def cascade(model: keras.Model, images: np.ndarray, heat_of: HeatMaker, seed: in
 
     Returns:
         ``step`` (from 1), ``block`` (the one made random in this step), ``likeness`` (mean rank correlation of the
-        images' maps with the true ones) and its ``lowest`` and ``highest`` over the images.
+        images' maps with their own, of those that have heat) and its ``lowest`` and ``highest`` over the images.
+
+    Raises:
+        PneumoError: no image has any heat to begin with.
     """
     rows = []
     with _weights_kept(model):
         own = heat_of(model, images)
+        some = np.ptp(own, axis=(1, 2)) > 0
+        if not some.any():
+            raise PneumoError("None of these images has any heat, so whether it changes cannot be tried.")
         for step, (block, layers) in enumerate(blocks(model), start=1):
             for layer in layers:
                 draw_anew(layer, np.random.default_rng([seed, step]))
-            likeness = [rank_correlation(*pair) for pair in zip(own, heat_of(model, images), strict=True)]
+            likeness = [rank_correlation(*pair) for pair in zip(own[some], heat_of(model, images)[some], strict=True)]
             rows.append((step, block, float(np.mean(likeness)), min(likeness), max(likeness)))
     return pd.DataFrame(rows, columns=["step", "block", "likeness", "lowest", "highest"])
 

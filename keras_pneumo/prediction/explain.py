@@ -1,0 +1,271 @@
+"""Where a run looks, on the positives of a prepared folder: heat maps, pictures, and the check of what they are worth.
+
+In: a finished run and the prepared folder it was trained on. Out: a folder ``explain`` with the pictures, the maps and
+the tables that :mod:`keras_pneumo.evaluation.where` puts on the report's page. Method and stage are chosen on
+validation positives, then applied unchanged; which maps point at anything differs from network to network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from keras_pneumo.data.devices import FILE as DEVICES
+from keras_pneumo.data.devices import TUBE, Devices, kinds_of, read_devices
+from keras_pneumo.data.files import write_json, write_table
+from keras_pneumo.data.prepared import Prepared, verify_files
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.saliency import agreement, centre_prior, coverage_at, score_map, summary
+from keras_pneumo.evaluation.shortcuts import answers_by_tube, border, region_shares, shares_table
+from keras_pneumo.evaluation.statistics import RESAMPLES
+from keras_pneumo.evaluation.where import ANSWERS, CHECK, CHOICE, IMAGES, PICTURES, RECORD, SANITY, SHORTCUTS
+from keras_pneumo.prediction.choice import choose
+from keras_pneumo.prediction.ensemble import check_together, predict_classifiers
+from keras_pneumo.prediction.gradcam import BATCH, heat_maps, raw_maps, shown
+from keras_pneumo.prediction.map_files import MAPS, compared_maps, write_maps
+from keras_pneumo.prediction.overlays import overlay, write_overlay
+from keras_pneumo.prediction.positives import (
+    masks_of,
+    patients_of,
+    picture_size,
+    pixels_of,
+    positives_of,
+    truth_of,
+    usual_place,
+)
+from keras_pneumo.prediction.predict import Progress, probabilities_of
+from keras_pneumo.prediction.run import Run, load_model
+from keras_pneumo.prediction.sanity import cascade, uninformative
+from keras_pneumo.prediction.segment import mean_maps, open_members
+
+FORMAT = 1
+
+SANITY_IMAGES = 8
+"""Positives on which the maps of random weights are tried."""
+
+HEAT, TWIN, SEGMENTER, CENTRE, USUAL = "heat map", "PyTorch twin", "segmenter", "centre", "training masks"
+"""Kinds of map that are scored: the last two know nothing of the image."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be explained, and how; None for what validation is to choose."""
+
+    subset: str = "test"
+    method: str | None = None
+    stage: int | None = None
+    segmenter: Run | None = None
+    """Whose maps are scored beside the heat."""
+    compare: Path | None = None
+    """Maps of the same positives by the network's PyTorch twin, as ``experiments/torch_team/gradcam.py`` writes them."""
+    devices: Path | None = None
+    """Table of tubes and markers, where the prepared folder holds none."""
+
+
+def explain_prepared(
+    run: Run,
+    prepared: Prepared,
+    folder: Path,
+    wanted: Asked | None = None,
+    probability: pd.Series | None = None,
+    resamples: int = RESAMPLES,
+    progress: Progress | None = None,
+) -> None:
+    """Explain the positives of one subset and check the maps; the folder is overwritten file by file.
+
+    Args:
+        run: a finished run.
+        prepared: the folder it was trained on, or another with the same split.
+        folder: where to write.
+        wanted: what, and how; by default the test positives, as validation chooses.
+        probability: the run's answers to the subset by image id, where they are known already.
+        resamples: of the patients, for the intervals.
+        progress: called with positives done and in all.
+
+    Raises:
+        PneumoError: the folder was split otherwise, has no positives there, or lacks the run's image size; maps to
+            compare with are of other images or another method.
+    """
+    wanted = wanted or Asked()
+    check_together([run], prepared)
+    if wanted.segmenter is not None:
+        _check_segmenter(wanted.segmenter, prepared)
+    table = read_devices(_devices_file(prepared, wanted)) if _devices_file(prepared, wanted) else None
+    size = run.experiment.image_size
+    positives = positives_of(run, prepared, wanted.subset)
+    verify_files(prepared, size, positives)
+    model = load_model(run)
+    choice = choose(model, run, prepared, wanted.method, wanted.stage)
+    method, stage = str(choice["method"].iloc[0]), int(choice["stage"].iloc[0])
+    images = pixels_of(prepared, positives, size)
+    raw = raw_maps(model, images, method, stage)
+    if probability is None:
+        probability = _answers(run, prepared, wanted.subset, positives, raw.logits)
+    masks = masks_of(prepared, positives, size)
+    maps = {HEAT: _heats(raw.maps, size)}
+    twin: dict[str, float] = {}
+    if wanted.compare is not None:
+        other = compared_maps(wanted.compare, positives, method, stage, raw.maps.shape[1:])
+        maps[TWIN] = _heats(other.maps, size)
+        twin = agreement(shown(raw.maps, size), shown(other.maps, size))
+        twin["logit_difference"] = float(np.abs(raw.logits - other.logits).max())
+    if wanted.segmenter is not None:
+        maps[SEGMENTER] = _segmented(wanted.segmenter, prepared, positives, size)
+    maps[CENTRE] = _always(centre_prior(size), len(positives))
+    maps[USUAL] = _always(usual_place(run, prepared, size), len(positives))
+
+    regions = _regions(table, positives, size)
+    threshold = run.threshold
+    scores: dict[str, list[dict[str, float]]] = {name: [] for name in maps}
+    shares: dict[str, list[tuple[float, float]]] = {name: [] for name, _ in regions}
+    shown_at = picture_size(prepared)
+    for number, heats in enumerate(zip(*maps.values(), strict=True)):
+        image_id = positives[number]
+        for name, heat in zip(maps, heats, strict=True):
+            scores[name].append(score_map(heat, masks[number]))
+        for name, places in regions:
+            nothing = (float("nan"), float("nan"))
+            place = places[number]
+            shares[name].append(nothing if place is None else region_shares(heats[0], masks[number], place))
+        said = float(probability.get(image_id, float("nan")))
+        words = f"{_verdict(said, threshold)}probability {said:.3f}, {method} of stage {stage}"
+        radiograph = pixels_of(prepared, [image_id], shown_at, as_uint8=True)[0, ..., 0]
+        picture = overlay(radiograph, heats[0], words, truth_of(prepared, [image_id])[0])
+        write_overlay(folder / PICTURES / f"{image_id}.png", picture)
+        if progress:
+            progress(number + 1, len(positives))
+
+    patients = patients_of(prepared, positives)
+    area = masks.mean(axis=(1, 2))
+    tables = {name: pd.DataFrame(rows) for name, rows in scores.items()}
+    seed = run.experiment.seed
+    write_table(folder / CHECK, summary(tables, area, patients, resamples, seed))
+    write_table(folder / IMAGES, _per_image(positives, probability, threshold, area, tables))
+    found = [(name, np.array(shares[name])) for name, _ in regions]
+    write_table(folder / SHORTCUTS, shares_table(found, patients, resamples, seed))
+    if table is not None and threshold is not None:
+        write_table(folder / ANSWERS, _by_tube(prepared, probability, threshold, table, resamples, seed))
+    write_table(folder / CHOICE, choice)
+    write_maps(folder / MAPS, positives, raw, method, stage)
+    tried = np.random.default_rng(seed).permutation(len(positives))[:SANITY_IMAGES]
+    sanity = cascade(model, images[tried], lambda network, some: heat_maps(network, some, method, stage), seed)
+    write_table(folder / SANITY, sanity)
+    record = {
+        "format": FORMAT,
+        "run": run.experiment.name,
+        "task": run.experiment.task,
+        "subset": wanted.subset,
+        "split_sha256": prepared.manifest["split_sha256"],
+        "method": method,
+        "stage": stage,
+        "grid": list(raw.maps.shape[1:]),
+        "image_size": size,
+        "chosen_on_validation": wanted.method is None or wanted.stage is None,
+        "validation_positives": int(choice["images"].iloc[0]),
+        "positives": len(positives),
+        "patients": len(np.unique(patients)),
+        "resamples": resamples,
+        "uninformative": uninformative(sanity),
+        "sanity_images": len(tried),
+        "segmenter": wanted.segmenter.experiment.name if wanted.segmenter else None,
+        "twin": twin or None,
+        "devices": table is not None,
+    }
+    write_json(folder / RECORD, record)
+
+
+def _check_segmenter(segmenter: Run, prepared: Prepared) -> None:
+    if segmenter.experiment.task != "segmenter":
+        raise PneumoError(f"{segmenter.folder} is no segmenter, so it has no map to compare with.")
+    check_together([segmenter], prepared)
+
+
+def _heats(maps: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Shown heat of each raw map, one at a time: at full size all of them would not fit in memory."""
+    for one in maps:
+        yield shown(one[None], size)[0]
+
+
+def _always(heat: np.ndarray, count: int) -> Iterator[np.ndarray]:
+    return (heat for _ in range(count))
+
+
+def _segmented(segmenter: Run, prepared: Prepared, image_ids: list[str], size: int) -> Iterator[np.ndarray]:
+    """The segmenter's probabilities of each image, brought to another size."""
+    own = segmenter.experiment.image_size
+    verify_files(prepared, own, image_ids)
+    members = open_members([segmenter])
+    for start in range(0, len(image_ids), BATCH):
+        pixels = pixels_of(prepared, image_ids[start : start + BATCH], own)
+        maps, _ = mean_maps(members, lambda _size, pixels=pixels: pixels)  # type: ignore[misc]
+        for one in maps:
+            method = cv2.INTER_AREA if own > size else cv2.INTER_LINEAR
+            yield one if own == size else cv2.resize(one, (size, size), interpolation=method)
+
+
+def _answers(
+    run: Run, prepared: Prepared, subset: str, image_ids: Sequence[str], logits: np.ndarray
+) -> pd.Series:
+    """The run's probabilities by image id: a classifier's of the whole subset, a segmenter's of the positives."""
+    if run.experiment.task == "classifier":
+        return predict_classifiers([run], prepared, subset).set_index("image_id")["probability"]
+    return pd.Series(probabilities_of(logits), index=list(image_ids))
+
+
+def _verdict(probability: float, threshold: float | None) -> str:
+    if threshold is None or np.isnan(probability):
+        return ""
+    return "found: " if probability >= threshold else "missed: "
+
+
+def _devices_file(prepared: Prepared, wanted: Asked) -> Path | None:
+    if wanted.devices is not None:
+        return wanted.devices
+    own = prepared.folder / DEVICES
+    return own if own.is_file() else None
+
+
+def _regions(
+    devices: Devices | None, image_ids: Sequence[str], size: int
+) -> list[tuple[str, list[np.ndarray | None]]]:
+    """Regions that should be cold, by name: how much of each pixel of each image belongs to it, None where there is no
+    such thing on the image."""
+    found: list[tuple[str, list[np.ndarray | None]]] = [("border", [border(size).astype(np.float32)] * len(image_ids))]
+    for kind in kinds_of(devices or {}):
+        places = [(devices or {}).get(image_id, {}).get(kind) for image_id in image_ids]
+        found.append((kind, [None if place is None else coverage_at(place, size) for place in places]))
+    return found
+
+
+def _by_tube(
+    prepared: Prepared, probability: pd.Series, threshold: float, devices: Devices, resamples: int, seed: int
+) -> pd.DataFrame:
+    image_ids = [str(image_id) for image_id in probability.index]
+    positive = prepared.cases.set_index("image_id")["pneumothorax"].astype(int).loc[image_ids].to_numpy() == 1
+    tube = np.array([TUBE in devices.get(image_id, {}) for image_id in image_ids])
+    decision = probability.to_numpy(float) >= threshold
+    return answers_by_tube(positive, decision, tube, patients_of(prepared, image_ids), resamples, seed)
+
+
+def _per_image(
+    image_ids: Sequence[str],
+    probability: pd.Series,
+    threshold: float | None,
+    area: np.ndarray,
+    tables: dict[str, pd.DataFrame],
+) -> pd.DataFrame:
+    said = probability.reindex(list(image_ids)).to_numpy(float)
+    columns: dict[str, object] = {"image_id": list(image_ids), "probability": np.round(said, 6)}
+    if threshold is not None:
+        columns["found"] = (said >= threshold).astype(int)
+    columns["area"] = area
+    for name, table in tables.items():
+        if name in (CENTRE, USUAL):
+            continue
+        columns |= {f"{score} ({name})": table[score].to_numpy() for score in table}
+    return pd.DataFrame(columns)
