@@ -59,7 +59,7 @@ def test_phantoms_say_where_tubes_and_markers_are(phantoms):
     for patient in range(8):
         film = render(5, patient, 0, settings)
         found = devices[film.case.image_id]
-        x, y, width, height = film.marker_box
+        _, _, width, height = film.marker_box
         assert rle.area(found[MARKER]) == width * height
         assert film.tube.any() == (TUBE in found)
         if TUBE in found:

@@ -43,11 +43,13 @@ def explain_command(
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="Label csv of radiographs, to outline the truth.")] = None,
 ) -> None:
-    """Draw where a network looks, and check it: pointing game, AUPRC, heat inside the outline, random weights, shortcuts.
+    """Draw where a network looks; on a prepared folder also check what the heat maps are worth.
 
-    On a prepared folder the positives of a subset are explained and the run's report gets the section "Where it looks".
+    The check, on a subset's positives: pointing game, AUPRC and heat inside the outline beside chance, random weights,
+    and shortcuts. It becomes the section "Where it looks" of the run's report.
 
-    Example, after training: `keras-pneumo explain runs/smallest_classifier data/prepared/phantom-try --out runs/explain-try`
+    Example, after training: `keras-pneumo explain runs/smallest_classifier data/prepared/phantom-try
+    --out runs/explain-try`
     """
     import_tensorflow()
     from keras_pneumo.prediction.run import read_run
@@ -68,10 +70,11 @@ def explain_command(
         done = explain_files(run, data, out_folder or run.folder / "explained", *settled, labels, progress.update)
     if not done.chosen:
         warn(
-            f"{done.method} of stage {done.stage} was not chosen on validation for this run, so these maps may point at "
-            f"nothing. Run keras-pneumo explain {run_folder} PREPARED first, and it is."
+            f"{done.method} of stage {done.stage} was not chosen on validation for this run, so these maps may point "
+            f"at nothing. Run keras-pneumo explain {run_folder} PREPARED first, and it is."
         )
-    say(f"{done.explained} radiographs explained by {done.method} of stage {done.stage}: {done.folder / 'explained.csv'}")
+    how = f"{done.method} of stage {done.stage}"
+    say(f"{done.explained} radiographs explained by {how}: {done.folder / 'explained.csv'}")
     if done.set_aside:
         warn(f"{done.set_aside} set aside, with reasons: {done.folder / 'quarantine.csv'}")
         raise typer.Exit(1)

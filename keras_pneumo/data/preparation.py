@@ -145,7 +145,7 @@ def _check_out(out: Path) -> None:
 
 
 def _devices(data: Path) -> bytes | None:
-    """The table of chest tubes and markers in the data folder, where there is one, checked; it is carried along as it is.
+    """The table of chest tubes and markers in the data folder, if there is one, checked; it is carried along as is.
 
     It is no part of the manifest: no score and no training depends on it.
     """

@@ -1,7 +1,7 @@
 """How well a heat map finds what it is said to explain: the check that no eye can make on thousands of images.
 
 In: heat, float (S, S), and the true mask, bool (S, S). Out: three scores per image, each beside what a map that is the
-same everywhere would get, which for all three is exactly the mask's share of the image; means with intervals by patient.
+same everywhere would get, which for all three is exactly the mask's share of the image; means with intervals.
 
 - pointing: whether the hottest pixel lies in the mask (the pointing game of Zhang et al., arXiv 1608.00507, without its
   tolerance of 15 pixels). Of several equally hot ones, the share that does: the chance of a hit if one is drawn.
@@ -69,7 +69,7 @@ def energy(heat: np.ndarray, share: np.ndarray) -> float:
 
 
 def centre_prior(side: int) -> np.ndarray:
-    """A map that knows nothing but that things are in the middle: a Gaussian, a quarter of the side wide (one sigma)."""
+    """A map that knows only that things are in the middle: a Gaussian, one sigma a quarter of the side."""
     along = (np.arange(side) + 0.5) / side - 0.5
     bell = np.exp(-((along / 0.25) ** 2) / 2)
     return np.outer(bell, bell).astype(np.float32)
@@ -85,7 +85,8 @@ def summary(
     """Means of each kind of map, with intervals, beside chance.
 
     Args:
-        scores: for each kind of map a table with a row per image and the columns :data:`SCORES`.
+        scores: for each kind of map a table with a row per image and the columns :data:`SCORES`; the first kind is the
+            one that is judged.
         chance: the masks' shares of their images, (images,).
         patients: number of each image's patient, (images,).
         resamples: of the patients, for the intervals.
@@ -93,14 +94,17 @@ def summary(
 
     Returns:
         A row per map and score: ``map, score, value, low, high, chance, above_chance, above_low, above_high, images,
-        patients``; ``above_chance`` is the mean of value less chance, image by image, with its interval.
+        patients``; ``above_chance`` is the mean of value less chance, image by image, with its interval; ``ahead``,
+        ``ahead_low``, ``ahead_high`` likewise of the first kind's value less this one's.
     """
     rows = []
+    first = next(iter(scores.values()))
     for name, table in scores.items():
         for score in SCORES:
             values = table[score].to_numpy(float)
             value, interval = mean_with_interval(values, patients, resamples, seed)
             above, apart = mean_by_patient(values - chance, patients, resamples, seed)
+            ahead, lead = mean_by_patient(first[score].to_numpy(float) - values, patients, resamples, seed)
             rows.append(
                 {
                     "map": name,
@@ -112,6 +116,9 @@ def summary(
                     "above_chance": above,
                     "above_low": apart.low,
                     "above_high": apart.high,
+                    "ahead": ahead,
+                    "ahead_low": lead.low,
+                    "ahead_high": lead.high,
                     "images": len(values),
                     "patients": len(np.unique(patients)),
                 }

@@ -14,13 +14,7 @@ import numpy as np
 import pandas as pd
 
 from keras_pneumo.evaluation.saliency import energy, mean_with_interval
-from keras_pneumo.evaluation.statistics import (
-    RESAMPLES,
-    Interval,
-    bca_interval,
-    leave_one_out,
-    resample_patients,
-)
+from keras_pneumo.evaluation.statistics import RESAMPLES, Interval, bca_interval, leave_one_out, resample_patients
 from keras_pneumo.evaluation.surface import mean_by_patient
 
 BORDER = 1 / 16
@@ -107,9 +101,14 @@ def answers_by_tube(
 def _difference(
     right: np.ndarray, groups: tuple[np.ndarray, np.ndarray], patients: np.ndarray, resamples: int, seed: int
 ) -> tuple[float, Interval]:
-    """Mean of the first group less mean of the second, and its interval; NaN where one is empty."""
+    """Mean of the first group less mean of the second, and its interval.
+
+    There is none where a group has one patient or is all right or all wrong: resampling would know of no doubt about
+    it. Both are NaN where a group is empty.
+    """
+    nothing = Interval(float("nan"), float("nan"))
     if not all(group.any() for group in groups):
-        return float("nan"), Interval(float("nan"), float("nan"))
+        return float("nan"), nothing
     total = int(patients.max()) + 1
     sums = [np.bincount(patients[group], weights=right[group], minlength=total) for group in groups]
     counts = [np.bincount(patients[group], minlength=total) for group in groups]
@@ -120,5 +119,7 @@ def _difference(
             return first - second
 
     value = float(of(np.ones((1, total)))[0])
+    if any(np.ptp(right[group]) == 0 or np.ptp(patients[group]) == 0 for group in groups):
+        return value, nothing
     replicates = np.concatenate([of(drawn) for drawn in resample_patients(total, resamples, seed)])
     return value, bca_interval(replicates, value, np.concatenate([of(drawn) for drawn in leave_one_out(total)]))

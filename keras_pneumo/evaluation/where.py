@@ -54,6 +54,7 @@ class Where:
     groups: list[dict[str, Any]]
     choice: list[dict[str, str]]
     images: int
+    subset: str
     chance: str
 
 
@@ -80,15 +81,20 @@ def read_where(folder: Path) -> Where | None:
             headings=list(SCORES.values()),
             rows=_rows(check),
             sanity=[
-                {"step": str(row.step), "block": str(row.block), "likeness": shown(row.likeness, 2),
-                 "span": f"{shown(row.lowest, 2)} to {shown(row.highest, 2)}"}
-                for row in sanity.itertuples()
-            ],  # fmt: skip
+                {
+                    "step": str(row.step),
+                    "block": str(row.block),
+                    "likeness": shown(row.likeness, 2),
+                    "span": f"{shown(row.lowest, 2)} to {shown(row.highest, 2)}",
+                }
+                for row in _lines(sanity)
+            ],
             shortcuts=_shortcuts(shortcuts),
             answers=_answers(answers) if answers is not None else [],
             groups=_groups(folder, per_image),
             choice=_choice(choice),
             images=int(record["positives"]),
+            subset=str(record["subset"]),
             chance=shown(float(check["chance"].iloc[0])),
         )
     except (OSError, ValueError, KeyError, AttributeError, IndexError) as error:
@@ -108,6 +114,18 @@ def pointing_sentence(check: pd.DataFrame) -> str:
     )
 
 
+def blind_sentence(check: pd.DataFrame) -> str:
+    """The heat map beside a map that has seen no image, in a sentence."""
+    parts = []
+    for score, name in (("pointing", "pointing"), ("auprc", "AUPRC")):
+        row = check[(check["map"] == "training masks") & (check["score"] == score)].iloc[0]
+        verdict = "ahead" if row.ahead_low > 0 else "behind" if row.ahead_high < 0 else "not told apart"
+        parts.append(
+            f"{verdict} in {name} (difference {shown(row.ahead)}, {shown(row.ahead_low)} to {shown(row.ahead_high)})"
+        )
+    return f"Beside a map that has seen no image, where training masks lie, it is {' and '.join(parts)}."
+
+
 def sanity_sentence(record: dict[str, Any], sanity: pd.DataFrame) -> str:
     """What the maps of random weights say."""
     last = float(sanity["likeness"].iloc[-1])
@@ -119,12 +137,12 @@ def sanity_sentence(record: dict[str, Any], sanity: pd.DataFrame) -> str:
         )
     return (
         f"The maps change when what was learnt is taken away: with all weights random their rank correlation with the "
-        f"true ones is {shown(last, 2)} on {images} images (a map would be called uninformative from {UNINFORMATIVE} on)."
+        f"true ones is {shown(last, 2)} on {images} images (uninformative would be {UNINFORMATIVE} or more)."
     )
 
 
 def _sentences(record: dict[str, Any], check: pd.DataFrame, sanity: pd.DataFrame, choice: pd.DataFrame) -> list[str]:
-    found = [pointing_sentence(check), sanity_sentence(record, sanity)]
+    found = [pointing_sentence(check), blind_sentence(check), sanity_sentence(record, sanity)]
     if record["chosen_on_validation"]:
         best = choice.iloc[0]
         found.append(
@@ -168,7 +186,7 @@ def _shortcuts(table: pd.DataFrame) -> list[dict[str, str]]:
             "excess": percent(row.excess, sign=True),
             "interval": f"{percent(row.low, sign=True)} to {percent(row.high, sign=True)}" if row.images else "–",
         }
-        for row in table.itertuples()
+        for row in _lines(table)
     ]
 
 
@@ -182,7 +200,7 @@ def _answers(table: pd.DataFrame) -> list[dict[str, str]]:
             "right": shown(row.right),
             "interval": f"{shown(row.low)} to {shown(row.high)}" if np.isfinite(row.low) else "–",
         }
-        for row in table.itertuples()
+        for row in _lines(table)
     ]
 
 
@@ -194,7 +212,7 @@ def _choice(table: pd.DataFrame) -> list[dict[str, str]]:
             "name": f"{METHODS[str(row.method)]}, stage {row.stage}",
             **{score: shown(getattr(row, score)) for score in SCORES},
         }
-        for row in table.itertuples()
+        for row in _lines(table)
     ]
 
 
@@ -208,7 +226,7 @@ def _groups(folder: Path, per_image: pd.DataFrame) -> list[dict[str, Any]]:
     groups = []
     for title, part in parts:
         cards = []
-        for row in part.head(CARDS).itertuples():
+        for row in _lines(part.head(CARDS)):
             picture = _picture(folder / PICTURES / f"{row.image_id}.png")
             cards.append({"image_id": row.image_id, "picture": picture, "probability": shown(row.probability)})
         groups.append({"title": title, "count": len(part), "cards": cards})
@@ -228,6 +246,11 @@ def _picture(path: Path, width: int = 720, quality: int = 82) -> str:
     if not done:
         raise PneumoError(f"{path} could not be packed as JPEG for the report.")
     return "data:image/jpeg;base64," + base64.b64encode(packed.tobytes()).decode()
+
+
+def _lines(table: pd.DataFrame) -> list[Any]:
+    """The rows, with the columns as attributes."""
+    return list(table.itertuples())
 
 
 def percent(value: float, sign: bool = False) -> str:

@@ -23,7 +23,17 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.saliency import agreement, centre_prior, coverage_at, score_map, summary
 from keras_pneumo.evaluation.shortcuts import answers_by_tube, border, region_shares, shares_table
 from keras_pneumo.evaluation.statistics import RESAMPLES
-from keras_pneumo.evaluation.where import ANSWERS, CHECK, CHOICE, IMAGES, PICTURES, RECORD, SANITY, SHORTCUTS
+from keras_pneumo.evaluation.where import (
+    ANSWERS,
+    CHECK,
+    CHOICE,
+    IMAGES,
+    METHODS,
+    PICTURES,
+    RECORD,
+    SANITY,
+    SHORTCUTS,
+)
 from keras_pneumo.prediction.choice import choose
 from keras_pneumo.prediction.ensemble import check_together, predict_classifiers
 from keras_pneumo.prediction.gradcam import BATCH, heat_maps, raw_maps, shown
@@ -62,7 +72,7 @@ class Asked:
     segmenter: Run | None = None
     """Whose maps are scored beside the heat."""
     compare: Path | None = None
-    """Maps of the same positives by the network's PyTorch twin, as ``experiments/torch_team/gradcam.py`` writes them."""
+    """Maps of the same positives by the PyTorch twin, as ``experiments/torch_team/gradcam.py`` writes them."""
     devices: Path | None = None
     """Table of tubes and markers, where the prepared folder holds none."""
 
@@ -95,7 +105,7 @@ def explain_prepared(
     check_together([run], prepared)
     if wanted.segmenter is not None:
         _check_segmenter(wanted.segmenter, prepared)
-    table = read_devices(_devices_file(prepared, wanted)) if _devices_file(prepared, wanted) else None
+    table = _devices(prepared, wanted)
     size = run.experiment.image_size
     positives = positives_of(run, prepared, wanted.subset)
     verify_files(prepared, size, positives)
@@ -133,7 +143,7 @@ def explain_prepared(
             place = places[number]
             shares[name].append(nothing if place is None else region_shares(heats[0], masks[number], place))
         said = float(probability.get(image_id, float("nan")))
-        words = f"{_verdict(said, threshold)}probability {said:.3f}, {method} of stage {stage}"
+        words = f"{_verdict(said, threshold)}probability {said:.3f}, {METHODS[method]} of stage {stage}"
         radiograph = pixels_of(prepared, [image_id], shown_at, as_uint8=True)[0, ..., 0]
         picture = overlay(radiograph, heats[0], words, truth_of(prepared, [image_id])[0])
         write_overlay(folder / PICTURES / f"{image_id}.png", picture)
@@ -208,9 +218,7 @@ def _segmented(segmenter: Run, prepared: Prepared, image_ids: list[str], size: i
             yield one if own == size else cv2.resize(one, (size, size), interpolation=method)
 
 
-def _answers(
-    run: Run, prepared: Prepared, subset: str, image_ids: Sequence[str], logits: np.ndarray
-) -> pd.Series:
+def _answers(run: Run, prepared: Prepared, subset: str, image_ids: Sequence[str], logits: np.ndarray) -> pd.Series:
     """The run's probabilities by image id: a classifier's of the whole subset, a segmenter's of the positives."""
     if run.experiment.task == "classifier":
         return predict_classifiers([run], prepared, subset).set_index("image_id")["probability"]
@@ -223,16 +231,14 @@ def _verdict(probability: float, threshold: float | None) -> str:
     return "found: " if probability >= threshold else "missed: "
 
 
-def _devices_file(prepared: Prepared, wanted: Asked) -> Path | None:
-    if wanted.devices is not None:
-        return wanted.devices
+def _devices(prepared: Prepared, wanted: Asked) -> Devices | None:
+    """Where tubes and markers lie, by the table that was named, else by the prepared folder's; None without any."""
     own = prepared.folder / DEVICES
-    return own if own.is_file() else None
+    path = wanted.devices or (own if own.is_file() else None)
+    return read_devices(path) if path else None
 
 
-def _regions(
-    devices: Devices | None, image_ids: Sequence[str], size: int
-) -> list[tuple[str, list[np.ndarray | None]]]:
+def _regions(devices: Devices | None, image_ids: Sequence[str], size: int) -> list[tuple[str, list[np.ndarray | None]]]:
     """Regions that should be cold, by name: how much of each pixel of each image belongs to it, None where there is no
     such thing on the image."""
     found: list[tuple[str, list[np.ndarray | None]]] = [("border", [border(size).astype(np.float32)] * len(image_ids))]

@@ -21,7 +21,7 @@ from keras_pneumo.data.radiograph import UnreadableImage
 from keras_pneumo.data.reading import iter_images
 from keras_pneumo.data.siim import find_images, read_labels
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.where import FOLDER, PICTURES, RECORD
+from keras_pneumo.evaluation.where import FOLDER, METHODS, PICTURES, RECORD
 from keras_pneumo.prediction.files import pixels_at, unfit
 from keras_pneumo.prediction.gradcam import BATCH, raw_maps, shown
 from keras_pneumo.prediction.overlays import overlay, write_overlay
@@ -54,7 +54,9 @@ def chosen_for(run: Run) -> tuple[str, int] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PneumoError(f"{path} is damaged ({error}). Run keras-pneumo explain on the prepared folder again.") from error
+        raise PneumoError(
+            f"{path} is damaged ({error}). Run keras-pneumo explain on the prepared folder again."
+        ) from error
 
 
 def explain_files(
@@ -129,7 +131,7 @@ def _explain_one(
 ) -> dict[str, object]:
     """Write one picture; the row of the table."""
     probability = float(probabilities_of(np.array([logit]))[0])
-    words = f"probability {probability:.3f}, {wanted[0]} of stage {wanted[1]}"
+    words = f"probability {probability:.3f}, {METHODS[wanted[0]]} of stage {wanted[1]}"
     threshold = run.threshold
     if threshold is not None:
         words = f"{'above' if probability >= threshold else 'below'} the threshold: {words}"

@@ -33,9 +33,7 @@ def write_maps(path: Path, image_ids: Sequence[str], raw: RawMaps, method: str, 
     write_bytes(path, content.getvalue())
 
 
-def compared_maps(
-    path: Path, image_ids: Sequence[str], method: str, stage: int, grid: Sequence[int]
-) -> RawMaps:
+def compared_maps(path: Path, image_ids: Sequence[str], method: str, stage: int, grid: Sequence[int]) -> RawMaps:
     """Another's maps of these images, in their order.
 
     Args:
@@ -53,7 +51,8 @@ def compared_maps(
             found = {name: file[name] for name in _NAMES}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise PneumoError(
-            f"{path} holds no maps ({error}); it needs {', '.join(_NAMES)}. experiments/torch_team/gradcam.py writes it."
+            f"{path} holds no maps ({error}); it needs {', '.join(_NAMES)}, as experiments/torch_team/gradcam.py "
+            "writes them."
         ) from error
     theirs = (str(found["method"]), int(found["stage"]))
     if theirs != (method, stage):

@@ -38,6 +38,7 @@ def pixels_of(prepared: Prepared, image_ids: Sequence[str], size: int, as_uint8:
 
 
 def truth_of(prepared: Prepared, image_ids: Sequence[str]) -> list[rle.Runs]:
+    """True masks on the grid of 1024, as runs."""
     texts = prepared.truth.set_index("image_id")["encoded_pixels"].astype(str)
     return [rle.runs_of(texts[image_id]) for image_id in image_ids]
 
