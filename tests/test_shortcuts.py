@@ -25,12 +25,12 @@ def test_what_belongs_to_the_pneumothorax_is_no_shortcut():
 def test_shares_are_means_over_the_images_that_have_the_thing():
     nan = float("nan")
     rows = np.array([[0.5, 0.1], [nan, nan], [0.3, 0.1], [0.4, 0.1]])
-    [found] = shares_table([("chest tube", rows)], np.arange(4), resamples=200).to_dict("records")
+    [found] = shares_table({"chest tube": rows}, np.arange(4), resamples=200).to_dict("records")
     assert found["images"] == 3
     assert found["heat"] == pytest.approx(0.4)
     assert found["excess"] == pytest.approx(0.3)
     assert 0.19 < found["low"] < 0.3 < found["high"] < 0.41
-    [none] = shares_table([("tube", np.full((2, 2), nan))], np.arange(2), resamples=200).to_dict("records")
+    [none] = shares_table({"tube": np.full((2, 2), nan)}, np.arange(2), resamples=200).to_dict("records")
     assert none["images"] == 0
     assert np.isnan(none["heat"])
 

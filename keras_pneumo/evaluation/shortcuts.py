@@ -8,7 +8,7 @@ image; what belongs to the pneumothorax itself is taken out of every region firs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -42,12 +42,16 @@ def region_shares(heat: np.ndarray, mask: np.ndarray, region: np.ndarray) -> tup
 
 
 def shares_table(
-    shares: Sequence[tuple[str, np.ndarray]], patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+    shares: Mapping[str, Sequence[tuple[float, float]] | np.ndarray],
+    patients: np.ndarray,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Mean shares of each region, with the interval of heat less area by patient.
 
     Args:
-        shares: region's name and (images, 2): share of the heat and of the image, NaN where an image has no such thing.
+        shares: by the region's name, for each image the share of the heat and of the image; NaN where an image has no
+            such thing.
         patients: number of each image's patient, (images,).
         resamples: of the patients.
         seed: of the resamples.
@@ -56,7 +60,8 @@ def shares_table(
         ``region, images, heat, area, excess, low, high``; excess is heat less area.
     """
     rows = []
-    for name, both in shares:
+    for name, some in shares.items():
+        both = np.asarray(some, float)
         known = np.isfinite(both[:, 0])
         excess, interval = mean_by_patient(both[:, 0] - both[:, 1], patients, resamples, seed)
         heat, area = both[known].mean(axis=0) if known.any() else (float("nan"), float("nan"))

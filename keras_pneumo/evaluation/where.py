@@ -71,7 +71,7 @@ def read_where(folder: Path) -> Where | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         check = pd.read_csv(folder / CHECK)
         per_image = pd.read_csv(folder / IMAGES, dtype={"image_id": str})
-        sanity = pd.read_csv(folder / SANITY)
+        sanity = pd.read_csv(folder / SANITY) if (folder / SANITY).is_file() else None
         shortcuts = pd.read_csv(folder / SHORTCUTS)
         choice = pd.read_csv(folder / CHOICE)
         answers = pd.read_csv(folder / ANSWERS) if (folder / ANSWERS).is_file() else None
@@ -87,7 +87,7 @@ def read_where(folder: Path) -> Where | None:
                     "likeness": shown(row.likeness, 2),
                     "span": f"{shown(row.lowest, 2)} to {shown(row.highest, 2)}",
                 }
-                for row in _lines(sanity)
+                for row in ([] if sanity is None else _lines(sanity))
             ],
             shortcuts=_shortcuts(shortcuts),
             answers=_answers(answers) if answers is not None else [],
@@ -126,8 +126,10 @@ def blind_sentence(check: pd.DataFrame) -> str:
     return f"Beside a map that has seen no image, where training masks lie, it is {' and '.join(parts)}."
 
 
-def sanity_sentence(record: dict[str, Any], sanity: pd.DataFrame) -> str:
+def sanity_sentence(record: dict[str, Any], sanity: pd.DataFrame | None) -> str:
     """What the maps of random weights say."""
+    if sanity is None:
+        return "Uninformative: not one of these images has any heat."
     last = float(sanity["likeness"].iloc[-1])
     images = int(record["sanity_images"])
     if record["uninformative"]:
@@ -141,7 +143,9 @@ def sanity_sentence(record: dict[str, Any], sanity: pd.DataFrame) -> str:
     )
 
 
-def _sentences(record: dict[str, Any], check: pd.DataFrame, sanity: pd.DataFrame, choice: pd.DataFrame) -> list[str]:
+def _sentences(
+    record: dict[str, Any], check: pd.DataFrame, sanity: pd.DataFrame | None, choice: pd.DataFrame
+) -> list[str]:
     found = [pointing_sentence(check), blind_sentence(check), sanity_sentence(record, sanity)]
     if record["chosen_on_validation"]:
         best = choice.iloc[0]
@@ -149,6 +153,8 @@ def _sentences(record: dict[str, Any], check: pd.DataFrame, sanity: pd.DataFrame
             f"Method and stage were chosen by the pointing game on {int(best.images):,} validation positives "
             f"({shown(float(best.pointing))} there), out of {len(choice)}."
         )
+    if record["without_heat"]:
+        found.append(f"On {record['without_heat']:,} of them nothing speaks for a pneumothorax, so there is no heat.")
     twin = record.get("twin")
     if twin:
         found.append(

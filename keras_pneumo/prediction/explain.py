@@ -61,6 +61,9 @@ SANITY_IMAGES = 8
 HEAT, TWIN, SEGMENTER, CENTRE, USUAL = "heat map", "PyTorch twin", "segmenter", "centre", "training masks"
 """Kinds of map that are scored: the last two know nothing of the image."""
 
+NO_SHARES = (float("nan"), float("nan"))
+"""Of a region that is not on an image."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -105,8 +108,8 @@ def explain_prepared(
     check_together([run], prepared)
     if wanted.segmenter is not None:
         _check_segmenter(wanted.segmenter, prepared)
-    table = _devices(prepared, wanted)
-    size = run.experiment.image_size
+    devices = _devices(prepared, wanted)
+    size, seed = run.experiment.image_size, run.experiment.seed
     positives = positives_of(run, prepared, wanted.subset)
     verify_files(prepared, size, positives)
     model = load_model(run)
@@ -116,55 +119,51 @@ def explain_prepared(
     raw = raw_maps(model, images, method, stage)
     if probability is None:
         probability = _answers(run, prepared, wanted.subset, positives, raw.logits)
-    masks = masks_of(prepared, positives, size)
+
+    masks, patients = masks_of(prepared, positives, size), patients_of(prepared, positives)
+    other = compared_maps(wanted.compare, positives, method, stage, raw.maps.shape[1:]) if wanted.compare else None
     maps = {HEAT: _heats(raw.maps, size)}
-    twin: dict[str, float] = {}
-    if wanted.compare is not None:
-        other = compared_maps(wanted.compare, positives, method, stage, raw.maps.shape[1:])
+    if other is not None:
         maps[TWIN] = _heats(other.maps, size)
-        twin = agreement(shown(raw.maps, size), shown(other.maps, size))
-        twin["logit_difference"] = float(np.abs(raw.logits - other.logits).max())
     if wanted.segmenter is not None:
         maps[SEGMENTER] = _segmented(wanted.segmenter, prepared, positives, size)
     maps[CENTRE] = _always(centre_prior(size), len(positives))
     maps[USUAL] = _always(usual_place(run, prepared, size), len(positives))
-
-    regions = _regions(table, positives, size)
-    threshold = run.threshold
+    regions = _regions(devices, positives, size)
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in maps}
-    shares: dict[str, list[tuple[float, float]]] = {name: [] for name, _ in regions}
-    shown_at = picture_size(prepared)
+    shares: dict[str, list[tuple[float, float]]] = {name: [] for name in regions}
     for number, heats in enumerate(zip(*maps.values(), strict=True)):
-        image_id = positives[number]
         for name, heat in zip(maps, heats, strict=True):
             scores[name].append(score_map(heat, masks[number]))
-        for name, places in regions:
-            nothing = (float("nan"), float("nan"))
+        for name, places in regions.items():
             place = places[number]
-            shares[name].append(nothing if place is None else region_shares(heats[0], masks[number], place))
-        said = float(probability.get(image_id, float("nan")))
-        words = f"{_verdict(said, threshold)}probability {said:.3f}, {METHODS[method]} of stage {stage}"
-        radiograph = pixels_of(prepared, [image_id], shown_at, as_uint8=True)[0, ..., 0]
-        picture = overlay(radiograph, heats[0], words, truth_of(prepared, [image_id])[0])
-        write_overlay(folder / PICTURES / f"{image_id}.png", picture)
+            shares[name].append(NO_SHARES if place is None else region_shares(heats[0], masks[number], place))
+        words = _caption(float(probability.get(positives[number], float("nan"))), run.threshold, method, stage)
+        _draw(prepared, positives[number], heats[0], words, folder)
         if progress:
             progress(number + 1, len(positives))
 
-    patients = patients_of(prepared, positives)
-    area = masks.mean(axis=(1, 2))
     tables = {name: pd.DataFrame(rows) for name, rows in scores.items()}
-    seed = run.experiment.seed
+    area = masks.mean(axis=(1, 2))
     write_table(folder / CHECK, summary(tables, area, patients, resamples, seed))
-    write_table(folder / IMAGES, _per_image(positives, probability, threshold, area, tables))
-    found = [(name, np.array(shares[name])) for name, _ in regions]
-    write_table(folder / SHORTCUTS, shares_table(found, patients, resamples, seed))
-    if table is not None and threshold is not None:
-        write_table(folder / ANSWERS, _by_tube(prepared, probability, threshold, table, resamples, seed))
+    write_table(folder / IMAGES, _per_image(positives, probability, run.threshold, area, tables))
+    write_table(folder / SHORTCUTS, shares_table(shares, patients, resamples, seed))
     write_table(folder / CHOICE, choice)
     write_maps(folder / MAPS, positives, raw, method, stage)
-    tried = np.random.default_rng(seed).permutation(len(positives))[:SANITY_IMAGES]
-    sanity = cascade(model, images[tried], lambda network, some: heat_maps(network, some, method, stage), seed)
-    write_table(folder / SANITY, sanity)
+    by_tube = None
+    if devices is not None and run.threshold is not None and run.experiment.task == "classifier":
+        by_tube = _by_tube(prepared, probability, run.threshold, devices, resamples, seed)
+    _keep(folder / ANSWERS, by_tube)
+    hot = np.flatnonzero(raw.maps.max(axis=(1, 2)) > 0)
+    tried = np.random.default_rng(seed).permutation(hot)[:SANITY_IMAGES]
+    sanity = None
+    if len(tried):
+        sanity = cascade(model, images[tried], lambda network, some: heat_maps(network, some, method, stage), seed)
+    _keep(folder / SANITY, sanity)
+    twin = None
+    if other is not None:
+        twin = agreement(shown(raw.maps, size), shown(other.maps, size))
+        twin["logit_difference"] = float(np.abs(raw.logits - other.logits).max())
     record = {
         "format": FORMAT,
         "run": run.experiment.name,
@@ -175,18 +174,33 @@ def explain_prepared(
         "stage": stage,
         "grid": list(raw.maps.shape[1:]),
         "image_size": size,
-        "chosen_on_validation": wanted.method is None or wanted.stage is None,
-        "validation_positives": int(choice["images"].iloc[0]),
+        "chosen_on_validation": len(choice) > 1,
         "positives": len(positives),
+        "without_heat": len(positives) - len(hot),
         "patients": len(np.unique(patients)),
         "resamples": resamples,
-        "uninformative": uninformative(sanity),
+        "uninformative": sanity is None or uninformative(sanity),
         "sanity_images": len(tried),
         "segmenter": wanted.segmenter.experiment.name if wanted.segmenter else None,
-        "twin": twin or None,
-        "devices": table is not None,
+        "twin": twin,
+        "devices": devices is not None,
     }
     write_json(folder / RECORD, record)
+
+
+def _draw(prepared: Prepared, image_id: str, heat: np.ndarray, caption: str, folder: Path) -> None:
+    """Write one positive's picture."""
+    radiograph = pixels_of(prepared, [image_id], picture_size(prepared), as_uint8=True)[0, ..., 0]
+    picture = overlay(radiograph, heat, caption, truth_of(prepared, [image_id])[0])
+    write_overlay(folder / PICTURES / f"{image_id}.png", picture)
+
+
+def _keep(path: Path, table: pd.DataFrame | None) -> None:
+    """Write a table, or remove an earlier one where there is none now."""
+    if table is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_table(path, table)
 
 
 def _check_segmenter(segmenter: Run, prepared: Prepared) -> None:
@@ -225,10 +239,11 @@ def _answers(run: Run, prepared: Prepared, subset: str, image_ids: Sequence[str]
     return pd.Series(probabilities_of(logits), index=list(image_ids))
 
 
-def _verdict(probability: float, threshold: float | None) -> str:
+def _caption(probability: float, threshold: float | None, method: str, stage: int) -> str:
+    words = f"probability {probability:.3f}, {METHODS[method]} of stage {stage}"
     if threshold is None or np.isnan(probability):
-        return ""
-    return "found: " if probability >= threshold else "missed: "
+        return words
+    return f"{'found' if probability >= threshold else 'missed'}: {words}"
 
 
 def _devices(prepared: Prepared, wanted: Asked) -> Devices | None:
@@ -238,13 +253,13 @@ def _devices(prepared: Prepared, wanted: Asked) -> Devices | None:
     return read_devices(path) if path else None
 
 
-def _regions(devices: Devices | None, image_ids: Sequence[str], size: int) -> list[tuple[str, list[np.ndarray | None]]]:
+def _regions(devices: Devices | None, image_ids: Sequence[str], size: int) -> dict[str, list[np.ndarray | None]]:
     """Regions that should be cold, by name: how much of each pixel of each image belongs to it, None where there is no
     such thing on the image."""
-    found: list[tuple[str, list[np.ndarray | None]]] = [("border", [border(size).astype(np.float32)] * len(image_ids))]
+    found: dict[str, list[np.ndarray | None]] = {"border": [border(size).astype(np.float32)] * len(image_ids)}
     for kind in kinds_of(devices or {}):
         places = [(devices or {}).get(image_id, {}).get(kind) for image_id in image_ids]
-        found.append((kind, [None if place is None else coverage_at(place, size) for place in places]))
+        found[kind] = [None if place is None else coverage_at(place, size) for place in places]
     return found
 
 

@@ -69,7 +69,7 @@ def finish(run: Run, prepared: Prepared, progress: Progress | None = None, resam
         write_bytes(run.folder / "surface.csv", table_text(distances).encode())
     write_bytes(run.folder / "per_image.csv", table_text(board.per_image).encode())
     write_bytes(run.folder / "board.csv", table_text(table).encode())
-    if run.experiment.task == "classifier":
+    if run.experiment.task == "classifier" and truth.pneumothorax.any():
         answers = pd.Series(board.teams[0].probability, index=truth.cases.image_id)
         fitted = read_run(run.folder)  # with its threshold
         explain_prepared(fitted, prepared, run.folder / FOLDER, probability=answers, resamples=resamples)
