@@ -1,7 +1,7 @@
 """Do a classifier's heat maps differ when PyTorch makes them? The twin's, for `keras-pneumo explain --compare`.
 
-Reads a run's weights into torchvision's ResNet (strictly), and from the maps.npz of `keras-pneumo explain` which images,
-method and stage are wanted; writes the same of its own. The formulas are written out here once more and nothing
+Reads a run's weights into torchvision's ResNet (strictly), and from the maps.npz of `keras-pneumo explain` which
+images, method and stage are wanted; writes the same of its own. The formulas are written out here once more and nothing
 of keras_pneumo is imported, so that one mistake cannot stand on both sides.
 
 Command, in PyTorch's environment (make setup-torch), after `keras-pneumo explain RUN PREPARED`:
