@@ -7,11 +7,10 @@ validation positives, then applied unchanged; which maps point at anything diffe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 
@@ -19,8 +18,7 @@ from keras_pneumo.data.devices import FILE as DEVICES
 from keras_pneumo.data.devices import TUBE, Devices, kinds_of, read_devices
 from keras_pneumo.data.files import write_json, write_table
 from keras_pneumo.data.prepared import Prepared, verify_files
-from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.saliency import agreement, centre_prior, coverage_at, score_map, summary
+from keras_pneumo.evaluation.saliency import agreement, coverage_at, score_map, summary
 from keras_pneumo.evaluation.shortcuts import answers_by_tube, border, region_shares, shares_table
 from keras_pneumo.evaluation.statistics import RESAMPLES
 from keras_pneumo.evaluation.where import (
@@ -36,7 +34,7 @@ from keras_pneumo.evaluation.where import (
 )
 from keras_pneumo.prediction.choice import choose
 from keras_pneumo.prediction.ensemble import check_together, predict_classifiers
-from keras_pneumo.prediction.gradcam import BATCH, heat_maps, raw_maps, shown
+from keras_pneumo.prediction.gradcam import heat_maps, raw_maps, shown
 from keras_pneumo.prediction.map_files import MAPS, compared_maps, write_maps
 from keras_pneumo.prediction.overlays import overlay, write_overlay
 from keras_pneumo.prediction.positives import (
@@ -46,20 +44,16 @@ from keras_pneumo.prediction.positives import (
     pixels_of,
     positives_of,
     truth_of,
-    usual_place,
 )
 from keras_pneumo.prediction.predict import Progress, probabilities_of
+from keras_pneumo.prediction.rivals import CENTRE, HEAT, USUAL, check_segmenter, each_heat, rivals
 from keras_pneumo.prediction.run import Run, load_model
 from keras_pneumo.prediction.sanity import cascade, uninformative
-from keras_pneumo.prediction.segment import mean_maps, open_members
 
 FORMAT = 1
 
 SANITY_IMAGES = 8
 """Positives on which the maps of random weights are tried."""
-
-HEAT, TWIN, SEGMENTER, CENTRE, USUAL = "heat map", "PyTorch twin", "segmenter", "centre", "training masks"
-"""Kinds of map that are scored: the last two know nothing of the image."""
 
 NO_SHARES = (float("nan"), float("nan"))
 """Of a region that is not on an image."""
@@ -107,7 +101,7 @@ def explain_prepared(
     wanted = wanted or Asked()
     check_together([run], prepared)
     if wanted.segmenter is not None:
-        _check_segmenter(wanted.segmenter, prepared)
+        check_segmenter(wanted.segmenter, prepared)
     devices = _devices(prepared, wanted)
     size, seed = run.experiment.image_size, run.experiment.seed
     positives = positives_of(run, prepared, wanted.subset)
@@ -122,13 +116,7 @@ def explain_prepared(
 
     masks, patients = masks_of(prepared, positives, size), patients_of(prepared, positives)
     other = compared_maps(wanted.compare, positives, method, stage, raw.maps.shape[1:]) if wanted.compare else None
-    maps = {HEAT: _heats(raw.maps, size)}
-    if other is not None:
-        maps[TWIN] = _heats(other.maps, size)
-    if wanted.segmenter is not None:
-        maps[SEGMENTER] = _segmented(wanted.segmenter, prepared, positives, size)
-    maps[CENTRE] = _always(centre_prior(size), len(positives))
-    maps[USUAL] = _always(usual_place(run, prepared, size), len(positives))
+    maps = {HEAT: each_heat(raw.maps, size), **rivals(run, prepared, positives, other, wanted.segmenter)}
     regions = _regions(devices, positives, size)
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in maps}
     shares: dict[str, list[tuple[float, float]]] = {name: [] for name in regions}
@@ -201,35 +189,6 @@ def _keep(path: Path, table: pd.DataFrame | None) -> None:
         path.unlink(missing_ok=True)
     else:
         write_table(path, table)
-
-
-def _check_segmenter(segmenter: Run, prepared: Prepared) -> None:
-    if segmenter.experiment.task != "segmenter":
-        raise PneumoError(f"{segmenter.folder} is no segmenter, so it has no map to compare with.")
-    check_together([segmenter], prepared)
-
-
-def _heats(maps: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Shown heat of each raw map, one at a time: at full size all of them would not fit in memory."""
-    for one in maps:
-        yield shown(one[None], size)[0]
-
-
-def _always(heat: np.ndarray, count: int) -> Iterator[np.ndarray]:
-    return (heat for _ in range(count))
-
-
-def _segmented(segmenter: Run, prepared: Prepared, image_ids: list[str], size: int) -> Iterator[np.ndarray]:
-    """The segmenter's probabilities of each image, brought to another size."""
-    own = segmenter.experiment.image_size
-    verify_files(prepared, own, image_ids)
-    members = open_members([segmenter])
-    for start in range(0, len(image_ids), BATCH):
-        pixels = pixels_of(prepared, image_ids[start : start + BATCH], own)
-        maps, _ = mean_maps(members, lambda _size, pixels=pixels: pixels)  # type: ignore[misc]
-        for one in maps:
-            method = cv2.INTER_AREA if own > size else cv2.INTER_LINEAR
-            yield one if own == size else cv2.resize(one, (size, size), interpolation=method)
 
 
 def _answers(run: Run, prepared: Prepared, subset: str, image_ids: Sequence[str], logits: np.ndarray) -> pd.Series:
