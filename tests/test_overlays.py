@@ -6,7 +6,12 @@ import pytest
 
 from keras_pneumo.data import rle
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.prediction.overlays import OUTLINE, SIDE, colour_heat, overlay, write_overlay
+from keras_pneumo.prediction.overlays import OUTLINE, SIDE, caption, colour_heat, overlay, write_overlay
+
+
+def test_captions():
+    assert caption(0.5, "gradcam++", 4, "found") == "found: probability 0.500, Grad-CAM++ of stage 4"
+    assert caption(float("nan"), "hirescam", 1) == "HiResCAM of stage 1"
 
 
 def test_where_there_is_no_heat_the_radiograph_is_unchanged():

@@ -64,16 +64,17 @@ def explain_command(
         return
     if segmenter is not None or compare is not None or devices is not None:
         raise PneumoError("--segmenter, --compare and --devices are for the check, which needs a prepared folder.")
+    from keras_pneumo.evaluation.where import METHODS
     from keras_pneumo.prediction.explain_files import explain_files
 
     with Progress("heat maps") as progress:
         done = explain_files(run, data, out_folder or run.folder / "explained", *settled, labels, progress.update)
+    how = f"{METHODS[done.method]} of stage {done.stage}"
     if not done.chosen:
         warn(
-            f"{done.method} of stage {done.stage} was not chosen on validation for this run, so these maps may point "
+            f"{how} was not chosen on validation for this run, so these maps may point "
             f"at nothing. Run keras-pneumo explain {run_folder} PREPARED first, and it is."
         )
-    how = f"{done.method} of stage {done.stage}"
     say(f"{done.explained} radiographs explained by {how}: {done.folder / 'explained.csv'}")
     if done.set_aside:
         warn(f"{done.set_aside} set aside, with reasons: {done.folder / 'quarantine.csv'}")

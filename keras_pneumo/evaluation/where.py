@@ -260,7 +260,8 @@ def _lines(table: pd.DataFrame) -> list[Any]:
 
 
 def percent(value: float, sign: bool = False) -> str:
-    """A share in per cent with one decimal; a dash for none."""
+    """A share in per cent with one decimal and a real minus sign; a dash for none."""
     if not np.isfinite(value):
         return "–"
-    return f"{100 * value:+.1f}%" if sign else f"{100 * value:.1f}%"
+    text = f"{100 * value:+.1f}%" if sign else f"{100 * value:.1f}%"
+    return "0.0%" if text in ("+0.0%", "-0.0%") else text.replace("-", "−")

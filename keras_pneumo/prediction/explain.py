@@ -26,7 +26,6 @@ from keras_pneumo.evaluation.where import (
     CHECK,
     CHOICE,
     IMAGES,
-    METHODS,
     PICTURES,
     RECORD,
     SANITY,
@@ -36,16 +35,18 @@ from keras_pneumo.prediction.choice import choose
 from keras_pneumo.prediction.ensemble import check_together, predict_classifiers
 from keras_pneumo.prediction.gradcam import heat_maps, raw_maps, shown
 from keras_pneumo.prediction.map_files import MAPS, compared_maps, write_maps
-from keras_pneumo.prediction.overlays import overlay, write_overlay
+from keras_pneumo.prediction.overlays import caption, overlay, write_overlay
 from keras_pneumo.prediction.positives import (
+    image_probabilities,
     masks_of,
+    operating_threshold,
     patients_of,
     picture_size,
     pixels_of,
     positives_of,
     truth_of,
 )
-from keras_pneumo.prediction.predict import Progress, probabilities_of
+from keras_pneumo.prediction.predict import Progress
 from keras_pneumo.prediction.rivals import CENTRE, HEAT, USUAL, check_segmenter, each_heat, rivals
 from keras_pneumo.prediction.run import Run, load_model
 from keras_pneumo.prediction.sanity import cascade, uninformative
@@ -103,7 +104,7 @@ def explain_prepared(
     if wanted.segmenter is not None:
         check_segmenter(wanted.segmenter, prepared)
     devices = _devices(prepared, wanted)
-    size, seed = run.experiment.image_size, run.experiment.seed
+    size, seed, threshold = run.experiment.image_size, run.experiment.seed, operating_threshold(run)
     positives = positives_of(run, prepared, wanted.subset)
     verify_files(prepared, size, positives)
     model = load_model(run)
@@ -126,21 +127,22 @@ def explain_prepared(
         for name, places in regions.items():
             place = places[number]
             shares[name].append(NO_SHARES if place is None else region_shares(heats[0], masks[number], place))
-        words = _caption(float(probability.get(positives[number], float("nan"))), run.threshold, method, stage)
-        _draw(prepared, positives[number], heats[0], words, folder)
+        said = float(probability.get(positives[number], float("nan")))
+        word = "" if threshold is None else "found" if said >= threshold else "missed"
+        _draw(prepared, positives[number], heats[0], caption(said, method, stage, word), folder)
         if progress:
             progress(number + 1, len(positives))
 
     tables = {name: pd.DataFrame(rows) for name, rows in scores.items()}
     area = masks.mean(axis=(1, 2))
     write_table(folder / CHECK, summary(tables, area, patients, resamples, seed))
-    write_table(folder / IMAGES, _per_image(positives, probability, run.threshold, area, tables))
+    write_table(folder / IMAGES, _per_image(positives, probability, threshold, area, tables))
     write_table(folder / SHORTCUTS, shares_table(shares, patients, resamples, seed))
     write_table(folder / CHOICE, choice)
     write_maps(folder / MAPS, positives, raw, method, stage)
     by_tube = None
-    if devices is not None and run.threshold is not None and run.experiment.task == "classifier":
-        by_tube = _by_tube(prepared, probability, run.threshold, devices, resamples, seed)
+    if devices is not None and threshold is not None:
+        by_tube = _by_tube(prepared, probability, threshold, devices, resamples, seed)
     _keep(folder / ANSWERS, by_tube)
     hot = np.flatnonzero(raw.maps.max(axis=(1, 2)) > 0)
     tried = np.random.default_rng(seed).permutation(hot)[:SANITY_IMAGES]
@@ -176,10 +178,10 @@ def explain_prepared(
     write_json(folder / RECORD, record)
 
 
-def _draw(prepared: Prepared, image_id: str, heat: np.ndarray, caption: str, folder: Path) -> None:
+def _draw(prepared: Prepared, image_id: str, heat: np.ndarray, words: str, folder: Path) -> None:
     """Write one positive's picture."""
     radiograph = pixels_of(prepared, [image_id], picture_size(prepared), as_uint8=True)[0, ..., 0]
-    picture = overlay(radiograph, heat, caption, truth_of(prepared, [image_id])[0])
+    picture = overlay(radiograph, heat, words, truth_of(prepared, [image_id])[0])
     write_overlay(folder / PICTURES / f"{image_id}.png", picture)
 
 
@@ -195,14 +197,7 @@ def _answers(run: Run, prepared: Prepared, subset: str, image_ids: Sequence[str]
     """The run's probabilities by image id: a classifier's of the whole subset, a segmenter's of the positives."""
     if run.experiment.task == "classifier":
         return predict_classifiers([run], prepared, subset).set_index("image_id")["probability"]
-    return pd.Series(probabilities_of(logits), index=list(image_ids))
-
-
-def _caption(probability: float, threshold: float | None, method: str, stage: int) -> str:
-    words = f"probability {probability:.3f}, {METHODS[method]} of stage {stage}"
-    if threshold is None or np.isnan(probability):
-        return words
-    return f"{'found' if probability >= threshold else 'missed'}: {words}"
+    return pd.Series(image_probabilities(run, logits), index=list(image_ids))
 
 
 def _devices(prepared: Prepared, wanted: Asked) -> Devices | None:

@@ -20,12 +20,14 @@ from keras_pneumo.data.files import write_table
 from keras_pneumo.data.radiograph import UnreadableImage
 from keras_pneumo.data.reading import iter_images
 from keras_pneumo.data.siim import find_images, read_labels
+from keras_pneumo.data.tables import image_id_of
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.where import FOLDER, METHODS, PICTURES, RECORD
-from keras_pneumo.prediction.files import pixels_at, unfit
+from keras_pneumo.evaluation.where import FOLDER, PICTURES, RECORD
+from keras_pneumo.prediction.files import classifier_answers, pixels_at, unfit
 from keras_pneumo.prediction.gradcam import BATCH, raw_maps, shown
-from keras_pneumo.prediction.overlays import overlay, write_overlay
-from keras_pneumo.prediction.predict import Progress, probabilities_of
+from keras_pneumo.prediction.overlays import caption, overlay, write_overlay
+from keras_pneumo.prediction.positives import image_probabilities, operating_threshold
+from keras_pneumo.prediction.predict import Progress
 from keras_pneumo.prediction.run import Run, load_model
 
 CONVENTION = ("gradcam", 5)
@@ -88,6 +90,7 @@ def explain_files(
     truths = {name: label.runs for name, label in read_labels(labels).images.items()} if labels else {}
     size = run.experiment.image_size
     model = load_model(run)
+    ask = classifier_answers([run]) if run.experiment.task == "classifier" else None
     rows: list[dict[str, object]] = []
     refused: list[dict[str, object]] = []
     taken: set[str] = set()
@@ -102,12 +105,17 @@ def explain_files(
                 refused.append({"file": name, "reason": reason})
                 continue
             images.append(found.image)
-            about.append((found.image_id, name, _free_name(path.stem if path.suffix else path.name, taken)))
+            about.append((found.image_id, name, _free_name(image_id_of(path.name), taken)))
         if images:
             raw = raw_maps(model, pixels_at(images, size), *wanted)
             heats = shown(raw.maps, size)
-            for image, heat, logit, (image_id, name, short) in zip(images, heats, raw.logits, about, strict=True):
-                row = _explain_one(run, image, heat, logit, truths.get(image_id), wanted, folder / PICTURES / short)
+            if ask is not None:  # as predict answers, mirror images and all
+                said = [float(str(row["probability"])) for row in ask(images)]
+            else:
+                said = image_probabilities(run, raw.logits).tolist()
+            for image, heat, probability, (image_id, name, short) in zip(images, heats, said, about, strict=True):
+                path = folder / PICTURES / short
+                row = _explain_one(run, image, heat, probability, truths.get(image_id), wanted, path)
                 rows.append({"image_id": image_id, "file": name, **row})
         if progress:
             progress(len(rows) + len(refused), len(paths))
@@ -124,18 +132,15 @@ def _explain_one(
     run: Run,
     image: np.ndarray,
     heat: np.ndarray,
-    logit: float,
+    probability: float,
     truth: rle.Runs | None,
     wanted: tuple[str, int],
     path: Path,
 ) -> dict[str, object]:
     """Write one picture; the row of the table."""
-    probability = float(probabilities_of(np.array([logit]))[0])
-    words = f"probability {probability:.3f}, {METHODS[wanted[0]]} of stage {wanted[1]}"
-    threshold = run.threshold
-    if threshold is not None:
-        words = f"{'above' if probability >= threshold else 'below'} the threshold: {words}"
-    write_overlay(path, overlay(image, heat, words, truth))
+    threshold = operating_threshold(run)
+    side = "" if threshold is None else "above the threshold" if probability >= threshold else "below the threshold"
+    write_overlay(path, overlay(image, heat, caption(probability, *wanted, side), truth))
     y, x = np.unravel_index(int(heat.argmax()), heat.shape)
     hottest = {} if heat.max() <= 0 else {"hottest_x": (x + 0.5) / len(heat), "hottest_y": (y + 0.5) / len(heat)}
     return {"probability": round(probability, 6), "picture": f"{PICTURES}/{path.name}", **hottest}

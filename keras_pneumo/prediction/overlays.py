@@ -7,6 +7,7 @@ pictures get separated from the page they stood on.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from keras_pneumo.data import rle
 from keras_pneumo.data.files import write_bytes
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.where import METHODS
 
 SIDE = 512
 """Height and width of each of the two pictures; a radiograph of 96 pixels is enlarged to it."""
@@ -74,6 +76,12 @@ def overlay(image: np.ndarray, heat: np.ndarray, caption: str = "", truth: rle.R
     gap = np.zeros((SIDE, _GAP, 3), np.uint8)
     picture = np.concatenate([pair[0], gap, pair[1]], axis=1)
     return _with_foot(picture, caption)
+
+
+def caption(probability: float, method: str, stage: int, word: str = "") -> str:
+    """The line under a picture: a verdict if there is one, the probability if it is known, and the map's name."""
+    said = f"probability {probability:.3f}, " if math.isfinite(probability) else ""
+    return f"{word}: {said}{METHODS[method]} of stage {stage}" if word else f"{said}{METHODS[method]} of stage {stage}"
 
 
 def write_overlay(path: Path, picture: np.ndarray) -> None:

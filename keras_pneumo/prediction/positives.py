@@ -17,6 +17,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.saliency import coverage_at, mask_at
 from keras_pneumo.prediction.ensemble import asked
 from keras_pneumo.prediction.overlays import SIDE
+from keras_pneumo.prediction.predict import probabilities_of
 from keras_pneumo.prediction.run import Run
 
 
@@ -28,6 +29,18 @@ def positives_of(run: Run, prepared: Prepared, subset: str) -> list[str]:
     if not found:
         raise PneumoError(f"{prepared.folder} has no outlined positive among its {subset} images: nothing to check.")
     return found
+
+
+def operating_threshold(run: Run) -> float | None:
+    """From which probability on a classifier says yes; None for a segmenter, whose threshold is not on this score."""
+    return run.threshold if run.experiment.task == "classifier" else None
+
+
+def image_probabilities(run: Run, logits: np.ndarray) -> np.ndarray:
+    """A segmenter's probabilities that there is any pneumothorax, by its image-level head; NaN without one."""
+    if run.experiment.image_head:
+        return probabilities_of(logits)
+    return np.full(len(logits), np.nan)
 
 
 def pixels_of(prepared: Prepared, image_ids: Sequence[str], size: int, as_uint8: bool = False) -> np.ndarray:
