@@ -13,7 +13,7 @@ A map without any heat says nothing and counts as one that is the same everywher
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import cv2
 import numpy as np
@@ -154,14 +154,17 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-def agreement(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+def agreement(first: Iterable[np.ndarray], second: Iterable[np.ndarray]) -> dict[str, float]:
     """How alike two sets of heat maps of the same images are: ``rank_correlation`` (mean), ``lowest`` (of any image),
     ``difference`` (largest, of heat from 0 to 1) and ``same_peak`` (share of images with the same hottest pixel)."""
-    pairs = list(zip(first, second, strict=True))
-    correlations = [rank_correlation(*pair) for pair in pairs]
+    correlations, differences, peaks = [], [], []
+    for one, other in zip(first, second, strict=True):
+        correlations.append(rank_correlation(one, other))
+        differences.append(float(np.abs(one - other).max()))
+        peaks.append(one.argmax() == other.argmax())
     return {
         "rank_correlation": float(np.mean(correlations)),
-        "lowest": float(np.min(correlations)),
-        "difference": float(np.abs(first - second).max()),
-        "same_peak": float(np.mean([one.argmax() == other.argmax() for one, other in pairs])),
+        "lowest": min(correlations),
+        "difference": max(differences),
+        "same_peak": float(np.mean(peaks)),
     }

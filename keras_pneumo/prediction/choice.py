@@ -8,13 +8,17 @@ chosen as every threshold is: on validation, and applied unchanged to what is re
 from __future__ import annotations
 
 import keras
+import numpy as np
 import pandas as pd
 
 from keras_pneumo.data.prepared import Prepared, verify_files
 from keras_pneumo.evaluation.saliency import score_map
-from keras_pneumo.prediction.gradcam import BATCH, METHODS, STAGES, shown, slopes_of, weigh
-from keras_pneumo.prediction.positives import masks_of, pixels_of, positives_of
+from keras_pneumo.prediction.gradcam import METHODS, STAGES, shown, slopes_of, weigh
+from keras_pneumo.prediction.positives import batches_of, masks_of, pixels_of, positives_of
 from keras_pneumo.prediction.run import Run
+
+MOST_IMAGES = 100
+"""Validation positives that are asked, drawn by lot where there are more: each is worked through at every stage."""
 
 
 def choose(
@@ -40,18 +44,22 @@ def choose(
     if len(methods) * len(stages) == 1:
         return pd.DataFrame([{"method": methods[0], "stage": stages[0], "images": 0}])
     positives = positives_of(run, prepared, "validation")
+    drawn = np.random.default_rng(run.experiment.seed).permutation(len(positives))[:MOST_IMAGES]
+    positives = [positives[number] for number in sorted(drawn)]
     verify_files(prepared, size, positives)
-    images, masks = pixels_of(prepared, positives, size), masks_of(prepared, positives, size)
     rows = []
     for depth in stages:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
-        for start in range(0, len(images), BATCH):
-            slopes = slopes_of(model, images[start : start + BATCH], depth)
+        chance: list[float] = []
+        for some in batches_of(positives):
+            slopes = slopes_of(model, pixels_of(prepared, some, size), depth)
+            masks = masks_of(prepared, some, size)
+            chance += masks.mean(axis=(1, 2)).tolist()
             for name in methods:
                 heats = shown(weigh(slopes, name), size)
-                found[name] += [score_map(*pair) for pair in zip(heats, masks[start : start + BATCH], strict=True)]
+                found[name] += [score_map(*pair) for pair in zip(heats, masks, strict=True)]
         for name in methods:
             mean = pd.DataFrame(found[name]).mean()
-            rows.append({"method": name, "stage": depth, **mean, "chance": masks.mean(), "images": len(images)})
+            rows.append({"method": name, "stage": depth, **mean, "chance": np.mean(chance), "images": len(positives)})
     table = pd.DataFrame(rows)
     return table.sort_values(["pointing", "auprc"], ascending=False, kind="stable", ignore_index=True)

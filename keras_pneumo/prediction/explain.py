@@ -18,7 +18,7 @@ from keras_pneumo.data.devices import FILE as DEVICES
 from keras_pneumo.data.devices import TUBE, Devices, kinds_of, read_devices
 from keras_pneumo.data.files import write_json, write_table
 from keras_pneumo.data.prepared import Prepared, verify_files
-from keras_pneumo.evaluation.saliency import agreement, coverage_at, score_map, summary
+from keras_pneumo.evaluation.saliency import agreement, coverage_at, mask_at, score_map, summary
 from keras_pneumo.evaluation.shortcuts import answers_by_tube, border, region_shares, shares_table
 from keras_pneumo.evaluation.statistics import RESAMPLES
 from keras_pneumo.evaluation.where import (
@@ -33,12 +33,12 @@ from keras_pneumo.evaluation.where import (
 )
 from keras_pneumo.prediction.choice import choose
 from keras_pneumo.prediction.ensemble import check_together, predict_classifiers
-from keras_pneumo.prediction.gradcam import heat_maps, raw_maps, shown
+from keras_pneumo.prediction.gradcam import heat_maps
 from keras_pneumo.prediction.map_files import MAPS, compared_maps, write_maps
 from keras_pneumo.prediction.overlays import caption, overlay, write_overlay
 from keras_pneumo.prediction.positives import (
     image_probabilities,
-    masks_of,
+    maps_of,
     operating_threshold,
     patients_of,
     picture_size,
@@ -56,6 +56,7 @@ FORMAT = 1
 SANITY_IMAGES = 8
 """Positives on which the maps of random weights are tried."""
 
+BORDER = "border"
 NO_SHARES = (float("nan"), float("nan"))
 """Of a region that is not on an image."""
 
@@ -110,31 +111,36 @@ def explain_prepared(
     model = load_model(run)
     choice = choose(model, run, prepared, wanted.method, wanted.stage)
     method, stage = str(choice["method"].iloc[0]), int(choice["stage"].iloc[0])
-    images = pixels_of(prepared, positives, size)
-    raw = raw_maps(model, images, method, stage)
+    raw = maps_of(model, prepared, positives, size, method, stage)
     if probability is None:
         probability = _answers(run, prepared, wanted.subset, positives, raw.logits)
 
-    masks, patients = masks_of(prepared, positives, size), patients_of(prepared, positives)
     other = compared_maps(wanted.compare, positives, method, stage, raw.maps.shape[1:]) if wanted.compare else None
     maps = {HEAT: each_heat(raw.maps, size), **rivals(run, prepared, positives, other, wanted.segmenter)}
-    regions = _regions(devices, positives, size)
+    regions = [BORDER, *kinds_of(devices or {})]
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in maps}
     shares: dict[str, list[tuple[float, float]]] = {name: [] for name in regions}
+    areas: list[float] = []
+    pictured = picture_size(prepared)
     for number, heats in enumerate(zip(*maps.values(), strict=True)):
+        truth = truth_of(prepared, positives[number : number + 1])[0]
+        mask = mask_at(truth, size)
+        areas.append(float(mask.mean()))
         for name, heat in zip(maps, heats, strict=True):
-            scores[name].append(score_map(heat, masks[number]))
-        for name, places in regions.items():
-            place = places[number]
-            shares[name].append(NO_SHARES if place is None else region_shares(heats[0], masks[number], place))
+            scores[name].append(score_map(heat, mask))
+        for name in regions:
+            place = _place(name, devices, positives[number], size)
+            shares[name].append(NO_SHARES if place is None else region_shares(heats[0], mask, place))
         said = float(probability.get(positives[number], float("nan")))
         word = "" if threshold is None else "found" if said >= threshold else "missed"
-        _draw(prepared, positives[number], heats[0], caption(said, method, stage, word), folder)
+        radiograph = pixels_of(prepared, positives[number : number + 1], pictured, as_uint8=True)[0, ..., 0]
+        picture = overlay(radiograph, heats[0], caption(said, method, stage, word), truth)
+        write_overlay(folder / PICTURES / f"{positives[number]}.png", picture)
         if progress:
             progress(number + 1, len(positives))
 
     tables = {name: pd.DataFrame(rows) for name, rows in scores.items()}
-    area = masks.mean(axis=(1, 2))
+    area, patients = np.array(areas), patients_of(prepared, positives)
     write_table(folder / CHECK, summary(tables, area, patients, resamples, seed))
     write_table(folder / IMAGES, _per_image(positives, probability, threshold, area, tables))
     write_table(folder / SHORTCUTS, shares_table(shares, patients, resamples, seed))
@@ -148,11 +154,12 @@ def explain_prepared(
     tried = np.random.default_rng(seed).permutation(hot)[:SANITY_IMAGES]
     sanity = None
     if len(tried):
-        sanity = cascade(model, images[tried], lambda network, some: heat_maps(network, some, method, stage), seed)
+        images = pixels_of(prepared, [positives[number] for number in tried], size)
+        sanity = cascade(model, images, lambda network, some: heat_maps(network, some, method, stage), seed)
     _keep(folder / SANITY, sanity)
     twin = None
     if other is not None:
-        twin = agreement(shown(raw.maps, size), shown(other.maps, size))
+        twin = agreement(each_heat(raw.maps, size), each_heat(other.maps, size))
         twin["logit_difference"] = float(np.abs(raw.logits - other.logits).max())
     record = {
         "format": FORMAT,
@@ -178,13 +185,6 @@ def explain_prepared(
     write_json(folder / RECORD, record)
 
 
-def _draw(prepared: Prepared, image_id: str, heat: np.ndarray, words: str, folder: Path) -> None:
-    """Write one positive's picture."""
-    radiograph = pixels_of(prepared, [image_id], picture_size(prepared), as_uint8=True)[0, ..., 0]
-    picture = overlay(radiograph, heat, words, truth_of(prepared, [image_id])[0])
-    write_overlay(folder / PICTURES / f"{image_id}.png", picture)
-
-
 def _keep(path: Path, table: pd.DataFrame | None) -> None:
     """Write a table, or remove an earlier one where there is none now."""
     if table is None:
@@ -207,14 +207,12 @@ def _devices(prepared: Prepared, wanted: Asked) -> Devices | None:
     return read_devices(path) if path else None
 
 
-def _regions(devices: Devices | None, image_ids: Sequence[str], size: int) -> dict[str, list[np.ndarray | None]]:
-    """Regions that should be cold, by name: how much of each pixel of each image belongs to it, None where there is no
-    such thing on the image."""
-    found: dict[str, list[np.ndarray | None]] = {"border": [border(size).astype(np.float32)] * len(image_ids)}
-    for kind in kinds_of(devices or {}):
-        places = [(devices or {}).get(image_id, {}).get(kind) for image_id in image_ids]
-        found[kind] = [None if place is None else coverage_at(place, size) for place in places]
-    return found
+def _place(region: str, devices: Devices | None, image_id: str, size: int) -> np.ndarray | None:
+    """How much of each pixel belongs to a region that should be cold; None where the image has no such thing."""
+    if region == BORDER:
+        return border(size).astype(np.float32)
+    found = (devices or {}).get(image_id, {}).get(region)
+    return None if found is None else coverage_at(found, size)
 
 
 def _by_tube(

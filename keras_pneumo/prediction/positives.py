@@ -5,8 +5,10 @@ In: a run, the prepared folder it was trained on, a subset's name. Out: arrays i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import keras
 import numpy as np
 import pandas as pd
 
@@ -16,6 +18,7 @@ from keras_pneumo.data.prepared import Prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.saliency import coverage_at, mask_at
 from keras_pneumo.prediction.ensemble import asked
+from keras_pneumo.prediction.gradcam import BATCH, RawMaps, raw_maps
 from keras_pneumo.prediction.overlays import SIDE
 from keras_pneumo.prediction.predict import probabilities_of
 from keras_pneumo.prediction.run import Run
@@ -59,6 +62,18 @@ def truth_of(prepared: Prepared, image_ids: Sequence[str]) -> list[rle.Runs]:
 def masks_of(prepared: Prepared, image_ids: Sequence[str], size: int) -> np.ndarray:
     """True masks, bool (n, S, S)."""
     return np.stack([mask_at(runs, size) for runs in truth_of(prepared, image_ids)])
+
+
+def batches_of(image_ids: Sequence[str], size: int = BATCH) -> Iterator[list[str]]:
+    """The ids a batch at a time: a thousand radiographs at full size would not fit in memory as floats."""
+    for start in range(0, len(image_ids), size):
+        yield list(image_ids[start : start + size])
+
+
+def maps_of(model: keras.Model, prepared: Prepared, image_ids: Sequence[str], side: int, *how: Any) -> RawMaps:
+    """Raw maps of prepared images of one size; ``how`` is the method and the stage."""
+    parts = [raw_maps(model, pixels_of(prepared, some, side), *how) for some in batches_of(image_ids)]
+    return RawMaps(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def patients_of(prepared: Prepared, image_ids: Sequence[str]) -> np.ndarray:

@@ -15,8 +15,8 @@ from keras_pneumo.data.prepared import Prepared, verify_files
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.saliency import centre_prior
 from keras_pneumo.prediction.ensemble import check_together
-from keras_pneumo.prediction.gradcam import BATCH, RawMaps, shown
-from keras_pneumo.prediction.positives import pixels_of, usual_place
+from keras_pneumo.prediction.gradcam import RawMaps, shown
+from keras_pneumo.prediction.positives import batches_of, pixels_of, usual_place
 from keras_pneumo.prediction.run import Run
 from keras_pneumo.prediction.segment import mean_maps, open_members
 
@@ -65,8 +65,8 @@ def _segmented(segmenter: Run, prepared: Prepared, image_ids: list[str], size: i
     own = segmenter.experiment.image_size
     verify_files(prepared, own, image_ids)
     members = open_members([segmenter])
-    for start in range(0, len(image_ids), BATCH):
-        pixels = pixels_of(prepared, image_ids[start : start + BATCH], own)
+    for some in batches_of(image_ids):
+        pixels = pixels_of(prepared, some, own)
         maps, _ = mean_maps(members, lambda _size, pixels=pixels: pixels)  # type: ignore[misc]
         for one in maps:
             method = cv2.INTER_AREA if own > size else cv2.INTER_LINEAR
