@@ -154,7 +154,9 @@ def _sentences(
             f"({shown(float(best.pointing))} there), out of {len(choice)}."
         )
     if record["without_heat"]:
-        found.append(f"On {record['without_heat']:,} of them nothing speaks for a pneumothorax, so there is no heat.")
+        found.append(
+            f"Nothing speaks for a pneumothorax, so there is no heat, on {record['without_heat']:,} of the positives."
+        )
     twin = record.get("twin")
     if twin:
         found.append(
