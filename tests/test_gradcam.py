@@ -181,6 +181,21 @@ def test_the_weights_stay_and_the_network_can_be_forgotten(images):
     assert alive() is None
 
 
+def test_no_image_is_no_fault(classifier):
+    assert heat_maps(classifier, np.zeros((0, 32, 32, 1), np.float32)).shape == (0, 32, 32)
+
+
+def test_half_precision_gives_full_maps(images):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = build_classifier("resnet18")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    found = heat_maps(model, images, "hirescam", 2)
+    assert found.dtype == np.float32
+    assert np.isfinite(found).all()
+
+
 def test_steep_slopes_do_not_overflow():
     huge = Slopes(np.full((1, 2, 2, 3), 1e10, np.float32), np.full((1, 2, 2, 3), 1e15, np.float32), np.zeros(1))
     assert np.isfinite(weigh(huge, "gradcam++")).all()

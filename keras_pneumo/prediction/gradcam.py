@@ -78,6 +78,8 @@ def heat_maps(model: keras.Model, images: Any, method: str = "gradcam", stage: i
 def raw_maps(model: keras.Model, images: Any, method: str = "gradcam", stage: int = 5) -> RawMaps:
     """Maps with their sign, on the stage's grid, and the logits; arguments as for :func:`heat_maps`."""
     _check(method, stage)
+    if not len(images):
+        return RawMaps(np.zeros((0, 1, 1), np.float32), np.zeros(0, np.float32))
     found = []
     for start in range(0, len(images), BATCH):
         slopes = slopes_of(model, images[start : start + BATCH], stage)
