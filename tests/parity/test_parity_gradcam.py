@@ -34,7 +34,7 @@ def start(python, *arguments, **environment):
 
 @pytest.fixture(scope="module")
 def python():
-    """The interpreter of PyTorch's environment; stated but absent is a fault, not stated and absent a reason to skip."""
+    """The interpreter of PyTorch's environment; one that is stated but absent is a fault, and no reason to skip."""
     beside = ROOT / ".venv-torch" / "bin" / "python"
     found = os.environ.get("KERAS_PNEUMO_TORCH_PYTHON") or (str(beside) if beside.exists() else None)
     if found is None:
