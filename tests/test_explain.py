@@ -196,6 +196,11 @@ def test_the_report_shows_it_and_the_command_says_it(tmp_path, run, prepared, ca
     assert "Grad-CAM of stage 5." in said
     assert "The hottest pixel lies in the true outline on" in said
     assert "Where it looks: Grad-CAM of stage 5" in (mine.folder / "report.html").read_text()
+    shutil.rmtree(mine.folder / "submission")
+    with pytest.raises(SystemExit) as end:
+        main(["explain", str(mine.folder), str(prepared.folder), "--method", "gradcam", "--stage", "5"])
+    assert end.value.code == 0
+    assert "could not be written again" in capsys.readouterr().err
 
 
 def test_radiographs_as_they_come(tmp_path, run, phantoms, capsys):

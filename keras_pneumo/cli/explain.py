@@ -108,10 +108,12 @@ def _explain_prepared(
         say(sentence)
     for row in found.shortcuts:
         say(f"{row['region']}: {row['heat']} of the heat on {row['area']} of the image ({row['images']} images).")
+    say(str(folder))
     if folder == run.folder / FOLDER and run.experiment.task == "classifier" and subset == "test":
-        say(str(rewrite_report(run, prepared)))
-    else:
-        say(str(folder))
+        try:
+            say(str(rewrite_report(run, prepared)))
+        except PneumoError as error:  # the maps are there all the same
+            warn(f"The run's report could not be written again. {error}")
 
 
 def _method(text: str) -> str | None:
