@@ -22,11 +22,12 @@ COMMANDS = [
     "train",
     "find-lr",
     "predict",
+    "explain",
     "compare",
     "audit-split",
 ]
 # These follow others' results or need an account, so they are not run as they stand.
-EXAMPLES = [name for name in COMMANDS if name not in ("download", "predict", "compare", "train", "find-lr")]
+EXAMPLES = [name for name in COMMANDS if name not in ("download", "predict", "explain", "compare", "train", "find-lr")]
 
 
 def run(*arguments, cwd=None, timeout=600):
@@ -92,6 +93,9 @@ def test_the_training_examples_work_one_after_the_other(tmp_path):
     for _ in shell(example("predict"), tmp_path):
         pass
     assert len(pd.read_csv(tmp_path / "runs/try/predictions.csv")) == 60
+    for _ in shell(example("explain"), tmp_path):
+        pass
+    assert list(tmp_path.glob("runs/explain-try/overlays/*.png"))
     for _ in shell(example("compare"), tmp_path):
         pass
     board = pd.read_csv(tmp_path / "runs/compare-try/board.csv")

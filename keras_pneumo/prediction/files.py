@@ -61,7 +61,7 @@ def predict_files(
             raise PneumoError("Masks need a rule: name the postprocess.json that predicting a prepared folder wrote.")
         answer_batch = _segmenter(runs, rule, gate)
     else:
-        answer_batch = _classifier(runs)
+        answer_batch = classifier_answers(runs)
     size = max(run.experiment.image_size for run in [*runs, *gate])
     rows: list[dict[str, object]] = []
     refused: list[dict[str, object]] = []
@@ -71,7 +71,7 @@ def predict_files(
         images, names = [], []
         for path, found in batch:
             file = path.relative_to(data).as_posix()
-            reason = str(found) if isinstance(found, UnreadableImage) else _unfit(found, size)
+            reason = str(found) if isinstance(found, UnreadableImage) else unfit(found, size)
             if reason or isinstance(found, UnreadableImage):
                 refused.append({"file": file, "reason": reason})
                 continue
@@ -92,7 +92,8 @@ def pixels_at(images: Sequence[np.ndarray], size: int) -> np.ndarray:
     return np.stack([resize_image(image, size) for image in images])[..., None].astype(np.float32) / np.float32(255)
 
 
-def _classifier(runs: Sequence[Run]) -> Answering:
+def classifier_answers(runs: Sequence[Run]) -> Answering:
+    """The runs' networks, opened, as a function from radiographs to ``probability``."""
     members = [(run, load_models(run)) for run in runs]
 
     def answer_batch(images: Sequence[np.ndarray]) -> Answers:
@@ -116,7 +117,7 @@ def _segmenter(runs: Sequence[Run], rule: Rule, gate: Sequence[Run]) -> Answerin
             f"The rule for masks was fitted with the gate {wanted!r}; name those runs with --gate, and no others."
         )
     members = open_members(runs)
-    ask = _classifier(gate) if gate and wanted else None
+    ask = classifier_answers(gate) if gate and wanted else None
 
     def answer_batch(images: Sequence[np.ndarray]) -> Answers:
         maps, head = mean_maps(members, lambda size: pixels_at(images, size))
@@ -130,7 +131,7 @@ def _segmenter(runs: Sequence[Run], rule: Rule, gate: Sequence[Run]) -> Answerin
     return answer_batch
 
 
-def _unfit(radiograph: Radiograph, size: int) -> str:
+def unfit(radiograph: Radiograph, size: int) -> str:
     """Why a radiograph cannot be brought to the network's size, or nothing."""
     height, width = radiograph.image.shape
     if height != width:
