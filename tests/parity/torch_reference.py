@@ -30,10 +30,10 @@ def nhwc(tensor):
 
 
 def classifier(task, folder):
-    """torchvision's ResNet with one class."""
+    """torchvision's ResNet."""
     import torchvision
 
-    network = getattr(torchvision.models, task["encoder"])(num_classes=1)
+    network = getattr(torchvision.models, task["encoder"])(num_classes=task.get("classes", 1))
 
     def forward(image):
         # torchvision's forward, a module at a time, so that each feature map can be kept.
@@ -48,6 +48,43 @@ def classifier(task, folder):
         return {"image": logits, **{f"feature{index}": nhwc(feature) for index, feature in enumerate(features)}}
 
     both_modes(network, forward, folder)
+
+
+def timm_classifier(task, folder):
+    """timm's ResNet, whose head is left out for no classes; then its pooled features stand for the logits."""
+    import timm
+
+    network = timm.create_model(task["encoder"], pretrained=False, num_classes=task["classes"])
+    both_modes(network, lambda image: {"image": network(image)}, folder)
+
+
+def fastai_classifier(task, folder):
+    """The model of fastai's learner, without its dropout; see :func:`learner_file` for the file."""
+    network = fastai_learner(task["encoder"]).model
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    both_modes(network, lambda image: {"image": network(image)}, folder)
+
+
+def fastai_learner(encoder):
+    """``vision_learner`` with a random start on two made-up images of two categories."""
+    from fastai.vision import all as fastai
+
+    made_up = [(torch.zeros(3, 64, 64), torch.tensor(label)) for label in (0, 1)]
+    loaders = fastai.DataLoaders.from_dsets(made_up, made_up, bs=2)
+    architecture = getattr(fastai, encoder)
+    return fastai.vision_learner(loaders, architecture, n_out=2, pretrained=False, loss_func=fastai.CrossEntropyLossFlat())
+
+
+def learner_file(task, folder):
+    """A learner as ``learn.save`` writes it, with its optimizer, and the same weights as safetensors."""
+    learner = fastai_learner(task["encoder"])
+    learner.create_opt()
+    learner.path, learner.model_dir = folder, "."
+    learner.save("learner")
+    state = {name: value.contiguous().numpy() for name, value in learner.model.state_dict().items()}
+    save_file(state, folder / "expected.safetensors")
 
 
 def unet(task, folder):
