@@ -28,6 +28,7 @@ CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 MEAN = torch.tensor([0.485, 0.456, 0.406], device=DEVICE).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225], device=DEVICE).view(1, 3, 1, 1)
+PREPROCESSING = "the prepared folder's PNGs, scaled to [0, 1], ImageNet mean and standard deviation"
 UNSUPPORTED = {"ema": 0.0, "swa_epochs": 0, "top_k": 1, "patience": None, "accumulation": 1}
 """Settings of the shared recipe that this team does not have, with the value it takes."""
 
@@ -234,7 +235,10 @@ def fit_threshold(truth: np.ndarray, probability: np.ndarray) -> float:
     return float(cuts[best[(len(best) - 1) // 2]])
 
 
-def hand_in(out: Path, team: str, task: str, experiment, split: str, seconds: float, threshold, tables) -> None:
+def hand_in(
+    out: Path, team: str, task: str, experiment, split: str, seconds: float, threshold, tables,
+    framework=f"PyTorch {torch.__version__}", preprocessing=PREPROCESSING,
+) -> None:  # fmt: skip
     """Write the submission folder: submission.json, predictions.csv (test) and validation.csv."""
     folder = out / "submission"
     folder.mkdir(parents=True)
@@ -244,7 +248,7 @@ def hand_in(out: Path, team: str, task: str, experiment, split: str, seconds: fl
     info = {
         "format": 1,
         "team": team,
-        "framework": f"PyTorch {torch.__version__}",
+        "framework": framework,
         "task": task,
         "split_sha256": split,
         "subset": "test",
@@ -254,7 +258,7 @@ def hand_in(out: Path, team: str, task: str, experiment, split: str, seconds: fl
         "seeds": [experiment.seed],
         "training_hours": round(seconds / 3600, 4),
         "hardware": torch.cuda.get_device_name() if CUDA else cores,
-        "preprocessing": "the prepared folder's PNGs, scaled to [0, 1], ImageNet mean and standard deviation",
+        "preprocessing": preprocessing,
     }
     (folder / "submission.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     print(folder)
