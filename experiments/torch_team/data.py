@@ -67,7 +67,9 @@ def read_subsets(folder: Path, fold: int) -> tuple[dict[str, pd.DataFrame], str]
         split = pd.read_csv(folder / "split.csv", dtype={"image_id": str, "patient_id": str})
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        refuse(f"{folder} is no prepared folder ({error}). Make it with keras-pneumo prepare, or make train-classifier.")
+        refuse(
+            f"{folder} is no prepared folder ({error}). Make it with keras-pneumo prepare, or make train-classifier."
+        )
     if fold not in set(split["fold"]):
         refuse(f"{folder} has no fold {fold}.")
     development = split["fold"] >= 0
@@ -185,7 +187,7 @@ def as_is(batch):
 
 
 def augment(images, masks, ranges, generator):
-    """Mirror, rotate and scale about the centre, shift (bilinear, black outside); then contrast, brightness, gamma, noise.
+    """Mirror, rotate and scale about the centre, shift (bilinear, black outside); then the grey levels and noise.
 
     Args:
         images: float (B, 1, S, S) in [0, 1].

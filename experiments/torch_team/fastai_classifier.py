@@ -3,10 +3,10 @@
     python experiments/torch_team/fastai_classifier.py --experiment runs/demo_classifier --data data/prepared/phantom \\
         --out runs/fastai_classifier
 
-``make fastai-classifier`` does all of it. Of the shared experiment only the image size, the number of epochs, the fold and
-the seed are taken; the rest is fastai 2.8: batches of 64, Adam at 1e-3, ``fit_one_cycle``, ``aug_transforms()``, the body
-frozen if it starts from ImageNet's weights, yes from a probability of 0.5 on, the last epoch's weights. ImageNet's weights
-are used if torchvision has them in its cache already; nothing is downloaded.
+``make fastai-classifier`` does all of it. Of the shared experiment only the image size, the number of epochs, the fold
+and the seed are taken; the rest is fastai 2.8: batches of 64, Adam at 1e-3, ``fit_one_cycle``, ``aug_transforms()``, the
+body frozen if it starts from ImageNet's weights, yes from a probability of 0.5 on, the last epoch's weights. ImageNet's
+weights are used if torchvision has them in its cache already; nothing is downloaded.
 """
 
 from __future__ import annotations

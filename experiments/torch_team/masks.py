@@ -1,4 +1,4 @@
-"""The competition's EncodedPixels: ``gap length gap length ...`` down the columns of 1024x1024 pixels; ``-1`` is empty."""
+"""The competition's EncodedPixels: ``gap length gap length ...`` down the columns of 1024x1024 pixels, or ``-1``."""
 
 from __future__ import annotations
 

@@ -94,47 +94,30 @@ def fit(network, experiment, data, loss_of, judge, out: Path) -> tuple[torch.nn.
     loader = batches(data, sampler)
     rows, best, kept = [], (-np.inf, -np.inf), None
     began = time.monotonic()
-    rate = experiment.frozen_learning_rate or experiment.learning_rate
-    frozen = ("frozen", range(experiment.frozen_epochs), rate)
-    whole = ("whole", range(experiment.frozen_epochs, experiment.frozen_epochs + experiment.epochs))
-    for phase, epochs, rate in (frozen, (*whole, experiment.learning_rate)):
-        if not len(epochs):
-            continue
+    thaw, end = experiment.frozen_epochs, experiment.frozen_epochs + experiment.epochs
+    frozen_rate = experiment.frozen_learning_rate or experiment.learning_rate
+    phases = [("frozen", range(thaw), frozen_rate), ("whole", range(thaw, end), experiment.learning_rate)]
+    for phase, epochs, rate in phases if thaw else phases[1:]:
         set_learning(network, experiment, phase == "whole")
         optimizer = make_optimizer(network, experiment, rate)
-        scheduler = make_schedule(optimizer, experiment, len(epochs) * len(sampler), len(sampler))
+        schedule = make_schedule(optimizer, experiment, len(epochs) * len(sampler), len(sampler))
         scaler = torch.amp.GradScaler(DEVICE.type, enabled=half_type(experiment) == torch.float16)
         for epoch in epochs:
-            sampler.epoch, started, total = epoch, time.monotonic(), torch.zeros((), device=DEVICE)
+            sampler.epoch, started = epoch, time.monotonic()
             set_modes(network, experiment, phase == "whole")
-            for images, labels, masks in loader:
-                labels = labels.to(DEVICE, non_blocking=True)
-                masks = None if masks is None else masks.to(DEVICE, non_blocking=True)
-                with autocast(experiment):
-                    outputs = network(prepared(images))
-                loss = loss_of(outputs, labels, masks)  # outside autocast: sums over masks overflow float16
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
-                if experiment.clip_norm:
-                    scaler.unscale_(optimizer)
-                    torch.nn.utils.clip_grad_norm_(network.parameters(), experiment.clip_norm)
-                scaler.step(optimizer)
-                scaler.update()
-                if scheduler is not None and experiment.schedule != "plateau":
-                    scheduler.step()
-                total += loss.detach() * len(images)
-            seconds, mean = time.monotonic() - started, total.item() / len(data)
-            if not np.isfinite(mean):
+            loss = one_epoch(network, experiment, loader, loss_of, optimizer, schedule, scaler) / len(data)
+            speed = len(data) / (time.monotonic() - started)
+            if not np.isfinite(loss):
                 refuse(f"The loss of epoch {epoch + 1} is no longer finite. Lower the learning rate.")
             score, validation_loss = judge(network)
             if experiment.schedule == "plateau":
-                scheduler.step(score)
+                schedule.step(score)
             better = (score, -validation_loss) > best
             if better:
                 best, kept = (score, -validation_loss), copy.deepcopy(network.state_dict())
-            rows.append([epoch + 1, phase, mean, validation_loss, score, round(len(data) / seconds, 1), int(better)])
-            print(f"epoch {epoch + 1:>3} ({phase}): loss {mean:.4f}, validation loss {validation_loss:.4f}, "
-                  f"score {score:.4f}, {len(data) / seconds:.1f} images/s{', best' if better else ''}", flush=True)  # fmt: skip
+            rows.append([epoch + 1, phase, loss, validation_loss, score, round(speed, 1), int(better)])
+            found = f"loss {loss:.4f}, validation loss {validation_loss:.4f}, score {score:.4f}"
+            print(f"epoch {epoch + 1:>3} ({phase}): {found}, {speed:.1f} images/s{', best' * better}", flush=True)
     took = time.monotonic() - began
     if kept is None:
         refuse("No epoch gave a finite validation score. Lower the learning rate.")
@@ -143,6 +126,28 @@ def fit(network, experiment, data, loss_of, judge, out: Path) -> tuple[torch.nn.
     pd.DataFrame(rows, columns=columns).to_csv(out / "log.csv", index=False)
     save_file({name: value.cpu().contiguous() for name, value in kept.items()}, out / "best.safetensors")
     return network, took
+
+
+def one_epoch(network, experiment, loader, loss_of, optimizer, schedule, scaler) -> float:
+    """All steps of an epoch; the sum of the images' losses."""
+    total = torch.zeros((), device=DEVICE)  # read once an epoch: each reading waits for the GPU
+    for images, labels, masks in loader:
+        labels = labels.to(DEVICE, non_blocking=True)
+        masks = None if masks is None else masks.to(DEVICE, non_blocking=True)
+        with autocast(experiment):
+            outputs = network(prepared(images))
+        loss = loss_of(outputs, labels, masks)  # outside autocast: sums over masks overflow float16
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        if experiment.clip_norm:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(network.parameters(), experiment.clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        if schedule is not None and experiment.schedule != "plateau":
+            schedule.step()
+        total += loss.detach() * len(images)
+    return total.item()
 
 
 def set_learning(network, experiment, encoder_learns: bool) -> None:

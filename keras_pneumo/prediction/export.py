@@ -1,7 +1,7 @@
 """A run's network for other programs: PyTorch, TensorFlow without Keras, ONNX Runtime, LiteRT.
 
-In: a finished run, or a network as it starts. Out: a file (savedmodel: a folder) that computes the network's logits from
-the same input that the Keras network takes, float32 (batch, height, width, 1) in [0, 1]; the normalisation is inside.
+In: a finished run, or a network as it starts. Out: a file (savedmodel: a folder) that computes the network's logits
+from the input that the Keras network takes, float32 (batch, height, width, 1) in [0, 1]; the normalisation is inside.
 PyTorch's file holds weights only, under the names of torchvision or smp. Each is read back and run on a few phantoms
 before it gets its name, and what gives other logits is removed: a wrong export is worse than none.
 """

@@ -102,8 +102,8 @@ def check_statistics(model, before, theirs):
         if name.endswith("running_mean"):
             np.testing.assert_allclose(array, theirs[f"float64.buffer.{name}"], rtol=1e-7, atol=1e-9)
         if name.endswith("running_var"):
-            ours_new = array - 0.9 * before[name]
-            theirs_new = theirs[f"float64.buffer.{name}"] - 0.9 * before[name]
+            old = 0.9 * before[name].astype(np.float64)
+            ours_new, theirs_new = array - old, theirs[f"float64.buffer.{name}"] - old
             alive = ours_new != 0  # a unit that is off for the whole batch has no variance, in neither
             assert (theirs_new[~alive] == 0).all()
             ratio = np.median(theirs_new[alive] / ours_new[alive])
