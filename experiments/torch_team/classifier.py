@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 import torchvision
 from data import Radiographs, in_order, read_experiment, read_subsets, refuse
-from training import UNSUPPORTED, arguments, auroc, autocast, cross_entropy, fit, fit_threshold, hand_in, load_start
+from submission import auroc, fit_threshold, hand_in
+from training import UNSUPPORTED, arguments, autocast, cross_entropy, fit, load_start
 from training import prepared as on_device
 
 

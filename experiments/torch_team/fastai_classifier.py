@@ -4,9 +4,9 @@
         --out runs/fastai_classifier
 
 ``make fastai-classifier`` does all of it. Of the shared experiment only the image size, the number of epochs, the fold
-and the seed are taken; the rest is fastai 2.8: batches of 64, Adam at 1e-3, ``fit_one_cycle``, ``aug_transforms()``, the
-body frozen if it starts from ImageNet's weights, yes from a probability of 0.5 on, the last epoch's weights. ImageNet's
-weights are used if torchvision has them in its cache already; nothing is downloaded.
+and the seed are taken. The rest is fastai 2.8: batches of 64, Adam at 1e-3, ``fit_one_cycle``, ``aug_transforms()``,
+the body frozen if it starts from ImageNet's weights, yes from a probability of 0.5 on, the last epoch's weights.
+ImageNet's weights are used if torchvision has them in its cache already; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import torchvision
 from data import read_experiment, read_subsets, refuse
 from fastai.vision.all import ImageDataLoaders, accuracy, aug_transforms, resnet50, set_seed, vision_learner
 from safetensors.torch import save_file
-from training import arguments, hand_in
+from submission import hand_in
+from training import arguments
 
 
 def imagenet_at_hand() -> bool:

@@ -19,7 +19,8 @@ import torch
 from data import Radiographs, in_order, read_experiment, read_subsets, refuse
 from losses import mask_loss
 from masks import MASK_SIZE, decode, encode
-from training import DEVICE, UNSUPPORTED, arguments, auroc, autocast, cross_entropy, fit, hand_in, load_start
+from submission import auroc, hand_in
+from training import DEVICE, UNSUPPORTED, arguments, autocast, cross_entropy, fit, load_start
 from training import prepared as on_device
 
 LEVELS = 255

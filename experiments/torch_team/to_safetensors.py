@@ -4,7 +4,8 @@
 
 The file is read with ``weights_only=True``, which makes tensors and plain containers and runs no code. A bare state
 dict is taken as it is; one under ``model``, ``state_dict`` or ``model_state_dict`` (as fastai's ``learn.save`` and most
-training scripts write it) is found there, and the ``module.`` that DataParallel puts before every name is dropped. Values are copied; bfloat16, which numpy lacks, is widened to float32, exactly.
+training scripts write it) is found there, and the ``module.`` that DataParallel puts before every name is dropped.
+Values are copied; bfloat16, which numpy lacks, is widened to float32, exactly.
 """
 
 from __future__ import annotations

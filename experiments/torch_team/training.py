@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
 import re
 import time
 from pathlib import Path
@@ -28,7 +26,6 @@ CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 MEAN = torch.tensor([0.485, 0.456, 0.406], device=DEVICE).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225], device=DEVICE).view(1, 3, 1, 1)
-PREPROCESSING = "the prepared folder's PNGs, scaled to [0, 1], ImageNet mean and standard deviation"
 UNSUPPORTED = {"ema": 0.0, "swa_epochs": 0, "top_k": 1, "patience": None, "accumulation": 1}
 """Settings of the shared recipe that this team does not have, with the value it takes."""
 
@@ -220,50 +217,3 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing=0.0, pos
     smoothed = labels * (1 - smoothing) + smoothing / 2
     weight = 1 + labels * (positive_weight - 1)
     return F.binary_cross_entropy_with_logits(logits.float().flatten(), smoothed, weight, reduction="none")
-
-
-def auroc(truth: np.ndarray, score: np.ndarray) -> float:
-    """Area under the ROC curve, exact, ties counted half."""
-    ranks, positive = pd.Series(score).rank().to_numpy(), truth == 1
-    p, n = positive.sum(), (~positive).sum()
-    return float((ranks[positive].sum() - p * (p + 1) / 2) / (p * n))
-
-
-def fit_threshold(truth: np.ndarray, probability: np.ndarray) -> float:
-    """The threshold of highest sensitivity + specificity, halfway between scores; of several the middle one."""
-    scores = np.unique(probability)
-    cuts = (np.append(0.0, scores[:-1]) + scores) / 2
-    positive, negative = np.sort(probability[truth == 1]), np.sort(probability[truth == 0])
-    missed = np.searchsorted(positive, cuts) / len(positive)
-    value = np.searchsorted(negative, cuts) / len(negative) - missed
-    best = np.flatnonzero(value >= value.max() - 1e-12)
-    return float(cuts[best[(len(best) - 1) // 2]])
-
-
-def hand_in(
-    out: Path, team: str, task: str, experiment, split: str, seconds: float, threshold, tables,
-    framework=f"PyTorch {torch.__version__}", preprocessing=PREPROCESSING,
-) -> None:  # fmt: skip
-    """Write the submission folder: submission.json, predictions.csv (test) and validation.csv."""
-    folder = out / "submission"
-    folder.mkdir(parents=True)
-    for name, table in tables.items():
-        table.to_csv(folder / name, index=False, float_format="%.17g", lineterminator="\n")
-    cores = f"{os.cpu_count()} CPU cores"
-    info = {
-        "format": 1,
-        "team": team,
-        "framework": framework,
-        "task": task,
-        "split_sha256": split,
-        "subset": "test",
-        "threshold": threshold,
-        "pretraining": {"images": "none" if experiment.weights == "random" else "ImageNet-1k", "image_ids": []},
-        "image_size": experiment.image_size,
-        "seeds": [experiment.seed],
-        "training_hours": round(seconds / 3600, 4),
-        "hardware": torch.cuda.get_device_name() if CUDA else cores,
-        "preprocessing": preprocessing,
-    }
-    (folder / "submission.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    print(folder)

@@ -117,6 +117,7 @@ def team_pieces(task, folder):
     import data
     import losses
     import masks
+    import submission
     import training
 
     given = np.load(folder / "in.npz")
@@ -126,8 +127,8 @@ def team_pieces(task, folder):
         kept[f"loss{number}"] = losses.mask_loss(recipe, logits, truth).numpy()
     label, logit = torch.from_numpy(given["label"]), torch.from_numpy(given["logit"])
     kept["cross_entropy"] = training.cross_entropy(logit, label, 0.1, 3.0).numpy()
-    kept["auroc"] = np.array(training.auroc(given["label"], given["score"]))
-    kept["threshold"] = np.array(training.fit_threshold(given["label"], given["score"]))
+    kept["auroc"] = np.array(submission.auroc(given["label"], given["score"]))
+    kept["threshold"] = np.array(submission.fit_threshold(given["label"], given["score"]))
     # With every draw at the same place of its range, the parameters are known.
     draw = torch.rand
     torch.rand = lambda *size, generator=None: torch.full(size, task["draw"])
