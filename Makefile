@@ -62,7 +62,8 @@ else
 endif
 
 # The other team reads the prepared folder and the experiment; PyTorch's Python starts from the weights that Keras's
-# seed gives. EXPERIMENT may be a run, whose experiment is then repeated, not continued.
+# seed gives. EXPERIMENT may be a run, whose experiment is then repeated, not continued. On cores that are shared, PyTorch's
+# threads would otherwise spin on the very core that they wait for: four times the CPU time per step was measured.
 TEAM_DATA = $(or $(DATA),$(PREPARED),data/prepared/$(notdir $(PHANTOMS)))
 TEAM_OUT = $(or $(OUT),runs/$(subst -,_,$@))
 TEAM_EXPERIMENT = $(or $(wildcard $(EXPERIMENT)/experiment.json),$(EXPERIMENT))
@@ -72,7 +73,7 @@ torch-classifier torch-segmenter fastai-classifier: $(READY) $(TORCH)/.ready
 	@test ! -e $(TEAM_OUT)/submission || { echo "$(TEAM_OUT) holds a submission already. Choose another OUT=, or remove it; nothing was changed."; exit 2; }
 	@rm -f $(TEAM_OUT)/start.safetensors
 	$(BIN)/keras-pneumo export $(TEAM_EXPERIMENT) --out $(TEAM_OUT)/start.safetensors $(if $(WEIGHTS),--weights $(WEIGHTS))
-	$(TORCH)/bin/python experiments/torch_team/$(subst -,_,$(patsubst torch-%,%,$@)).py --experiment $(TEAM_OUT)/start.safetensors $(INIT) --data $(TEAM_DATA) --out $(TEAM_OUT)
+	OMP_WAIT_POLICY=PASSIVE $(TORCH)/bin/python experiments/torch_team/$(subst -,_,$(patsubst torch-%,%,$@)).py --experiment $(TEAM_OUT)/start.safetensors $(INIT) --data $(TEAM_DATA) --out $(TEAM_OUT)
 
 # With nothing said, the demo's runs: those made on the phantoms' split.
 compare: $(READY)

@@ -1,6 +1,7 @@
 """The other team (experiments/torch_team): its pieces against ours, and both teams end to end."""
 
 import json
+import os
 import subprocess
 
 import numpy as np
@@ -90,7 +91,12 @@ def other_team(script, *arguments):
     if python is None:
         pytest.skip("no PyTorch environment: set KERAS_PNEUMO_TORCH_PYTHON or make .venv-torch")
     return subprocess.run(
-        [python, str(TEAM / script), *map(str, arguments)], capture_output=True, text=True, timeout=500, check=False
+        [python, str(TEAM / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},  # as the Makefile has it
     )
 
 
