@@ -95,6 +95,9 @@ def test_the_training_examples_work_one_after_the_other(tmp_path):
     assert len(pd.read_csv(tmp_path / "runs/try/predictions.csv")) == 60
     for _ in shell(example("compare"), tmp_path):
         pass
+    for _ in shell(example("export"), tmp_path):
+        pass
+    assert (tmp_path / "start.safetensors").stat().st_size > 10**6
     board = pd.read_csv(tmp_path / "runs/compare-try/board.csv")
     assert {"team", "auroc", "auroc_low", "auroc_high", "accuracy"} <= set(board.columns)
     assert len(board) > 3, "the no-pixel answers stand beside the team"

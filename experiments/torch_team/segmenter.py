@@ -10,6 +10,7 @@ least probability of an image that may have one. (The Keras team's rule has a se
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
 
 import numpy as np
@@ -156,7 +157,9 @@ def main() -> None:
     levels, image, _ = zip(*predict(network, data["test"], experiment, experiment.flip_averaging), strict=True)
     handed["predictions.csv"] = answers(tables["test"], levels, image, rule)
     ranking = auroc(labels, handed["validation.csv"]["probability"].to_numpy())
-    print(f"{rule}, on validation: Dice {dice:.4f}, AUROC {ranking:.4f}")
+    cut = f"probability {rule.cut / LEVELS:.2f} on at least {rule.area} pixels, image-level {rule.gate:.2f}"
+    print(f"Masks: {cut}; on validation Dice {dice:.4f}, AUROC {ranking:.4f}")
+    (given.out / "rule.json").write_text(json.dumps(rule._asdict()) + "\n", encoding="utf-8")
     threshold = rule.gate if rule.gate > 0 else rule.cut / LEVELS
     hand_in(given.out, f"torch {experiment.name}", "joint", experiment, split, seconds, threshold, handed)
 
