@@ -113,13 +113,13 @@ def fit_rule(levels, image, truth) -> tuple[Rule, float]:
 
 
 def answers(table, levels, image, rule: Rule) -> pd.DataFrame:
-    """Probability and mask of each image; without an image head the level that the least area reaches."""
+    """Mask and probability of each image: the image head's if the rule asks it, else what the least area reaches."""
     rows = []
     for one, head in zip(levels, image, strict=True):
         big = enlarge(one)
         level = np.partition(big.ravel(), -rule.area)[-rule.area] / LEVELS
         mask = rule.mask(big, 1.0 if head is None else head)
-        rows.append((level if head is None else head, encode(mask)))
+        rows.append((head if rule.gate > 0 else level, encode(mask)))
     return pd.DataFrame(rows, columns=["probability", "encoded_pixels"]).assign(image_id=table["image_id"].to_numpy())
 
 
