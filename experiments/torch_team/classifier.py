@@ -63,7 +63,7 @@ def main() -> None:
     tables, split = read_subsets(given.data, experiment.fold)
     ranges = {"train": experiment.augmentation}
     data = {
-        name: Radiographs(given.data, table, experiment.image_size, augmentation=ranges.get(name))
+        name: Radiographs(given.data, table, experiment.image_size, augmentation=ranges.get(name), seed=experiment.seed)
         for name, table in tables.items()
     }
     network = build(experiment, given.init)

@@ -2,7 +2,8 @@
 
 In: the files that both teams share (``experiment.json`` or an exported start, ``split.csv``, ``cases.csv``,
 ``images_<size>/*.png``, ``masks_<size>/*.png``). Out: batches for ``torch.utils.data``. Nothing of keras_pneumo is
-imported: this is another team, with its own code and its own random draws from the same ranges.
+imported: this is another team, with its own code. Which image comes when, and what its augmentation draws, is written
+down in the shared recipe by numpy's generators; so what two results differ by is not the luck of the draw.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import NoReturn
 import numpy as np
 import pandas as pd
 import torch
+from augmentation import augment, crop, draw
 from safetensors import SafetensorError, safe_open
-from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_image
 
 MEMORY = 4e9
@@ -86,11 +87,13 @@ def read_subsets(folder: Path, fold: int) -> tuple[dict[str, pd.DataFrame], str]
 class Radiographs(torch.utils.data.Dataset):
     """Images of one subset, and their masks where wanted; a whole batch is fetched and augmented at once."""
 
-    def __init__(self, folder: Path, table: pd.DataFrame, size: int, masks=False, augmentation=None, crop=None) -> None:
+    def __init__(
+        self, folder: Path, table: pd.DataFrame, size: int, masks=False, augmentation=None, crop=None, seed=0
+    ) -> None:
         self.labels = torch.tensor(table["label"].to_numpy(), dtype=torch.float32)
         self.images = [folder / f"images_{size}" / f"{name}.png" for name in table["image_id"]]
         self.masks = [folder / f"masks_{size}" / f"{name}.png" for name in table["image_id"]] if masks else []
-        self.size, self.augmentation, self.crop = size, augmentation, crop
+        self.size, self.augmentation, self.crop, self.seed = size, augmentation, crop, seed
         missing = [path for path in self.images if not path.is_file()]
         if missing:
             refuse(f"{len(missing)} images are missing, such as {missing[0]}. Prepare size {size} with keras-pneumo.")
@@ -102,8 +105,8 @@ class Radiographs(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitems__(self, draws):
-        """A batch of (index, seed): images (B, 1, S, S) in [0, 1], labels (B,), masks like the images or None."""
-        rows = [index for index, _ in draws]
+        """A batch of (image, epoch, repeat): images (B, 1, S, S) in [0, 1], labels (B,), masks alike or None."""
+        rows = [image for image, _, _ in draws]
         if self.held is not None:
             images, masks = self.held[0][rows], self.held[1][rows] if self.masks else None
         else:
@@ -112,12 +115,10 @@ class Radiographs(torch.utils.data.Dataset):
         images, masks = images.float() / 255, None if masks is None else (masks > 0).float()
         labels = self.labels[rows]
         if self.augmentation is not None:
-            generator = torch.Generator().manual_seed(draws[0][1])
-            images, masks = augment(images, masks, self.augmentation, generator)
+            drawn = draw(self.seed, draws)
+            images, masks = augment(images, masks, self.augmentation, drawn)
             if self.crop:
-                top, left = torch.randint(self.size - self.crop + 1, (2,), generator=generator).tolist()
-                window = (..., slice(top, top + self.crop), slice(left, left + self.crop))
-                images, masks = images[window], masks[window]
+                images, masks = crop(images, self.crop, drawn), crop(masks, self.crop, drawn)
                 labels = masks.amax((1, 2, 3))
         return images, labels, masks
 
@@ -130,7 +131,7 @@ class Radiographs(torch.utils.data.Dataset):
 
 
 class Draws(torch.utils.data.Sampler):
-    """Batches of (index, seed) for ``self.epoch``: every image once, or so many positives as the recipe wants.
+    """Batches of (image, epoch, repeat) for ``self.epoch``: every image once, or the recipe's share of positives.
 
     Batches of an epoch differ in size by at most one image, so that BatchNorm never sees a batch of one.
     """
@@ -142,18 +143,22 @@ class Draws(torch.utils.data.Sampler):
         return -(-len(self.labels) // self.experiment.global_batch_size)
 
     def __iter__(self):
-        generator = np.random.default_rng([self.experiment.seed, self.epoch])
+        generator = np.random.default_rng(np.random.SeedSequence([self.experiment.seed, self.epoch, 1]))
         rate = [value for start, value in self.experiment.positive_rate if self.epoch >= start][-1:]
         count = len(self.labels)
-        order = generator.permutation(count)
         if rate:
             wanted = {1: round(count * rate[0]), 0: count - round(count * rate[0])}
             order = np.concatenate([self._of_class(generator, label, number) for label, number in wanted.items()])
             order = generator.permutation(order)
-        seeds = generator.integers(2**31, size=count)
-        pairs = list(zip(order.tolist(), seeds.tolist(), strict=True))
+        else:
+            order = generator.permutation(count)
+        came: dict[int, int] = {}
+        keys = []
+        for image in order.tolist():
+            keys.append((image, self.epoch, came.get(image, 0)))
+            came[image] = came.get(image, 0) + 1
         for rows in np.array_split(np.arange(count), len(self)):
-            yield [pairs[row] for row in rows]
+            yield [keys[row] for row in rows]
 
     def _of_class(self, generator, label, number):
         members = np.flatnonzero(self.labels == label)
@@ -178,48 +183,9 @@ def batches(data: Radiographs, sampler) -> torch.utils.data.DataLoader:
 def in_order(data: Radiographs, batch_size: int) -> torch.utils.data.DataLoader:
     """Every image once and in order, for evaluation."""
     starts = range(0, len(data), batch_size)
-    return batches(data, [[(row, 0) for row in range(s, min(s + batch_size, len(data)))] for s in starts])
+    return batches(data, [[(row, 0, 0) for row in range(s, min(s + batch_size, len(data)))] for s in starts])
 
 
 def as_is(batch):
     """The batch that ``__getitems__`` has already put together."""
     return batch
-
-
-def augment(images, masks, ranges, generator):
-    """Mirror, rotate and scale about the centre, shift (bilinear, black outside); then the grey levels and noise.
-
-    Args:
-        images: float (B, 1, S, S) in [0, 1].
-        masks: the same with 0 and 1, moved alike; or None.
-        ranges: the experiment's augmentation; each value is drawn uniformly, for each image.
-        generator: source of the draws.
-    """
-    count = len(images)
-
-    def drawn(low, high):
-        return low + (high - low) * torch.rand(count, generator=generator)
-
-    mirror = torch.where(drawn(0, 1) < ranges.flip, -1.0, 1.0)
-    shift = torch.stack([drawn(-1, 1), drawn(-1, 1)], 1) * ranges.shift * 2  # affine_grid's image has side 2
-    scale, angle = drawn(1 - ranges.scale, 1 + ranges.scale), torch.deg2rad(drawn(-1, 1) * ranges.rotate)
-    cos, sin = angle.cos() / scale, angle.sin() / scale
-    turn = torch.stack([torch.stack([mirror * cos, -mirror * sin], 1), torch.stack([sin, cos], 1)], 1)
-    if ranges.flip or ranges.shift or ranges.scale or ranges.rotate:
-        theta = torch.cat([turn, -turn @ shift[:, :, None]], 2)  # from a place in the result to its source
-        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-        images = F.grid_sample(images, grid, "bilinear", "zeros", align_corners=False)
-        if masks is not None:
-            masks = (F.grid_sample(masks, grid, "bilinear", "zeros", align_corners=False) >= 0.5).float()
-
-    def each(low, high):
-        return drawn(low, high)[:, None, None, None]
-
-    mean = images.mean((1, 2, 3), keepdim=True)
-    images = (images - mean) * each(1 - ranges.contrast, 1 + ranges.contrast) + mean
-    images = (images + each(-ranges.brightness, ranges.brightness)).clamp(0, 1)
-    images = images ** each(-ranges.gamma, ranges.gamma).exp()
-    if ranges.noise:
-        noise = torch.randn(images.shape, generator=generator)
-        images = (images + noise * each(0, ranges.noise)).clamp(0, 1)
-    return images, masks

@@ -130,7 +130,7 @@ def main() -> None:
     tables, split = read_subsets(given.data, experiment.fold)
     size, ranges = experiment.image_size, experiment.augmentation
     data = {
-        "train": Radiographs(given.data, tables["train"], size, True, ranges, experiment.crop),
+        "train": Radiographs(given.data, tables["train"], size, True, ranges, experiment.crop, experiment.seed),
         "validation": Radiographs(given.data, tables["validation"], size, True),
         "test": Radiographs(given.data, tables["test"], size),
     }

@@ -5,13 +5,15 @@ import os
 import subprocess
 
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 from conftest import ROOT, torch_python
 
 from keras_pneumo.config import CLASSIFIER, SEGMENTER, Augmentation
 from keras_pneumo.data import rle
-from keras_pneumo.data.augmentation import augment, augment_masks
+from keras_pneumo.data.augmentation import augment, augment_masks, crop, draw_parameters
+from keras_pneumo.data.pipeline import epoch_order, repeats_of
 from keras_pneumo.data.prepared import load_prepared
 from keras_pneumo.evaluation.compare import compare
 from keras_pneumo.evaluation.metrics import auroc, fit_threshold
@@ -34,9 +36,9 @@ RECIPES = ["bce", "2.7 bce + 0.9 dice", "3 BCE + 1 Dice + 4 * focal", "lovasz"]
 
 def test_pieces_are_the_same_mathematics(reference):
     random = np.random.default_rng(7)
-    ranges = Augmentation(flip=0.8, shift=0.05, scale=0.1, rotate=10, brightness=0.1, contrast=0.2, gamma=0.2)
-    draw = 0.75
-    images = random.integers(0, 256, (2, 64, 64, 1), np.uint8)
+    ranges = Augmentation(flip=0.5, shift=0.05, scale=0.1, rotate=10, brightness=0.1, contrast=0.2, gamma=0.2)
+    keys = [(4, 2, 0), (7, 2, 1), (0, 2, 0), (9, 2, 3)]  # image, epoch, repeat
+    images = random.integers(0, 256, (4, 64, 64, 1), np.uint8)
     images = np.asarray(tf.image.resize(images[:, ::8, ::8], (64, 64), "bicubic")).clip(0, 255).astype(np.uint8)
     outlines = (images > 140).astype(np.uint8)
     mask = random.random((1024, 1024)) > 0.7
@@ -56,7 +58,8 @@ def test_pieces_are_the_same_mathematics(reference):
     arguments = {
         "team": str(TEAM),
         "recipes": RECIPES,
-        "draw": draw,
+        "keys": keys,
+        "seed": 6,
         "augmentation": ranges.model_dump(),
         "text": text,
     }
@@ -69,22 +72,24 @@ def test_pieces_are_the_same_mathematics(reference):
     np.testing.assert_allclose(theirs["cross_entropy"], np.array(weighted), rtol=1e-5)
     assert theirs["auroc"] == pytest.approx(auroc(label, given["score"]), abs=1e-12)
     assert theirs["threshold"] == pytest.approx(fit_threshold(label, given["score"]), abs=1e-12)
-    up = 2 * draw - 1
-    row = [1, up * 0.05, up * 0.05, 1 + up * 0.1, up * 10, up * 0.1, 1 + up * 0.2, np.exp(up * 0.2), 0, 0]
-    parameters = tf.constant([row, row], tf.float32)
-    ours = augment(ranges, tf.constant(images), parameters, tf.zeros((2, 2), tf.int32))
+    drawn, repeats = np.array([key[0] for key in keys]), np.array([key[2] for key in keys])
+    parameters, noise_seeds = draw_parameters(ranges, 6, 2, drawn, repeats)
+    assert set(parameters[:, 0]) == {0, 1}, "some are mirrored, others not"
+    ours = augment(ranges, tf.constant(images), tf.constant(parameters), tf.constant(noise_seeds))
     np.testing.assert_allclose(theirs["images"], ours.numpy(), atol=2e-4)
-    moved = augment_masks(ranges, tf.constant(outlines), parameters).numpy()
+    moved = augment_masks(ranges, tf.constant(outlines), tf.constant(parameters)).numpy()
     assert (theirs["outlines"] != moved).mean() < 1e-3, "but for pixels that are half in"
+    np.testing.assert_array_equal(theirs["cropped"], crop(tf.constant(outlines > 0), tf.constant(noise_seeds), 32))
     np.testing.assert_array_equal(theirs["decoded"], rle.decode(text).astype(bool))
     assert json.loads((folder / "out.json").read_text()) == [text, "-1", rle.encode(mask)]
-    for epoch, positives in ((0, 22), (2, 15)):
-        order = theirs[f"order{epoch}"]
+    for epoch, rate, positives in ((0, 0.75, 22), (2, 0.5, 15)):
+        order = epoch_order(given["labels"], 3, epoch, rate)
+        keys = theirs[f"keys{epoch}"]
+        np.testing.assert_array_equal(keys[:, 0], order)
+        assert (keys[:, 1] == epoch).all()
+        np.testing.assert_array_equal(keys[:, 2], repeats_of(order))
         assert theirs[f"sizes{epoch}"].tolist() == [8, 8, 7, 7]
         assert (order < 7).sum() == positives
-        counts = np.bincount(order, minlength=30)
-        assert np.ptp(counts[:7]) <= 1
-        assert np.ptp(counts[7:]) <= 1
 
 
 def other_team(script, *arguments):
@@ -176,6 +181,9 @@ def test_from_the_same_start_and_budget_the_board_cannot_tell_them_apart(tmp_pat
         depth_decay=0.8,
     )
     both_teams(experiment, prepared_folder, tmp_path)
+    ours, theirs = (pd.read_csv(tmp_path / "runs" / team / "log.csv")["loss"] for team in ("keras", "torch"))
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-4), "the head alone learns, from the same pixels"
+    assert ours[1] == pytest.approx(theirs[1], rel=0.05), "all learn; rounding has begun to tell"
     board, _ = compare(tmp_path / "runs", prepared_folder, tmp_path / "board", resamples=500)
     assert {"keras-pneumo tiny", "torch tiny"} <= set(board.table["team"])
     assert "cannot be told apart" in verdict(board).headline

@@ -114,6 +114,7 @@ def team_pieces(task, folder):
     from types import SimpleNamespace
 
     sys.path.insert(0, task["team"])
+    import augmentation
     import data
     import losses
     import masks
@@ -129,13 +130,12 @@ def team_pieces(task, folder):
     kept["cross_entropy"] = training.cross_entropy(logit, label, 0.1, 3.0).numpy()
     kept["auroc"] = np.array(submission.auroc(given["label"], given["score"]))
     kept["threshold"] = np.array(submission.fit_threshold(given["label"], given["score"]))
-    # With every draw at the same place of its range, the parameters are known.
-    draw = torch.rand
-    torch.rand = lambda *size, generator=None: torch.full(size, task["draw"])
+    keys = [tuple(key) for key in task["keys"]]
+    numbers = augmentation.draw(task["seed"], keys)
     images = torch.from_numpy(given["images"].transpose(0, 3, 1, 2)).float() / 255
     drawn = torch.from_numpy((given["outlines"] > 0).transpose(0, 3, 1, 2)).float()
-    moved = data.augment(images, drawn, SimpleNamespace(**task["augmentation"]), torch.Generator())
-    torch.rand = draw
+    moved = augmentation.augment(images, drawn, SimpleNamespace(**task["augmentation"]), numbers)
+    kept["cropped"] = nhwc(augmentation.crop(drawn, 32, numbers)).numpy()
     kept["images"], kept["outlines"] = (nhwc(one).numpy() for one in moved)
     kept["decoded"] = masks.decode(task["text"])
     texts = [masks.encode(kept["decoded"]), masks.encode(np.zeros((1024, 1024), bool)), masks.encode(given["mask"])]
@@ -147,7 +147,7 @@ def team_pieces(task, folder):
         batches = list(sampler)
         assert len(batches) == len(sampler)
         kept[f"sizes{epoch}"] = np.array([len(batch) for batch in batches])
-        kept[f"order{epoch}"] = np.array([index for batch in batches for index, _ in batch])
+        kept[f"keys{epoch}"] = np.array([key for batch in batches for key in batch])
     np.savez(folder / "out.npz", **kept)
 
 
