@@ -23,11 +23,14 @@ COMMANDS = [
     "find-lr",
     "predict",
     "explain",
+    "export",
     "compare",
     "audit-split",
 ]
 # These follow others' results or need an account, so they are not run as they stand.
-EXAMPLES = [name for name in COMMANDS if name not in ("download", "predict", "explain", "compare", "train", "find-lr")]
+EXAMPLES = [
+    name for name in COMMANDS if name not in ("download", "predict", "explain", "compare", "train", "find-lr", "export")
+]
 
 
 def run(*arguments, cwd=None, timeout=600):
@@ -98,6 +101,9 @@ def test_the_training_examples_work_one_after_the_other(tmp_path):
     assert list(tmp_path.glob("runs/explain-try/overlays/*.png"))
     for _ in shell(example("compare"), tmp_path):
         pass
+    for _ in shell(example("export"), tmp_path):
+        pass
+    assert (tmp_path / "start.safetensors").stat().st_size > 10**6
     board = pd.read_csv(tmp_path / "runs/compare-try/board.csv")
     assert {"team", "auroc", "auroc_low", "auroc_high", "accuracy"} <= set(board.columns)
     assert len(board) > 3, "the no-pixel answers stand beside the team"
