@@ -15,10 +15,15 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.imagenet import imagenet_weights
 from keras_pneumo.models.weights import from_torch
 from keras_pneumo.prediction.run import Run, build, load_weights
+from keras_pneumo.training.distribution import ONE, Engine
 
 
 def start(
-    experiment: Experiment, prepared: Prepared, weights: Path | None, start_from: Run | None = None
+    experiment: Experiment,
+    prepared: Prepared,
+    weights: Path | None,
+    start_from: Run | None = None,
+    engine: Engine = ONE,
 ) -> tuple[keras.Model, Source, Source]:
     """The network as it starts, and the training and validation images, all checked.
 
@@ -31,7 +36,8 @@ def start(
     set_precision(experiment)
     # Same seed, same weights: without this, threads add the same numbers in another order from run to run.
     tf.config.experimental.enable_op_determinism()
-    model = build(experiment)
+    with engine.scope():
+        model = build(experiment, synchronized=engine.replicas > 1)
     if start_from is not None:
         load_weights(model, start_from.weights)
     elif experiment.weights != "random":
