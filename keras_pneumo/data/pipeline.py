@@ -7,6 +7,7 @@ tf.data only loads, augments and prefetches what it is told, so nothing is dropp
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -253,7 +254,8 @@ def training_batches(source: Source, plan: TrainingPlan, share: Share | None = N
         Dataset of (image, target): float32 (B, S, S, 1) in [0, 1], and the label, float32 (B, 1). With masks the target
         is the mask, float32 (B, S, S, 1), or with both ``{"mask": ..., "image": label}``. A crop's label says whether
         there is any pneumothorax in the crop; a whole image's is its own, also where its mask is too small to see.
-        With a share a third part follows: float32 (B,), what each image counts: one over the whole batch's number.
+        With a share a third part follows: float32 (B,), what each image counts: one over the whole batch's number; and
+        after the plan's end its last parts come again and again.
     """
     with tf.device("CPU:0"):
         labels = tf.constant(source.labels, tf.float32)
@@ -288,9 +290,9 @@ def training_batches(source: Source, plan: TrainingPlan, share: Share | None = N
     # Not from_generator: TensorFlow 2.21 then has the C library give back freed memory at once, for the whole process,
     # and a U-Net spends most of its time in page faults.
     steps = steps_per_epoch(len(source), plan.batch_size) * (plan.last_epoch - plan.first_epoch) - plan.first_step
-    order = tf.data.Dataset.range(steps * (share.count if share else 1)).map(
-        following
-    )  # one after the other, so in the plan's order
+    # Under a strategy without an end: else every step would first ask all workers, over the network, if there is another.
+    numbers = tf.data.Dataset.range(steps) if share is None else tf.data.Dataset.counter()
+    order = numbers.map(following)  # one after the other, so in the plan's order
     return order.map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
 
@@ -298,10 +300,15 @@ def _shared(
     batches: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]], share: Share
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """The share's parts of each batch, with what each image counts."""
+    parts: list[tuple[np.ndarray, ...]] = []
     for drawn in batches:
         images = len(drawn[0])
-        for rows in share.parts(images):
-            yield *(one[rows] for one in drawn), np.full(len(rows), 1.0 / images, np.float32)
+        parts = [
+            (*(one[rows] for one in drawn), np.full(len(rows), 1.0 / images, np.float32))
+            for rows in share.parts(images)
+        ]
+        yield from parts
+    yield from itertools.cycle(parts)
 
 
 def evaluation_batches(source: Source, batch_size: int) -> tf.data.Dataset:

@@ -132,7 +132,7 @@ def wait_for_all(
     listener = _listen(cluster)
     thread = threading.Thread(target=_answer, args=(listener, cluster.index, heard_us, stop), daemon=True)
     thread.start()
-    started, spoke = time.monotonic(), time.monotonic() - 2.0
+    started, spoke = time.monotonic(), time.monotonic() - 4.5
     try:
         while heard != others or not heard_us >= others:
             for number in sorted(others - heard):

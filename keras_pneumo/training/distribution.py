@@ -114,12 +114,7 @@ class Engine:
         if not self.strategy:
             return training_batches(source, plan)
 
-        def feed(_context: tf.distribute.InputContext) -> tf.data.Dataset:
-            found = training_batches(source, plan, self.share)
-            # Else every step would first ask all workers, over the network, whether there is another.
-            return found.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-
-        return self.strategy.distribute_datasets_from_function(feed)
+        return self.strategy.distribute_datasets_from_function(lambda _: training_batches(source, plan, self.share))
 
     def add_up(self, values: list[Any]) -> list[Any]:
         """Sums over all replicas; called by each replica within a step."""
@@ -127,13 +122,22 @@ class Engine:
             return values
         return list(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values))
 
-    def step_function(self, step: Callable[..., dict[str, Any]], jit: bool) -> Callable[..., dict[str, Any]]:
-        """``step(data, wish)`` as a graph, run by every replica; what it returns is the same on each."""
-        strategy = self.strategy
-        if not strategy:
-            return tf.function(step, reduce_retracing=True, jit_compile=jit or None)
+    def step_function(
+        self, step: Callable[..., dict[str, Any]], jit: bool, spec: Any = None
+    ) -> Callable[..., dict[str, Any]]:
+        """``step(data, wish)`` as a graph, run by every replica; what it returns is the same on each.
 
-        @tf.function(reduce_retracing=True)
+        ``spec`` is what the data look like, with batches of any size. Without it each replica's graph would be made for
+        its own number of images, and synchronized BatchNorm's gradient differs between a known and an unknown number.
+        """
+        strategy = self.strategy
+        options: dict[str, Any] = {"reduce_retracing": True}
+        if spec is not None:
+            options = {"input_signature": (spec, tf.TensorSpec([], tf.int32))}
+        if not strategy:
+            return tf.function(step, jit_compile=jit or None, **options)
+
+        @tf.function(**options)
         def everywhere(data: Any, wish: tf.Tensor) -> dict[str, Any]:
             found = strategy.run(step, args=(data, wish))
             return {name: strategy.experimental_local_results(value)[0] for name, value in found.items()}
@@ -194,11 +198,13 @@ class Engine:
         return found
 
     def _everywhere(self, value: int, how: Any) -> int:
+        def each(number: tf.Tensor) -> Any:
+            # Copied onto the replica's device, by which TensorFlow sees where the sum is to go.
+            return tf.distribute.get_replica_context().all_reduce(how, tf.identity(number))
+
         @tf.function
         def reduced(number: tf.Tensor) -> Any:
-            return self.strategy.run(
-                lambda one: tf.distribute.get_replica_context().all_reduce(how, one), args=(number,)
-            )
+            return self.strategy.run(each, args=(number,))
 
         return int(self.strategy.experimental_local_results(reduced(tf.constant(value, tf.int64)))[0].numpy())
 

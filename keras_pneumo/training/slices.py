@@ -11,6 +11,7 @@ fails under a strategy.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,7 @@ ImageLosses = Callable[[Any, Any], Any]
 class Network(keras.Model):
     """A functional network with a training step of its own; made by :func:`learner`."""
 
+    train_function: Callable[[Any], Any] | None
     slices = 1
     wish = 0
     """Set to 1 when this worker wishes to stop after the step; the step's ``wish`` is the sum over all replicas."""
@@ -44,10 +46,12 @@ class Network(keras.Model):
     def make_train_function(self, force: bool = False) -> Callable[[Any], Any]:
         """What ``fit`` calls with its iterator, once a step."""
         if self.train_function is None or force:
-            jit = bool(self.jit_compile) and self.engine.strategy is None
-            self.graph = self.engine.step_function(self.learn, jit)
+            self.graph = None
 
             def function(iterator: Any) -> dict[str, Any]:
+                if self.graph is None:
+                    jit = bool(self.jit_compile) and self.engine.strategy is None
+                    self.graph = self.engine.step_function(self.learn, jit, getattr(iterator, "element_spec", None))
                 started = time.perf_counter()
                 data = next(iterator)
                 self.data_seconds += time.perf_counter() - started
@@ -99,7 +103,7 @@ class Network(keras.Model):
 
         if self.engine.strategy is not None:
             # No replica may talk to the others from within a loop; so the slices are written out, each after the last.
-            for start, end in zip(ends[:-1], ends[1:], strict=True):
+            for start, end in itertools.pairwise(ends):
                 with tf.control_dependencies(gradients):
                     loss, gradients = work(start, end, loss, gradients)
             return loss, gradients

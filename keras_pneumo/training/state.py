@@ -153,7 +153,7 @@ def _value(variable: Any) -> np.ndarray:
 
 def _random_state() -> dict[str, Any]:
     """Of Python and numpy; the dropout layers' are among the model's variables, and tf.data draws from none."""
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
         "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, cached],
