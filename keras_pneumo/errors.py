@@ -13,7 +13,7 @@ AGAIN = 75
 """Exit code of what a scheduler may start again as it is: ``EX_TEMPFAIL`` of sysexits.h."""
 
 
-class Stopped(PneumoError):
+class Stopped(PneumoError):  # noqa: N818 nothing went wrong
     """Work that was interrupted, was saved, and goes on when the same command is run again.
 
     The command line prints the message without a traceback and exits with ``exit_code``.

@@ -1,7 +1,8 @@
 """A process that trains a tiny network again and again, each time in a child of its own that may be killed.
 
-TensorFlow is imported once, here, and started in each child, so that thirty restarts take seconds, not minutes. Commands
-come on stdin, one JSON object a line; each child's process id, and ``first step`` when it has done one, go to stdout.
+TensorFlow is imported once, here, and started in each child, so that thirty restarts take seconds, not minutes.
+Commands come on stdin, one JSON object a line; each child's process id, and ``first step`` when it has done one, go to
+stdout.
 """
 
 import json

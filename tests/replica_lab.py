@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.training import fit, slices, start
+from keras_pneumo.training import fit, loop, slices, start
 from keras_pneumo.training.callbacks import Every
 from keras_pneumo.training.distribution import start_engine
 from keras_pneumo.training.fit import Manner
@@ -26,7 +26,7 @@ def main():
     given = json.loads(options)
     start.build = crash_lab.tiny
     losses, networks = [], []
-    take, make = slices.Network.take_step, fit.learner
+    take, make = slices.Network.take_step, loop.learner
 
     def recorded(self, data):
         found = take(self, data)
@@ -40,7 +40,7 @@ def main():
         return networks[-1]
 
     slices.Network.take_step = recorded
-    fit.learner = kept
+    loop.learner = kept
     experiment = crash_lab.SHORT.replace(
         **{"dropout": 0.0, "ema": 0.0, "swa_epochs": 0, "top_k": 1, **given.get("changes", {})}
     )

@@ -94,7 +94,9 @@ def test_slices_average_clipping_and_loss_scale_go_together_with_two_devices(tmp
     changes = {"frozen_batchnorm": True, "ema": 0.5, "clip_norm": 0.1}
     end(begin(prepared_folder, tmp_path / "one", tmp_path / "one.npz", strategy="one", changes=changes))
     changes["accumulation"] = 2
-    end(begin(prepared_folder, tmp_path / "two", tmp_path / "two.npz", strategy="mirrored", replicas=2, changes=changes))
+    end(
+        begin(prepared_folder, tmp_path / "two", tmp_path / "two.npz", strategy="mirrored", replicas=2, changes=changes)
+    )
     alike(np.load(tmp_path / "two.npz"), np.load(tmp_path / "one.npz"))
 
 
@@ -119,7 +121,8 @@ def test_two_workers_give_the_losses_of_one_and_a_killed_one_ends_the_other(one_
     rest = np.load(tmp_path / "broken0.npz")["losses"]
     assert 5 < len(rest) < len(one_device["losses"]), "it did not begin anew"
     (last,) = tmp_path.glob("whole/checkpoints/at_*")
-    first, second = (load_file(tmp_path / name / "checkpoints" / last.name / "arrays.safetensors") for name in ("whole", "broken"))  # fmt: skip
+    place = f"checkpoints/{last.name}/arrays.safetensors"
+    first, second = (load_file(tmp_path / name / place) for name in ("whole", "broken"))
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name], err_msg=name)
 

@@ -75,6 +75,7 @@ def test_nan_stops_names_the_images_and_leaves_a_good_checkpoint(monkeypatch, tm
         np.testing.assert_array_equal(value, second[name])
 
 
+@pytest.mark.slow
 def test_skipping_nan_goes_on_without_these_images(monkeypatch, tmp_path, prepared):
     poison(monkeypatch, lambda step: step == 7)
     _, said = run(prepared, tmp_path / "run", every=Every(None, 1), skip_nan=True)
@@ -107,6 +108,7 @@ def exhaust(monkeypatch, fewest):
     monkeypatch.setattr(slices.Network, "take_step", short)
 
 
+@pytest.mark.slow
 def test_too_little_memory_halves_the_batch_keeps_its_effect_and_is_remembered(monkeypatch, tmp_path, prepared):
     experiment = QUICK.replace(frozen_batchnorm=True)
     run(prepared, tmp_path / "whole", experiment)
@@ -136,6 +138,7 @@ def test_the_fewest_slices_that_fit(need, most):
     assert memory.fewest(lambda slices: slices >= need, most) == need
 
 
+@pytest.mark.slow
 def test_auto_batch_finds_the_largest_without_a_trace_in_the_weights(monkeypatch, tmp_path, prepared):
     run(prepared, tmp_path / "whole")
     _, said = run(prepared, tmp_path / "run", auto_batch=True)
@@ -175,9 +178,7 @@ def test_a_full_disk_while_weights_are_saved_leaves_the_best_ones(monkeypatch, t
     assert not list(run_folder.glob("writing*"))
 
 
-@pytest.mark.parametrize(
-    ("changes", "word"), [({"seed": 9}, "experiment"), ({"global_batch_size": 4}, "experiment")]
-)
+@pytest.mark.parametrize(("changes", "word"), [({"seed": 9}, "experiment"), ({"global_batch_size": 4}, "experiment")])
 def test_another_trainings_checkpoint_is_refused(tmp_path, prepared, changes, word):
     run(prepared, tmp_path / "run")
     with pytest.raises(PneumoError, match=f"of another {word}.*cannot go on"):
@@ -216,7 +217,7 @@ def test_a_folder_is_gone_on_with_only_where_it_is_unfinished_and_the_same(tmp_p
     assert find_place(tmp_path / "runs/short", QUICK, prepared, True).resume
     other = QUICK.replace(seed=5)
     assert find_place(None, other, prepared, False).folder.name == "short-2"
-    with pytest.raises(PneumoError, match="not empty.*another experiment"):
+    with pytest.raises(PneumoError, match=r"not empty.*another experiment"):
         find_place(tmp_path / "runs/short", other, prepared, False)
     with folder_lock(tmp_path / "runs/short"):
         assert find_place(None, QUICK, prepared, False).folder.name != "short"
@@ -225,7 +226,7 @@ def test_a_folder_is_gone_on_with_only_where_it_is_unfinished_and_the_same(tmp_p
     assert progress_of(tmp_path / "runs/short", QUICK, prepared) == "unfinished", "its report is missing"
     (tmp_path / "runs/short/report.html").touch()
     assert progress_of(tmp_path / "runs/short", QUICK, prepared) == "finished"
-    with pytest.raises(PneumoError, match="finished training.*nothing to go on with"):
+    with pytest.raises(PneumoError, match=r"finished training.*nothing to go on with"):
         find_place(tmp_path / "runs/short", QUICK, prepared, True)
 
 
@@ -265,14 +266,16 @@ def test_events_hold_the_log(tmp_path, prepared):
         event = tf.compat.v1.Event.FromString(record.numpy())
         for value in event.summary.value:
             found.setdefault(value.tag, {})[event.step] = tf.make_ndarray(value.tensor).item()
-    assert found["epoch/validation_auroc"] == pytest.approx(dict(zip(log["epoch"], log["validation_auroc"], strict=True)))
+    assert found["epoch/validation_auroc"] == pytest.approx(
+        dict(zip(log["epoch"], log["validation_auroc"], strict=True))
+    )
     assert {"step/loss", "step/gradient_norm", "step/images_per_second", "epoch/learning_rate"} <= set(found)
 
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("300", Every(300.0)), ("300s", Every(300.0)), ("5min", Every(300.0)), ("200steps", Every(None, 200)), ("1step", Every(None, 1))],
-)  # fmt: skip
+    [("300", Every(300.0)), ("300s", Every(300.0)), ("5min", Every(300.0)), ("200steps", Every(None, 200))],
+)
 def test_how_often(text, wanted):
     assert Every.parse(text) == wanted
 

@@ -102,7 +102,8 @@ def train_command(
     several = strategy in ("auto", "multiworker") and find_cluster(os.environ) is not None
     if several and not (data / "manifest.json").is_file():
         raise PneumoError(
-            f"{data} is no prepared folder. Several workers need one that all of them see: run keras-pneumo prepare first."
+            f"{data} is no prepared folder. Several workers need one that all of them see: run keras-pneumo "
+            "prepare first."
         )
     prepared = open_data(data, experiment, prepared_folder, labels, patients)
     import_tensorflow()
@@ -191,7 +192,8 @@ def _train_one(
     if not (place.resume and is_trained(folder)):
         if chief:
             say(
-                f"Training {experiment.name}: {experiment.encoder} at {experiment.image_size}, on {manner.engine.text}, "
+                f"Training {experiment.name}: {experiment.encoder} at {experiment.image_size}, on "
+                f"{manner.engine.text}, "
                 f"into {folder}"
             )
         with Progress("training") as progress:

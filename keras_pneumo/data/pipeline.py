@@ -290,7 +290,8 @@ def training_batches(source: Source, plan: TrainingPlan, share: Share | None = N
     # Not from_generator: TensorFlow 2.21 then has the C library give back freed memory at once, for the whole process,
     # and a U-Net spends most of its time in page faults.
     steps = steps_per_epoch(len(source), plan.batch_size) * (plan.last_epoch - plan.first_epoch) - plan.first_step
-    # Under a strategy without an end: else every step would first ask all workers, over the network, if there is another.
+    # Under a strategy without an end: else every step would first ask all workers, over the network, if there is
+    # another.
     numbers = tf.data.Dataset.range(steps) if share is None else tf.data.Dataset.counter()
     order = numbers.map(following)  # one after the other, so in the plan's order
     return order.map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)

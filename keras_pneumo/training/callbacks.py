@@ -26,7 +26,7 @@ TrainProgress = Callable[[int, int, str], None]
 """Called with images done, images in all, and a short note."""
 
 
-class NotFinite(Exception):
+class NotFinite(Exception):  # noqa: N818 a finding, caught by the training itself
     """A step's loss or gradient is no finite number; ``epoch`` and ``step`` count from 0."""
 
     def __init__(self, epoch: int, step: int, what: str) -> None:
@@ -236,6 +236,7 @@ class Saver(keras.callbacks.Callback):
     def _stop(self) -> None:
         position = f"epoch {self.state.epoch + 1}, step {self.state.step}"
         raise Stopped(
-            f"Stopped by {self.interruption.name} at {position}; everything is saved. Run the same command again to go on.",
+            f"Stopped by {self.interruption.name} at {position}; everything is saved. Run the same command "
+            "again to go on.",
             self.interruption.exit_code,
         )

@@ -2,9 +2,9 @@
 
 In: arrays by name, a state that is plain JSON, and files of the run folder that belong to this moment (the best
 weights). Out: a folder ``checkpoints/at_EEEE_SSSSSS`` (epochs and steps done) with ``arrays.safetensors``,
-``state.json``, ``kept/`` and, written last, ``COMPLETE.json`` with the SHA-256 of each file. The folder is written under
-a temporary name, flushed and renamed, so a kill at any moment leaves the one before it; a truncated or altered one is
-passed over when it is read. Nothing is pickled.
+``state.json``, ``kept/`` and, written last, ``COMPLETE.json`` with the SHA-256 of each file. The folder is written
+under a temporary name, flushed and renamed, so a kill at any moment leaves the one before it; a truncated or altered
+one is passed over when it is read. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def save(run: Path, epoch: int, step: int, arrays: Arrays, state: dict[str, Any]
             must be replaced by renaming, never written to in place.
 
     Raises:
-        PneumoError: the disk is full or closed to us; the checkpoints before then stand, and nothing of this one is left.
+        PneumoError: the disk is full or closed to us; the checkpoints before then stand, and nothing of this one is
+        left.
     """
     folder = run / FOLDER
     target = folder / f"at_{epoch:04d}_{step:06d}"

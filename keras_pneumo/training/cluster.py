@@ -57,7 +57,10 @@ def find_cluster(environ: Mapping[str, str]) -> Cluster | None:
 
 
 def _from_tf_config(text: str) -> Cluster:
-    hint = 'It should look like {"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}.'
+    hint = (
+        'It should look like {"cluster": {"worker": ["host1:12345", "host2:12345"]}, '
+        '"task": {"type": "worker", "index": 0}}.'
+    )
     try:
         config = json.loads(text)
         cluster, task = config["cluster"], config["task"]
@@ -142,7 +145,8 @@ def wait_for_all(
             lacking = ", ".join(f"{n} ({cluster.workers[n]})" for n in sorted(others - (heard & heard_us)))
             if lacking and now - started > seconds:
                 raise Stopped(
-                    f"Worker {cluster.index} has waited {seconds:.0f} s for worker {lacking}, named in {cluster.source}, "
+                    f"Worker {cluster.index} has waited {seconds:.0f} s for worker {lacking}, named in "
+                    f"{cluster.source}, "
                     "which did not come. Look at that worker's own output; check that its host can be reached at that "
                     "port; start all workers again. (--wait-for-workers SECONDS waits longer.)",
                     AGAIN,
@@ -168,7 +172,8 @@ def _listen(cluster: Cluster) -> socket.socket:
         listener.close()
         if error.errno == errno.EADDRINUSE:
             raise PneumoError(
-                f"Port {port}, which {cluster.source} gives worker {cluster.index} ({host}), is in use here. Another run, "
+                f"Port {port}, which {cluster.source} gives worker {cluster.index} ({host}), is in use here. "
+                "Another run, "
                 "or what is left of one, holds it: end that, or choose another port."
             ) from None
         raise PneumoError(f"Port {port} of {host} cannot be listened to: {error.strerror}.") from None

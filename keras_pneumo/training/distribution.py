@@ -1,18 +1,20 @@
 """One device, several, or several hosts: the only place that knows ``tf.distribute``.
 
-In: what is wished for (``--strategy``), the devices and the cluster. Out: an :class:`Engine`, which makes variables where
-they belong, deals a batch out to the replicas, adds up what they found, and gathers predictions in order. With it the
-global batch, its loss and its gradient are those of one device at any number of replicas:
+In: what is wished for (``--strategy``), the devices and the cluster. Out: an :class:`Engine`, which makes variables
+where they belong, deals a batch out to the replicas, adds up what they found, and gathers predictions in order. With it
+the global batch, its loss and its gradient are those of one device at any number of replicas:
 
-- each replica takes its part of every batch, as equal as can be, and each image counts one over the whole batch's number;
-  nothing is padded in training, since a padding row would enter BatchNorm's statistics (a prediction is padded, and cut);
+- each replica takes its part of every batch, as equal as can be, and each image counts one over the whole batch's
+number;
+  nothing is padded in training, since a padding row would enter BatchNorm's statistics (a prediction is padded, and
+  cut);
 - BatchNorm is synchronized; gradients are added up before they are clipped, checked and applied.
 
 Keras 3.15.1 breaks MultiWorkerMirroredStrategy in two places: ``_maybe_symbolic_build`` reduces a PerReplica, and
 ``reduce_per_replica`` takes axis 0 of scalars. Its optimizer, besides, clips each replica's gradient before adding them
-up. The way round: :class:`keras_pneumo.training.slices.Network` builds nothing symbolically and takes its training function
-from :meth:`Engine.step_function`; the optimizers leave the adding up to :meth:`Engine.add_up`. ``model.fit`` stays the
-loop. When a later Keras passes ``tests/test_distribution.py`` without these, they can go.
+up. The way round: :class:`keras_pneumo.training.slices.Network` builds nothing symbolically and takes its training
+function from :meth:`Engine.step_function`; the optimizers leave the adding up to :meth:`Engine.add_up`. ``model.fit``
+stays the loop. When a later Keras passes ``tests/test_distribution.py`` without these, they can go.
 """
 
 from __future__ import annotations
@@ -108,7 +110,8 @@ class Engine:
         """
         if min(len(rows) for rows in plan.rows(len(source))) < self.replicas:
             raise PneumoError(
-                f"A batch of {plan.batch_size} cannot be dealt out to {self.replicas} replicas. Raise global_batch_size "
+                f"A batch of {plan.batch_size} cannot be dealt out to {self.replicas} replicas. Raise "
+                "global_batch_size "
                 "to at least twice their number, or use fewer."
             )
         if not self.strategy:

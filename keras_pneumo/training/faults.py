@@ -65,7 +65,8 @@ def not_finite(
     if skip_nan:
         advice = "It is not the images: too many would be left out by now. Lower learning_rate, or set clip_norm."
     raise PneumoError(
-        f"The {fault.what} at epoch {fault.epoch + 1}, step {fault.step + 1}, on the images {', '.join(image_ids)}, which "
+        f"The {fault.what} at epoch {fault.epoch + 1}, step {fault.step + 1}, on the images "
+        f"{', '.join(image_ids)}, which "
         f"are written down in {folder / FILE}. The last good checkpoint stands, and so do the best weights. {advice}"
     )
 
@@ -106,7 +107,8 @@ def lost_workers(engine: Engine) -> Iterator[None]:
         if engine.workers == 1:
             raise
         raise Stopped(
-            f"Worker {engine.worker} of {engine.workers} has lost another one ({type(error).__name__}). Look at the output "
+            f"Worker {engine.worker} of {engine.workers} has lost another one ({type(error).__name__}). Look at "
+            "the output "
             "of the others for the reason. Start all workers again, with the same command; they go on from the last "
             "checkpoint."
         ) from None

@@ -1,8 +1,8 @@
 """Signals during a training: finish the step, save, exit with a code that says whether to start again.
 
 SIGTERM and SIGUSR1 (Slurm's warning before the time limit, ``--signal=USR1@120``) end with :data:`AGAIN` (75), which a
-job script may requeue on; Ctrl-C with 130. A second Ctrl-C ends the process at once, which loses only what came after the
-last checkpoint.
+job script may requeue on; Ctrl-C with 130. A second Ctrl-C ends the process at once, which loses only what came after
+the last checkpoint.
 """
 
 from __future__ import annotations

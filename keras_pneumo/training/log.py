@@ -181,7 +181,8 @@ def save_weights(model: keras.Model, path: Path) -> None:
         temporary.replace(path)
     except OSError as error:
         raise PneumoError(
-            f"The weights could not be written in {path.parent}: {_reason(error)}. Those of the best epoch before stand. "
+            f"The weights could not be written in {path.parent}: {_reason(error)}. Those of the best epoch "
+            "before stand. "
             "Free some space there and run the same command again; it goes on from the last checkpoint."
         ) from error
     finally:

@@ -1,8 +1,8 @@
 """How much of a batch fits into memory at once: halved when it does not, found beforehand if asked, and remembered.
 
 What is found is the largest part of a batch that one device takes in one slice. It is kept for the device, the network,
-the image size and the precision in ``memory.json`` in ``$KERAS_PNEUMO_CACHE`` (default: ``~/.cache/keras_pneumo``), and the
-next training starts from it. The effective batch never changes: see ``slices``.
+the image size and the precision in ``memory.json`` in ``$KERAS_PNEUMO_CACHE`` (default: ``~/.cache/keras_pneumo``), and
+the next training starts from it. The effective batch never changes: see ``slices``.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def halved(slices: int, part: int, most: int) -> int:
     """
     if slices >= most:
         raise PneumoError(
-            f"The memory is too small even for {-(-part // slices)} images at once. Use a smaller image_size, a smaller "
+            f"The memory is too small even for {-(-part // slices)} images at once. Use a smaller image_size, a "
+            "smaller "
             "encoder, or mixed_float16; see that nothing else uses the device."
         )
     return min(2 * slices, most)

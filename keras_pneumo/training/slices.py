@@ -1,12 +1,12 @@
 """The network while it learns: a training step in slices, on any number of replicas, with the same result.
 
 In: a network, the loss of each image, a number of slices and an engine. Out: a network with the same layers whose
-training step takes its part of the batch slice by slice, one after the other, adds up their gradients, then those of all
-replicas, and steps once. Every image weighs the same, also where the batch does not divide evenly, and the optimizer (its
-schedule, clipping, moments and average) never notices. Where no layer looks beyond its own image the result is that of the
-undivided batch. BatchNorm does look: while it learns, its statistics are those of each slice (over all replicas), as in
-every gradient accumulation. That is how the weights of a large batch come out of a small memory; Keras's own accumulation
-fails under a strategy.
+training step takes its part of the batch slice by slice, one after the other, adds up their gradients, then those of
+all replicas, and steps once. Every image weighs the same, also where the batch does not divide evenly, and the
+optimizer (its schedule, clipping, moments and average) never notices. Where no layer looks beyond its own image the
+result is that of the undivided batch. BatchNorm does look: while it learns, its statistics are those of each slice
+(over all replicas), as in every gradient accumulation. That is how the weights of a large batch come out of a small
+memory; Keras's own accumulation fails under a strategy.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ class Network(keras.Model):
     """A functional network with a training step of its own; made by :func:`learner`."""
 
     train_function: Callable[[Any], Any] | None
+    graph: Any
+    engine: Engine
+    image_losses: ImageLosses
     slices = 1
     wish = 0
     """Set to 1 when this worker wishes to stop after the step; the step's ``wish`` is the sum over all replicas."""
@@ -65,7 +68,7 @@ class Network(keras.Model):
         return self.graph(data, tf.constant(self.wish, tf.int32))
 
     def try_part(self, data: Any) -> None:
-        """A forward and a backward pass of one part in one slice; nothing is learnt, but BatchNorm's statistics move."""
+        """A forward and a backward pass of one slice; nothing is learnt, but BatchNorm's statistics move."""
 
         def work(data: Any, _wish: Any) -> dict[str, Any]:
             loss, gradients = self._slice_gradients(*data)

@@ -2,8 +2,8 @@
 
 In and out: the network with its optimizer, the log, the averages, the random generators on one side; arrays by name and
 plain JSON on the other. Which image comes next and how it is augmented needs no state: both are functions of (seed,
-epoch, image), so the position is two numbers. Post-processing needs none either: it is fitted, when the training is done,
-on validation images by the best weights.
+epoch, image), so the position is two numbers. Post-processing needs none either: it is fitted, when the training is
+done, on validation images by the best weights.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def put_back_model(checkpoint: Checkpoint, model: keras.Model, log: Log, average
 
 
 def put_back_optimizer(checkpoint: Checkpoint, optimizer: keras.optimizers.Optimizer) -> None:
-    """Moments, averages, iterations and rate; a checkpoint of a phase's start has none, and a new optimizer is right."""
+    """Moments, averages, iterations and rate; a checkpoint of a phase's start has none: the optimizer is a new one."""
     if any(name.startswith("optimizer.") for name in checkpoint.arrays):
         _assign(checkpoint, "optimizer", optimizer.variables)
 
