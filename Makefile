@@ -6,6 +6,8 @@
 #   PREPARED=FOLDER    where DATA's radiographs are prepared; default: data/prepared/<name of DATA>
 #   OUT=FOLDER         where the run goes; default: runs/<experiment>
 #   START_FROM=RUN     a run whose weights are the start, such as a smaller image size's
+#
+# A training that was interrupted goes on when the same line is given again.
 
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 VENV := .venv
@@ -20,11 +22,12 @@ EXPERIMENT ?= experiments/demo_classifier.py
 train-segmenter: EXPERIMENT := experiments/demo_segmenter.py
 OPTIONS = $(if $(OUT),--out $(OUT)) $(if $(PREPARED),--prepared $(PREPARED)) $(if $(PATIENTS),--patients $(PATIENTS)) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(START_FROM),--start-from $(START_FROM))
 
-.PHONY: help setup setup-torch train-classifier train-segmenter test test-slow parity lint doctor compare clean
+.PHONY: help setup setup-torch train-classifier train-segmenter slurm-classifier slurm-segmenter test test-slow parity lint doctor compare clean
 
 help:
 	@echo "make train-classifier   train, predict, score; prints the path of report.html (DATA= EXPERIMENT= OUT=)"
 	@echo "make train-segmenter    the same for the outline of the pneumothorax"
+	@echo "make slurm-classifier   submit a training to Slurm (NODES= DATA=prepared folder EXPERIMENT= OUT=); slurm-segmenter too"
 	@echo "make compare            score submissions side by side (DATA=folder of submissions TRUTH= OUT=)"
 	@echo "make test               the fast tests; make test-slow the others"
 	@echo "make parity             the networks beside PyTorch's own, in an environment of PyTorch's (5 GB)"
@@ -58,6 +61,15 @@ else
 	$(BIN)/keras-pneumo phantom $(PHANTOMS) $(PHANTOM_OPTIONS)
 	$(BIN)/keras-pneumo train $(EXPERIMENT) --data $(PHANTOMS) $(OPTIONS)
 endif
+
+# On a cluster's login node. SBATCH_* and KERAS_PNEUMO_* variables are passed on; see experiments/slurm/train.sh.
+NODES ?= 1
+SBATCH ?= sbatch
+slurm-classifier: EXPERIMENT := $(if $(filter file default,$(origin EXPERIMENT)),experiments/resnet50_512.py,$(EXPERIMENT))
+slurm-segmenter: EXPERIMENT := $(if $(filter file default,$(origin EXPERIMENT)),experiments/albunet_512.py,$(EXPERIMENT))
+slurm-classifier slurm-segmenter:
+	@test -f "$(DATA)/manifest.json" || { echo "Name a prepared folder on a disk that all nodes share: make $@ DATA=data/prepared/siim (keras-pneumo prepare makes it)."; exit 2; }
+	$(SBATCH) --nodes=$(NODES) experiments/slurm/$(if $(filter 1,$(NODES)),one_node,several_nodes).sbatch $(EXPERIMENT) $(DATA) $(OUT)
 
 # With nothing said, the demo's runs: those made on the phantoms' split.
 compare: $(READY)

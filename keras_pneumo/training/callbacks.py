@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.training.averaging import averaged_weights, keep_average
+from keras_pneumo.training.distribution import Engine
 from keras_pneumo.training.events import Events
 from keras_pneumo.training.interrupt import Interruption
 from keras_pneumo.training.log import EpochRow, Log, Pace
@@ -175,7 +176,7 @@ class Saver(keras.callbacks.Callback):
         every: Every,
         save: Callable[[Network | None], None],
         interruption: Interruption,
-        alone: bool,
+        engine: Engine,
     ) -> None:
         """See the attributes.
 
@@ -187,7 +188,7 @@ class Saver(keras.callbacks.Callback):
             every: how often to write.
             save: writes a checkpoint; of the network with its optimizer, or None between two phases.
             interruption: the signals.
-            alone: whether there are no other workers, which would have to stop at the same step.
+            engine: tells whether there are other workers, which have to stop at the same step.
         """
         super().__init__()
         self.state = state
@@ -197,7 +198,8 @@ class Saver(keras.callbacks.Callback):
         self.every = every
         self.save = save
         self.interruption = interruption
-        self.alone = alone
+        self.engine = engine
+        self.alone = engine.workers == 1
         self.saved = time.monotonic()
         self.since = 0
 
@@ -234,6 +236,7 @@ class Saver(keras.callbacks.Callback):
         self.saved, self.since = time.monotonic(), 0
 
     def _stop(self) -> None:
+        self.engine.agree(0)  # no worker leaves before the chief has saved: a scheduler may then end them all
         position = f"epoch {self.state.epoch + 1}, step {self.state.step}"
         raise Stopped(
             f"Stopped by {self.interruption.name} at {position}; everything is saved. Run the same command "

@@ -302,7 +302,7 @@ def _run_phase(work: Work, found: checkpoints.Checkpoint | None) -> None:
         Steps(state, work.sizes, experiment.total_epochs, work.interruption, work.events, work.progress),
         Validation(state, work.log, work.judge, phase.name, work.tell_epoch, experiment.patience),
         *([work.average] if work.average else []),
-        Saver(state, end, work.next_phase, steps, work.manner.every, work.save, work.interruption, engine.workers == 1),
+        Saver(state, end, work.next_phase, steps, work.manner.every, work.save, work.interruption, engine),
     ]
     while state.phase == number:
         if state.step == steps:  # stopped between an epoch's last step and its validation
