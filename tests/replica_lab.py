@@ -42,7 +42,7 @@ def main():
     slices.Network.take_step = recorded
     loop.learner = kept
     experiment = crash_lab.SHORT.replace(
-        **{"dropout": 0.0, "ema": 0.0, "swa_epochs": 0, "top_k": 1, **given.get("changes", {})}
+        **{"dropout": 0.0, "ema": 0.0, "top_k": 1, **given.get("changes", {})}
     )
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     try:

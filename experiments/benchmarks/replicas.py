@@ -4,8 +4,8 @@
 
 Each way is a process (or two) of its own on the same phantoms, from the same start, with the same global batch of 8:
 one device; the CPU divided into two logical devices (MirroredStrategy); two worker processes on loopback
-(MultiWorkerMirroredStrategy). On one host the last two share its cores, so they cannot be faster; what they show is that
-the result is the same, and what it costs.
+(MultiWorkerMirroredStrategy). On one host the last two share its cores, so they cannot be faster; what they show is
+that the result is the same, and what it costs.
 """
 
 from __future__ import annotations

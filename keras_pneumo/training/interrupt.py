@@ -40,7 +40,7 @@ class Interruption:
     def name(self) -> str:
         """The signal, as a person calls it."""
         if self.number is None:
-            return "another worker's signal"
+            return "A signal to another worker"
         return "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
 
     @contextlib.contextmanager

@@ -53,7 +53,7 @@ class Network(keras.Model):
 
             def function(iterator: Any) -> dict[str, Any]:
                 if self.graph is None:
-                    jit = bool(self.jit_compile) and self.engine.strategy is None
+                    jit = self.slices == 1 and self.engine.strategy is None and bool(self.jit_compile)
                     self.graph = self.engine.step_function(self.learn, jit, getattr(iterator, "element_spec", None))
                 started = time.perf_counter()
                 data = next(iterator)
