@@ -41,9 +41,7 @@ def main():
 
     slices.Network.take_step = recorded
     loop.learner = kept
-    experiment = crash_lab.SHORT.replace(
-        **{"dropout": 0.0, "ema": 0.0, "top_k": 1, **given.get("changes", {})}
-    )
+    experiment = crash_lab.SHORT.replace(**{"dropout": 0.0, "ema": 0.0, "top_k": 1, **given.get("changes", {})})
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     try:
         engine = start_engine(given["strategy"], given.get("replicas"), given.get("wait", 60), say)

@@ -105,7 +105,9 @@ def test_the_loss_is_scaled_on_two_devices_as_on_one(tmp_path, prepared_folder):
     """In float16, to its precision: the scale is the optimizer's, and a replica's overflow would be everyone's."""
     changes = {"precision": "mixed_float16", "learning_rate": 1e-3, "clip_norm": 1.0}
     end(begin(prepared_folder, tmp_path / "one", tmp_path / "one.npz", strategy="one", changes=changes))
-    end(begin(prepared_folder, tmp_path / "two", tmp_path / "two.npz", strategy="mirrored", replicas=2, changes=changes))
+    end(
+        begin(prepared_folder, tmp_path / "two", tmp_path / "two.npz", strategy="mirrored", replicas=2, changes=changes)
+    )
     one, two = (np.load(tmp_path / f"{name}.npz") for name in ("one", "two"))
     np.testing.assert_allclose(two["losses"], one["losses"], atol=5e-3, rtol=0)
     np.testing.assert_allclose(two["predictions"], one["predictions"], atol=2e-2, rtol=0)

@@ -239,7 +239,6 @@ class Saver(keras.callbacks.Callback):
         self.engine.agree(0)  # no worker leaves before the chief has saved: a scheduler may then end them all
         position = f"epoch {self.state.epoch + 1}, step {self.state.step}"
         raise Stopped(
-            f"{self.interruption.name} came at {position}; everything is saved. Run the same command "
-            "again to go on.",
+            f"{self.interruption.name} came at {position}; everything is saved. Run the same command again to go on.",
             self.interruption.exit_code,
         )

@@ -159,7 +159,9 @@ class Engine:
 
         @tf.function(reduce_retracing=True)
         def everywhere(parts: Any) -> Any:
-            return strategy.run(lambda images: model(images, training=False), args=(parts,))
+            found = strategy.run(lambda images: model(images, training=False), args=(parts,))
+            # In the graph: outside of one TensorFlow would trace the gathering anew each time.
+            return tf.nest.map_structure(lambda rows: strategy.gather(rows, axis=0), found)
 
         def predict(images: Any) -> Any:
             images = np.asarray(images)
@@ -169,10 +171,7 @@ class Engine:
             parts = strategy.experimental_distribute_values_from_function(
                 lambda context: tf.constant(split[context.replica_id_in_sync_group])
             )
-            found = everywhere(parts)
-            if isinstance(found, dict):
-                return {name: strategy.gather(value, axis=0).numpy()[:rows] for name, value in found.items()}
-            return strategy.gather(found, axis=0).numpy()[:rows]
+            return tf.nest.map_structure(lambda one: one.numpy()[:rows], everywhere(parts))
 
         return predict
 
