@@ -1,11 +1,14 @@
 """Do two devices, and two processes, learn what one device learns? Losses, predictions and wall time side by side.
 
-    python experiments/benchmarks/replicas.py [--steps 20] [--size 64] [--encoder resnet18] [--json replicas.json]
+    python experiments/benchmarks/replicas.py [--steps 20] [--size 64] [--encoder resnet18] [--optimizer sgd]
+        [--json replicas.json]
 
 Each way is a process (or two) of its own on the same phantoms, from the same start, with the same global batch of 8:
 one device; the CPU divided into two logical devices (MirroredStrategy); two worker processes on loopback
 (MultiWorkerMirroredStrategy). On one host the last two share its cores, so they cannot be faster; what they show is
-that the result is the same, and what it costs.
+that the result is the same, and what it costs. A control shows what rounding alone may do: one device again, each first
+weight moved by one part in ten million. (AdamW divides each gradient by its own size, so from a random start it makes
+differences of rounding large within some steps, at any number of devices: ``--optimizer adamw``.)
 """
 
 from __future__ import annotations
@@ -25,14 +28,20 @@ import numpy as np
 
 from keras_pneumo.config import CLASSIFIER, Experiment
 
-WAYS = {"1": "one device", "2 (logical)": "the CPU divided in two", "2 workers": "two processes on loopback"}
+CONTROL = "1 (control)"
+WAYS = {
+    "1": "one device",
+    CONTROL: "one device, started 1e-7 away",
+    "2 (logical)": "the CPU divided in two",
+    "2 workers": "two processes on loopback",
+}
 
 
-def experiment_of(size: int, encoder: str) -> Experiment:
+def experiment_of(size: int, encoder: str, optimizer: str) -> Experiment:
     """Clipping, label smoothing, an average of the weights: whatever could differ between replicas."""
     return CLASSIFIER.replace(
         name="replicas", encoder=encoder, weights="random", image_size=size, frozen_epochs=0, epochs=50,
-        global_batch_size=8, positive_rate=((0, 0.5),), label_smoothing=0.1, ema=0.5, clip_norm=1.0,
+        global_batch_size=8, positive_rate=((0, 0.5),), label_smoothing=0.1, ema=0.5, clip_norm=1.0, optimizer=optimizer,
     )  # fmt: skip
 
 
@@ -49,7 +58,12 @@ def work(prepared_folder: Path, out: Path, way: str, steps: int, experiment: Exp
     from keras_pneumo.training.optimization import image_losses, make_optimizer
     from keras_pneumo.training.slices import learner
 
-    strategy, replicas = {"1": ("one", None), "2 (logical)": ("mirrored", 2), "2 workers": ("multiworker", None)}[way]
+    strategy, replicas = {
+        "1": ("one", None),
+        CONTROL: ("one", None),
+        "2 (logical)": ("mirrored", 2),
+        "2 workers": ("multiworker", None),
+    }[way]
     engine = start_engine(strategy, replicas)
     tf.config.experimental.enable_op_determinism()
     prepared = load_prepared(prepared_folder)
@@ -59,6 +73,11 @@ def work(prepared_folder: Path, out: Path, way: str, steps: int, experiment: Exp
         model = build(experiment, synchronized=engine.replicas > 1)
         optimizer = make_optimizer(experiment, model, experiment.learning_rate, steps)
         network = learner(model, image_losses(experiment), optimizer, engine=engine)
+    if way == CONTROL:
+        signs = np.random.default_rng(0)
+        for variable in network.trainable_variables:
+            value = keras.ops.convert_to_numpy(variable)
+            variable.assign(value * (1 + 1e-7 * signs.choice([-1.0, 1.0], value.shape)))
     losses, ends = [], []
 
     class Record(keras.callbacks.Callback):
@@ -67,7 +86,7 @@ def work(prepared_folder: Path, out: Path, way: str, steps: int, experiment: Exp
             ends.append(time.perf_counter())
 
     batches = engine.batches(source, plan_of(experiment, 0, experiment.epochs))
-    network.fit(batches, epochs=1, steps_per_epoch=steps, callbacks=[Record()], verbose=0)
+    network.fit(batches, epochs=1, steps_per_epoch=steps, callbacks=[Record()], shuffle=False, verbose=0)
     logits = np.concatenate([network.predict_on_batch(images) for images in evaluation_batches(held_out, 8)])
     predictions = 1 / (1 + np.exp(-logits[:, 0]))
     if engine.chief:
@@ -82,7 +101,7 @@ def run(prepared: Path, folder: Path, way: str, given: argparse.Namespace) -> di
     for one in ports:
         one.close()
     out = folder / f"{way}.npz"
-    options = [f"--{name}={getattr(given, name)}" for name in ("steps", "size", "encoder")]
+    options = [f"--{name}={getattr(given, name)}" for name in ("steps", "size", "encoder", "optimizer")]
     processes = []
     for index in range(2 if way == "2 workers" else 1):
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -105,11 +124,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--encoder", default="resnet18")
+    parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
     parser.add_argument("--json", type=Path)
     for name in ("--way", "--prepared", "--out"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    experiment = experiment_of(given.size, given.encoder)
+    experiment = experiment_of(given.size, given.encoder, given.optimizer)
     if given.way:
         work(Path(given.prepared), Path(given.out), given.way, given.steps, experiment)
         return
@@ -123,7 +143,8 @@ def main() -> None:
         prepare(folder / "phantoms", folder / "prepared", [given.size], patients=folder / "phantoms/patients.csv")
         found = {way: run(folder / "prepared", folder, way, given) for way in WAYS}
     one = found["1"]
-    print(f"{given.encoder}, {given.size} px, {given.steps} steps of 8 images, {len(one['predictions'])} predictions")
+    what = f"{given.encoder}, {given.size} px, {given.optimizer}, {given.steps} steps of 8 images"
+    print(f"{what}, {len(one['predictions'])} predictions")
     print("| replicas | first and last loss | losses differ by | predictions differ by | seconds a step |")
     print("|---|---|---|---|---|")
     rows = []
