@@ -6,6 +6,8 @@
 #   PREPARED=FOLDER    where DATA's radiographs are prepared; default: data/prepared/<name of DATA>
 #   OUT=FOLDER         where the run goes; default: runs/<experiment>
 #   START_FROM=RUN     a run whose weights are the start, such as a smaller image size's
+#
+# A training that was interrupted goes on when the same line is given again.
 
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 VENV := .venv
@@ -20,13 +22,14 @@ EXPERIMENT ?= experiments/demo_classifier.py
 train-segmenter torch-segmenter: EXPERIMENT := experiments/demo_segmenter.py
 OPTIONS = $(if $(OUT),--out $(OUT)) $(if $(PREPARED),--prepared $(PREPARED)) $(if $(PATIENTS),--patients $(PATIENTS)) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(START_FROM),--start-from $(START_FROM))
 
-.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier test test-slow parity lint doctor compare clean
+.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter test test-slow parity lint doctor compare clean
 
 help:
 	@echo "make train-classifier   train, predict, score; prints the path of report.html (DATA= EXPERIMENT= OUT=)"
 	@echo "make train-segmenter    the same for the outline of the pneumothorax"
 	@echo "make torch-classifier   the other team: PyTorch, same experiment, prepared folder and starting weights;"
 	@echo "                        make torch-segmenter, make fastai-classifier (DATA=prepared folder EXPERIMENT= OUT=)"
+	@echo "make slurm-classifier   submit a training to Slurm (NODES= DATA=prepared folder EXPERIMENT= OUT=); slurm-segmenter too"
 	@echo "make compare            score submissions side by side (DATA=folder of submissions TRUTH= OUT=)"
 	@echo "make test               the fast tests; make test-slow the others"
 	@echo "make parity             the networks beside PyTorch's own, in an environment of PyTorch's (5 GB)"
@@ -74,6 +77,15 @@ torch-classifier torch-segmenter fastai-classifier: $(READY) $(TORCH)/.ready
 	@rm -f $(TEAM_OUT)/start.safetensors
 	$(BIN)/keras-pneumo export $(TEAM_EXPERIMENT) --out $(TEAM_OUT)/start.safetensors $(if $(WEIGHTS),--weights $(WEIGHTS))
 	OMP_WAIT_POLICY=PASSIVE $(TORCH)/bin/python experiments/torch_team/$(subst -,_,$(patsubst torch-%,%,$@)).py --experiment $(TEAM_OUT)/start.safetensors $(INIT) --data $(TEAM_DATA) --out $(TEAM_OUT)
+
+# On a cluster's login node. SBATCH_* and KERAS_PNEUMO_* variables are passed on; see experiments/slurm/train.sh.
+NODES ?= 1
+SBATCH ?= sbatch
+slurm-classifier: EXPERIMENT := $(if $(filter file default,$(origin EXPERIMENT)),experiments/resnet50_512.py,$(EXPERIMENT))
+slurm-segmenter: EXPERIMENT := $(if $(filter file default,$(origin EXPERIMENT)),experiments/albunet_512.py,$(EXPERIMENT))
+slurm-classifier slurm-segmenter:
+	@test -f "$(DATA)/manifest.json" || { echo "Name a prepared folder on a disk that all nodes share: make $@ DATA=data/prepared/siim (keras-pneumo prepare makes it)."; exit 2; }
+	$(SBATCH) --nodes=$(NODES) experiments/slurm/$(if $(filter 1,$(NODES)),one_node,several_nodes).sbatch $(EXPERIMENT) $(DATA) $(OUT)
 
 # With nothing said, the demo's runs: those made on the phantoms' split.
 compare: $(READY)

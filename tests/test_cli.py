@@ -201,4 +201,6 @@ def test_ctrl_c_ends_a_training_with_130_and_keeps_the_best_weights(tmp_path, pr
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
+    assert "Ctrl-C came at epoch" in errors
+    assert "Run the same command again to go on" in errors
     assert (tmp_path / "run" / "best.weights.h5").stat().st_size > 10**6

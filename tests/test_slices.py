@@ -7,8 +7,8 @@ import pytest
 from keras_pneumo.config import SEGMENTER
 from keras_pneumo.prediction.run import build
 from keras_pneumo.training.averaging import WeightAverage, estimate_statistics
-from keras_pneumo.training.optimization import compile_model, make_optimizer, set_learning
-from keras_pneumo.training.slices import sliced
+from keras_pneumo.training.optimization import compile_model, image_losses, make_optimizer, set_learning
+from keras_pneumo.training.slices import learner
 
 FROZEN = SEGMENTER.replace(
     name="x", encoder="resnet18", weights="random", image_size=32, frozen_batchnorm=True, dropout=0.0, clip_norm=1.0,
@@ -27,11 +27,11 @@ def batch(n=5, size=32):
 def trained(experiment, slices, steps=1):
     model = build(experiment)
     set_learning(model, experiment, True)
-    network = sliced(model, slices)
-    compile_model(network, experiment, make_optimizer(experiment, network, experiment.learning_rate, 10, 5))
+    optimizer = make_optimizer(experiment, model, experiment.learning_rate, 10, 5)
+    network = learner(model, image_losses(experiment), optimizer, slices)
     images, target = batch()
     target = target if experiment.image_head else target["mask"]
-    losses = [float(np.ravel(network.train_on_batch(images, target))[0]) for _ in range(steps)]
+    losses = [float(network.train_on_batch(images, target, return_dict=True)["loss"]) for _ in range(steps)]
     return model.get_weights(), losses
 
 
@@ -48,6 +48,22 @@ def test_slices_give_the_weights_of_the_whole_batch_when_batchnorm_is_frozen(hea
         np.testing.assert_allclose(one, other, atol=1e-6, rtol=0)
         moved = max(moved, float(np.abs(one - before).max()))
     assert moved > 1e-3, "the step changed the weights"
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_the_step_is_that_of_keras(head):
+    """Loss and weights of Keras's own training step with the compiled losses."""
+    experiment = FROZEN.replace(image_head=head, clip_norm=None)
+    ours, loss = trained(experiment, 1)
+    model = build(experiment)
+    set_learning(model, experiment, True)
+    compile_model(model, experiment, make_optimizer(experiment, model, experiment.learning_rate, 10, 5))
+    images, target = batch()
+    target = target if head else target["mask"]
+    theirs = model.train_on_batch(images, target, return_dict=True)["loss"]
+    assert loss[0] == pytest.approx(float(theirs), rel=1e-5)
+    for one, other in zip(ours, model.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6, rtol=0)
 
 
 def test_frozen_batchnorm_keeps_its_statistics_and_scale():

@@ -1,6 +1,6 @@
 """The command line: the only place that parses arguments and prints to a person.
 
-Exit codes: 0 done, 1 done but something was set aside, 2 refused, 130 interrupted.
+Exit codes: 0 done, 1 done but something was set aside, 2 refused, 75 stopped and to be run again, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import typer
 
 from keras_pneumo import __version__
 from keras_pneumo.cli import data, explain, export, referee, train
-from keras_pneumo.cli.console import err, out
+from keras_pneumo.cli.console import REFUSED, err, exit_code_of, out, report
 from keras_pneumo.errors import PneumoError
 
-REFUSED, INTERRUPTED = 2, 130
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="keras-pneumo",
@@ -51,7 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=arguments)  # ends in SystemExit, and says what is wrong with the arguments itself
     except PneumoError as error:
-        _refuse(str(error))
+        report(error)
+        sys.exit(exit_code_of(error))
     except OSError as error:
         _refuse(f"{error.strerror or error}: {error.filename}." if error.filename else f"{error}.")
     except SystemExit as end:
@@ -61,6 +62,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _refuse(reason: str) -> None:
-    err.print("Refused.", style="bold red", end=" ")
-    err.print(reason, markup=False, highlight=False, soft_wrap=True)
+    report(PneumoError(reason))
     sys.exit(REFUSED)

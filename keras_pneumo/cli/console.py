@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from keras_pneumo.errors import PneumoError, Stopped
+
 out = Console()
 """Results, for a person or a pipe."""
 
@@ -96,3 +98,18 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """Print a sentence that the user should not miss."""
     err.print(f"Note: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+REFUSED = 2
+"""Exit code of what was refused."""
+
+
+def exit_code_of(fault: PneumoError) -> int:
+    """What the process exits with: 75 or 130 for what was stopped and can be gone on with, 2 for a refusal."""
+    return fault.exit_code if isinstance(fault, Stopped) else REFUSED
+
+
+def report(fault: PneumoError) -> None:
+    """Print why a command ends, without a traceback."""
+    err.print("Stopped." if isinstance(fault, Stopped) else "Refused.", style="bold red", end=" ")
+    err.print(str(fault), markup=False, highlight=False, soft_wrap=True)

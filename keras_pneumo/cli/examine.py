@@ -17,6 +17,7 @@ import psutil
 from keras_pneumo import __version__
 from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.data.decoders import decoder_report
+from keras_pneumo.errors import PneumoError
 
 PACKAGES = ("numpy", "pandas", "scikit-learn", "opencv-python-headless", "pydicom", "pycocotools")
 TESTED_PYTHON = ((3, 11), (3, 13))
@@ -79,7 +80,6 @@ def _engine() -> list[Finding]:
     if gpus:
         names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
         findings.append(Finding("devices", "ok", f"{len(gpus)} GPU: {', '.join(names)}"))
-        findings.append(Finding("strategy", "ok", f"one device, {gpus[0].name.removeprefix('/physical_device:')}"))
     else:
         advice = ""
         if shutil.which("nvidia-smi"):
@@ -89,8 +89,18 @@ def _engine() -> list[Finding]:
             advice += " Set TF_ENABLE_ONEDNN_OPTS=1: training is nearly twice as fast."
         text = f"no GPU; {psutil.cpu_count(logical=False) or 1} CPU cores, oneDNN {onednn}"
         findings.append(Finding("devices", "note" if advice else "ok", text, advice.strip()))
-        findings.append(Finding("strategy", "ok", "one device, CPU:0"))
+    findings.append(_strategy(len(gpus)))
     return findings
+
+
+def _strategy(gpus: int) -> Finding:
+    """What ``train --strategy auto`` would run on, by the same choice."""
+    from keras_pneumo.training.distribution import choose
+
+    try:
+        return Finding("strategy", "ok", choose("auto", os.environ, gpus).text)
+    except PneumoError as fault:
+        return Finding("strategy", "fault", "the workers cannot be told", str(fault))
 
 
 def _decoders() -> list[Finding]:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import os
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keras_pneumo.cli.console import Progress, duration, say, warn
+from keras_pneumo.cli.console import Progress, duration, exit_code_of, report, say, warn
 from keras_pneumo.cli.data import report_prepared
 from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.config import Experiment, read_experiment
+from keras_pneumo.data.files import folder_lock
 from keras_pneumo.data.prepared import Prepared, load_prepared, prepare
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.training.place import Place, new_folder
 
 if TYPE_CHECKING:
-    from keras_pneumo.training.callbacks import EpochRow
+    from keras_pneumo.training.distribution import Engine
+    from keras_pneumo.training.fit import Manner
+    from keras_pneumo.training.log import EpochRow
 
 DataArgument = Annotated[Path, typer.Option("--data", help="A prepared folder, or raw data to prepare first.")]
 PreparedOption = Annotated[
@@ -52,57 +62,157 @@ def train_command(
     start_from: Annotated[
         Path | None, typer.Option("--start-from", help="Run whose weights are the start, such as a smaller size's.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an unfinished run, and refuse to begin a new one.")
+    ] = False,
+    checkpoint_every: Annotated[
+        str, typer.Option("--checkpoint-every", help="Time or steps between checkpoints: 300s, 5min, 200steps.")
+    ] = "300s",
+    skip_nan: Annotated[
+        bool, typer.Option("--skip-nan", help="Leave out images whose batch gave no finite loss, and go on.")
+    ] = False,
+    auto_batch: Annotated[
+        bool, typer.Option("--auto-batch", help="Find out first how many images fit into memory at once.")
+    ] = False,
+    strategy: Annotated[
+        str, typer.Option(help="auto, one (device), mirrored (all GPUs of a host), or multiworker (several hosts).")
+    ] = "auto",
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Devices of this host; without GPUs, parts that the CPU is divided in.")
+    ] = None,
+    wait_for_workers: Annotated[
+        float, typer.Option("--wait-for-workers", min=1, help="Seconds that workers wait for one another.")
+    ] = 120.0,
 ) -> None:
     """Train, predict the test patients, score them, and write report.html.
 
-    With --all-folds, --start-from may be a folder of fold_K runs.
+    An unfinished run of the same experiment and data is gone on with: in OUT, or else the last of runs/EXPERIMENT.
+    SIGTERM, SIGUSR1 and Ctrl-C finish the step and save (exit codes 75, 75 and 130). With --all-folds, --start-from may
+    be a folder of fold_K runs.
 
     Example (in a checkout of the project): `keras-pneumo phantom data/phantom-try --images 60 &&
     keras-pneumo train experiments/smallest_classifier.py --data data/phantom-try`
     """
     if all_folds and fold is not None:
         raise PneumoError("Give --fold or --all-folds, not both.")
+    from keras_pneumo.training.cluster import find_cluster
+    from keras_pneumo.training.place import find_folds_place, find_place
+
     experiment = _resolved(experiment_file, fold, seed)
+    several = strategy in ("auto", "multiworker") and find_cluster(os.environ) is not None
+    if several and not (data / "manifest.json").is_file():
+        raise PneumoError(
+            f"{data} is no prepared folder. Several workers need one that all of them see: run keras-pneumo "
+            "prepare first."
+        )
     prepared = open_data(data, experiment, prepared_folder, labels, patients)
     import_tensorflow()
-    if not all_folds:
-        _train_one(experiment, prepared, run_folder(out_folder, experiment.name), weights, start_from)
-        return
-    folder = run_folder(out_folder, f"{experiment.name}-folds")
-    folds = sorted({int(number) for number in prepared.split["fold"] if int(number) >= 0})
-    for number in folds:
-        origin = start_from / f"fold_{number}" if start_from is not None else None
-        run = run_folder(folder / f"fold_{number}", "")
-        _train_one(experiment.replace(fold=number), prepared, run, weights, origin)
-    runs = " ".join(str(folder / f"fold_{number}") for number in folds)
-    say(f"All {len(folds)} folds are trained. Predict with all of them: keras-pneumo predict {runs} --data DATA")
+    from keras_pneumo.training.callbacks import Every
+    from keras_pneumo.training.distribution import start_engine
+    from keras_pneumo.training.fit import Manner
+
+    every = Every.parse(checkpoint_every)
+    engine = start_engine(strategy, replicas, wait_for_workers, warn)
+    manner = Manner(engine, every, skip_nan=skip_nan, auto_batch=auto_batch, tell=warn)
+    with ended_together(engine):
+        if not all_folds:
+            place = shared_place(engine, lambda: find_place(out_folder, experiment, prepared, resume))
+            _train_one(experiment, prepared, place, weights, start_from, manner)
+            return
+        folds = sorted({int(number) for number in prepared.split["fold"] if int(number) >= 0})
+        folder = shared_place(
+            engine,
+            lambda: Place(find_folds_place(out_folder, experiment, prepared, folds, resume), False),
+        ).folder
+        for number in folds:
+            origin = start_from / f"fold_{number}" if start_from is not None else None
+            one = experiment.replace(fold=number)
+            place = shared_place(engine, partial(_fold_place, folder / f"fold_{number}", one, prepared))
+            if not place.finished:
+                _train_one(one, prepared, place, weights, origin, manner)
+        if engine.chief:
+            runs = " ".join(str(folder / f"fold_{number}") for number in folds)
+            say(
+                f"All {len(folds)} folds are trained. Predict with all of them: keras-pneumo predict {runs} --data DATA"
+            )
+
+
+def _fold_place(folder: Path, experiment: Experiment, prepared: Prepared) -> Place:
+    from keras_pneumo.training.place import find_place, progress_of
+
+    if progress_of(folder, experiment, prepared) == "finished":
+        return Place(folder, False, finished=True)
+    return find_place(folder, experiment, prepared, False)
+
+
+def shared_place(engine: Engine, find: Callable[[], Place]) -> Place:
+    """What the chief finds, on every worker."""
+    if engine.workers == 1:
+        return find()
+    place = find() if engine.chief else None
+    text = engine.agree_text(json.dumps([str(place.folder), place.resume, place.finished]) if place else "")
+    folder, resume, finished = json.loads(text)
+    return Place(Path(folder), resume, finished)
+
+
+@contextlib.contextmanager
+def ended_together(engine: Engine) -> Iterator[None]:
+    """With several workers, leave at once on a fault: TensorFlow would wait for those that are gone."""
+    try:
+        yield
+    except PneumoError as fault:
+        if engine.workers == 1:
+            raise
+        report(fault)
+        os._exit(exit_code_of(fault))
+    if engine.workers > 1:
+        engine.agree(0)  # the others wait for the chief's report, lest it find them gone
 
 
 def _train_one(
-    experiment: Experiment, prepared: Prepared, folder: Path, weights: Path | None, start_from: Path | None
+    experiment: Experiment,
+    prepared: Prepared,
+    place: Place,
+    weights: Path | None,
+    start_from: Path | None,
+    manner: Manner,
 ) -> None:
-    """One training into an empty folder, to its report."""
+    """One training, begun or gone on with, to its report."""
     import keras
 
     from keras_pneumo.prediction.run import read_run
     from keras_pneumo.training.finish import finish
     from keras_pneumo.training.fit import train
+    from keras_pneumo.training.place import is_trained
 
     keras.utils.clear_session()  # of one fold, before the next is trained in the same process
-    say(f"Training {experiment.name}: {experiment.encoder} at {experiment.image_size}, into {folder}")
-    with Progress("training") as progress:
-        outcome = train(
-            experiment,
-            prepared,
-            folder,
-            weights=weights,
-            command=shlex.join(["keras-pneumo", *sys.argv[1:]]),
-            on_epoch=_say_epoch,
-            progress=progress.update,
-            start_from=read_run(start_from) if start_from is not None else None,
-        )
-    say(f"Trained in {duration(outcome.seconds)}; best epoch {outcome.best.epoch}.")
-    with Progress("prediction") as progress:
+    folder, chief = place.folder, manner.engine.chief
+    if chief and place.resume:
+        say(f"{folder} is an unfinished run of this experiment on these images; going on with it.")
+    if not (place.resume and is_trained(folder)):
+        if chief:
+            say(
+                f"Training {experiment.name}: {experiment.encoder} at {experiment.image_size}, on "
+                f"{manner.engine.text}, "
+                f"into {folder}"
+            )
+        with Progress("training") as progress:
+            outcome = train(
+                experiment,
+                prepared,
+                folder,
+                weights=weights,
+                command=shlex.join(["keras-pneumo", *sys.argv[1:]]),
+                on_epoch=_say_epoch if chief else lambda row: None,
+                progress=progress.update if chief else None,
+                start_from=read_run(start_from) if start_from is not None else None,
+                manner=replace(manner, resume=place.resume),
+            )
+        if chief:
+            say(f"Trained in {duration(outcome.seconds)}; best epoch {outcome.best.epoch}.")
+    if not chief:
+        return
+    with Progress("prediction") as progress, folder_lock(folder):
         finished = finish(read_run(folder), prepared, progress.update)
     for line in finished.lines:
         say(line)
@@ -129,7 +239,7 @@ def find_lr_command(
     import_tensorflow()
     from keras_pneumo.training.lr_finder import CLEAR_FALL, search
 
-    folder = run_folder(out_folder, f"{experiment.name}-rates")
+    folder = new_folder(out_folder, f"{experiment.name}-rates")
     with Progress("rates") as progress:
         found = search(experiment, prepared, weights, steps, progress.update)
     found.save(folder)
@@ -197,28 +307,6 @@ def open_data(
         )
     report_prepared(summary)
     return load_prepared(folder)
-
-
-def run_folder(wanted: Path | None, name: str) -> Path:
-    """A new, empty folder: ``wanted``, or the first free of runs/NAME, runs/NAME-2, ...
-
-    Raises:
-        PneumoError: ``wanted`` holds something already.
-    """
-    if wanted is not None:
-        if wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
-            raise PneumoError(f"{wanted} is not empty. Choose another --out, or remove it; nothing was changed.")
-        wanted.mkdir(parents=True, exist_ok=True)
-        return wanted
-    number = 1
-    while True:
-        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
 
 
 def _resolved(path: Path, fold: int | None, seed: int | None) -> Experiment:

@@ -7,6 +7,7 @@ tf.data only loads, augments and prefetches what it is told, so nothing is dropp
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -180,6 +181,10 @@ class TrainingPlan:
     """Side of the square cut out of image and mask."""
     with_labels: bool = False
     """With masks: whether the target holds the image's label too."""
+    first_step: int = 0
+    """Steps of the first epoch that are done already, in a run that goes on."""
+    skip: tuple[int, ...] = ()
+    """Images that are drawn no more; another of the same class, drawn in turn, takes the place of each."""
 
     def batches(self, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """(indices, parameters, noise seeds) of each batch, in order, over all epochs of the plan.
@@ -187,28 +192,83 @@ class TrainingPlan:
         Batches of one epoch differ in size by at most one image: a last batch of one or two images would give
         BatchNorm statistics of one or two images.
         """
-        steps = steps_per_epoch(len(labels), self.batch_size)
         for epoch in range(self.first_epoch, self.last_epoch):
-            order = epoch_order(labels, self.seed, epoch, rate_at(self.positive_rate, epoch))
-            parameters, noise_seeds = draw_parameters(self.augmentation, self.seed, epoch, order, repeats_of(order))
-            for rows in np.array_split(np.arange(len(order)), steps):
+            order, parameters, noise_seeds = self.draws(labels, epoch)
+            steps = self.rows(len(labels))[self.first_step if epoch == self.first_epoch else 0 :]
+            for rows in steps:
                 yield order[rows], parameters[rows], noise_seeds[rows]
 
+    def rows(self, images: int) -> list[np.ndarray]:
+        """Which draws of an epoch each of its steps takes."""
+        return np.array_split(np.arange(images), steps_per_epoch(images, self.batch_size))
 
-def training_batches(source: Source, plan: TrainingPlan) -> tf.data.Dataset:
+    def draws(self, labels: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(indices, parameters, noise seeds) of all draws of one epoch."""
+        order = epoch_order(labels, self.seed, epoch, rate_at(self.positive_rate, epoch))
+        if self.skip:
+            order = replaced(order, labels, self.skip)
+        return order, *draw_parameters(self.augmentation, self.seed, epoch, order, repeats_of(order))
+
+
+def replaced(order: np.ndarray, labels: np.ndarray, skip: Sequence[int]) -> np.ndarray:
+    """``order`` with others of their class in place of the images ``skip``, so that batches keep their sizes.
+
+    Raises:
+        PneumoError: every image of a class is to be skipped.
+    """
+    order = order.copy()
+    for label in (0, 1):
+        places = np.flatnonzero(np.isin(order, skip) & (labels[order] == label))
+        others = np.setdiff1d(np.flatnonzero(labels == label), skip)
+        if len(places) and not len(others):
+            kind = "positive" if label else "negative"
+            raise PneumoError(f"All {kind} training images are to be skipped, so there is nothing left to learn from.")
+        order[places] = others[places % len(others)] if len(places) else order[places]
+    return order
+
+
+@dataclass(frozen=True)
+class Share:
+    """The replicas that one worker feeds: ``count`` of ``of``, from number ``first`` on."""
+
+    first: int
+    count: int
+    of: int
+
+    def parts(self, images: int) -> list[np.ndarray]:
+        """Which rows of a batch each of the worker's replicas takes; all replicas' together are every row once."""
+        return np.array_split(np.arange(images), self.of)[self.first : self.first + self.count]
+
+
+def training_batches(source: Source, plan: TrainingPlan, share: Share | None = None) -> tf.data.Dataset:
     """Batches of all the plan's epochs, one after the other.
+
+    Args:
+        source: the training images.
+        plan: which of them come when.
+        share: what one worker of several replicas is fed: for each step one part of the batch for each of its replicas,
+            one after the other. Parts differ by at most one image and nothing is padded: a padding row would enter
+            BatchNorm's statistics.
 
     Returns:
         Dataset of (image, target): float32 (B, S, S, 1) in [0, 1], and the label, float32 (B, 1). With masks the target
         is the mask, float32 (B, S, S, 1), or with both ``{"mask": ..., "image": label}``. A crop's label says whether
         there is any pneumothorax in the crop; a whole image's is its own, also where its mask is too small to see.
+        With a share a third part follows: float32 (B,), what each image counts: one over the whole batch's number; and
+        after the plan's end its last parts come again and again.
     """
     with tf.device("CPU:0"):
         labels = tf.constant(source.labels, tf.float32)
     load_images = _loader(source, source.paths, source.images)
     load_masks = _loader(source, source.mask_paths, source.masks) if plan.with_masks else None
 
-    def finish(indices: tf.Tensor, parameters: tf.Tensor, noise_seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def finish(
+        indices: tf.Tensor, parameters: tf.Tensor, noise_seeds: tf.Tensor, weight: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        found = prepare(indices, parameters, noise_seeds)
+        return found if share is None else (*found, weight)
+
+    def prepare(indices: tf.Tensor, parameters: tf.Tensor, noise_seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
         image = augment(plan.augmentation, load_images(indices), parameters, noise_seeds)
         if load_masks is None:
             return image, tf.gather(labels, indices)[:, None]
@@ -219,18 +279,37 @@ def training_batches(source: Source, plan: TrainingPlan) -> tf.data.Dataset:
             label = tf.reduce_max(mask, axis=(1, 2))
         return image, {"mask": mask, "image": label} if plan.with_labels else mask
 
-    remaining = plan.batches(source.labels)
-    shapes: tuple[list[int | None], ...] = ([None], [None, 10], [None, 2])
+    remaining = _shared(plan.batches(source.labels), share or Share(0, 1, 1))
+    shapes: tuple[list[int | None], ...] = ([None], [None, 10], [None, 2], [None])
+    types = (tf.int64, tf.float32, tf.int32, tf.float32)
 
     def following(_step: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        drawn = tf.numpy_function(lambda _: next(remaining), [_step], (tf.int64, tf.float32, tf.int32), stateful=True)
+        drawn = tf.numpy_function(lambda _: next(remaining), [_step], types, stateful=True)
         return tuple(tf.ensure_shape(one, shape) for one, shape in zip(drawn, shapes, strict=True))
 
     # Not from_generator: TensorFlow 2.21 then has the C library give back freed memory at once, for the whole process,
     # and a U-Net spends most of its time in page faults.
-    steps = steps_per_epoch(len(source), plan.batch_size) * (plan.last_epoch - plan.first_epoch)
-    order = tf.data.Dataset.range(steps).map(following)  # one after the other, so in the plan's order
+    steps = steps_per_epoch(len(source), plan.batch_size) * (plan.last_epoch - plan.first_epoch) - plan.first_step
+    # Under a strategy without an end: else every step would first ask all workers, over the network, if there is
+    # another.
+    numbers = tf.data.Dataset.range(steps) if share is None else tf.data.Dataset.counter()
+    order = numbers.map(following)  # one after the other, so in the plan's order
     return order.map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+
+
+def _shared(
+    batches: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]], share: Share
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """The share's parts of each batch, with what each image counts."""
+    parts: list[tuple[np.ndarray, ...]] = []
+    for drawn in batches:
+        images = len(drawn[0])
+        parts = [
+            (*(one[rows] for one in drawn), np.full(len(rows), 1.0 / images, np.float32))
+            for rows in share.parts(images)
+        ]
+        yield from parts
+    yield from itertools.cycle(parts)
 
 
 def evaluation_batches(source: Source, batch_size: int) -> tf.data.Dataset:

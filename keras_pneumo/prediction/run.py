@@ -61,12 +61,19 @@ class Run:
         return "none" if self.experiment.weights == "random" else "ImageNet-1k"
 
 
-def build(experiment: Experiment) -> keras.Model:
-    """The experiment's network, from a random start that depends on its seed alone."""
+def build(experiment: Experiment, synchronized: bool = False) -> keras.Model:
+    """The experiment's network, from a random start that depends on its seed alone.
+
+    Args:
+        experiment: which network.
+        synchronized: whether BatchNorm takes its batch statistics over all replicas of a training.
+    """
     keras.utils.set_random_seed(experiment.seed)
     if experiment.task == "segmenter":
-        return build_unet(experiment.encoder, experiment.attention, experiment.image_head, experiment.dropout)
-    return build_classifier(experiment.encoder, dropout=experiment.dropout)
+        return build_unet(
+            experiment.encoder, experiment.attention, experiment.image_head, experiment.dropout, synchronized
+        )
+    return build_classifier(experiment.encoder, experiment.dropout, synchronized)
 
 
 def versions() -> dict[str, str]:

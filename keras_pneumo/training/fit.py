@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,30 +12,24 @@ from typing import Any
 import keras
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.files import sha256_file, write_json
-from keras_pneumo.data.pipeline import Source, TrainingPlan, steps_per_epoch, training_batches
+from keras_pneumo.data.files import folder_lock, remove_temporary, sha256_file, write_json
+from keras_pneumo.data.pipeline import Source, training_batches
 from keras_pneumo.data.prepared import Prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.prediction.run import FORMAT, Run, hardware, versions
-from keras_pneumo.training.averaging import WeightAverage, estimate_statistics
-from keras_pneumo.training.callbacks import EpochRow, Log, Steps, TrainProgress, Validation
+from keras_pneumo.training import checkpoints, faults
+from keras_pneumo.training.averaging import estimate_statistics
+from keras_pneumo.training.callbacks import TrainProgress
 from keras_pneumo.training.curves import draw_curves
-from keras_pneumo.training.optimization import compile_model, make_optimizer, set_learning
-from keras_pneumo.training.schedules import Plateau
-from keras_pneumo.training.slices import sliced
+from keras_pneumo.training.distribution import Engine
+from keras_pneumo.training.interrupt import Interruption
+from keras_pneumo.training.log import EpochRow, Log, Pace
+from keras_pneumo.training.loop import Manner, Phase, Work, judged_network, learn, phases_of, plan_of
 from keras_pneumo.training.start import start
-from keras_pneumo.training.validation import Judge, make_judge
+from keras_pneumo.training.state import check_identity, identity
+from keras_pneumo.training.validation import make_judge
 
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of epochs with the same weights learning and one schedule of its own."""
-
-    name: str
-    first_epoch: int
-    epochs: int
-    encoder_learns: bool
-    learning_rate: float
+__all__ = ["Manner", "Outcome", "Phase", "phases_of", "plan_of", "train", "write_record"]
 
 
 @dataclass(frozen=True)
@@ -44,17 +39,7 @@ class Outcome:
     folder: Path
     best: EpochRow
     seconds: float
-    """Wall time of the training alone: no preparing, no prediction."""
-
-
-def phases_of(experiment: Experiment) -> list[Phase]:
-    """The experiment's phases: the encoder frozen first, then thawed; each has its own schedule."""
-    phases = []
-    if experiment.frozen_epochs:
-        rate = experiment.frozen_learning_rate or experiment.learning_rate
-        phases.append(Phase("frozen", 0, experiment.frozen_epochs, False, rate))
-    phases.append(Phase("whole", experiment.frozen_epochs, experiment.epochs, True, experiment.learning_rate))
-    return phases
+    """Wall time of the training alone, interruptions left out: no preparing, no prediction."""
 
 
 def train(
@@ -66,28 +51,94 @@ def train(
     on_epoch: Callable[[EpochRow], None] = lambda row: None,
     progress: TrainProgress | None = None,
     start_from: Run | None = None,
+    manner: Manner | None = None,
 ) -> Outcome:
     """Train the experiment's network on the prepared folder's training images.
 
     Args:
         experiment: what to train, and how.
         prepared: images, labels and split; checked against the manifest before the first step.
-        folder: the run folder, which exists and is empty.
+        folder: the run folder, which exists and is empty, or holds an unfinished training to resume. Several workers
+            share it.
         weights: file or folder with ImageNet weights, where they are not to be found or downloaded elsewhere.
         command: how the user started this, for the record.
         on_epoch: called with each row of the log.
         progress: called after each step.
         start_from: a finished run of the same network, of any image size, whose best weights are the start, heads and
             all; they are validated before the first step, as epoch 0 of the log.
+        manner: devices, checkpoints, and what to do about faults.
 
     Returns:
         The best epoch and the time taken; the weights, log and curves are in ``folder``.
 
     Raises:
         PneumoError: the split shares a patient, a subset has one class, an image is damaged, the size is not prepared,
-            weights cannot be had, ``start_from`` is of another network or split, or the loss is no longer finite.
+            weights cannot be had, ``start_from`` is of another network or split, the checkpoints are of another
+            training, another run is in the folder, or the loss is no longer finite.
+        Stopped: a signal came, or another worker is gone; the same call with ``resume`` goes on.
     """
-    model, training, validation = start(experiment, prepared, weights, start_from)
+    manner = manner or Manner()
+    engine = manner.engine
+    interruption = Interruption(manner.tell)
+    with (
+        folder_lock(folder) if engine.chief else contextlib.nullcontext(),
+        interruption.listening(),
+        faults.lost_workers(engine),
+    ):
+        if engine.chief:
+            remove_temporary(folder)
+        model, training, validation = start(experiment, prepared, weights, start_from, engine)
+        known = identity(experiment, prepared, model)
+        found = checkpoints.latest(folder, manner.tell) if manner.resume else None
+        if found is not None:
+            check_identity(found, known)
+        record = _record(experiment, prepared, model, training, validation, command, start_from, engine)
+        log = Log(folder, experiment.top_k, engine.chief)
+        work = Work(experiment, manner, folder, model, training, log, known, interruption, on_epoch, progress)
+        work.judge = make_judge(experiment, validation, prepared)
+        if engine.chief:
+            write_record(folder, record)
+        with contextlib.closing(work.events):
+            learn(work, found, start_from is not None)
+            if work.average is not None and experiment.swa_epochs:
+                work.tell_epoch(_averaged(work))
+        seconds = work.elapsed()
+        if engine.chief:
+            draw_curves(log.frame(), folder / "curves.png")
+        if log.best is None:
+            raise PneumoError(
+                "No epoch gave a finite validation score, so there are no weights to keep. Lower the rate."
+            )
+        if engine.chief:
+            write_record(folder, record | {"training_seconds": round(seconds, 1), "best_epoch": log.best.epoch})
+            checkpoints.keep(folder, 1)
+        return Outcome(folder, log.best, seconds)
+
+
+def _averaged(work: Work) -> EpochRow:
+    """The averaged weights, with statistics from the draws of the last epoch, judged as a further epoch."""
+    started = time.monotonic()
+    experiment = work.experiment
+    assert work.average is not None
+    work.average.assign(work.model)
+    last = plan_of(experiment, experiment.total_epochs - 1, 1, skip=work.skip)
+    estimate_statistics(work.model, (images for images, _ in training_batches(work.training, last)))
+    network = judged_network(work)
+    epoch = experiment.total_epochs + 1
+    return work.log.judged(network, work.judge(network), epoch, "average", float("nan"), started, Pace())
+
+
+def _record(
+    experiment: Experiment,
+    prepared: Prepared,
+    model: keras.Model,
+    training: Source,
+    validation: Source,
+    command: str,
+    start_from: Run | None,
+    engine: Engine,
+) -> dict[str, Any]:
+    """What ``experiment.json`` says of a training before it has ended."""
     record: dict[str, Any] = {
         "format": FORMAT,
         "experiment": experiment.model_dump(mode="json"),
@@ -100,6 +151,8 @@ def train(
         "parameters": model.count_params(),
         "versions": versions(),
         "hardware": hardware(),
+        "strategy": engine.text,
+        "replicas": engine.replicas,
         "precision": keras.config.dtype_policy().name,
         "command": command,
     }
@@ -111,89 +164,7 @@ def train(
             "weights_sha256": sha256_file(start_from.weights),
             "pretraining": start_from.pretraining,
         }
-    write_record(folder, record)
-
-    log = Log(folder, experiment.top_k)
-    judge = make_judge(experiment, validation, prepared)
-    started = time.monotonic()
-    if start_from is not None:
-        on_epoch(log.judged(model, judge(model), 0, "start", float("nan"), started, 0.0))
-    average = WeightAverage(experiment.total_epochs - experiment.swa_epochs) if experiment.swa_epochs else None
-    for phase in phases_of(experiment):
-        _run_phase(experiment, phase, model, training, judge, log, on_epoch, progress, average)
-    if average is not None:
-        on_epoch(_averaged(experiment, model, training, judge, log, average))
-    seconds = time.monotonic() - started
-    draw_curves(log.frame(), folder / "curves.png")
-    if log.best is None:
-        raise PneumoError("No epoch gave a finite validation score, so there are no weights to keep. Lower the rate.")
-    write_record(folder, record | {"training_seconds": round(seconds, 1), "best_epoch": log.best.epoch})
-    return Outcome(folder, log.best, seconds)
-
-
-def _run_phase(
-    experiment: Experiment,
-    phase: Phase,
-    model: keras.Model,
-    training: Source,
-    judge: Judge,
-    log: Log,
-    on_epoch: Callable[[EpochRow], None],
-    progress: TrainProgress | None,
-    average: WeightAverage | None,
-) -> None:
-    steps = steps_per_epoch(len(training), experiment.global_batch_size)
-    plan = plan_of(experiment, phase.first_epoch, phase.epochs)
-    set_learning(model, experiment, phase.encoder_learns)
-    network = sliced(model, experiment.accumulation)
-    optimizer = make_optimizer(experiment, network, phase.learning_rate, phase.epochs * steps, steps)
-    compile_model(network, experiment, optimizer)
-    plateau = None
-    if experiment.schedule == "plateau":
-        factor, patience = experiment.plateau_factor, experiment.plateau_patience
-        plateau = Plateau(phase.learning_rate, "max", factor=factor, patience=patience)
-    images, total = len(training), experiment.total_epochs * len(training)
-    done = phase.first_epoch * images
-    validation = Validation(log, judge, phase.name, images, on_epoch, plateau, experiment.patience)
-    network.fit(
-        training_batches(training, plan),
-        initial_epoch=phase.first_epoch,
-        epochs=phase.first_epoch + phase.epochs,
-        steps_per_epoch=steps,
-        callbacks=[
-            Steps(plan, training.labels, training.image_ids, done, images / steps, total, progress, log.folder),
-            validation,
-            *([average] if average else []),
-        ],
-        shuffle=False,  # the plan is the order
-        verbose=0,
-    )
-
-
-def plan_of(experiment: Experiment, first_epoch: int, epochs: int) -> TrainingPlan:
-    """What is drawn and how it is augmented in some epochs of an experiment."""
-    return TrainingPlan(
-        seed=experiment.seed,
-        batch_size=experiment.global_batch_size,
-        first_epoch=first_epoch,
-        last_epoch=first_epoch + epochs,
-        positive_rate=experiment.positive_rate,
-        augmentation=experiment.augmentation,
-        with_masks=experiment.task == "segmenter",
-        crop=experiment.crop,
-        with_labels=experiment.image_head,
-    )
-
-
-def _averaged(
-    experiment: Experiment, model: keras.Model, training: Source, judge: Judge, log: Log, average: WeightAverage
-) -> EpochRow:
-    """The averaged weights, with statistics from the draws of the last epoch, judged as a further epoch."""
-    started = time.monotonic()
-    average.assign(model)
-    last = plan_of(experiment, experiment.total_epochs - 1, 1)
-    estimate_statistics(model, (images for images, _ in training_batches(training, last)))
-    return log.judged(model, judge(model), experiment.total_epochs + 1, "average", float("nan"), started, 0.0)
+    return record
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -41,6 +42,23 @@ def compile_model(model: keras.Model, experiment: Experiment, optimizer: keras.o
         )
     else:
         model.compile(optimizer, SegmentationLoss(experiment.loss))
+
+
+def image_losses(experiment: Experiment) -> Callable[[Any, Any], Any]:
+    """The same losses before any mean: from target and output to one value for each image, shape (batch,)."""
+    if experiment.task == "classifier":
+        return ClassificationLoss(experiment.label_smoothing, experiment.positive_weight).call
+    mask = SegmentationLoss(experiment.loss).call
+    if not experiment.image_head:
+        return mask
+    image = ClassificationLoss().call
+
+    def both(target: Any, output: Any) -> Any:
+        return mask(target["mask"], output["mask"]) + experiment.image_loss_weight * image(
+            target["image"], output["image"]
+        )
+
+    return both
 
 
 def make_optimizer(

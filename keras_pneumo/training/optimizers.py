@@ -53,6 +53,13 @@ class _TorchOptimizer(keras.optimizers.Optimizer):
         self._multiples = [float(self.rate_multipliers.get(variable.path, 1.0)) for variable in variables]
         self._decays = [self.decay if self.decay_applies(variable) else 0.0 for variable in variables]
 
+    def finalize_variable_values(self, var_list: list[Any]) -> None:
+        """Nothing: ``fit`` may end within a phase. See :func:`keras_pneumo.training.averaging.keep_average`."""
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> list[Any]:
+        """What comes in: the training step has added up the replicas' gradients, since they are clipped before this."""
+        return list(grads_and_vars)
+
     def check_multipliers(self, model: keras.Model) -> None:
         """Refuse a multiplier whose path is no variable of the model; Keras itself would pass over it.
 

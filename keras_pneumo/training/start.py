@@ -15,10 +15,15 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.imagenet import imagenet_weights
 from keras_pneumo.models.weights import from_torch
 from keras_pneumo.prediction.run import Run, build, load_weights
+from keras_pneumo.training.distribution import ONE, Engine
 
 
 def start(
-    experiment: Experiment, prepared: Prepared, weights: Path | None, start_from: Run | None = None
+    experiment: Experiment,
+    prepared: Prepared,
+    weights: Path | None,
+    start_from: Run | None = None,
+    engine: Engine = ONE,
 ) -> tuple[keras.Model, Source, Source]:
     """The network as it starts, and the training and validation images, all checked.
 
@@ -32,23 +37,26 @@ def start(
     # Same seed, same weights: without this, threads add the same numbers in another order from run to run.
     tf.config.experimental.enable_op_determinism()
     if start_from is None:
-        return starting_network(experiment, weights), training, validation
-    model = build(experiment)
+        return starting_network(experiment, weights, engine), training, validation
+    with engine.scope():
+        model = build(experiment, synchronized=engine.replicas > 1)
     load_weights(model, start_from.weights)
     return model, training, validation
 
 
-def starting_network(experiment: Experiment, weights: Path | None = None) -> keras.Model:
+def starting_network(experiment: Experiment, weights: Path | None = None, engine: Engine = ONE) -> keras.Model:
     """The experiment's network with its first weights: random ones by its seed, the encoder's perhaps ImageNet's.
 
     Args:
         experiment: says which.
         weights: as in :func:`keras_pneumo.training.fit.train`.
+        engine: where its variables live.
 
     Raises:
         PneumoError: the ImageNet weights cannot be had.
     """
-    model = build(experiment)
+    with engine.scope():
+        model = build(experiment, synchronized=engine.replicas > 1)
     if experiment.weights != "random":
         found = imagenet_weights(experiment.encoder, experiment.weights, weights)
         from_torch(model.get_layer("encoder"), found.state, head="skip")

@@ -1,0 +1,31 @@
+# What both job scripts do: start the training with srun, and put the job back into the queue when it may go on.
+#
+# Set before sbatch, where a site needs it:
+#   KERAS_PNEUMO            the command, default .venv/bin/keras-pneumo
+#   KERAS_PNEUMO_CONTAINER  an image for Apptainer (.sif), where a site has it: apptainer exec --nv IMAGE COMMAND
+#   KERAS_PNEUMO_SRUN       more options for srun, such as Pyxis's --container-image=... --container-mounts=...
+#   NCCL_SOCKET_IFNAME      the network that joins the nodes, where NCCL or gRPC takes the wrong one
+set -uo pipefail
+
+experiment="${1:?an experiment, such as experiments/resnet50_512.py}"
+prepared="${2:?a prepared folder}"
+out="${3:-runs/$(basename "$experiment" .py)-slurm}"
+
+command=("${KERAS_PNEUMO:-.venv/bin/keras-pneumo}")
+if [ -n "${KERAS_PNEUMO_CONTAINER:-}" ]; then
+  command=(apptainer exec --nv "$KERAS_PNEUMO_CONTAINER" "${command[@]}")
+fi
+read -r -a more <<<"${KERAS_PNEUMO_SRUN:-}"
+
+# The signals go to the tasks (--signal without B:), which finish their step, save and exit with 75.
+# One that fails ends the others by itself within seconds; --wait is for the case that it cannot.
+srun --kill-on-bad-exit=0 --wait=120 ${more[@]+"${more[@]}"} \
+  "${command[@]}" train "$experiment" --data "$prepared" --out "$out" --strategy auto
+code=$?
+
+# 75: saved, and to be started again. What went wrong otherwise would go wrong again, so it is not.
+if [ "$code" -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${KERAS_PNEUMO_RESTARTS:-20}" ]; then
+  echo "Saved; job ${SLURM_JOB_ID} goes back into the queue (restart $((${SLURM_RESTART_COUNT:-0} + 1)))."
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

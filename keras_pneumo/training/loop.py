@@ -1,0 +1,326 @@
+"""The loop of a training: its phases from wherever it stands, back to the last checkpoint after a fault.
+
+In: an experiment, its images, and how it is to be carried out. Out: the state at the end, the best weights and a
+checkpoint on the way. ``fit`` makes a run folder of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_pneumo.config import Experiment
+from keras_pneumo.data.pipeline import Source, TrainingPlan
+from keras_pneumo.errors import PneumoError, Stopped
+from keras_pneumo.prediction.run import CHECKPOINTS
+from keras_pneumo.training import checkpoints, faults, memory
+from keras_pneumo.training.averaging import WeightAverage
+from keras_pneumo.training.callbacks import Every, NotFinite, Saver, Steps, TrainProgress, Validation
+from keras_pneumo.training.distribution import ONE, Engine
+from keras_pneumo.training.events import Events
+from keras_pneumo.training.interrupt import Interruption
+from keras_pneumo.training.log import EpochRow, Log, Pace
+from keras_pneumo.training.optimization import image_losses, make_optimizer, set_learning
+from keras_pneumo.training.schedules import Plateau
+from keras_pneumo.training.slices import Network, learner
+from keras_pneumo.training.state import State, capture, position_of, put_back_model, put_back_optimizer
+from keras_pneumo.training.validation import Judge
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of epochs with the same weights learning and one schedule of its own."""
+
+    name: str
+    first_epoch: int
+    epochs: int
+    encoder_learns: bool
+    learning_rate: float
+
+
+EVERY = Every()
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a training is carried out; none of it changes what is learnt."""
+
+    engine: Engine = ONE
+    every: Every = EVERY
+    """How often a checkpoint is written."""
+    resume: bool = False
+    """Whether the folder holds an unfinished training of the same experiment and data, to go on with."""
+    skip_nan: bool = False
+    """Whether images whose batch gave no finite loss are left out from then on, rather than ending the training."""
+    auto_batch: bool = False
+    """Whether to find out beforehand how much of a batch fits into memory."""
+    tell: Callable[[str], None] = lambda sentence: None
+    """Is told, in sentences, what a person should know."""
+
+
+def phases_of(experiment: Experiment) -> list[Phase]:
+    """The experiment's phases: the encoder frozen first, then thawed; each has its own schedule."""
+    phases = []
+    if experiment.frozen_epochs:
+        rate = experiment.frozen_learning_rate or experiment.learning_rate
+        phases.append(Phase("frozen", 0, experiment.frozen_epochs, False, rate))
+    phases.append(Phase("whole", experiment.frozen_epochs, experiment.epochs, True, experiment.learning_rate))
+    return phases
+
+
+def plan_of(
+    experiment: Experiment, first_epoch: int, epochs: int, first_step: int = 0, skip: tuple[int, ...] = ()
+) -> TrainingPlan:
+    """What is drawn and how it is augmented in some epochs of an experiment."""
+    return TrainingPlan(
+        seed=experiment.seed,
+        batch_size=experiment.global_batch_size,
+        first_epoch=first_epoch,
+        last_epoch=first_epoch + epochs,
+        positive_rate=experiment.positive_rate,
+        augmentation=experiment.augmentation,
+        with_masks=experiment.task == "segmenter",
+        crop=experiment.crop,
+        with_labels=experiment.image_head,
+        first_step=first_step,
+        skip=skip,
+    )
+
+
+@dataclass
+class Work:
+    """What the parts of one training share."""
+
+    experiment: Experiment
+    manner: Manner
+    folder: Path
+    model: keras.Model
+    training: Source
+    log: Log
+    known: dict[str, str]
+    interruption: Interruption
+    on_epoch: Callable[[EpochRow], None]
+    progress: TrainProgress | None
+    judge: Judge = field(init=False)
+    state: State = field(default_factory=State)
+    average: WeightAverage | None = None
+    slices: int = 1
+    skip: tuple[int, ...] = ()
+    began: float = field(default_factory=time.monotonic)
+    before: float = 0.0
+    """Wall time of the processes before this one."""
+
+    def __post_init__(self) -> None:
+        """Open the events; begin the average."""
+        self.events = Events(self.folder if self.manner.engine.chief else None)
+        self.phases = phases_of(self.experiment)
+        self.sizes = [len(rows) for rows in plan_of(self.experiment, 0, 1).rows(len(self.training))]
+        self.new_average()
+
+    @property
+    def part(self) -> int:
+        """Images of the largest part of a batch that one replica takes."""
+        return -(-max(self.sizes) // self.manner.engine.replicas)
+
+    @property
+    def most_slices(self) -> int:
+        """In more slices a part of the smallest batch would leave one empty."""
+        return max(min(self.sizes) // self.manner.engine.replicas, 1)
+
+    def new_average(self) -> None:
+        """Begin the average of the last epochs' weights, where the experiment has one."""
+        experiment = self.experiment
+        last = experiment.total_epochs - experiment.swa_epochs
+        self.average = WeightAverage(last) if experiment.swa_epochs else None
+
+    def elapsed(self) -> float:
+        """Wall time of the training so far."""
+        return self.before + time.monotonic() - self.began
+
+    def next_phase(self) -> None:
+        """Move the state to the start of the next phase, or past the last one."""
+        number = self.state.phase + 1
+        last = number >= len(self.phases)
+        self.state.begin_phase(number, self.experiment.total_epochs if last else self.phases[number].first_epoch)
+
+    def tell_epoch(self, row: EpochRow) -> None:
+        """Pass on a row of the log."""
+        self.events.epoch(row)
+        self.on_epoch(row)
+
+    def save(self, network: Network | None) -> None:
+        """Write a checkpoint, if this worker is the one that does."""
+        if not self.manner.engine.chief:
+            return
+        self.state.elapsed = self.elapsed()
+        optimizer = network.optimizer if network is not None else None
+        arrays, written = capture(self.state, self.model, optimizer, self.log, self.average, self.known)
+        checkpoints.save(self.folder, self.state.epoch, self.state.step, arrays, written, self.log.files())
+
+    def go_back(self, found: checkpoints.Checkpoint) -> None:
+        """Put everything back as it was at a checkpoint; the optimizer follows when it is made."""
+        self.state = position_of(found)
+        self.new_average()
+        put_back_model(found, self.model, self.log, self.average)
+        if self.manner.engine.chief:
+            checkpoints.put_back(self.folder, found, f"{CHECKPOINTS}/epoch_*.weights.h5")
+            self.log.write()
+
+
+def learn(work: Work, found: checkpoints.Checkpoint | None, started_from: bool) -> None:
+    """All phases, from the beginning or from a checkpoint; faults lead back to the last one."""
+    manner, engine = work.manner, work.manner.engine
+    work.slices = min(max(work.experiment.accumulation, _recalled(work)), work.most_slices)
+    work.skip = faults.skipped(work.folder, work.training.image_ids)
+    found = _agreed(work, found)
+    if found is not None:
+        work.go_back(found)
+        work.before = work.state.elapsed
+        manner.tell(f"Goes on from {found.folder.name}: epoch {work.state.epoch + 1}, step {work.state.step}.")
+    else:
+        if started_from:
+            row = work.log.judged(
+                judged_network(work),
+                work.judge(judged_network(work)),
+                0,
+                "start",
+                float("nan"),
+                time.monotonic(),
+                Pace(),
+            )
+            work.tell_epoch(row)
+        work.save(None)
+    tries = 0
+    while work.state.phase < len(work.phases):
+        try:
+            _run_phase(work, found)
+            found = None
+            continue
+        except NotFinite as fault:
+            tries += 1
+            work.skip = faults.not_finite(
+                fault, work.folder, work.training, _plan(work), manner.skip_nan, tries, engine
+            )
+            manner.tell(f"The {fault.what}: these images are left out from now on; {len(work.skip)} in all.")
+        except tf.errors.ResourceExhaustedError:
+            work.slices = memory.halved(work.slices, work.part, work.most_slices)
+            images = -(-work.part // work.slices)
+            memory.remember(work.experiment, images)
+            if engine.workers > 1:
+                raise Stopped(
+                    f"Out of memory on worker {engine.worker}. From now on {images} images are taken at once, "
+                    "with the same "
+                    "effective batch. Start all workers again; they go on from the last checkpoint."
+                ) from None
+            manner.tell(
+                f"Out of memory: {images} images are taken at once from now on, in {work.slices} slices, with the same "
+                "effective batch."
+            )
+        found = _agreed(work, checkpoints.latest(work.folder, manner.tell))
+        if found is None:
+            raise PneumoError(f"There is no whole checkpoint in {work.folder} to go back to. Train again.")
+        work.go_back(found)
+
+
+def _agreed(work: Work, found: checkpoints.Checkpoint | None) -> checkpoints.Checkpoint | None:
+    """The chief's checkpoint, on every worker.
+
+    Raises:
+        PneumoError: this worker does not see it: the folder is not shared, or not yet up to date.
+    """
+    engine = work.manner.engine
+    if engine.workers == 1:
+        return found
+    wanted = engine.agree(0 if found is None else _number(found.folder))
+    if wanted == 0:
+        return None
+    if found is None or _number(found.folder) != wanted:
+        name = f"at_{wanted // 10**6 - 1:04d}_{wanted % 10**6:06d}"
+        return checkpoints.read(work.folder / checkpoints.FOLDER / name)
+    return found
+
+
+def _number(folder: Path) -> int:
+    _, epoch, step = folder.name.split("_")
+    return (int(epoch) + 1) * 10**6 + int(step)
+
+
+def _recalled(work: Work) -> int:
+    """Slices by what was found for this device before, or is now; the same on every worker."""
+    fits = memory.recall(work.experiment)
+    if work.manner.auto_batch:
+        set_learning(work.model, work.experiment, True)
+        network, _ = _network(work, work.phases[-1], 1)
+        slices = memory.fewest(memory.trial(network, work.experiment, work.manner.engine, work.part), work.most_slices)
+        fits = -(-work.part // slices)
+        memory.remember(work.experiment, fits)
+        work.manner.tell(f"{fits} images fit into memory at once; each batch is worked through in {slices} slices.")
+    slices = memory.slices_for(work.part, fits, work.most_slices) if fits else 1
+    return work.manner.engine.largest(slices)
+
+
+def _network(work: Work, phase: Phase, slices: int) -> tuple[Network, int]:
+    """The learning network of a phase with a new optimizer, and the steps of an epoch."""
+    experiment, steps = work.experiment, len(work.sizes)
+    with work.manner.engine.scope():
+        optimizer = make_optimizer(experiment, work.model, phase.learning_rate, phase.epochs * steps, steps)
+        network = learner(work.model, image_losses(experiment), optimizer, slices, work.manner.engine)
+    return network, steps
+
+
+def judged_network(work: Work) -> Any:
+    """What validates before anything was learnt: the model itself, or under a strategy one that is dealt out."""
+    if work.manner.engine.strategy is None:
+        return work.model
+    return _network(work, work.phases[0], 1)[0]
+
+
+def _plan(work: Work) -> TrainingPlan:
+    return plan_of(work.experiment, 0, work.experiment.total_epochs, skip=work.skip)
+
+
+def _run_phase(work: Work, found: checkpoints.Checkpoint | None) -> None:
+    """The phase that the state is in, from where it is to the phase's end."""
+    experiment, state, engine = work.experiment, work.state, work.manner.engine
+    number = state.phase
+    phase = work.phases[number]
+    set_learning(work.model, experiment, phase.encoder_learns)
+    network, steps = _network(work, phase, work.slices)
+    if found is not None:
+        put_back_optimizer(found, network.optimizer)
+    if experiment.schedule == "plateau" and state.plateau is None:
+        factor, patience = experiment.plateau_factor, experiment.plateau_patience
+        state.plateau = Plateau(phase.learning_rate, "max", factor=factor, patience=patience)
+    end = phase.first_epoch + phase.epochs
+    callbacks: list[keras.callbacks.Callback] = [
+        Steps(state, work.sizes, experiment.total_epochs, work.interruption, work.events, work.progress),
+        Validation(state, work.log, work.judge, phase.name, work.tell_epoch, experiment.patience),
+        *([work.average] if work.average else []),
+        Saver(state, end, work.next_phase, steps, work.manner.every, work.save, work.interruption, engine),
+    ]
+    while state.phase == number:
+        if state.step == steps:  # stopped between an epoch's last step and its validation
+            network.stop_training = False
+            epoch = state.epoch
+            for callback in callbacks:
+                callback.set_model(network)
+                callback.on_epoch_end(epoch)
+            continue
+        # What is left of an epoch first, then all others.
+        until = state.epoch + 1 if state.step else end
+        plan = plan_of(experiment, state.epoch, until - state.epoch, state.step, work.skip)
+        network.fit(
+            engine.batches(work.training, plan),
+            initial_epoch=state.epoch,
+            epochs=until,
+            steps_per_epoch=steps - state.step,
+            callbacks=callbacks,
+            shuffle=False,  # the plan is the order
+            verbose=0,
+        )

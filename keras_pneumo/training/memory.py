@@ -1,0 +1,131 @@
+"""How much of a batch fits into memory at once: halved when it does not, found beforehand if asked, and remembered.
+
+What is found is the largest part of a batch that one device takes in one slice. It is kept for the device, the network,
+the image size and the precision in ``memory.json`` in ``$KERAS_PNEUMO_CACHE`` (default: ``~/.cache/keras_pneumo``), and
+the next training starts from it. The effective batch never changes: see ``slices``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_pneumo.config import Experiment
+from keras_pneumo.data.files import write_json
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.prediction.run import hardware
+from keras_pneumo.training.distribution import Engine
+from keras_pneumo.training.slices import Network
+
+FILE = "memory.json"
+
+
+def cache_folder() -> Path:
+    """Where what was found is kept, for all runs of this user."""
+    return Path(os.environ.get("KERAS_PNEUMO_CACHE") or Path.home() / ".cache" / "keras_pneumo")
+
+
+def key_of(experiment: Experiment) -> str:
+    """Device, network, image size and precision in words."""
+    size = experiment.crop or experiment.image_size
+    learning = "frozen BatchNorm" if experiment.frozen_batchnorm else "learning BatchNorm"
+    parts = (hardware(), experiment.task, experiment.encoder, f"{size} px", keras.config.dtype_policy().name, learning)
+    return ", ".join(parts)
+
+
+def recall(experiment: Experiment) -> int | None:
+    """Images that fit in one slice, if that was found before."""
+    found = _read().get(key_of(experiment))
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def remember(experiment: Experiment, images: int) -> None:
+    """Keep how many images fit in one slice; where the folder cannot be written, nothing is kept."""
+    try:
+        write_json(cache_folder() / FILE, _read() | {key_of(experiment): images})
+    except PneumoError:
+        return
+
+
+def _read() -> dict[str, object]:
+    try:
+        found = json.loads((cache_folder() / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def slices_for(part: int, images: int, most: int) -> int:
+    """Slices in which a part of ``part`` images is worked through when ``images`` fit at once; at most ``most``."""
+    return min(max(-(-part // images), 1), most)
+
+
+def halved(slices: int, part: int, most: int) -> int:
+    """Twice the slices, after one did not fit.
+
+    Raises:
+        PneumoError: a slice is down to what it must hold.
+    """
+    if slices >= most:
+        raise PneumoError(
+            f"The memory is too small even for {-(-part // slices)} images at once. Use a smaller image_size, a "
+            "smaller "
+            "encoder, or mixed_float16; see that nothing else uses the device."
+        )
+    return min(2 * slices, most)
+
+
+def fewest(fits: Callable[[int], bool], most: int) -> int:
+    """The fewest slices that fit: doubled until they do, then between the last two by halves.
+
+    Raises:
+        PneumoError: not even ``most`` fit.
+    """
+    low, high = 0, 1  # low does not fit
+    while not fits(high):
+        if high >= most:
+            raise PneumoError(
+                "The memory is too small even for the smallest slice. Use a smaller image_size or encoder."
+            )
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def trial(network: Network, experiment: Experiment, engine: Engine, part: int) -> Callable[[int], bool]:
+    """A function that says whether a part of a batch fits in so many slices, by a forward and a backward pass."""
+    size = experiment.crop or experiment.image_size
+
+    def fits(slices: int) -> bool:
+        images = -(-part // slices)
+        kept = [keras.ops.convert_to_numpy(variable) for variable in network.variables]
+        try:
+            network.try_part(_made_up(experiment, engine, images, size))
+        except tf.errors.ResourceExhaustedError:
+            return False
+        finally:
+            for variable, value in zip(network.variables, kept, strict=True):
+                variable.assign(value)  # BatchNorm has seen noise
+        return True
+
+    return fits
+
+
+def _made_up(experiment: Experiment, engine: Engine, images: int, size: int) -> object:
+    pixels = np.random.default_rng(0).random((images, size, size, 1)).astype(np.float32)
+    mask = (pixels > 0.9).astype(np.float32)
+    label = mask.max(axis=(1, 2))
+    target = (
+        label if experiment.task == "classifier" else {"mask": mask, "image": label} if experiment.image_head else mask
+    )
+    weight = np.full(images, 1.0 / (images * engine.replicas), np.float32)
+    data = tf.nest.map_structure(tf.constant, (pixels, target, weight))
+    return engine.on_each(data)

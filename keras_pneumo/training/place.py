@@ -1,0 +1,168 @@
+"""Which folder a training goes to, and whether it goes on with an unfinished one that lies there.
+
+In: what the user named, the experiment and the prepared folder. Out: a folder, and whether to resume. A run is finished
+when its report is written; an unfinished one of the same experiment and data is gone on with, whatever command made it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from keras_pneumo.config import Experiment
+from keras_pneumo.data.files import LOCK_NAME, folder_lock
+from keras_pneumo.data.prepared import Prepared
+from keras_pneumo.errors import PneumoError
+
+RUNS = Path("runs")
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run folder, which exists, and whether what it holds is to be gone on with."""
+
+    folder: Path
+    resume: bool
+    finished: bool = False
+    """Whether nothing is left to do there."""
+
+
+Progress = Literal["empty", "other", "unfinished", "finished"]
+
+
+def progress_of(folder: Path, experiment: Experiment, prepared: Prepared) -> Progress:
+    """How far this experiment on these images has come in ``folder``; ``other`` where that holds something else."""
+    if not folder.exists() or (folder.is_dir() and not {path.name for path in folder.iterdir()} - {LOCK_NAME}):
+        return "empty"
+    record = _record(folder)
+    wanted = {
+        "experiment": json.loads(experiment.model_dump_json()),
+        "split_sha256": prepared.manifest["split_sha256"],
+        "prepared_sha256": prepared.manifest["prepared_sha256"],
+    }
+    if any(record.get(name) != value for name, value in wanted.items()):
+        return "other"
+    return "finished" if (folder / REPORT).is_file() and "best_epoch" in record else "unfinished"
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether the training in a run folder has ended, and only its predictions and report may be missing."""
+    return "best_epoch" in _record(folder)
+
+
+def find_place(wanted: Path | None, experiment: Experiment, prepared: Prepared, resume: bool) -> Place:
+    """The folder of one run: ``wanted``, or the last of runs/NAME, runs/NAME-2, ... if unfinished, else the next.
+
+    Args:
+        wanted: what ``--out`` names.
+        experiment: what is to be trained.
+        prepared: on what.
+        resume: whether there must be something to go on with.
+
+    Raises:
+        PneumoError: ``wanted`` holds something else or is finished, or there is nothing to resume.
+    """
+    if wanted is not None:
+        return _named(wanted, experiment, prepared, resume)
+    number = 1
+    while _numbered(experiment.name, number + 1).exists():
+        number += 1
+    last = _numbered(experiment.name, number)
+    unfinished = last.exists() and progress_of(last, experiment, prepared) == "unfinished"
+    if unfinished and (resume or is_free(last)):
+        return Place(last, True)
+    if resume:
+        raise PneumoError(
+            f"There is no unfinished training of {experiment.name} on these images to go on with in {last}. Name its "
+            "folder with --out, or leave out --resume."
+        )
+    return Place(new_folder(None, experiment.name), False)
+
+
+def _named(wanted: Path, experiment: Experiment, prepared: Prepared, resume: bool) -> Place:
+    found = progress_of(wanted, experiment, prepared)
+    if found == "unfinished":
+        return Place(wanted, True)
+    if resume:
+        reasons = {
+            "empty": "holds nothing",
+            "other": "holds something else, or a training of another experiment, data set or split",
+            "finished": "holds a finished training",
+        }
+        raise PneumoError(f"{wanted} {reasons[found]}, so there is nothing to go on with. Leave out --resume.")
+    return Place(new_folder(wanted, experiment.name), False)
+
+
+def new_folder(wanted: Path | None, name: str) -> Path:
+    """A new, empty folder: ``wanted``, or the first free of runs/NAME, runs/NAME-2, ...
+
+    Raises:
+        PneumoError: ``wanted`` holds something already.
+    """
+    if wanted is not None:
+        if wanted.exists() and (not wanted.is_dir() or {path.name for path in wanted.iterdir()} - {LOCK_NAME}):
+            what = "is not empty"
+            if wanted.is_dir() and _record(wanted):
+                finished = (wanted / REPORT).is_file()
+                what += (
+                    ": it holds a finished training"
+                    if finished
+                    else ": it holds a training of another experiment, data set or split"
+                )
+            raise PneumoError(f"{wanted} {what}. Choose another --out, or remove it; nothing was changed.")
+        wanted.mkdir(parents=True, exist_ok=True)
+        return wanted
+    number = 1
+    while True:
+        folder = _numbered(name, number)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def find_folds_place(
+    wanted: Path | None, experiment: Experiment, prepared: Prepared, folds: list[int], resume: bool
+) -> Path:
+    """The folder of a training of all folds: an unfinished one, or a new one.
+
+    Raises:
+        PneumoError: as :func:`find_place`.
+    """
+    name = f"{experiment.name}-folds"
+    number = 1
+    while wanted is None and _numbered(name, number + 1).exists():
+        number += 1
+    last = wanted or _numbered(name, number)
+    found = {progress_of(last / f"fold_{fold}", experiment.replace(fold=fold), prepared) for fold in folds}
+    if "other" not in found and found - {"empty"} and found != {"finished"}:
+        return last
+    if resume:
+        raise PneumoError(f"{last} holds no unfinished training of all folds of {experiment.name} on these images.")
+    return new_folder(wanted, name)
+
+
+def is_free(folder: Path) -> bool:
+    """Whether no process is at work in the folder."""
+    try:
+        with folder_lock(folder):
+            return True
+    except PneumoError:
+        return False
+
+
+def _numbered(name: str, number: int) -> Path:
+    return RUNS / (name if number == 1 else f"{name}-{number}")
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

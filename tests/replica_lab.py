@@ -1,0 +1,66 @@
+"""Trains the tiny network of crash_lab.py in one process of a few: ``replica_lab.py PREPARED FOLDER OUT JSON``.
+
+Writes to OUT (npz) each step's loss and the final network's predictions of the validation images.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import crash_lab
+import numpy as np
+import tensorflow as tf
+
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.training import fit, loop, slices, start
+from keras_pneumo.training.callbacks import Every
+from keras_pneumo.training.distribution import start_engine
+from keras_pneumo.training.fit import Manner
+
+
+def main():
+    prepared, folder, out, options = sys.argv[1:]
+    given = json.loads(options)
+    start.build = crash_lab.tiny
+    losses, networks = [], []
+    take, make = slices.Network.take_step, loop.learner
+
+    def recorded(self, data):
+        found = take(self, data)
+        losses.append(float(found["loss"]))
+        if given.get("say"):
+            print(f"step {len(losses)}", flush=True)
+        return found
+
+    def kept(*arguments):
+        networks.append(make(*arguments))
+        return networks[-1]
+
+    slices.Network.take_step = recorded
+    loop.learner = kept
+    experiment = crash_lab.SHORT.replace(**{"dropout": 0.0, "ema": 0.0, "top_k": 1, **given.get("changes", {})})
+    say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    try:
+        engine = start_engine(given["strategy"], given.get("replicas"), given.get("wait", 60), say)
+        manner = Manner(engine, Every.parse(given.get("every", "10min")), resume=True, tell=say)
+        Path(folder).mkdir(exist_ok=True)
+        fit.train(experiment, crash_lab.load_prepared(Path(prepared)), Path(folder), manner=manner)
+    except PneumoError as fault:
+        say(str(fault))
+        os._exit(getattr(fault, "exit_code", 2))
+    images = np.random.default_rng(1).random((7, 64, 64, 1)).astype("float32")
+    np.savez(
+        out,
+        losses=losses,
+        predictions=networks[-1].predict_on_batch(tf.constant(images)),
+        one=networks[-1].predict_on_batch(tf.constant(images[:1])),
+        moving=np.concatenate([np.ravel(value) for value in networks[-1].get_weights()]),
+    )
+    engine.agree(0)
+
+
+if __name__ == "__main__":
+    main()

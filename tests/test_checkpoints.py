@@ -1,0 +1,135 @@
+"""Checkpoints are whole or absent, and a damaged one is passed over."""
+
+import errno
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.training import checkpoints
+
+ARRAYS = {"model.0000": np.arange(6.0).reshape(2, 3), "optimizer.0000": np.array(7, np.int64)}
+STATE = {"position": {"epoch": 1}, "note": float("nan")}
+
+
+def write(run, epoch=1, step=2, **more):
+    return checkpoints.save(run, epoch, step, ARRAYS | more, STATE, [])
+
+
+def test_what_was_written_comes_back(tmp_path):
+    folder = write(tmp_path)
+    found = checkpoints.latest(tmp_path)
+    assert found.folder == folder == tmp_path / "checkpoints/at_0001_000002"
+    assert found.arrays.keys() == ARRAYS.keys()
+    for name, value in ARRAYS.items():
+        np.testing.assert_array_equal(found.arrays[name], value)
+        assert found.arrays[name].dtype == value.dtype
+    assert found.state["position"] == {"epoch": 1}
+    assert not list(tmp_path.glob("checkpoints/.*"))
+
+
+def test_the_last_two_are_kept(tmp_path):
+    for step in (3, 11, 200):
+        write(tmp_path, 0, step)
+    write(tmp_path, 1, 0)
+    assert [folder.name for folder in checkpoints.folders(tmp_path)] == ["at_0000_000200", "at_0001_000000"]
+    checkpoints.keep(tmp_path, 1)
+    assert [folder.name for folder in checkpoints.folders(tmp_path)] == ["at_0001_000000"]
+
+
+def test_the_same_moment_again_replaces(tmp_path):
+    write(tmp_path)
+    write(tmp_path, extra=np.ones(1))
+    assert "extra" in checkpoints.latest(tmp_path).arrays
+
+
+@pytest.mark.parametrize("name", ["arrays.safetensors", "state.json", "kept/best.weights.h5"])
+@pytest.mark.parametrize("how", ["truncated", "altered", "missing"])
+def test_a_damaged_one_is_passed_over_with_a_sentence(tmp_path, name, how):
+    (tmp_path / "best.weights.h5").write_bytes(b"weights" * 100)
+    write(tmp_path, 0, 5)
+    last = checkpoints.save(tmp_path, 0, 9, ARRAYS, STATE, ["best.weights.h5"])
+    victim = last / name
+    content = bytearray(victim.read_bytes())
+    victim.unlink()
+    if how == "truncated":
+        victim.write_bytes(content[:-1])
+    elif how == "altered":
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    said = []
+    assert checkpoints.latest(tmp_path, said.append).folder.name == "at_0000_000005"
+    assert "at_0000_000009 is passed over" in said[0]
+
+
+def test_one_without_its_marker_or_with_a_broken_one_is_none(tmp_path):
+    folder = write(tmp_path)
+    (folder / "COMPLETE.json").write_text("{")
+    assert checkpoints.latest(tmp_path) is None
+    (folder / "COMPLETE.json").unlink()
+    assert checkpoints.latest(tmp_path) is None
+
+
+def test_files_of_the_run_come_back_as_they_were(tmp_path):
+    best = tmp_path / "best.weights.h5"
+    best.write_bytes(b"first")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/epoch_001.weights.h5").write_bytes(b"one")
+    checkpoints.save(tmp_path, 1, 0, ARRAYS, STATE, ["best.weights.h5", "checkpoints/epoch_001.weights.h5"])
+    for path, content in ((best, b"second"), (tmp_path / "checkpoints/epoch_002.weights.h5", b"two")):
+        (tmp_path / "new").write_bytes(content)
+        (tmp_path / "new").replace(path)
+    (tmp_path / "checkpoints/epoch_001.weights.h5").unlink()
+    checkpoints.put_back(tmp_path, checkpoints.latest(tmp_path), "checkpoints/epoch_*.weights.h5")
+    assert best.read_bytes() == b"first"
+    assert sorted(path.name for path in tmp_path.glob("checkpoints/epoch_*")) == ["epoch_001.weights.h5"]
+
+
+@pytest.mark.parametrize("call", range(6))
+def test_a_full_disk_at_any_write_leaves_the_one_before_and_names_the_folder(tmp_path, monkeypatch, call):
+    write(tmp_path, 0, 1)
+    flush, calls = os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) == call + 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(handle)
+
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    if call < 3:  # arrays, state, marker
+        with pytest.raises(PneumoError, match=f"{tmp_path}/checkpoints: No space left.*The one before it stands"):
+            write(tmp_path, 0, 2)
+        assert checkpoints.latest(tmp_path).folder.name == "at_0000_000001"
+    else:  # flushing folders' names is best effort
+        write(tmp_path, 0, 2)
+        assert checkpoints.latest(tmp_path).folder.name == "at_0000_000002"
+    monkeypatch.undo()
+    assert not list(tmp_path.glob("checkpoints/.writing*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("a small disk can be mounted by root only")
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no disk can be mounted here: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_fills_up_during_a_save(small_disk):
+    write(small_disk, 0, 1)
+    with pytest.raises(PneumoError, match=f"{small_disk}/checkpoints: No space left"):
+        write(small_disk, 0, 2, large=np.zeros(10**6))
+    assert checkpoints.latest(small_disk).folder.name == "at_0000_000001"
+    assert not list(small_disk.glob("checkpoints/.writing*"))
+    write(small_disk, 0, 3)
+    assert checkpoints.latest(small_disk).folder.name == "at_0000_000003"

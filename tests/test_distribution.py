@@ -1,0 +1,183 @@
+"""Two logical devices, and two processes on loopback, train and predict as one device does."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.training.distribution import ONE, choose
+
+LAB = Path(__file__).parent / "replica_lab.py"
+REPOSITORY = Path(__file__).parents[1]
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def tf_config(ports, index):
+    workers = [f"127.0.0.1:{port}" for port in ports]
+    return json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
+
+
+def begin(prepared, folder, out, cluster=None, **options):
+    """A process of replica_lab.py; ``cluster`` is (ports, number)."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "TF_CONFIG"))}
+    environment |= {"PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    if cluster is not None:
+        environment["TF_CONFIG"] = tf_config(*cluster)
+    return subprocess.Popen(
+        [sys.executable, str(LAB), str(prepared), str(folder), str(out), json.dumps(options)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+
+
+def end(*processes, code=0, timeout=240):
+    said = []
+    for process in processes:
+        try:
+            said.append(process.communicate(timeout=timeout)[1])
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        assert process.returncode == code, said[-1][-3000:]
+    return said
+
+
+def two(prepared, folder, out, **options):
+    ports = free_ports(2)
+    return [
+        begin(prepared, folder, f"{out}{number}.npz", (ports, number), strategy="auto", **options)
+        for number in range(2)
+    ]
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory, prepared_folder):
+    """Losses and predictions of one device, and the same with a head that clips and averages and with slices."""
+    folder = tmp_path_factory.mktemp("one")
+    end(begin(prepared_folder, folder / "run", folder / "one.npz", strategy="one"))
+    return np.load(folder / "one.npz")
+
+
+def alike(found, wanted):
+    """Losses to 1e-5 over at least 20 steps; predictions of 7 images and of 1, which do not divide by 2."""
+    assert len(found["losses"]) == len(wanted["losses"]) >= 20
+    np.testing.assert_allclose(found["losses"], wanted["losses"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(found["predictions"], wanted["predictions"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(found["one"], found["predictions"][:1], atol=1e-6, rtol=0)
+    assert found["predictions"].shape == (7, 1)
+
+
+@pytest.mark.slow
+def test_two_logical_devices_give_the_losses_and_predictions_of_one(one_device, tmp_path, prepared_folder):
+    end(begin(prepared_folder, tmp_path / "run", tmp_path / "two.npz", strategy="mirrored", replicas=2))
+    alike(np.load(tmp_path / "two.npz"), one_device)
+
+
+@pytest.mark.slow
+def test_slices_average_and_clipping_go_together_with_two_devices(tmp_path, prepared_folder):
+    """BatchNorm keeps its statistics, so that slices are the whole batch."""
+    changes = {"frozen_batchnorm": True, "ema": 0.5, "clip_norm": 0.1}
+    end(begin(prepared_folder, tmp_path / "one", tmp_path / "one.npz", strategy="one", changes=changes))
+    changes["accumulation"] = 2
+    end(
+        begin(prepared_folder, tmp_path / "two", tmp_path / "two.npz", strategy="mirrored", replicas=2, changes=changes)
+    )
+    alike(np.load(tmp_path / "two.npz"), np.load(tmp_path / "one.npz"))
+
+
+@pytest.mark.slow
+def test_the_loss_is_scaled_on_two_devices_as_on_one(tmp_path, prepared_folder):
+    """In float16, to its precision: the scale is the optimizer's, and a replica's overflow would be everyone's."""
+    changes = {"precision": "mixed_float16", "learning_rate": 1e-3, "clip_norm": 1.0}
+    end(begin(prepared_folder, tmp_path / "one", tmp_path / "one.npz", strategy="one", changes=changes))
+    end(
+        begin(prepared_folder, tmp_path / "two", tmp_path / "two.npz", strategy="mirrored", replicas=2, changes=changes)
+    )
+    one, two = (np.load(tmp_path / f"{name}.npz") for name in ("one", "two"))
+    np.testing.assert_allclose(two["losses"], one["losses"], atol=5e-3, rtol=0)
+    np.testing.assert_allclose(two["predictions"], one["predictions"], atol=2e-2, rtol=0)
+    assert np.abs(np.diff(one["losses"])).max() > 1e-3, "it learns"
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_losses_of_one_and_a_killed_one_ends_the_other(one_device, tmp_path, prepared_folder):
+    """Then both are started again, and come to the same weights, bit for bit."""
+    end(*two(prepared_folder, tmp_path / "whole", tmp_path / "whole"))
+    for number in range(2):
+        alike(np.load(tmp_path / f"whole{number}.npz"), one_device)
+    workers = two(prepared_folder, tmp_path / "broken", tmp_path / "broken", every="1steps", say=True)
+    while workers[1].stdout.readline() != "step 9\n":
+        assert workers[1].poll() is None, workers[1].stderr.read()
+    workers[1].send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    (said,) = end(workers[0], code=75, timeout=90)
+    assert time.monotonic() - killed < 90
+    assert "has lost another" in said
+    assert "go on" in said
+    workers[1].wait()
+    said = end(*two(prepared_folder, tmp_path / "broken", tmp_path / "broken", every="1steps"))
+    assert all("Goes on from at_" in text for text in said)
+    rest = np.load(tmp_path / "broken0.npz")["losses"]
+    assert 5 < len(rest) < len(one_device["losses"]), "it did not begin anew"
+    (last,) = tmp_path.glob("whole/checkpoints/at_*")
+    place = f"checkpoints/{last.name}/arrays.safetensors"
+    first, second = (load_file(tmp_path / name / place) for name in ("whole", "broken"))
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_worker_stops_both_at_the_same_step(tmp_path, prepared_folder):
+    workers = two(prepared_folder, tmp_path / "run", tmp_path / "out", say=True, changes={"epochs": 300})
+    while workers[1].stdout.readline() != "step 9\n":
+        assert workers[1].poll() is None, workers[1].stderr.read()
+    workers[1].send_signal(signal.SIGTERM)
+    said = end(*workers, code=75)
+    assert "A signal to another worker came at epoch" in said[0]
+    assert "SIGTERM came at epoch" in said[1]
+    assert said[0].split(" came at epoch ")[1].split(";")[0] == said[1].split(" came at epoch ")[1].split(";")[0]
+
+
+def test_auto_takes_what_is_there():
+    assert choose("auto", {}, 0).text == "one device, CPU:0"
+    assert choose("auto", {}, 1).text == "one device, GPU:0"
+    assert (choose("auto", {}, 4).kind, choose("auto", {}, 4).text) == ("mirrored", "mirrored, 4 GPUs")
+    assert choose("auto", {}, 4, replicas=1).kind == "one"
+    assert choose("one", {"TF_CONFIG": tf_config([1, 2], 0)}, 4).kind == "one"
+    found = choose("auto", {"TF_CONFIG": tf_config([1, 2], 1)}, 0)
+    assert (found.kind, found.cluster.index) == ("multiworker", 1)
+    assert "ring" in found.text
+    assert "NCCL" in choose("auto", {"TF_CONFIG": tf_config([1, 2], 1)}, 8).text
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "replicas", "word"),
+    [
+        ("both", 0, None, "no strategy 'both'"),
+        ("multiworker", 0, None, "TF_CONFIG"),
+        ("mirrored", 0, None, "--replicas 2"),
+        ("auto", 2, 3, "more than the 2 GPUs"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(wanted, gpus, replicas, word):
+    with pytest.raises(PneumoError, match=word):
+        choose(wanted, {}, gpus, replicas)
+
+
+def test_one_device_agrees_with_itself():
+    assert (ONE.agree(7), ONE.largest(3), ONE.agree_text("ü"), ONE.chief) == (7, 3, "ü", True)
