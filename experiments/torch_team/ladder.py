@@ -17,7 +17,7 @@ import ladder_networks
 import numpy as np
 import pydicom
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 from torchvision.transforms.v2 import functional as transforms
 
 SIDE = 1024
@@ -79,9 +79,7 @@ def pixels(task, given, keep):
 def normalised(task, given, keep):
     """Rung 3: three equal channels, ImageNet's mean and standard deviation."""
     grey = torch.from_numpy(given["augmented_images"]).permute(0, 3, 1, 2).float() / 255
-    tensor = transforms.normalize(
-        grey.expand(-1, 3, -1, -1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    )
+    tensor = transforms.normalize(grey.expand(-1, 3, -1, -1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     keep("normalised", {f"image {number}": one.permute(1, 2, 0).numpy() for number, one in enumerate(tensor)})
 
 
@@ -105,9 +103,9 @@ def augmented(task, given, keep):
         ],
         1,
     )
-    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
-    pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    masks = F.grid_sample(masks, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    grid = functional.affine_grid(theta, list(pixels.shape), align_corners=False)
+    pixels = functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    masks = functional.grid_sample(masks, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     factor, added, exponent = (torch.from_numpy(one)[:, None, None, None] for one in (contrast, brightness, gamma))
     mean = pixels.mean((1, 2, 3), keepdim=True)
     pixels = (((pixels - mean) * factor + mean) + added).clamp(0, 1) ** exponent
@@ -204,4 +202,5 @@ def main(folder):
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # the Keras process climbs at the same time
     main(Path(sys.argv[1]))

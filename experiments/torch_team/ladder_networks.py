@@ -3,10 +3,10 @@
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
-import torch.nn.functional as F
 import torchvision
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional
 
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 
@@ -83,7 +83,7 @@ def layers_of(network, image):
 def per_image(logits, truth):
     """The mask losses of each image: cross-entropy, soft Dice, focal loss, and the recipe's sum."""
     logits, truth = logits.flatten(1), truth.flatten(1)
-    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    entropy = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     probability = torch.sigmoid(logits)
     overlap, total = (probability * truth).sum(1), probability.sum(1) + truth.sum(1)
     right = probability * truth + (1 - probability) * (1 - truth)
@@ -97,7 +97,7 @@ def per_image(logits, truth):
 
 def loss_of(outputs, truths):
     """The summed loss of a network's heads."""
-    loss = F.binary_cross_entropy_with_logits(outputs["image"], truths["image"])
+    loss = functional.binary_cross_entropy_with_logits(outputs["image"], truths["image"])
     return loss + per_image(outputs["mask"], truths["mask"])["sum"].mean() if "mask" in outputs else loss
 
 
@@ -219,7 +219,7 @@ def climb(folder, task, given, keep):
     logits, masks = torch.from_numpy(given["loss_logits"]), torch.from_numpy(given["loss_masks"])
     labels = torch.from_numpy(given["loss_labels"])
     values = per_image(logits, masks)
-    values["image"] = F.binary_cross_entropy_with_logits(logits[:, 0, 0], labels, reduction="none").mean(1)
+    values["image"] = functional.binary_cross_entropy_with_logits(logits[:, 0, 0], labels, reduction="none").mean(1)
     keep("loss", {name: value.numpy() for name, value in values.items()})
     schedules(task["one_cycles"], keep)
     for name in task["networks"]:

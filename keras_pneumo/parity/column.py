@@ -1,8 +1,8 @@
 """One of the ladder's Keras columns: every rung that this environment can climb, into a folder of its own.
 
-``python -m keras_pneumo.parity.column FOLDER NAME`` in PyTorch's environment, with ``KERAS_BACKEND=torch``, is the third
-column; the first is climbed in the process of ``keras-pneumo parity``. A rung whose code needs a package that is not
-there is not climbed, and the column says which package.
+``python -m keras_pneumo.parity.column FOLDER NAME`` in PyTorch's environment, with ``KERAS_BACKEND=torch``, is the
+third column; the first is climbed in the process of ``keras-pneumo parity``. A rung whose code needs a package that is
+not there is not climbed, and the column says which package.
 """
 
 from __future__ import annotations

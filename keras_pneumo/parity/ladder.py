@@ -103,8 +103,8 @@ class Ladder:
         """The answer to "can these two be compared?", in a sentence or two."""
         if not self.broken:
             return (
-                f"Yes: on all {self.rungs} rungs, from DICOM pixels to scores, Keras and PyTorch agree within the bounds. "
-                "A difference in score comes from what a team did, not from its framework."
+                f"Yes: on all {self.rungs} rungs, from DICOM pixels to scores, Keras and PyTorch agree within the bounds."
+                " A difference in score comes from what a team did, not from its framework."
             )
         first = self.broken[0]
         return f"Not yet: they part at rung {first.number}, {first.name}. {where(first)}"

@@ -96,7 +96,7 @@ def tabulated(rates: np.ndarray) -> np.ndarray:
 def training_losses(
     model: keras.Model, network: str, images: np.ndarray, truths: Mapping[str, np.ndarray], plan: dict[str, Any]
 ) -> np.ndarray:
-    """The loss of each step of SGD with momentum under a one-cycle schedule, through the very ``train_step`` of ``fit``.
+    """The loss of each step of SGD with momentum under a one-cycle schedule, by the very ``train_step`` of ``fit``.
 
     Args:
         model: from where it starts.

@@ -130,10 +130,10 @@ def loss_and_gradients(
         loss = total()
         loss.backward()
         gradients = [variable.value.grad for variable in variables]
-    return float(to_numpy(loss)), _by_torch_names(model, variables, gradients)
+    return float(to_numpy(loss)), by_torch_names(model, variables, gradients)
 
 
-def _by_torch_names(model: keras.Model, variables: list[Any], values: list[Any]) -> State:
+def by_torch_names(model: keras.Model, variables: list[Any], values: list[Any]) -> State:
     """Values of variables, such as gradients, renamed and transposed as the weights are."""
     kept = [to_numpy(variable).copy() for variable in variables]
     for variable, value in zip(variables, values, strict=True):

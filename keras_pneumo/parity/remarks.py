@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_pneumo.parity import comparing, files as handed_in
+from keras_pneumo.parity import comparing
+from keras_pneumo.parity import files as handed_in
 from keras_pneumo.parity.exchange import KERAS, TORCH, read_arrays, read_task
 
 Arrays = dict[str, np.ndarray]
@@ -77,9 +78,9 @@ def forward(folder: Path, theirs: Arrays) -> str:
 def loss(folder: Path, theirs: Arrays) -> str:
     """Rung 7."""
     return (
-        "Sums over pixels are taken in another order. Where a network is sure and right, PyTorch's cross-entropy rounds "
-        "a loss below 1e-7 while ours, through log-sigmoids, keeps its digits. An empty, a full and a surely wrong mask "
-        "are among the images."
+        "Sums over pixels are taken in another order. Where a network is sure and right, PyTorch's cross-entropy "
+        "rounds a loss below 1e-7 while ours, through log-sigmoids, keeps its digits. An empty, a full and a surely "
+        "wrong mask are among the images."
     )
 
 
@@ -109,7 +110,9 @@ def step(network: str, kind: str) -> Remark:
 
     def remark(folder: Path, theirs: Arrays) -> str:
         path = folder / KERAS / f"keras_own.{network}.{kind}.npz"
-        said = "Two steps with the same gradients, the second at half the rate. What remains is the rounding of weights."
+        said = (
+            "Two steps with the same gradients, the second at half the rate. What remains is the rounding of weights."
+        )
         if not path.exists():
             return said
         apart = comparing.compare(theirs, read_arrays(path), comparing.of_norm, np.inf).relative
@@ -133,8 +136,8 @@ def statistics(network: str) -> Remark:
             off = comparing.compare(theirs, read_arrays(path), comparing.of_value, np.inf).relative
             said += f"; left in, a running variance is up to {off:.1%} off"
         return (
-            f"{said}. At 512 pixels and 16 images n is at least 4096, and the difference 0.02%; training-mode losses do "
-            "not depend on it."
+            f"{said}. At 512 pixels and 16 images n is at least 4096, and the difference 0.02%; losses in training "
+            "mode do not depend on it."
         )
 
     return remark
@@ -157,8 +160,8 @@ def training(network: str) -> Remark:
     def remark(folder: Path, theirs: Arrays) -> str:
         losses = [float(value[0]) for value in theirs.values()]
         return (
-            f"The same weights and batches; the loss goes from {losses[0]:.3f} to {losses[-1]:.3f}. Rounding grows from "
-            "step to step. Running variances differ (rung 10), but no loss of training depends on them."
+            f"The same weights and batches; the loss goes from {losses[0]:.3f} to {losses[-1]:.3f}. Rounding grows "
+            "from step to step. Running variances differ (rung 10), but no loss of training depends on them."
         )
 
     return remark
@@ -168,8 +171,8 @@ def files(folder: Path, theirs: Arrays) -> str:
     """Rung 13."""
     same, count = handed_in.equal_to_the_last_digit(folder / TORCH, folder / KERAS)
     return (
-        f"Ids, masks as run lengths, and probabilities to {handed_in.DIGITS} digits. {same} of {count} probabilities are "
-        "equal to the last of 17 digits; the sigmoid of float64 may round either way."
+        f"Ids, masks as run lengths, and probabilities to {handed_in.DIGITS} digits. {same} of {count} probabilities "
+        "are equal to the last of 17 digits; the sigmoid of float64 may round either way."
     )
 
 
