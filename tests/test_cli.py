@@ -24,9 +24,10 @@ COMMANDS = [
     "predict",
     "compare",
     "audit-split",
+    "parity",
 ]
-# These follow others' results or need an account, so they are not run as they stand.
-EXAMPLES = [name for name in COMMANDS if name not in ("download", "predict", "compare", "train", "find-lr")]
+# These follow others' results or need an account or PyTorch's environment, so they are not run as they stand.
+EXAMPLES = [name for name in COMMANDS if name not in ("download", "predict", "compare", "train", "find-lr", "parity")]
 
 
 def run(*arguments, cwd=None, timeout=600):

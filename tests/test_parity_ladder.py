@@ -195,3 +195,16 @@ def test_arrays_keep_their_order_on_the_way(tmp_path):
     names = ["b/c", "a", "layer1.0.conv1", "file 0 (dcm) at 128"]
     exchange.write_arrays(tmp_path / "x" / "y.npz", {name: np.ones(2) for name in names})
     assert list(exchange.read_arrays(tmp_path / "x" / "y.npz")) == names
+
+
+def test_a_run_beside_a_ladder_quotes_it(tmp_path):
+    from keras_pneumo.training.finish import ladder_fact
+
+    run = tmp_path / "runs/demo"
+    assert ladder_fact(run) == {}
+    answer = tmp_path / "runs/parity/parity.json"
+    answer.parent.mkdir(parents=True)
+    answer.write_text(json.dumps(as_json(ladder(result()))))
+    assert ladder_fact(run)["comparable with PyTorch"].startswith("Yes: on all 1 rungs")
+    answer.write_text("[")
+    assert ladder_fact(run) == {}

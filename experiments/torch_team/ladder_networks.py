@@ -232,4 +232,4 @@ def climb(folder, task, given, keep):
         )
         forward(network, given, weights, keep, name)
         step(network, weights, gradients, task["optimizers"], keep, name)
-        training(network, given, start, task["training"], keep, name)
+        training(network, given, start, task["training"][name], keep, name)

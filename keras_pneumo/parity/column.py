@@ -176,7 +176,9 @@ def _training(column: Column) -> None:
         model = build(network, column.task["encoder"])
         from_torch(model, column.state(network, "start"))
         truths = {head: column.inputs[f"{network}_{head}"] for head in ("image", "mask")}
-        losses = training_losses(model, network, column.inputs[f"{network}_images"], truths, column.task["training"])
+        losses = training_losses(
+            model, network, column.inputs[f"{network}_images"], truths, column.task["training"][network]
+        )
         column.write(f"training.{network}", {f"step {step}": losses[step : step + 1] for step in range(len(losses))})
 
 

@@ -103,8 +103,8 @@ class Ladder:
         """The answer to "can these two be compared?", in a sentence or two."""
         if not self.broken:
             return (
-                f"Yes: on all {self.rungs} rungs, from DICOM pixels to scores, Keras and PyTorch agree within the bounds."
-                " A difference in score comes from what a team did, not from its framework."
+                f"Yes: on all {self.rungs} rungs, from DICOM pixels to scores, Keras and PyTorch agree within the "
+                "bounds. A difference in score comes from what a team did, not from its framework."
             )
         first = self.broken[0]
         return f"Not yet: they part at rung {first.number}, {first.name}. {where(first)}"
@@ -154,7 +154,7 @@ def rungs_of(task: Mapping[str, Any]) -> Iterator[Rung]:
         yield Rung(10, "BatchNorm statistics", labels[name], found, "forward", STATISTICS, remarks.statistics(name))
     yield Rung(11, "Schedule", "one-cycle rate and momentum", "schedule", "schedule", SCHEDULE, remarks.schedule)
     for name in networks:
-        what = f"{task['training']['steps']} steps of SGD, {labels[name]}"
+        what = f"{task['steps']} steps of SGD, {labels[name]}"
         yield Rung(12, "Training", what, f"training.{name}", "training", TRAINING, remarks.training(name))
     yield Rung(13, "Prediction files", "", "files", "files", TEXT, remarks.files)
     yield Rung(14, "Score", "", "score", "files", SCORE, remarks.score)

@@ -96,11 +96,11 @@ def activations(model: keras.Model, image: np.ndarray, training: bool) -> dict[s
     prefix = "encoder." if any(layer.name.startswith("decoder.") for layer in model.layers) else ""
     inner = [layer for layer in encoder.layers if isinstance(layer, _SHOWN)]
     probe = keras.Model(encoder.inputs, [layer.output for layer in inner])
-    found = probe(normalise(image), training=training)
+    found = probe([normalise(image)], training=training)
     arrays = {prefix + layer.name: to_numpy(value) for layer, value in zip(inner, found, strict=True)}
     outer = [layer for layer in model.layers if isinstance(layer, _SHOWN)]
     probe = keras.Model(model.inputs, [layer.output for layer in outer])
-    found = probe(image, training=training)
+    found = probe([image], training=training)
     for layer, value in zip(outer, found if isinstance(found, list) else [found], strict=True):
         arrays["avgpool" if layer.name == "pool" else layer.name] = to_numpy(value)
     return arrays

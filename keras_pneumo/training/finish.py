@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def finish(run: Run, prepared: Prepared, progress: Progress | None = None, resam
     write_bytes(run.folder / "per_image.csv", table_text(board.per_image).encode())
     write_bytes(run.folder / "board.csv", table_text(table).encode())
     log = pd.read_csv(run.folder / "log.csv")
-    report = write_run_report(run.folder / "report.html", board, log, record, image_loader(prepared.folder), masks)
+    facts = record | ladder_fact(run.folder)
+    report = write_run_report(run.folder / "report.html", board, log, facts, image_loader(prepared.folder), masks)
     found = verdict(board)
     return Finished(report, [found.headline, *found.sentences, *found.warnings])
+
+
+def ladder_fact(folder: Path) -> dict[str, str]:
+    """What the ladder beside a run (``parity/parity.json``) says of comparing it with PyTorch; nothing without one."""
+    try:
+        said = json.loads((folder.parent / "parity/parity.json").read_text(encoding="utf-8"))
+        return {"comparable with PyTorch": str(said["verdict"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
