@@ -67,6 +67,23 @@ def climb(folder: Path, name: str, progress: Callable[[str], None] | None = None
     write_json(column.own / VERSIONS, versions_of(PACKAGES))
 
 
+def mend_torch_backend() -> None:
+    """Two limits of Keras's torch backend, lifted for the third column; no number is computed otherwise.
+
+    Keras registers each variable in a ``torch.nn.ParameterDict`` by its path, in which PyTorch allows no dot, so layers
+    could not carry PyTorch's names: the name in that registry is changed. And it hands convolutions a transposed view
+    of their kernel, for which PyTorch has no gradient in float64: it gets a contiguous copy.
+    """
+    import keras
+
+    if keras.backend.backend() != "torch":
+        return
+    nn = sys.modules["torch"].nn  # Keras has imported it; the package itself never does
+    nn.ParameterDict._key_to_attr = lambda _, key: key.replace(".", "\N{MIDDLE DOT}")
+    convolve = nn.functional.conv2d
+    nn.functional.conv2d = lambda x, kernel, *rest, **options: convolve(x, kernel.contiguous(), *rest, **options)
+
+
 def _pixels(column: Column) -> None:
     from keras_pneumo.parity.pixels import decoded, resized
 
@@ -214,4 +231,5 @@ WITHOUT_KERAS = {
 
 
 if __name__ == "__main__":
+    mend_torch_backend()
     climb(Path(sys.argv[1]), sys.argv[2])
