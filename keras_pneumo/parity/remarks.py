@@ -97,7 +97,7 @@ def gradients(network: str) -> Remark:
             between = comparing.compare(single, read_arrays(path), comparing.of_norm, np.inf).relative
             said += f" In float32 ours is up to {between:.1e} of the norm off PyTorch's;"
         return (
-            f"{said} PyTorch's own float32 is up to {own:.1e} off its float64: a ReLU near nought goes either way. "
+            f"{said} PyTorch's own float32 is up to {own:.1e} off its float64, where a ReLU goes the other way. "
             "Keras's torch backend rounds BatchNorm and log-sigmoids to float32 even so; its bound is 1e-3."
         )
 
@@ -165,9 +165,9 @@ def training(network: str) -> Remark:
     def remark(folder: Path, theirs: Arrays) -> str:
         losses = [float(value[0]) for value in theirs.values()]
         return (
-            "The same weights (residual branches shut at first) and batches, at a rate at which PyTorch repeats itself; "
-            f"the losses lie between {min(losses):.3f} and {max(losses):.3f}. Rounding grows from step to step. Running "
-            "variances differ (rung 10), but no loss of training depends on them."
+            "The same weights (residual branches shut at first) and batches, at a rate at which PyTorch repeats "
+            f"itself; the losses lie between {min(losses):.3f} and {max(losses):.3f}. Rounding grows from step to "
+            "step. Running variances differ (rung 10), but no loss of training depends on them."
         )
 
     return remark
