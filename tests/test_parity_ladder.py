@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from rich.console import Console
 
 from keras_pneumo.cli import parity as command
@@ -208,3 +209,17 @@ def test_a_run_beside_a_ladder_quotes_it(tmp_path):
     assert ladder_fact(run)["comparable with PyTorch"].startswith("Yes: on all 1 rungs")
     answer.write_text("[")
     assert ladder_fact(run) == {}
+
+
+@pytest.mark.parametrize(("found", "code"), [(result(), 0), (result(keras=Difference(1, 1, 1, "a", "a", 1)), 1)])
+def test_the_exit_code_tells_whether_a_rung_is_broken(monkeypatch, found, code):
+    from keras_pneumo.parity import run
+
+    monkeypatch.setenv(exchange.ENVIRONMENT, sys.executable)
+    monkeypatch.setattr(run, "run_ladder", lambda *_, **__: ladder(found))
+    if code == 0:
+        command.parity_command(out_folder=Path("x"))
+        return
+    with pytest.raises(typer.Exit) as end:
+        command.parity_command(out_folder=Path("x"))
+    assert end.value.exit_code == code
