@@ -32,7 +32,7 @@ help:
 	@echo "make slurm-classifier   submit a training to Slurm (NODES= DATA=prepared folder EXPERIMENT= OUT=); slurm-segmenter too"
 	@echo "make compare            score submissions side by side (DATA=folder of submissions TRUTH= OUT=)"
 	@echo "make test               the fast tests; make test-slow the others"
-	@echo "make parity             the networks beside PyTorch's own, in an environment of PyTorch's (5 GB)"
+	@echo "make parity             can the two be compared? the ladder beside PyTorch, in an environment of its own (5 GB)"
 	@echo "make lint               style, types and import rules"
 	@echo "make doctor             what this machine has and lacks"
 
@@ -100,8 +100,12 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --ignore=tests/parity
 
+# The tests, then the ladder from pixels to scores; real radiographs are read besides the phantoms where they are at hand.
+PARITY_DATA := $(wildcard ../shared/siim_mini)
+parity: export KERAS_PNEUMO_TORCH_PYTHON := $(abspath $(TORCH))/bin/python
 parity: $(READY) $(TORCH)/.ready
-	KERAS_PNEUMO_TORCH_PYTHON=$(abspath $(TORCH))/bin/python $(BIN)/python -m pytest -m "slow or not slow" tests/parity
+	$(BIN)/python -m pytest -m "slow or not slow" tests/parity
+	$(BIN)/keras-pneumo parity --out $(or $(OUT),runs/parity) $(addprefix --data ,$(or $(DATA),$(PARITY_DATA)))
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,9 @@ def finish(run: Run, prepared: Prepared, progress: Progress | None = None, resam
     log = pd.read_csv(run.folder / "log.csv")
     where = read_where(run.folder / FOLDER)
     images = image_loader(prepared.folder)
-    report = write_run_report(run.folder / "report.html", board, log, record, images, masks, where)
+    report = write_run_report(
+        run.folder / "report.html", board, log, record | ladder_fact(run.folder), images, masks, where
+    )
     found = verdict(board)
     looks = [f"Where it looks ({where.title}): {where.sentences[0]}"] if where is not None else []
     return Finished(report, [found.headline, *found.sentences, *found.warnings, *looks])
@@ -93,4 +96,14 @@ def rewrite_report(run: Run, prepared: Prepared) -> Path:
     log = pd.read_csv(run.folder / "log.csv")
     where = read_where(run.folder / FOLDER)
     images = image_loader(prepared.folder)
-    return write_run_report(run.folder / "report.html", board, log, run.record, images, where=where)
+    facts = run.record | ladder_fact(run.folder)
+    return write_run_report(run.folder / "report.html", board, log, facts, images, where=where)
+
+
+def ladder_fact(folder: Path) -> dict[str, str]:
+    """What the ladder beside a run (``parity/parity.json``) says of comparing it with PyTorch; nothing without one."""
+    try:
+        said = json.loads((folder.parent / "parity/parity.json").read_text(encoding="utf-8"))
+        return {"comparable with PyTorch": str(said["verdict"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -8,24 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.parity import exchange
 
 
+@pytest.fixture(scope="session")
 def torch_python():
-    """The interpreter that has torch: $KERAS_PNEUMO_TORCH_PYTHON, else .venv-torch in the repository, else None."""
-    given = os.environ.get("KERAS_PNEUMO_TORCH_PYTHON")
-    if given:
-        return given  # stated but absent is an error of the set-up, not a reason to skip
-    beside = ROOT / ".venv-torch" / "bin" / "python"
-    return str(beside) if beside.exists() else None
+    """The interpreter that has torch; a test is skipped where none is stated and none found."""
+    try:
+        return exchange.torch_python()
+    except PneumoError as error:
+        if os.environ.get(exchange.ENVIRONMENT):
+            raise  # stated but absent is an error of the set-up, not a reason to skip
+        pytest.skip(str(error))
 
 
 @pytest.fixture
-def reference(tmp_path):
+def reference(tmp_path, torch_python):
     """``reference(task, arguments, arrays=..., state=...)`` runs one task of torch_reference.py; returns its folder."""
-    python = torch_python()
-    if python is None:
-        pytest.skip("no PyTorch environment: set KERAS_PNEUMO_TORCH_PYTHON or make .venv-torch")
 
     def run(task, arguments, arrays=None, state=None):
         from safetensors.numpy import save_file
@@ -39,7 +39,11 @@ def reference(tmp_path):
             save_file(state, folder / "in.safetensors")
         script = Path(__file__).with_name("torch_reference.py")
         done = subprocess.run(
-            [python, str(script), task, str(folder)], capture_output=True, text=True, timeout=300, check=False
+            [str(torch_python), str(script), task, str(folder)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return folder

@@ -9,12 +9,13 @@ import keras
 import numpy as np
 import pytest
 
-from keras_pneumo.models.classifier import build_classifier, leaf_layers
+from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.models.fastai import build_fastai_classifier
 from keras_pneumo.models.preprocessing import normalise
 from keras_pneumo.models.resnet import depth_of, feature_channels, resnet
 from keras_pneumo.models.unet import build_unet
 from keras_pneumo.models.weights import from_torch, load_safetensors, to_torch
+from keras_pneumo.parity.networks import by_torch_names, named, randomise
 
 TRUTH = np.array([[0.0], [1.0], [1.0]], np.float32)
 
@@ -28,40 +29,11 @@ def radiographs(rng, count, height, width):
     return np.clip(image, 0, 1)[..., None].astype(np.float32)
 
 
-def randomise(model, rng, image):
-    """Draw every BatchNorm vector at random, since fresh statistics hide mistakes.
-
-    The statistics are drawn around those of the image; others would let the activations grow from layer to layer until
-    float32 has no digits left to compare.
-    """
-    state = to_torch(model)
-    for name, array in state.items():
-        if name.endswith(".weight") and array.ndim == 1:
-            state[name] = rng.uniform(0.5, 1.5, array.shape).astype(np.float32)
-        elif name.endswith(".bias"):
-            state[name] = rng.normal(0, 0.2, array.shape).astype(np.float32)
-    from_torch(model, state)
-    norms = [layer for layer in leaf_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
-    for norm in norms:
-        norm.momentum = 0.0
-    model(image, training=True)
-    for norm in norms:
-        norm.momentum = 0.9
-        mean, variance = np.array(norm.moving_mean), np.array(norm.moving_variance)
-        norm.moving_mean.assign(mean + rng.normal(0, 0.3, mean.shape) * variance**0.5)
-        norm.moving_variance.assign(rng.uniform(0.7, 1.5, mean.shape) * variance + 1e-3)
-
-
 def relative(ours, theirs):
     """Largest difference as a share of the reference's range."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     assert ours.shape == theirs.shape
     return float(np.abs(ours - theirs).max() / np.ptp(theirs))
-
-
-def named(outputs):
-    """The heads' logits by name."""
-    return outputs if isinstance(outputs, dict) else {"mask" if len(outputs.shape) == 4 else "image": outputs}
 
 
 def gradients_of(model, image, truths, training):
@@ -76,13 +48,7 @@ def gradients_of(model, image, truths, training):
         ]
         loss = sum(keras.ops.mean(values) for values in losses)
     gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
-    # The gradients in the weights' places are renamed and transposed as the weights are.
-    kept = [np.array(variable) for variable in model.trainable_variables]
-    for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
-        variable.assign(gradient)
-    by_name = to_torch(model)
-    for variable, value in zip(model.trainable_variables, kept, strict=True):
-        variable.assign(value)
+    by_name = by_torch_names(model, model.trainable_variables, gradients)
     return outputs, by_name
 
 

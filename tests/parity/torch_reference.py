@@ -13,20 +13,8 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
-
-
-def normalise(radiograph, dtype):
-    """Grey in [0, 1], in Keras's order, to three normalised channels in PyTorch's."""
-    mean = torch.tensor([0.485, 0.456, 0.406], dtype=dtype).reshape(3, 1, 1)
-    std = torch.tensor([0.229, 0.224, 0.225], dtype=dtype).reshape(3, 1, 1)
-    grey = torch.from_numpy(np.ascontiguousarray(radiograph.transpose(0, 3, 1, 2))).to(dtype)
-    return (grey - mean) / std
-
-
-def nhwc(tensor):
-    """A batch of maps in Keras's order."""
-    return tensor.permute(0, 2, 3, 1)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments/torch_team"))
+from ladder_networks import PRECISIONS, nhwc, normalise
 
 
 def classifier(task, folder):

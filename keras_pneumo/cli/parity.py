@@ -1,0 +1,98 @@
+"""The command parity: the ladder between Keras and PyTorch, as a table and a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import measure_renderables
+from rich.table import Table
+
+from keras_pneumo.cli.console import err, out, say
+from keras_pneumo.cli.quiet import import_tensorflow
+from keras_pneumo.cli.referee import ROOMY
+
+if TYPE_CHECKING:
+    from keras_pneumo.parity.ladder import Ladder
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register this module's command."""
+    app.command("parity")(parity_command)
+
+
+def parity_command(
+    torch_python: Annotated[
+        Path | None, typer.Option(help="Python of PyTorch's environment; default: .venv-torch of the checkout.")
+    ] = None,
+    out_folder: Annotated[Path, typer.Option("--out", help="Where parity.html and parity.json go.")] = Path(
+        "runs/parity"
+    ),
+    data: Annotated[
+        Path | None, typer.Option(help="Radiographs or a prepared folder, read besides the phantoms.")
+    ] = None,
+    encoder: Annotated[str, typer.Option(help="resnet18, resnet34 or resnet50.")] = "resnet50",
+    size: Annotated[int, typer.Option(help="Side of the networks' images, a multiple of 32.")] = 64,
+    torch_script: Annotated[
+        Path | None, typer.Option(help="PyTorch's half; default: experiments/torch_team/ladder.py of the checkout.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep what the processes exchanged.")] = False,
+) -> None:
+    """Climb from DICOM pixels to scores with Keras and PyTorch, rung by rung, and say where they part, if they do.
+
+    It needs PyTorch in an environment of its own: `make setup-torch`. Ends with 1 when a rung is beyond its bound.
+
+    Example (in a checkout of the project): `keras-pneumo parity --encoder resnet18`
+    """
+    from keras_pneumo.parity.exchange import torch_python as find_python
+
+    find_python(torch_python)  # said before TensorFlow is loaded
+    import_tensorflow()
+    from keras_pneumo.models.resnet import depth_of
+    from keras_pneumo.parity.inputs import Plan
+    from keras_pneumo.parity.run import PAGE, run_ladder
+
+    depth_of(encoder)
+    plan = Plan(encoder=encoder, size=size)
+    with err.status("parity") as status:
+
+        def show(now: str) -> None:
+            status.update(f"parity: {now}")
+            if not err.is_terminal:
+                err.print(f"parity: {now}", highlight=False)
+
+        ladder = run_ladder(out_folder, data, plan, torch_python, torch_script, keep, show)
+    show_ladder(ladder)
+    say(str(out_folder / PAGE))
+    if ladder.broken:
+        raise typer.Exit(1)
+
+
+def show_ladder(ladder: Ladder) -> None:
+    """Print the table, then what remains on each rung, then the verdict; plain where it is piped."""
+    from keras_pneumo.parity.ladder import shown
+    from keras_pneumo.parity.page import first_of, measured
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("rung", "what", "absolute", "relative", "Keras on torch", "bound", "first beyond it", ""):
+        table.add_column(name, no_wrap=True)
+    for one in ladder.results:
+        first = first_of(one.keras) or first_of(one.keras_on_torch)
+        state = "[green]holds[/]" if one.passed else "[bold red]BROKEN[/]"
+        figures = (shown(one.keras.absolute), shown(one.keras.relative), measured(one.keras_on_torch))
+        cells = (f"{one.number}. {one.title}", one.what, *figures, one.bound, first)
+        table.add_row(*map(escape, cells), state)
+    wide = Console(file=out.file, width=max(out.width, measure_renderables(out, ROOMY, [table]).maximum))
+    wide.print(table, highlight=False, crop=False)
+    said = set()
+    for one in ladder.results:
+        absent = f" Keras on torch: {one.absent}." if one.absent else ""
+        line = f"{one.number}. {one.remark}{absent}"
+        if line not in said:
+            say(line)
+        said.add(line)
+    say(ladder.verdict)

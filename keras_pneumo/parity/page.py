@@ -1,0 +1,72 @@
+"""The page "Can these two be compared?": one offline HTML file, the answer first, every rung with its bound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+
+from keras_pneumo import evaluation
+from keras_pneumo.data.files import write_bytes
+from keras_pneumo.parity.comparing import Difference
+from keras_pneumo.parity.ladder import Ladder, shown
+
+COLUMNS = {"torch": "PyTorch", "keras": "Keras on TensorFlow", "keras_on_torch": "Keras on PyTorch"}
+
+
+def write_page(path: Path, ladder: Ladder) -> Path:
+    """Write the page.
+
+    Raises:
+        PneumoError: the file cannot be written.
+    """
+    folders = [Path(__file__).with_name("templates"), Path(evaluation.__file__).with_name("templates")]
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folders),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = templates.get_template("parity.html").render(
+        ladder=ladder,
+        task=ladder.task,
+        columns=COLUMNS,
+        shown=shown,
+        first=first_of,
+        measured=measured,
+        rungs=_by_rung(ladder),
+    )
+    write_bytes(path, page.encode())
+    return path
+
+
+def first_of(found: Difference | None) -> str:
+    """The first layer beyond the bound, as a table shows it."""
+    return "" if found is None or found.within else found.first
+
+
+def measured(found: Difference | None) -> str:
+    """A relative difference, or a dash where the column has no answer."""
+    return "–" if found is None else shown(found.relative)
+
+
+def _by_rung(ladder: Ladder) -> list[dict[str, object]]:
+    """Rungs with their parts, each remark once."""
+    numbers = dict.fromkeys(result.number for result in ladder.results)
+    rungs: list[dict[str, object]] = []
+    for number in numbers:
+        parts = [result for result in ladder.results if result.number == number]
+        remarks = {part.remark: [other.what for other in parts if other.remark == part.remark] for part in parts}
+        rungs.append(
+            {
+                "number": number,
+                "title": parts[0].title,
+                "parts": parts,
+                "passed": all(part.passed for part in parts),
+                "bound": parts[0].bound,
+                "remarks": [(" and ".join(names) if len(remarks) > 1 else "", text) for text, names in remarks.items()],
+                "absent": parts[0].absent,
+            }
+        )
+    return rungs
