@@ -18,8 +18,8 @@ from keras_pneumo.prediction.ensemble import check_together
 from keras_pneumo.prediction.maps import enlarge, levels_of
 from keras_pneumo.prediction.postprocess import Rule
 from keras_pneumo.prediction.predict import Progress, probabilities_of
-from keras_pneumo.prediction.run import Run, load_models
-from keras_pneumo.prediction.segment import OWN_HEAD, answer, gate_name, mean_maps, open_members
+from keras_pneumo.prediction.run import Run
+from keras_pneumo.prediction.segment import OWN_HEAD, Members, answer, gate_name, mean_maps, open_members
 
 Answers = list[dict[str, object]]
 Answering = Callable[[Sequence[np.ndarray]], Answers]
@@ -71,7 +71,7 @@ def predict_files(
         images, names = [], []
         for path, found in batch:
             file = path.relative_to(data).as_posix()
-            reason = str(found) if isinstance(found, UnreadableImage) else _unfit(found, size)
+            reason = str(found) if isinstance(found, UnreadableImage) else unfit(found, size)
             if reason or isinstance(found, UnreadableImage):
                 refused.append({"file": file, "reason": reason})
                 continue
@@ -92,18 +92,26 @@ def pixels_at(images: Sequence[np.ndarray], size: int) -> np.ndarray:
     return np.stack([resize_image(image, size) for image in images])[..., None].astype(np.float32) / np.float32(255)
 
 
+def mean_probability(members: Members, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Probability of pneumothorax by classifiers, float64 (n,), of square uint8 radiographs.
+
+    Every network weighs the same; mirror images count where the experiment asks for them.
+    """
+    found = []
+    for run, models in members:
+        pixels = pixels_at(images, run.experiment.image_size)
+        passes = [pixels, pixels[:, :, ::-1]] if run.experiment.flip_averaging else [pixels]
+        for model in models:
+            logits = [np.asarray(model.predict_on_batch(one))[:, 0] for one in passes]
+            found.append(np.mean([probabilities_of(one) for one in logits], axis=0))
+    return np.mean(found, axis=0)
+
+
 def _classifier(runs: Sequence[Run]) -> Answering:
-    members = [(run, load_models(run)) for run in runs]
+    members = open_members(runs)
 
     def answer_batch(images: Sequence[np.ndarray]) -> Answers:
-        found = []
-        for run, models in members:
-            pixels = pixels_at(images, run.experiment.image_size)
-            passes = [pixels, pixels[:, :, ::-1]] if run.experiment.flip_averaging else [pixels]
-            for model in models:
-                logits = [np.asarray(model.predict_on_batch(one))[:, 0] for one in passes]
-                found.append(np.mean([probabilities_of(one) for one in logits], axis=0))
-        return [{"probability": float(probability)} for probability in np.mean(found, axis=0)]
+        return [{"probability": float(probability)} for probability in mean_probability(members, images)]
 
     return answer_batch
 
@@ -130,7 +138,7 @@ def _segmenter(runs: Sequence[Run], rule: Rule, gate: Sequence[Run]) -> Answerin
     return answer_batch
 
 
-def _unfit(radiograph: Radiograph, size: int) -> str:
+def unfit(radiograph: Radiograph, size: int) -> str:
     """Why a radiograph cannot be brought to the network's size, or nothing."""
     height, width = radiograph.image.shape
     if height != width:

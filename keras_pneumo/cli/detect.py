@@ -1,0 +1,59 @@
+"""Commands about the joined detector: join. TensorFlow is imported when one of them runs, not before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_pneumo.cli.console import Progress, say
+from keras_pneumo.cli.quiet import import_tensorflow
+from keras_pneumo.cli.train import run_folder
+from keras_pneumo.data.prepared import load_prepared
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register this module's commands."""
+    app.command("join")(join_command)
+
+
+def join_command(
+    classifiers: Annotated[list[Path], typer.Argument(metavar="CLASSIFIER...", help="Runs that tell if there is any.")],
+    segmenters: Annotated[list[Path], typer.Option("--segmenter", help="Run that outlines; may be given again.")],
+    data: Annotated[Path, typer.Option("--data", help="The prepared folder they were trained on.")],
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Detector folder; default: runs/detector.")] = None,
+    resamples: Annotated[int, typer.Option(min=100, help="How often patients are resampled.")] = 10_000,
+) -> None:
+    """Join classifiers and segmenters into one detector: a folder that can be copied to another machine.
+
+    The gate, the rule for masks, the calibration and the threshold are fitted on validation images; the test images
+    then show the detector beside its parts.
+
+    Example, after training both: `keras-pneumo join runs/smallest_classifier --segmenter runs/smallest_segmenter
+    --data data/prepared/phantom-try --out runs/detector-try`
+    """
+    import_tensorflow()
+    from keras_pneumo.prediction.joining import join
+    from keras_pneumo.prediction.run import read_run
+
+    runs = [read_run(run) for run in classifiers]
+    outliners = [read_run(run) for run in segmenters]
+    prepared = load_prepared(data)
+    folder = run_folder(out_folder, "detector")
+    with Progress("prediction") as progress:
+        joint, board = join(runs, outliners, prepared, folder, folder.name, progress.update, resamples)
+    for sentence in joint.sentences:
+        say(sentence)
+    table = board.table.set_index("team")
+    say(f"On {board.extent} of the test set:")
+    for entry in board.teams:
+        row = table.loc[entry.team]
+        parts = [
+            f"{word} {row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})"
+            for name, word in (("dice", "Dice"), ("auroc", "AUROC"), ("brier", "Brier"))
+            if row.get(name) == row.get(name) and row.get(name) is not None
+        ]
+        say(f"  {entry.team}: {', '.join(parts)}")
+    say(str(folder / "board" / "report.html"))
+    say(str(folder))
