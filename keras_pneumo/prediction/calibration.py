@@ -4,7 +4,8 @@ In: probabilities and the truth of validation images, by patient. Out: a monoton
 kind that is better on patients it has not seen (log loss, cross-validated by patient). Training draws positives more
 often than they are, so a network's own probability is a ranking first and a probability second.
 
-Sources: Guo et al. 2017 (temperature); Zadrozny and Elkan 2002 (isotonic); Platt 1999 (its end values).
+Sources: Guo et al. 2017 (temperature); Zadrozny and Elkan 2002 (isotonic), Oron and Flournoy 2017 (its steps centred);
+Platt 1999 (its end values).
 """
 
 from __future__ import annotations
@@ -91,12 +92,22 @@ def fit_kind(kind: Kind, truth: np.ndarray, probability: np.ndarray) -> Calibrat
         found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
         return Calibration("temperature", temperature=float(np.exp(found.x)))
     if kind == "isotonic":
-        # So many images cannot tell a probability of 0 or 1 from Platt's (hits + 1) / (n + 2).
-        end = 1 / (len(truth) + 2)
-        curve = IsotonicRegression(y_min=end, y_max=1 - end, out_of_bounds="clip").fit(probability, truth)
-        pairs = zip(curve.X_thresholds_.tolist(), curve.y_thresholds_.tolist(), strict=True)
-        return Calibration("isotonic", knots=tuple(pairs))
+        curve = IsotonicRegression(out_of_bounds="clip").fit(probability, truth)
+        return Calibration("isotonic", knots=_centred(np.asarray(probability, float), curve.predict(probability)))
     return Calibration("none")
+
+
+def _centred(x: np.ndarray, y: np.ndarray) -> tuple[tuple[float, float], ...]:
+    """The knots of a strictly rising curve through the steps of an isotonic one: each step at its images' mean.
+
+    A curve of steps would call many images equally likely that the network had ranked. So few images cannot tell a
+    probability of 0 or 1 from Platt's 1 / (n + 2) and (n + 1) / (n + 2) either, so that the ends stay within these.
+    """
+    end = 1 / (len(x) + 2)
+    steps = np.unique(y)
+    knots = [(float(x[y == step].mean()), float(np.clip(step, end, 1 - end))) for step in steps]
+    low, high = min(end, knots[0][1]) / 2, 1 - min(end, 1 - knots[-1][1]) / 2
+    return ((min(0.0, knots[0][0]) - _CLIP, low), *knots, (1.0 + _CLIP, high))
 
 
 def log_loss(truth: np.ndarray, probability: np.ndarray) -> float:

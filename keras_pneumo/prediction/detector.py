@@ -28,7 +28,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.weights import from_torch, load_safetensors
 from keras_pneumo.prediction.calibration import Calibration, log_odds, read_calibration
 from keras_pneumo.prediction.files import mean_probability, pixels_at
-from keras_pneumo.prediction.maps import enlarge, levels_of
+from keras_pneumo.prediction.maps import LEVELS, enlarge, level_counts, levels_of
 from keras_pneumo.prediction.postprocess import FILE as RULE_FILE
 from keras_pneumo.prediction.postprocess import Rule, read_rule
 from keras_pneumo.prediction.run import Run, build
@@ -36,8 +36,8 @@ from keras_pneumo.prediction.segment import OWN_HEAD, Members, mean_maps
 
 FILE = "detector.json"
 FORMAT = 1
-CLASSIFIER, BOTH = "classifier", "classifier and own head"
-"""Beside ``own head``, what may decide at the level of the image."""
+CLASSIFIER, OUTLINE = "classifier", "outline"
+"""Beside ``own head``, what may decide at the level of the image, alone or together."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ class Detector:
     classifiers: Members
     segmenters: Members
     rule: Rule
+    outline_area: int
+    """Pixels at 1024x1024 that the ``outline`` as an image-level answer asks of a map."""
     calibration: Calibration
     probability_source: str
     threshold: float
@@ -96,7 +98,9 @@ class Detector:
         """Answers for square uint8 radiographs, white dense, of any size from :attr:`image_size` up."""
         classifier = mean_probability(self.classifiers, images)
         maps, head = mean_maps(self.segmenters, lambda size: pixels_at(images, size))
-        sources = image_level_sources(classifier, head)
+        levels = levels_of(maps)
+        outline = np.array([outline_score(one, self.outline_area) for one in levels])
+        sources = image_level_sources(classifier, head, outline)
         probability = self.calibration.apply(sources[self.probability_source])
         gate = sources[self.rule.gate_source] if self.rule.gate > 0 else np.ones(len(images))
         return [
@@ -104,24 +108,43 @@ class Detector:
                 float(probability[row]),
                 float(classifier[row]),
                 None if head is None else float(head[row]),
-                levels,
-                self.rule.mask(enlarge(levels), float(gate[row])),
+                one,
+                self.rule.mask(enlarge(one), float(gate[row])),
             )
-            for row, levels in enumerate(levels_of(maps))
+            for row, one in enumerate(levels)
         ]
 
 
-def image_level_sources(classifier: np.ndarray, own_head: np.ndarray | None) -> dict[str, np.ndarray]:
+def outline_score(levels: np.ndarray, area: int) -> float:
+    """The highest probability that at least ``area`` pixels at 1024x1024 of a map, uint8 (S, S), reach."""
+    return float(Rule(1.0, area, 1.0).score(level_counts(enlarge(levels), np.empty(0, np.int32))[None])[0])
+
+
+def image_level_sources(
+    classifier: np.ndarray, own_head: np.ndarray | None, outline: np.ndarray
+) -> dict[str, np.ndarray]:
     """What may decide at the level of the image, by name: each is a probability, (n,).
 
-    ``classifier and own head`` is the mean of their log odds, so that one that is sure outweighs one that is not.
+    Several together are the mean of their log odds, so that one that is sure outweighs one that is not.
+
+    Args:
+        classifier: the classifiers' probability, (n,).
+        own_head: that of the segmenters' image-level heads, (n,), where they have one.
+        outline: :func:`outline_score` of each map; a map has 256 levels, so it is never surer than half a level.
     """
-    classifier = np.asarray(classifier, float)
-    if own_head is None:
-        return {CLASSIFIER: classifier}
-    own_head = np.asarray(own_head, float)
-    both = 1 / (1 + np.exp(-(log_odds(classifier) + log_odds(own_head)) / 2))
-    return {CLASSIFIER: classifier, OWN_HEAD: own_head, BOTH: both}
+    half = 0.5 / (LEVELS - 1)
+    found = {CLASSIFIER: np.asarray(classifier, float)}
+    outline = np.clip(outline, half, 1 - half)
+    if own_head is not None:
+        found |= {OWN_HEAD: np.asarray(own_head, float), f"{CLASSIFIER} and {OWN_HEAD}": _mean(classifier, own_head)}
+    found[f"{CLASSIFIER} and {OUTLINE}"] = _mean(classifier, outline)
+    if own_head is not None:
+        found[f"{CLASSIFIER}, {OWN_HEAD} and {OUTLINE}"] = _mean(classifier, own_head, outline)
+    return found
+
+
+def _mean(*probabilities: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.mean([log_odds(one) for one in probabilities], axis=0)))
 
 
 def content_hash(record: dict[str, Any]) -> str:
@@ -141,6 +164,7 @@ def open_detector(folder: Path) -> Detector:
     try:
         counts = Counts(**record["validation"]["counts"])
         threshold, source = float(record["threshold"]), str(record["probability_source"])
+        area = int(record["outline_area"])
         name, package = str(record["name"]), str(record["versions"]["keras_pneumo"])
         roles = {role: [str(member) for member in record[role]] for role in ("classifiers", "segmenters")}
     except (KeyError, TypeError, ValueError):
@@ -154,6 +178,7 @@ def open_detector(folder: Path) -> Detector:
         classifiers=classifiers,
         segmenters=segmenters,
         rule=read_rule(folder / RULE_FILE),
+        outline_area=area,
         calibration=read_calibration(record["calibration"]),
         probability_source=source,
         threshold=threshold,

@@ -3,11 +3,11 @@
 In: classifier and segmenter runs of the same split and folds, and the prepared folder. Out: a detector folder (see
 :mod:`keras_pneumo.prediction.detector`) with the detector's submission, those of its parts, and a board of the three.
 
-The rule for masks is searched three times, with the gate asked of the segmenter's own head, of the classifier, and of
-both; and always without a gate. The segmenter's own search comes first and another takes its place only where it has
-a higher Dice on validation, so there the detector is never below its segmenter; where gating does not help, the gate
-stays open. Which image-level answer becomes the probability, and by which curve, is what has the lowest cross-validated
-log loss.
+The rule for masks is searched several times, with the gate asked of the segmenter's own head, of the classifier, and of
+them together; and always without a gate. The segmenter's own search comes first and another takes its place only where
+it has a higher Dice on validation, so there the detector is never below its segmenter; where gating does not help, the
+gate stays open. Which image-level answer becomes the probability, and by which curve, is what has the lowest
+cross-validated log loss.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from keras_pneumo.evaluation.submission import read_submission, write_submission
 from keras_pneumo.evaluation.truth import read_truth
 from keras_pneumo.models.weights import save_safetensors
 from keras_pneumo.prediction.calibration import Fitted, fit_calibration
-from keras_pneumo.prediction.detector import CLASSIFIER, FILE, FORMAT, Counts, content_hash, image_level_sources
+from keras_pneumo.prediction.detector import FILE, FORMAT, Counts, content_hash, image_level_sources, outline_score
 from keras_pneumo.prediction.ensemble import check_gate, check_together, predict_classifiers
 from keras_pneumo.prediction.postprocess import FILE as RULE_FILE
-from keras_pneumo.prediction.postprocess import Rule, Search, fit
+from keras_pneumo.prediction.postprocess import Search, fit
 from keras_pneumo.prediction.predict import Progress
 from keras_pneumo.prediction.run import Run, load_models, versions
 from keras_pneumo.prediction.segment import OWN_HEAD, MapSet, answers, predict_map_set, tally_of, threshold_of
@@ -79,10 +79,10 @@ class Asked:
     maps: MapSet
     classifier: np.ndarray
 
-    @property
-    def sources(self) -> dict[str, np.ndarray]:
-        """The image-level answers by name."""
-        return image_level_sources(self.classifier, self.maps.image_probability)
+    def sources(self, area: int) -> dict[str, np.ndarray]:
+        """The image-level answers by name; ``area`` is what the outline's asks for."""
+        outline = np.array([outline_score(one.levels(), area) for one in self.maps.maps])
+        return image_level_sources(self.classifier, self.maps.image_probability, outline)
 
 
 def join(
@@ -125,9 +125,9 @@ def join(
 def fit_joint(held_out: Asked, prepared: Prepared) -> Joint:
     """Rule, probability and threshold on validation images; see the module for how."""
     tally = tally_of(held_out.maps, prepared)
-    sources = held_out.sources
     head = held_out.maps.image_probability
     alone = fit(tally, head, OWN_HEAD if head is not None else "")
+    sources = held_out.sources(alone.rule.area)
     best = alone
     for source, probability in sources.items():
         search = alone if source == OWN_HEAD else fit(tally, probability, source)
@@ -159,10 +159,9 @@ def _ask(
 
 def joined_answers(asked: Asked, joint: Joint) -> pd.DataFrame:
     """``image_id, probability, encoded_pixels`` by the detector."""
-    rule: Rule = joint.search.rule
-    gate = asked.sources[rule.gate_source] if rule.gate > 0 else None
-    table = answers(asked.maps, rule, gate)
-    return table.assign(probability=joint.fitted.calibration.apply(asked.sources[joint.probability_source]))
+    rule, sources = joint.search.rule, asked.sources(joint.alone.rule.area)
+    table = answers(asked.maps, rule, sources[rule.gate_source] if rule.gate > 0 else None)
+    return table.assign(probability=joint.fitted.calibration.apply(sources[joint.probability_source]))
 
 
 def _write_members(folder: Path, classifiers: Sequence[Run], segmenters: Sequence[Run]) -> None:
@@ -201,6 +200,7 @@ def _write_record(
         **places,
         "calibration": joint.fitted.calibration.as_json(),
         "probability_source": joint.probability_source,
+        "outline_area": joint.alone.rule.area,
         "threshold": joint.threshold,
         "split_sha256": prepared.manifest["split_sha256"],
         "validation": {
@@ -229,7 +229,7 @@ def _write_submissions(
     truth = prepared.cases.set_index("image_id")["pneumothorax"].loc[held_out.maps.image_ids].to_numpy(bool)
 
     def by_classifier(some: Asked) -> pd.DataFrame:
-        return pd.DataFrame({"image_id": some.maps.image_ids, "probability": some.sources[CLASSIFIER]})
+        return pd.DataFrame({"image_id": some.maps.image_ids, "probability": some.classifier})
 
     def by_segmenter(some: Asked) -> pd.DataFrame:
         return answers(some.maps, rule, some.maps.image_probability)
