@@ -1,4 +1,4 @@
-"""Commands about the joined detector: join. TensorFlow is imported when one of them runs, not before."""
+"""Commands about the joined detector: join, detect. TensorFlow is imported when one of them runs, not before."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from typing import Annotated
 
 import typer
 
-from keras_pneumo.cli.console import Progress, say
+from keras_pneumo.cli.console import Progress, say, warn
 from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.cli.train import run_folder
 from keras_pneumo.data.prepared import load_prepared
+
+FEW = 5
+"""Files set aside that are named on the screen; all are in quarantine.csv."""
 
 
 def add_commands(app: typer.Typer) -> None:
     """Register this module's commands."""
     app.command("join")(join_command)
+    app.command("detect")(detect_command)
 
 
 def join_command(
@@ -57,3 +61,38 @@ def join_command(
         say(f"  {entry.team}: {', '.join(parts)}")
     say(str(folder / "board" / "report.html"))
     say(str(folder))
+
+
+def detect_command(
+    detector_folder: Annotated[Path, typer.Argument(metavar="DETECTOR", help="Folder that join made.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES|FOLDER", help="DICOM, PNG or JPEG radiographs.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Where the answers go.")],
+    dicom: Annotated[bool, typer.Option("--dicom", help="Also DICOM: segmentation, overlay and report.")] = False,
+    make_uids: Annotated[
+        bool,
+        typer.Option("--make-uids", help="Make up identifiers that a DICOM file lacks, and keep a copy with them."),
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that decode; default: by files and cores.")
+    ] = None,
+) -> None:
+    """Say for each radiograph whether there is a pneumothorax, and outline it: json, overlay PNG, and DICOM if asked.
+
+    What cannot be read is listed in quarantine.csv; the command then ends with 1.
+
+    Example, after join: `keras-pneumo detect runs/detector-try data/phantom-try --out runs/detect-try`
+    """
+    import_tensorflow()
+    from keras_pneumo.prediction.detect import detect
+    from keras_pneumo.prediction.detector import open_detector
+
+    detector = open_detector(detector_folder)
+    with Progress("detection") as progress:
+        done = detect(detector, files, out_folder, dicom, make_uids, progress.update, workers)
+    for row in done.set_aside[:FEW]:
+        warn(f"{row['file']}: {row['reason']}.".replace("..", "."))
+    if len(done.set_aside) > FEW:
+        warn(f"{len(done.set_aside) - FEW} more are listed in quarantine.csv.")
+    say(str(done))
+    if done.set_aside:
+        raise typer.Exit(1)
