@@ -78,7 +78,8 @@ def check_alignment(path, out):
     text = np.zeros_like(mask)
     text[int(0.9 * len(text)) :] = True
     untouched = ~near & ~text
-    np.testing.assert_array_equal(picture[untouched], np.repeat(pixels[untouched][:, None], 3, axis=1))
+    # Another JPEG decoder than ours may round otherwise.
+    np.testing.assert_allclose(picture[untouched].astype(int), np.repeat(pixels[untouched][:, None], 3, axis=1), atol=2)
 
 
 def check_objects(path, out):

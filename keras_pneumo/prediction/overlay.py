@@ -44,13 +44,16 @@ def overlay(image: np.ndarray, mask: np.ndarray, lines: Sequence[str] = ()) -> n
     side = image.shape[0]
     picture = np.repeat(image[..., None], 3, axis=2)
     contours, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(picture, contours, -1, OUTLINE, max(1, round(side / 400)), cv2.LINE_AA)
-    scale = side / 1400
-    weight = max(1, round(scale * 2))
+    cv2.drawContours(picture, contours, -1, OUTLINE, max(1, round(side / 500)), cv2.LINE_AA)
+    ink = np.zeros((side, side), np.uint8)
     for number, line in enumerate(reversed(lines)):
         place = (round(side * 0.015), round(side * (0.985 - 0.03 * number)))
-        cv2.putText(picture, line, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), weight + 2, cv2.LINE_AA)
-        cv2.putText(picture, line, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), weight, cv2.LINE_AA)
+        cv2.putText(ink, line, place, cv2.FONT_HERSHEY_SIMPLEX, side / 1400, 255, max(1, side // 700), cv2.LINE_AA)
+    if lines:
+        rim = max(3, side // 256) | 1
+        shade = cv2.dilate(ink, np.ones((rim, rim), np.uint8)).astype(np.float32)[..., None] / 255
+        letters = ink.astype(np.float32)[..., None] / 255
+        picture = np.rint(picture * (1 - shade) * (1 - letters) + 255 * letters)
     return np.asarray(picture, np.uint8)
 
 
