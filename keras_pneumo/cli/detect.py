@@ -1,7 +1,9 @@
-"""Commands about the joined detector: join, detect. TensorFlow is imported when one of them runs, not before."""
+"""Commands about the joined detector: join, detect, view. TensorFlow is imported when one of them runs, not before."""
 
 from __future__ import annotations
 
+import webbrowser
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,7 @@ from keras_pneumo.cli.console import Progress, say, warn
 from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.cli.train import run_folder
 from keras_pneumo.data.prepared import load_prepared
+from keras_pneumo.errors import PneumoError
 
 FEW = 5
 """Files set aside that are named on the screen; all are in quarantine.csv."""
@@ -20,6 +23,7 @@ def add_commands(app: typer.Typer) -> None:
     """Register this module's commands."""
     app.command("join")(join_command)
     app.command("detect")(detect_command)
+    app.command("view")(view_command)
 
 
 def join_command(
@@ -96,3 +100,42 @@ def detect_command(
     say(str(done))
     if done.set_aside:
         raise typer.Exit(1)
+
+
+def view_command(
+    detector_folder: Annotated[Path, typer.Argument(metavar="DETECTOR", help="Folder that join made.")],
+    folder: Annotated[Path | None, typer.Argument(help="Radiographs to page through; others can be dropped.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free one.")] = 8765,
+    readings_file: Annotated[
+        Path, typer.Option("--readings", help="Csv of what the reader thinks; gone on with if it is there.")
+    ] = Path("readings.csv"),
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+) -> None:
+    """Open a local page that shows each radiograph with its outline, heat maps, and what the answer means.
+
+    It listens on this machine only and needs no network. Ctrl-C ends it.
+
+    Example, after join: `keras-pneumo view runs/detector-try data/phantom-try`
+    """
+    if find_spec("starlette") is None or find_spec("uvicorn") is None:
+        raise PneumoError("The page needs starlette and uvicorn. Run: pip install 'keras-pneumo[view]'")
+    import_tensorflow()
+    from keras_pneumo.prediction.detect import find_files
+    from keras_pneumo.prediction.detector import open_detector
+    from keras_pneumo.view.decoding import Decoder
+    from keras_pneumo.view.reader import Reader
+    from keras_pneumo.view.readings import Readings
+    from keras_pneumo.view.server import listen, serve
+
+    files = find_files([folder]) if folder is not None else []
+    readings = Readings(readings_file)
+    reader = Reader(open_detector(detector_folder), Decoder())
+    place = listen(port)
+
+    def started(address: str) -> None:
+        say(f"The page: {address} (Ctrl-C ends it). Research use only.")
+        if browser:
+            webbrowser.open(address)
+
+    serve(reader, files, readings, place, started)
+    say(readings.agreement(reader.detector.version)["sentence"])
