@@ -35,8 +35,11 @@ def constant_model(probability):
     return model
 
 
-def known_detector(size=128, probability=0.8, top=0.5):
-    """An opened detector; ``top`` above 1 outlines nothing."""
+def known_detector(size=128, probability=0.8, top=0.5, classifier_model=None):
+    """An opened detector; ``top`` above 1 outlines nothing.
+
+    A ``classifier_model`` of one's own has heat maps; it is calibrated to always say ``probability`` too.
+    """
     record = {"format": FORMAT, "versions": versions()}
     classifier = Run(Path(), CLASSIFIER.replace(name="sure", image_size=size), record)
     segmenter = Run(Path(), SEGMENTER.replace(name="bright", image_size=size), record)
@@ -44,11 +47,11 @@ def known_detector(size=128, probability=0.8, top=0.5):
         folder=Path(),
         name="bright",
         version="0.1.0+test",
-        classifiers=[(classifier, [constant_model(probability)])],
+        classifiers=[(classifier, [classifier_model or constant_model(probability)])],
         segmenters=[(segmenter, [bright_model()])],
         rule=Rule(min(top, 1.0), 1 if top <= 1 else 2**30, 0.5),
         outline_area=1,
-        calibration=Calibration("none"),
+        calibration=Calibration("isotonic", knots=((0.0, probability), (1.0, probability))),
         probability_source="classifier",
         threshold=0.5,
         counts=Counts(200, 150, 30, 10, 8, 152),

@@ -25,6 +25,8 @@ class Meaning:
     high: float
     """95% Wilson interval of the share that is wrong; 0 to 1 where there was no such image."""
     sentence: str
+    evidence: str
+    """What the sentence rests on."""
 
 
 def meaning_of(counts: Counts, positive: bool) -> Meaning:
@@ -35,9 +37,8 @@ def meaning_of(counts: Counts, positive: bool) -> Meaning:
     common = (counts.true_positive + counts.false_negative) / max(counts.images, 1)
     word = "yes" if positive else "no"
     if told == 0:
-        return Meaning(
-            0, 0, 0.0, 1.0, f"No validation image got the answer {word}, so it is not known how often it errs."
-        )
+        unknown = f"No validation image got the answer {word}, so it is not known how often it errs."
+        return Meaning(0, 0, 0.0, 1.0, unknown, unknown)
     interval = stats.binomtest(wrong, told).proportion_ci(method="wilson")
     truth = "have no pneumothorax" if positive else "have one all the same"
     sentence = (
@@ -46,4 +47,9 @@ def meaning_of(counts: Counts, positive: bool) -> Meaning:
         f"There {common:.0%} of {counts.images} images showed a pneumothorax; "
         + ("where it is rarer, more are wrong." if positive else "where it is more common, more are wrong.")
     )
-    return Meaning(wrong, told, float(interval.low), float(interval.high), sentence)
+    evidence = (
+        f"On validation {wrong} of {told} such answers were wrong (95% interval {interval.low:.0%} to "
+        f"{interval.high:.0%}), where {common:.0%} of {counts.images} images showed a pneumothorax. The threshold was "
+        "chosen on the same images, so expect a little worse."
+    )
+    return Meaning(wrong, told, float(interval.low), float(interval.high), sentence, evidence)

@@ -23,6 +23,7 @@ from keras_pneumo.prediction.detect import summary_of
 from keras_pneumo.prediction.detector import Detector
 from keras_pneumo.prediction.files import pixels_at, unfit
 from keras_pneumo.prediction.gradcam import heat_maps
+from keras_pneumo.prediction.meaning import meaning_of
 from keras_pneumo.prediction.overlay import png_of
 from keras_pneumo.view.decoding import Decoder
 
@@ -58,6 +59,7 @@ class Reader:
         return {
             "key": sha256_bytes(data),
             **summary,
+            "evidence": meaning_of(self.detector.counts, bool(summary["pneumothorax"])).evidence,
             "outline": outline(rle.runs_of(summary["encoded_pixels"]), tolerance=0.4),
             "pixels": _png_address(_shown(radiograph)),
             "maps": {
@@ -68,12 +70,23 @@ class Reader:
         }
 
 
+CELLS = 6
+"""Places along a side that a heat map should tell apart; small networks' deepest stage has but 3."""
+
+
+def stage_for(image_size: int) -> int:
+    """The deepest of the encoder's stages 1 to 5, at strides 2 to 32, that has :data:`CELLS` places along a side."""
+    return max((stage for stage in range(1, 6) if image_size // 2**stage >= CELLS), default=1)
+
+
 def mean_heat(detector: Detector, images: Sequence[np.ndarray]) -> np.ndarray:
-    """Grad-CAM of the classifiers' deepest stage, the mean over all networks: float32 (B, S, S), 0 to 1."""
+    """Grad-CAM of the classifiers, the mean over all networks: float32 (B, HEAT_SIDE, HEAT_SIDE), 0 to 1."""
     found = []
     for run, models in detector.classifiers:
         pixels = pixels_at(images, run.experiment.image_size)
-        found += [np.stack([_at(one, HEAT_SIDE) for one in heat_maps(model, pixels)]) for model in models]
+        stage = stage_for(run.experiment.image_size)
+        maps = [heat_maps(model, pixels, stage=stage) for model in models]
+        found += [np.stack([_at(one, HEAT_SIDE) for one in some]) for some in maps]
     return np.asarray(np.mean(found, axis=0), np.float32)
 
 

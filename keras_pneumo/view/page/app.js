@@ -4,6 +4,7 @@ import { Film, greyOf } from "./film.js";
 import { showAgreement, showAnswer, showFault, showHundred, showVerdict } from "./panel.js";
 
 const $ = (id) => document.getElementById(id);
+const FILMS = ["window", "level", "invert"]; // settings that the film itself keeps
 const START = { outline: 100, heat: 0 };
 const state = { about: null, items: [], at: -1, found: null, ...START, map: "classifier", asked: 0 };
 const film = new Film($("film"), showView);
@@ -116,7 +117,7 @@ function showView() {
 }
 
 function set(changes) {
-  for (const [name, value] of Object.entries(changes)) (name in film ? film : state)[name] = value;
+  for (const [name, value] of Object.entries(changes)) (FILMS.includes(name) ? film : state)[name] = value;
   film.window = Math.min(400, Math.max(8, film.window));
   film.level = Math.min(255, Math.max(0, film.level));
   film.draw();

@@ -28,7 +28,7 @@ export function showAnswer(found, about) {
   $("note").textContent = found.pneumothorax === found.outlined ? ""
     : found.outlined ? "The outline's own rule found something, but the probability is under the threshold."
     : "The probability is over the threshold, but nothing is sure enough to be outlined.";
-  $("meaning").textContent = found.meaning;
+  $("evidence").textContent = found.evidence;
   showHundred(found, about);
   $("facts").textContent = found.facts.join(" · ");
 }
@@ -36,7 +36,7 @@ export function showAnswer(found, about) {
 /** The hundred dots and the sentence for the prevalence on the slider. */
 export function showHundred(found, about) {
   const slider = $("prevalence");
-  $("prevalence-value").textContent = `${slider.value} of 100`;
+  $("prevalence-value").textContent = `${slider.value}%`;
   const wrong = wrongInHundred(about, found.pneumothorax, slider.value / 100);
   const whole = wrong === null ? 0 : Math.round(wrong);
   const dots = $("dots");
@@ -45,7 +45,7 @@ export function showHundred(found, about) {
   const word = found.pneumothorax ? "yes" : "no";
   $("hundred").textContent = wrong === null
     ? "Validation does not tell how often such an answer is wrong."
-    : `${wrong > 0 && wrong < 0.5 ? "Fewer than 1" : whole} of 100 such answers (${word}) would be wrong if a pneumothorax is in ${slider.value} of 100 images.`;
+    : `Of 100 such answers (${word}), ${wrong > 0 && wrong < 0.5 ? "fewer than 1" : `about ${whole}`} would be wrong.`;
 }
 
 export function showAgreement(agreement, reviewed, total, file) {
