@@ -6,6 +6,7 @@ Every fault of a file becomes ``{"error": sentence}``, and the page goes on. Ser
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections import OrderedDict
@@ -179,7 +180,8 @@ def serve(
     server = make_server(app)
     started(f"http://{ADDRESS}:{port}/")
     try:
-        asyncio.run(server.serve(sockets=[place]))
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn has then ended in good order
+            asyncio.run(server.serve(sockets=[place]))
     finally:
         reader.decoder.close()
 
