@@ -22,6 +22,7 @@ COMMANDS = [
     "train",
     "find-lr",
     "predict",
+    "explain",
     "compare",
     "audit-split",
     "join",
@@ -29,7 +30,7 @@ COMMANDS = [
     "view",
 ]
 # These follow others' results or need an account, so they are not run as they stand.
-FOLLOWERS = ("download", "predict", "compare", "train", "find-lr", "join", "detect", "view")
+FOLLOWERS = ("download", "predict", "explain", "compare", "train", "find-lr", "join", "detect", "view")
 EXAMPLES = [name for name in COMMANDS if name not in FOLLOWERS]
 
 
@@ -96,6 +97,9 @@ def test_the_training_examples_work_one_after_the_other(tmp_path):
     for _ in shell(example("predict"), tmp_path):
         pass
     assert len(pd.read_csv(tmp_path / "runs/try/predictions.csv")) == 60
+    for _ in shell(example("explain"), tmp_path):
+        pass
+    assert list(tmp_path.glob("runs/explain-try/overlays/*.png"))
     for _ in shell(example("compare"), tmp_path):
         pass
     board = pd.read_csv(tmp_path / "runs/compare-try/board.csv")

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pandas as pd
 import pytest
 from known_detector import known_detector
@@ -20,8 +21,11 @@ from keras_pneumo.view.readings import Reading, Readings, agreement_of
 
 pytest.importorskip("uvicorn", reason="the page (extra view) is not installed")
 from keras_pneumo.models.classifier import build_classifier
+from keras_pneumo.prediction.detector import open_detector
+from keras_pneumo.prediction.files import pixels_at
+from keras_pneumo.prediction.gradcam import heat_maps
 from keras_pneumo.view.decoding import Decoder, decode_bytes
-from keras_pneumo.view.reader import Reader, stage_for
+from keras_pneumo.view.reader import Reader, heat_of, mean_heat
 from keras_pneumo.view.server import MAX_DROP, listen, make_app, make_server
 
 
@@ -236,9 +240,16 @@ def test_bytes_are_told_apart_by_how_they_begin(films):
     assert "no DICOM file" in decode_bytes(b"GIF89a" + b"\0" * 300, "x.png")
 
 
-@pytest.mark.parametrize(("size", "stage"), [(512, 5), (192, 5), (128, 4), (96, 4), (64, 3), (32, 2)])
-def test_heat_maps_come_from_a_stage_fine_enough(size, stage):
-    assert stage_for(size) == stage
+def test_heat_maps_are_those_that_validation_chose(tiny_detector):
+    detector = open_detector(tiny_detector)
+    method, stage = heat_of(detector)
+    chosen = detector.record["heat"]
+    assert (chosen["method"], chosen["stage"]) == (method, stage)
+    image = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
+    (_, (model,)) = detector.classifiers[0]
+    expected = heat_maps(model, pixels_at([image], 64), method, stage)
+    assert mean_heat(detector, [image]).mean() == pytest.approx(expected.mean(), abs=5e-3)
+    assert heat_of(known_detector()) == ("gradcam", 5)
 
 
 def test_a_taken_port_is_refused_in_a_sentence():

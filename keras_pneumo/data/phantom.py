@@ -9,6 +9,7 @@ bytes, whatever the number of processes; asking for more images leaves the earli
 <out>/train-rle.csv    "ImageId, EncodedPixels": one row per outline, "-1" for no pneumothorax
 <out>/patients.csv     ImageId,patient_id
 <out>/phantom.csv      the truth about each film that a real one cannot have
+<out>/devices.csv      of it, where chest tubes and markers lie, in the form that a real folder may have too
 <out>/phantom.json     the settings, and whether the folder is complete
 ```
 """
@@ -26,6 +27,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from keras_pneumo.data.devices import FILE as DEVICES
+from keras_pneumo.data.devices import MARKER, TUBE, box_pixels, devices_csv
 from keras_pneumo.data.phantom_cohort import case_of, films
 from keras_pneumo.data.phantom_films import made_films, write_atomically
 from keras_pneumo.data.phantom_render import Radiograph, render_case
@@ -107,6 +110,8 @@ def write_phantoms(
         raise PneumoError(f"workers is {workers}; it must be at least 1.")
     try:
         if _is_complete(out, settings):
+            if not (out / DEVICES).is_file():  # a folder of an earlier version, which had no such table
+                _write_devices(out)
             return _summary(out, written=False)
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / _LOCK, timeout=0):
@@ -114,6 +119,7 @@ def write_phantoms(
                 left_over.unlink()
             write_atomically(out / STATE, _state(settings, complete=False))
             _write_all(out, settings, workers or os.cpu_count() or 1, progress)
+            _write_devices(out)
             write_atomically(out / STATE, _state(settings, complete=True))
     except Timeout:
         raise PneumoError(f"Another run is writing phantoms to {out}. Wait for it, or choose another folder.") from None
@@ -157,9 +163,24 @@ def _write_all(out: Path, settings: PhantomSettings, workers: int, progress: Cal
     write_atomically(out / LABELS, _csv(("ImageId", " EncodedPixels"), labels))
 
 
-def _summary(out: Path, written: bool) -> PhantomSummary:
+def _write_devices(out: Path) -> None:
+    """Write the table of tubes and markers from the truth about each film."""
+    rows: list[tuple[str, str, str]] = []
+    for row in _truth(out):
+        if row["tube"] == "1":
+            rows.append((row["image_id"], TUBE, row["tube_pixels"]))
+        x, y, width, height = (int(row[f"marker_{name}"]) for name in ("x", "y", "width", "height"))
+        rows.append((row["image_id"], MARKER, box_pixels(x, y, width, height)))
+    write_atomically(out / DEVICES, devices_csv(rows))
+
+
+def _truth(out: Path) -> list[dict[str, str]]:
     with (out / TRUTH).open(newline="", encoding="utf-8") as file:
-        truth = list(csv.DictReader(file))
+        return list(csv.DictReader(file))
+
+
+def _summary(out: Path, written: bool) -> PhantomSummary:
+    truth = _truth(out)
     with (out / LABELS).open(newline="", encoding="utf-8") as file:
         label_rows = sum(1 for _ in csv.reader(file)) - 1
     return PhantomSummary(

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from keras_pneumo.data import rle
-from keras_pneumo.data.files import folder_lock, remove_temporary, require_writable
+from keras_pneumo.data.devices import FILE as DEVICES
+from keras_pneumo.data.devices import read_devices
+from keras_pneumo.data.files import folder_lock, remove_temporary, require_writable, write_bytes
 from keras_pneumo.data.journal import (
     JOURNAL_NAME,
     add_to_journal,
@@ -91,11 +93,14 @@ def prepare(
     require_writable(out)
     with folder_lock(out):
         remove_temporary(out)
+        devices = _devices(data)
         plan = make_plan(data, out, paths, notes, labels, patients, seed, workers)
         known, earlier_sizes = _earlier_work(out, plan)
         every_size = tuple(sorted({*wanted, *earlier_sizes}))
         rendered, count = _render_all(out, plan, every_size, known, workers, progress)
         manifest = write_folder(out, plan, every_size, rendered)
+        if devices is not None:
+            write_bytes(out / DEVICES, devices)
         remove_journal(out)
         remove_temporary(out)
     return _summary(out, manifest, count)
@@ -137,6 +142,18 @@ def _check_out(out: Path) -> None:
         raise PneumoError(
             f"{out} holds other files and is no prepared folder. Give an empty or a new folder with --out."
         )
+
+
+def _devices(data: Path) -> bytes | None:
+    """The table of chest tubes and markers in the data folder, if there is one, checked; it is carried along as is.
+
+    It is no part of the manifest: no score and no training depends on it.
+    """
+    path = data / DEVICES
+    if not path.is_file():
+        return None
+    read_devices(path)
+    return path.read_bytes()
 
 
 def _earlier_work(out: Path, plan: Plan) -> tuple[dict[str, Rendered], set[int]]:

@@ -49,6 +49,7 @@ from keras_pneumo.evaluation.report_tables import (
     tiles,
 )
 from keras_pneumo.evaluation.verdict import LABELS, shown, verdict
+from keras_pneumo.evaluation.where import Where
 from keras_pneumo.evaluation.writing import one_line
 
 MISTAKES = 6
@@ -62,6 +63,7 @@ def write_run_report(
     experiment: Mapping[str, Any] | None = None,
     image: ImageLoader | None = None,
     masks: MaskFindings | None = None,
+    where: Where | None = None,
 ) -> Path:
     """Write the report of one run.
 
@@ -73,6 +75,7 @@ def write_run_report(
         experiment: what was run, nested as in ``experiment.json``; shown as a table.
         image: gives the radiograph of an image id (uint8, grey), for the pictures of mistakes.
         masks: what :func:`mask_report.mask_findings` found of a segmenter's masks.
+        where: what :func:`where.read_where` read of where the network looks.
 
     Raises:
         PneumoError: the file cannot be written.
@@ -80,7 +83,8 @@ def write_run_report(
     team = board.teams[0]
     title = f"{team.team}: what it is worth"
     figures = training_figures(log) if log is not None and len(log) else []
-    return _write(path, board, title, image, training=figures, facts=flat_facts(experiment or {}), masks=masks)
+    facts = flat_facts(experiment or {})
+    return _write(path, board, title, image, training=figures, facts=facts, masks=masks, where=where)
 
 
 def write_comparison_report(
@@ -122,6 +126,7 @@ def _write(
     facts: list[tuple[str, str]] | None = None,
     findings: Findings | None = None,
     masks: MaskFindings | None = None,
+    where: Where | None = None,
 ) -> Path:
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
@@ -173,6 +178,7 @@ def _write(
         confusions=confusions(board),
         mistakes=_mistakes(single, board, image) if single and not masks else [],
         masks=masks,
+        where=where,
         outlines=_outlines(single, board, image, masks) if single and masks else [],
         facts=facts or [],
         labels=LABELS,

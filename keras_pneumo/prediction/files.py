@@ -61,7 +61,7 @@ def predict_files(
             raise PneumoError("Masks need a rule: name the postprocess.json that predicting a prepared folder wrote.")
         answer_batch = _segmenter(runs, rule, gate)
     else:
-        answer_batch = _classifier(runs)
+        answer_batch = classifier_answers(runs)
     size = max(run.experiment.image_size for run in [*runs, *gate])
     rows: list[dict[str, object]] = []
     refused: list[dict[str, object]] = []
@@ -107,7 +107,8 @@ def mean_probability(members: Members, images: Sequence[np.ndarray]) -> np.ndarr
     return np.mean(found, axis=0)
 
 
-def _classifier(runs: Sequence[Run]) -> Answering:
+def classifier_answers(runs: Sequence[Run]) -> Answering:
+    """The runs' networks, opened, as a function from radiographs to ``probability``."""
     members = open_members(runs)
 
     def answer_batch(images: Sequence[np.ndarray]) -> Answers:
@@ -124,7 +125,7 @@ def _segmenter(runs: Sequence[Run], rule: Rule, gate: Sequence[Run]) -> Answerin
             f"The rule for masks was fitted with the gate {wanted!r}; name those runs with --gate, and no others."
         )
     members = open_members(runs)
-    ask = _classifier(gate) if gate and wanted else None
+    ask = classifier_answers(gate) if gate and wanted else None
 
     def answer_batch(images: Sequence[np.ndarray]) -> Answers:
         maps, head = mean_maps(members, lambda size: pixels_at(images, size))

@@ -30,6 +30,7 @@ from keras_pneumo.evaluation.submission import read_submission, write_submission
 from keras_pneumo.evaluation.truth import read_truth
 from keras_pneumo.models.weights import save_safetensors
 from keras_pneumo.prediction.calibration import Fitted, fit_calibration
+from keras_pneumo.prediction.choice import choose
 from keras_pneumo.prediction.detector import FILE, FORMAT, Counts, content_hash, image_level_sources, outline_score
 from keras_pneumo.prediction.ensemble import check_gate, check_together, predict_classifiers
 from keras_pneumo.prediction.postprocess import FILE as RULE_FILE
@@ -209,9 +210,23 @@ def _write_record(
             "dice_segmenter_alone": joint.alone.dice,
             "calibration": joint.fitted.scores,
         },
+        "heat": heat_choice(classifiers[0], prepared),
         "files": {path.relative_to(folder).as_posix(): sha256_file(path) for path in files},
     }
     write_json(folder / FILE, record | {"sha256": content_hash(record)})
+
+
+def heat_choice(run: Run, prepared: Prepared) -> dict[str, object]:
+    """Method and stage whose heat maps point best on validation positives, and how well: for the page to show.
+
+    One network is asked; runs that answer as one are of one kind.
+    """
+    try:
+        best = choose(load_models(run)[0], run, prepared).iloc[0]
+    except PneumoError:  # no positive is outlined, so there is nothing to choose by
+        return {}
+    figures = {name: round(float(best[name]), 4) for name in ("pointing", "chance")}
+    return {"method": str(best["method"]), "stage": int(best["stage"]), "images": int(best["images"]), **figures}
 
 
 def _write_submissions(

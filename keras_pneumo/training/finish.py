@@ -18,9 +18,11 @@ from keras_pneumo.evaluation.statistics import RESAMPLES
 from keras_pneumo.evaluation.submission import read_submission
 from keras_pneumo.evaluation.truth import read_truth
 from keras_pneumo.evaluation.verdict import verdict
+from keras_pneumo.evaluation.where import FOLDER, read_where
 from keras_pneumo.evaluation.writing import table_text
+from keras_pneumo.prediction.explain import explain_prepared
 from keras_pneumo.prediction.predict import Progress
-from keras_pneumo.prediction.run import Run
+from keras_pneumo.prediction.run import Run, read_run
 from keras_pneumo.prediction.submit import keep_search, write_run_submission
 from keras_pneumo.training.fit import write_record
 
@@ -67,7 +69,28 @@ def finish(run: Run, prepared: Prepared, progress: Progress | None = None, resam
         write_bytes(run.folder / "surface.csv", table_text(distances).encode())
     write_bytes(run.folder / "per_image.csv", table_text(board.per_image).encode())
     write_bytes(run.folder / "board.csv", table_text(table).encode())
+    if run.experiment.task == "classifier" and truth.pneumothorax.any():
+        answers = pd.Series(board.teams[0].probability, index=truth.cases.image_id)
+        fitted = read_run(run.folder)  # with its threshold
+        explain_prepared(fitted, prepared, run.folder / FOLDER, probability=answers, resamples=resamples)
     log = pd.read_csv(run.folder / "log.csv")
-    report = write_run_report(run.folder / "report.html", board, log, record, image_loader(prepared.folder), masks)
+    where = read_where(run.folder / FOLDER)
+    images = image_loader(prepared.folder)
+    report = write_run_report(run.folder / "report.html", board, log, record, images, masks, where)
     found = verdict(board)
-    return Finished(report, [found.headline, *found.sentences, *found.warnings])
+    looks = [f"Where it looks ({where.title}): {where.sentences[0]}"] if where is not None else []
+    return Finished(report, [found.headline, *found.sentences, *found.warnings, *looks])
+
+
+def rewrite_report(run: Run, prepared: Prepared) -> Path:
+    """Write a classifier's report again, with what its ``explain`` folder holds now; scores come from its submission.
+
+    Raises:
+        PneumoError: the submission does not fit the prepared folder.
+    """
+    truth = read_truth(prepared.folder)
+    board = score(truth, [check_submission(read_submission(run.folder / "submission"), truth)], run.experiment.seed)
+    log = pd.read_csv(run.folder / "log.csv")
+    where = read_where(run.folder / FOLDER)
+    images = image_loader(prepared.folder)
+    return write_run_report(run.folder / "report.html", board, log, run.record, images, where=where)

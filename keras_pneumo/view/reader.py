@@ -70,22 +70,32 @@ class Reader:
         }
 
 
-CELLS = 6
-"""Places along a side that a heat map should tell apart; small networks' deepest stage has but 3."""
+def heat_of(detector: Detector) -> tuple[str, int]:
+    """Method and stage of the heat maps: those that validation chose when the detector was joined."""
+    heat = detector.record.get("heat") or {}
+    return str(heat.get("method", "gradcam")), int(heat.get("stage", 5))
 
 
-def stage_for(image_size: int) -> int:
-    """The deepest of the encoder's stages 1 to 5, at strides 2 to 32, that has :data:`CELLS` places along a side."""
-    return max((stage for stage in range(1, 6) if image_size // 2**stage >= CELLS), default=1)
+def heat_sentence(detector: Detector) -> str:
+    """How far the classifiers' heat map can be trusted to point at the finding."""
+    heat, (method, stage) = detector.record.get("heat") or {}, heat_of(detector)
+    name = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "hirescam": "HiResCAM"}.get(method, method)
+    known = (
+        f": its hottest point lies in the pneumothorax in {heat['pointing']:.0%} of {heat['images']} validation "
+        f"positives ({heat['chance']:.0%} by chance)"
+        if {"pointing", "chance", "images"} <= heat.keys()
+        else ""
+    )
+    return f"The classifier's map is {name} of stage {stage}{known}."
 
 
 def mean_heat(detector: Detector, images: Sequence[np.ndarray]) -> np.ndarray:
-    """Grad-CAM of the classifiers, the mean over all networks: float32 (B, HEAT_SIDE, HEAT_SIDE), 0 to 1."""
+    """Heat maps of the classifiers, the mean over all networks: float32 (B, HEAT_SIDE, HEAT_SIDE), 0 to 1."""
+    method, stage = heat_of(detector)
     found = []
     for run, models in detector.classifiers:
         pixels = pixels_at(images, run.experiment.image_size)
-        stage = stage_for(run.experiment.image_size)
-        maps = [heat_maps(model, pixels, stage=stage) for model in models]
+        maps = [heat_maps(model, pixels, method, stage) for model in models]
         found += [np.stack([_at(one, HEAT_SIDE) for one in some]) for some in maps]
     return np.asarray(np.mean(found, axis=0), np.float32)
 

@@ -29,7 +29,7 @@ from keras_pneumo.data.raster import read_limited
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.metrics import ratio
 from keras_pneumo.view.guard import Guard
-from keras_pneumo.view.reader import Reader
+from keras_pneumo.view.reader import Reader, heat_sentence
 from keras_pneumo.view.readings import Readings
 
 ADDRESS = "127.0.0.1"
@@ -89,6 +89,7 @@ def make_app(reader: Reader, files: Files, readings: Readings, port: int) -> Sta
                 else None,
                 "files": [name for _, name in files],
                 "max_bytes": MAX_DROP,
+                "heat": heat_sentence(detector),
                 "agreement": readings.agreement(detector.version),
                 "readings": readings.path.name,
             }

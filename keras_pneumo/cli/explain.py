@@ -1,0 +1,130 @@
+"""The command explain: where a network looks, and what such pictures are worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from keras_pneumo.cli.console import Progress, say, warn
+from keras_pneumo.cli.quiet import import_tensorflow
+from keras_pneumo.data.prepared import load_prepared
+from keras_pneumo.errors import PneumoError
+
+if TYPE_CHECKING:
+    from keras_pneumo.prediction.run import Run
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register this module's command."""
+    app.command("explain")(explain_command)
+
+
+def explain_command(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, of a classifier or a segmenter.")],
+    data: Annotated[
+        list[Path], typer.Argument(metavar="DATA ...", help="A prepared folder; or radiographs and folders of them.")
+    ],
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Where to write; default: RUN/explain, for radiographs RUN/explained.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="gradcam, gradcam++, hirescam, or auto: as validation chooses.")] = "auto",
+    stage: Annotated[str, typer.Option(help="Encoder stage, 1 (fine) to 5 (coarse), or auto.")] = "auto",
+    subset: Annotated[str, typer.Option(help="Whose positives are explained, of a prepared folder.")] = "test",
+    segmenter: Annotated[
+        Path | None, typer.Option(help="Segmenter run whose maps are scored beside the heat maps.")
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="maps.npz of the PyTorch twin (experiments/torch_team/gradcam.py).")
+    ] = None,
+    devices: Annotated[
+        Path | None, typer.Option(help="Table of chest tubes and markers; default: the prepared folder's devices.csv.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="Label csv of radiographs, to outline the truth.")] = None,
+) -> None:
+    """Draw where a network looks; on a prepared folder also check what the heat maps are worth.
+
+    The check, on a subset's positives: pointing game, AUPRC and heat inside the outline beside chance, random weights,
+    and shortcuts. It becomes the section "Where it looks" of the run's report.
+
+    Example, after training: `keras-pneumo explain runs/smallest_classifier data/prepared/phantom-try
+    --out runs/explain-try`
+    """
+    import_tensorflow()
+    from keras_pneumo.prediction.run import read_run
+
+    run = read_run(run_folder)
+    settled = _method(method), _stage(stage)
+    if len(data) == 1 and (data[0] / "manifest.json").is_file():
+        if labels is not None:
+            raise PneumoError("A prepared folder has its own labels; leave --labels out.")
+        own = segmenter and read_run(segmenter)
+        _explain_prepared(run, data[0], out_folder, settled, subset, own or None, compare, devices)
+        return
+    if segmenter is not None or compare is not None or devices is not None:
+        raise PneumoError("--segmenter, --compare and --devices are for the check, which needs a prepared folder.")
+    from keras_pneumo.evaluation.where import METHODS
+    from keras_pneumo.prediction.explain_files import explain_files
+
+    with Progress("heat maps") as progress:
+        done = explain_files(run, data, out_folder or run.folder / "explained", *settled, labels, progress.update)
+    how = f"{METHODS[done.method]} of stage {done.stage}"
+    if not done.chosen:
+        warn(
+            f"{how} was not chosen on validation for this run, so these maps may point "
+            f"at nothing. Run keras-pneumo explain {run_folder} PREPARED first, and it is."
+        )
+    say(f"{done.explained} radiographs explained by {how}: {done.folder / 'explained.csv'}")
+    if done.set_aside:
+        warn(f"{done.set_aside} set aside, with reasons: {done.folder / 'quarantine.csv'}")
+        raise typer.Exit(1)
+
+
+def _explain_prepared(
+    run: Run,
+    data: Path,
+    out_folder: Path | None,
+    settled: tuple[str | None, int | None],
+    subset: str,
+    segmenter: Run | None,
+    compare: Path | None,
+    devices: Path | None,
+) -> None:
+    from keras_pneumo.evaluation.where import FOLDER, read_where
+    from keras_pneumo.prediction.explain import Asked, explain_prepared
+    from keras_pneumo.training.finish import rewrite_report
+
+    prepared = load_prepared(data)
+    folder = out_folder or run.folder / FOLDER
+    wanted = Asked(subset, *settled, segmenter, compare, devices)
+    with Progress("heat maps") as progress:
+        explain_prepared(run, prepared, folder, wanted, progress=progress.update)
+    found = read_where(folder)
+    if found is None:
+        raise PneumoError(f"{folder} lacks its record. Run the command again.")
+    say(f"{found.title}.")
+    for sentence in found.sentences:
+        say(sentence)
+    for row in found.shortcuts:
+        say(f"{row['region']}: {row['heat']} of the heat on {row['area']} of the image ({row['images']} images).")
+    if folder == run.folder / FOLDER and run.experiment.task == "classifier" and subset == "test":
+        say(str(rewrite_report(run, prepared)))
+    else:
+        say(str(folder))
+
+
+def _method(text: str) -> str | None:
+    from keras_pneumo.prediction.gradcam import METHODS
+
+    if text != "auto" and text not in METHODS:
+        raise PneumoError(f"There is no heat map method {text!r}. Choose auto, {', '.join(METHODS)}.")
+    return None if text == "auto" else text
+
+
+def _stage(text: str) -> int | None:
+    from keras_pneumo.prediction.gradcam import STAGES
+
+    if text != "auto" and text not in map(str, STAGES):
+        raise PneumoError(f"There is no encoder stage {text!r}. Choose auto, or 1 (fine) to 5 (coarse).")
+    return None if text == "auto" else int(text)

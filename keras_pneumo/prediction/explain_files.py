@@ -1,0 +1,172 @@
+"""Heat maps of radiographs as they come, which need no prepared folder: a picture for each, and a table.
+
+In: a finished run and files. Out: ``overlays/NAME.png``, ``explained.csv`` and, where a file could not be read,
+``quarantine.csv``. Method and stage are those that validation chose for the run, where that was asked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from keras_pneumo.data import rle
+from keras_pneumo.data.files import write_table
+from keras_pneumo.data.radiograph import UnreadableImage
+from keras_pneumo.data.reading import iter_images
+from keras_pneumo.data.siim import find_images, read_labels
+from keras_pneumo.data.tables import image_id_of
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.where import FOLDER, PICTURES, RECORD
+from keras_pneumo.prediction.files import classifier_answers, pixels_at, unfit
+from keras_pneumo.prediction.gradcam import BATCH, raw_maps, shown
+from keras_pneumo.prediction.overlays import caption, overlay, write_overlay
+from keras_pneumo.prediction.positives import image_probabilities, operating_threshold
+from keras_pneumo.prediction.predict import Progress
+from keras_pneumo.prediction.run import Run, load_model
+
+CONVENTION = ("gradcam", 5)
+"""What is shown where nothing was chosen: Grad-CAM of the last stage, as its authors do."""
+
+
+@dataclass(frozen=True)
+class FilesExplained:
+    """What :func:`explain_files` did."""
+
+    folder: Path
+    method: str
+    stage: int
+    chosen: bool
+    """Whether validation chose the method and the stage."""
+    explained: int
+    set_aside: int
+
+
+def chosen_for(run: Run) -> tuple[str, int] | None:
+    """The method and stage that validation chose for a run, as its explain folder says; None where it has none."""
+    path = run.folder / FOLDER / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return str(record["method"]), int(record["stage"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PneumoError(
+            f"{path} is damaged ({error}). Run keras-pneumo explain on the prepared folder again."
+        ) from error
+
+
+def explain_files(
+    run: Run,
+    data: Sequence[Path],
+    folder: Path,
+    method: str | None = None,
+    stage: int | None = None,
+    labels: Path | None = None,
+    progress: Progress | None = None,
+) -> FilesExplained:
+    """Explain radiographs one batch at a time.
+
+    Args:
+        run: a finished run.
+        data: files, and folders of them.
+        folder: where to write.
+        method: None for what validation chose, or the convention where nothing was chosen.
+        stage: the same.
+        labels: a label csv, whose outlines are drawn.
+        progress: called with files done and in all.
+
+    Raises:
+        PneumoError: there is no radiograph, or not one that can be read; the labels cannot be read.
+    """
+    paths = _paths(data)
+    chosen = chosen_for(run)
+    wanted = (method or (chosen or CONVENTION)[0], stage or (chosen or CONVENTION)[1])
+    truths = {name: label.runs for name, label in read_labels(labels).images.items()} if labels else {}
+    size = run.experiment.image_size
+    model = load_model(run)
+    ask = classifier_answers([run]) if run.experiment.task == "classifier" else None
+    rows: list[dict[str, object]] = []
+    refused: list[dict[str, object]] = []
+    taken: set[str] = set()
+    reader = iter_images([path for path, _ in paths])
+    names = iter(paths)
+    while batch := list(itertools.islice(reader, BATCH)):
+        images, about = [], []
+        for path, found in batch:
+            name = next(names)[1]
+            reason = str(found) if isinstance(found, UnreadableImage) else unfit(found, size)
+            if reason or isinstance(found, UnreadableImage):
+                refused.append({"file": name, "reason": reason})
+                continue
+            images.append(found.image)
+            about.append((found.image_id, name, _free_name(image_id_of(path.name), taken)))
+        if images:
+            raw = raw_maps(model, pixels_at(images, size), *wanted)
+            heats = shown(raw.maps, size)
+            if ask is not None:  # as predict answers, mirror images and all
+                said = [float(str(row["probability"])) for row in ask(images)]
+            else:
+                said = image_probabilities(run, raw.logits).tolist()
+            for image, heat, probability, (image_id, name, short) in zip(images, heats, said, about, strict=True):
+                path = folder / PICTURES / short
+                row = _explain_one(run, image, heat, probability, truths.get(image_id), wanted, path)
+                rows.append({"image_id": image_id, "file": name, **row})
+        if progress:
+            progress(len(rows) + len(refused), len(paths))
+    if not rows:
+        raise PneumoError(f"None of the {len(paths)} files can be read; the first: {refused[0]['reason']}")
+    write_table(folder / "explained.csv", pd.DataFrame(rows))
+    if refused:
+        write_table(folder / "quarantine.csv", pd.DataFrame(refused))
+    settled = chosen is not None and wanted == chosen
+    return FilesExplained(folder, *wanted, settled, len(rows), len(refused))
+
+
+def _explain_one(
+    run: Run,
+    image: np.ndarray,
+    heat: np.ndarray,
+    probability: float,
+    truth: rle.Runs | None,
+    wanted: tuple[str, int],
+    path: Path,
+) -> dict[str, object]:
+    """Write one picture; the row of the table."""
+    threshold = operating_threshold(run)
+    side = "" if threshold is None else "above the threshold" if probability >= threshold else "below the threshold"
+    write_overlay(path, overlay(image, heat, caption(probability, *wanted, side), truth))
+    y, x = np.unravel_index(int(heat.argmax()), heat.shape)
+    hottest = {} if heat.max() <= 0 else {"hottest_x": (x + 0.5) / len(heat), "hottest_y": (y + 0.5) / len(heat)}
+    return {"probability": round(probability, 6), "picture": f"{PICTURES}/{path.name}", **hottest}
+
+
+def _paths(data: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Every file, with the name it has in the tables: relative to its folder, or its own."""
+    found: list[tuple[Path, str]] = []
+    for one in data:
+        if one.is_dir():
+            inside, _ = find_images(one)
+            found += [(path, path.relative_to(one).as_posix()) for path in inside]
+        elif one.is_file():
+            found.append((one, one.name))
+        else:
+            raise PneumoError(f"There is no {one}. Name radiographs, or a folder of them.")
+    if not found:
+        raise PneumoError(f"{data[0]} holds no DICOM, PNG or JPEG file. Name the folder that holds the radiographs.")
+    return found
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    """A picture's name that no other file of this call has."""
+    name, number = f"{stem}.png", 1
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}.png"
+    taken.add(name)
+    return name

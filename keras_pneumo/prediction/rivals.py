@@ -1,0 +1,73 @@
+"""What a heat map has to be better than: maps of the same positives that come from elsewhere, or know nothing.
+
+In: a run, positives, and perhaps a segmenter and the PyTorch twin's maps. Out: for each kind of map one map per
+positive, made when it is asked for: at full size all of them would not fit in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from keras_pneumo.data.prepared import Prepared, verify_files
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.saliency import centre_prior
+from keras_pneumo.prediction.ensemble import check_together
+from keras_pneumo.prediction.gradcam import BATCH, RawMaps, shown
+from keras_pneumo.prediction.positives import pixels_of, usual_place
+from keras_pneumo.prediction.run import Run
+from keras_pneumo.prediction.segment import mean_maps, open_members
+
+HEAT, TWIN, SEGMENTER, CENTRE, USUAL = "heat map", "PyTorch twin", "segmenter", "centre", "training masks"
+"""Kinds of map that are scored: the last two know nothing of the image."""
+
+
+def rivals(
+    run: Run, prepared: Prepared, image_ids: list[str], twin: RawMaps | None, segmenter: Run | None
+) -> dict[str, Iterator[np.ndarray]]:
+    """Maps, float (S, S) at the run's size, by the name of their kind, in the order of ``image_ids``."""
+    size = run.experiment.image_size
+    found: dict[str, Iterator[np.ndarray]] = {}
+    if twin is not None:
+        found[TWIN] = each_heat(twin.maps, size)
+    if segmenter is not None:
+        found[SEGMENTER] = _segmented(segmenter, prepared, image_ids, size)
+    found[CENTRE] = _always(centre_prior(size), len(image_ids))
+    found[USUAL] = _always(usual_place(run, prepared, size), len(image_ids))
+    return found
+
+
+def check_segmenter(segmenter: Run, prepared: Prepared) -> None:
+    """Refuse a run that has no masks, or was trained on another split.
+
+    Raises:
+        PneumoError: it is so.
+    """
+    if segmenter.experiment.task != "segmenter":
+        raise PneumoError(f"{segmenter.folder} is no segmenter, so it has no map to compare with.")
+    check_together([segmenter], prepared)
+
+
+def each_heat(maps: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Heat, as it is shown, of each raw map, (n, h, w)."""
+    for one in maps:
+        yield shown(one[None], size)[0]
+
+
+def _always(heat: np.ndarray, count: int) -> Iterator[np.ndarray]:
+    return (heat for _ in range(count))
+
+
+def _segmented(segmenter: Run, prepared: Prepared, image_ids: list[str], size: int) -> Iterator[np.ndarray]:
+    """The segmenter's probabilities of each image, brought to another size."""
+    own = segmenter.experiment.image_size
+    verify_files(prepared, own, image_ids)
+    members = open_members([segmenter])
+    for start in range(0, len(image_ids), BATCH):
+        pixels = pixels_of(prepared, image_ids[start : start + BATCH], own)
+        maps, _ = mean_maps(members, lambda _size, pixels=pixels: pixels)  # type: ignore[misc]
+        for one in maps:
+            method = cv2.INTER_AREA if own > size else cv2.INTER_LINEAR
+            yield one if own == size else cv2.resize(one, (size, size), interpolation=method)
