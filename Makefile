@@ -19,15 +19,17 @@ TRAIN_EXTRA := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,train)
 PHANTOMS := data/phantom
 PHANTOM_OPTIONS := --images 900 --seed 0 --size-scale 6
 EXPERIMENT ?= experiments/demo_classifier.py
-train-segmenter: EXPERIMENT := experiments/demo_segmenter.py
+train-segmenter torch-segmenter: EXPERIMENT := experiments/demo_segmenter.py
 OPTIONS = $(if $(OUT),--out $(OUT)) $(if $(PREPARED),--prepared $(PREPARED)) $(if $(PATIENTS),--patients $(PATIENTS)) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(START_FROM),--start-from $(START_FROM))
 
-.PHONY: help setup setup-torch train-classifier train-segmenter detect test test-slow parity lint doctor compare clean
+.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier detect test test-slow parity lint doctor compare clean
 
 help:
 	@echo "make train-classifier   train, predict, score; prints the path of report.html (DATA= EXPERIMENT= OUT=)"
 	@echo "make train-segmenter    the same for the outline of the pneumothorax"
 	@echo "make detect             both joined, and what they find in DATA= (CLASSIFIER= SEGMENTER= or DETECTOR=; DICOM=1)"
+	@echo "make torch-classifier   the other team: PyTorch, same experiment, prepared folder and starting weights;"
+	@echo "                        make torch-segmenter, make fastai-classifier (DATA=prepared folder EXPERIMENT= OUT=)"
 	@echo "make compare            score submissions side by side (DATA=folder of submissions TRUTH= OUT=)"
 	@echo "make test               the fast tests; make test-slow the others"
 	@echo "make parity             the networks beside PyTorch's own, in an environment of PyTorch's (5 GB)"
@@ -61,6 +63,20 @@ else
 	$(BIN)/keras-pneumo phantom $(PHANTOMS) $(PHANTOM_OPTIONS)
 	$(BIN)/keras-pneumo train $(EXPERIMENT) --data $(PHANTOMS) $(OPTIONS)
 endif
+
+# The other team reads the prepared folder and the experiment; PyTorch's Python starts from the weights that Keras's
+# seed gives. EXPERIMENT may be a run, whose experiment is then repeated, not continued. On cores that are shared, PyTorch's
+# threads would otherwise spin on the very core that they wait for: four times the CPU time per step was measured.
+TEAM_DATA = $(or $(DATA),$(PREPARED),data/prepared/$(notdir $(PHANTOMS)))
+TEAM_OUT = $(or $(OUT),runs/$(subst -,_,$@))
+TEAM_EXPERIMENT = $(or $(wildcard $(EXPERIMENT)/experiment.json),$(EXPERIMENT))
+torch-classifier torch-segmenter: INIT = --init $(TEAM_OUT)/start.safetensors
+torch-classifier torch-segmenter fastai-classifier: $(READY) $(TORCH)/.ready
+	@test -f $(TEAM_DATA)/manifest.json || { echo "There is no prepared folder $(TEAM_DATA). Run make $(if $(filter %segmenter,$@),train-segmenter,train-classifier) first, or name one: make $@ DATA=..."; exit 2; }
+	@test ! -e $(TEAM_OUT)/submission || { echo "$(TEAM_OUT) holds a submission already. Choose another OUT=, or remove it; nothing was changed."; exit 2; }
+	@rm -f $(TEAM_OUT)/start.safetensors
+	$(BIN)/keras-pneumo export $(TEAM_EXPERIMENT) --out $(TEAM_OUT)/start.safetensors $(if $(WEIGHTS),--weights $(WEIGHTS))
+	OMP_WAIT_POLICY=PASSIVE $(TORCH)/bin/python experiments/torch_team/$(subst -,_,$(patsubst torch-%,%,$@)).py --experiment $(TEAM_OUT)/start.safetensors $(INIT) --data $(TEAM_DATA) --out $(TEAM_OUT)
 
 # With nothing said, the demo's runs: those made on the phantoms' split.
 compare: $(READY)

@@ -23,6 +23,7 @@ COMMANDS = [
     "find-lr",
     "predict",
     "explain",
+    "export",
     "compare",
     "audit-split",
     "join",
@@ -30,7 +31,7 @@ COMMANDS = [
     "view",
 ]
 # These follow others' results or need an account, so they are not run as they stand.
-FOLLOWERS = ("download", "predict", "explain", "compare", "train", "find-lr", "join", "detect", "view")
+FOLLOWERS = ("download", "predict", "explain", "compare", "train", "find-lr", "export", "join", "detect", "view")
 EXAMPLES = [name for name in COMMANDS if name not in FOLLOWERS]
 
 
@@ -102,6 +103,9 @@ def test_the_training_examples_work_one_after_the_other(tmp_path):
     assert list(tmp_path.glob("runs/explain-try/overlays/*.png"))
     for _ in shell(example("compare"), tmp_path):
         pass
+    for _ in shell(example("export"), tmp_path):
+        pass
+    assert (tmp_path / "start.safetensors").stat().st_size > 10**6
     board = pd.read_csv(tmp_path / "runs/compare-try/board.csv")
     assert {"team", "auroc", "auroc_low", "auroc_high", "accuracy"} <= set(board.columns)
     assert len(board) > 3, "the no-pixel answers stand beside the team"

@@ -11,7 +11,7 @@ import sys
 import typer
 
 from keras_pneumo import __version__
-from keras_pneumo.cli import data, detect, explain, referee, train
+from keras_pneumo.cli import data, detect, explain, export, referee, train
 from keras_pneumo.cli.console import err, out
 from keras_pneumo.errors import PneumoError
 
@@ -29,6 +29,7 @@ data.add_commands(app)
 train.add_commands(app)
 explain.add_commands(app)
 detect.add_commands(app)
+export.add_commands(app)
 referee.add_commands(app)
 
 

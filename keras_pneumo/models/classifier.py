@@ -1,8 +1,8 @@
 """Pneumothorax or not: a ResNet, pooling, dropout and one logit.
 
 In: radiograph, float, shape (batch, height, width, 1), 0 to 1. Out: one logit per image, float32, shape (batch, 1);
-its sigmoid is the probability of a pneumothorax. With the ImageNet head's thousand classes in place of the one logit it
-would be torchvision's ResNet itself.
+its sigmoid is the probability of a pneumothorax. With the ImageNet head's thousand classes in place of the one logit
+(``classes=1000``) it is torchvision's ResNet itself.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ HEAD_GROUP = 5
 """Depth group of everything after the encoder; the stem is 0 and the four stages 1 to 4."""
 
 
-def build_classifier(encoder: str = "resnet50", dropout: float = 0.0, synchronized: bool = False) -> keras.Model:
+def build_classifier(
+    encoder: str = "resnet50", dropout: float = 0.0, synchronized: bool = False, classes: int = 1
+) -> keras.Model:
     """The classifier with random weights.
 
     Args:
         encoder: ``resnet18``, ``resnet34`` or ``resnet50``. It is reached as ``model.get_layer("encoder")``.
         dropout: share of the pooled features set to 0 in training.
         synchronized: whether BatchNorm takes its batch statistics over all replicas.
+        classes: logits per image; another number than 1 is for PyTorch's classifiers, such as ImageNet's.
 
     Returns:
-        A model from (batch, height, width, 1) in [0, 1] to logits (batch, 1), float32. Its last layer is named ``fc``.
+        A model from (batch, height, width, 1) in [0, 1] to logits (batch, classes), float32. Its last layer is ``fc``.
 
     Raises:
         PneumoError: no such encoder.
@@ -40,7 +43,7 @@ def build_classifier(encoder: str = "resnet50", dropout: float = 0.0, synchroniz
     pool = keras.layers.GlobalAveragePooling2D(data_format="channels_last", dtype=full_dtype(), name="pool")
     pooled = pool(features[-1])
     pooled = keras.layers.Dropout(dropout, dtype=full_dtype(), name="dropout")(pooled)
-    logits = linear(1, pooled.shape[-1], name="fc")(pooled)
+    logits = linear(classes, pooled.shape[-1], name="fc")(pooled)
     return keras.Model(image, logits, name=f"{encoder}_classifier")
 
 

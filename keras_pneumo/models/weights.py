@@ -1,17 +1,17 @@
 """Keras weights and PyTorch state dicts, by name, both ways; files are safetensors.
 
-In: one of our networks, and a state dict: numpy arrays by the names that torchvision (ResNet) or
-``segmentation_models_pytorch`` (U-Net) give them. Out: the same, the other way round. Layers carry PyTorch's module
-names, so the mapping is one rule per kind of layer: convolutions (h, w, in, out) <-> (out, in, h, w), dense layers
-transposed, BatchNorm's four vectors renamed. Values are copied, never computed, so a round trip is bit-equal. Every
-tensor is accounted for: what is missing, left over or misshapen is listed and refused. No pickle is read or written.
+In: one of our networks, and a state dict: numpy arrays by the names that torchvision or timm (ResNet), smp (U-Net) or
+fastai (its learner) give them. Out: the same, the other way round. Which weight has which name is the business of
+:mod:`keras_pneumo.models.torch_names`; here convolutions (h, w, in, out) <-> (out, in, h, w) and dense layers are
+transposed. Values are copied, never computed, so a round trip is bit-equal. Every tensor is accounted for: what is
+missing, left over or misshapen is listed and refused. No pickle is read or written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import keras
 import numpy as np
@@ -20,33 +20,21 @@ import safetensors.numpy
 
 from keras_pneumo.data.files import write_bytes
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.models.classifier import leaf_layers
-from keras_pneumo.models.unet import Carried
+from keras_pneumo.models.torch_names import COUNTER, HEADS, named_variables
 
 State = dict[str, np.ndarray]
 """A PyTorch state dict: numpy arrays by PyTorch's names."""
-
-HEADS = ("fc.", "segmentation_head.", "classification_head.")
-"""Beginnings of the names of tensors that belong to a task rather than to the features."""
-
-COUNTER = ".num_batches_tracked"
-"""PyTorch counts BatchNorm's batches, Keras does not: written as 0, accepted and not used when read."""
-
-_KERNELS = {"kernel": "weight", "bias": "bias"}
-_VECTORS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
-_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
-"""How a convolution's, a dense layer's and a vector's axes are transposed into PyTorch's order."""
 
 
 def to_torch(model: keras.Model) -> State:
     """The state dict that ``load_state_dict(strict=True)`` of the PyTorch twin accepts.
 
     Args:
-        model: an encoder (torchvision's ResNet less ``fc``), a classifier (torchvision's ResNet with one class) or a
-            U-Net (``smp.Unet``).
+        model: an encoder (torchvision's ResNet less ``fc``), a classifier (torchvision's or timm's ResNet with as many
+            classes), a U-Net (``smp.Unet``) or a classifier with fastai's head (the model of ``vision_learner``).
     """
     state: State = {}
-    for name, variable, axes in _named_variables(model):
+    for name, variable, axes in named_variables(model):
         # A copy in PyTorch's memory order: safetensors writes the bytes as they lie.
         state[name] = np.array(keras.ops.convert_to_numpy(variable).transpose(axes), order="C")
         if name.endswith(".running_var"):
@@ -60,7 +48,7 @@ def from_torch(
     """Set the model's weights from a state dict; nothing is set unless every tensor fits.
 
     Args:
-        model: an encoder, a classifier or a U-Net, as for :func:`to_torch`.
+        model: one of our networks, as for :func:`to_torch`.
         state: arrays by PyTorch's names.
         head: ``require`` takes the heads' tensors as all others; ``skip`` leaves the model's heads as they are and
             passes over the state's (their number of classes may be another).
@@ -71,7 +59,7 @@ def from_torch(
     """
     if head not in ("require", "skip"):
         raise ValueError(f"head is 'require' or 'skip', not {head!r}")
-    targets = {target.name: target for target in _named_variables(model)}
+    targets = {target.name: target for target in named_variables(model)}
     counters = {name.removesuffix(".running_var") + COUNTER for name in targets if name.endswith(".running_var")}
     if head == "skip":
         targets = {name: target for name, target in targets.items() if not name.startswith(HEADS)}
@@ -133,30 +121,6 @@ def load_safetensors(path: Path | str) -> State:
             f"{path} is no whole safetensors file ({error}). Only safetensors are read here, since pickled files "
             "(.pth, .pt, .bin) can run code; convert those where PyTorch is installed."
         ) from error
-
-
-class _Named(NamedTuple):
-    """One weight, its PyTorch name, and how its axes are transposed into PyTorch's order."""
-
-    name: str
-    variable: keras.Variable
-    axes: tuple[int, ...]
-
-
-def _named_variables(model: keras.Model) -> Iterator[_Named]:
-    """Each weight of the model, in the model's order."""
-    layers = list(leaf_layers(model))
-    is_unet = any(layer.name.startswith("decoder.") for layer in layers)
-    for layer in layers:
-        # smp holds the ResNet in a module named encoder; torchvision's ResNet is the model itself.
-        prefix = "encoder." if is_unet and not layer.name.startswith(("decoder.", *HEADS)) else ""
-        if isinstance(layer, Carried):
-            for short, variable in zip(layer.shapes, layer.weights, strict=True):
-                yield _Named(f"{layer.name}.{short}", variable, tuple(range(len(variable.shape))))
-            continue
-        names = _VECTORS if isinstance(layer, keras.layers.BatchNormalization) else _KERNELS
-        for variable in layer.weights:
-            yield _Named(f"{prefix}{layer.name}.{names[variable.name]}", variable, _AXES[len(variable.shape)])
 
 
 def _first(names: list[str], count: int = 10) -> str:

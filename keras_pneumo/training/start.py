@@ -31,13 +31,28 @@ def start(
     set_precision(experiment)
     # Same seed, same weights: without this, threads add the same numbers in another order from run to run.
     tf.config.experimental.enable_op_determinism()
+    if start_from is None:
+        return starting_network(experiment, weights), training, validation
     model = build(experiment)
-    if start_from is not None:
-        load_weights(model, start_from.weights)
-    elif experiment.weights != "random":
+    load_weights(model, start_from.weights)
+    return model, training, validation
+
+
+def starting_network(experiment: Experiment, weights: Path | None = None) -> keras.Model:
+    """The experiment's network with its first weights: random ones by its seed, the encoder's perhaps ImageNet's.
+
+    Args:
+        experiment: says which.
+        weights: as in :func:`keras_pneumo.training.fit.train`.
+
+    Raises:
+        PneumoError: the ImageNet weights cannot be had.
+    """
+    model = build(experiment)
+    if experiment.weights != "random":
         found = imagenet_weights(experiment.encoder, experiment.weights, weights)
         from_torch(model.get_layer("encoder"), found.state, head="skip")
-    return model, training, validation
+    return model
 
 
 def _check_start(experiment: Experiment, prepared: Prepared, origin: Run) -> None:

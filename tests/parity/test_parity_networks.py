@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from keras_pneumo.models.classifier import build_classifier, leaf_layers
+from keras_pneumo.models.fastai import build_fastai_classifier
 from keras_pneumo.models.preprocessing import normalise
+from keras_pneumo.models.resnet import depth_of, feature_channels, resnet
 from keras_pneumo.models.unet import build_unet
 from keras_pneumo.models.weights import from_torch, load_safetensors, to_torch
 
@@ -100,9 +102,11 @@ def check_statistics(model, before, theirs):
         if name.endswith("running_mean"):
             np.testing.assert_allclose(array, theirs[f"float64.buffer.{name}"], rtol=1e-7, atol=1e-9)
         if name.endswith("running_var"):
-            ours_new = array - 0.9 * before[name]
-            theirs_new = theirs[f"float64.buffer.{name}"] - 0.9 * before[name]
-            ratio = np.median(theirs_new / ours_new)
+            old = 0.9 * before[name].astype(np.float64)
+            ours_new, theirs_new = array - old, theirs[f"float64.buffer.{name}"] - old
+            alive = ours_new != 0  # a unit that is off for the whole batch has no variance, in neither
+            assert (theirs_new[~alive] == 0).all()
+            ratio = np.median(theirs_new[alive] / ours_new[alive])
             count = ratio / (ratio - 1)  # n, the positions in the batch
             assert abs(count - round(count)) < 1e-3 * count
             np.testing.assert_allclose(theirs_new, ours_new * ratio, rtol=1e-6)
@@ -166,6 +170,51 @@ def test_classifier_is_torchvisions(reference, encoder, size):
         return reference("classifier", {"encoder": encoder}, arrays=arrays, state=state)
 
     check_twins(lambda: build_classifier(encoder), run, image, {"image": TRUTH})
+
+
+@pytest.mark.parametrize(
+    ("library", "encoder", "classes"),
+    [
+        ("timm_classifier", "resnet18", 2),
+        pytest.param("classifier", "resnet50", 1000, marks=pytest.mark.slow),  # ImageNet's head
+        pytest.param("timm_classifier", "resnet34", 1, marks=pytest.mark.slow),
+        pytest.param("timm_classifier", "resnet50", 1000, marks=pytest.mark.slow),
+    ],
+)
+def test_heads_of_any_size_are_torchvisions_and_timms(reference, library, encoder, classes):
+    image = radiographs(np.random.default_rng(2), 3, 64, 64)
+    truth = np.random.default_rng(5).integers(0, 2, (3, classes)).astype(np.float32)
+
+    def run(arrays, state):
+        return reference(library, {"encoder": encoder, "classes": classes}, arrays=arrays, state=state)
+
+    check_twins(lambda: build_classifier(encoder, classes=classes), run, image, {"image": truth})
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
+def test_headless_timm_takes_and_gives_the_encoders_weights(reference, encoder):
+    keras.utils.set_random_seed(3)
+    network = resnet(depth_of(encoder))
+    image = radiographs(np.random.default_rng(2), 3, 64, 64)
+    state = to_torch(network)
+    truth = np.zeros((3, feature_channels(depth_of(encoder))[-1]), np.float32)
+    arguments = {"encoder": encoder, "classes": 0}
+    folder = reference("timm_classifier", arguments, arrays={"radiograph": image, "image": truth}, state=state)
+    pooled = np.load(folder / "out.npz")["float32.inference.image"]
+    ours = np.array(network(normalise(image), training=False)[-1]).mean(axis=(1, 2))
+    assert relative(ours, pooled) < 1e-4
+    check_round_trip(network, state, load_safetensors(folder / "out.safetensors"))
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
+def test_fastais_learner_is_ours(reference, encoder):
+    image = radiographs(np.random.default_rng(2), 4, 64, 64)
+    truth = np.eye(2, dtype=np.float32)[[0, 1, 1, 0]]
+
+    def run(arrays, state):
+        return reference("fastai_classifier", {"encoder": encoder}, arrays=arrays, state=state)
+
+    check_twins(lambda: build_fastai_classifier(encoder, dropout=0.0), run, image, {"image": truth})
 
 
 @pytest.mark.slow

@@ -30,10 +30,10 @@ def nhwc(tensor):
 
 
 def classifier(task, folder):
-    """torchvision's ResNet with one class."""
+    """torchvision's ResNet."""
     import torchvision
 
-    network = getattr(torchvision.models, task["encoder"])(num_classes=1)
+    network = getattr(torchvision.models, task["encoder"])(num_classes=task.get("classes", 1))
 
     def forward(image):
         # torchvision's forward, a module at a time, so that each feature map can be kept.
@@ -48,6 +48,45 @@ def classifier(task, folder):
         return {"image": logits, **{f"feature{index}": nhwc(feature) for index, feature in enumerate(features)}}
 
     both_modes(network, forward, folder)
+
+
+def timm_classifier(task, folder):
+    """timm's ResNet, whose head is left out for no classes; then its pooled features stand for the logits."""
+    import timm
+
+    network = timm.create_model(task["encoder"], pretrained=False, num_classes=task["classes"])
+    both_modes(network, lambda image: {"image": network(image)}, folder)
+
+
+def fastai_classifier(task, folder):
+    """The model of fastai's learner, without its dropout; see :func:`learner_file` for the file."""
+    network = fastai_learner(task["encoder"]).model
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    both_modes(network, lambda image: {"image": network(image)}, folder)
+
+
+def fastai_learner(encoder):
+    """``vision_learner`` with a random start on two made-up images of two categories."""
+    from fastai.vision import all as fastai
+
+    made_up = [(torch.zeros(3, 64, 64), torch.tensor(label)) for label in (0, 1)]
+    loaders = fastai.DataLoaders.from_dsets(made_up, made_up, bs=2)
+    architecture = getattr(fastai, encoder)
+    return fastai.vision_learner(
+        loaders, architecture, n_out=2, pretrained=False, loss_func=fastai.CrossEntropyLossFlat()
+    )
+
+
+def learner_file(task, folder):
+    """A learner as ``learn.save`` writes it, with its optimizer, and the same weights as safetensors."""
+    learner = fastai_learner(task["encoder"])
+    learner.create_opt()
+    learner.path, learner.model_dir = folder, "."
+    learner.save("learner")
+    state = {name: value.contiguous().numpy() for name, value in learner.model.state_dict().items()}
+    save_file(state, folder / "expected.safetensors")
 
 
 def unet(task, folder):
@@ -68,6 +107,48 @@ def unet(task, folder):
         return {"mask": nhwc(mask)} | ({} if label is None else {"image": label})
 
     both_modes(network, forward, folder)
+
+
+def team_pieces(task, folder):
+    """What the other team's code (experiments/torch_team) makes of given numbers; see test_torch_team.py."""
+    from types import SimpleNamespace
+
+    sys.path.insert(0, task["team"])
+    import data
+    import losses
+    import masks
+    import submission
+    import training
+
+    given = np.load(folder / "in.npz")
+    kept = {}
+    logits, truth = torch.from_numpy(given["logits"]), torch.from_numpy(given["masks"])
+    for number, recipe in enumerate(task["recipes"]):
+        kept[f"loss{number}"] = losses.mask_loss(recipe, logits, truth).numpy()
+    label, logit = torch.from_numpy(given["label"]), torch.from_numpy(given["logit"])
+    kept["cross_entropy"] = training.cross_entropy(logit, label, 0.1, 3.0).numpy()
+    kept["auroc"] = np.array(submission.auroc(given["label"], given["score"]))
+    kept["threshold"] = np.array(submission.fit_threshold(given["label"], given["score"]))
+    # With every draw at the same place of its range, the parameters are known.
+    draw = torch.rand
+    torch.rand = lambda *size, generator=None: torch.full(size, task["draw"])
+    images = torch.from_numpy(given["images"].transpose(0, 3, 1, 2)).float() / 255
+    drawn = torch.from_numpy((given["outlines"] > 0).transpose(0, 3, 1, 2)).float()
+    moved = data.augment(images, drawn, SimpleNamespace(**task["augmentation"]), torch.Generator())
+    torch.rand = draw
+    kept["images"], kept["outlines"] = (nhwc(one).numpy() for one in moved)
+    kept["decoded"] = masks.decode(task["text"])
+    texts = [masks.encode(kept["decoded"]), masks.encode(np.zeros((1024, 1024), bool)), masks.encode(given["mask"])]
+    (folder / "out.json").write_text(json.dumps(texts))
+    experiment = SimpleNamespace(global_batch_size=8, seed=3, positive_rate=((0, 0.75), (2, 0.5)))
+    sampler = data.Draws(torch.from_numpy(given["labels"]), experiment)
+    for epoch in (0, 2):
+        sampler.epoch = epoch
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        kept[f"sizes{epoch}"] = np.array([len(batch) for batch in batches])
+        kept[f"order{epoch}"] = np.array([index for batch in batches for index, _ in batch])
+    np.savez(folder / "out.npz", **kept)
 
 
 def both_modes(network, forward, folder):

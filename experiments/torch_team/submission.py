@@ -1,0 +1,60 @@
+"""What the other team hands in, and the two figures that it needs for that: AUROC and the operating threshold."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+PREPROCESSING = "the prepared folder's PNGs, scaled to [0, 1], ImageNet mean and standard deviation"
+
+
+def auroc(truth: np.ndarray, score: np.ndarray) -> float:
+    """Area under the ROC curve, exact, ties counted half."""
+    ranks, positive = pd.Series(score).rank().to_numpy(), truth == 1
+    p, n = positive.sum(), (~positive).sum()
+    return float((ranks[positive].sum() - p * (p + 1) / 2) / (p * n))
+
+
+def fit_threshold(truth: np.ndarray, probability: np.ndarray) -> float:
+    """The threshold of highest sensitivity + specificity, halfway between scores; of several the middle one."""
+    scores = np.unique(probability)
+    cuts = (np.append(0.0, scores[:-1]) + scores) / 2
+    positive, negative = np.sort(probability[truth == 1]), np.sort(probability[truth == 0])
+    missed = np.searchsorted(positive, cuts) / len(positive)
+    value = np.searchsorted(negative, cuts) / len(negative) - missed
+    best = np.flatnonzero(value >= value.max() - 1e-12)
+    return float(cuts[best[(len(best) - 1) // 2]])
+
+
+def hand_in(
+    out: Path, team: str, task: str, experiment, split: str, seconds: float, threshold, tables,
+    framework=f"PyTorch {torch.__version__}", preprocessing=PREPROCESSING,
+) -> None:  # fmt: skip
+    """Write the submission folder: submission.json, predictions.csv (test) and validation.csv."""
+    folder = out / "submission"
+    folder.mkdir(parents=True)
+    for name, table in tables.items():
+        table.to_csv(folder / name, index=False, float_format="%.17g", lineterminator="\n")
+    cores = f"{os.cpu_count()} CPU cores"
+    info = {
+        "format": 1,
+        "team": team,
+        "framework": framework,
+        "task": task,
+        "split_sha256": split,
+        "subset": "test",
+        "threshold": threshold,
+        "pretraining": {"images": "none" if experiment.weights == "random" else "ImageNet-1k", "image_ids": []},
+        "image_size": experiment.image_size,
+        "seeds": [experiment.seed],
+        "training_hours": round(seconds / 3600, 4),
+        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else cores,
+        "preprocessing": preprocessing,
+    }
+    (folder / "submission.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+    print(folder)

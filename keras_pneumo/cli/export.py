@@ -1,0 +1,61 @@
+"""The command export: a run's network for PyTorch, TensorFlow, ONNX Runtime or LiteRT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from keras_pneumo.cli.console import say
+from keras_pneumo.cli.quiet import hushed, import_tensorflow
+from keras_pneumo.config import read_experiment
+from keras_pneumo.errors import PneumoError
+
+if TYPE_CHECKING:
+    from keras_pneumo.prediction.export import Format
+
+FORMATS = ("torch", "savedmodel", "onnx", "litert")
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register this module's commands."""
+    app.command("export")(export_command)
+
+
+def export_command(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or an experiment file.")],
+    out: Annotated[Path, typer.Option("--out", help="The new file, or for savedmodel the new folder.")],
+    form: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "torch",
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="ImageNet weights, for an experiment that starts from them.")
+    ] = None,
+) -> None:
+    """Export a run's best weights, checked on phantoms against the run itself.
+
+    torch: safetensors under PyTorch's names, for torchvision's ResNet or smp.Unet with load_state_dict(strict=True).
+    savedmodel, onnx (needs the extra `export`), litert: the whole network, float32 (batch, height, width, 1) in [0, 1]
+    to logits. An experiment file in place of a run gives its starting weights (torch only), so that two teams can
+    start from the same.
+
+    Example (in a checkout of the project): `keras-pneumo export experiments/smallest_classifier.py
+    --out start.safetensors`
+    """
+    if form not in FORMATS:
+        raise PneumoError(f"There is no format {form!r}. Choose one of {', '.join(FORMATS)}.")
+    if source.is_file() and form != "torch":
+        raise PneumoError(f"{source} is an experiment: only its starting weights can be exported, with --format torch.")
+    experiment = read_experiment(source) if not source.is_dir() else None
+    import_tensorflow()
+    from keras_pneumo.prediction.export import BOUND, export_network, export_run
+    from keras_pneumo.prediction.run import read_run
+    from keras_pneumo.training.start import starting_network
+
+    chosen: Format = form  # type: ignore[assignment]
+    with hushed():
+        if experiment is None:
+            exported = export_run(read_run(source), chosen, out)
+        else:
+            exported = export_network(starting_network(experiment, weights), experiment, chosen, out)
+    say(f"Logits on phantoms differ by {exported.difference:.1e} of the largest; up to {BOUND:.0e} is accepted.")
+    say(str(exported.path))

@@ -1,0 +1,226 @@
+"""The other team (experiments/torch_team): its pieces against ours, and both teams end to end."""
+
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT, torch_python
+
+from keras_pneumo.config import CLASSIFIER, SEGMENTER, Augmentation
+from keras_pneumo.data import rle
+from keras_pneumo.data.augmentation import augment, augment_masks
+from keras_pneumo.data.prepared import load_prepared
+from keras_pneumo.evaluation.compare import compare
+from keras_pneumo.evaluation.metrics import auroc, fit_threshold
+from keras_pneumo.evaluation.submission import read_submission
+from keras_pneumo.evaluation.verdict import verdict
+from keras_pneumo.models.fastai import build_fastai_classifier
+from keras_pneumo.models.weights import from_torch, load_safetensors
+from keras_pneumo.prediction.export import export_network
+from keras_pneumo.prediction.postprocess import Rule
+from keras_pneumo.prediction.run import read_run
+from keras_pneumo.prediction.segment import answers, predict_map_set
+from keras_pneumo.training.finish import finish
+from keras_pneumo.training.fit import train
+from keras_pneumo.training.losses import ClassificationLoss, SegmentationLoss
+from keras_pneumo.training.start import starting_network
+
+TEAM = ROOT / "experiments" / "torch_team"
+RECIPES = ["bce", "2.7 bce + 0.9 dice", "3 BCE + 1 Dice + 4 * focal", "lovasz"]
+
+
+def test_pieces_are_the_same_mathematics(reference):
+    random = np.random.default_rng(7)
+    ranges = Augmentation(flip=0.8, shift=0.05, scale=0.1, rotate=10, brightness=0.1, contrast=0.2, gamma=0.2)
+    draw = 0.75
+    images = random.integers(0, 256, (2, 64, 64, 1), np.uint8)
+    images = np.asarray(tf.image.resize(images[:, ::8, ::8], (64, 64), "bicubic")).clip(0, 255).astype(np.uint8)
+    outlines = (images > 140).astype(np.uint8)
+    mask = random.random((1024, 1024)) > 0.7
+    label = random.integers(0, 2, 50).astype(np.float32)
+    given = {
+        "logits": random.normal(0, 4, (3, 1, 16, 16)).astype(np.float32),
+        "masks": (random.random((3, 1, 16, 16)) > [[[[0.5]]], [[[0.9]]], [[[1.0]]]]).astype(np.float32),
+        "label": label,
+        "labels": (np.arange(30) < 7).astype(np.float32),
+        "logit": random.normal(0, 3, 50).astype(np.float32),
+        "score": np.round(random.random(50) * 0.6 + 0.2 * label, 1),  # many ties
+        "images": images,
+        "outlines": outlines,
+        "mask": mask,
+    }
+    text = "0 5 1019 3 20 1"
+    arguments = {
+        "team": str(TEAM),
+        "recipes": RECIPES,
+        "draw": draw,
+        "augmentation": ranges.model_dump(),
+        "text": text,
+    }
+    folder = reference("team_pieces", arguments, arrays=given)
+    theirs = np.load(folder / "out.npz")
+    for number, recipe in enumerate(RECIPES):
+        ours = SegmentationLoss(recipe, reduction=None)(given["masks"], given["logits"])
+        np.testing.assert_allclose(theirs[f"loss{number}"], np.array(ours), rtol=2e-5)
+    weighted = ClassificationLoss(0.1, 3.0, reduction=None)(label[:, None], given["logit"][:, None])
+    np.testing.assert_allclose(theirs["cross_entropy"], np.array(weighted), rtol=1e-5)
+    assert theirs["auroc"] == pytest.approx(auroc(label, given["score"]), abs=1e-12)
+    assert theirs["threshold"] == pytest.approx(fit_threshold(label, given["score"]), abs=1e-12)
+    up = 2 * draw - 1
+    row = [1, up * 0.05, up * 0.05, 1 + up * 0.1, up * 10, up * 0.1, 1 + up * 0.2, np.exp(up * 0.2), 0, 0]
+    parameters = tf.constant([row, row], tf.float32)
+    ours = augment(ranges, tf.constant(images), parameters, tf.zeros((2, 2), tf.int32))
+    np.testing.assert_allclose(theirs["images"], ours.numpy(), atol=2e-4)
+    moved = augment_masks(ranges, tf.constant(outlines), parameters).numpy()
+    assert (theirs["outlines"] != moved).mean() < 1e-3, "but for pixels that are half in"
+    np.testing.assert_array_equal(theirs["decoded"], rle.decode(text).astype(bool))
+    assert json.loads((folder / "out.json").read_text()) == [text, "-1", rle.encode(mask)]
+    for epoch, positives in ((0, 22), (2, 15)):
+        order = theirs[f"order{epoch}"]
+        assert theirs[f"sizes{epoch}"].tolist() == [8, 8, 7, 7]
+        assert (order < 7).sum() == positives
+        counts = np.bincount(order, minlength=30)
+        assert np.ptp(counts[:7]) <= 1
+        assert np.ptp(counts[7:]) <= 1
+
+
+def other_team(script, *arguments):
+    """Run one of the other team's programs in its own environment."""
+    python = torch_python()
+    if python is None:
+        pytest.skip("no PyTorch environment: set KERAS_PNEUMO_TORCH_PYTHON or make .venv-torch")
+    return subprocess.run(
+        [python, str(TEAM / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},  # as the Makefile has it
+    )
+
+
+def both_teams(experiment, prepared_folder, folder):
+    """Both teams' submissions, from the same starting weights."""
+    start = export_network(starting_network(experiment), experiment, "torch", folder / "start.safetensors").path
+    run = folder / "runs" / "keras"
+    run.mkdir(parents=True)
+    prepared = load_prepared(prepared_folder)
+    train(experiment, prepared, run)
+    finish(read_run(run), prepared, resamples=200)
+    theirs = folder / "runs" / "torch"
+    places = ["--data", prepared_folder, "--out", theirs]
+    done = other_team(f"{experiment.task}.py", "--experiment", start, "--init", start, *places)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return read_submission(run / "submission"), read_submission(theirs / "submission")
+
+
+STANDING = {
+    "name": "standing",
+    "encoder": "resnet18",
+    "weights": "random",
+    "image_size": 64,
+    "frozen_epochs": 0,
+    "epochs": 1,
+    "learning_rate": 1e-12,
+    "weight_decay": 0,
+    "frozen_batchnorm": True,
+}
+"""A training in which nothing is learnt, so that both teams' networks stay what they start as."""
+
+
+@pytest.mark.slow
+def test_classifiers_that_learn_nothing_answer_alike(tmp_path, prepared_folder):
+    """Everything but the learning, end to end: start, pixels, network, mirror images, threshold, file."""
+    ours, theirs = both_teams(CLASSIFIER.replace(**STANDING), prepared_folder, tmp_path)
+    assert ours.info.split_sha256 == theirs.info.split_sha256
+    assert ours.info.threshold == pytest.approx(theirs.info.threshold, abs=1e-5)
+    for here, there in ((ours.predictions, theirs.predictions), (ours.validation, theirs.validation)):
+        pair = here.merge(there, on="image_id", suffixes=("", "_theirs"))
+        assert len(pair) == len(here) == len(there)
+        np.testing.assert_allclose(pair["probability"], pair["probability_theirs"], atol=1e-5)
+        assert pair["probability"].std() > 1e-3, "else a constant would pass"
+
+
+@pytest.mark.slow
+def test_segmenters_that_learn_nothing_draw_alike(tmp_path, prepared_folder):
+    """Their rule for masks on our maps gives their masks."""
+    _, theirs = both_teams(SEGMENTER.replace(**STANDING), prepared_folder, tmp_path)
+    found = predict_map_set([read_run(tmp_path / "runs" / "keras")], load_prepared(prepared_folder), "test")
+    fitted = json.loads((tmp_path / "runs" / "torch" / "rule.json").read_text())
+    cut = fitted["cut"] / 255
+    rule = Rule(top=cut, area=fitted["area"], bottom=cut, gate=fitted["gate"])
+    pair = answers(found, rule, found.image_probability).merge(theirs.predictions, on="image_id")
+    assert len(pair) == len(found.image_ids) == len(theirs.predictions)
+    # Levels are whole numbers of 255, enlarged by two libraries.
+    np.testing.assert_allclose(pair["probability_x"], pair["probability_y"], atol=2 / 255)
+    assert pair["probability_x"].std() > 1e-3, "else a constant would pass"
+    for mask, other in zip(pair["encoded_pixels_x"], pair["encoded_pixels_y"], strict=True):
+        assert (rle.decode(mask) != rle.decode(other)).mean() < 0.01
+
+
+@pytest.mark.slow
+def test_from_the_same_start_and_budget_the_board_cannot_tell_them_apart(tmp_path, prepared_folder):
+    experiment = CLASSIFIER.replace(
+        name="tiny",
+        encoder="resnet18",
+        weights="random",
+        image_size=64,
+        frozen_epochs=1,
+        epochs=2,
+        global_batch_size=8,
+        positive_rate=((0, 0.5),),
+        clip_norm=1.0,
+        depth_decay=0.8,
+    )
+    both_teams(experiment, prepared_folder, tmp_path)
+    board, _ = compare(tmp_path / "runs", prepared_folder, tmp_path / "board", resamples=500)
+    assert {"keras-pneumo tiny", "torch tiny"} <= set(board.table["team"])
+    assert "cannot be told apart" in verdict(board).headline
+    assert "cannot be told apart" in (tmp_path / "board" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_fastai_team_hands_in_and_its_learner_runs_here(tmp_path, prepared_folder):
+    experiment = CLASSIFIER.replace(name="tiny", weights="random", image_size=64, frozen_epochs=0, epochs=1)
+    record = tmp_path / "experiment.json"
+    record.write_text(json.dumps({"experiment": experiment.model_dump(mode="json")}))
+    places = ["--data", prepared_folder, "--out", tmp_path / "run"]
+    done = other_team("fastai_classifier.py", "--experiment", record, *places)
+    assert done.returncode == 0, done.stderr[-3000:]
+    handed = read_submission(tmp_path / "run" / "submission")
+    assert handed.info.framework.startswith("fastai 2.8.12")
+    pretrained = handed.info.pretraining.images != "none"
+    model = build_fastai_classifier("resnet50", normalised=pretrained)
+    from_torch(model, load_safetensors(tmp_path / "run" / "learner.safetensors"))
+    prepared = load_prepared(prepared_folder)
+    images = [tf.io.decode_png(prepared.image_path(name, 64).read_bytes()) for name in handed.predictions["image_id"]]
+    logits = np.array(model(np.stack(images).astype(np.float32) / 255, training=False), np.float64)
+    ours = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
+    np.testing.assert_allclose(ours, handed.predictions["probability"], atol=1e-4)
+    again = other_team("fastai_classifier.py", "--experiment", record, *places)
+    assert again.returncode == 2
+    assert "holds a submission already" in again.stderr
+
+
+@pytest.mark.slow
+def test_the_other_team_refuses_in_sentences(tmp_path, prepared_folder):
+    def refused(experiment, *words, data=prepared_folder, more=()):
+        record = tmp_path / "experiment.json"
+        record.write_text(json.dumps({"experiment": experiment.model_dump(mode="json")}))
+        done = other_team("classifier.py", "--experiment", record, "--data", data, "--out", tmp_path / "out", *more)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        assert all(word in done.stderr for word in words), done.stderr
+        assert not (tmp_path / "out").exists()
+
+    small = CLASSIFIER.replace(name="small", encoder="resnet18", weights="random", image_size=64)
+    refused(SEGMENTER.replace(name="other"), "of a segmenter")
+    refused(small.replace(ema=0.9), "ema=0.9")
+    refused(small.replace(augmentation={"clahe": 0.5}), "clahe")
+    refused(small, "no prepared folder", data=tmp_path)
+    refused(small.replace(image_size=96), "Prepare size 96")
+    refused(small.replace(fold=9), "no fold 9")
+    refused(small, "does not start this network", more=("--init", tmp_path / "experiment.json"))
