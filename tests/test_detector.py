@@ -101,6 +101,19 @@ def test_a_copy_answers_the_same_and_as_its_submission(tiny_detector, tmp_path, 
     assert not list(copy.rglob("*.h5"))
 
 
+@pytest.mark.slow
+def test_onnx_runtime_answers_as_keras_does(tiny_detector, phantoms):
+    pytest.importorskip("tf2onnx", reason="tf2onnx (extra export) is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime (extra export) is not installed")
+    images = [read_radiograph(path).image for path in sorted(phantoms.rglob("*.dcm"))[:3]]
+    pairs = [open_detector(tiny_detector, engine).answer(images) for engine in ("keras", "onnx")]
+    for first, second in zip(*pairs, strict=True):
+        assert first.classifier == pytest.approx(second.classifier, abs=1e-4)
+        assert first.own_head == pytest.approx(second.own_head, abs=1e-4)
+        assert np.abs(first.levels.astype(int) - second.levels).max() <= 1
+    assert len({answer.classifier for answer in pairs[0]}) == 3, "the answers differ from image to image"
+
+
 def test_the_board_shows_joined_beside_its_parts(tiny_detector):
     board = pd.read_csv(tiny_detector / "board" / "board.csv")
     teams = set(board["team"])

@@ -16,6 +16,7 @@ import platform
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from keras_pneumo.config import CLASSIFIER, SEGMENTER
 from keras_pneumo.data.phantom import PhantomSettings, write_phantoms
@@ -24,17 +25,20 @@ from keras_pneumo.data.workers import available_cores
 from keras_pneumo.prediction.calibration import Calibration
 from keras_pneumo.prediction.detect import BATCH, caption, detect, find_files
 from keras_pneumo.prediction.detector import Counts, Detector
+from keras_pneumo.prediction.onnx_engine import on_onnx
 from keras_pneumo.prediction.overlay import mask_on, overlay, png_of
 from keras_pneumo.prediction.postprocess import Rule
 from keras_pneumo.prediction.run import FORMAT, Run, build, versions
 
 
-def random_detector(size: int, flips: bool) -> Detector:
+def random_detector(size: int, flips: bool, engine: str) -> Detector:
     """The default classifier and segmenter, untrained; whatever the maps say, something is outlined."""
     record = {"format": FORMAT, "versions": versions()}
     changes = {"image_size": size, "weights": "random", "flip_averaging": flips}
     runs = [Run(Path(), base.replace(**changes), record) for base in (CLASSIFIER, SEGMENTER)]
-    members = [[(run, [build(run.experiment)])] for run in runs]
+    members: list[Any] = [[(run, [build(run.experiment)])] for run in runs]
+    if engine == "onnx":
+        members = [[(run, [on_onnx(model, run.experiment)]) for run, (model,) in part] for part in members]
     return Detector(
         folder=Path(), name="random", version="0", classifiers=members[0], segmenters=members[1],
         rule=Rule(0.0, 1, 0.0), outline_area=1, calibration=Calibration("none"), probability_source="classifier",
@@ -54,8 +58,8 @@ def main() -> None:
         folder = Path(name)
         write_phantoms(folder / "films", PhantomSettings(images=given.images, seed=0), workers=1)
         paths = [path for path, _ in find_files([folder / "films"])]
-        for flips in (True, False):
-            detector = random_detector(given.size, flips)
+        for engine, flips in [(engine, flips) for engine in ("keras", "onnx") for flips in (True, False)]:
+            detector = random_detector(given.size, flips, engine)
             images = [read_radiograph(path).image for path in paths]
             detector.answer(images[:BATCH])  # compiles, which is paid once
             seconds = {}
@@ -72,13 +76,13 @@ def main() -> None:
                 (folder / f"{number}.png").write_bytes(png_of(picture))
             seconds["write"] = time.perf_counter() - start
             start = time.perf_counter()
-            detect(detector, [folder / "films"], folder / f"out-{flips}")
+            detect(detector, [folder / "films"], folder / f"out-{engine}-{flips}")
             whole = time.perf_counter() - start
             start = time.perf_counter()
-            detect(detector, [folder / "films"], folder / f"dicom-{flips}", dicom=True)
+            detect(detector, [folder / "films"], folder / f"dicom-{engine}-{flips}", dicom=True)
             with_dicom = time.perf_counter() - start
             each = {stage: value / len(paths) for stage, value in seconds.items()}
-            kind = "image and mirror image" if flips else "image alone"
+            kind = f"{engine}, {'image and mirror image' if flips else 'image alone'}"
             print(
                 f"{kind}: {whole / len(paths):.2f} s per image in all, {with_dicom / len(paths):.2f} s with DICOM "
                 f"objects; alone: decode {each['decode']:.3f}, predict {each['predict']:.2f}, write {each['write']:.3f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import webbrowser
+from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,13 @@ from keras_pneumo.errors import PneumoError
 
 FEW = 5
 """Files set aside that are named on the screen; all are in quarantine.csv."""
+
+
+class EngineName(StrEnum):
+    """The engines, for the command line."""
+
+    KERAS = "keras"
+    ONNX = "onnx"
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -79,6 +87,9 @@ def detect_command(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that decode; default: by files and cores.")
     ] = None,
+    engine: Annotated[
+        EngineName, typer.Option(help="What runs the networks: Keras, or ONNX Runtime (extra export).")
+    ] = EngineName.KERAS,
 ) -> None:
     """Say for each radiograph whether there is a pneumothorax, and outline it: json, overlay PNG, and DICOM if asked.
 
@@ -90,7 +101,7 @@ def detect_command(
     from keras_pneumo.prediction.detect import detect
     from keras_pneumo.prediction.detector import open_detector
 
-    detector = open_detector(detector_folder)
+    detector = open_detector(detector_folder, engine.value)
     with Progress("detection") as progress:
         done = detect(detector, files, out_folder, dicom, make_uids, progress.update, workers)
     for row in done.set_aside[:FEW]:

@@ -17,7 +17,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -29,11 +29,13 @@ from keras_pneumo.models.weights import from_torch, load_safetensors
 from keras_pneumo.prediction.calibration import Calibration, log_odds, read_calibration
 from keras_pneumo.prediction.files import mean_probability, pixels_at
 from keras_pneumo.prediction.maps import LEVELS, enlarge, level_counts, levels_of
+from keras_pneumo.prediction.onnx_engine import on_onnx
 from keras_pneumo.prediction.postprocess import FILE as RULE_FILE
 from keras_pneumo.prediction.postprocess import Rule, read_rule
 from keras_pneumo.prediction.run import Run, build
 from keras_pneumo.prediction.segment import OWN_HEAD, Members, mean_maps
 
+Engine = Literal["keras", "onnx"]
 FILE = "detector.json"
 FORMAT = 1
 CLASSIFIER, OUTLINE = "classifier", "outline"
@@ -153,8 +155,12 @@ def content_hash(record: dict[str, Any]) -> str:
     return sha256_bytes(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode())
 
 
-def open_detector(folder: Path) -> Detector:
+def open_detector(folder: Path, engine: Engine = "keras") -> Detector:
     """A detector folder, every file checked against its hash, its networks loaded.
+
+    Args:
+        folder: that :mod:`keras_pneumo.prediction.joining` made, or a copy of it.
+        engine: what runs the networks; see :mod:`keras_pneumo.prediction.onnx_engine`.
 
     Raises:
         PneumoError: it is no detector, or a file is missing or not as it was written.
@@ -169,8 +175,8 @@ def open_detector(folder: Path) -> Detector:
         roles = {role: [str(member) for member in record[role]] for role in ("classifiers", "segmenters")}
     except (KeyError, TypeError, ValueError):
         raise PneumoError(f"{folder / FILE} lacks a part of a detector's record. Join the runs again.") from None
-    classifiers = [_member(folder, member) for member in roles["classifiers"]]
-    segmenters = [_member(folder, member) for member in roles["segmenters"]]
+    classifiers = [_member(folder, member, engine) for member in roles["classifiers"]]
+    segmenters = [_member(folder, member, engine) for member in roles["segmenters"]]
     return Detector(
         folder=folder,
         name=name,
@@ -233,17 +239,17 @@ def check_files(folder: Path, record: dict[str, Any]) -> None:
         )
 
 
-def _member(folder: Path, name: str) -> tuple[Run, list[keras.Model]]:
+def _member(folder: Path, name: str, engine: Engine) -> tuple[Run, list[keras.Model]]:
     """One run of the detector and its networks, float32."""
     place = folder / name
     record = json.loads((place / "experiment.json").read_text(encoding="utf-8"))
     experiment = validated(Experiment, record.get("experiment", {}), str(place / "experiment.json"))
     keras.config.set_dtype_policy("float32")
-    models = []
+    models: list[Any] = []
     for path in sorted(place.glob("network_*.safetensors")):
         model = build(experiment)
         from_torch(model, load_safetensors(path))
-        models.append(model)
+        models.append(on_onnx(model, experiment) if engine == "onnx" else model)
     if not models:
         raise PneumoError(f"{place} holds no weights. Copy the detector again, whole.")
     return Run(place, experiment, record), models
