@@ -231,6 +231,7 @@ def test_hostile_ids_stay_inside_the_folder_and_equal_ones_apart(few, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_answers(few, answered, tmp_path):
     detect(known_detector(), [few], tmp_path, workers=2)
     first, second = (pd.read_csv(folder / "predictions.csv") for folder in (answered, tmp_path))
