@@ -1,10 +1,12 @@
-# For a newcomer: `make train-classifier`, `make train-segmenter`, `make test`. Each sets up all it needs.
+# For a newcomer: `make train-classifier`, `make train-segmenter`, `make detect`, `make test`. Each sets up all it needs.
 #
 #   DATA=FOLDER        radiographs (DICOM, PNG or JPEG) with a label csv, or a prepared folder; default: phantoms
 #   PATIENTS=TABLE     which patient each image shows, where DATA or its neighbours hold no such table
 #   EXPERIMENT=FILE    what to train; default: the demo
 #   PREPARED=FOLDER    where DATA's radiographs are prepared; default: data/prepared/<name of DATA>
 #   OUT=FOLDER         where the run goes; default: runs/<experiment>
+#   CLASSIFIER=RUN SEGMENTER=RUN    what make detect joins; default: the demos' runs
+#   DETECTOR=FOLDER    a detector that was joined before
 #   START_FROM=RUN     a run whose weights are the start, such as a smaller image size's
 #
 # A training that was interrupted goes on when the same line is given again.
@@ -22,11 +24,12 @@ EXPERIMENT ?= experiments/demo_classifier.py
 train-segmenter torch-segmenter: EXPERIMENT := experiments/demo_segmenter.py
 OPTIONS = $(if $(OUT),--out $(OUT)) $(if $(PREPARED),--prepared $(PREPARED)) $(if $(PATIENTS),--patients $(PATIENTS)) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(START_FROM),--start-from $(START_FROM))
 
-.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter test test-slow parity lint doctor compare clean
+.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity lint doctor compare clean
 
 help:
 	@echo "make train-classifier   train, predict, score; prints the path of report.html (DATA= EXPERIMENT= OUT=)"
 	@echo "make train-segmenter    the same for the outline of the pneumothorax"
+	@echo "make detect             both joined, and what they find in DATA= (CLASSIFIER= SEGMENTER= or DETECTOR=; DICOM=1)"
 	@echo "make torch-classifier   the other team: PyTorch, same experiment, prepared folder and starting weights;"
 	@echo "                        make torch-segmenter, make fastai-classifier (DATA=prepared folder EXPERIMENT= OUT=)"
 	@echo "make slurm-classifier   submit a training to Slurm (NODES= DATA=prepared folder EXPERIMENT= OUT=); slurm-segmenter too"
@@ -90,6 +93,22 @@ slurm-classifier slurm-segmenter:
 # With nothing said, the demo's runs: those made on the phantoms' split.
 compare: $(READY)
 	$(BIN)/keras-pneumo compare $(or $(DATA),runs --this-split) --truth $(or $(TRUTH),data/prepared/$(notdir $(PHANTOMS))) --out $(or $(OUT),runs/compare)
+
+# The two runs are joined on the data they were trained on, anew when either was trained again; DETECTOR= is taken as it is.
+CLASSIFIER ?= runs/demo_classifier
+SEGMENTER ?= runs/demo_segmenter
+JOINED := runs/detector-$(notdir $(CLASSIFIER:/=))+$(notdir $(SEGMENTER:/=))
+FILMS = $(or $(DATA),$(PHANTOMS))
+
+detect: $(READY) $(if $(DETECTOR),,$(JOINED)/detector.json)
+	$(BIN)/keras-pneumo detect $(or $(DETECTOR),$(JOINED)) $(FILMS) --out $(or $(OUT),runs/detect-$(notdir $(FILMS:/=))) $(if $(DICOM),--dicom --make-uids)
+
+$(JOINED)/detector.json: $(CLASSIFIER)/experiment.json $(SEGMENTER)/experiment.json | $(READY)
+	rm -rf $(@D)
+	$(BIN)/keras-pneumo join $(CLASSIFIER) --segmenter $(SEGMENTER) --data $(or $(PREPARED),data/prepared/$(notdir $(PHANTOMS))) --out $(@D)
+
+$(CLASSIFIER)/experiment.json $(SEGMENTER)/experiment.json:
+	@echo "There is no $(@D): run make train-classifier and make train-segmenter first, or name others with CLASSIFIER= and SEGMENTER=."; exit 2
 
 doctor: $(READY)
 	$(BIN)/keras-pneumo doctor

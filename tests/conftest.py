@@ -55,3 +55,40 @@ def prepared_folder(tmp_path_factory, phantoms) -> Path:
 def prepared_copy(tmp_path, prepared_folder) -> Path:
     """The prepared phantoms in a folder of the test's own, to be spoilt."""
     return Path(shutil.copytree(prepared_folder, tmp_path / "prepared"))
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(tmp_path_factory, prepared_folder) -> Path:
+    """Two run folders, ``classifier`` and ``segmenter``, whose networks have learnt nothing. Read only."""
+    return _once(tmp_path_factory, "tiny_runs", lambda folder: _write_tiny_runs(folder, prepared_folder))
+
+
+def _write_tiny_runs(folder, prepared_folder):
+    from keras_pneumo.config import CLASSIFIER, SEGMENTER
+    from keras_pneumo.data.files import write_json
+    from keras_pneumo.data.prepared import load_prepared
+    from keras_pneumo.prediction.run import FORMAT, build, versions
+
+    split = load_prepared(prepared_folder).manifest["split_sha256"]
+    for name, base in (("classifier", CLASSIFIER), ("segmenter", SEGMENTER)):
+        experiment = base.replace(name=name, encoder="resnet18", weights="random", image_size=64, frozen_epochs=0)
+        place = folder / name
+        place.mkdir(parents=True)
+        build(experiment).save_weights(place / "best.weights.h5")
+        record = {"format": FORMAT, "experiment": experiment.model_dump(mode="json"), "versions": versions()}
+        more = {"split_sha256": split, "hardware": "a test", "training_seconds": 0.0, "command": "at /a/place"}
+        write_json(place / "experiment.json", record | more)
+
+
+@pytest.fixture(scope="session")
+def tiny_detector(tmp_path_factory, tiny_runs, prepared_folder) -> Path:
+    """A detector folder joined from the tiny runs. Read only."""
+    from keras_pneumo.data.prepared import load_prepared
+    from keras_pneumo.prediction.joining import join
+    from keras_pneumo.prediction.run import read_run
+
+    def make(folder):
+        runs = [read_run(tiny_runs / name) for name in ("classifier", "segmenter")]
+        join(runs[:1], runs[1:], load_prepared(prepared_folder), folder, name="tiny", resamples=100)
+
+    return _once(tmp_path_factory, "tiny_detector", make)

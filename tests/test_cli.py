@@ -27,9 +27,13 @@ COMMANDS = [
     "compare",
     "audit-split",
     "parity",
+    "join",
+    "detect",
+    "view",
 ]
 # These follow others' results or need an account or PyTorch's environment, so they are not run as they stand.
-FOLLOWING = ("download", "predict", "explain", "compare", "train", "find-lr", "export", "parity")
+FOLLOWING = ["download", "predict", "explain", "compare", "train", "find-lr", "export", "parity"]
+FOLLOWING += ["join", "detect", "view"]
 EXAMPLES = [name for name in COMMANDS if name not in FOLLOWING]
 
 

@@ -11,6 +11,7 @@ import contextlib
 import io
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,12 +34,13 @@ __all__ = [
     "Radiograph",
     "UnreadableImage",
     "decoder_report",
+    "quiet",
     "read_dicom",
     "read_header",
     "read_image",
 ]
 
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # for the reason given in _quiet
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # for the reason given in quiet
 
 _TAGS = [
     *("SOPInstanceUID", "PatientID", "PatientSex", "PatientAge", "ViewPosition", "PixelSpacing", "ImagerPixelSpacing"),
@@ -64,7 +66,7 @@ def read_header(data: bytes, stem: str) -> Header:
     Raises:
         UnreadableImage: not a DICOM file, damaged, or of a transfer syntax that holds no radiographs.
     """
-    with _quiet():
+    with quiet():
         dataset = _dataset(data, stop_before_pixels=True)
         syntax = transfer_syntax_of(dataset)
         return Header(text_of(dataset, "SOPInstanceUID") or stem, syntax, text_of(dataset, "PatientID"))
@@ -86,14 +88,20 @@ def read_dicom(path: Path) -> Radiograph:
 
 def decode_dicom(data: bytes, stem: str) -> Radiograph:
     """The radiograph in the bytes of a DICOM file; ``stem`` is its id when it has no SOPInstanceUID."""
-    with _quiet():
+    with quiet():
         return _decode(_dataset(data, stop_before_pixels=False), stem)
 
 
+_one_at_a_time = threading.RLock()
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep pydicom from warning of odd values: it quotes them, and a value may be a person's name."""
-    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+def quiet() -> Iterator[None]:
+    """Keep pydicom from warning of odd values: it quotes them, and a value may be a person's name.
+
+    Warnings and pydicom's settings belong to the whole process, so one thread at a time is in here.
+    """
+    with _one_at_a_time, warnings.catch_warnings(), pydicom.config.disable_value_validation():
         warnings.simplefilter("ignore")
         yield
 

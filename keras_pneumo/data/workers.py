@@ -69,7 +69,7 @@ def _pooled(
 ) -> Generator[tuple[Item, Result], None, list[Item]]:
     """Yield (item, result) until the items end or a worker dies; returns the items that were then under way."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
     pending: dict[Future[Result], Item] = {}
     try:
         while True:
@@ -90,7 +90,7 @@ def _pooled(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
     """Run once in each process: one thread for OpenCV, Ctrl-C left to the parent, and an end when the parent ends."""
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -18,8 +18,8 @@ from keras_pneumo.prediction.ensemble import check_together
 from keras_pneumo.prediction.maps import enlarge, levels_of
 from keras_pneumo.prediction.postprocess import Rule
 from keras_pneumo.prediction.predict import Progress, probabilities_of
-from keras_pneumo.prediction.run import Run, load_models
-from keras_pneumo.prediction.segment import OWN_HEAD, answer, gate_name, mean_maps, open_members
+from keras_pneumo.prediction.run import Run
+from keras_pneumo.prediction.segment import OWN_HEAD, Members, answer, gate_name, mean_maps, open_members
 
 Answers = list[dict[str, object]]
 Answering = Callable[[Sequence[np.ndarray]], Answers]
@@ -92,19 +92,27 @@ def pixels_at(images: Sequence[np.ndarray], size: int) -> np.ndarray:
     return np.stack([resize_image(image, size) for image in images])[..., None].astype(np.float32) / np.float32(255)
 
 
+def mean_probability(members: Members, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Probability of pneumothorax by classifiers, float64 (n,), of square uint8 radiographs.
+
+    Every network weighs the same; mirror images count where the experiment asks for them.
+    """
+    found = []
+    for run, models in members:
+        pixels = pixels_at(images, run.experiment.image_size)
+        passes = [pixels, pixels[:, :, ::-1]] if run.experiment.flip_averaging else [pixels]
+        for model in models:
+            logits = [np.asarray(model.predict_on_batch(one))[:, 0] for one in passes]
+            found.append(np.mean([probabilities_of(one) for one in logits], axis=0))
+    return np.mean(found, axis=0)
+
+
 def classifier_answers(runs: Sequence[Run]) -> Answering:
     """The runs' networks, opened, as a function from radiographs to ``probability``."""
-    members = [(run, load_models(run)) for run in runs]
+    members = open_members(runs)
 
     def answer_batch(images: Sequence[np.ndarray]) -> Answers:
-        found = []
-        for run, models in members:
-            pixels = pixels_at(images, run.experiment.image_size)
-            passes = [pixels, pixels[:, :, ::-1]] if run.experiment.flip_averaging else [pixels]
-            for model in models:
-                logits = [np.asarray(model.predict_on_batch(one))[:, 0] for one in passes]
-                found.append(np.mean([probabilities_of(one) for one in logits], axis=0))
-        return [{"probability": float(probability)} for probability in np.mean(found, axis=0)]
+        return [{"probability": float(probability)} for probability in mean_probability(members, images)]
 
     return answer_batch
 

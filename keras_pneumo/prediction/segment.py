@@ -15,11 +15,14 @@ from keras_pneumo.data.pipeline import evaluation_batches, open_source
 from keras_pneumo.data.prepared import Prepared
 from keras_pneumo.prediction.ensemble import asked, predict_classifiers
 from keras_pneumo.prediction.maps import PackedMap, enlarge, level_counts, levels_of, predict_maps, true_pixels
-from keras_pneumo.prediction.postprocess import Rule, Search, fit, gather, tally_one
+from keras_pneumo.prediction.postprocess import Rule, Search, Tally, fit, gather, tally_one
 from keras_pneumo.prediction.predict import Progress
 from keras_pneumo.prediction.run import Run, load_models
 
 OWN_HEAD = "own head"
+
+Members = list[tuple[Run, list[keras.Model]]]
+"""Each run with the networks that it predicts with."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,12 @@ def predict_map_set(runs: Sequence[Run], prepared: Prepared, subset: str, progre
     return MapSet(found.image_ids, found.maps, np.concatenate(heads) if heads else None)
 
 
-def open_members(runs: Sequence[Run]) -> list[tuple[Run, list[keras.Model]]]:
-    """Each run with the networks that it predicts with."""
+def open_members(runs: Sequence[Run]) -> Members:
+    """Load the networks of each run."""
     return [(run, load_models(run)) for run in runs]
 
 
-def mean_maps(
-    members: list[tuple[Run, list[keras.Model]]], images_at: Callable[[int], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray | None]:
+def mean_maps(members: Members, images_at: Callable[[int], np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
     """Mean maps, float32 (B, S, S) at the largest of the runs' sizes, and mean probabilities of the image heads.
 
     Every network weighs the same.
@@ -108,9 +109,14 @@ def gate_name(gate: Sequence[Run]) -> str:
 
 def fit_rule(found: MapSet, prepared: Prepared, image_probability: np.ndarray | None, source: str) -> Search:
     """The best rule for masks on these images, whose truth the prepared folder knows."""
+    return fit(tally_of(found, prepared), image_probability, source)
+
+
+def tally_of(found: MapSet, prepared: Prepared) -> Tally:
+    """What the search for a rule needs to know of these maps and their truth."""
     truth = true_pixels(prepared, found.image_ids)
     rows = [tally_one(enlarge(one.levels()), pixels) for one, pixels in zip(found.maps, truth, strict=True)]
-    return fit(gather(rows), image_probability, source)
+    return gather(rows)
 
 
 def answers(found: MapSet, rule: Rule, image_probability: np.ndarray | None) -> pd.DataFrame:

@@ -80,7 +80,7 @@ def write_run_submission(
     found = validation if subset == "validation" else predict_classifiers(runs, prepared, subset, progress)
     truth = prepared.cases.set_index("image_id")["pneumothorax"].astype(int).loc[validation["image_id"]]
     threshold = fit_threshold(truth.to_numpy(), validation["probability"].to_numpy())
-    write_submission(folder, _info(runs, "classification", subset, threshold), found, validation)
+    write_submission(folder, info_of(runs, "classification", subset, threshold), found, validation)
     return Written(threshold)
 
 
@@ -101,7 +101,7 @@ def _segmenters(
         found = predict_map_set(runs, prepared, subset, progress)
         image, _ = image_level(found, prepared, subset, gate)
     threshold = threshold_of(search.rule)
-    info = _info([*runs, *gate], "joint", subset, threshold)
+    info = info_of([*runs, *gate], "joint", subset, threshold)
     write_submission(folder, info, answers(found, search.rule, image), validation)
     keep_search(search, folder)
     return Written(threshold, search, pixel_counts(found, prepared))
@@ -113,7 +113,8 @@ def keep_search(search: Search, folder: Path) -> None:
     draw_search(search, folder / "postprocess.png")
 
 
-def _info(runs: Sequence[Run], task: str, subset: str, threshold: float) -> SubmissionInfo:
+def info_of(runs: Sequence[Run], task: str, subset: str, threshold: float) -> SubmissionInfo:
+    """What the submission of these runs declares."""
     first = runs[0]
     names = list(dict.fromkeys(run.experiment.name for run in runs))
     more = f" ({len(runs)} runs)" if len(runs) > 1 else ""

@@ -1,0 +1,103 @@
+"""How long a radiograph takes from DICOM file to written answer: ResNet50 and U-Net at 512, on CPU cores.
+
+    python experiments/benchmarks/detect.py [--images 16] [--size 512] [--json bench.json]
+
+Random weights (they cost the same as learnt ones), phantoms as DICOM files of 1024x1024. It prints what decoding,
+predicting and writing take alone, and what the pipeline takes in all; ``--json`` also writes rows
+``{"name", "ratio", "low", "high", "goal", "note"}``: the sum of the stages over the pipeline's time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from keras_pneumo.config import CLASSIFIER, SEGMENTER
+from keras_pneumo.data.phantom import PhantomSettings, write_phantoms
+from keras_pneumo.data.reading import read_radiograph
+from keras_pneumo.data.workers import available_cores
+from keras_pneumo.prediction.calibration import Calibration
+from keras_pneumo.prediction.detect import BATCH, caption, detect, find_files
+from keras_pneumo.prediction.detector import Counts, Detector
+from keras_pneumo.prediction.onnx_engine import on_onnx
+from keras_pneumo.prediction.overlay import mask_on, overlay, png_of
+from keras_pneumo.prediction.postprocess import Rule
+from keras_pneumo.prediction.run import FORMAT, Run, build, versions
+
+
+def random_detector(size: int, flips: bool, engine: str) -> Detector:
+    """The default classifier and segmenter, untrained; whatever the maps say, something is outlined."""
+    record = {"format": FORMAT, "versions": versions()}
+    changes = {"image_size": size, "weights": "random", "flip_averaging": flips}
+    runs = [Run(Path(), base.replace(**changes), record) for base in (CLASSIFIER, SEGMENTER)]
+    members: list[Any] = [[(run, [build(run.experiment)])] for run in runs]
+    if engine == "onnx":
+        members = [[(run, [on_onnx(model, run.experiment)]) for run, (model,) in part] for part in members]
+    return Detector(
+        folder=Path(), name="random", version="0", classifiers=members[0], segmenters=members[1],
+        rule=Rule(0.0, 1, 0.0), outline_area=1, calibration=Calibration("none"), probability_source="classifier",
+        threshold=0.5, counts=Counts(2, 2, 1, 0, 0, 1), record={},
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_phantoms(folder / "films", PhantomSettings(images=given.images, seed=0), workers=1)
+        paths = [path for path, _ in find_files([folder / "films"])]
+        for engine, flips in [(engine, flips) for engine in ("keras", "onnx") for flips in (True, False)]:
+            detector = random_detector(given.size, flips, engine)
+            images = [read_radiograph(path).image for path in paths]
+            detector.answer(images[:BATCH])  # compiles, which is paid once
+            seconds = {}
+            start = time.perf_counter()
+            for path in paths:
+                read_radiograph(path)
+            seconds["decode"] = time.perf_counter() - start
+            start = time.perf_counter()
+            answers = [one for at in range(0, len(images), BATCH) for one in detector.answer(images[at : at + BATCH])]
+            seconds["predict"] = time.perf_counter() - start
+            start = time.perf_counter()
+            for number, (image, answer) in enumerate(zip(images, answers, strict=True)):
+                picture = overlay(image, mask_on(answer.mask, image.shape[0]), caption(detector, answer))
+                (folder / f"{number}.png").write_bytes(png_of(picture))
+            seconds["write"] = time.perf_counter() - start
+            start = time.perf_counter()
+            detect(detector, [folder / "films"], folder / f"out-{engine}-{flips}")
+            whole = time.perf_counter() - start
+            start = time.perf_counter()
+            detect(detector, [folder / "films"], folder / f"dicom-{engine}-{flips}", dicom=True)
+            with_dicom = time.perf_counter() - start
+            each = {stage: value / len(paths) for stage, value in seconds.items()}
+            kind = f"{engine}, {'image and mirror image' if flips else 'image alone'}"
+            print(
+                f"{kind}: {whole / len(paths):.2f} s per image in all, {with_dicom / len(paths):.2f} s with DICOM "
+                f"objects; alone: decode {each['decode']:.3f}, predict {each['predict']:.2f}, write {each['write']:.3f}"
+            )
+            rows.append({
+                "name": f"stages one after the other against the pipeline, {kind}",
+                "ratio": sum(seconds.values()) / whole, "low": None, "high": None, "goal": 1.0,
+                "note": f"{whole / len(paths):.2f} s per image, {given.images} images at {given.size}",
+            })  # fmt: skip
+    cores = available_cores()
+    print(f"{cores} of {os.cpu_count()} CPU cores, ResNet50 and U-Net on ResNet50 at {given.size}, batches of {BATCH}")
+    if given.json:
+        machine = f"{platform.platform()}, {cores} cores"
+        given.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Commands about the joined detector: join, detect, view. TensorFlow is imported when one of them runs, not before."""
+
+from __future__ import annotations
+
+import webbrowser
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_pneumo.cli.console import Progress, say, warn
+from keras_pneumo.cli.quiet import import_tensorflow
+from keras_pneumo.data.prepared import load_prepared
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.training.place import new_folder
+
+FEW = 5
+"""Files set aside that are named on the screen; all are in quarantine.csv."""
+
+
+class EngineName(StrEnum):
+    """The engines, for the command line."""
+
+    KERAS = "keras"
+    ONNX = "onnx"
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register this module's commands."""
+    app.command("join")(join_command)
+    app.command("detect")(detect_command)
+    app.command("view")(view_command)
+
+
+def join_command(
+    classifiers: Annotated[list[Path], typer.Argument(metavar="CLASSIFIER...", help="Runs that tell if there is any.")],
+    segmenters: Annotated[list[Path], typer.Option("--segmenter", help="Run that outlines; may be given again.")],
+    data: Annotated[Path, typer.Option("--data", help="The prepared folder they were trained on.")],
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Detector folder; default: runs/detector.")] = None,
+    resamples: Annotated[int, typer.Option(min=100, help="How often patients are resampled.")] = 10_000,
+) -> None:
+    """Join classifiers and segmenters into one detector: a folder that can be copied to another machine.
+
+    The gate, the rule for masks, the calibration and the threshold are fitted on validation images; the test images
+    then show the detector beside its parts.
+
+    Example, after training both: `keras-pneumo join runs/smallest_classifier --segmenter runs/smallest_segmenter
+    --data data/prepared/phantom-try --out runs/detector-try`
+    """
+    import_tensorflow()
+    from keras_pneumo.prediction.joining import join
+    from keras_pneumo.prediction.run import read_run
+
+    runs = [read_run(run) for run in classifiers]
+    outliners = [read_run(run) for run in segmenters]
+    prepared = load_prepared(data)
+    folder = new_folder(out_folder, "detector")
+    with Progress("prediction") as progress:
+        joint, board = join(runs, outliners, prepared, folder, folder.name, progress.update, resamples)
+    for sentence in joint.sentences:
+        say(sentence)
+    table = board.table.set_index("team")
+    say(f"On {board.extent} of the test set:")
+    for entry in board.teams:
+        row = table.loc[entry.team]
+        parts = [
+            f"{word} {row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})"
+            for name, word in (("dice", "Dice"), ("auroc", "AUROC"), ("brier", "Brier"))
+            if row.get(name) == row.get(name) and row.get(name) is not None
+        ]
+        say(f"  {entry.team}: {', '.join(parts)}")
+    say(str(folder / "board" / "report.html"))
+    say(str(folder))
+
+
+def detect_command(
+    detector_folder: Annotated[Path, typer.Argument(metavar="DETECTOR", help="Folder that join made.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES|FOLDER", help="DICOM, PNG or JPEG radiographs.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Where the answers go.")],
+    dicom: Annotated[bool, typer.Option("--dicom", help="Also DICOM: segmentation, overlay and report.")] = False,
+    make_uids: Annotated[
+        bool,
+        typer.Option("--make-uids", help="Make up identifiers that a DICOM file lacks, and keep a copy with them."),
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that decode; default: by files and cores.")
+    ] = None,
+    engine: Annotated[
+        EngineName, typer.Option(help="What runs the networks: Keras, or ONNX Runtime (extra export).")
+    ] = EngineName.KERAS,
+) -> None:
+    """Say for each radiograph whether there is a pneumothorax, and outline it: json, overlay PNG, and DICOM if asked.
+
+    What cannot be read is listed in quarantine.csv; the command then ends with 1.
+
+    Example, after join: `keras-pneumo detect runs/detector-try data/phantom-try --out runs/detect-try`
+    """
+    import_tensorflow()
+    from keras_pneumo.prediction.detect import detect
+    from keras_pneumo.prediction.detector import open_detector
+
+    detector = open_detector(detector_folder, engine.value)
+    with Progress("detection") as progress:
+        done = detect(detector, files, out_folder, dicom, make_uids, progress.update, workers)
+    for row in done.set_aside[:FEW]:
+        warn(f"{row['file']}: {row['reason']}.".replace("..", "."))
+    if len(done.set_aside) > FEW:
+        warn(f"{len(done.set_aside) - FEW} more are listed in quarantine.csv.")
+    say(str(done))
+    if done.set_aside:
+        raise typer.Exit(1)
+
+
+def view_command(
+    detector_folder: Annotated[Path, typer.Argument(metavar="DETECTOR", help="Folder that join made.")],
+    folder: Annotated[Path | None, typer.Argument(help="Radiographs to page through; others can be dropped.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free one.")] = 8765,
+    readings_file: Annotated[
+        Path, typer.Option("--readings", help="Csv of what the reader thinks; gone on with if it is there.")
+    ] = Path("readings.csv"),
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+) -> None:
+    """Open a local page that shows each radiograph with its outline, heat maps, and what the answer means.
+
+    It listens on this machine only and needs no network. Ctrl-C ends it.
+
+    Example, after join: `keras-pneumo view runs/detector-try data/phantom-try`
+    """
+    if find_spec("starlette") is None or find_spec("uvicorn") is None:
+        raise PneumoError("The page needs starlette and uvicorn. Run: pip install 'keras-pneumo[view]'")
+    import_tensorflow()
+    from keras_pneumo.prediction.detect import find_files
+    from keras_pneumo.prediction.detector import open_detector
+    from keras_pneumo.view.decoding import Decoder
+    from keras_pneumo.view.reader import Reader
+    from keras_pneumo.view.readings import Readings
+    from keras_pneumo.view.server import listen, serve
+
+    files = find_files([folder]) if folder is not None else []
+    readings = Readings(readings_file)
+    reader = Reader(open_detector(detector_folder), Decoder())
+    place = listen(port)
+
+    def started(address: str) -> None:
+        say(f"The page: {address} (Ctrl-C ends it). Research use only.")
+        if browser:
+            webbrowser.open(address)
+
+    serve(reader, files, readings, place, started)
+    say(readings.agreement(reader.detector.version)["sentence"])

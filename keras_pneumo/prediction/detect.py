@@ -1,0 +1,285 @@
+"""Radiographs to answers on disk, in a pipeline: worker processes decode, this thread predicts, threads write.
+
+In: an opened detector and files. Out, for each radiograph that could be read: ``NAME.json``, ``NAME.png`` (the outline
+on the radiograph) and, where asked, DICOM objects in ``dicom/NAME``; for all of them ``predictions.csv``, and
+``quarantine.csv`` with what was set aside and why. Memory does not grow with the folder.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from keras_pneumo.data import rle
+from keras_pneumo.data.dicom import quiet
+from keras_pneumo.data.files import require_writable, write_bytes, write_json, write_table
+from keras_pneumo.data.radiograph import Radiograph, UnreadableImage
+from keras_pneumo.data.reading import read_radiograph
+from keras_pneumo.data.siim import find_images
+from keras_pneumo.data.workers import work_through
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.prediction.detector import Answer, Detector
+from keras_pneumo.prediction.dicom_source import NoSource, source_header
+from keras_pneumo.prediction.files import unfit
+from keras_pneumo.prediction.meaning import meaning_of
+from keras_pneumo.prediction.overlay import USE, mask_on, overlay, png_of
+from keras_pneumo.prediction.predict import Progress
+
+BATCH = 4
+"""Radiographs predicted together: at 512 pixels more gain nothing on CPU cores."""
+
+WRITERS = 2
+CRASHED = "its decoder crashed, so it is damaged or hostile"
+
+
+@dataclass
+class Detected:
+    """What :func:`detect` did."""
+
+    out: Path
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    set_aside: list[dict[str, str]] = field(default_factory=list)
+    made_up: int = 0
+    """Files whose identifiers were made up for their DICOM objects."""
+
+    def __str__(self) -> str:
+        """A sentence for the user."""
+        yes = sum(int(row["pneumothorax"]) for row in self.rows)
+        text = f"{len(self.rows)} radiographs answered, {yes} with yes: {self.out / 'predictions.csv'}"
+        if self.made_up:
+            text += f"; identifiers made up for {self.made_up}"
+        return f"{text}; {len(self.set_aside)} set aside: {self.out / 'quarantine.csv'}" if self.set_aside else text
+
+
+def find_files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Every radiograph named or in a named folder, with the name it goes by in the tables.
+
+    Raises:
+        PneumoError: a path does not exist, or there is no radiograph at all.
+    """
+    found: list[tuple[Path, str]] = []
+    for path in paths:
+        if path.is_dir():
+            found += [(one, one.relative_to(path).as_posix()) for one in find_images(path)[0]]
+        elif path.is_file():
+            found.append((path, path.name))
+        else:
+            raise PneumoError(f"There is no {path}. Name DICOM, PNG or JPEG files, or a folder that holds them.")
+    if not found:
+        raise PneumoError(f"{', '.join(map(str, paths))}: there is no DICOM, PNG or JPEG file. Name another folder.")
+    return found
+
+
+def detect(
+    detector: Detector,
+    paths: Sequence[Path],
+    out: Path,
+    dicom: bool = False,
+    make_uids: bool = False,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    batch: int = BATCH,
+) -> Detected:
+    """Answer for every radiograph and write what was found.
+
+    Args:
+        detector: opened.
+        paths: files and folders.
+        out: folder for the answers, made if need be.
+        dicom: whether to write DICOM objects too.
+        make_uids: whether to make up identifiers that DICOM objects need and the file lacks.
+        progress: called with files done and in all.
+        workers: processes that decode; default: one for each core where there are files enough for that.
+        batch: radiographs predicted together.
+
+    Raises:
+        PneumoError: there is nothing to read, highdicom is missing, or the disk refuses.
+    """
+    if dicom and find_spec("highdicom") is None:
+        raise PneumoError(
+            "DICOM objects need highdicom, which is not installed. Run: pip install 'keras-pneumo[dicom]'"
+        )
+    files = dict(find_files(paths))
+    require_writable(out)
+    done = Detected(out)
+    names: set[str] = set()
+    pending: deque[Future[dict[str, Any]]] = deque()
+    read = work_through(_read, list(files), workers)
+    count = 0
+    with ThreadPoolExecutor(WRITERS) as writers:
+        while group := list(itertools.islice(read, batch)):
+            good: list[tuple[Path, Radiograph]] = []
+            for path, found in group:
+                reason = found if isinstance(found, str) else CRASHED if found is None else _reason(found, detector)
+                if reason:
+                    done.set_aside.append({"file": files[path], "reason": reason})
+                elif isinstance(found, Radiograph):
+                    good.append((path, found))
+            answers = detector.answer([radiograph.image for _, radiograph in good]) if good else []
+            for (path, radiograph), answer in zip(good, answers, strict=True):
+                name = _free_name(radiograph.image_id, names)
+                one = _Item(path, files[path], name, radiograph, answer, dicom, make_uids)
+                pending.append(writers.submit(_write, detector, one, out))
+            count += len(group)
+            for row in _finished(pending, leave=2 * batch):
+                _enter(row, done)
+            if progress:
+                progress(count, len(files))
+        for row in _finished(pending, leave=0):
+            _enter(row, done)
+    _write_tables(done)
+    return done
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One answered radiograph on its way to the disk."""
+
+    path: Path
+    file: str
+    name: str
+    radiograph: Radiograph
+    answer: Answer
+    dicom: bool
+    make_uids: bool
+
+
+def _read(path: Path) -> Radiograph | str:
+    """A radiograph, or why it is none. Runs in a worker process."""
+    try:
+        return read_radiograph(path)
+    except UnreadableImage as error:
+        return str(error)
+
+
+def _reason(radiograph: Radiograph, detector: Detector) -> str:
+    return unfit(radiograph, detector.image_size)
+
+
+def _free_name(image_id: str, taken: set[str]) -> str:
+    """A file name from an image id: an id may be any text, and two files may have the same one."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", image_id).strip(".")[:100] or "image"
+    numbered = (plain if number == 1 else f"{plain}-{number}" for number in itertools.count(1))
+    name = next(one for one in numbered if one.lower() not in taken)
+    taken.add(name.lower())
+    return name
+
+
+def _finished(pending: deque[Future[dict[str, Any]]], leave: int) -> Iterator[dict[str, Any]]:
+    """Rows of what has been written, waiting until no more than ``leave`` are under way."""
+    while len(pending) > leave:
+        yield pending.popleft().result()
+
+
+def _enter(row: dict[str, Any], done: Detected) -> None:
+    note, made_up = row.pop("note"), row.pop("made_up")
+    done.rows.append(row)
+    done.made_up += bool(made_up)
+    if note:
+        done.set_aside.append({"file": row["file"], "reason": f"answered, but without DICOM objects: {note}"})
+
+
+def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> dict[str, Any]:
+    """An answer in plain values, the same for ``NAME.json`` and for the page."""
+    side = radiograph.image.shape[0]
+    pixels = int(answer.mask.sum())
+    spacing = radiograph.pixel_spacing_mm
+    yes = answer.probability >= detector.threshold
+    return {
+        "image_id": radiograph.image_id,
+        "probability": answer.probability,
+        "threshold": detector.threshold,
+        "pneumothorax": bool(yes),
+        "meaning": meaning_of(detector.counts, yes).sentence,
+        "outlined": pixels > 0,
+        "mask_share": pixels / answer.mask.size,
+        "area_mm2": round(pixels * (side / answer.mask.shape[0] * spacing) ** 2, 1) if spacing else None,
+        "encoded_pixels": rle.encode(answer.mask),
+        "rows": side,
+        "columns": side,
+        "detector": {"name": detector.name, "version": detector.version},
+        "use": f"{USE}. Not a medical device.",
+    }
+
+
+def caption(detector: Detector, answer: Answer) -> list[str]:
+    """What is drawn on an overlay: the answer, who gave it, and what it is for; never who the patient is."""
+    word = "yes" if answer.probability >= detector.threshold else "no"
+    return [
+        f"Pneumothorax: {word}, probability {answer.probability:.2f} (yes from {detector.threshold:.2f})",
+        f"keras-pneumo {detector.name[:40]} {detector.version}. {USE}",
+    ]
+
+
+def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:
+    """Write one answer; the row for the table. Runs in a writer thread."""
+    radiograph, answer = item.radiograph, item.answer
+    mask = mask_on(answer.mask, radiograph.image.shape[0])
+    picture = overlay(radiograph.image, mask, caption(detector, answer))
+    summary = {"file": item.file, **summary_of(detector, radiograph, answer), "overlay": f"{item.name}.png"}
+    note, made_up = "", list[str]()
+    if item.dicom:
+        try:
+            summary["dicom"], made_up = _write_dicom(detector, item, mask, picture, summary["area_mm2"], out)
+        except NoSource as error:
+            note = str(error)
+    write_bytes(out / f"{item.name}.png", png_of(picture), durable=False)
+    write_json(out / f"{item.name}.json", summary)
+    kept = ("file", "image_id", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2", "encoded_pixels")
+    return {name: summary[name] for name in kept} | {"note": note, "made_up": made_up}
+
+
+def _write_dicom(
+    detector: Detector, item: _Item, mask: Any, picture: Any, area: float | None, out: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """Write the objects of one radiograph, and a copy of the source where it had to be given identifiers."""
+    import pydicom
+
+    from keras_pneumo.prediction.dicom_objects import Finding, dicom_objects
+
+    data = item.path.read_bytes()
+    source, made_up = source_header(data, item.make_uids)
+    algorithm = f"keras-pneumo {detector.name}"[:64]
+    finding = Finding(mask, picture, item.answer.probability, detector.threshold, area, algorithm, detector.version)
+    try:
+        objects = dicom_objects(source, finding)
+    except Exception as error:  # a header may hold anything; what the error quotes may be a person's name
+        raise NoSource(f"its header holds what no DICOM object can take over ({type(error).__name__})") from None
+    told: dict[str, Any] = {"source": str(source.SOPInstanceUID), "identifiers_made_up": made_up}
+    with quiet():
+        if made_up:
+            full = pydicom.dcmread(io.BytesIO(data))
+            for name in made_up:
+                setattr(full, name, source[name].value)
+            full.file_meta.MediaStorageSOPInstanceUID = source.SOPInstanceUID
+            objects = {"source": full, **objects}
+        for kind, dataset in objects.items():
+            stream = io.BytesIO()
+            dataset.save_as(stream, enforce_file_format=True)
+            name = f"dicom/{item.name}/{kind}.dcm"
+            write_bytes(out / name, stream.getvalue(), durable=False)
+            told[kind if kind != "source" else "source_copy"] = name
+    return told, made_up
+
+
+def _write_tables(done: Detected) -> None:
+    columns = ["file", "image_id", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2"]
+    table = pd.DataFrame(done.rows, columns=[*columns, "encoded_pixels"]).sort_values("file", ignore_index=True)
+    table[["pneumothorax", "outlined"]] = table[["pneumothorax", "outlined"]].astype(int)
+    write_table(done.out / "predictions.csv", table.round({"probability": 6, "mask_share": 6}))
+    quarantine = done.out / "quarantine.csv"
+    if done.set_aside:
+        rows = sorted(done.set_aside, key=lambda row: row["file"])
+        write_table(quarantine, pd.DataFrame(rows, columns=["file", "reason"]))
+    else:
+        quarantine.unlink(missing_ok=True)  # of an earlier run into the same folder

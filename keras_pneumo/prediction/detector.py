@@ -1,0 +1,255 @@
+"""The detector: classifiers and segmenters that answer as one, in a folder that can be copied to another machine.
+
+In: a folder that :mod:`keras_pneumo.prediction.joining` made, and square radiographs. Out: for each one calibrated
+probability and one mask. The folder holds everything that an answer depends on::
+
+    detector.json               what it is, the calibration, the threshold, validation's counts, a hash of every file
+    postprocess.json            the rule for masks, whose gate asks an image-level answer
+    classifier_0/ ...           experiment.json and network_0.safetensors, network_1.safetensors, ... by PyTorch's names
+    segmenter_0/ ...
+
+Nothing in it names another place, and weights are plain tensors: opening a detector runs no code of its maker's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from keras_pneumo.config import Experiment, validated
+from keras_pneumo.data.files import sha256_bytes, sha256_file
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.models.weights import from_torch, load_safetensors
+from keras_pneumo.prediction.calibration import Calibration, log_odds, read_calibration
+from keras_pneumo.prediction.files import mean_probability, pixels_at
+from keras_pneumo.prediction.maps import LEVELS, enlarge, level_counts, levels_of
+from keras_pneumo.prediction.onnx_engine import on_onnx
+from keras_pneumo.prediction.postprocess import FILE as RULE_FILE
+from keras_pneumo.prediction.postprocess import Rule, read_rule
+from keras_pneumo.prediction.run import Run, build
+from keras_pneumo.prediction.segment import OWN_HEAD, Members, mean_maps
+
+Engine = Literal["keras", "onnx"]
+FILE = "detector.json"
+FORMAT = 1
+CLASSIFIER, OUTLINE = "classifier", "outline"
+"""Beside ``own head``, what may decide at the level of the image, alone or together."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How validation images fell at the threshold; from them a reader is told how often such an answer is wrong."""
+
+    images: int
+    patients: int
+    true_positive: int
+    false_positive: int
+    false_negative: int
+    true_negative: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the detector says of one radiograph."""
+
+    probability: float
+    """Calibrated, of any pneumothorax."""
+    classifier: float
+    """By the classifiers, as they are."""
+    own_head: float | None
+    """By the segmenters' image-level heads, as they are; None where they have none."""
+    levels: np.ndarray
+    """The segmenters' map, uint8 (S, S): probability times 255."""
+    mask: np.ndarray
+    """uint8 (1024, 1024), 0 or 1, on the radiograph stretched to that grid."""
+
+
+@dataclass(frozen=True)
+class Detector:
+    """An opened detector, its files checked and its networks loaded."""
+
+    folder: Path
+    name: str
+    version: str
+    """Of this package and of the detector's own content: two detectors with the same version answer the same."""
+    classifiers: Members
+    segmenters: Members
+    rule: Rule
+    outline_area: int
+    """Pixels at 1024x1024 that the ``outline`` as an image-level answer asks of a map."""
+    calibration: Calibration
+    probability_source: str
+    threshold: float
+    """On the calibrated probability: from here on the answer is yes."""
+    counts: Counts
+    record: dict[str, Any]
+    """All of ``detector.json``."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the largest image that a network wants: smaller radiographs are refused."""
+        return max(run.experiment.image_size for run, _ in [*self.classifiers, *self.segmenters])
+
+    def answer(self, images: Sequence[np.ndarray]) -> list[Answer]:
+        """Answers for square uint8 radiographs, white dense, of any size from :attr:`image_size` up."""
+        classifier = mean_probability(self.classifiers, images)
+        maps, head = mean_maps(self.segmenters, lambda size: pixels_at(images, size))
+        levels = levels_of(maps)
+        outline = np.array([outline_score(one, self.outline_area) for one in levels])
+        sources = image_level_sources(classifier, head, outline)
+        probability = self.calibration.apply(sources[self.probability_source])
+        gate = sources[self.rule.gate_source] if self.rule.gate > 0 else np.ones(len(images))
+        return [
+            Answer(
+                float(probability[row]),
+                float(classifier[row]),
+                None if head is None else float(head[row]),
+                one,
+                self.rule.mask(enlarge(one), float(gate[row])),
+            )
+            for row, one in enumerate(levels)
+        ]
+
+
+def outline_score(levels: np.ndarray, area: int) -> float:
+    """The highest probability that at least ``area`` pixels at 1024x1024 of a map, uint8 (S, S), reach."""
+    return float(Rule(1.0, area, 1.0).score(level_counts(enlarge(levels), np.empty(0, np.int32))[None])[0])
+
+
+def image_level_sources(
+    classifier: np.ndarray, own_head: np.ndarray | None, outline: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What may decide at the level of the image, by name: each is a probability, (n,).
+
+    Several together are the mean of their log odds, so that one that is sure outweighs one that is not.
+
+    Args:
+        classifier: the classifiers' probability, (n,).
+        own_head: that of the segmenters' image-level heads, (n,), where they have one.
+        outline: :func:`outline_score` of each map; a map has 256 levels, so it is never surer than half a level.
+    """
+    half = 0.5 / (LEVELS - 1)
+    found = {CLASSIFIER: np.asarray(classifier, float)}
+    outline = np.clip(outline, half, 1 - half)
+    if own_head is not None:
+        found |= {OWN_HEAD: np.asarray(own_head, float), f"{CLASSIFIER} and {OWN_HEAD}": _mean(classifier, own_head)}
+    found[f"{CLASSIFIER} and {OUTLINE}"] = _mean(classifier, outline)
+    if own_head is not None:
+        found[f"{CLASSIFIER}, {OWN_HEAD} and {OUTLINE}"] = _mean(classifier, own_head, outline)
+    return found
+
+
+def _mean(*probabilities: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.mean([log_odds(one) for one in probabilities], axis=0)))
+
+
+def content_hash(record: dict[str, Any]) -> str:
+    """The hash that ``detector.json`` gives of itself, less that hash."""
+    rest = {name: value for name, value in record.items() if name != "sha256"}
+    return sha256_bytes(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode())
+
+
+def open_detector(folder: Path, engine: Engine = "keras") -> Detector:
+    """A detector folder, every file checked against its hash, its networks loaded.
+
+    Args:
+        folder: that :mod:`keras_pneumo.prediction.joining` made, or a copy of it.
+        engine: what runs the networks; see :mod:`keras_pneumo.prediction.onnx_engine`.
+
+    Raises:
+        PneumoError: it is no detector, or a file is missing or not as it was written.
+    """
+    record = read_record(folder)
+    check_files(folder, record)
+    try:
+        counts = Counts(**record["validation"]["counts"])
+        threshold, source = float(record["threshold"]), str(record["probability_source"])
+        area = int(record["outline_area"])
+        name, package = str(record["name"]), str(record["versions"]["keras_pneumo"])
+        roles = {role: [str(member) for member in record[role]] for role in ("classifiers", "segmenters")}
+    except (KeyError, TypeError, ValueError):
+        raise PneumoError(f"{folder / FILE} lacks a part of a detector's record. Join the runs again.") from None
+    classifiers = [_member(folder, member, engine) for member in roles["classifiers"]]
+    segmenters = [_member(folder, member, engine) for member in roles["segmenters"]]
+    return Detector(
+        folder=folder,
+        name=name,
+        version=f"{package}+{record['sha256'][:12]}",
+        classifiers=classifiers,
+        segmenters=segmenters,
+        rule=read_rule(folder / RULE_FILE),
+        outline_area=area,
+        calibration=read_calibration(record["calibration"]),
+        probability_source=source,
+        threshold=threshold,
+        counts=counts,
+        record=record,
+    )
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """``detector.json``, checked to be whole and of a format that this version reads.
+
+    Raises:
+        PneumoError: there is none, or it was changed.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise PneumoError(
+            f"{folder} is no detector: it has no {FILE}. Make one with keras-pneumo join CLASSIFIER --segmenter "
+            "SEGMENTER --data PREPARED --out DETECTOR."
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PneumoError(f"{path} cannot be read: {error}. Copy the detector again.") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise PneumoError(f"{path} is not of format {FORMAT}, the one this version reads.")
+    if record.get("sha256") != content_hash(record):
+        raise PneumoError(f"{path} was changed after it was written: its hash does not fit. Copy the detector again.")
+    return record
+
+
+def check_files(folder: Path, record: dict[str, Any]) -> None:
+    """Refuse a detector of which a file is missing, changed, or outside its folder.
+
+    Raises:
+        PneumoError: naming the files.
+    """
+    files = record.get("files")
+    if not isinstance(files, dict) or not files:
+        raise PneumoError(f"{folder / FILE} names no files. Copy the detector again.")
+    root = folder.resolve()
+    bad = []
+    for name, digest in files.items():
+        path = folder / name
+        inside = path.resolve().is_relative_to(root)
+        if not inside or not path.is_file() or sha256_file(path) != digest:
+            bad.append(name)
+    if bad:
+        raise PneumoError(
+            f"{folder}: {', '.join(bad[:5])} {'is' if len(bad) == 1 else 'are'} missing or not as written. "
+            "Copy the detector again, whole."
+        )
+
+
+def _member(folder: Path, name: str, engine: Engine) -> tuple[Run, list[keras.Model]]:
+    """One run of the detector and its networks, float32."""
+    place = folder / name
+    record = json.loads((place / "experiment.json").read_text(encoding="utf-8"))
+    experiment = validated(Experiment, record.get("experiment", {}), str(place / "experiment.json"))
+    keras.config.set_dtype_policy("float32")
+    models: list[Any] = []
+    for path in sorted(place.glob("network_*.safetensors")):
+        model = build(experiment)
+        from_torch(model, load_safetensors(path))
+        models.append(on_onnx(model, experiment) if engine == "onnx" else model)
+    if not models:
+        raise PneumoError(f"{place} holds no weights. Copy the detector again, whole.")
+    return Run(place, experiment, record), models

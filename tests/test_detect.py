@@ -1,0 +1,289 @@
+"""Files to answers: overlays and DICOM objects line up with their source, bad files are set aside, nobody is named."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from known_detector import dice, expected_mask, known_detector
+from pydicom.uid import UID
+
+from keras_pneumo.data import rle
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.prediction.detect import detect, find_files
+from keras_pneumo.prediction.dicom_source import NoSource, is_uid, source_header
+from keras_pneumo.prediction.meaning import meaning_of
+from keras_pneumo.prediction.overlay import mask_on, overlay
+
+hd = pytest.importorskip("highdicom", reason="highdicom (extra dicom) is not installed")
+REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[2] / "shared")) / "siim_mini" / "dicom"
+DCIODVFY = shutil.which("dciodvfy")
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory, phantoms):
+    """Three DICOM files, one of them stored inverted where there is one."""
+    folder = tmp_path_factory.mktemp("few")
+    for path in sorted(phantoms.rglob("*.dcm"))[:3]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory, few):
+    """Answers for the three, with DICOM objects."""
+    out = tmp_path_factory.mktemp("answered")
+    done = detect(known_detector(), [few], out, dicom=True)
+    assert not done.set_aside
+    return out
+
+
+def source_pixels(path):
+    pixels = pydicom.dcmread(path).pixel_array
+    return 255 - pixels if pydicom.dcmread(path).PhotometricInterpretation == "MONOCHROME1" else pixels
+
+
+def check_alignment(path, out):
+    """Mask, overlay, Segmentation and Secondary Capture of one file lie where its own pixels say."""
+    pixels = source_pixels(path)
+    expected = expected_mask(pixels)
+    told = json.loads((out / f"{path.stem}.json").read_text())
+    segmentation = hd.seg.segread(out / told["dicom"]["segmentation"])
+    mask = segmentation.pixel_array.squeeze() > 0
+    assert mask.shape == pixels.shape
+    right = dice(mask, expected)
+    assert right > 0.95
+    for wrong in (mask[:, ::-1], mask[::-1], mask.T, np.roll(mask, 32, axis=1)):
+        assert dice(wrong, expected) < right - 0.02
+    np.testing.assert_array_equal(rle.decode(told["encoded_pixels"]) > 0, mask)
+    assert segmentation.get_source_image_uids()[0][2] == path.stem
+    picture = cv2.imread(str(out / told["overlay"]))
+    capture = pydicom.dcmread(out / told["dicom"]["capture"])
+    np.testing.assert_array_equal(capture.pixel_array, picture[..., ::-1])
+    assert capture.SourceImageSequence[0].ReferencedSOPInstanceUID == path.stem
+    coloured = np.ptp(picture, axis=2) > 60
+    padded = np.pad(mask.astype(np.uint8), 8)  # at the border of the picture the mask has an edge too
+    edge, near = (
+        cv2.morphologyEx(padded, cv2.MORPH_GRADIENT, np.ones((size, size)))[8:-8, 8:-8] > 0 for size in (9, 15)
+    )
+    assert coloured.any()
+    assert edge[coloured].mean() > 0.99, "what is coloured is the mask's edge"
+    text = np.zeros_like(mask)
+    text[int(0.9 * len(text)) :] = True
+    untouched = ~near & ~text
+    # Another JPEG decoder than ours may round otherwise.
+    np.testing.assert_allclose(picture[untouched].astype(int), np.repeat(pixels[untouched][:, None], 3, axis=1), atol=2)
+
+
+def check_objects(path, out):
+    """What the three objects name and say, read back with highdicom and pydicom."""
+    told = json.loads((out / f"{path.stem}.json").read_text())
+    source = pydicom.dcmread(path, stop_before_pixels=True)
+    for kind in ("segmentation", "capture", "report"):
+        one = pydicom.dcmread(out / told["dicom"][kind])
+        assert one.StudyInstanceUID == source.StudyInstanceUID
+        assert one.PatientID == source.PatientID
+        assert one.SoftwareVersions == "0.1.0+test"
+        assert one.ManufacturerModelName == "keras-pneumo bright"
+        assert "esearch use only" in one.SeriesDescription
+        assert is_uid(one.SOPInstanceUID)
+    report = hd.sr.srread(out / told["dicom"]["report"])
+    (image,) = report.content.get_image_measurement_groups()
+    assert image.source_images[0].referenced_sop_instance_uid == path.stem
+    (certainty,) = image.get_measurements()
+    assert certainty.value == pytest.approx(80)
+    assert image.get_qualitative_evaluations()[0].value.meaning == "Present"
+    (region,) = report.content.get_planar_roi_measurement_groups()
+    assert region.get_measurements()[0].value == pytest.approx(told["area_mm2"], rel=1e-3)
+    spacing = float(source.PixelSpacing[0])
+    assert told["area_mm2"] == pytest.approx(rle.decode(told["encoded_pixels"]).sum() * spacing**2, rel=1e-3)
+    whole = str(report)
+    assert "0.1.0+test" in whole
+    assert "Research use only" in whole
+
+
+def check_valid(out):
+    """dciodvfy finds no error in any object."""
+    made = sorted(path for path in (out / "dicom").rglob("*.dcm") if path.name != "source.dcm")
+    assert made
+    for path in made:
+        told = subprocess.run([DCIODVFY, "-new", path], capture_output=True, text=True)
+        assert "Error" not in told.stderr + told.stdout, f"{path.name}: {told.stderr}"
+
+
+def test_objects_of_phantoms_line_up_and_name_their_source(answered, few):
+    for path in few.iterdir():
+        check_alignment(path, answered)
+        check_objects(path, answered)
+    table = pd.read_csv(answered / "predictions.csv")
+    assert sorted(table["image_id"]) == sorted(path.stem for path in few.iterdir())
+    assert (table["pneumothorax"] == 1).all()
+    assert not (answered / "quarantine.csv").exists()
+
+
+@pytest.mark.skipif(DCIODVFY is None, reason="dciodvfy (Debian's dicom3tools) is not installed")
+def test_objects_of_phantoms_are_valid_dicom(answered):
+    check_valid(answered)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real DICOM files are not here")
+@pytest.mark.slow
+def test_objects_of_real_files_line_up_and_are_valid(tmp_path):
+    done = detect(known_detector(), [REAL], tmp_path, dicom=True)
+    assert len(done.rows) == 10
+    for path in REAL.glob("*.dcm"):
+        check_alignment(path, tmp_path)
+        check_objects(path, tmp_path)
+    if DCIODVFY:
+        check_valid(tmp_path)
+
+
+@pytest.mark.skipif(DCIODVFY is None, reason="dciodvfy (Debian's dicom3tools) is not installed")
+def test_a_no_has_a_report_and_no_segmentation(few, tmp_path):
+    done = detect(known_detector(probability=0.1, top=2), [next(few.iterdir())], tmp_path, dicom=True)
+    (row,) = done.rows
+    assert (row["pneumothorax"], row["outlined"], row["encoded_pixels"]) == (False, False, "-1")
+    assert not list(tmp_path.rglob("segmentation.dcm"))
+    (path,) = tmp_path.rglob("report.dcm")
+    (image,) = hd.sr.srread(path).content.get_image_measurement_groups()
+    assert image.get_qualitative_evaluations()[0].value.meaning == "Absent"
+    check_valid(tmp_path)
+
+
+def as_siim_test_file(path, target):
+    """A file as SIIM's test files are: empty study and series UIDs, a SOP UID that is none."""
+    dataset = pydicom.dcmread(path)
+    dataset.StudyInstanceUID = dataset.SeriesInstanceUID = ""
+    with pydicom.config.disable_value_validation():
+        dataset.SOPInstanceUID = UID("ID_000012eaf", validation_mode=0)
+        dataset.file_meta.MediaStorageSOPInstanceUID = UID("ID_000012eaf", validation_mode=0)
+        dataset.save_as(target)
+
+
+def test_files_without_identifiers_are_told_or_mended(few, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    as_siim_test_file(next(few.iterdir()), data / "ID_000012eaf.dcm")
+    plain = detect(known_detector(), [data], tmp_path / "plain", dicom=True)
+    assert len(plain.rows) == 1, "it is answered all the same"
+    (aside,) = plain.set_aside
+    for word in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "--make-uids"):
+        assert word in aside["reason"]
+    assert not (tmp_path / "plain/dicom").exists()
+    made = detect(known_detector(), [data], tmp_path / "made", dicom=True, make_uids=True)
+    assert (made.made_up, made.set_aside) == (1, [])
+    told = json.loads((tmp_path / "made/ID_000012eaf.json").read_text())["dicom"]
+    copy = pydicom.dcmread(tmp_path / "made" / told["source_copy"])
+    assert is_uid(copy.SOPInstanceUID)
+    assert copy.SOPInstanceUID == told["source"]
+    np.testing.assert_array_equal(copy.pixel_array, pydicom.dcmread(next(few.iterdir())).pixel_array)
+    segmentation = hd.seg.segread(tmp_path / "made" / told["segmentation"])
+    study, series, instance = segmentation.get_source_image_uids()[0]
+    assert (study, series, instance) == (copy.StudyInstanceUID, copy.SeriesInstanceUID, copy.SOPInstanceUID)
+    again, _ = source_header((data / "ID_000012eaf.dcm").read_bytes(), make_uids=True)
+    assert again.SOPInstanceUID == copy.SOPInstanceUID, "the same file always gets the same"
+    if DCIODVFY:
+        check_valid(tmp_path / "made")
+
+
+def test_bad_files_are_set_aside_and_nobody_is_named(few, tmp_path, capsys, recwarn):
+    data = tmp_path / "data"
+    data.mkdir()
+    named = pydicom.dcmread(next(few.iterdir()))
+    named.PatientName, named.PatientID = "Unmistakable^Name", "UNMISTAKABLE"
+    named.save_as(data / "named.dcm")
+    named.Rows = 5000
+    named.save_as(data / "liar.dcm")
+    (data / "broken.dcm").write_bytes(b"no dicom at all")
+    cv2.imwrite(str(data / "plain.png"), np.tile(np.arange(256, dtype=np.uint8), (256, 1)))
+    cv2.imwrite(str(data / "wide.png"), np.zeros((256, 300), np.uint8))
+    done = detect(known_detector(), [data], tmp_path / "out", dicom=True)
+    quarantine = pd.read_csv(tmp_path / "out/quarantine.csv").set_index("file")["reason"]
+    assert set(quarantine.index) == {"liar.dcm", "broken.dcm", "plain.png", "wide.png"}
+    assert "no DICOM file" in quarantine["broken.dcm"]
+    assert "300 columns" in quarantine["wide.png"]
+    assert quarantine["plain.png"].startswith("answered, but without DICOM objects")
+    assert {row["file"] for row in done.rows} == {"named.dcm", "plain.png"}
+    spoken = capsys.readouterr()
+    texts = [path.read_text() for path in (tmp_path / "out").iterdir() if path.suffix in (".json", ".csv")]
+    everything = " ".join([*texts, spoken.out, spoken.err, *(str(one.message) for one in recwarn), str(done)])
+    assert "unmistakable" not in everything.lower()
+
+
+def test_hostile_ids_stay_inside_the_folder_and_equal_ones_apart(few, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    dataset = pydicom.dcmread(next(few.iterdir()))
+    with pydicom.config.disable_value_validation():
+        dataset.SOPInstanceUID = UID("../../outside", validation_mode=0)
+        dataset.save_as(data / "a.dcm")
+        dataset.save_as(data / "b.dcm")
+    detect(known_detector(), [data], tmp_path / "out")
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert len(names) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_same_answers(few, answered, tmp_path):
+    detect(known_detector(), [few], tmp_path, workers=2)
+    first, second = (pd.read_csv(folder / "predictions.csv") for folder in (answered, tmp_path))
+    pd.testing.assert_frame_equal(first, second)
+
+
+def test_nothing_to_read_is_refused(tmp_path):
+    with pytest.raises(PneumoError, match="There is no"):
+        find_files([tmp_path / "nowhere"])
+    with pytest.raises(PneumoError, match="no DICOM"):
+        find_files([tmp_path])
+
+
+def test_what_no_object_can_name_is_said(tmp_path):
+    with pytest.raises(NoSource, match="no DICOM file"):
+        source_header(b"\x89PNG" + b"\0" * 200)
+    dataset = pydicom.Dataset()
+    dataset.PatientName = "X"
+    stream = io.BytesIO()
+    dataset.save_as(stream, implicit_vr=False, little_endian=True)
+    with pytest.raises(NoSource):
+        source_header(b"\0" * 128 + b"DICM" + stream.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("text", "right"), [("1.2.3", True), ("", False), (None, False), ("ID_0", False), ("1.02", False)]
+)
+def test_what_is_a_uid(text, right):
+    assert is_uid(text) is right
+
+
+def test_what_an_answer_means_is_exact():
+    counts = known_detector().counts  # 30 right and 10 wrong yes, 152 right and 8 wrong no; 38 of 200 positive
+    yes, no = meaning_of(counts, True), meaning_of(counts, False)
+    assert (yes.wrong, yes.told, no.wrong, no.told) == (10, 40, 8, 160)
+    assert "about 25 have no pneumothorax" in yes.sentence
+    assert "about 5 have one all the same" in no.sentence
+    assert "19% of 200" in yes.sentence
+    assert yes.low < 0.25 < yes.high
+
+
+@pytest.mark.parametrize("side", [512, 1024, 2048])
+def test_a_mask_keeps_its_place_on_any_grid(side):
+    mask = np.zeros((1024, 1024), np.uint8)
+    mask[100:200, 300:700] = 1
+    there = mask_on(mask, side)
+    rows, columns = np.nonzero(there)
+    factor = side / 1024
+    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (
+        100 * factor,
+        200 * factor,
+        300 * factor,
+        700 * factor,
+    )
+    assert overlay(np.zeros((side, side), np.uint8), there).shape == (side, side, 3)

@@ -1,0 +1,260 @@
+"""The page's server: who may ask, what a bad file gets, what a reading leaves behind."""
+
+import json
+import os
+import struct
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pandas as pd
+import pytest
+from known_detector import known_detector
+
+from keras_pneumo.data.radiograph import UnreadableImage
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.prediction.detect import find_files
+from keras_pneumo.view import decoding
+from keras_pneumo.view.readings import Reading, Readings, agreement_of
+
+pytest.importorskip("uvicorn", reason="the page (extra view) is not installed")
+from keras_pneumo.models.classifier import build_classifier
+from keras_pneumo.prediction.detector import open_detector
+from keras_pneumo.prediction.files import pixels_at
+from keras_pneumo.prediction.gradcam import heat_maps
+from keras_pneumo.view.decoding import Decoder, decode_bytes
+from keras_pneumo.view.reader import Reader, heat_of, mean_heat
+from keras_pneumo.view.server import MAX_DROP, listen, make_app, make_server
+
+
+class Page:
+    """A served page: its address, its folder's files, its csv."""
+
+    def __init__(self, folder, readings):
+        self.place = listen(0)
+        self.port = self.place.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.files = find_files([folder])
+        self.readings = Readings(readings)
+        self.reader = Reader(known_detector(classifier_model=build_classifier("resnet18")), Decoder())
+        self.server = make_server(make_app(self.reader, self.files, self.readings, self.port))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.place]}, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        deadline = time.monotonic() + 30
+        while not self.server.started:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return self
+
+    def __exit__(self, *_):
+        self.server.should_exit = True
+        self.thread.join(10)
+        self.reader.decoder.close()
+
+    def ask(self, path, data=None, **headers):
+        """Status, headers and text of an answer; headers are given with _ for -."""
+        given = {"Origin": self.address} if data is not None else {}
+        given |= {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(self.address + path, data, given)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, dict(answer.headers), answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, dict(error.headers), error.read().decode()
+
+    def json(self, path, data=None, **headers):
+        status, _, text = self.ask(path, data, **headers)
+        return status, json.loads(text)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory, phantoms):
+    folder = tmp_path_factory.mktemp("films")
+    for path in sorted(phantoms.rglob("*.dcm"))[:2]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(films, tmp_path_factory):
+    with Page(films, tmp_path_factory.mktemp("readings") / "readings.csv") as found:
+        yield found
+
+
+def test_the_page_asks_nothing_of_the_network(page):
+    status, headers, text = page.ask("/")
+    assert status == 200
+    assert "esearch use only" in text
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+    for name in ("page.css", "app.js", "film.js", "panel.js"):
+        status, _, part = page.ask(f"/page/{name}")
+        assert status == 200
+        assert "http:" not in part
+        assert "https:" not in part
+    assert page.ask("/page/../server.py")[0] == 404
+    assert page.place.getsockname()[0] == "127.0.0.1"
+
+
+def test_another_host_or_origin_is_refused(page):
+    drop = "/api/drop?name=x"
+    for path, data, headers in [
+        ("/", None, {"Host": f"evil.example:{page.port}"}),
+        ("/api/about", None, {"Host": "evil.example"}),
+        ("/api/about", None, {"Sec_Fetch_Site": "cross-site"}),
+        ("/api/about", None, {"Origin": "http://evil.example"}),
+        (drop, b"x", {"Origin": "http://evil.example"}),
+        (drop, b"x", {"Origin": "null"}),
+        (drop, b"x", {"Origin": f"http://127.0.0.1:{page.port + 1}"}),
+    ]:
+        status, told = page.json(path, data, **headers)
+        assert status == 403, (path, headers)
+        assert told["error"]
+    request = urllib.request.Request(page.address + drop, b"x")  # no origin at all
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(request, timeout=30)
+    assert refusal.value.code == 403
+    assert page.json("/api/about", Host=f"localhost:{page.port}")[0] == 200
+
+
+def test_an_answer_has_all_that_the_page_shows(page):
+    status, found = page.json("/api/folder/0")
+    assert status == 200
+    assert found["probability"] == pytest.approx(0.8)
+    assert found["pneumothorax"] is True
+    assert found["outline"].startswith("M")
+    assert found["pixels"].startswith("data:image/png;base64,")
+    assert set(found["maps"]) == {"classifier", "segmenter"}
+    assert "10 of 40" in found["evidence"]
+    about = page.json("/api/about")[1]
+    assert (about["sensitivity"], about["specificity"]) == (pytest.approx(30 / 38), pytest.approx(152 / 162))
+    assert about["files"] == [name for _, name in page.files]
+
+
+def test_a_bad_file_gets_a_sentence_and_the_page_goes_on(page, films):
+    header = struct.pack(">I4sIIBBBBB", 13, b"IHDR", 60000, 60000, 8, 0, 0, 0, 0)
+    bad = {
+        "empty.dcm": b"",
+        "text.dcm": b"not a radiograph",
+        "cut.dcm": next(films.iterdir()).read_bytes()[:3000],
+        "bomb.png": b"\x89PNG\r\n\x1a\n" + header + b"\0" * 4,
+        "<img src=x>.dcm": b"\0" * 128 + b"DICM" + os.urandom(200),
+    }
+    for name, data in bad.items():
+        status, told = page.json(f"/api/drop?name={urllib.request.quote(name)}", data)
+        assert status == 422, name
+        assert told["error"].startswith(name)
+        assert told["error"].endswith(".")
+        assert "Traceback" not in told["error"]
+    large = "/api/drop?name=large.dcm"
+    status, told = page.json(large, b"x", Content_Length=str(MAX_DROP + 1))
+    assert status == 413
+    assert "64 MiB" in told["error"]
+    status, found = page.json("/api/drop?name=good.dcm", next(films.iterdir()).read_bytes())
+    assert status == 200
+    assert found["name"] == "good.dcm"
+    assert page.json("/api/folder/7")[0] == 404
+
+
+def test_a_reading_is_kept_and_counted(page):
+    found = [page.json(f"/api/folder/{number}")[1] for number in (0, 1)]
+    for one, verdict in zip(found, ("agree", "disagree"), strict=True):
+        body = json.dumps({"key": one["key"], "name": one["name"], "verdict": verdict}).encode()
+        status, agreement = page.json("/api/reading", body)
+        assert status == 200
+    assert (agreement["agree"], agreement["disagree"]) == (1, 1)
+    table = pd.read_csv(page.readings.path)
+    assert table["verdict"].tolist() == ["agree", "disagree"]
+    assert (table["answer"] == "yes").all()
+    assert page.json("/api/folder/1")[1]["verdict"] == "disagree"
+    for body in (b"{}", b"[", b"x" * 20_000, json.dumps({"key": found[0]["key"], "verdict": "maybe"}).encode()):
+        assert page.json("/api/reading", body)[0] == 400
+    assert page.json("/api/reading", json.dumps({"key": "0", "verdict": "agree"}).encode())[0] == 404
+
+
+def test_agreement_is_exact():
+    def rows(yes_agree, yes_disagree, no_agree, no_disagree, unsure):
+        kinds = [("yes", "agree")] * yes_agree + [("yes", "disagree")] * yes_disagree
+        kinds += [("no", "agree")] * no_agree + [("no", "disagree")] * no_disagree + [("yes", "unsure")] * unsure
+        return [Reading("", "", str(n), "d", 0.5, answer, verdict) for n, (answer, verdict) in enumerate(kinds)]
+
+    found = agreement_of(rows(20, 5, 15, 10, 3))
+    assert found["share"] == pytest.approx(0.7)
+    assert found["kappa"] == pytest.approx(0.4)  # the textbook's table: 20, 5, 10, 15
+    assert "35 of 50" in found["sentence"]
+    assert "3 unsure" in found["sentence"]
+    assert agreement_of([])["share"] is None
+    assert agreement_of(rows(4, 0, 0, 0, 0))["kappa"] is None
+
+
+def test_readings_are_gone_on_with_and_other_files_refused(tmp_path):
+    first = Readings(tmp_path / "r.csv")
+    first.add('=cmd|"x".dcm', "k1", "d", 0.25, False, "unsure")
+    first.add("b.dcm", "k2", "d", 0.75, True, "agree")
+    again = Readings(tmp_path / "r.csv")
+    again.add("b.dcm", "k2", "d", 0.75, True, "disagree")
+    assert again.verdicts("d") == {"k1": "unsure", "k2": "disagree"}
+    table = pd.read_csv(tmp_path / "r.csv")
+    assert len(table) == 2
+    assert not table["file"].str.startswith("=").any()
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(PneumoError, match="no csv of readings"):
+        Readings(tmp_path / "other.csv")
+
+
+def crash(data, name):
+    os._exit(9)
+
+
+def hang(data, name):
+    time.sleep(60)
+
+
+@pytest.mark.slow
+def test_a_file_that_ends_or_holds_the_decoder_costs_only_itself(monkeypatch, films):
+    data = next(films.iterdir()).read_bytes()
+    decoder = Decoder(seconds=30)
+    try:
+        monkeypatch.setattr(decoding, "decode_bytes", crash)
+        with pytest.raises(UnreadableImage, match="crash"):
+            decoder.decode(data, "x")
+        decoder.seconds = 3
+        monkeypatch.setattr(decoding, "decode_bytes", hang)
+        with pytest.raises(UnreadableImage, match="within 3 seconds"):
+            decoder.decode(data, "x")
+        monkeypatch.undo()
+        decoder.seconds = 60
+        assert decoder.decode(data, "x").image.shape == (1024, 1024)
+    finally:
+        decoder.close()
+
+
+def test_bytes_are_told_apart_by_how_they_begin(films):
+    assert decode_bytes(next(films.iterdir()).read_bytes(), "any.png").image.shape == (1024, 1024)
+    assert "empty" in decode_bytes(b"", "x")
+    assert "no DICOM file" in decode_bytes(b"GIF89a" + b"\0" * 300, "x.png")
+
+
+def test_heat_maps_are_those_that_validation_chose(tiny_detector):
+    detector = open_detector(tiny_detector)
+    method, stage = heat_of(detector)
+    chosen = detector.record["heat"]
+    assert (chosen["method"], chosen["stage"]) == (method, stage)
+    image = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
+    (_, (model,)) = detector.classifiers[0]
+    expected = heat_maps(model, pixels_at([image], 64), method, stage)
+    assert mean_heat(detector, [image]).mean() == pytest.approx(expected.mean(), abs=5e-3)
+    assert heat_of(known_detector()) == ("gradcam", 5)
+
+
+def test_a_taken_port_is_refused_in_a_sentence():
+    first = listen(0)
+    first.listen()
+    with pytest.raises(PneumoError, match="--port"):
+        listen(first.getsockname()[1])
+    first.close()

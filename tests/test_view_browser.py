@@ -1,0 +1,264 @@
+"""The page in headless Chromium: a real DICOM file is dropped, looked at, judged; a hostile one gets a sentence."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from known_detector import dice, expected_mask
+
+pytest.importorskip("uvicorn", reason="the page (extra view) is not installed")
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.webdriver.common.by import By  # noqa: E402 - what is absent is said above
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+from test_view import Page  # noqa: E402
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[2] / "shared")) / "siim_mini" / "dicom"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no Chromium with its chromedriver here"),
+]
+FLAGS = [
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--window-size=1400,900"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+
+
+class Browser:
+    """Chromium on a served page."""
+
+    def __init__(self, page, profile):
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        for flag in [*FLAGS, f"--user-data-dir={profile}"]:
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+        self.page = page
+        self.driver.get(page.address)
+        self.until("return document.body.dataset.ready === 'yes'")
+
+    def run(self, script, *arguments):
+        return self.driver.execute_script(script, *arguments)
+
+    def until(self, script, seconds=60):
+        WebDriverWait(self.driver, seconds, 0.1).until(lambda _: self.run(script))
+
+    def text(self, name):
+        return self.driver.find_element(By.ID, name).text
+
+    def press(self, *keys):
+        self.driver.find_element(By.TAG_NAME, "body").send_keys(*keys)
+
+    def drop(self, *paths):
+        """Drop files from outside onto the film, as a person does."""
+        before = self.run(
+            "document.getElementById('busy').hidden = true; return document.getElementById('place').textContent"
+        )
+        data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "dragOver", "drop"):
+            event = {"type": kind, "x": 400, "y": 400, "data": data}
+            self.driver.execute_cdp_cmd("Input.dispatchDragEvent", event)
+            time.sleep(0.3)  # the page must have said that it takes files before they are let go
+        self.until(f"return document.getElementById('place').textContent !== {json.dumps(before)}")
+        self.until("return document.getElementById('busy').hidden")
+
+    def wait_for(self, place):
+        """Until the radiograph at this place, such as ``2 of 3``, is shown."""
+        self.until(
+            f"return document.getElementById('place').textContent === {json.dumps(place)}"
+            " && document.getElementById('busy').hidden"
+        )
+
+    def pressed(self, verdict):
+        """Whether this verdict's button is."""
+        button = f"document.querySelector('[data-verdict={verdict}]')"
+        return self.run(f"return {button}.getAttribute('aria-pressed')") == "true"
+
+    def pixels(self):
+        """The radiograph as it is drawn, uint8 (side, side)."""
+        values = self.run(
+            "const c = document.getElementById('grey');"
+            "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+            "return Array.from({length: c.width * c.height / 16}, (_, i) => d[64 * i]);"
+        )
+        return np.array(values, np.uint8)  # every 16th pixel
+
+    def inside(self):
+        """Whether points of a 64x64 lattice lie inside the outline."""
+        values = self.run(
+            "const s = document.getElementById('outline'), p = s.querySelector('.line'), found = [];"
+            "for (let y = 8; y < 1024; y += 16) for (let x = 8; x < 1024; x += 16) {"
+            "const q = s.createSVGPoint(); q.x = x; q.y = y; found.push(p.isPointInFill(q)); } return found;"
+        )
+        return np.array(values, bool).reshape(64, 64)
+
+    def faults(self):
+        """What the page's console complained of, less the refusals that are answers."""
+        log = self.driver.get_log("browser")
+        severe = [one["message"] for one in log if one["level"] == "SEVERE"]
+        return [message for message in severe if "Failed to load resource" not in message]
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory, phantoms):
+    folder = tmp_path_factory.mktemp("films")
+    for path in sorted(phantoms.rglob("*.dcm"))[:2]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def browser(films, tmp_path):
+    with Page(films, tmp_path / "readings.csv") as page:
+        found = Browser(page, tmp_path / "profile")
+        yield found
+        found.driver.quit()
+
+
+def check_shown(browser, path, tmp_path):
+    """What is on the page is that file: its pixels, the outline of its bright parts, one over the other."""
+    dataset = pydicom.dcmread(path)
+    pixels = dataset.pixel_array
+    pixels = 255 - pixels if dataset.PhotometricInterpretation == "MONOCHROME1" else pixels
+    shown = browser.pixels().astype(int)
+    assert np.abs(shown - pixels.ravel()[::16].astype(int)).max() <= 2  # another JPEG decoder may round otherwise
+    expected = expected_mask(pixels)[8::16, 8::16]
+    inside = browser.inside()
+    right = dice(inside, expected)
+    assert right > 0.95
+    for wrong in (inside[:, ::-1], inside[::-1], inside.T):
+        assert dice(wrong, expected) < right - 0.02
+    boxes = [
+        browser.run(f"const b = document.querySelector('{one}').getBoundingClientRect(); return [b.x, b.y, b.width]")
+        for one in ("#grey", "#heat", "#outline")
+    ]
+    np.testing.assert_allclose(boxes[1:], [boxes[0]] * 2, atol=0.5)
+    browser.driver.save_screenshot(str(tmp_path / "shot.png"))
+    picture = cv2.imread(str(tmp_path / "shot.png"))
+    x, y, side = (round(one) for one in boxes[0])
+    film = picture[max(y, 0) : y + side, x : x + side]
+    grey = film.mean(axis=2)
+    plain = np.ptp(film, axis=2) < 8  # neither the outline nor its rim's mixture with it
+    small = cv2.resize(pixels, (grey.shape[1], grey.shape[0]), interpolation=cv2.INTER_AREA)
+    assert np.corrcoef(grey[plain], small[plain])[0, 1] > 0.95, "the screenshot shows that radiograph"
+    assert (np.ptp(film, axis=2) > 60).mean() > 0.002, "and an outline in colour"
+
+
+def test_a_dropped_dicom_is_shown_judged_and_kept(browser, films, tmp_path):
+    browser.until("return document.body.dataset.shown")
+    check_shown(browser, browser.page.files[0][0], tmp_path)
+    outside = tmp_path / "dropped.dcm"
+    outside.write_bytes(browser.page.files[1][0].read_bytes())
+    browser.drop(outside)
+    assert browser.text("place") == "3 of 3"
+    assert browser.text("name") == "dropped.dcm"
+    assert "yes" in browser.text("word")
+    assert "10 of 40" in browser.text("evidence")
+    assert "about 25 would be wrong" in browser.text("hundred")
+    assert len(browser.driver.find_elements(By.CSS_SELECTOR, "#dots .wrong")) == 25
+    check_shown(browser, outside, tmp_path)
+    browser.press("d")
+    WebDriverWait(browser.driver, 30).until(lambda _: browser.pressed("disagree"))
+    browser.press(Keys.ARROW_LEFT)
+    browser.until(
+        "return document.getElementById('place').textContent === '2 of 3' && document.getElementById('busy').hidden"
+    )
+    # The same bytes, so the verdict stands already; the other film is judged with a click.
+    assert (
+        browser.run("return document.querySelector('[data-verdict=disagree]').getAttribute('aria-pressed')") == "true"
+    )
+    browser.press(Keys.ARROW_LEFT)
+    browser.until(
+        "return document.getElementById('place').textContent === '1 of 3' && document.getElementById('busy').hidden"
+    )
+    browser.driver.find_element(By.CSS_SELECTOR, "[data-verdict=agree]").click()
+    browser.until("return document.getElementById('agreement').textContent.startsWith('All 3 read')")
+    assert "agree on 1 of 2" in browser.text("agreement")
+    table = pd.read_csv(tmp_path / "readings.csv")
+    assert sorted(table["verdict"]) == ["agree", "disagree"]
+    asked = browser.run("return performance.getEntriesByType('resource').map((one) => one.name)")
+    assert all(name.startswith((browser.page.address, "data:")) for name in asked), asked
+    assert browser.faults() == []
+
+
+def test_keys_and_sliders_change_what_is_seen(browser):
+    browser.until("return document.body.dataset.shown")
+    plain = browser.pixels().astype(int)
+    browser.press("i")
+    np.testing.assert_allclose(browser.pixels(), 255 - plain, atol=1)
+    browser.press("i", "w", "w", "w")
+    narrow = browser.pixels().astype(int)
+    assert narrow.std() > plain.std()
+    browser.press("r")
+    np.testing.assert_array_equal(browser.pixels(), plain)
+    browser.press("L")
+    assert browser.pixels().mean() < plain.mean(), "a higher level is darker"
+    side = "return document.getElementById('grey').getBoundingClientRect().width"
+    before = browser.run(side)
+    browser.press("+")
+    assert browser.run(side) == pytest.approx(before * 1.25, rel=0.01)
+    browser.press("0")
+    assert browser.run(side) == pytest.approx(before, rel=0.01)
+    browser.press("o")
+    assert browser.run("return getComputedStyle(document.getElementById('outline')).opacity") == "0"
+    browser.press("m")  # the segmenter's map, which is sure of bright places
+    width, strongest = browser.run(
+        "const c = document.getElementById('heat');"
+        "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+        "let most = 0; for (let i = 3; i < d.length; i += 4) most = Math.max(most, d[i]); return [c.width, most];"
+    )
+    assert (width, strongest > 200) == (512, True)
+    browser.run("const w = document.getElementById('window'); w.value = 60; w.dispatchEvent(new Event('input'));")
+    assert "W 60" in browser.text("state")
+    browser.run("const p = document.getElementById('prevalence'); p.value = 2; p.dispatchEvent(new Event('input'));")
+    wrong = (1 - 152 / 162) * 0.98 / ((1 - 152 / 162) * 0.98 + 30 / 38 * 0.02)
+    assert f"about {round(100 * wrong)} would be wrong" in browser.text("hundred")
+    browser.press("?")
+    assert browser.driver.find_element(By.ID, "keys").is_displayed()
+    browser.press(Keys.ESCAPE)
+    assert browser.faults() == []
+
+
+def test_a_hostile_file_gets_a_sentence_and_the_page_goes_on(browser, tmp_path):
+    browser.until("return document.body.dataset.shown")
+    hostile = tmp_path / "<img src=x onerror=document.title='owned'>.dcm"
+    hostile.write_bytes(b"\0" * 128 + b"DICM" + bytes(range(256)) * 4)
+    browser.drop(hostile)
+    said = browser.text("fault")
+    assert said.startswith("<img src=x")
+    assert "cannot be shown" in said
+    assert "owned" not in browser.driver.title
+    assert not browser.run("return document.body.dataset.shown"), "no answer stands beside it"
+    assert not browser.driver.find_element(By.ID, "answer").is_displayed()
+    liar = pydicom.dcmread(browser.page.files[0][0])
+    liar.Rows = 60000
+    liar.save_as(tmp_path / "liar.dcm")
+    browser.drop(tmp_path / "liar.dcm")
+    assert browser.text("fault").startswith("liar.dcm cannot be shown")
+    good = tmp_path / "good.dcm"
+    good.write_bytes(browser.page.files[0][0].read_bytes())
+    browser.drop(good)
+    assert browser.text("name") == "good.dcm"
+    assert not browser.driver.find_element(By.ID, "fault").is_displayed()
+    assert browser.faults() == []
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real DICOM files are not here")
+def test_a_real_file_dropped_is_shown_right(browser, tmp_path):
+    browser.until("return document.body.dataset.shown")
+    path = sorted(REAL.glob("*.dcm"))[0]
+    browser.drop(path)
+    assert browser.text("name") == path.name
+    check_shown(browser, path, tmp_path)
+    for name in ("PatientName", "PatientID"):
+        value = str(pydicom.dcmread(path, stop_before_pixels=True).get(name))
+        assert value not in browser.driver.page_source
