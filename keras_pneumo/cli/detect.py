@@ -57,8 +57,9 @@ def join_command(
     outliners = [read_run(run) for run in segmenters]
     prepared = load_prepared(data)
     folder = new_folder(out_folder, "detector")
+    name = folder.name.removeprefix("detector-")
     with Progress("prediction") as progress:
-        joint, board = join(runs, outliners, prepared, folder, folder.name, progress.update, resamples)
+        joint, board = join(runs, outliners, prepared, folder, name, progress.update, resamples)
     for sentence in joint.sentences:
         say(sentence)
     table = board.table.set_index("team")

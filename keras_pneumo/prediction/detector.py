@@ -135,8 +135,8 @@ def image_level_sources(
         outline: :func:`outline_score` of each map; a map has 256 levels, so it is never surer than half a level.
     """
     half = 0.5 / (LEVELS - 1)
-    found = {CLASSIFIER: np.asarray(classifier, float)}
     outline = np.clip(outline, half, 1 - half)
+    found = {CLASSIFIER: np.asarray(classifier, float), OUTLINE: outline}
     if own_head is not None:
         found |= {OWN_HEAD: np.asarray(own_head, float), f"{CLASSIFIER} and {OWN_HEAD}": _mean(classifier, own_head)}
     found[f"{CLASSIFIER} and {OUTLINE}"] = _mean(classifier, outline)

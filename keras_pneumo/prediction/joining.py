@@ -6,8 +6,8 @@ In: classifier and segmenter runs of the same split and folds, and the prepared 
 The rule for masks is searched several times, with the gate asked of the segmenter's own head, of the classifier, and of
 them together; and always without a gate. The segmenter's own search comes first and another takes its place only where
 it has a higher Dice on validation, so there the detector is never below its segmenter; where gating does not help, the
-gate stays open. Which image-level answer becomes the probability, and by which curve, is what has the lowest
-cross-validated log loss.
+gate stays open. Which image-level answer becomes the probability (a part's or several together), and by which curve, is
+what has the lowest cross-validated log loss.
 """
 
 from __future__ import annotations
@@ -31,7 +31,15 @@ from keras_pneumo.evaluation.truth import read_truth
 from keras_pneumo.models.weights import save_safetensors
 from keras_pneumo.prediction.calibration import Fitted, fit_calibration
 from keras_pneumo.prediction.choice import choose
-from keras_pneumo.prediction.detector import FILE, FORMAT, Counts, content_hash, image_level_sources, outline_score
+from keras_pneumo.prediction.detector import (
+    FILE,
+    FORMAT,
+    OUTLINE,
+    Counts,
+    content_hash,
+    image_level_sources,
+    outline_score,
+)
 from keras_pneumo.prediction.ensemble import check_gate, check_together, predict_classifiers
 from keras_pneumo.prediction.postprocess import FILE as RULE_FILE
 from keras_pneumo.prediction.postprocess import Search, fit
@@ -131,17 +139,15 @@ def fit_joint(held_out: Asked, prepared: Prepared) -> Joint:
     sources = held_out.sources(alone.rule.area)
     best = alone
     for source, probability in sources.items():
+        if source == OUTLINE:
+            continue  # every rule asks the outline already
         search = alone if source == OWN_HEAD else fit(tally, probability, source)
         # Rounded as the search rounds, so that sums in another order decide nothing.
         if round(search.dice, 7) > round(best.dice, 7):
             best = search
     cases = prepared.cases.set_index("image_id").loc[held_out.maps.image_ids]
     truth, patients = cases["pneumothorax"].to_numpy(bool), cases["patient_id"].to_numpy(str)
-    fits = {
-        source: fit_calibration(truth, probability, patients)
-        for source, probability in sources.items()
-        if source != OWN_HEAD  # the classifier is there to say how likely it is
-    }
+    fits = {source: fit_calibration(truth, probability, patients) for source, probability in sources.items()}
     source = min(fits, key=lambda one: fits[one].log_loss)
     calibrated = fits[source].calibration.apply(sources[source])
     threshold = fit_threshold(truth, calibrated)
