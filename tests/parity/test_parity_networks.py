@@ -89,7 +89,7 @@ def check_round_trip(model, state, returned):
                 assert array.tobytes() == state[name].tobytes()
 
 
-def check_twins(build, run, image, truths):
+def check_twins(build, run, image, truths, training_bound=1e-4):
     """Everything above for one network; ``build()`` makes ours, ``run(arrays, state)`` gets PyTorch's answers."""
     keras.utils.set_random_seed(1)
     model = build()
@@ -102,7 +102,8 @@ def check_twins(build, run, image, truths):
             for index, feature in enumerate(model.get_layer("encoder")(normalise(image), training=False)):
                 assert relative(feature, theirs[f"float32.inference.feature{index}"]) < 1e-4
         for head, logits in named(model(image, training=mode == "training")).items():
-            assert relative(logits, theirs[f"float32.{mode}.{head}"]) < 1e-4
+            bound = training_bound if mode == "training" else 1e-4
+            assert relative(logits, theirs[f"float32.{mode}.{head}"]) < bound
     check_round_trip(model, state, load_safetensors(folder / "out.safetensors"))
 
     keras.config.set_dtype_policy("float64")
@@ -174,13 +175,15 @@ def test_headless_timm_takes_and_gives_the_encoders_weights(reference, encoder):
 
 @pytest.mark.parametrize("encoder", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_fastais_learner_is_ours(reference, encoder):
-    image = radiographs(np.random.default_rng(2), 4, 64, 64)
-    truth = np.eye(2, dtype=np.float32)[[0, 1, 1, 0]]
+    image = radiographs(np.random.default_rng(2), 8, 64, 64)
+    truth = np.eye(2, dtype=np.float32)[[0, 1, 1, 0, 1, 0, 0, 1]]
 
     def run(arrays, state):
         return reference("fastai_classifier", {"encoder": encoder}, arrays=arrays, state=state)
 
-    check_twins(lambda: build_fastai_classifier(encoder, dropout=0.0), run, image, {"image": truth})
+    # The head's BatchNorm divides by the deviation of eight numbers each, which magnifies float32's rounding; in float64
+    # the two agree to 1e-10 as all networks do.
+    check_twins(lambda: build_fastai_classifier(encoder, dropout=0.0), run, image, {"image": truth}, 1e-3)
 
 
 @pytest.mark.slow
