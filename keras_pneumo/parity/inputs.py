@@ -49,7 +49,9 @@ class Plan:
     encoder: str = "resnet50"
     size: int = 64
     """Side of the networks' images, a multiple of 32."""
-    forward_batch: int = 6
+    forward_batch: int = 8
+    gradient_batch: int = 4
+    """So many of the forward batch; float64 is slow."""
     batches: tuple[int, int] = (8, 4)
     """Batch of the training steps, classifier and U-Net."""
     steps: int = 20
