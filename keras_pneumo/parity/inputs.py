@@ -91,7 +91,7 @@ def write_inputs(folder: Path, data: Path | None, plan: Plan) -> None:
                 network: {"steps": plan.steps, "peak": peak, "momentum": [0.85, 0.95]}
                 for network, peak in zip(NETWORKS, plan.peaks, strict=True)
             },
-            "optimizers": {"sgd": [1.0, 0.5], "adamw": [0.001, 0.0005], "decay": DECAY, "shares": [1.0, 0.5]},
+            "optimizers": {"sgd": [0.8, 0.4], "adamw": [0.001, 0.0005], "decay": DECAY, "shares": [1.0, 0.5]},
             **asdict(plan),
         },
     )
