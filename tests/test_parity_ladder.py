@@ -40,6 +40,8 @@ def test_the_first_layer_beyond_the_bound_is_found_in_pytorchs_order():
     assert found.absolute == 4
     assert found.relative == 1
     assert compare(theirs, ours, comparing.of_range, 2).within
+    tighter = compare(theirs, ours, comparing.of_range, 2, {"conv1": 1e-7})
+    assert tighter.first == "conv1", "an array may have a bound of its own"
 
 
 @pytest.mark.parametrize(

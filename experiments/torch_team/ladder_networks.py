@@ -117,7 +117,7 @@ def summary_of(tensor):
     return np.array([values.numel(), mean.item(), std.item(), kurtosis.item()])
 
 
-def forward(network, given, state, keep, name):
+def forward(network, given, state, keep, name, batch):
     """Rungs 6, 8 and 10: layers, gradients, running statistics."""
     for precision, dtype in PRECISIONS.items():
         network.to(dtype).load_state_dict(state, strict=True)
@@ -136,7 +136,8 @@ def forward(network, given, state, keep, name):
             network.load_state_dict(state, strict=True)
         network.train()
         network.zero_grad()
-        loss = loss_of(heads(network(image)), truths_of(given, "truth_", dtype))
+        few = {f"truth_{head}": given[f"truth_{head}"][:batch] for head in ("image", "mask")}
+        loss = loss_of(heads(network(image[:batch])), truths_of(few, "truth_", dtype))
         loss.backward()
         found = {key: one.grad.numpy().copy() for key, one in network.named_parameters() if one.grad is not None}
         keep(f"gradients.{name}.{precision}", {"loss": np.array([loss.item()]), **found})
@@ -230,6 +231,6 @@ def climb(folder, task, given, keep):
         weights, start, gradients = (
             load_file(folder / f"{name}.{which}.safetensors") for which in ("weights", "start", "gradients")
         )
-        forward(network, given, weights, keep, name)
+        forward(network, given, weights, keep, name, task["gradient_batch"])
         step(network, weights, gradients, task["optimizers"], keep, name)
         training(network, given, start, task["training"][name], keep, name)

@@ -145,13 +145,14 @@ def _gradients(column: Column) -> None:
     from keras_pneumo.models.weights import from_torch
     from keras_pneumo.parity.networks import build, loss_and_gradients, precision
 
-    truths = {head: column.inputs[f"truth_{head}"] for head in ("image", "mask")}
+    batch = column.task["gradient_batch"]
+    truths = {head: column.inputs[f"truth_{head}"][:batch] for head in ("image", "mask")}
     for network in column.task["networks"]:
         for dtype in ("float64", "float32"):
             with precision(dtype):
                 model = build(network, column.task["encoder"])
             from_torch(model, column.state(network, "weights"))
-            image = column.inputs["image"].astype(dtype)
+            image = column.inputs["image"][:batch].astype(dtype)
             loss, gradients = loss_and_gradients(model, network, image, truths, training=True)
             column.write(f"gradients.{network}.{dtype}", {"loss": np.array([loss]), **gradients})
 

@@ -54,8 +54,14 @@ Measure = Callable[[np.ndarray, np.ndarray], Gap]
 APART = Gap(math.inf, math.inf, math.inf)
 
 
-def compare(theirs: Arrays, ours: Arrays, measure: Measure, bound: float) -> Difference:
-    """The gap of two sets of arrays; one that is missing, left over, misshapen or not finite is infinitely far off."""
+def compare(
+    theirs: Arrays, ours: Arrays, measure: Measure, bound: float, tighter: Mapping[str, float] | None = None
+) -> Difference:
+    """The gap of two sets of arrays; one that is missing, left over, misshapen or not finite is infinitely far off.
+
+    ``tighter`` has bounds of their own for some of the arrays.
+    """
+    bounds = tighter or {}
     gaps = {name: _gap(array, ours.get(name), measure) for name, array in theirs.items()}
     gaps |= {name: APART for name in ours if name not in theirs}
     if not gaps:
@@ -65,7 +71,7 @@ def compare(theirs: Arrays, ours: Arrays, measure: Measure, bound: float) -> Dif
         absolute=max(gap.absolute for gap in gaps.values()),
         relative=max(gap.relative for gap in gaps.values()),
         measured=gaps[worst].measured,
-        first=next((name for name, gap in gaps.items() if not gap.measured <= bound), ""),
+        first=next((name for name, gap in gaps.items() if not gap.measured <= bounds.get(name, bound)), ""),
         worst=worst if gaps[worst].measured > 0 else "",
         compared=len(gaps),
     )

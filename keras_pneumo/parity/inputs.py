@@ -49,11 +49,13 @@ class Plan:
     encoder: str = "resnet50"
     size: int = 64
     """Side of the networks' images, a multiple of 32."""
-    forward_batch: int = 4
+    forward_batch: int = 8
+    gradient_batch: int = 4
+    """So many of the forward batch; float64 is slow."""
     batches: tuple[int, int] = (8, 4)
     """Batch of the training steps, classifier and U-Net."""
     steps: int = 20
-    peaks: tuple[float, float] = (1e-3, 1e-5)
+    peaks: tuple[float, float] = (3e-4, 1e-5)
     """Highest rate of the one-cycle schedule of those steps, classifier and U-Net. At ten times the rate, twenty steps
     of the U-Net are chaotic: PyTorch itself, from weights changed in the seventh digit, is 8e-3 off its losses."""
     networks: tuple[str, ...] = NETWORKS
@@ -89,7 +91,7 @@ def write_inputs(folder: Path, data: Path | None, plan: Plan) -> None:
                 network: {"steps": plan.steps, "peak": peak, "momentum": [0.85, 0.95]}
                 for network, peak in zip(NETWORKS, plan.peaks, strict=True)
             },
-            "optimizers": {"sgd": [0.1, 0.05], "adamw": [0.001, 0.0005], "decay": DECAY, "shares": [1.0, 0.5]},
+            "optimizers": {"sgd": [0.8, 0.4], "adamw": [0.001, 0.0005], "decay": DECAY, "shares": [1.0, 0.5]},
             **asdict(plan),
         },
     )
