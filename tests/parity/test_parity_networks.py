@@ -181,8 +181,8 @@ def test_fastais_learner_is_ours(reference, encoder):
     def run(arrays, state):
         return reference("fastai_classifier", {"encoder": encoder}, arrays=arrays, state=state)
 
-    # The head's BatchNorm divides by the deviation of eight numbers each, which magnifies float32's rounding; in
-    # float64 the two agree to 1e-10 as all networks do.
+    # The head's BatchNorm divides by the deviation of eight numbers, which magnifies float32's rounding; in float64 the
+    # two agree to 1e-10 as all networks do.
     check_twins(lambda: build_fastai_classifier(encoder, dropout=0.0), run, image, {"image": truth}, 1e-3)
 
 
