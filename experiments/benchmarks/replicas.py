@@ -41,7 +41,8 @@ def experiment_of(size: int, encoder: str, optimizer: str) -> Experiment:
     """Clipping, label smoothing, an average of the weights: whatever could differ between replicas."""
     return CLASSIFIER.replace(
         name="replicas", encoder=encoder, weights="random", image_size=size, frozen_epochs=0, epochs=50,
-        global_batch_size=8, positive_rate=((0, 0.5),), label_smoothing=0.1, ema=0.5, clip_norm=1.0, optimizer=optimizer,
+        global_batch_size=8, positive_rate=((0, 0.5),), label_smoothing=0.1, ema=0.5, clip_norm=1.0,
+        optimizer=optimizer,
     )  # fmt: skip
 
 
