@@ -10,8 +10,7 @@ import pytest
 
 from keras_pneumo.config import SEGMENTER
 from keras_pneumo.data import rle
-from keras_pneumo.data.files import write_json
-from keras_pneumo.data.files import LOCK_NAME
+from keras_pneumo.data.files import LOCK_NAME, write_json
 from keras_pneumo.data.prepared import load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.prediction.postprocess import read_rule
