@@ -103,12 +103,11 @@ def team_pieces(task, folder):
 
     sys.path.insert(0, task["team"])
     import augmentation
+    import data
     import losses
     import masks
     import submission
     import training
-
-    import data
 
     given = np.load(folder / "in.npz")
     kept = {}
