@@ -117,7 +117,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --ignore=tests/parity
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow --ignore=tests/parity
+	$(BIN)/python -m pytest -n 2 -m slow --ignore=tests/parity
 
 # The tests, then the ladder from pixels to scores; real radiographs are read besides the phantoms where they are at hand.
 PARITY_DATA := $(wildcard ../shared/siim_mini)

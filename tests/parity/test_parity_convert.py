@@ -1,25 +1,28 @@
 """The converter of PyTorch's weight files, in PyTorch's own environment."""
 
 import subprocess
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, torch_python
 
 from keras_pneumo.models.fastai import build_fastai_classifier
 from keras_pneumo.models.weights import from_torch, load_safetensors, to_torch
 
-SCRIPT = ROOT / "experiments" / "torch_team" / "to_safetensors.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "torch_team" / "to_safetensors.py"
 
 
-def convert(source, target):
-    return subprocess.run(
-        [torch_python(), str(SCRIPT), str(source), str(target)], capture_output=True, text=True, check=False
-    )
+@pytest.fixture
+def convert(torch_python):
+    def run(source, target):
+        command = [str(torch_python), str(SCRIPT), str(source), str(target)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    return run
 
 
-def refused(source, *words):
+def refused(convert, source, *words):
     target = source.with_suffix(".out")
     done = convert(source, target)
     assert done.returncode == 2, done.stderr
@@ -28,7 +31,7 @@ def refused(source, *words):
     assert not target.exists()
 
 
-def test_files_of_torch_save_keep_every_bit(reference):
+def test_files_of_torch_save_keep_every_bit(reference, convert):
     folder = reference("archives", {})
     for name in ("mixed", "legacy", "resnet18"):
         done = convert(folder / f"{name}.pth", folder / f"{name}.new.safetensors")
@@ -39,18 +42,18 @@ def test_files_of_torch_save_keep_every_bit(reference):
         for key, array in expected.items():
             assert found[key].dtype == array.dtype
             np.testing.assert_array_equal(found[key], array)
-    refused(folder / "hostile.pth", "posix.system", "would run code")
+    refused(convert, folder / "hostile.pth", "posix.system", "would run code")
     assert not (folder / "executed").exists()
     (folder / "half.pth").write_bytes((folder / "resnet18.pth").read_bytes()[:5000])
-    refused(folder / "half.pth", "no whole file")
-    refused(folder / "absent.pth", "There is no")
+    refused(convert, folder / "half.pth", "no whole file")
+    refused(convert, folder / "absent.pth", "There is no")
     there = convert(folder / "mixed.pth", folder / "resnet18.safetensors")
     assert there.returncode == 2
     assert "exists already" in there.stderr
 
 
 @pytest.mark.slow
-def test_a_saved_learner_of_fastais_becomes_ours(reference):
+def test_a_saved_learner_of_fastais_becomes_ours(reference, convert):
     folder = reference("learner_file", {"encoder": "resnet18"})
     done = convert(folder / "learner.pth", folder / "learner.safetensors")
     assert done.returncode == 0, done.stderr

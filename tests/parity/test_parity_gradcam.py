@@ -25,21 +25,11 @@ SMALL = Path(__file__).with_name("small_network.py")
 
 
 def start(python, *arguments, **environment):
-    command = [python, *map(str, arguments)]
+    command = [str(python), *map(str, arguments)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, **environment}
     )
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-@pytest.fixture(scope="module")
-def python():
-    """The interpreter of PyTorch's environment; one that is stated but absent is a fault, and no reason to skip."""
-    beside = ROOT / ".venv-torch" / "bin" / "python"
-    found = os.environ.get("KERAS_PNEUMO_TORCH_PYTHON") or (str(beside) if beside.exists() else None)
-    if found is None:
-        pytest.skip("no PyTorch environment: set KERAS_PNEUMO_TORCH_PYTHON or make .venv-torch")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +53,12 @@ def twin(tmp_path_factory, prepared_folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "stage"), [("gradcam", 5), ("gradcam++", 3), ("hirescam", 1), ("gradcam", 2)])
-def test_pytorchs_own_maps_are_ours(tmp_path, python, twin, prepared_folder, method, stage):
+def test_pytorchs_own_maps_are_ours(tmp_path, torch_python, twin, prepared_folder, method, stage):
     run, model, image_ids, pixels = twin
     ours = raw_maps(model, pixels, method, stage)
     write_maps(tmp_path / "ours.npz", image_ids, ours, method, stage)
     script = ROOT / "experiments" / "torch_team" / "gradcam.py"
-    start(python, script, run, prepared_folder, "--maps", tmp_path / "ours.npz", "--out", tmp_path / "twin.npz")
+    start(torch_python, script, run, prepared_folder, "--maps", tmp_path / "ours.npz", "--out", tmp_path / "twin.npz")
     theirs = compared_maps(tmp_path / "twin.npz", image_ids, method, stage, ours.maps.shape[1:])
     np.testing.assert_allclose(ours.logits, theirs.logits, rtol=1e-4, atol=1e-4)
     assert np.abs(ours.maps - theirs.maps).max() < 2e-3 * np.abs(theirs.maps).max()
@@ -78,15 +68,15 @@ def test_pytorchs_own_maps_are_ours(tmp_path, python, twin, prepared_folder, met
 
 
 @pytest.mark.slow
-def test_keras_on_pytorch_gives_the_maps_of_keras_on_tensorflow(tmp_path, python):
-    installed = [python, "-c", "import importlib.util, sys; sys.exit(importlib.util.find_spec('keras') is None)"]
+def test_keras_on_pytorch_gives_the_maps_of_keras_on_tensorflow(tmp_path, torch_python):
+    installed = [torch_python, "-c", "import importlib.util, sys; sys.exit(importlib.util.find_spec('keras') is None)"]
     if subprocess.run(installed, check=False).returncode:
         pytest.skip("Keras is not installed beside PyTorch")
     images = np.random.default_rng(0).random((3, 32, 32, 1), np.float32)
     np.save(tmp_path / "images.npy", images)
     started = {"PYTHONPATH": str(ROOT)}
     start(sys.executable, SMALL, tmp_path, KERAS_BACKEND="tensorflow", **started)
-    start(python, SMALL, tmp_path, KERAS_BACKEND="torch", **started)
+    start(torch_python, SMALL, tmp_path, KERAS_BACKEND="torch", **started)
     ours, theirs = (np.load(tmp_path / f"{name}.npz") for name in ("tensorflow", "torch"))
     assert set(ours) == set(theirs) == {f"{method}.{stage}" for method in METHODS for stage in STAGES} | {"heat"}
     for name in ours:

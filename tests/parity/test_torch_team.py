@@ -3,12 +3,12 @@
 import json
 import os
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from conftest import ROOT, torch_python
 
 from keras_pneumo.config import CLASSIFIER, SEGMENTER, Augmentation
 from keras_pneumo.data import rle
@@ -30,7 +30,7 @@ from keras_pneumo.training.fit import train
 from keras_pneumo.training.losses import ClassificationLoss, SegmentationLoss
 from keras_pneumo.training.start import starting_network
 
-TEAM = ROOT / "experiments" / "torch_team"
+TEAM = Path(__file__).resolve().parents[2] / "experiments" / "torch_team"
 RECIPES = ["bce", "2.7 bce + 0.9 dice", "3 BCE + 1 Dice + 4 * focal", "lovasz"]
 
 
@@ -92,34 +92,41 @@ def test_pieces_are_the_same_mathematics(reference):
         assert (order < 7).sum() == positives
 
 
-def other_team(script, *arguments):
-    """Run one of the other team's programs in its own environment."""
-    python = torch_python()
-    if python is None:
-        pytest.skip("no PyTorch environment: set KERAS_PNEUMO_TORCH_PYTHON or make .venv-torch")
-    return subprocess.run(
-        [python, str(TEAM / script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},  # as the Makefile has it
-    )
+@pytest.fixture
+def other_team(torch_python):
+    """``other_team(script, *arguments)`` runs one of the other team's programs in its own environment."""
+
+    def run(script, *arguments):
+        return subprocess.run(
+            [str(torch_python), str(TEAM / script), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},  # as the Makefile has it
+        )
+
+    return run
 
 
-def both_teams(experiment, prepared_folder, folder):
-    """Both teams' submissions, from the same starting weights."""
-    start = export_network(starting_network(experiment), experiment, "torch", folder / "start.safetensors").path
-    run = folder / "runs" / "keras"
-    run.mkdir(parents=True)
-    prepared = load_prepared(prepared_folder)
-    train(experiment, prepared, run)
-    finish(read_run(run), prepared, resamples=200)
-    theirs = folder / "runs" / "torch"
-    places = ["--data", prepared_folder, "--out", theirs]
-    done = other_team(f"{experiment.task}.py", "--experiment", start, "--init", start, *places)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return read_submission(run / "submission"), read_submission(theirs / "submission")
+@pytest.fixture
+def both_teams(other_team, prepared_folder, tmp_path):
+    """``both_teams(experiment)``: both teams' submissions, from the same starting weights."""
+
+    def run(experiment):
+        start = export_network(starting_network(experiment), experiment, "torch", tmp_path / "start.safetensors").path
+        place = tmp_path / "runs" / "keras"
+        place.mkdir(parents=True)
+        prepared = load_prepared(prepared_folder)
+        train(experiment, prepared, place)
+        finish(read_run(place), prepared, resamples=200)
+        theirs = tmp_path / "runs" / "torch"
+        places = ["--data", prepared_folder, "--out", theirs]
+        done = other_team(f"{experiment.task}.py", "--experiment", start, "--init", start, *places)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return read_submission(place / "submission"), read_submission(theirs / "submission")
+
+    return run
 
 
 STANDING = {
@@ -137,9 +144,9 @@ STANDING = {
 
 
 @pytest.mark.slow
-def test_classifiers_that_learn_nothing_answer_alike(tmp_path, prepared_folder):
+def test_classifiers_that_learn_nothing_answer_alike(both_teams, tmp_path, prepared_folder):
     """Everything but the learning, end to end: start, pixels, network, mirror images, threshold, file."""
-    ours, theirs = both_teams(CLASSIFIER.replace(**STANDING), prepared_folder, tmp_path)
+    ours, theirs = both_teams(CLASSIFIER.replace(**STANDING))
     assert ours.info.split_sha256 == theirs.info.split_sha256
     assert ours.info.threshold == pytest.approx(theirs.info.threshold, abs=1e-5)
     for here, there in ((ours.predictions, theirs.predictions), (ours.validation, theirs.validation)):
@@ -150,9 +157,9 @@ def test_classifiers_that_learn_nothing_answer_alike(tmp_path, prepared_folder):
 
 
 @pytest.mark.slow
-def test_segmenters_that_learn_nothing_draw_alike(tmp_path, prepared_folder):
+def test_segmenters_that_learn_nothing_draw_alike(both_teams, tmp_path, prepared_folder):
     """Their rule for masks on our maps gives their masks."""
-    _, theirs = both_teams(SEGMENTER.replace(**STANDING), prepared_folder, tmp_path)
+    _, theirs = both_teams(SEGMENTER.replace(**STANDING))
     found = predict_map_set([read_run(tmp_path / "runs" / "keras")], load_prepared(prepared_folder), "test")
     fitted = json.loads((tmp_path / "runs" / "torch" / "rule.json").read_text())
     cut = fitted["cut"] / 255
@@ -167,7 +174,7 @@ def test_segmenters_that_learn_nothing_draw_alike(tmp_path, prepared_folder):
 
 
 @pytest.mark.slow
-def test_from_the_same_start_and_budget_the_board_cannot_tell_them_apart(tmp_path, prepared_folder):
+def test_from_the_same_start_and_budget_the_board_cannot_tell_them_apart(both_teams, tmp_path, prepared_folder):
     experiment = CLASSIFIER.replace(
         name="tiny",
         encoder="resnet18",
@@ -180,7 +187,7 @@ def test_from_the_same_start_and_budget_the_board_cannot_tell_them_apart(tmp_pat
         clip_norm=1.0,
         depth_decay=0.8,
     )
-    both_teams(experiment, prepared_folder, tmp_path)
+    both_teams(experiment)
     ours, theirs = (pd.read_csv(tmp_path / "runs" / team / "log.csv")["loss"] for team in ("keras", "torch"))
     assert ours[0] == pytest.approx(theirs[0], rel=1e-4), "the head alone learns, from the same pixels"
     assert ours[1] == pytest.approx(theirs[1], rel=0.05), "all learn; rounding has begun to tell"
@@ -191,7 +198,7 @@ def test_from_the_same_start_and_budget_the_board_cannot_tell_them_apart(tmp_pat
 
 
 @pytest.mark.slow
-def test_the_fastai_team_hands_in_and_its_learner_runs_here(tmp_path, prepared_folder):
+def test_the_fastai_team_hands_in_and_its_learner_runs_here(other_team, tmp_path, prepared_folder):
     experiment = CLASSIFIER.replace(name="tiny", weights="random", image_size=64, frozen_epochs=0, epochs=1)
     record = tmp_path / "experiment.json"
     record.write_text(json.dumps({"experiment": experiment.model_dump(mode="json")}))
@@ -214,7 +221,7 @@ def test_the_fastai_team_hands_in_and_its_learner_runs_here(tmp_path, prepared_f
 
 
 @pytest.mark.slow
-def test_the_other_team_refuses_in_sentences(tmp_path, prepared_folder):
+def test_the_other_team_refuses_in_sentences(other_team, tmp_path, prepared_folder):
     def refused(experiment, *words, data=prepared_folder, more=()):
         record = tmp_path / "experiment.json"
         record.write_text(json.dumps({"experiment": experiment.model_dump(mode="json")}))
