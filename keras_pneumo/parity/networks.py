@@ -146,7 +146,8 @@ def by_torch_names(model: keras.Model, variables: list[Any], values: list[Any]) 
 
 def is_trained(name: str) -> bool:
     """Whether the tensor of this name (PyTorch's) has a gradient; smp makes one attention that it never uses."""
-    return not name.endswith(("running_mean", "running_var", "num_batches_tracked")) and "blocks.4.attention1" not in name
+    counted = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    return not counted and "blocks.4.attention1" not in name
 
 
 def running_statistics(model: keras.Model) -> dict[str, np.ndarray]:
