@@ -45,7 +45,8 @@ export function showHundred(found, about) {
   const word = found.pneumothorax ? "yes" : "no";
   $("hundred").textContent = wrong === null
     ? "Validation does not tell how often such an answer is wrong."
-    : `Of 100 such answers (${word}), ${wrong > 0 && wrong < 0.5 ? "fewer than 1" : `about ${whole}`} would be wrong.`;
+    : wrong === 0 ? `Of 100 such answers (${word}), few would be wrong: on validation none was.`
+    : `Of 100 such answers (${word}), ${wrong < 0.5 ? "fewer than 1" : `about ${whole}`} would be wrong.`;
 }
 
 export function showAgreement(agreement, reviewed, total, file) {
