@@ -132,7 +132,7 @@ def view_command(
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise PneumoError("The page needs starlette and uvicorn. Run: pip install 'keras-pneumo[view]'")
     import_tensorflow()
-    from keras_pneumo.prediction.detect import find_files
+    from keras_pneumo.data.siim import find_files
     from keras_pneumo.prediction.detector import open_detector
     from keras_pneumo.view.decoding import Decoder
     from keras_pneumo.view.reader import Reader

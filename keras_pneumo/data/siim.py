@@ -11,7 +11,7 @@ rows, 183 times overlapping: they are united. Older copies have no header, a byt
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,6 +101,25 @@ def find_images(folder: Path, skip: Collection[Path] = ()) -> tuple[list[Path], 
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in masks)
         found += [here / name for name in files if not name.startswith(".") and _may_be_image(here / name)]
     return sorted(found), notes
+
+
+def find_files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Every radiograph named or in a named folder, with the name it goes by in the tables.
+
+    Raises:
+        PneumoError: a path does not exist, or there is no radiograph at all.
+    """
+    found: list[tuple[Path, str]] = []
+    for path in paths:
+        if path.is_dir():
+            found += [(one, one.relative_to(path).as_posix()) for one in find_images(path)[0]]
+        elif path.is_file():
+            found.append((path, path.name))
+        else:
+            raise PneumoError(f"There is no {path}. Name DICOM, PNG or JPEG files, or a folder that holds them.")
+    if not found:
+        raise PneumoError(f"{', '.join(map(str, paths))}: there is no DICOM, PNG or JPEG file. Name another folder.")
+    return found
 
 
 def _raise_unreadable(error: OSError) -> None:

@@ -25,7 +25,7 @@ from keras_pneumo.data.dicom import quiet
 from keras_pneumo.data.files import require_writable, write_bytes, write_json, write_table
 from keras_pneumo.data.radiograph import Radiograph, UnreadableImage
 from keras_pneumo.data.reading import read_radiograph
-from keras_pneumo.data.siim import find_images
+from keras_pneumo.data.siim import find_files
 from keras_pneumo.data.workers import work_through
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.prediction.detector import Answer, Detector
@@ -59,25 +59,6 @@ class Detected:
         if self.made_up:
             text += f"; identifiers made up for {self.made_up}"
         return f"{text}; {len(self.set_aside)} set aside: {self.out / 'quarantine.csv'}" if self.set_aside else text
-
-
-def find_files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Every radiograph named or in a named folder, with the name it goes by in the tables.
-
-    Raises:
-        PneumoError: a path does not exist, or there is no radiograph at all.
-    """
-    found: list[tuple[Path, str]] = []
-    for path in paths:
-        if path.is_dir():
-            found += [(one, one.relative_to(path).as_posix()) for one in find_images(path)[0]]
-        elif path.is_file():
-            found.append((path, path.name))
-        else:
-            raise PneumoError(f"There is no {path}. Name DICOM, PNG or JPEG files, or a folder that holds them.")
-    if not found:
-        raise PneumoError(f"{', '.join(map(str, paths))}: there is no DICOM, PNG or JPEG file. Name another folder.")
-    return found
 
 
 def detect(

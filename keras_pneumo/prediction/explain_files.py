@@ -19,7 +19,7 @@ from keras_pneumo.data import rle
 from keras_pneumo.data.files import write_table
 from keras_pneumo.data.radiograph import UnreadableImage
 from keras_pneumo.data.reading import iter_images
-from keras_pneumo.data.siim import find_images, read_labels
+from keras_pneumo.data.siim import find_files, read_labels
 from keras_pneumo.data.tables import image_id_of
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.where import FOLDER, PICTURES, RECORD
@@ -84,7 +84,7 @@ def explain_files(
     Raises:
         PneumoError: there is no radiograph, or not one that can be read; the labels cannot be read.
     """
-    paths = _paths(data)
+    paths = find_files(data)
     chosen = chosen_for(run)
     wanted = (method or (chosen or CONVENTION)[0], stage or (chosen or CONVENTION)[1])
     truths = {name: label.runs for name, label in read_labels(labels).images.items()} if labels else {}
@@ -144,22 +144,6 @@ def _explain_one(
     y, x = np.unravel_index(int(heat.argmax()), heat.shape)
     hottest = {} if heat.max() <= 0 else {"hottest_x": (x + 0.5) / len(heat), "hottest_y": (y + 0.5) / len(heat)}
     return {"probability": round(probability, 6), "picture": f"{PICTURES}/{path.name}", **hottest}
-
-
-def _paths(data: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Every file, with the name it has in the tables: relative to its folder, or its own."""
-    found: list[tuple[Path, str]] = []
-    for one in data:
-        if one.is_dir():
-            inside, _ = find_images(one)
-            found += [(path, path.relative_to(one).as_posix()) for path in inside]
-        elif one.is_file():
-            found.append((one, one.name))
-        else:
-            raise PneumoError(f"There is no {one}. Name radiographs, or a folder of them.")
-    if not found:
-        raise PneumoError(f"{data[0]} holds no DICOM, PNG or JPEG file. Name the folder that holds the radiographs.")
-    return found
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
