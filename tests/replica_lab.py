@@ -29,6 +29,8 @@ def main():
     take, make = slices.Network.take_step, loop.learner
 
     def recorded(self, data):
+        if self.engine.worker == given.get("poor_worker") and self.slices == 1 and len(losses) == 9:
+            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
         found = take(self, data)
         losses.append(float(found["loss"]))
         if given.get("say"):

@@ -14,7 +14,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.training.distribution import ONE, choose
+from keras_pneumo.training.distribution import ONE
+from keras_pneumo.training.strategy import choose
 
 LAB = Path(__file__).parent / "replica_lab.py"
 REPOSITORY = Path(__file__).parents[1]
@@ -39,6 +40,7 @@ def begin(prepared, folder, out, cluster=None, **options):
     environment |= {"PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "2"}
     if cluster is not None:
         environment["TF_CONFIG"] = tf_config(*cluster)
+        environment["KERAS_PNEUMO_CACHE"] = f"{folder}-host{cluster[1]}"  # each on a host of its own
     return subprocess.Popen(
         [sys.executable, str(LAB), str(prepared), str(folder), str(out), json.dumps(options)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
@@ -151,6 +153,24 @@ def test_a_signal_to_one_worker_stops_both_at_the_same_step(tmp_path, prepared_f
     assert "A signal to another worker came at epoch" in said[0]
     assert "SIGTERM came at epoch" in said[1]
     assert said[0].split(" came at epoch ")[1].split(";")[0] == said[1].split(" came at epoch ")[1].split(";")[0]
+
+
+@pytest.mark.slow
+def test_a_worker_without_memory_ends_both_and_a_restart_halves_the_batch_on_each(tmp_path, prepared_folder):
+    """BatchNorm keeps its statistics, so that the weights are then those of a training with memory enough."""
+    given = {"changes": {"frozen_batchnorm": True}, "every": "1steps", "poor_worker": 1}
+    end(*two(prepared_folder, tmp_path / "rich", tmp_path / "rich", **(given | {"poor_worker": None})))
+    chief, poor = end(*two(prepared_folder, tmp_path / "run", tmp_path / "out", **given), code=75)
+    assert "Out of memory on worker 1. From now on 2 images are taken at once" in poor
+    assert "has lost another" in chief
+    (kept,) = json.loads((tmp_path / "run-host1/memory.json").read_text()).values()
+    assert kept == 2, "half of worker 1's part of a batch of 8"
+    said = end(*two(prepared_folder, tmp_path / "run", tmp_path / "out", **given))
+    assert all("Goes on from at_" in text for text in said)
+    rest, whole = (np.load(tmp_path / f"{name}0.npz") for name in ("out", "rich"))
+    assert 5 < len(rest["losses"]) < len(whole["losses"])
+    np.testing.assert_allclose(rest["losses"], whole["losses"][-len(rest["losses"]) :], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(rest["predictions"], whole["predictions"], atol=1e-4, rtol=0)
 
 
 def test_auto_takes_what_is_there():

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import signal
+import time
 
 import crash_lab
 import numpy as np
@@ -17,7 +19,7 @@ from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.training import checkpoints, fit, memory, slices, start
 from keras_pneumo.training.callbacks import Every
 from keras_pneumo.training.fit import Manner, train
-from keras_pneumo.training.interrupt import Interruption
+from keras_pneumo.training.interrupt import Interruption, stopped_at_once
 from keras_pneumo.training.place import find_place, progress_of
 
 QUICK = crash_lab.SHORT.replace(
@@ -287,8 +289,6 @@ def test_how_often_not(text):
 
 
 def test_a_signal_is_caught_within_only():
-    import signal
-
     before = signal.getsignal(signal.SIGTERM)
     told = []
     found = Interruption(told.append)
@@ -297,3 +297,18 @@ def test_a_signal_is_caught_within_only():
         assert (found.wanted, found.exit_code, found.name) == (True, 75, "SIGUSR1")
     assert signal.getsignal(signal.SIGTERM) is before
     assert "finished and saved" in told[0]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_while_there_is_nothing_to_save_ends_at_once_with_its_code(number, code):
+    before = signal.getsignal(number)
+
+    @stopped_at_once("The training is done.")
+    def report():
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    with pytest.raises(Stopped, match=r"came\. The training is done") as found:
+        report()
+    assert found.value.exit_code == code
+    assert signal.getsignal(number) is before

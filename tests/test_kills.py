@@ -69,6 +69,9 @@ def same(one, other):
             np.testing.assert_array_equal(value, second[key], err_msg=f"{name} {key}")
     logs = [pd.read_csv(folder / "log.csv").drop(columns=TIMES) for folder in (one, other)]
     pd.testing.assert_frame_equal(*logs, check_exact=True)
+    rules = [(folder / "postprocess.json").read_bytes() for folder in (one, other)]
+    assert rules[0] == rules[1]
+    assert (one / last[0].parent / "kept/postprocess.json").is_file()
     kept = [sorted(path.name for path in folder.glob("checkpoints/epoch_*")) for folder in (one, other)]
     assert kept[0] == kept[1]
     assert len(kept[0]) == 2

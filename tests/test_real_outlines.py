@@ -41,7 +41,7 @@ def dice(first, second):
 
 @pytest.fixture
 def known(monkeypatch, tmp_path):
-    monkeypatch.setattr(segment, "load_models", lambda run: [bright_model()])
+    monkeypatch.setattr(segment, "load_predictors", lambda run, sharing: [bright_model()])
 
     def run_at(size):
         return Run(tmp_path, SEGMENTER.replace(name="x", image_size=size), {"format": FORMAT, "versions": versions()})

@@ -150,3 +150,16 @@ def test_agreement():
     found = agreement(first, other)
     assert found["lowest"] == pytest.approx(-1)
     assert found["same_peak"] == pytest.approx(2 / 3)
+
+
+def test_two_images_without_a_hit_are_not_below_chance_nor_behind_one_with_hits():
+    """The bootstrap of nothing but misses has no width; the exact interval of 0 of 2 patients reaches 0.84."""
+    misses, hits = scores_of(np.zeros(2, bool)), scores_of(np.ones(2, bool))
+    found = summary({"heat map": misses, "other": hits}, np.full(2, 0.03), np.arange(2), resamples=200)
+    own, other = (found[found["score"] == "pointing"].set_index("map").loc[name] for name in ("heat map", "other"))
+    assert own.above_low == pytest.approx(-0.03)
+    assert own.above_high == pytest.approx(0.025 ** (1 / 2) * -1 + 1 - 0.03)
+    assert other.above_low == pytest.approx(0.025 ** (1 / 2) - 0.03)
+    assert (other.ahead, own.ahead_low, own.ahead_high) == (-1, 0, 0)
+    assert other.ahead_low == -1
+    assert other.ahead_high > 0

@@ -46,7 +46,7 @@ def experiment_of(size: int, encoder: str, optimizer: str) -> Experiment:
     )  # fmt: skip
 
 
-def work(prepared_folder: Path, out: Path, way: str, steps: int, experiment: Experiment) -> None:
+def work(prepared_folder: Path, out: Path, way: str, steps: int, experiment: Experiment, precision: str) -> None:
     """Train ``steps`` steps one way and write losses, predictions and seconds to ``out``."""
     import keras
     import tensorflow as tf
@@ -66,6 +66,8 @@ def work(prepared_folder: Path, out: Path, way: str, steps: int, experiment: Exp
         "2 workers": ("multiworker", None),
     }[way]
     engine = start_engine(strategy, replicas)
+    keras.config.set_floatx(precision)
+    keras.config.set_dtype_policy(precision)
     tf.config.experimental.enable_op_determinism()
     prepared = load_prepared(prepared_folder)
     source = open_source(prepared, prepared.subset("train"), experiment.image_size)
@@ -102,7 +104,7 @@ def run(prepared: Path, folder: Path, way: str, given: argparse.Namespace) -> di
     for one in ports:
         one.close()
     out = folder / f"{way}.npz"
-    options = [f"--{name}={getattr(given, name)}" for name in ("steps", "size", "encoder", "optimizer")]
+    options = [f"--{name}={getattr(given, name)}" for name in ("steps", "size", "encoder", "optimizer", "precision")]
     processes = []
     for index in range(2 if way == "2 workers" else 1):
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -126,13 +128,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--encoder", default="resnet18")
     parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
+    parser.add_argument("--precision", choices=("float32", "float64"), default="float32")
     parser.add_argument("--json", type=Path)
     for name in ("--way", "--prepared", "--out"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     given = parser.parse_args()
     experiment = experiment_of(given.size, given.encoder, given.optimizer)
     if given.way:
-        work(Path(given.prepared), Path(given.out), given.way, given.steps, experiment)
+        work(Path(given.prepared), Path(given.out), given.way, given.steps, experiment, given.precision)
         return
     from keras_pneumo.data.phantom import PhantomSettings, write_phantoms
     from keras_pneumo.data.prepared import prepare

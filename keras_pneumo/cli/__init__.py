@@ -11,7 +11,7 @@ import sys
 import typer
 
 from keras_pneumo import __version__
-from keras_pneumo.cli import data, detect, explain, export, parity, referee, train
+from keras_pneumo.cli import data, detect, explain, export, parity, predict, referee, train
 from keras_pneumo.cli.console import REFUSED, err, exit_code_of, out, report
 from keras_pneumo.errors import PneumoError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 data.add_commands(app)
 train.add_commands(app)
+predict.add_commands(app)
 explain.add_commands(app)
 detect.add_commands(app)
 export.add_commands(app)

@@ -95,7 +95,7 @@ def _engine() -> list[Finding]:
 
 def _strategy(gpus: int) -> Finding:
     """What ``train --strategy auto`` would run on, by the same choice."""
-    from keras_pneumo.training.distribution import choose
+    from keras_pneumo.training.strategy import choose
 
     try:
         return Finding("strategy", "ok", choose("auto", os.environ, gpus).text)

@@ -1,14 +1,12 @@
-"""Commands that need TensorFlow: train, find-lr, predict. It is imported when one of them runs, not before."""
+"""Commands that need TensorFlow to learn: train, find-lr. It is imported when one of them runs, not before."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keras_pneumo.cli.console import Progress, duration, exit_code_of, report, say, warn
+from keras_pneumo.cli.console import Progress, duration, say, warn
 from keras_pneumo.cli.data import report_prepared
 from keras_pneumo.cli.quiet import import_tensorflow
+from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together, shared_place
 from keras_pneumo.config import Experiment, read_experiment
 from keras_pneumo.data.files import folder_lock
 from keras_pneumo.data.prepared import Prepared, load_prepared, prepare
@@ -26,7 +25,6 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.training.place import Place, new_folder
 
 if TYPE_CHECKING:
-    from keras_pneumo.training.distribution import Engine
     from keras_pneumo.training.fit import Manner
     from keras_pneumo.training.log import EpochRow
 
@@ -45,7 +43,6 @@ def add_commands(app: typer.Typer) -> None:
     """Register this module's commands."""
     app.command("train")(train_command)
     app.command("find-lr")(find_lr_command)
-    app.command("predict")(predict_command)
 
 
 def train_command(
@@ -74,15 +71,9 @@ def train_command(
     auto_batch: Annotated[
         bool, typer.Option("--auto-batch", help="Find out first how many images fit into memory at once.")
     ] = False,
-    strategy: Annotated[
-        str, typer.Option(help="auto, one (device), mirrored (all GPUs of a host), or multiworker (several hosts).")
-    ] = "auto",
-    replicas: Annotated[
-        int | None, typer.Option(min=1, help="Devices of this host; without GPUs, parts that the CPU is divided in.")
-    ] = None,
-    wait_for_workers: Annotated[
-        float, typer.Option("--wait-for-workers", min=1, help="Seconds that workers wait for one another.")
-    ] = 120.0,
+    strategy: StrategyOption = "auto",
+    replicas: ReplicasOption = None,
+    wait_for_workers: WaitOption = 120.0,
 ) -> None:
     """Train, predict the test patients, score them, and write report.html.
 
@@ -145,30 +136,6 @@ def _fold_place(folder: Path, experiment: Experiment, prepared: Prepared) -> Pla
     return find_place(folder, experiment, prepared, False)
 
 
-def shared_place(engine: Engine, find: Callable[[], Place]) -> Place:
-    """What the chief finds, on every worker."""
-    if engine.workers == 1:
-        return find()
-    place = find() if engine.chief else None
-    text = engine.agree_text(json.dumps([str(place.folder), place.resume, place.finished]) if place else "")
-    folder, resume, finished = json.loads(text)
-    return Place(Path(folder), resume, finished)
-
-
-@contextlib.contextmanager
-def ended_together(engine: Engine) -> Iterator[None]:
-    """With several workers, leave at once on a fault: TensorFlow would wait for those that are gone."""
-    try:
-        yield
-    except PneumoError as fault:
-        if engine.workers == 1:
-            raise
-        report(fault)
-        os._exit(exit_code_of(fault))
-    if engine.workers > 1:
-        engine.agree(0)  # the others wait for the chief's report, lest it find them gone
-
-
 def _train_one(
     experiment: Experiment,
     prepared: Prepared,
@@ -181,8 +148,9 @@ def _train_one(
     import keras
 
     from keras_pneumo.prediction.run import read_run
-    from keras_pneumo.training.finish import finish
+    from keras_pneumo.training.finish import predict_test, report_test
     from keras_pneumo.training.fit import train
+    from keras_pneumo.training.interrupt import stopped_at_once
     from keras_pneumo.training.place import is_trained
 
     keras.utils.clear_session()  # of one fold, before the next is trained in the same process
@@ -210,10 +178,15 @@ def _train_one(
             )
         if chief:
             say(f"Trained in {duration(outcome.seconds)}; best epoch {outcome.best.epoch}.")
-    if not chief:
-        return
-    with Progress("prediction") as progress, folder_lock(folder):
-        finished = finish(read_run(folder), prepared, progress.update)
+    manner.engine.agree(0)  # all read what the chief has written by now
+    again = "The training is done; the same command again predicts and reports."
+    lock = folder_lock(folder) if chief else contextlib.nullcontext()
+    with Progress("prediction") as progress, lock, stopped_at_once(again):
+        run = read_run(folder)
+        predicted = predict_test(run, prepared, progress.update if chief else None, manner.engine)
+        if not chief:
+            return
+        finished = report_test(run, predicted)
     for line in finished.lines:
         say(line)
     say(str(finished.report))
@@ -250,46 +223,6 @@ def find_lr_command(
             "start. Look at the plot, try more --steps, and stay ten times under the rate at which the loss rises."
         )
     say(str(folder / "learning_rates.png"))
-
-
-def predict_command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders that answer as one.")],
-    data: Annotated[Path, typer.Option("--data", help="A prepared folder, or a folder of radiographs.")],
-    out_folder: Annotated[Path | None, typer.Option("--out", help="Where to write; default: in the run.")] = None,
-    subset: Annotated[str, typer.Option(help="Which patients of a prepared folder.")] = "test",
-    gate: Annotated[
-        list[Path] | None, typer.Option("--gate", help="Classifier run that a segmenter's masks must pass.")
-    ] = None,
-    rule_file: Annotated[
-        Path | None, typer.Option("--postprocess", help="Rule for several segmenters' masks on radiographs.")
-    ] = None,
-) -> None:
-    """Predict a prepared subset, or any folder of radiographs: the probability, and by segmenters the outline.
-
-    A prepared folder gives a submission; other radiographs give predictions.csv, and those that cannot be read are
-    listed in quarantine.csv. Several runs (folds, seeds, sizes) are averaged.
-
-    Example, after training: `keras-pneumo predict runs/smallest_classifier --data data/phantom-try --out runs/try`
-    """
-    import_tensorflow()
-    from keras_pneumo.prediction.run import read_run
-    from keras_pneumo.prediction.submit import predict_folder, write_run_submission
-
-    if len(runs) > 1 and out_folder is None:
-        raise PneumoError("Several runs answer as one, which belongs to none of them: name a folder with --out.")
-    found = [read_run(run) for run in runs]
-    gates = [read_run(run) for run in gate or []]
-    with Progress("prediction") as progress:
-        if (data / "manifest.json").is_file():
-            folder = out_folder or runs[0] / "submission"
-            write_run_submission(found, load_prepared(data), folder, subset, progress.update, gates)
-            say(str(folder))
-            return
-        folder = out_folder or runs[0] / "predictions"
-        summary = predict_folder(found, data, folder, progress.update, rule_file, gates)
-    say(str(summary))
-    if summary.set_aside:
-        raise typer.Exit(1)
 
 
 def open_data(

@@ -104,7 +104,13 @@ def summary(
             values = table[score].to_numpy(float)
             value, interval = mean_with_interval(values, patients, resamples, seed)
             above, apart = mean_by_patient(values - chance, patients, resamples, seed)
-            ahead, lead = mean_by_patient(first[score].to_numpy(float) - values, patients, resamples, seed)
+            if all_alike(values):  # the bootstrap has no width, and would be sure of two images
+                apart = Interval(interval.low - float(chance.mean()), interval.high - float(chance.mean()))
+            own = first[score].to_numpy(float)
+            ahead, lead = mean_by_patient(own - values, patients, resamples, seed)
+            if all_alike(values) and all_alike(own) and ahead:
+                _, other = mean_with_interval(own, patients, resamples, seed)
+                lead = Interval(other.low - interval.high, other.high - interval.low)
             rows.append(
                 {
                     "map": name,
@@ -137,10 +143,16 @@ def mean_with_interval(values: np.ndarray, patients: np.ndarray, resamples: int,
     """
     known = np.isfinite(values)
     count = len(np.unique(patients[known]))
-    if known.any() and np.ptp(values[known]) == 0 and values[known][0] in (0, 1):
+    if all_alike(values):
         value = float(values[known][0])
         return value, exact_interval(count if value else 0, count)
     return mean_by_patient(values, patients, resamples, seed)
+
+
+def all_alike(values: np.ndarray) -> bool:
+    """Whether all known values are 0, or all are 1: then a bootstrap has no width, and an exact interval has."""
+    known = values[np.isfinite(values)]
+    return len(known) > 0 and float(np.ptp(known)) == 0 and float(known[0]) in (0, 1)
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:

@@ -15,7 +15,8 @@ from keras_pneumo.data.pipeline import open_source
 from keras_pneumo.data.prepared import Prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.prediction.predict import Progress, predict_probabilities
-from keras_pneumo.prediction.run import Run, load_models
+from keras_pneumo.prediction.run import Run, load_predictors
+from keras_pneumo.prediction.sharing import ALONE, Sharing
 
 
 def check_together(runs: Sequence[Run], prepared: Prepared | None = None) -> None:
@@ -89,7 +90,11 @@ def asked(runs: Sequence[Run], prepared: Prepared, subset: str) -> list[tuple[li
 
 
 def predict_classifiers(
-    runs: Sequence[Run], prepared: Prepared, subset: str, progress: Progress | None = None
+    runs: Sequence[Run],
+    prepared: Prepared,
+    subset: str,
+    progress: Progress | None = None,
+    sharing: Sharing = ALONE,
 ) -> pd.DataFrame:
     """``image_id, probability`` of one subset: the mean over all runs that may answer and all checkpoints they keep."""
     tables = []
@@ -98,7 +103,7 @@ def predict_classifiers(
         for run in group:
             experiment = run.experiment
             source = open_source(prepared, image_ids, experiment.image_size)
-            for model in load_models(run):
+            for model in load_predictors(run, sharing):
                 batch, flip = experiment.global_batch_size, experiment.flip_averaging
                 summed += predict_probabilities(model, source, batch, flip, progress)
                 count += 1

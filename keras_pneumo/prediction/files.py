@@ -20,6 +20,7 @@ from keras_pneumo.prediction.postprocess import Rule
 from keras_pneumo.prediction.predict import Progress, probabilities_of
 from keras_pneumo.prediction.run import Run
 from keras_pneumo.prediction.segment import OWN_HEAD, Members, answer, gate_name, mean_maps, open_members
+from keras_pneumo.prediction.sharing import ALONE, Sharing
 
 Answers = list[dict[str, object]]
 Answering = Callable[[Sequence[np.ndarray]], Answers]
@@ -32,6 +33,7 @@ def predict_files(
     progress: Progress | None = None,
     rule: Rule | None = None,
     gate: Sequence[Run] = (),
+    sharing: Sharing = ALONE,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Predict every radiograph under a folder, through the same decoding and resizing as prepared images.
 
@@ -43,6 +45,7 @@ def predict_files(
         progress: called with files done and in all.
         rule: how segmenters' maps become masks.
         gate: classifiers that the rule's gate asks, where it is not the segmenters' own head.
+        sharing: where the networks predict.
 
     Returns:
         ``image_id, file, probability`` (and ``encoded_pixels``, on the grid of 1024x1024, of segmenters) of those that
@@ -59,9 +62,9 @@ def predict_files(
     if runs[0].experiment.task == "segmenter":
         if rule is None:
             raise PneumoError("Masks need a rule: name the postprocess.json that predicting a prepared folder wrote.")
-        answer_batch = _segmenter(runs, rule, gate)
+        answer_batch = _segmenter(runs, rule, gate, sharing)
     else:
-        answer_batch = classifier_answers(runs)
+        answer_batch = classifier_answers(runs, sharing)
     size = max(run.experiment.image_size for run in [*runs, *gate])
     rows: list[dict[str, object]] = []
     refused: list[dict[str, object]] = []
@@ -107,9 +110,9 @@ def mean_probability(members: Members, images: Sequence[np.ndarray]) -> np.ndarr
     return np.mean(found, axis=0)
 
 
-def classifier_answers(runs: Sequence[Run]) -> Answering:
+def classifier_answers(runs: Sequence[Run], sharing: Sharing = ALONE) -> Answering:
     """The runs' networks, opened, as a function from radiographs to ``probability``."""
-    members = open_members(runs)
+    members = open_members(runs, sharing)
 
     def answer_batch(images: Sequence[np.ndarray]) -> Answers:
         return [{"probability": float(probability)} for probability in mean_probability(members, images)]
@@ -117,15 +120,15 @@ def classifier_answers(runs: Sequence[Run]) -> Answering:
     return answer_batch
 
 
-def _segmenter(runs: Sequence[Run], rule: Rule, gate: Sequence[Run]) -> Answering:
+def _segmenter(runs: Sequence[Run], rule: Rule, gate: Sequence[Run], sharing: Sharing) -> Answering:
     wanted = rule.gate_source if rule.gate > 0 else ""
     given = gate_name(gate) if gate else OWN_HEAD
     if wanted and wanted != given:
         raise PneumoError(
             f"The rule for masks was fitted with the gate {wanted!r}; name those runs with --gate, and no others."
         )
-    members = open_members(runs)
-    ask = classifier_answers(gate) if gate and wanted else None
+    members = open_members(runs, sharing)
+    ask = classifier_answers(gate, sharing) if gate and wanted else None
 
     def answer_batch(images: Sequence[np.ndarray]) -> Answers:
         maps, head = mean_maps(members, lambda size: pixels_at(images, size))

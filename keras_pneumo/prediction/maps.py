@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import cv2
-import keras
 import numpy as np
 
 from keras_pneumo.data import rle
 from keras_pneumo.data.prepared import Prepared
+from keras_pneumo.prediction.sharing import Predictor
 
 LEVELS = 256
 """Levels of a map; level k is a probability of k / 255, so a map is exact to 0.002."""
 
 
-def outputs_of(model: keras.Model, images: Any) -> tuple[np.ndarray, np.ndarray | None]:
+def outputs_of(model: Predictor, images: Any) -> tuple[np.ndarray, np.ndarray | None]:
     """Mask logits, float32 (B, S, S), and image logits, float32 (B,), of a segmenter; None without an image head."""
     found = model.predict_on_batch(images)
     if isinstance(found, dict):
@@ -37,7 +37,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def predict_maps(
-    models: Sequence[keras.Model], images: np.ndarray, flip_averaging: bool
+    models: Sequence[Predictor], images: np.ndarray, flip_averaging: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Mean probabilities of several networks and, where asked, of the mirror images too, turned back.
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_pneumo.data.pipeline import Source, evaluation_batches
+from keras_pneumo.prediction.sharing import Predictor
 
 Progress = Callable[[int, int], None]
 
 
 def predict_logits(
-    model: keras.Model, batches: tf.data.Dataset, mirrored: bool = False, progress: Callable[[int], None] | None = None
+    model: Predictor, batches: tf.data.Dataset, mirrored: bool = False, progress: Callable[[int], None] | None = None
 ) -> np.ndarray:
     """Logits, float32 (n,), of a dataset of float32 (B, S, S, 1) in [0, 1]; of the mirror images where asked."""
     found = []
@@ -34,7 +34,7 @@ def probabilities_of(logits: np.ndarray) -> np.ndarray:
 
 
 def predict_probabilities(
-    model: keras.Model, source: Source, batch_size: int, flip_averaging: bool, progress: Progress | None = None
+    model: Predictor, source: Source, batch_size: int, flip_averaging: bool, progress: Progress | None = None
 ) -> np.ndarray:
     """Probability of pneumothorax for each image of ``source``, float64 (n,), in its order.
 

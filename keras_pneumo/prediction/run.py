@@ -22,6 +22,8 @@ from keras_pneumo.config import Experiment, validated
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.models.unet import build_unet
+from keras_pneumo.prediction.sharing import ALONE, Predictor, Sharing
+from keras_pneumo.prediction.threshold import read_threshold
 
 FORMAT = 1
 WEIGHTS = "best.weights.h5"
@@ -50,7 +52,8 @@ class Run:
     @property
     def threshold(self) -> float | None:
         """The operating threshold on the probability, fitted on validation; None until it was fitted."""
-        return self.record.get("threshold")
+        found = self.record.get("threshold")
+        return found if found is not None else read_threshold(self.folder)
 
     @property
     def pretraining(self) -> str:
@@ -124,6 +127,16 @@ def load_model(run: Run) -> keras.Model:
     model = build(run.experiment)
     load_weights(model, run.weights)
     return model
+
+
+def load_predictors(run: Run, sharing: Sharing = ALONE) -> list[Predictor]:
+    """What predicts for a run: its :func:`load_models`, made and shared as told.
+
+    Raises:
+        PneumoError: as :func:`load_model`.
+    """
+    with sharing.scope():
+        return [sharing.share(model) for model in load_models(run)]
 
 
 def load_models(run: Run) -> list[keras.Model]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
-import keras
 import numpy as np
 import pandas as pd
 
@@ -17,11 +16,12 @@ from keras_pneumo.prediction.ensemble import asked, predict_classifiers
 from keras_pneumo.prediction.maps import PackedMap, enlarge, level_counts, levels_of, predict_maps, true_pixels
 from keras_pneumo.prediction.postprocess import Rule, Search, Tally, fit, gather, tally_one
 from keras_pneumo.prediction.predict import Progress
-from keras_pneumo.prediction.run import Run, load_models
+from keras_pneumo.prediction.run import Run, load_predictors
+from keras_pneumo.prediction.sharing import ALONE, Predictor, Sharing
 
 OWN_HEAD = "own head"
 
-Members = list[tuple[Run, list[keras.Model]]]
+Members = list[tuple[Run, list[Predictor]]]
 """Each run with the networks that it predicts with."""
 
 
@@ -34,7 +34,13 @@ class MapSet:
     image_probability: np.ndarray | None
 
 
-def predict_map_set(runs: Sequence[Run], prepared: Prepared, subset: str, progress: Progress | None = None) -> MapSet:
+def predict_map_set(
+    runs: Sequence[Run],
+    prepared: Prepared,
+    subset: str,
+    progress: Progress | None = None,
+    sharing: Sharing = ALONE,
+) -> MapSet:
     """The maps of one subset, each the mean over all runs that may answer, their checkpoints and mirror images.
 
     All networks see a batch together, so nothing is held but the batch and the packed maps. Runs of several image sizes
@@ -45,7 +51,7 @@ def predict_map_set(runs: Sequence[Run], prepared: Prepared, subset: str, progre
     found = MapSet([], [], None)
     heads: list[np.ndarray] = []
     for group, image_ids in groups:
-        members = open_members(group)
+        members = open_members(group, sharing)
         sizes = sorted({run.experiment.image_size for run in group})
         batch_size = min(run.experiment.global_batch_size for run in group)
         sources = [evaluation_batches(open_source(prepared, image_ids, size), batch_size) for size in sizes]
@@ -61,9 +67,9 @@ def predict_map_set(runs: Sequence[Run], prepared: Prepared, subset: str, progre
     return MapSet(found.image_ids, found.maps, np.concatenate(heads) if heads else None)
 
 
-def open_members(runs: Sequence[Run]) -> Members:
+def open_members(runs: Sequence[Run], sharing: Sharing = ALONE) -> Members:
     """Load the networks of each run."""
-    return [(run, load_models(run)) for run in runs]
+    return [(run, load_predictors(run, sharing)) for run in runs]
 
 
 def mean_maps(members: Members, images_at: Callable[[int], np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -94,11 +100,13 @@ def mean_maps(members: Members, images_at: Callable[[int], np.ndarray]) -> tuple
     return np.asarray(maps, np.float32), np.asarray(image) if heads else None
 
 
-def image_level(found: MapSet, prepared: Prepared, subset: str, gate: Sequence[Run]) -> tuple[np.ndarray | None, str]:
+def image_level(
+    found: MapSet, prepared: Prepared, subset: str, gate: Sequence[Run], sharing: Sharing = ALONE
+) -> tuple[np.ndarray | None, str]:
     """What decides at the level of the image, and its name: classifiers given for it, else the own head, else none."""
     if not gate:
         return found.image_probability, OWN_HEAD if found.image_probability is not None else ""
-    table = predict_classifiers(gate, prepared, subset).set_index("image_id")["probability"]
+    table = predict_classifiers(gate, prepared, subset, sharing=sharing).set_index("image_id")["probability"]
     return table.loc[found.image_ids].to_numpy(float), gate_name(gate)
 
 

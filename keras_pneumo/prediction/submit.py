@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from keras_pneumo.data.files import write_table
 from keras_pneumo.data.prepared import Prepared
@@ -21,6 +22,7 @@ from keras_pneumo.prediction.predict import Progress
 from keras_pneumo.prediction.run import Run
 from keras_pneumo.prediction.search_figure import draw_search
 from keras_pneumo.prediction.segment import (
+    MapSet,
     answers,
     fit_rule,
     image_level,
@@ -28,6 +30,7 @@ from keras_pneumo.prediction.segment import (
     predict_map_set,
     threshold_of,
 )
+from keras_pneumo.prediction.sharing import ALONE, Sharing
 
 PREPROCESSING = (
     "grey, resized with cv2 INTER_AREA, scaled to [0, 1], ImageNet mean and standard deviation, three equal channels"
@@ -36,13 +39,36 @@ PREPROCESSING = (
 
 @dataclass(frozen=True)
 class Written:
-    """What came of :func:`write_run_submission`; the last two are a segmenter's."""
+    """What came of :func:`write_predicted`; the last two are a segmenter's."""
 
     threshold: float
     """On the probability, fitted on validation."""
     search: Search | None = None
     pixels: np.ndarray | None = None
     """Pixels at each level, all and true ones, of each image in the order of the subset: int32 (n, 2, 256)."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What runs say of validation images and of a subset, before anything is fitted; from :func:`predict_subset`."""
+
+    runs: Sequence[Run]
+    prepared: Prepared
+    subset: str
+    gate: Sequence[Run]
+    held_out: pd.DataFrame | Outlined
+    """Of validation: classifiers' ``image_id, probability``, or segmenters' maps."""
+    found: pd.DataFrame | Outlined
+    """Of the subset."""
+
+
+@dataclass(frozen=True)
+class Outlined:
+    """Segmenters' maps, and what decides at the level of the image; see :func:`segment.image_level`."""
+
+    maps: MapSet
+    image: np.ndarray | None
+    source: str
 
 
 def write_run_submission(
@@ -55,56 +81,71 @@ def write_run_submission(
 ) -> Written:
     """Predict validation and ``subset``, fit on validation what is to be fitted, write both as a submission.
 
-    Segmenters' rule for masks and its search go beside ``predictions.csv`` (``postprocess.json``, ``.png``).
+    Arguments and refusals as in :func:`predict_subset`; ``folder`` is the submission's.
+    """
+    return write_predicted(predict_subset(runs, prepared, subset, progress, gate), folder)
+
+
+def predict_subset(
+    runs: Sequence[Run],
+    prepared: Prepared,
+    subset: str = "test",
+    progress: Progress | None = None,
+    gate: Sequence[Run] = (),
+    sharing: Sharing = ALONE,
+) -> Predicted:
+    """Predict validation and ``subset``; with several workers each of them calls this, and each gets all answers.
 
     Args:
         runs: finished runs of one task, which answer as one; see :mod:`keras_pneumo.prediction.ensemble`.
         prepared: the prepared folder they were trained on, or another with the same split.
-        folder: the submission's folder.
         subset: which patients to answer for.
         progress: called with images done and in all, for each subset anew.
         gate: classifiers that decide whether a segmenter's image may have a mask.
+        sharing: where the networks predict.
 
     Raises:
         PneumoError: the runs cannot stand together, or the folder was split otherwise.
     """
     check_together(runs, prepared)
-    if gate and runs[0].experiment.task == "classifier":
+    task = runs[0].experiment.task
+    if gate and task == "classifier":
         raise PneumoError("A gate is for segmenters; these runs are classifiers.")
-    if runs[0].experiment.task == "segmenter":
-        if gate:
-            check_together(gate, prepared)
-            check_gate(gate, runs)
-        return _segmenters(runs, prepared, folder, subset, progress, gate)
-    validation = predict_classifiers(runs, prepared, "validation", progress)
-    found = validation if subset == "validation" else predict_classifiers(runs, prepared, subset, progress)
-    truth = prepared.cases.set_index("image_id")["pneumothorax"].astype(int).loc[validation["image_id"]]
-    threshold = fit_threshold(truth.to_numpy(), validation["probability"].to_numpy())
-    write_submission(folder, info_of(runs, "classification", subset, threshold), found, validation)
+    if gate:
+        check_together(gate, prepared)
+        check_gate(gate, runs)
+
+    def ask(some: str) -> pd.DataFrame | Outlined:
+        if task == "classifier":
+            return predict_classifiers(runs, prepared, some, progress, sharing)
+        maps = predict_map_set(runs, prepared, some, progress, sharing)
+        return Outlined(maps, *image_level(maps, prepared, some, gate, sharing))
+
+    held_out = ask("validation")
+    found = held_out if subset == "validation" else ask(subset)
+    return Predicted(runs, prepared, subset, gate, held_out, found)
+
+
+def write_predicted(predicted: Predicted, folder: Path) -> Written:
+    """Fit on validation what is to be fitted, and write a submission.
+
+    Segmenters' rule for masks and its search go beside ``predictions.csv`` (``postprocess.json``, ``.png``).
+    """
+    runs, prepared, held_out, found = predicted.runs, predicted.prepared, predicted.held_out, predicted.found
+    if isinstance(held_out, Outlined):
+        assert isinstance(found, Outlined)
+        search = fit_rule(held_out.maps, prepared, held_out.image, held_out.source)
+        threshold = threshold_of(search.rule)
+        info = info_of([*runs, *predicted.gate], "joint", predicted.subset, threshold)
+        tables = [answers(one.maps, search.rule, one.image) for one in (found, held_out)]
+        write_submission(folder, info, *tables)
+        keep_search(search, folder)
+        return Written(threshold, search, pixel_counts(found.maps, prepared))
+    assert isinstance(found, pd.DataFrame)
+    truth = prepared.cases.set_index("image_id")["pneumothorax"].astype(int).loc[held_out["image_id"]]
+    threshold = fit_threshold(truth.to_numpy(), held_out["probability"].to_numpy())
+    write_submission(folder, info_of(runs, "classification", predicted.subset, threshold), found, held_out)
     return Written(threshold)
-
-
-def _segmenters(
-    runs: Sequence[Run],
-    prepared: Prepared,
-    folder: Path,
-    subset: str,
-    progress: Progress | None,
-    gate: Sequence[Run],
-) -> Written:
-    held_out = predict_map_set(runs, prepared, "validation", progress)
-    image, source = image_level(held_out, prepared, "validation", gate)
-    search = fit_rule(held_out, prepared, image, source)
-    validation = answers(held_out, search.rule, image)
-    found = held_out
-    if subset != "validation":
-        found = predict_map_set(runs, prepared, subset, progress)
-        image, _ = image_level(found, prepared, subset, gate)
-    threshold = threshold_of(search.rule)
-    info = info_of([*runs, *gate], "joint", subset, threshold)
-    write_submission(folder, info, answers(found, search.rule, image), validation)
-    keep_search(search, folder)
-    return Written(threshold, search, pixel_counts(found, prepared))
 
 
 def keep_search(search: Search, folder: Path) -> None:
@@ -158,6 +199,7 @@ def predict_folder(
     progress: Progress | None = None,
     rule_file: Path | None = None,
     gate: Sequence[Run] = (),
+    sharing: Sharing = ALONE,
 ) -> FilesSummary:
     """Predict every radiograph under ``data``, which needs no labels; write predictions.csv and quarantine.csv.
 
@@ -168,6 +210,7 @@ def predict_folder(
         progress: called with files done and in all.
         rule_file: the rule for masks; by default a single run's own.
         gate: classifiers that the rule asks.
+        sharing: where the networks predict.
 
     Raises:
         PneumoError: there is no radiograph, or none that can be read; or segmenters have no rule for masks.
@@ -179,7 +222,7 @@ def predict_folder(
             rule_file = runs[0].folder / RULE_FILE
         rule = read_rule(rule_file) if rule_file else None
         threshold = threshold_of(rule) if rule else None
-    predictions, refused = predict_files(runs, data, progress, rule, gate)
+    predictions, refused = predict_files(runs, data, progress, rule, gate, sharing)
     folder.mkdir(parents=True, exist_ok=True)
     if threshold is not None:
         predictions["above_threshold"] = (predictions["probability"] >= threshold).astype(int)

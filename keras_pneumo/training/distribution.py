@@ -21,62 +21,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_pneumo.data.pipeline import Share, Source, TrainingPlan, training_batches
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.training.cluster import WAIT_SECONDS, Cluster, find_cluster, wait_for_all
-
-Kind = Literal["one", "mirrored", "multiworker"]
-CHOICES = ("auto", "one", "mirrored", "multiworker")
+from keras_pneumo.prediction.sharing import ALONE, Sharing
+from keras_pneumo.training.cluster import WAIT_SECONDS, Cluster, wait_for_all
+from keras_pneumo.training.strategy import choose
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What a training would run on here, and in words."""
+class Dealt:
+    """A network whose batches are dealt out to all replicas; every worker gets the whole outputs."""
 
-    kind: Kind
-    text: str
-    cluster: Cluster | None = None
-
-
-def choose(wanted: str, environ: Mapping[str, str], gpus: int, replicas: int | None = None) -> Choice:
-    """Which strategy a training takes: for ``auto`` several workers if there are any, else all GPUs, else one device.
-
-    Args:
-        wanted: one of :data:`CHOICES`.
-        environ: where ``TF_CONFIG`` and Slurm's variables are looked for.
-        gpus: how many GPUs this process sees.
-        replicas: how many devices to use of this host; without GPUs the CPU is divided into so many. Default: all GPUs.
-
-    Raises:
-        PneumoError: the wish cannot be met here.
-    """
-    if wanted not in CHOICES:
-        raise PneumoError(f"There is no strategy {wanted!r}. Choose one of {', '.join(CHOICES)}.")
-    cluster = find_cluster(environ) if wanted in ("auto", "multiworker") else None
-    if wanted == "multiworker" and cluster is None:
-        raise PneumoError(
-            "--strategy multiworker needs several workers, named in TF_CONFIG or by srun; neither names any. Use "
-            "--strategy auto on one host."
-        )
-    if gpus and replicas is not None and replicas > gpus:
-        raise PneumoError(f"--replicas {replicas} is more than the {gpus} GPUs here.")
-    local = min(replicas or gpus, gpus) if gpus else replicas or 1
-    devices = f"{local} GPU{'s' * (local > 1)}" if gpus else f"CPU divided in {local}" if local > 1 else "CPU"
-    if cluster is not None:
-        link = "NCCL" if gpus else "ring"
-        return Choice("multiworker", f"{len(cluster.workers)} workers of {cluster.source}, {devices}, {link}", cluster)
-    if wanted == "mirrored" and local == 1 and not gpus:
-        raise PneumoError("--strategy mirrored needs several devices; here is one CPU. --replicas 2 divides it in two.")
-    if wanted == "mirrored" or (wanted == "auto" and local > 1):
-        return Choice("mirrored", f"mirrored, {devices}")
-    return Choice("one", "one device, GPU:0" if gpus else "one device, CPU:0")
+    predict_on_batch: Callable[[Any], Any]
 
 
 class Engine:
@@ -175,6 +138,12 @@ class Engine:
 
         return predict
 
+    def sharing(self) -> Sharing:
+        """For predictions: networks made here, and asked on all replicas."""
+        if not self.strategy:
+            return ALONE
+        return Sharing(self.scope, lambda model: Dealt(self.predictor(model)))
+
     def agree(self, value: int) -> int:
         """The chief's value, on every worker; each waits here for all others."""
         if self.workers == 1:
@@ -224,8 +193,8 @@ def start_engine(
     """Take the devices; called once, before anything else asks TensorFlow for one.
 
     Args:
-        wanted: see :func:`choose`.
-        replicas: see :func:`choose`.
+        wanted: see :func:`keras_pneumo.training.strategy.choose`.
+        replicas: see there.
         wait_seconds: how long workers wait for one another.
         tell: is told what a worker waits for.
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from keras_pneumo.data.files import write_bytes
+from keras_pneumo.data.files import sha256_file, write_bytes
 from keras_pneumo.data.prepared import Prepared
+from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.board import score
 from keras_pneumo.evaluation.compare import image_loader
 from keras_pneumo.evaluation.mask_report import mask_findings
@@ -24,7 +25,10 @@ from keras_pneumo.evaluation.writing import table_text
 from keras_pneumo.prediction.explain import explain_prepared
 from keras_pneumo.prediction.predict import Progress
 from keras_pneumo.prediction.run import Run, read_run
-from keras_pneumo.prediction.submit import keep_search, write_run_submission
+from keras_pneumo.prediction.submit import Predicted, keep_search, predict_subset, write_predicted
+from keras_pneumo.prediction.threshold import write_threshold
+from keras_pneumo.training.distribution import ONE, Engine
+from keras_pneumo.training.faults import lost_workers
 from keras_pneumo.training.fit import write_record
 
 
@@ -37,25 +41,52 @@ class Finished:
 
 
 def finish(run: Run, prepared: Prepared, progress: Progress | None = None, resamples: int = RESAMPLES) -> Finished:
-    """Predict, score and report one run; what was fitted on validation is kept with it.
+    """Predict, score and report one run on this device; see :func:`predict_test` and :func:`report_test`."""
+    return report_test(run, predict_test(run, prepared, progress), resamples)
+
+
+def predict_test(run: Run, prepared: Prepared, progress: Progress | None = None, engine: Engine = ONE) -> Predicted:
+    """What a run says of its validation and test images, by all of the engine's devices.
+
+    Args:
+        run: a finished training; every worker calls this for the same one.
+        prepared: the prepared folder it was trained on.
+        progress: called with images predicted and in all, for each subset anew.
+        engine: where the networks predict.
+
+    Raises:
+        PneumoError: the prepared folder's split is not the run's, or a worker sees other weights than the chief.
+        Stopped: another worker is gone.
+    """
+    with lost_workers(engine):
+        if engine.workers > 1:
+            seen = sha256_file(run.weights)
+            if engine.agree_text(seen) != seen:
+                raise PneumoError(
+                    f"Worker {engine.worker} finds other weights in {run.weights} than worker 0. The run folder must "
+                    "be on a disk that all workers share. Start all again."
+                )
+        return predict_subset([run], prepared, progress=progress, sharing=engine.sharing())
+
+
+def report_test(run: Run, predicted: Predicted, resamples: int = RESAMPLES) -> Finished:
+    """Score and report what was predicted; what is fitted on validation is kept with the run.
 
     The scores are made from the submission as it was written, the same way as any other team's.
 
     Args:
         run: a finished training.
-        prepared: the prepared folder it was trained on.
-        progress: called with images predicted and in all, for each subset anew.
+        predicted: from :func:`predict_test`.
         resamples: number of resamples of the patients for the intervals.
-
-    Raises:
-        PneumoError: the prepared folder's split is not the run's.
     """
-    folder = run.folder / "submission"
-    written = write_run_submission([run], prepared, folder, progress=progress)
+    prepared, folder = predicted.prepared, run.folder / "submission"
+    written = write_predicted(predicted, folder)
     record = run.record | {"threshold": written.threshold}
     write_record(run.folder, record)
     if written.search is not None:
         keep_search(written.search, run.folder)
+    else:
+        write_threshold(run.folder, written.threshold, len(prepared.subset("validation", fold=run.experiment.fold)))
 
     truth = read_truth(prepared.folder)
     team = check_submission(read_submission(folder), truth)

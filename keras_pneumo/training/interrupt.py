@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from keras_pneumo.errors import AGAIN
+from keras_pneumo.errors import AGAIN, Stopped
 
 INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -64,3 +64,27 @@ class Interruption:
         if first:
             again = " Ctrl-C once more stops at once." if number == signal.SIGINT else ""
             self.tell(f"{self.name}: this step is finished and saved, then the training stops.{again}")
+
+
+@contextlib.contextmanager
+def stopped_at_once(sentence: str) -> Iterator[None]:
+    """Within this context the same signals end the work where it is, since there is nothing to save.
+
+    Raises:
+        Stopped: a signal came; ``sentence`` says what a new start does.
+    """
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        found = Interruption()
+        found.number = number
+        raise Stopped(f"{found.name} came. {sentence}", found.exit_code)
+
+    before = {}
+    try:
+        for number in SIGNALS:
+            with contextlib.suppress(ValueError):
+                before[number] = signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

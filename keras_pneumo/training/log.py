@@ -18,6 +18,7 @@ import tensorflow as tf
 from keras_pneumo.data.files import write_table
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.weights import save_safetensors
+from keras_pneumo.prediction.postprocess import FILE as RULE_FILE
 from keras_pneumo.prediction.run import CHECKPOINTS, TORCH_WEIGHTS, WEIGHTS
 from keras_pneumo.training.optimization import inner_optimizer
 from keras_pneumo.training.validation import Judged
@@ -106,18 +107,21 @@ class Log:
         return table.drop(columns=[name for name in DICE if table[name].isna().all()])
 
     def files(self) -> list[str]:
-        """The run folder's files with weights that belong to the rows so far."""
-        found = [name for name in (WEIGHTS, TORCH_WEIGHTS) if self.best is not None]
+        """The run folder's files that belong to the rows so far: weights, and what was fitted for the best of them."""
+        found = [name for name in (WEIGHTS, TORCH_WEIGHTS, RULE_FILE) if self.best is not None]
+        if not (self.folder / RULE_FILE).is_file() and found:
+            found.remove(RULE_FILE)  # a training that an earlier version began
         return found + [f"{CHECKPOINTS}/{checkpoint_name(row.epoch)}" for row in self._kept() if self.top_k > 1]
 
     def judged(
         self, model: keras.Model, found: Judged, epoch: int, phase: str, loss: float, started: float, pace: Pace
     ) -> EpochRow:
-        """Keep the weights if they are good enough, and write the row."""
+        """Keep the weights, and what was fitted for them, if they are good enough; write the row."""
         score = found.auroc if np.isnan(found.dice) else found.dice
         best = self.is_best(score, found.loss)
         if best and self.writes:
             save_best(model, self.folder)
+            found.write_fitted(self.folder)
         if self.top_k > 1:
             self._keep(model, epoch, score)
         optimizer = getattr(model, "optimizer", None)

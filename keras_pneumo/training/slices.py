@@ -19,6 +19,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_pneumo.models.preprocessing import full_dtype
 from keras_pneumo.training.distribution import ONE, Engine
 
 ImageLosses = Callable[[Any, Any], Any]
@@ -85,8 +86,9 @@ class Network(keras.Model):
             weight = tf.fill([count], 1.0 / tf.cast(count, tf.float32))
         loss, gradients = self.gradients_of(images, target, weight)
         scale = tf.cast(self.optimizer.scale_loss(tf.constant(1.0)), tf.float32)
-        loss, wishes, *gradients = self.engine.add_up([loss, tf.cast(wish, tf.float32), *gradients])
-        norm = tf.linalg.global_norm(gradients) / scale
+        # One type for all, since TensorFlow sends them as one.
+        loss, wishes, *gradients = self.engine.add_up([loss, tf.cast(wish, loss.dtype), *gradients])
+        norm = tf.cast(tf.linalg.global_norm(gradients), tf.float32) / scale
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         return {"loss": loss, "gradient_norm": norm, "wish": wishes}
 
@@ -97,7 +99,8 @@ class Network(keras.Model):
         count = tf.shape(images)[0]
         ends = [count * number // self.slices for number in range(self.slices + 1)]
         variables = self.trainable_variables
-        loss, gradients = tf.constant(0.0), [tf.zeros(variable.shape, tf.float32) for variable in variables]
+        loss = tf.constant(0.0, full_dtype())
+        gradients = [tf.zeros(variable.shape, full_dtype()) for variable in variables]
 
         def work(start: Any, end: Any, total: Any, before: list[Any]) -> tuple[Any, list[Any]]:
             part = tf.nest.map_structure(lambda whole: whole[start:end], (images, target, weight))
@@ -122,7 +125,8 @@ class Network(keras.Model):
     def _slice_gradients(self, images: Any, target: Any, weight: Any) -> tuple[Any, list[Any]]:
         with tf.GradientTape() as tape:
             output = self(images, training=True)
-            loss = tf.reduce_sum(weight * tf.cast(self.image_losses(target, output), tf.float32))
+            losses = tf.cast(self.image_losses(target, output), full_dtype())
+            loss = tf.reduce_sum(tf.cast(weight, full_dtype()) * losses)
             scaled = self.optimizer.scale_loss(loss)
         return loss, tape.gradient(scaled, [variable.value for variable in self.trainable_variables])
 

@@ -2,8 +2,8 @@
 
 In and out: the network with its optimizer, the log, the averages, the random generators on one side; arrays by name and
 plain JSON on the other. Which image comes next and how it is augmented needs no state: both are functions of (seed,
-epoch, image), so the position is two numbers. Post-processing needs none either: it is fitted, when the training is
-done, on validation images by the best weights.
+epoch, image), so the position is two numbers. Post-processing (a rule for masks, a threshold) is fitted on validation
+whenever the weights are the best so far, and lies beside them in the run folder, so the checkpoint keeps it with them.
 """
 
 from __future__ import annotations

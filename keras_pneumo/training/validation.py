@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,10 +12,11 @@ import numpy as np
 from keras_pneumo.config import Experiment
 from keras_pneumo.data.pipeline import Source, evaluation_batches, masks_of
 from keras_pneumo.data.prepared import Prepared
-from keras_pneumo.evaluation.metrics import auroc
+from keras_pneumo.evaluation.metrics import auroc, fit_threshold
 from keras_pneumo.prediction.maps import enlarge, levels_of, outputs_of, sigmoid, true_pixels
-from keras_pneumo.prediction.postprocess import fit, gather, tally_one
+from keras_pneumo.prediction.postprocess import Search, fit, gather, tally_one, write_rule
 from keras_pneumo.prediction.predict import predict_logits, probabilities_of
+from keras_pneumo.prediction.threshold import write_threshold
 from keras_pneumo.training.losses import SegmentationLoss
 
 
@@ -26,6 +28,17 @@ class Judged:
     auroc: float
     dice: float = float("nan")
     dice_positives: float = float("nan")
+    fitted: Search | float = float("nan")
+    """A segmenter's rule for masks, a classifier's threshold on the probability."""
+    images: int = 0
+    """On how many images."""
+
+    def write_fitted(self, folder: Path) -> None:
+        """Write what was fitted as ``postprocess.json``."""
+        if isinstance(self.fitted, Search):
+            write_rule(folder, self.fitted)
+        else:
+            write_threshold(folder, self.fitted, self.images)
 
 
 Judge = Callable[[keras.Model], Judged]
@@ -43,7 +56,15 @@ def _classifier_judge(experiment: Experiment, source: Source) -> Judge:
 
     def judge(model: keras.Model) -> Judged:
         logits = predict_logits(model, batches)
-        return Judged(_cross_entropy(source.labels, logits), auroc(source.labels, probabilities_of(logits)))
+        probability = probabilities_of(logits)
+        finite = bool(np.isfinite(logits).all())
+        threshold = fit_threshold(source.labels, probability) if finite else float("nan")
+        return Judged(
+            _cross_entropy(source.labels, logits),
+            auroc(source.labels, probability),
+            fitted=threshold,
+            images=len(logits),
+        )
 
     return judge
 
@@ -74,12 +95,13 @@ def _segmenter_judge(experiment: Experiment, source: Source, truth: list[np.ndar
         tally = gather(rows, (0,))
         if not heads:
             found = fit(tally)
-            return Judged(loss, auroc(source.labels, found.rule.score(tally.counts)), found.dice, found.dice_positives)
+            ranked = auroc(source.labels, found.rule.score(tally.counts))
+            return Judged(loss, ranked, found.dice, found.dice_positives, found)
         logit = np.concatenate(heads)
         loss += experiment.image_loss_weight * _cross_entropy(source.labels, logit)
         probability = probabilities_of(np.nan_to_num(logit))
         found = fit(tally, probability, "own head")
-        return Judged(loss, auroc(source.labels, probability), found.dice, found.dice_positives)
+        return Judged(loss, auroc(source.labels, probability), found.dice, found.dice_positives, found)
 
     return judge
 

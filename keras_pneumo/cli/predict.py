@@ -1,0 +1,78 @@
+"""The command that predicts with finished runs. TensorFlow is imported when it runs, not before."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_pneumo.cli.console import Progress, say, warn
+from keras_pneumo.cli.quiet import import_tensorflow
+from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together
+from keras_pneumo.data.prepared import load_prepared
+from keras_pneumo.errors import PneumoError
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register this module's command."""
+    app.command("predict")(predict_command)
+
+
+def predict_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders that answer as one.")],
+    data: Annotated[Path, typer.Option("--data", help="A prepared folder, or a folder of radiographs.")],
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Where to write; default: in the run.")] = None,
+    subset: Annotated[str, typer.Option(help="Which patients of a prepared folder.")] = "test",
+    gate: Annotated[
+        list[Path] | None, typer.Option("--gate", help="Classifier run that a segmenter's masks must pass.")
+    ] = None,
+    rule_file: Annotated[
+        Path | None, typer.Option("--postprocess", help="Rule for several segmenters' masks on radiographs.")
+    ] = None,
+    strategy: StrategyOption = "auto",
+    replicas: ReplicasOption = None,
+    wait_for_workers: WaitOption = 120.0,
+) -> None:
+    """Predict a prepared subset, or any folder of radiographs: the probability, and by segmenters the outline.
+
+    A prepared folder gives a submission; other radiographs give predictions.csv, and those that cannot be read are
+    listed in quarantine.csv. Several runs (folds, seeds, sizes) are averaged. All devices share each batch.
+
+    Example, after training: `keras-pneumo predict runs/smallest_classifier --data data/phantom-try --out runs/try`
+    """
+    from keras_pneumo.training.cluster import find_cluster
+
+    is_prepared = (data / "manifest.json").is_file()
+    if not is_prepared and strategy in ("auto", "multiworker") and find_cluster(os.environ) is not None:
+        raise PneumoError(
+            f"{data} is no prepared folder, and several workers can share the prediction of nothing else. Start one "
+            "process alone (--strategy one or mirrored), or run keras-pneumo prepare first."
+        )
+    if len(runs) > 1 and out_folder is None:
+        raise PneumoError("Several runs answer as one, which belongs to none of them: name a folder with --out.")
+    import_tensorflow()
+    from keras_pneumo.prediction.run import read_run
+    from keras_pneumo.prediction.submit import predict_folder, predict_subset, write_predicted
+    from keras_pneumo.training.distribution import start_engine
+    from keras_pneumo.training.faults import lost_workers
+
+    found = [read_run(run) for run in runs]
+    gates = [read_run(run) for run in gate or []]
+    engine = start_engine(strategy, replicas, wait_for_workers, warn)
+    with ended_together(engine), Progress("prediction") as progress:
+        if is_prepared:
+            folder = out_folder or runs[0] / "submission"
+            prepared, tell = load_prepared(data), progress.update if engine.chief else None
+            with lost_workers(engine):
+                predicted = predict_subset(found, prepared, subset, tell, gates, engine.sharing())
+            if engine.chief:
+                write_predicted(predicted, folder)
+                say(str(folder))
+            return
+        folder = out_folder or runs[0] / "predictions"
+        summary = predict_folder(found, data, folder, progress.update, rule_file, gates, engine.sharing())
+    say(str(summary))
+    if summary.set_aside:
+        raise typer.Exit(1)
