@@ -24,10 +24,11 @@ from keras_pneumo.training.curves import draw_curves
 from keras_pneumo.training.distribution import Engine
 from keras_pneumo.training.interrupt import Interruption
 from keras_pneumo.training.log import EpochRow, Log, Pace
-from keras_pneumo.training.loop import Manner, Phase, Work, judged_network, learn, phases_of, plan_of
+from keras_pneumo.training.loop import judged_network, learn
 from keras_pneumo.training.start import start
 from keras_pneumo.training.state import check_identity, identity
 from keras_pneumo.training.validation import make_judge
+from keras_pneumo.training.work import Manner, Phase, Work, phases_of, plan_of
 
 __all__ = ["Manner", "Outcome", "Phase", "phases_of", "plan_of", "train", "write_record"]
 

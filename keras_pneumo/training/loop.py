@@ -7,170 +7,22 @@ checkpoint on the way. ``fit`` makes a run folder of it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_pneumo.config import Experiment
-from keras_pneumo.data.pipeline import Source, TrainingPlan
+from keras_pneumo.data.pipeline import TrainingPlan
 from keras_pneumo.errors import PneumoError, Stopped
-from keras_pneumo.prediction.run import CHECKPOINTS
 from keras_pneumo.training import checkpoints, faults, memory
-from keras_pneumo.training.averaging import WeightAverage
-from keras_pneumo.training.callbacks import Every, NotFinite, Saver, Steps, TrainProgress, Validation
-from keras_pneumo.training.distribution import ONE, Engine
-from keras_pneumo.training.events import Events
-from keras_pneumo.training.interrupt import Interruption
-from keras_pneumo.training.log import EpochRow, Log, Pace
+from keras_pneumo.training.callbacks import NotFinite, Saver, Steps, Validation
+from keras_pneumo.training.log import Pace
 from keras_pneumo.training.optimization import image_losses, make_optimizer, set_learning
 from keras_pneumo.training.schedules import Plateau
 from keras_pneumo.training.slices import Network, learner
-from keras_pneumo.training.state import State, capture, position_of, put_back_model, put_back_optimizer
-from keras_pneumo.training.validation import Judge
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of epochs with the same weights learning and one schedule of its own."""
-
-    name: str
-    first_epoch: int
-    epochs: int
-    encoder_learns: bool
-    learning_rate: float
-
-
-EVERY = Every()
-
-
-@dataclass(frozen=True)
-class Manner:
-    """How a training is carried out; none of it changes what is learnt."""
-
-    engine: Engine = ONE
-    every: Every = EVERY
-    """How often a checkpoint is written."""
-    resume: bool = False
-    """Whether the folder holds an unfinished training of the same experiment and data, to go on with."""
-    skip_nan: bool = False
-    """Whether images whose batch gave no finite loss are left out from then on, rather than ending the training."""
-    auto_batch: bool = False
-    """Whether to find out beforehand how much of a batch fits into memory."""
-    tell: Callable[[str], None] = lambda sentence: None
-    """Is told, in sentences, what a person should know."""
-
-
-def phases_of(experiment: Experiment) -> list[Phase]:
-    """The experiment's phases: the encoder frozen first, then thawed; each has its own schedule."""
-    phases = []
-    if experiment.frozen_epochs:
-        rate = experiment.frozen_learning_rate or experiment.learning_rate
-        phases.append(Phase("frozen", 0, experiment.frozen_epochs, False, rate))
-    phases.append(Phase("whole", experiment.frozen_epochs, experiment.epochs, True, experiment.learning_rate))
-    return phases
-
-
-def plan_of(
-    experiment: Experiment, first_epoch: int, epochs: int, first_step: int = 0, skip: tuple[int, ...] = ()
-) -> TrainingPlan:
-    """What is drawn and how it is augmented in some epochs of an experiment."""
-    return TrainingPlan(
-        seed=experiment.seed,
-        batch_size=experiment.global_batch_size,
-        first_epoch=first_epoch,
-        last_epoch=first_epoch + epochs,
-        positive_rate=experiment.positive_rate,
-        augmentation=experiment.augmentation,
-        with_masks=experiment.task == "segmenter",
-        crop=experiment.crop,
-        with_labels=experiment.image_head,
-        first_step=first_step,
-        skip=skip,
-    )
-
-
-@dataclass
-class Work:
-    """What the parts of one training share."""
-
-    experiment: Experiment
-    manner: Manner
-    folder: Path
-    model: keras.Model
-    training: Source
-    log: Log
-    known: dict[str, str]
-    interruption: Interruption
-    on_epoch: Callable[[EpochRow], None]
-    progress: TrainProgress | None
-    judge: Judge = field(init=False)
-    state: State = field(default_factory=State)
-    average: WeightAverage | None = None
-    slices: int = 1
-    skip: tuple[int, ...] = ()
-    began: float = field(default_factory=time.monotonic)
-    before: float = 0.0
-    """Wall time of the processes before this one."""
-
-    def __post_init__(self) -> None:
-        """Open the events; begin the average."""
-        self.events = Events(self.folder if self.manner.engine.chief else None)
-        self.phases = phases_of(self.experiment)
-        self.sizes = [len(rows) for rows in plan_of(self.experiment, 0, 1).rows(len(self.training))]
-        self.new_average()
-
-    @property
-    def part(self) -> int:
-        """Images of the largest part of a batch that one replica takes."""
-        return -(-max(self.sizes) // self.manner.engine.replicas)
-
-    @property
-    def most_slices(self) -> int:
-        """In more slices a part of the smallest batch would leave one empty."""
-        return max(min(self.sizes) // self.manner.engine.replicas, 1)
-
-    def new_average(self) -> None:
-        """Begin the average of the last epochs' weights, where the experiment has one."""
-        experiment = self.experiment
-        last = experiment.total_epochs - experiment.swa_epochs
-        self.average = WeightAverage(last) if experiment.swa_epochs else None
-
-    def elapsed(self) -> float:
-        """Wall time of the training so far."""
-        return self.before + time.monotonic() - self.began
-
-    def next_phase(self) -> None:
-        """Move the state to the start of the next phase, or past the last one."""
-        number = self.state.phase + 1
-        last = number >= len(self.phases)
-        self.state.begin_phase(number, self.experiment.total_epochs if last else self.phases[number].first_epoch)
-
-    def tell_epoch(self, row: EpochRow) -> None:
-        """Pass on a row of the log."""
-        self.events.epoch(row)
-        self.on_epoch(row)
-
-    def save(self, network: Network | None) -> None:
-        """Write a checkpoint, if this worker is the one that does."""
-        if not self.manner.engine.chief:
-            return
-        self.state.elapsed = self.elapsed()
-        optimizer = network.optimizer if network is not None else None
-        arrays, written = capture(self.state, self.model, optimizer, self.log, self.average, self.known)
-        checkpoints.save(self.folder, self.state.epoch, self.state.step, arrays, written, self.log.files())
-
-    def go_back(self, found: checkpoints.Checkpoint) -> None:
-        """Put everything back as it was at a checkpoint; the optimizer follows when it is made."""
-        self.state = position_of(found)
-        self.new_average()
-        put_back_model(found, self.model, self.log, self.average)
-        if self.manner.engine.chief:
-            checkpoints.put_back(self.folder, found, f"{CHECKPOINTS}/epoch_*.weights.h5")
-            self.log.write()
+from keras_pneumo.training.state import put_back_optimizer
+from keras_pneumo.training.work import Phase, Work, plan_of
 
 
 def learn(work: Work, found: checkpoints.Checkpoint | None, started_from: bool) -> None:
