@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from keras_pneumo.config import CLASSIFIER, NO_AUGMENTATION
-from keras_pneumo.data.pipeline import Source
+from keras_pneumo.data.images import Source
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training.lr_finder import HIGH, LOW, find_rate, suggest
 

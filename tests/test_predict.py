@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_pneumo.data.pipeline import Source
+from keras_pneumo.data.images import Source
 from keras_pneumo.prediction.predict import predict_probabilities, probabilities_of
 
 
@@ -56,7 +56,7 @@ def test_probabilities_never_overflow(logit):
 def test_raw_files_and_prepared_images_get_the_same_answer(tmp_path, phantoms, prepared_folder):
     """The way from a DICOM file and the way through a prepared folder are one."""
     from keras_pneumo.config import CLASSIFIER
-    from keras_pneumo.data.pipeline import open_source
+    from keras_pneumo.data.images import open_source
     from keras_pneumo.data.prepared import load_prepared
     from keras_pneumo.prediction.files import predict_files
     from keras_pneumo.prediction.run import FORMAT, Run, build, versions

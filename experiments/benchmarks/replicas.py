@@ -56,7 +56,8 @@ def work(prepared_folder: Path, out: Path, way: str, steps: int, experiment: Exp
     import keras
     import tensorflow as tf
 
-    from keras_pneumo.data.pipeline import evaluation_batches, open_source
+    from keras_pneumo.data.images import open_source
+    from keras_pneumo.data.pipeline import evaluation_batches
     from keras_pneumo.data.prepared import load_prepared
     from keras_pneumo.prediction.run import build
     from keras_pneumo.training.distribution import start_engine

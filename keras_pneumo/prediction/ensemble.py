@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.pipeline import open_source
+from keras_pneumo.data.images import open_source
 from keras_pneumo.data.prepared import Prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.prediction.predict import Progress, predict_probabilities

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from keras_pneumo.data import rle
-from keras_pneumo.data.pipeline import open_source
+from keras_pneumo.data.images import open_source
 from keras_pneumo.data.prepared import Prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.saliency import coverage_at, mask_at

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from keras_pneumo.data.pipeline import Source, evaluation_batches
+from keras_pneumo.data.images import Source
+from keras_pneumo.data.pipeline import evaluation_batches
 from keras_pneumo.prediction.sharing import Predictor
 
 Progress = Callable[[int, int], None]

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from keras_pneumo.data import rle
-from keras_pneumo.data.pipeline import evaluation_batches, open_source
+from keras_pneumo.data.images import open_source
+from keras_pneumo.data.pipeline import evaluation_batches
 from keras_pneumo.data.prepared import Prepared
 from keras_pneumo.prediction.ensemble import asked, predict_classifiers
 from keras_pneumo.prediction.maps import PackedMap, enlarge, level_counts, levels_of, predict_maps, true_pixels

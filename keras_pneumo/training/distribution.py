@@ -28,7 +28,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_pneumo.data.pipeline import Share, Source, TrainingPlan, training_batches
+from keras_pneumo.data.images import Source
+from keras_pneumo.data.order import Share, TrainingPlan
+from keras_pneumo.data.pipeline import training_batches
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.prediction.sharing import ALONE, Sharing
 from keras_pneumo.training.cluster import WAIT_SECONDS, Cluster, wait_for_all

@@ -10,7 +10,8 @@ import pandas as pd
 import tensorflow as tf
 
 from keras_pneumo.data.files import write_table
-from keras_pneumo.data.pipeline import Source, TrainingPlan
+from keras_pneumo.data.images import Source
+from keras_pneumo.data.order import TrainingPlan
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.training.callbacks import NotFinite
 from keras_pneumo.training.distribution import Engine

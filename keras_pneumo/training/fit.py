@@ -13,7 +13,8 @@ import keras
 
 from keras_pneumo.config import Experiment
 from keras_pneumo.data.files import folder_lock, remove_temporary, sha256_file, write_json
-from keras_pneumo.data.pipeline import Source, training_batches
+from keras_pneumo.data.images import Source
+from keras_pneumo.data.pipeline import training_batches
 from keras_pneumo.data.prepared import Prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.prediction.run import FORMAT, Run, hardware, versions

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_pneumo.data.pipeline import TrainingPlan
+from keras_pneumo.data.order import TrainingPlan
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.training import checkpoints, faults, memory
 from keras_pneumo.training.callbacks import NotFinite, Saver, Steps, Validation

@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.pipeline import Source, steps_per_epoch, training_batches
+from keras_pneumo.data.images import Source
+from keras_pneumo.data.order import steps_per_epoch
+from keras_pneumo.data.pipeline import training_batches
 from keras_pneumo.data.prepared import Prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training.curves import draw_rates

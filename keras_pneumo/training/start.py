@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.pipeline import Source, open_source
+from keras_pneumo.data.images import Source, open_source
 from keras_pneumo.data.prepared import Prepared, verify_files
 from keras_pneumo.data.splits import check_split
 from keras_pneumo.errors import PneumoError

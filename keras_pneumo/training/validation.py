@@ -10,7 +10,8 @@ import keras
 import numpy as np
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.pipeline import Source, evaluation_batches, masks_of
+from keras_pneumo.data.images import Source, masks_of
+from keras_pneumo.data.pipeline import evaluation_batches
 from keras_pneumo.data.prepared import Prepared
 from keras_pneumo.evaluation.metrics import auroc, fit_threshold
 from keras_pneumo.prediction.maps import enlarge, levels_of, outputs_of, sigmoid, true_pixels

@@ -13,7 +13,8 @@ from pathlib import Path
 import keras
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.pipeline import Source, TrainingPlan
+from keras_pneumo.data.images import Source
+from keras_pneumo.data.order import TrainingPlan
 from keras_pneumo.prediction.run import CHECKPOINTS
 from keras_pneumo.training import checkpoints
 from keras_pneumo.training.averaging import WeightAverage

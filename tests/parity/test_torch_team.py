@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_pneumo.config import CLASSIFIER, SEGMENTER, Augmentation
 from keras_pneumo.data import rle
 from keras_pneumo.data.augmentation import augment, augment_masks, crop, draw_parameters
-from keras_pneumo.data.pipeline import epoch_order, repeats_of
+from keras_pneumo.data.order import epoch_order, repeats_of
 from keras_pneumo.data.prepared import load_prepared
 from keras_pneumo.evaluation.compare import compare
 from keras_pneumo.evaluation.metrics import auroc, fit_threshold
