@@ -54,10 +54,10 @@ def test_depth_groups_cover_every_variable_once(classifier):
     groups = depth_groups(classifier)
     assert groups.keys() == {v.path for v in classifier.variables if "seed" not in v.path}
     assert groups["conv1/kernel"] == groups["bn1/gamma"] == 0
-    assert groups["layer1.0.conv1/kernel"] == 1
-    assert groups["layer4.1.bn2/beta"] == 4
+    assert groups["layer1-0-conv1/kernel"] == 1
+    assert groups["layer4-1-bn2/beta"] == 4
     assert groups["fc/kernel"] == groups["fc/bias"] == 5
-    assert {layer.name for layer in leaf_layers(classifier)} >= {"conv1", "layer2.0.downsample.1", "fc"}
+    assert {layer.name for layer in leaf_layers(classifier)} >= {"conv1", "layer2-0-downsample-1", "fc"}
 
 
 def test_logits_stay_float32_under_mixed_precision():

@@ -19,7 +19,7 @@ def test_the_head_is_the_formula(image):
     model = build_fastai_classifier("resnet18")
     features = np.array(model.get_layer("encoder")(normalise(image), training=False)[-1])
     x = np.concatenate([features.max((1, 2)), features.mean((1, 2))], axis=1)  # the largest first
-    for norm, dense, last in (("1.2", "1.4", False), ("1.6", "1.8", True)):
+    for norm, dense, last in (("1-2", "1-4", False), ("1-6", "1-8", True)):
         x = x / np.sqrt(1 + 1e-5) + 1e-3  # fresh statistics, gamma 1, fastai's beta
         x = x @ np.array(model.get_layer(dense).kernel)
         x = x if last else np.maximum(x, 0)
@@ -44,8 +44,8 @@ def test_dropout_works_in_training_only(image):
     assert model(image, training=False).shape == (2, 3)
     again = np.array(model(image, training=False))
     np.testing.assert_array_equal(again, np.array(model(image, training=False)))
-    assert model.get_layer("dropout.3").rate == 0.25
-    assert model.get_layer("dropout.7").rate == 0.5
+    assert model.get_layer("dropout-3").rate == 0.25
+    assert model.get_layer("dropout-7").rate == 0.5
 
 
 def test_other_encoders_are_refused():

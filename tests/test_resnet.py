@@ -52,9 +52,9 @@ def test_synchronized_reaches_every_batch_norm():
 
 def test_the_bottlenecks_stride_is_on_its_3x3(encoders):
     layer = encoders[50].get_layer
-    assert layer("layer2.0.conv1").strides == (1, 1)
-    assert layer("layer2.0.conv2").strides == (2, 2)
-    assert layer("layer2.0.downsample.0").strides == (2, 2)
+    assert layer("layer2-0-conv1").strides == (1, 1)
+    assert layer("layer2-0-conv2").strides == (2, 2)
+    assert layer("layer2-0-downsample-0").strides == (2, 2)
 
 
 def test_stem_pads_three_pixels_on_every_side(encoders):
@@ -73,11 +73,11 @@ def test_stem_pads_three_pixels_on_every_side(encoders):
 
 
 def test_start_is_kaiming_normal_over_the_outputs(encoders):
-    kernel = np.array(encoders[50].get_layer("layer3.1.conv2").kernel)
+    kernel = np.array(encoders[50].get_layer("layer3-1-conv2").kernel)
     std = (2 / (256 * 9)) ** 0.5
     assert kernel.std() == pytest.approx(std, rel=0.01)
     assert np.abs(kernel).max() > 4 * std  # a normal, not one cut at two standard deviations
-    for name in ("layer3.1.bn1", "layer3.1.bn3"):  # torchvision starts the last BatchNorm of a block at 1, not at 0
+    for name in ("layer3-1-bn1", "layer3-1-bn3"):  # torchvision starts the last BatchNorm of a block at 1, not at 0
         np.testing.assert_array_equal(np.array(encoders[50].get_layer(name).gamma), 1)
 
 

@@ -7,14 +7,70 @@ import pytest
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.models.fastai import build_fastai_classifier
-from keras_pneumo.models.torch_names import fastai_name, named_variables
+from keras_pneumo.models.resnet import resnet
+from keras_pneumo.models.torch_names import fastai_name, module_name, named_variables
+from keras_pneumo.models.unet import build_unet
 from keras_pneumo.models.weights import from_torch, to_torch
+from keras_pneumo.prediction.run import load_weights
 
 
 @pytest.fixture(scope="module")
 def learner():
     keras.utils.set_random_seed(3)
     return build_fastai_classifier("resnet18")
+
+
+def every_layer(model):
+    """All layers, nested ones and those without weights too."""
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from every_layer(layer)
+
+
+NETWORKS = {
+    "classifier of 18": lambda: build_classifier("resnet18"),
+    "classifier of 50": lambda: build_classifier("resnet50", dropout=0.5),
+    "encoder of 34": lambda: resnet(34),
+    "U-Net": lambda: build_unet("resnet18"),
+    "U-Net with all": lambda: build_unet("resnet18", attention="scse", image_head=True),
+    "fastai's": lambda: build_fastai_classifier("resnet18"),
+    "fastai's, not normalised": lambda: build_fastai_classifier("resnet18", normalised=False),
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_names_follow_the_rule_and_the_way_back_is_exact(network):
+    model = NETWORKS[network]()
+    layers = list(every_layer(model))
+    names = [layer.name for layer in layers]
+    assert not [name for name in names if "." in name], "Keras's torch backend allows no dot"
+    assert not [variable.path for variable in model.variables if "." in variable.path]
+    assert not [name for name in to_torch(model) if "-" in name], "PyTorch has no such name, so the rule can be undone"
+    modules = [module_name(name) for name in names]
+    assert len(set(modules)) == len(set(names))
+    assert [module.replace(".", "-") for module in modules] == names
+
+
+def test_names_by_the_rule():
+    assert module_name("conv1") == "conv1"
+    assert module_name("layer1-0-conv1") == "layer1.0.conv1"
+    assert module_name("decoder-blocks-4-attention1-attention") == "decoder.blocks.4.attention1.attention"
+    assert module_name("segmentation_head-0") == "segmentation_head.0"
+    assert module_name("1-8") == "1.8"
+
+
+@pytest.mark.parametrize("network", ["classifier of 18", "U-Net with all"])
+def test_weights_written_under_the_earlier_names_load(tmp_path, network):
+    """Layers once had dots in their names. In a file Keras finds them by their kinds, counted, and only notes names."""
+    before, now = NETWORKS[network](), NETWORKS[network]()
+    for layer in every_layer(before):
+        layer.name = module_name(layer.name)
+    assert any(layer.name == "layer1.0.conv1" for layer in every_layer(before))
+    before.save_weights(tmp_path / "best.weights.h5")
+    load_weights(now, tmp_path / "best.weights.h5")
+    wanted = to_torch(before)
+    assert all(array.tobytes() == wanted[name].tobytes() for name, array in to_torch(now).items())
 
 
 @pytest.mark.parametrize(

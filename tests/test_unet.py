@@ -55,15 +55,15 @@ def test_logits_stay_float32_under_mixed_precision():
 
 def test_decoder_widths_and_names(unet):
     for index, channels in enumerate(DECODER_CHANNELS):
-        assert unet.get_layer(f"decoder.blocks.{index}.conv2.0").filters == channels
+        assert unet.get_layer(f"decoder-blocks-{index}-conv2-0").filters == channels
     # resnet18's deepest map has 512 channels; the skip at stride 16 has 256.
-    assert unet.get_layer("decoder.blocks.0.conv1.0").kernel.shape == (3, 3, 512 + 256, 256)
-    assert unet.get_layer("decoder.blocks.4.conv1.0").kernel.shape == (3, 3, 32, 16)
+    assert unet.get_layer("decoder-blocks-0-conv1-0").kernel.shape == (3, 3, 512 + 256, 256)
+    assert unet.get_layer("decoder-blocks-4-conv1-0").kernel.shape == (3, 3, 32, 16)
 
 
 def test_upsampling_is_nearest_and_comes_before_the_skip(unet):
-    block = unet.get_layer("decoder.blocks.1.concatenate")
-    probe = keras.Model(unet.inputs, [unet.get_layer("decoder.blocks.1.up").input, block.output])
+    block = unet.get_layer("decoder-blocks-1-concatenate")
+    probe = keras.Model(unet.inputs, [unet.get_layer("decoder-blocks-1-up").input, block.output])
     image = np.random.default_rng(0).random((1, 64, 64, 1)).astype(np.float32)
     small, joined = (np.array(o) for o in probe([image]))
     np.testing.assert_array_equal(joined[..., : small.shape[-1]], small.repeat(2, axis=1).repeat(2, axis=2))
@@ -71,10 +71,10 @@ def test_upsampling_is_nearest_and_comes_before_the_skip(unet):
 
 def test_scse_by_hand(unet):
     # x (sigmoid(channel weight) + sigmoid(pixel weight)); with all its kernels and biases 0 both are one half.
-    names = [f"decoder.blocks.2.attention2.attention.{part}" for part in ("cSE.1", "cSE.3", "sSE.0")]
+    names = [f"decoder-blocks-2-attention2-attention-{part}" for part in ("cSE-1", "cSE-3", "sSE-0")]
     kept = [[np.array(v) for v in unet.get_layer(name).weights] for name in names]
-    layers = unet.get_layer("decoder.blocks.2.attention2.attention.add")
-    probe = keras.Model(unet.inputs, [unet.get_layer("decoder.blocks.2.conv2.2").output, layers.output])
+    layers = unet.get_layer("decoder-blocks-2-attention2-attention-add")
+    probe = keras.Model(unet.inputs, [unet.get_layer("decoder-blocks-2-conv2-2").output, layers.output])
     image = np.random.default_rng(1).random((1, 32, 32, 1)).astype(np.float32)
 
     def set_all(name, kernel, bias):
@@ -99,12 +99,12 @@ def test_scse_by_hand(unet):
 
 
 def test_decoder_start_is_kaiming_uniform_and_differs_between_layers(unet):
-    kernel = np.array(unet.get_layer("decoder.blocks.0.conv2.0").kernel)
+    kernel = np.array(unet.get_layer("decoder-blocks-0-conv2-0").kernel)
     bound = (6 / (256 * 9)) ** 0.5
     assert 0.99 * bound < np.abs(kernel).max() <= bound
-    heads = [np.array(unet.get_layer(f"decoder.blocks.{i}.attention2.attention.sSE.0").kernel) for i in (0, 1)]
+    heads = [np.array(unet.get_layer(f"decoder-blocks-{i}-attention2-attention-sSE-0").kernel) for i in (0, 1)]
     assert not np.array_equal(heads[0].ravel()[:64], heads[1].ravel()[:64])
-    np.testing.assert_array_equal(np.array(unet.get_layer("segmentation_head.0").bias), 0)
+    np.testing.assert_array_equal(np.array(unet.get_layer("segmentation_head-0").bias), 0)
 
 
 def test_names_are_smps(unet):
@@ -132,10 +132,10 @@ def test_weights_round_trip_bit_equal_and_strict(unet, twin, plain):
 
 
 def test_encoder_and_decoder_without_heads(unet, twin):
-    twin.get_layer("segmentation_head.0").kernel.assign(np.full((3, 3, 16, 1), 7, np.float32))
+    twin.get_layer("segmentation_head-0").kernel.assign(np.full((3, 3, 16, 1), 7, np.float32))
     from_torch(twin, to_torch(unet), head="skip")
-    np.testing.assert_array_equal(np.array(twin.get_layer("segmentation_head.0").kernel), 7)
-    ours, theirs = (m.get_layer("decoder.blocks.4.conv2.0").kernel for m in (twin, unet))
+    np.testing.assert_array_equal(np.array(twin.get_layer("segmentation_head-0").kernel), 7)
+    ours, theirs = (m.get_layer("decoder-blocks-4-conv2-0").kernel for m in (twin, unet))
     np.testing.assert_array_equal(np.array(ours), np.array(theirs))
 
 
@@ -149,8 +149,8 @@ def test_an_imagenet_state_goes_into_the_encoder(unet, plain):
 def test_depth_groups_put_decoder_and_heads_last(unet):
     groups = depth_groups(unet)
     assert groups["conv1/kernel"] == 0
-    assert groups["layer3.0.conv1/kernel"] == 3
-    assert groups["decoder.blocks.0.conv1.0/kernel"] == groups["classification_head.3/kernel"] == 5
+    assert groups["layer3-0-conv1/kernel"] == 3
+    assert groups["decoder-blocks-0-conv1-0/kernel"] == groups["classification_head-3/kernel"] == 5
 
 
 def test_weights_file_round_trip(unet, twin, tmp_path):

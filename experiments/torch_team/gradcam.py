@@ -1,8 +1,9 @@
-"""Do a classifier's heat maps differ when PyTorch makes them? The twin's, for `keras-pneumo explain --compare`.
+"""Do a network's heat maps differ when PyTorch makes them? The twin's, for `keras-pneumo explain --compare`.
 
-Reads a run's weights into torchvision's ResNet (strictly), and from the maps.npz of `keras-pneumo explain` which
-images, method and stage are wanted; writes the same of its own. The formulas are written out here once more and nothing
-of keras_pneumo is imported, so that one mistake cannot stand on both sides.
+Reads a run's weights (strictly) into torchvision's ResNet, or of a segmenter into smp's U-Net, whose encoder is looked
+at; and from the maps.npz of `keras-pneumo explain` which images, method and stage are wanted; writes the same of its
+own. The formulas are written out here once more and nothing of keras_pneumo is imported, so that one mistake cannot
+stand on both sides.
 
 Command, in PyTorch's environment (make setup-torch), after `keras-pneumo explain RUN PREPARED`:
     .venv-torch/bin/python experiments/torch_team/gradcam.py RUN PREPARED --out twin.npz
@@ -16,6 +17,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import segmentation_models_pytorch as smp
 import torch
 import torchvision
 from PIL import Image
@@ -26,13 +28,18 @@ BATCH = 16
 
 
 def network_of(run):
-    """torchvision's ResNet with one class and the run's weights."""
+    """torchvision's ResNet with one class, or smp's U-Net, with the run's weights; and the size of its images."""
     experiment = json.loads((run / "experiment.json").read_text())["experiment"]
-    if experiment["task"] != "classifier":
-        raise SystemExit(f"{run} is no classifier; torchvision's ResNet is a classifier's twin.")
-    network = getattr(torchvision.models, experiment["encoder"])(num_classes=1)
+    if experiment["task"] == "classifier":
+        network = getattr(torchvision.models, experiment["encoder"])(num_classes=1)
+    else:
+        head = {"classes": 1, "dropout": 0.0} if experiment["image_head"] else None
+        network = smp.Unet(
+            experiment["encoder"], encoder_weights=None, decoder_attention_type=experiment["attention"], classes=1,
+            aux_params=head,
+        )  # fmt: skip
     network.load_state_dict(load_file(run / "best.safetensors"), strict=True)
-    return network.eval(), experiment["image_size"]
+    return network.eval().requires_grad_(False), experiment["image_size"]
 
 
 def batch_of(prepared, image_ids, size):
@@ -42,21 +49,33 @@ def batch_of(prepared, image_ids, size):
     return (pixels - torch.tensor(MEAN).reshape(3, 1, 1)) / torch.tensor(STD).reshape(3, 1, 1)
 
 
-def features_and_logits(network, batch, stage):
-    """The stage's feature map, from which the rest is computed, and the logits, (n,)."""
-    x = network.relu(network.bn1(network.conv1(batch)))
-    stages = [network.layer1, network.layer2, network.layer3, network.layer4]
-    if stage > 1:
-        x = network.maxpool(x)
-        for layer in stages[: stage - 1]:
-            x = layer(x)
-    features = x.detach().requires_grad_(True)
-    x = features
-    if stage == 1:
-        x = network.maxpool(x)
-    for layer in stages[stage - 1 :]:
-        x = layer(x)
-    return features, network.fc(torch.flatten(network.avgpool(x), 1))[:, 0]
+def features_and_scores(network, batch, stage):
+    """The stage's feature map, from which the rest is computed, and the scores that are explained, (n,).
+
+    A U-Net's decoder sees the stage twice, by the skip connection and through the deeper stages: both ways count.
+    """
+    body = network.encoder if isinstance(network, smp.Unet) else network
+    stem = torch.nn.Sequential(body.conv1, body.bn1, body.relu)
+    first = torch.nn.Sequential(body.maxpool, body.layer1)
+    features, x = [], batch
+    for number, layers in enumerate((stem, first, body.layer2, body.layer3, body.layer4), start=1):
+        x = layers(x)
+        if number == stage:
+            x.requires_grad_(True)
+        features.append(x)
+    if body is network:
+        return features[stage - 1], network.fc(torch.flatten(network.avgpool(x), 1))[:, 0]
+    if network.classification_head is not None:
+        return features[stage - 1], network.classification_head(x)[:, 0]
+    return features[stage - 1], mean_inside(network.segmentation_head(network.decoder([batch, *features])))
+
+
+def mean_inside(logits):
+    """The mean logit, (n,), of the pixels that an image's own mask holds; of all where it holds none: 2002.11434."""
+    flat = logits.flatten(1)
+    inside = (flat > 0).float()
+    inside[inside.sum(1) == 0] = 1
+    return (flat * inside).sum(1) / inside.sum(1)
 
 
 def map_of(features, gradients, method):
@@ -87,19 +106,18 @@ def main():
     ours = np.load(arguments.maps or arguments.run / "explain" / "maps.npz", allow_pickle=False)
     image_ids, method, stage = ours["image_ids"], str(ours["method"]), int(ours["stage"])
     network, size = network_of(arguments.run)
-    maps, logits = [], []
+    maps, scores = [], []
     for start in range(0, len(image_ids), BATCH):
-        features, answer = features_and_logits(
-            network, batch_of(arguments.prepared, image_ids[start : start + BATCH], size), stage
-        )
-        (gradients,) = torch.autograd.grad(answer.sum(), features)
+        batch = batch_of(arguments.prepared, image_ids[start : start + BATCH], size)
+        features, score = features_and_scores(network, batch, stage)
+        (gradients,) = torch.autograd.grad(score.sum(), features)
         maps.append(map_of(features.detach(), gradients, method).numpy())
-        logits.append(answer.detach().numpy())
+        scores.append(score.detach().numpy())
     np.savez_compressed(
         arguments.out,
         image_ids=image_ids,
         maps=np.concatenate(maps),
-        logits=np.concatenate(logits),
+        logits=np.concatenate(scores),
         method=method,
         stage=stage,
     )

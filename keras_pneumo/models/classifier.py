@@ -75,7 +75,7 @@ def depth_groups(model: keras.Model) -> dict[str, int]:
     """
     groups = {}
     for layer in leaf_layers(model):
-        stage = re.match(r"layer([1-4])\.", layer.name)
+        stage = re.match(r"layer([1-4])-", layer.name)
         group = int(stage.group(1)) if stage else 0 if layer.name in ("conv1", "bn1") else HEAD_GROUP
         groups.update({variable.path: group for variable in layer.weights})
     return groups

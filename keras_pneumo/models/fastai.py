@@ -43,8 +43,8 @@ def build_fastai_classifier(
     prepared = Normalise(name="normalise")(image) if normalised else _three_channels(image)
     features = resnet(depth_of(encoder), name="encoder")(prepared)[-1]
     kind = {"data_format": "channels_last", "dtype": full_dtype()}
-    largest = keras.layers.GlobalMaxPooling2D(name="pool.mp", **kind)(features)
-    average = keras.layers.GlobalAveragePooling2D(name="pool.ap", **kind)(features)
+    largest = keras.layers.GlobalMaxPooling2D(name="pool-mp", **kind)(features)
+    average = keras.layers.GlobalAveragePooling2D(name="pool-ap", **kind)(features)
     x = keras.layers.Concatenate(dtype=full_dtype(), name="pool")([largest, average])  # 1.0, and 1.1 flattens
     x = _norm_drop_linear(x, 2, HIDDEN, dropout / 2)
     x = keras.layers.ReLU(dtype=full_dtype(), name="relu")(x)  # 1.5
@@ -57,16 +57,16 @@ def _norm_drop_linear(x: Any, first: int, units: int, dropout: float) -> Any:
         axis=-1,
         beta_initializer=keras.initializers.Constant(1e-3),  # fastai's start of every BatchNorm of its own
         dtype=full_dtype(),
-        name=f"1.{first}",
+        name=f"1-{first}",
         **BATCH_NORM,
     )(x)
-    x = keras.layers.Dropout(dropout, dtype=full_dtype(), name=f"dropout.{first + 1}")(x)
+    x = keras.layers.Dropout(dropout, dtype=full_dtype(), name=f"dropout-{first + 1}")(x)
     return keras.layers.Dense(
         units,
         use_bias=False,
         kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal"),  # kaiming_normal_
         dtype=full_dtype(),
-        name=f"1.{first + 2}",
+        name=f"1-{first + 2}",
     )(x)
 
 

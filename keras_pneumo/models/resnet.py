@@ -6,7 +6,8 @@ side, no convolution bias, BatchNorm epsilon 1e-5 and momentum 0.9, the stride o
 ``keras.applications`` differs in each of these.
 
 Source: torchvision 0.29 ``models/resnet.py``; He et al., arXiv 1512.03385; stride on the 3x3: ResNet v1.5. Layers with
-weights carry torchvision's module names (``layer1.0.conv1``), all that ``models/weights.py`` needs to map them.
+weights carry torchvision's module names with ``-`` for ``.`` (``layer1-0-conv1``; the rule stands in
+``models/torch_names.py``), all that ``models/weights.py`` needs to map them.
 """
 
 from __future__ import annotations
@@ -68,13 +69,13 @@ def resnet(depth: int = 50, name: str = "encoder", synchronized: bool = False) -
     x = keras.layers.ReLU(name="relu")(x)
     features = [x]  # stride 2, 64 channels
     # PyTorch pads the pool with minus infinity; after a ReLU zeros give the same maxima.
-    x = keras.layers.ZeroPadding2D(1, data_format="channels_last", name="maxpool.pad")(x)
+    x = keras.layers.ZeroPadding2D(1, data_format="channels_last", name="maxpool-pad")(x)
     x = keras.layers.MaxPooling2D(3, 2, "valid", data_format="channels_last", name="maxpool")(x)
     block = _bottleneck if depth == 50 else _basic
     for stage, blocks in enumerate(BLOCKS[depth], start=1):
         for index in range(blocks):
             stride = 2 if stage > 1 and index == 0 else 1
-            x = block(x, 64 * 2 ** (stage - 1), stride, f"layer{stage}.{index}", synchronized)
+            x = block(x, 64 * 2 ** (stage - 1), stride, f"layer{stage}-{index}", synchronized)
         features.append(x)
     return keras.Model(image, features, name=name)
 
@@ -86,7 +87,7 @@ def convolution(x: Any, filters: int, size: int, *, name: str, stride: int = 1) 
     """
     same = stride == 1  # then "same" pads alike on all sides; at stride 2 Keras would pad the bottom and right only
     if not same and size > 1:
-        x = keras.layers.ZeroPadding2D(size // 2, data_format="channels_last", name=f"{name}.pad")(x)
+        x = keras.layers.ZeroPadding2D(size // 2, data_format="channels_last", name=f"{name}-pad")(x)
     return keras.layers.Conv2D(
         filters,
         size,
@@ -107,33 +108,33 @@ def batch_norm(x: Any, name: str, synchronized: bool = False) -> Any:
 def _basic(x: Any, width: int, stride: int, name: str, synchronized: bool) -> Any:
     """Two 3x3 convolutions and a shortcut (ResNet 18 and 34); ``width`` is also the number of output channels."""
     shortcut = _shortcut(x, width, stride, name, synchronized)
-    x = convolution(x, width, 3, stride=stride, name=f"{name}.conv1")
-    x = batch_norm(x, f"{name}.bn1", synchronized)
-    x = keras.layers.ReLU(name=f"{name}.relu1")(x)
-    x = convolution(x, width, 3, name=f"{name}.conv2")
-    x = batch_norm(x, f"{name}.bn2", synchronized)
-    x = keras.layers.Add(name=f"{name}.add")([x, shortcut])
-    return keras.layers.ReLU(name=f"{name}.relu")(x)
+    x = convolution(x, width, 3, stride=stride, name=f"{name}-conv1")
+    x = batch_norm(x, f"{name}-bn1", synchronized)
+    x = keras.layers.ReLU(name=f"{name}-relu1")(x)
+    x = convolution(x, width, 3, name=f"{name}-conv2")
+    x = batch_norm(x, f"{name}-bn2", synchronized)
+    x = keras.layers.Add(name=f"{name}-add")([x, shortcut])
+    return keras.layers.ReLU(name=f"{name}-relu")(x)
 
 
 def _bottleneck(x: Any, width: int, stride: int, name: str, synchronized: bool) -> Any:
     """1x1, 3x3 (with the stride) and 1x1 convolutions and a shortcut (ResNet 50); four times ``width`` channels out."""
     shortcut = _shortcut(x, 4 * width, stride, name, synchronized)
-    x = convolution(x, width, 1, name=f"{name}.conv1")
-    x = batch_norm(x, f"{name}.bn1", synchronized)
-    x = keras.layers.ReLU(name=f"{name}.relu1")(x)
-    x = convolution(x, width, 3, stride=stride, name=f"{name}.conv2")
-    x = batch_norm(x, f"{name}.bn2", synchronized)
-    x = keras.layers.ReLU(name=f"{name}.relu2")(x)
-    x = convolution(x, 4 * width, 1, name=f"{name}.conv3")
-    x = batch_norm(x, f"{name}.bn3", synchronized)
-    x = keras.layers.Add(name=f"{name}.add")([x, shortcut])
-    return keras.layers.ReLU(name=f"{name}.relu")(x)
+    x = convolution(x, width, 1, name=f"{name}-conv1")
+    x = batch_norm(x, f"{name}-bn1", synchronized)
+    x = keras.layers.ReLU(name=f"{name}-relu1")(x)
+    x = convolution(x, width, 3, stride=stride, name=f"{name}-conv2")
+    x = batch_norm(x, f"{name}-bn2", synchronized)
+    x = keras.layers.ReLU(name=f"{name}-relu2")(x)
+    x = convolution(x, 4 * width, 1, name=f"{name}-conv3")
+    x = batch_norm(x, f"{name}-bn3", synchronized)
+    x = keras.layers.Add(name=f"{name}-add")([x, shortcut])
+    return keras.layers.ReLU(name=f"{name}-relu")(x)
 
 
 def _shortcut(x: Any, channels: int, stride: int, name: str, synchronized: bool) -> Any:
     """The block's input, or its projection by a 1x1 convolution where the shape changes."""
     if stride == 1 and x.shape[-1] == channels:
         return x
-    x = convolution(x, channels, 1, stride=stride, name=f"{name}.downsample.0")
-    return batch_norm(x, f"{name}.downsample.1", synchronized)
+    x = convolution(x, channels, 1, stride=stride, name=f"{name}-downsample-0")
+    return batch_norm(x, f"{name}-downsample-1", synchronized)

@@ -3,6 +3,10 @@
 In: one of our networks. Out: each of its weights with the name that torchvision and timm (ResNet), smp (U-Net) or
 fastai (its learner's body and head) give it. Our layers carry PyTorch's module names, so there is one rule per kind of
 layer; fastai cuts torchvision's ResNet into a Sequential, whose modules are numbered instead of named.
+
+The rule for names, of all layers and of a layer's own variables, with weights or without: PyTorch's name with ``-`` for
+``.``, so ``layer1.0.conv1`` is the layer ``layer1-0-conv1``. Keras's torch backend allows no dot there, and PyTorch has
+no ``-`` in a name, so the way back, :func:`module_name`, is exact.
 """
 
 from __future__ import annotations
@@ -45,14 +49,14 @@ class Named(NamedTuple):
 def named_variables(model: keras.Model) -> Iterator[Named]:
     """Each weight of the model, in the model's order."""
     layers = list(leaf_layers(model))
-    is_unet = any(layer.name.startswith("decoder.") for layer in layers)
-    is_fastai = any(layer.name.startswith("1.") for layer in layers)
-    for layer in layers:
+    modules = [module_name(layer.name) for layer in layers]
+    is_unet = any(module.startswith("decoder.") for module in modules)
+    is_fastai = any(module.startswith("1.") for module in modules)
+    for layer, module in zip(layers, modules, strict=True):
         if isinstance(layer, Carried):
-            for short, variable in zip(layer.shapes, layer.weights, strict=True):
-                yield Named(f"{layer.name}.{short}", variable, tuple(range(len(variable.shape))))
+            for variable in layer.weights:
+                yield Named(f"{module}.{module_name(variable.name)}", variable, tuple(range(len(variable.shape))))
             continue
-        module = layer.name
         if is_fastai:
             module = fastai_name(module)
         elif is_unet and not module.startswith(("decoder.", *HEADS)):
@@ -60,6 +64,11 @@ def named_variables(model: keras.Model) -> Iterator[Named]:
         names = _VECTORS if isinstance(layer, keras.layers.BatchNormalization) else _KERNELS
         for variable in layer.weights:
             yield Named(f"{module}.{names[variable.name]}", variable, _AXES[len(variable.shape)])
+
+
+def module_name(layer_name: str) -> str:
+    """PyTorch's name of a layer: ``layer1-0-conv1`` is ``layer1.0.conv1``; see the rule above."""
+    return layer_name.replace("-", ".")
 
 
 def fastai_name(module: str) -> str:

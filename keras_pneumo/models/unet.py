@@ -2,7 +2,8 @@
 
 In: radiograph, float, shape (batch, height, width, 1), 0 to 1; both sides divide by 32. Out: one logit per pixel,
 float32, shape (batch, height, width, 1); with the image-level head a dictionary of that as ``mask`` and one logit per
-image as ``image``, shape (batch, 1). Layers carry smp's module names, so its weights load here and ours there.
+image as ``image``, shape (batch, 1). Layers carry smp's module names (with ``-`` for ``.``), so its weights load here
+and ours there.
 
 Source: ``smp.Unet`` 0.6.0 (``decoders/unet/decoder.py``, ``base/heads.py``, ``base/modules.py``); Ronneberger et al.,
 arXiv 1505.04597; the SCSE attention, arXiv 1803.02579.
@@ -57,7 +58,7 @@ def build_unet(
     x = features[-1]
     skips: list[Any] = [*features[-2::-1], None]  # strides 16, 8, 4, 2, and none at full size
     for index, (skip, channels) in enumerate(zip(skips, DECODER_CHANNELS, strict=True)):
-        x = _decoder_block(x, skip, channels, f"decoder.blocks.{index}", attention == "scse", synchronized)
+        x = _decoder_block(x, skip, channels, f"decoder-blocks-{index}", attention == "scse", synchronized)
     mask = keras.layers.Conv2D(
         1,
         3,
@@ -65,7 +66,7 @@ def build_unet(
         kernel_initializer="glorot_uniform",
         data_format="channels_last",
         dtype=full_dtype(),
-        name="segmentation_head.0",
+        name="segmentation_head-0",
     )(x)
     outputs: Any = {"mask": mask, "image": _image_head(features[-1], dropout)} if image_head else mask
     return keras.Model(image, outputs, name=f"{encoder}_unet")
@@ -86,10 +87,10 @@ def check_size(height: int, width: int) -> None:
 
 def _decoder_block(x: Any, skip: Any, channels: int, name: str, scse: bool, synchronized: bool) -> Any:
     """Twice the size by nearest neighbour, the encoder's features beside it, two 3x3 convolutions."""
-    x = keras.layers.UpSampling2D(2, data_format="channels_last", interpolation="nearest", name=f"{name}.up")(x)
-    attention = f"{name}.attention1.attention"
+    x = keras.layers.UpSampling2D(2, data_format="channels_last", interpolation="nearest", name=f"{name}-up")(x)
+    attention = f"{name}-attention1-attention"
     if skip is not None:
-        x = keras.layers.Concatenate(name=f"{name}.concatenate")([x, skip])
+        x = keras.layers.Concatenate(name=f"{name}-concatenate")([x, skip])
         if scse:
             x = _scse(x, attention)
     elif scse:
@@ -102,11 +103,11 @@ def _decoder_block(x: Any, skip: Any, channels: int, name: str, scse: bool, sync
             use_bias=False,
             kernel_initializer=_kaiming_uniform(),
             data_format="channels_last",
-            name=f"{name}.conv{position}.0",
+            name=f"{name}-conv{position}-0",
         )(x)
-        x = batch_norm(x, f"{name}.conv{position}.1", synchronized)
-        x = keras.layers.ReLU(name=f"{name}.conv{position}.2")(x)
-    return _scse(x, f"{name}.attention2.attention") if scse else x
+        x = batch_norm(x, f"{name}-conv{position}-1", synchronized)
+        x = keras.layers.ReLU(name=f"{name}-conv{position}-2")(x)
+    return _scse(x, f"{name}-attention2-attention") if scse else x
 
 
 def _kaiming_uniform() -> keras.initializers.Initializer:
@@ -128,16 +129,16 @@ def _scse(x: Any, name: str) -> Any:
             activation=activation,
             kernel_initializer=_kaiming_uniform(),
             data_format="channels_last",
-            name=f"{name}.{part}",
+            name=f"{name}-{part}",
         )(value)
 
-    pool = keras.layers.GlobalAveragePooling2D(data_format="channels_last", keepdims=True, name=f"{name}.cSE.0")
-    per_channel = pointwise(pool(x), channels // REDUCTION, "relu", "cSE.1")
-    per_channel = pointwise(per_channel, channels, "sigmoid", "cSE.3")
-    per_pixel = pointwise(x, 1, "sigmoid", "sSE.0")
-    by_channel = keras.layers.Multiply(name=f"{name}.by_channel")([x, per_channel])
-    by_pixel = keras.layers.Multiply(name=f"{name}.by_pixel")([x, per_pixel])
-    return keras.layers.Add(name=f"{name}.add")([by_channel, by_pixel])
+    pool = keras.layers.GlobalAveragePooling2D(data_format="channels_last", keepdims=True, name=f"{name}-cSE-0")
+    per_channel = pointwise(pool(x), channels // REDUCTION, "relu", "cSE-1")
+    per_channel = pointwise(per_channel, channels, "sigmoid", "cSE-3")
+    per_pixel = pointwise(x, 1, "sigmoid", "sSE-0")
+    by_channel = keras.layers.Multiply(name=f"{name}-by_channel")([x, per_channel])
+    by_pixel = keras.layers.Multiply(name=f"{name}-by_pixel")([x, per_pixel])
+    return keras.layers.Add(name=f"{name}-add")([by_channel, by_pixel])
 
 
 def _scse_shapes(channels: int) -> dict[str, tuple[int, ...]]:
@@ -156,11 +157,11 @@ def _scse_shapes(channels: int) -> dict[str, tuple[int, ...]]:
 def _image_head(features: Any, dropout: float) -> Any:
     """smp's classification head: average pooling, dropout, one logit."""
     pool = keras.layers.GlobalAveragePooling2D(
-        data_format="channels_last", dtype=full_dtype(), name="classification_head.0"
+        data_format="channels_last", dtype=full_dtype(), name="classification_head-0"
     )
     x = pool(features)
-    x = keras.layers.Dropout(dropout, dtype=full_dtype(), name="classification_head.2")(x)
-    return keras.layers.Dense(1, kernel_initializer="glorot_uniform", dtype=full_dtype(), name="classification_head.3")(
+    x = keras.layers.Dropout(dropout, dtype=full_dtype(), name="classification_head-2")(x)
+    return keras.layers.Dense(1, kernel_initializer="glorot_uniform", dtype=full_dtype(), name="classification_head-3")(
         x
     )
 
@@ -183,8 +184,8 @@ class Carried(keras.layers.Layer):
         for name, shape in self.shapes.items():
             bound = (6 / shape[1]) ** 0.5 if len(shape) > 1 else 0.0
             start = keras.initializers.RandomUniform(-bound, bound) if bound else "zeros"
-            # Keras allows no dot in a variable's name.
-            self.add_weight(shape=shape, initializer=start, trainable=False, name=name.replace(".", "_"))
+            # The rule for layers' names (torch_names.py) holds for variables, too.
+            self.add_weight(shape=shape, initializer=start, trainable=False, name=name.replace(".", "-"))
 
     def call(self, x: Any) -> Any:
         """The input."""

@@ -67,21 +67,20 @@ def climb(folder: Path, name: str, progress: Callable[[str], None] | None = None
     write_json(column.own / VERSIONS, versions_of(PACKAGES))
 
 
-def mend_torch_backend() -> None:
-    """Two limits of Keras's torch backend, lifted for the third column; no number is computed otherwise.
+def copy_kernels_in_order() -> None:
+    """The third column's float64 gradients need it; networks run and train on Keras's torch backend without.
 
-    Keras registers each variable in a ``torch.nn.ParameterDict`` by its path, in which PyTorch allows no dot, so layers
-    could not carry PyTorch's names: the name in that registry is changed. And it hands convolutions a transposed view
-    of their kernel, for which PyTorch has no gradient in float64: it gets a contiguous copy.
+    Keras hands PyTorch convolutions in its own order of axes, as views. For a 3x3 convolution to one channel, as the
+    U-Net's mask head is, torch 2.14 has then no float64 gradient on a CPU ("grad_weight must be contiguous"): it gets a
+    copy of the kernel, laid out in order. No number is computed otherwise.
     """
     import keras
 
     if keras.backend.backend() != "torch":
         return
-    nn = sys.modules["torch"].nn  # Keras has imported it; the package itself never does
-    nn.ParameterDict._key_to_attr = lambda _, key: key.replace(".", "\N{MIDDLE DOT}")
-    convolve = nn.functional.conv2d
-    nn.functional.conv2d = lambda x, kernel, *rest, **options: convolve(x, kernel.contiguous(), *rest, **options)
+    functional = sys.modules["torch"].nn.functional  # Keras has imported it; the package itself never does
+    convolve = functional.conv2d
+    functional.conv2d = lambda x, kernel, *rest, **options: convolve(x, kernel.contiguous(), *rest, **options)
 
 
 def _pixels(column: Column) -> None:
@@ -232,5 +231,5 @@ WITHOUT_KERAS = {
 
 
 if __name__ == "__main__":
-    mend_torch_backend()
+    copy_kernels_in_order()
     climb(Path(sys.argv[1]), sys.argv[2])

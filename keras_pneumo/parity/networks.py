@@ -19,6 +19,7 @@ import numpy as np
 
 from keras_pneumo.models.classifier import build_classifier, leaf_layers
 from keras_pneumo.models.preprocessing import normalise
+from keras_pneumo.models.torch_names import module_name
 from keras_pneumo.models.unet import build_unet
 from keras_pneumo.models.weights import State, from_torch, to_torch
 from keras_pneumo.parity.comparing import summary_of
@@ -93,16 +94,16 @@ def initial_summaries(model: keras.Model) -> dict[str, np.ndarray]:
 def activations(model: keras.Model, image: np.ndarray, training: bool) -> dict[str, np.ndarray]:
     """The output of every layer, by PyTorch's name for it. In training mode the running statistics move."""
     encoder = model.get_layer("encoder")
-    prefix = "encoder." if any(layer.name.startswith("decoder.") for layer in model.layers) else ""
+    prefix = "encoder." if any(module_name(layer.name).startswith("decoder.") for layer in model.layers) else ""
     inner = [layer for layer in encoder.layers if isinstance(layer, _SHOWN)]
     probe = keras.Model(encoder.inputs, [layer.output for layer in inner])
     found = probe([normalise(image)], training=training)
-    arrays = {prefix + layer.name: to_numpy(value) for layer, value in zip(inner, found, strict=True)}
+    arrays = {prefix + module_name(layer.name): to_numpy(value) for layer, value in zip(inner, found, strict=True)}
     outer = [layer for layer in model.layers if isinstance(layer, _SHOWN)]
     probe = keras.Model(model.inputs, [layer.output for layer in outer])
     found = probe([image], training=training)
     for layer, value in zip(outer, found if isinstance(found, list) else [found], strict=True):
-        arrays["avgpool" if layer.name == "pool" else layer.name] = to_numpy(value)
+        arrays["avgpool" if layer.name == "pool" else module_name(layer.name)] = to_numpy(value)
     return arrays
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.saliency import UNINFORMATIVE, rank_correlation
 from keras_pneumo.models.classifier import leaf_layers
+from keras_pneumo.models.torch_names import module_name
 
 HeatMaker = Callable[[keras.Model, np.ndarray], np.ndarray]
 """From a network and images, float32 (B, S, S, 1), to heat, float32 (B, S, S)."""
@@ -59,15 +60,16 @@ def uninformative(table: pd.DataFrame) -> bool:
 
 
 def blocks(model: keras.Model) -> list[tuple[str, list[keras.layers.Layer]]]:
-    """The network's layers with weights in blocks, the answer's first and the stem last.
+    """The network's layers with weights in blocks by PyTorch's names, the answer's first and the stem last.
 
     A residual block or a block of the decoder is one block, and so is the stem.
     """
     found: dict[str, list[keras.layers.Layer]] = {}
     for layer in leaf_layers(model):
-        part = re.match(r"(layer\d\.\d+|decoder\.blocks\.\d+)\.", layer.name)
-        stem = layer.name in ("conv1", "bn1")
-        found.setdefault(part.group(1) if part else "stem" if stem else layer.name, []).append(layer)
+        module = module_name(layer.name)
+        part = re.match(r"(layer\d\.\d+|decoder\.blocks\.\d+)\.", module)
+        stem = module in ("conv1", "bn1")
+        found.setdefault(part.group(1) if part else "stem" if stem else module, []).append(layer)
     return list(reversed(found.items()))
 
 
