@@ -21,9 +21,10 @@ from keras_pneumo.evaluation.truth import read_truth
 from keras_pneumo.evaluation.verdict import verdict
 from keras_pneumo.evaluation.where import FOLDER, read_where
 from keras_pneumo.evaluation.writing import table_text
-from keras_pneumo.prediction.explain import explain_prepared
+from keras_pneumo.prediction.explain import Answers, explain_prepared
+from keras_pneumo.prediction.positives import can_be_checked
 from keras_pneumo.prediction.predict import Progress
-from keras_pneumo.prediction.run import Run, read_run
+from keras_pneumo.prediction.run import Run
 from keras_pneumo.prediction.submit import keep_search, write_run_submission
 from keras_pneumo.training.fit import write_record
 
@@ -70,10 +71,10 @@ def finish(run: Run, prepared: Prepared, progress: Progress | None = None, resam
         write_bytes(run.folder / "surface.csv", table_text(distances).encode())
     write_bytes(run.folder / "per_image.csv", table_text(board.per_image).encode())
     write_bytes(run.folder / "board.csv", table_text(table).encode())
-    if run.experiment.task == "classifier" and truth.pneumothorax.any():
-        answers = pd.Series(board.teams[0].probability, index=truth.cases.image_id)
-        fitted = read_run(run.folder)  # with its threshold
-        explain_prepared(fitted, prepared, run.folder / FOLDER, probability=answers, resamples=resamples)
+    if run.experiment.task == "classifier" and can_be_checked(run, prepared):
+        said = pd.Series(board.teams[0].probability, index=truth.cases.image_id)
+        answers = Answers(said, written.threshold)
+        explain_prepared(run, prepared, run.folder / FOLDER, answers=answers, resamples=resamples)
     log = pd.read_csv(run.folder / "log.csv")
     where = read_where(run.folder / FOLDER)
     images = image_loader(prepared.folder)
