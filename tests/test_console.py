@@ -31,6 +31,22 @@ def test_piped_progress_is_plain_lines_now_and_then(monkeypatch):
     assert "\x1b" not in stream.getvalue()
 
 
+def test_a_pass_over_other_images_has_a_rate_of_its_own(monkeypatch):
+    clock = iter([0.0, 1.0, 10.0, 50.0, 61.0, 71.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    with Progress("reading", Console(file=stream, force_terminal=False, width=200)) as progress:
+        for done, total in ((1, 100), (100, 100), (1, 11), (6, 11), (11, 11)):
+            progress.update(done, total)
+    lines = stream.getvalue().splitlines()
+    assert lines == [
+        "reading: 100/100, 11.0 images/s, 0 s left",
+        "reading: 1/11",
+        "reading: 6/11, 0.5 images/s, 11 s left",
+        "reading: 11/11, 0.5 images/s, 0 s left",
+    ]
+
+
 def test_a_terminal_gets_a_bar(monkeypatch):
     stream = io.StringIO()
     with Progress("reading", Console(file=stream, force_terminal=True, width=200)) as progress:

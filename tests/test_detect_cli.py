@@ -28,6 +28,7 @@ def place(tmp_path_factory, phantoms, prepared_folder, tiny_runs):
         (folder / f"runs/smallest_{name}").symlink_to(tiny_runs / name)
     for result in shell(example("join"), folder):
         assert "segmenter alone" in result.stdout
+        assert "Where it looks (" in result.stdout
         assert "runs/detector-try" in result.stdout
     return folder
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -13,12 +14,17 @@ from keras_pneumo.data.files import write_json
 from keras_pneumo.data.prepared import load_prepared
 from keras_pneumo.data.reading import read_radiograph
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.saliency import score_map
 from keras_pneumo.evaluation.submission import read_submission
+from keras_pneumo.evaluation.where import read_where
+from keras_pneumo.prediction import joining
 from keras_pneumo.prediction.detector import content_hash, image_level_sources, open_detector
-from keras_pneumo.prediction.joining import Asked, fit_joint, join, joined_answers
+from keras_pneumo.prediction.joining import join
+from keras_pneumo.prediction.joint import Asked, fit_joint, joined_answers
 from keras_pneumo.prediction.maps import PackedMap, levels_of
+from keras_pneumo.prediction.positives import masks_of, pixels_of
 from keras_pneumo.prediction.run import read_run
-from keras_pneumo.prediction.segment import MapSet
+from keras_pneumo.prediction.segment import MapSet, mean_maps
 
 
 def asked_of(prepared, classifier, head=None, seed=0):
@@ -84,7 +90,7 @@ def test_the_mean_of_log_odds_lets_the_surer_one_decide():
 
 def test_a_copy_answers_the_same_and_as_its_submission(tiny_detector, tmp_path, phantoms, prepared_folder):
     copy = shutil.copytree(tiny_detector, tmp_path / "elsewhere")
-    for name in ("submission", "parts", "board"):
+    for name in ("submission", "parts", "explain", "board"):
         shutil.rmtree(copy / name)  # results, not the detector
     detector = open_detector(copy)
     assert detector.version == open_detector(tiny_detector).version
@@ -123,6 +129,72 @@ def test_the_board_shows_joined_beside_its_parts(tiny_detector):
     assert record["validation"]["dice"] >= record["validation"]["dice_segmenter_alone"] - 1e-7
     counts = record["validation"]["counts"]
     assert counts["images"] == sum(value for name, value in counts.items() if "_" in name)
+
+
+def test_the_report_shows_where_the_classifier_looks_beside_the_joined_segmenter(tiny_detector, prepared_folder):
+    explained = tiny_detector / "explain"
+    record = json.loads((explained / "explain.json").read_text())
+    heat = json.loads((tiny_detector / "detector.json").read_text())["heat"]
+    choice = pd.read_csv(explained / "choice.csv").iloc[0]
+    assert (heat["method"], heat["stage"]) == (record["method"], record["stage"]) == (choice["method"], choice["stage"])
+    assert heat["pointing"] == pytest.approx(choice["pointing"], abs=1e-4)
+    assert (record["resamples"], record["subset"], record["detector"]) == (100, "test", ["classifier"])
+    assert record["segmenters"] == ["segmenter"]
+    rows = read_where(explained).rows
+    assert [row["map"] for row in rows] == [
+        "The heat map", "The segmenter’s map", "The middle of every image", "Where training masks lie"]  # fmt: skip
+    # Found and missed, and the probabilities, are the detector's.
+    answers = read_submission(tiny_detector / "submission").predictions.set_index("image_id")["probability"]
+    threshold = json.loads((tiny_detector / "detector.json").read_text())["threshold"]
+    per_image = pd.read_csv(explained / "per_image.csv", dtype={"image_id": str}).set_index("image_id")
+    np.testing.assert_allclose(per_image["probability"], answers.loc[per_image.index], atol=1e-5)
+    assert (per_image["found"] == (answers.loc[per_image.index] >= threshold)).all()
+    # The segmenter's figures are those of the very map that the detector outlines by.
+    prepared = load_prepared(prepared_folder)
+    detector = open_detector(tiny_detector)
+    ids = list(per_image.index)
+    maps, _ = mean_maps(detector.segmenters, lambda size: pixels_of(prepared, ids, size))
+    expected = [score_map(*pair)["auprc"] for pair in zip(maps, masks_of(prepared, ids, 64), strict=True)]
+    np.testing.assert_allclose(per_image["auprc (segmenter)"], expected, atol=1e-4)
+    page = (tiny_detector / "board" / "report.html").read_text()
+    assert "The heat maps are of the classifier classifier." in page
+    assert 0 < page.index("Where it looks:") < page.index('id="gallery"'), "nobody would find it behind the gallery"
+    assert page.count("Where it looks:") == 1
+    assert page.count('class="pair" src="data:image/jpeg;base64,') >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("subset", ["validation", "test"])
+def test_without_outlined_positives_there_is_no_such_section(tiny_runs, prepared_folder, tmp_path, subset):
+    prepared = load_prepared(prepared_folder)
+    some = prepared.cases["image_id"].isin(prepared.subset(subset, fold=0))
+    nowhere = replace(prepared, cases=prepared.cases.assign(mask_pixels=prepared.cases["mask_pixels"].mask(some, 0)))
+    runs = [read_run(tiny_runs / name) for name in ("classifier", "segmenter")]
+    join(runs[:1], runs[1:], nowhere, tmp_path / "d", resamples=100)
+    assert not (tmp_path / "d" / "explain").exists()
+    assert "Where it looks" not in (tmp_path / "d" / "board" / "report.html").read_text()
+    heat = open_detector(tmp_path / "d").record["heat"]
+    assert (heat == {}) == (subset == "validation")
+
+
+@pytest.mark.slow
+def test_heat_maps_are_chosen_once(tiny_runs, prepared_folder, tmp_path, monkeypatch):
+    prepared, counted = load_prepared(prepared_folder), []
+
+    def choice_of(model, run, prepared, *more):
+        counted.append(run.experiment.name)
+        return pd.DataFrame([{"method": "gradcam", "stage": stage, "pointing": 0.5, "auprc": 0.1, "energy": 0.1,
+                              "chance": 0.1, "images": 3} for stage in (3, 4)])  # fmt: skip
+
+    monkeypatch.setattr(joining, "choose", choice_of)
+    monkeypatch.setattr(joining.explain, "choose", choice_of)
+    classifier, segmenter = read_run(tiny_runs / "classifier"), read_run(tiny_runs / "segmenter")
+    join([classifier, classifier], [segmenter, segmenter], prepared, tmp_path / "d", resamples=100)
+    assert counted == ["classifier"]
+    where = read_where(tmp_path / "d" / "explain")
+    assert where.title == "Grad-CAM of stage 3"
+    assert "the first of 2 that are joined" in where.whose
+    assert "the mean of 2 segmenters’" in where.whose
 
 
 def spoil_weights(folder):

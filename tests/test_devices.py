@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from keras_pneumo.data import rle
-from keras_pneumo.data.devices import FILE, MARKER, TUBE, box_pixels, devices_csv, kinds_of, read_devices
+from keras_pneumo.data.devices import FILE, LEADS, MARKER, TUBE, WORDS, box_pixels, devices_csv, kinds_of, read_devices
 from keras_pneumo.data.phantom import PhantomSettings, render, write_phantoms
+from keras_pneumo.data.phantom_cohort import case_of, films
+from keras_pneumo.data.phantom_things import device_rows, posed, things_of
 from keras_pneumo.data.prepared import load_prepared, prepare
 from keras_pneumo.errors import PneumoError
 
@@ -51,21 +53,58 @@ def test_faults_are_named(tmp_path, text, message):
         read_devices(tmp_path / FILE)
 
 
-def test_phantoms_say_where_tubes_and_markers_are(phantoms):
+def test_phantoms_say_where_tubes_leads_and_writing_are(phantoms):
     devices = read_devices(phantoms / FILE)
     settings = PhantomSettings(images=40, seed=5, positive_rate=0.5, size_scale=4.0)
     assert len(devices) == 40
-    tubes = 0
+    assert kinds_of(devices) == [TUBE, LEADS, MARKER, WORDS]
+    seen = set()
     for patient in range(8):
         film = render(5, patient, 0, settings)
         found = devices[film.case.image_id]
         _, _, width, height = film.marker_box
         assert rle.area(found[MARKER]) == width * height
-        assert film.tube.any() == (TUBE in found)
-        if TUBE in found:
-            tubes += 1
-            np.testing.assert_array_equal(rle.draw(found[TUBE]).astype(bool), film.tube)
-    assert tubes
+        assert bool(film.places.words) == (WORDS in found)
+        for kind, mask in ((TUBE, film.tube), (LEADS, film.places.leads)):
+            assert mask.any() == (kind in found)
+            if kind in found:
+                np.testing.assert_array_equal(rle.draw(found[kind]).astype(bool), mask)
+        seen |= set(found)
+    assert seen == {TUBE, LEADS, MARKER, WORDS}
+
+
+def test_their_places_hold_all_that_is_drawn_and_little_else():
+    """What adds attenuation lies in a place, but for the soft rim of its blur; what is lit lies in a box, snugly."""
+    settings = PhantomSettings(images=40, seed=5, positive_rate=0.5, size_scale=4.0)
+    leads, words = 0, 0
+    for pair in films(5, 40, 0.5):
+        case = case_of(5, *pair, settings)
+        things = things_of(case, *posed(case))
+        drawn, places = things.leads.attenuation, things.places
+        outside = np.where(places.leads, 0, drawn)
+        assert outside.sum() <= 0.1 * drawn.sum()
+        assert (drawn[places.leads] > 0).mean() > 0.6 if places.leads.any() else not drawn.any()
+        lit = np.maximum(things.writing.lead, things.writing.ink) > 64
+        boxes = [places.marker, *places.words]
+        for x, y, width, height in boxes:
+            inside = lit[y : y + height, x : x + width]
+            assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+            lit[y : y + height, x : x + width] = False
+        assert not lit.any()
+        leads, words = leads + places.leads.any(), words + len(places.words)
+    assert leads > 5
+    assert words > 10
+
+
+def test_the_order_of_a_films_rows_is_that_of_before_words_and_leads():
+    settings = PhantomSettings(images=40, seed=5, positive_rate=0.5, size_scale=4.0)
+    order = [TUBE, MARKER, WORDS, LEADS]
+    for pair in films(5, 40, 0.5):
+        case = case_of(5, *pair, settings)
+        kinds = [order.index(kind) for image_id, kind, _ in device_rows(case)]
+        assert kinds == sorted(kinds)
+        assert kinds.count(order.index(MARKER)) == 1
+        assert (0 in kinds) == case.tube
 
 
 def test_an_earlier_folder_gets_its_table_and_nothing_else_changes(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -16,11 +17,13 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.saliency import SCORES, score_map
 from keras_pneumo.evaluation.where import read_where
 from keras_pneumo.prediction.choice import choose
+from keras_pneumo.prediction.ensemble import predict_classifiers
 from keras_pneumo.prediction.explain import Asked, explain_prepared
 from keras_pneumo.prediction.explain_files import explain_files
 from keras_pneumo.prediction.files import predict_files
 from keras_pneumo.prediction.gradcam import heat_maps
-from keras_pneumo.prediction.positives import masks_of, pixels_of, positives_of
+from keras_pneumo.prediction.maps import predict_maps
+from keras_pneumo.prediction.positives import can_be_checked, masks_of, pixels_of, positives_of
 from keras_pneumo.prediction.run import FORMAT, WEIGHTS, build, load_model, read_run, versions
 from keras_pneumo.training.finish import finish
 
@@ -113,7 +116,7 @@ def test_validation_chooses_and_only_validation(explained, run, prepared):
 
 def test_tubes_are_known_and_counted(explained, prepared):
     shortcuts = pd.read_csv(explained[0] / "shortcuts.csv").set_index("region")
-    assert set(shortcuts.index) == {"border", "marker", "chest tube"}
+    assert set(shortcuts.index) == {"border", "marker", "chest tube", "words", "leads"}
     assert shortcuts.loc["border", "area"] < 1 - (1 - 2 / 16) ** 2 + 1e-6
     assert shortcuts.loc["marker", "images"] == len(pd.read_csv(explained[0] / "per_image.csv"))
     answers = pd.read_csv(explained[0] / "answers_by_tube.csv")
@@ -150,7 +153,7 @@ def test_a_segmenter_beside_it_and_its_own_encoder(tmp_path, run, prepared):
         name="unet", encoder="resnet18", weights="random", image_size=128, flip_averaging=False
     )
     segmenter = untrained(tmp_path / "unet", experiment, prepared)
-    plan = Asked(method="gradcam", stage=4, segmenter=segmenter)
+    plan = Asked(method="gradcam", stage=4, segmenters=[segmenter])
     explain_prepared(run, prepared, tmp_path / "beside", plan, resamples=100)
     assert "segmenter" in set(pd.read_csv(tmp_path / "beside" / "check.csv")["map"])
     explain_prepared(segmenter, prepared, tmp_path / "own", Asked(method="gradcam", stage=2), resamples=100)
@@ -158,7 +161,58 @@ def test_a_segmenter_beside_it_and_its_own_encoder(tmp_path, run, prepared):
     assert record["grid"] == [32, 32]
     assert record["task"] == "segmenter"
     with pytest.raises(PneumoError, match="is no segmenter"):
-        explain_prepared(run, prepared, tmp_path / "no", Asked(segmenter=run), resamples=100)
+        explain_prepared(run, prepared, tmp_path / "no", Asked(segmenters=[run]), resamples=100)
+
+
+def test_several_segmenters_are_scored_by_their_mean_map(tmp_path, run, prepared):
+    sizes = {"small": 64, "large": 128}
+    runs = [
+        untrained(tmp_path / name, SEGMENTER.replace(name=name, encoder="resnet18", weights="random", image_size=size,
+                  flip_averaging=False, seed=size), prepared)
+        for name, size in sizes.items()
+    ]  # fmt: skip
+    plan = Asked(method="gradcam", stage=4, segmenters=runs)
+    explain_prepared(run, prepared, tmp_path / "e", plan, resamples=100)
+    positives = positives_of(run, prepared, "test")
+    maps = []
+    for one in runs:
+        pixels = pixels_of(prepared, positives, one.experiment.image_size)
+        maps.append(predict_maps([load_model(one)], pixels, False)[0])
+    small = np.stack([cv2.resize(one, (128, 128), interpolation=cv2.INTER_LINEAR) for one in maps[0]])
+    mean = [cv2.resize(one, (64, 64), interpolation=cv2.INTER_AREA) for one in (small + maps[1]) / 2]
+    expected = [score_map(*pair)["auprc"] for pair in zip(mean, masks_of(prepared, positives, 64), strict=True)]
+    per_image = pd.read_csv(tmp_path / "e" / "per_image.csv")
+    np.testing.assert_allclose(per_image["auprc (segmenter)"], expected, atol=1e-4)
+    assert read_where(tmp_path / "e").panels == 3
+    picture = cv2.imread(str(tmp_path / "e" / "overlays" / f"{positives[0]}.png"))
+    assert picture.shape[1] > 3 * 500
+
+
+def test_the_best_of_several_checkpoints_is_shown_and_said(tmp_path, run, prepared):
+    experiment = run.experiment.replace(top_k=2)
+    mine = untrained(tmp_path / "several", experiment, prepared, threshold=0.5)
+    (mine.folder / "checkpoints").mkdir()
+    for epoch in (1, 2):
+        build(experiment.replace(seed=epoch)).save_weights(mine.folder / f"checkpoints/epoch_{epoch:04d}.weights.h5")
+    explain_prepared(mine, prepared, tmp_path / "e", Asked(method="hirescam", stage=2), resamples=100)
+    assert "best of its 2 checkpoints" in read_where(tmp_path / "e").whose
+    positives = positives_of(mine, prepared, "test")
+    heat = heat_maps(load_model(mine), pixels_of(prepared, positives, 64), "hirescam", 2)
+    expected = [score_map(*pair)["energy"] for pair in zip(heat, masks_of(prepared, positives, 64), strict=True)]
+    per_image = pd.read_csv(tmp_path / "e" / "per_image.csv")
+    np.testing.assert_allclose(per_image["energy (heat map)"], expected, atol=1e-6)
+    answered = predict_classifiers([mine], prepared, "test").set_index("image_id")["probability"]
+    np.testing.assert_allclose(per_image["probability"], answered.loc[positives], atol=1e-6)
+
+
+def test_without_outlines_a_training_ends_without_the_section(tmp_path, run, prepared):
+    mine = read_run(shutil.copytree(run.folder, tmp_path / "mine"))
+    shutil.rmtree(mine.folder / "explain", ignore_errors=True)
+    test = prepared.cases["image_id"].isin(prepared.subset("test"))
+    nowhere = replace(prepared, cases=prepared.cases.assign(mask_pixels=prepared.cases["mask_pixels"].mask(test, 0)))
+    assert not can_be_checked(mine, nowhere)
+    finish(mine, nowhere, resamples=100)
+    assert "Where it looks" not in (mine.folder / "report.html").read_text()
 
 
 def test_a_network_that_sees_nothing_is_marked_and_stops_nothing(tmp_path, run, prepared):

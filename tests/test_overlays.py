@@ -47,6 +47,19 @@ def test_grey_on_the_left_heat_on_the_right(side):
     assert found.dtype == np.uint8
 
 
+def test_another_map_is_laid_over_a_third_picture():
+    image = np.full((96, 96), 90, np.uint8)
+    heat, other = np.zeros((3, 3), np.float32), np.zeros((6, 6), np.float32)
+    heat[0, 2] = other[5, 0] = 1
+    found = overlay(image, heat, "caption", beside=other)
+    two = overlay(image, heat, "caption")
+    assert found.shape[1] - two.shape[1] == two.shape[1] - SIDE
+    np.testing.assert_array_equal(found[:SIDE, : two.shape[1]], two[:SIDE])
+    third = found[:SIDE, -SIDE:]
+    assert (third[-40:, :40, 0] > 120).all()
+    assert (third[:100, -100:] == 90).all()
+
+
 def test_the_outline_lies_on_the_edge_of_the_mask_in_both():
     mask = np.zeros((1024, 1024), np.uint8)
     mask[200:600, 300:500] = 1

@@ -10,6 +10,7 @@ from keras_pneumo.data.files import write_json
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.saliency import SCORES, summary
 from keras_pneumo.evaluation.where import CARDS, percent, read_where
+from keras_pneumo.evaluation.where_sentences import whose_sentence
 
 RECORD = {
     "subset": "test", "method": "hirescam", "stage": 2, "positives": 30, "chosen_on_validation": True,
@@ -17,10 +18,10 @@ RECORD = {
 }  # fmt: skip
 
 
-def tables(hits):
+def tables(hits, **more):
     rng = np.random.default_rng(0)
     chance = rng.uniform(0.03, 0.1, 30)
-    kinds = {"heat map": hits, "training masks": chance}
+    kinds = {"heat map": hits, **more, "training masks": chance}
     scores = {name: pd.DataFrame(dict.fromkeys(SCORES, values)) for name, values in kinds.items()}
     return summary(scores, chance, np.arange(30), resamples=300)
 
@@ -56,7 +57,7 @@ def test_what_the_page_says(folder):
     assert "20 validation positives (0.700 there), out of 2" in where.sentences[3]
     assert [row["map"] for row in where.rows] == ["The heat map", "Where training masks lie"]
     assert where.rows[0]["cells"][0]["above"]
-    assert where.shortcuts[0]["interval"] == "−20.0% to 0.0%"
+    assert where.shortcuts[0]["interval"] == "−20.0% to −0.01%"
     assert where.shortcuts[1]["heat"] == "–"
     assert where.answers == []
     assert [(group["title"], group["count"], len(group["cards"])) for group in where.groups] == [
@@ -74,6 +75,51 @@ def test_what_the_page_says(folder):
 def test_no_more_is_claimed_than_the_interval_holds(folder, hits, words):
     tables(hits).to_csv(folder / "check.csv", index=False)
     assert words in read_where(folder).sentences[0]
+
+
+def test_the_segmenters_map_in_a_sentence_and_in_the_pictures(folder):
+    assert read_where(folder).panels == 2
+    tables((np.arange(30) % 3 == 0).astype(float), segmenter=np.ones(30)).to_csv(folder / "check.csv", index=False)
+    where = read_where(folder)
+    assert where.panels == 3
+    assert [row["map"] for row in where.rows][1] == "The segmenter’s map"
+    assert "highest pixel hits on 1.000, it is behind in pointing (difference −0.667" in where.sentences[1]
+    assert "has seen no image" in where.sentences[2]
+
+
+def test_whose_maps_they_are_is_said_where_it_is_not_plain():
+    assert whose_sentence({"run": "one"}) == ""
+    assert whose_sentence({"run": "one", "checkpoints": 1, "detector": [], "segmenters": ["s"]}) == ""
+    several = whose_sentence({"run": "one", "checkpoints": 3})
+    assert several == "The heat maps are of the best of its 3 checkpoints, whose mean is its answer."
+    joined = whose_sentence({"run": "one", "checkpoints": 1, "detector": ["one"], "segmenters": ["s"]})
+    assert joined == (
+        "The heat maps are of the classifier one. The segmenter’s map beside them is the one that the detector "
+        "outlines by. Probabilities, and what is found or missed, are the detector’s."
+    )
+    many = whose_sentence({"run": "one", "checkpoints": 2, "detector": ["one", "two"], "segmenters": ["s", "t"]})
+    assert "one (the best of its 2 checkpoints, whose mean is its answer), the first of 2 that are joined." in many
+    assert "is the mean of 2 segmenters’, the one" in many
+
+
+def test_found_by_the_detector_is_not_found_by_the_classifier(folder):
+    assert read_where(folder).groups[0]["title"] == "Found"
+    write_json(folder / "explain.json", RECORD | {"run": "one", "detector": ["one"]})
+    where = read_where(folder)
+    assert [group["title"] for group in where.groups] == ["Found by the detector", "Missed by the detector"]
+    assert where.whose.startswith("The heat maps are of the classifier one.")
+
+
+def test_every_kind_that_is_in_the_table_is_shown(folder):
+    kinds = ["border", "chest tube", "leads", "marker", "words", "pacemaker"]
+    pd.DataFrame([(kind, 30, 0.0005, 0.001, -0.0005, -0.001, -0.0001) for kind in kinds],
+                 columns=["region", "images", "heat", "area", "excess", "low", "high"]).to_csv(
+        folder / "shortcuts.csv", index=False)  # fmt: skip
+    rows = read_where(folder).shortcuts
+    assert [row["region"].lower() for row in rows] == kinds
+    assert all(row["meaning"] for row in rows[:5])
+    assert rows[5]["meaning"] == ""
+    assert rows[5]["heat"] == "0.05%"
 
 
 def test_an_uninformative_map_is_called_so(folder):
@@ -101,4 +147,8 @@ def test_percent():
     assert percent(-0.00001, sign=True) == "0.0%"
     assert percent(-0.05, sign=True) == "−5.0%"
     assert percent(0.05, sign=True) == "+5.0%"
+    assert percent(0.00996) == "1.0%"
+    assert percent(0.0005) == "0.05%"
+    assert percent(0) == "0.0%"
+    assert percent(-0.0006, sign=True) == "−0.06%"
     assert percent(float("nan")) == "–"

@@ -31,6 +31,7 @@ class Progress:
         self.started = time.monotonic()
         self.spoke = self.started
         self.before: tuple[int, float] | None = None
+        self.last = 0
         self.bar = (
             Bar(
                 TextColumn("{task.description}"),
@@ -63,9 +64,11 @@ class Progress:
     def update(self, done: int, total: int, note: str = "") -> None:
         """Show that ``done`` of ``total`` images are finished, with a short ``note`` behind."""
         now = time.monotonic()
-        if self.before is None:
-            # What came before the first image (imports, plans, building the network) is no part of the rate.
+        if self.before is None or done < self.last:
+            # What came before the first image (imports, plans, building the network, an earlier pass over other images)
+            # is no part of the rate.
             self.before = (done, now)
+        self.last = done
         rate = (done - self.before[0]) / max(now - self.before[1], 1e-9)
         if self.bar and self.task is not None:
             self.bar.update(

@@ -50,6 +50,7 @@ def join_command(
     --data data/prepared/phantom-try --out runs/detector-try`
     """
     import_tensorflow()
+    from keras_pneumo.evaluation.where import FOLDER, read_where
     from keras_pneumo.prediction.joining import join
     from keras_pneumo.prediction.run import read_run
 
@@ -58,7 +59,7 @@ def join_command(
     prepared = load_prepared(data)
     folder = new_folder(out_folder, "detector")
     name = folder.name.removeprefix("detector-")
-    with Progress("prediction") as progress:
+    with Progress("joining") as progress:
         joint, board = join(runs, outliners, prepared, folder, name, progress.update, resamples)
     for sentence in joint.sentences:
         say(sentence)
@@ -72,6 +73,9 @@ def join_command(
             if row.get(name) == row.get(name) and row.get(name) is not None
         ]
         say(f"  {entry.team}: {', '.join(parts)}")
+    where = read_where(folder / FOLDER)
+    if where is not None:
+        say(f"Where it looks ({where.title}): {where.sentences[0]}")
     say(str(folder / "board" / "report.html"))
     say(str(folder))
 

@@ -39,7 +39,7 @@ def explain_command(
         Path | None, typer.Option(help="maps.npz of the PyTorch twin (experiments/torch_team/gradcam.py).")
     ] = None,
     devices: Annotated[
-        Path | None, typer.Option(help="Table of chest tubes and markers; default: the prepared folder's devices.csv.")
+        Path | None, typer.Option(help="Table of tubes, leads and writing; default: the prepared folder's devices.csv.")
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="Label csv of radiographs, to outline the truth.")] = None,
 ) -> None:
@@ -65,7 +65,9 @@ def explain_command(
     if segmenter is not None or compare is not None or devices is not None:
         raise PneumoError("--segmenter, --compare and --devices are for the check, which needs a prepared folder.")
     from keras_pneumo.evaluation.where import METHODS
+    from keras_pneumo.evaluation.where_sentences import whose_sentence
     from keras_pneumo.prediction.explain_files import explain_files
+    from keras_pneumo.prediction.run import checkpoints_of
 
     with Progress("heat maps") as progress:
         done = explain_files(run, data, out_folder or run.folder / "explained", *settled, labels, progress.update)
@@ -76,6 +78,8 @@ def explain_command(
             f"at nothing. Run keras-pneumo explain {run_folder} PREPARED first, and it is."
         )
     say(f"{done.explained} radiographs explained by {how}: {done.folder / 'explained.csv'}")
+    if whose := whose_sentence({"checkpoints": len(checkpoints_of(run))}):
+        say(whose)
     if done.set_aside:
         warn(f"{done.set_aside} set aside, with reasons: {done.folder / 'quarantine.csv'}")
         raise typer.Exit(1)
@@ -97,13 +101,14 @@ def _explain_prepared(
 
     prepared = load_prepared(data)
     folder = out_folder or run.folder / FOLDER
-    wanted = Asked(subset, *settled, segmenter, compare, devices)
+    segmenters = [segmenter] if segmenter is not None else []
+    wanted = Asked(subset, *settled, segmenters=segmenters, compare=compare, devices=devices)
     with Progress("heat maps") as progress:
         explain_prepared(run, prepared, folder, wanted, progress=progress.update)
     found = read_where(folder)
     if found is None:
         raise PneumoError(f"{folder} lacks its record. Run the command again.")
-    say(f"{found.title}.")
+    say(f"{found.title}. {found.whose}".rstrip())
     for sentence in found.sentences:
         say(sentence)
     for row in found.shortcuts:

@@ -1,4 +1,4 @@
-"""What is known to lie on a radiograph beside the patient: chest tubes, markers; a table that goes with the images.
+"""What is known to lie on a radiograph beside the patient: tubes, leads, writing; a table that goes with the images.
 
 In: ``devices.csv``, ``image_id, kind, encoded_pixels`` (a row for each thing, drawn on the grid of masks). Out: the
 places of each kind on each image. Phantoms come with one, and whoever has annotated tubes may write one; it exists so
@@ -19,8 +19,9 @@ from keras_pneumo.errors import PneumoError
 FILE = "devices.csv"
 """The table's name in a data folder and in a prepared one."""
 
-TUBE, MARKER = "chest tube", "marker"
-"""Kinds that the package itself speaks of; a table may hold others."""
+TUBE, MARKER, WORDS, LEADS = "chest tube", "marker", "words", "leads"
+"""Kinds that the package itself speaks of; a table may hold others, or only some. A marker is the side's letter; leads
+are all that lies on or in the patient but a chest tube: electrodes, wires, lines, other tubes."""
 
 COLUMNS = ("image_id", "kind", "encoded_pixels")
 

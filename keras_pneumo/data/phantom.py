@@ -1,7 +1,7 @@
 """A folder of synthetic chest radiographs written exactly as the SIIM-ACR folder is, so that all else runs without it.
 
 In come a few settings and a seed; out comes a folder with DICOM files, the label csv with all its oddities, a patient
-table, and what is known only of phantoms (where the air, tubes and markers are). The same settings give the same
+table, and what is known only of phantoms (where the air, tubes, leads and writing are). The same settings give the same
 bytes, whatever the number of processes; asking for more images leaves the earlier ones as they were.
 
 ```
@@ -9,7 +9,7 @@ bytes, whatever the number of processes; asking for more images leaves the earli
 <out>/train-rle.csv    "ImageId, EncodedPixels": one row per outline, "-1" for no pneumothorax
 <out>/patients.csv     ImageId,patient_id
 <out>/phantom.csv      the truth about each film that a real one cannot have
-<out>/devices.csv      of it, where chest tubes and markers lie, in the form that a real folder may have too
+<out>/devices.csv      where tubes, leads and writing lie, in the form that a real folder may have too
 <out>/phantom.json     the settings, and whether the folder is complete
 ```
 """
@@ -28,17 +28,18 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from keras_pneumo.data.devices import FILE as DEVICES
-from keras_pneumo.data.devices import MARKER, TUBE, box_pixels, devices_csv
+from keras_pneumo.data.devices import devices_csv
 from keras_pneumo.data.phantom_cohort import case_of, films
 from keras_pneumo.data.phantom_films import made_films, write_atomically
 from keras_pneumo.data.phantom_render import Radiograph, render_case
 from keras_pneumo.data.phantom_settings import PhantomSettings
+from keras_pneumo.data.phantom_things import device_rows
 from keras_pneumo.errors import PneumoError
 
 __all__ = ["PhantomSettings", "PhantomSummary", "Radiograph", "render", "write_phantoms"]
 
 FORMAT = 1
-"""Raised whenever the same settings give other bytes than before."""
+"""Raised whenever the same settings give other radiographs, labels, patients or truth than before."""
 
 IMAGES, LABELS, PATIENTS, TRUTH, STATE = (
     "dicom-images-train",
@@ -111,7 +112,7 @@ def write_phantoms(
     try:
         if _is_complete(out, settings):
             if not (out / DEVICES).is_file():  # a folder of an earlier version, which had no such table
-                _write_devices(out)
+                _write_devices_again(out, settings)
             return _summary(out, written=False)
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / _LOCK, timeout=0):
@@ -119,7 +120,6 @@ def write_phantoms(
                 left_over.unlink()
             write_atomically(out / STATE, _state(settings, complete=False))
             _write_all(out, settings, workers or os.cpu_count() or 1, progress)
-            _write_devices(out)
             write_atomically(out / STATE, _state(settings, complete=True))
     except Timeout:
         raise PneumoError(f"Another run is writing phantoms to {out}. Wait for it, or choose another folder.") from None
@@ -157,21 +157,18 @@ def _write_all(out: Path, settings: PhantomSettings, workers: int, progress: Cal
     labels = [(fact["truth"]["image_id"], row) for fact in facts for row in fact["rows"]]
     patients = [(fact["truth"]["image_id"], fact["truth"]["patient_id"]) for fact in facts]
     truth = [[fact["truth"][column] for column in TRUTH_COLUMNS] for fact in facts]
+    write_atomically(out / DEVICES, devices_csv(row for fact in facts for row in fact["devices"]))
     write_atomically(out / TRUTH, _csv(TRUTH_COLUMNS, truth))
     write_atomically(out / PATIENTS, _csv(("ImageId", "patient_id"), patients))
     # The space before EncodedPixels stands in the real file's first line.
     write_atomically(out / LABELS, _csv(("ImageId", " EncodedPixels"), labels))
 
 
-def _write_devices(out: Path) -> None:
-    """Write the table of tubes and markers from the truth about each film."""
-    rows: list[tuple[str, str, str]] = []
-    for row in _truth(out):
-        if row["tube"] == "1":
-            rows.append((row["image_id"], TUBE, row["tube_pixels"]))
-        x, y, width, height = (int(row[f"marker_{name}"]) for name in ("x", "y", "width", "height"))
-        rows.append((row["image_id"], MARKER, box_pixels(x, y, width, height)))
-    write_atomically(out / DEVICES, devices_csv(rows))
+def _write_devices_again(out: Path, settings: PhantomSettings) -> None:
+    """Write the table of tubes, leads and writing of films that were drawn before."""
+    pairs = films(settings.seed, settings.images, settings.positive_rate)
+    cases = sorted((case_of(settings.seed, *pair, settings) for pair in pairs), key=lambda case: case.image_id)
+    write_atomically(out / DEVICES, devices_csv(row for case in cases for row in device_rows(case)))
 
 
 def _truth(out: Path) -> list[dict[str, str]]:

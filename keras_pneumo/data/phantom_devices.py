@@ -1,21 +1,17 @@
-"""Things that are not the patient: chest tubes, leads and wires, side markers and words on the film.
+"""Things that lie on the patient: chest tubes, electrodes with their wires, lines and other tubes.
 
-In come the pose and a random stream; out go maps of extra attenuation and the boxes and masks of what was drawn.
-Markers, words and leads are drawn from streams of their own, which know nothing of the label.
+In come the pose and a random stream; out go maps of extra attenuation and the masks of what was drawn. Leads are drawn
+from a stream of their own, which knows nothing of the label.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from keras_pneumo.data.phantom_anatomy import LEFT, RIGHT, Build, Stance, wall_at
 from keras_pneumo.data.phantom_geometry import SIZE, Pose, blur, ellipse, fill, resampled, smooth_curve, stroke
-
-LEAD = 2.6
-"""Attenuation of a full lead letter."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +23,11 @@ class Tube:
 
 
 @dataclass(frozen=True)
-class Writing:
-    """Markers and words: ``lead`` letters laid on the plate and ``ink`` burned in afterwards (both uint8 1024x1024, 255
-    where it is full), and the marker's box (x, y, width, height) in pixels."""
+class Leads:
+    """All that lies on the patient but a chest tube: its attenuation (float32) and where it lies (bool), 1024x1024."""
 
-    lead: np.ndarray
-    ink: np.ndarray
-    box: tuple[int, int, int, int]
+    attenuation: np.ndarray
+    mask: np.ndarray
 
 
 def chest_tube(build: Build, pose: Pose, side: int, random: np.random.Generator) -> Tube:
@@ -69,11 +63,12 @@ def chest_tube(build: Build, pose: Pose, side: int, random: np.random.Generator)
     return Tube(attenuation.astype(np.float32), mask > 0.5)
 
 
-def leads(build: Build, stance: Stance, pose: Pose, random: np.random.Generator) -> np.ndarray:
-    """Electrodes with their wires, and sometimes lines and a breathing tube, as extra attenuation; mostly in bed."""
+def leads(build: Build, stance: Stance, pose: Pose, random: np.random.Generator) -> Leads:
+    """Electrodes with their wires, and sometimes lines and a breathing tube; mostly in bed."""
     bed = stance.view == "AP"
     total = np.zeros((SIZE, SIZE), np.float32)
     thin, wide = np.zeros((SIZE, SIZE), np.uint8), np.zeros((SIZE, SIZE), np.uint8)
+    mask = np.zeros((SIZE, SIZE), bool)
     w, h = build.width, build.height
     if random.random() < (0.7 if bed else 0.06):
         places = np.array(
@@ -87,7 +82,9 @@ def leads(build: Build, stance: Stance, pose: Pose, random: np.random.Generator)
         )
         for place in places[random.permutation(5)[: random.integers(2, 5)]]:
             place = place + random.normal(0, 1.4, 2)
-            stroke(wide, pose.pixels(ellipse(float(place[0]), float(place[1]), 0.55, 0.55)), 210, 3, closed=True)
+            ring = pose.pixels(ellipse(float(place[0]), float(place[1]), 0.55, 0.55))
+            stroke(wide, ring, 210, 3, closed=True)
+            mask |= fill(ring) > 0  # the electrode is the whole disc, though only its rim is seen
             turn = random.uniform(0, 2 * np.pi)
             tab = place + np.array([np.cos(turn), np.sin(turn)]) * np.linspace(0, 1.5, 4)[:, None]
             stroke(wide, pose.pixels(tab), 255, 6)
@@ -139,80 +136,5 @@ def leads(build: Build, stance: Stance, pose: Pose, random: np.random.Generator)
     for canvas, weight in ((thin, 0.30), (wide, 0.85)):
         if canvas.any():
             total += blur(canvas, 0.85).astype(np.float32) * (weight / 255)
-    return total
-
-
-def writing(stance: Stance, random: np.random.Generator) -> Writing:
-    """A side marker, and on films in bed sometimes the words of the technician."""
-    lead, ink = np.zeros((SIZE, SIZE), np.uint8), np.zeros((SIZE, SIZE), np.uint8)
-    bed = stance.view == "AP"
-    right = random.random() < 0.15
-    letter = "R" if right else "L"
-    x = int(random.uniform(45, 150) if right else random.uniform(874, 975))
-    y = int(random.uniform(40, 190))
-    as_lead = random.random() < 0.8
-    target = lead if as_lead else ink
-    glyph = _glyph(letter, random, plain=as_lead)
-    box = _paste(target, glyph, x, y)
-    if random.random() < 0.45 and as_lead:
-        initials = "".join(random.choice(list("ABCDGJKLMRSV0123456789"), int(random.integers(2, 4))))
-        small = _word(initials, 0.7, 2)
-        _paste(target, np.rot90(small) if random.random() < 0.4 else small, x, y + glyph.shape[0] // 2 + 26)
-    if bed and random.random() < 0.5:
-        words = [
-            word
-            for word, chance in (("PORTABLE", 0.9), ("AP", 0.6), ("SUPINE", 0.3), ("UPRIGHT", 0.15))
-            if random.random() < chance
-        ]
-        column = int(random.choice([120, 180, 700, 880]))
-        for line, word in enumerate(words):
-            _paste(ink, _word(word, 0.72, 2), column, int(28 + 62 * line + random.integers(0, 8)))
-    return Writing(lead, ink, box)
-
-
-def _glyph(letter: str, random: np.random.Generator, plain: bool) -> np.ndarray:
-    """A marker as a uint8 picture: thick, outlined in a ring, or a cut-out; turned a little, sometimes mirrored."""
-    side = 96
-    canvas = np.zeros((side, side), np.uint8)
-    scale, thick = float(random.uniform(1.1, 1.7)), int(random.integers(4, 9))
-    (width, height), _ = cv2.getTextSize(letter, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
-    cv2.putText(
-        canvas,
-        letter,
-        ((side - width) // 2, (side + height) // 2),
-        cv2.FONT_HERSHEY_SIMPLEX,
-        scale,
-        255,
-        thick,
-        cv2.LINE_AA,
-    )
-    if not plain and random.random() < 0.6:
-        cv2.circle(canvas, (side // 2, side // 2), 34, 255, 2, cv2.LINE_AA)
-    if plain and random.random() < 0.3:
-        canvas = np.ascontiguousarray(canvas[:, ::-1])
-    turn = cv2.getRotationMatrix2D((side / 2, side / 2), float(random.normal(0, 14 if plain else 0.01)), 1.0)
-    return cv2.warpAffine(canvas, turn, (side, side), flags=cv2.INTER_LINEAR)
-
-
-def _word(text: str, scale: float, thick: int) -> np.ndarray:
-    (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
-    canvas = np.zeros((height + base + 6, width + 6), np.uint8)
-    cv2.putText(canvas, text, (3, height + 3), cv2.FONT_HERSHEY_SIMPLEX, scale, 255, thick, cv2.LINE_AA)
-    return canvas
-
-
-def _paste(canvas: np.ndarray, glyph: np.ndarray, x: int, y: int) -> tuple[int, int, int, int]:
-    """Put a picture centred at (x, y), cut at the film's edge; the box of its lit pixels."""
-    height, width = glyph.shape
-    top, left = y - height // 2, x - width // 2
-    rows = slice(max(0, top), min(SIZE, top + height))
-    columns = slice(max(0, left), min(SIZE, left + width))
-    part = glyph[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-    canvas[rows, columns] = np.maximum(canvas[rows, columns], part)
-    lit_rows, lit_columns = np.nonzero(part > 64)
-    return (
-        int(columns.start + lit_columns.min()),
-        int(rows.start + lit_rows.min()),
-        int(np.ptp(lit_columns) + 1),
-        int(np.ptp(lit_rows) + 1),
-    )
+            mask |= canvas > 0
+    return Leads(total, mask)

@@ -90,7 +90,8 @@ def make_film(out: Path, settings: PhantomSettings, patient: int, image: int) ->
         "sex": case.sex,
         "age": case.age,
     }
-    return {"truth": truth, "rows": [rle.encode(mask) for mask in film.masks] or [rle.EMPTY]}
+    rows = [rle.encode(mask) for mask in film.masks] or [rle.EMPTY]
+    return {"truth": truth, "rows": rows, "devices": film.places.rows(case.image_id)}
 
 
 def _keep_memory() -> None:

@@ -1,7 +1,7 @@
 """One synthetic radiograph from its numbers: (seed, patient, image) -> picture, masks and facts.
 
 In comes a film's place in a made-up collection; out goes what the film shows, with the truth that only a phantom has:
-where the air, the tube and the marker are. A pure function: the same arguments give the same bytes, in any process
+where the air, tubes, leads and writing are. A pure function: the same arguments give the same bytes, in any process
 and any order. Positives and negatives go through the same code; only the air, the lung it displaces and a tube differ.
 """
 
@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from keras_pneumo.data.phantom_anatomy import LEFT, RIGHT, build_of, lung_outline, pose_of, stance_of
+from keras_pneumo.data.phantom_anatomy import LEFT, RIGHT, lung_outline
 from keras_pneumo.data.phantom_bones import bones
-from keras_pneumo.data.phantom_cohort import Case, patient_of, stream
-from keras_pneumo.data.phantom_devices import LEAD, chest_tube, leads, writing
+from keras_pneumo.data.phantom_cohort import Case, stream
 from keras_pneumo.data.phantom_film import collimate, develop, exposure_of, film_border, haze
 from keras_pneumo.data.phantom_geometry import HALF, SIZE, blur, enlarge, fill, stroke, texture
 from keras_pneumo.data.phantom_lungs import Crescent, crescent, edge_curve, vessels
 from keras_pneumo.data.phantom_soft import soft_parts
+from keras_pneumo.data.phantom_things import Places, posed, things_of
+from keras_pneumo.data.phantom_writing import LEAD, Box
 
 SOFT_TISSUE = 0.185
 """Attenuation per cm of water and flesh at a chest film's mean energy (about 60 keV: NIST XCOM gives 0.20)."""
@@ -36,16 +37,25 @@ class Radiograph:
     """A film and its truth.
 
     ``image``: uint8, 1024x1024, bone white (MONOCHROME2). ``masks``: one bool mask per label row, none for a negative.
-    ``tube``: bool mask of the chest tube, empty without one. ``marker_box``: x, y, width, height in pixels of the
-    side marker. ``lungs``: bool mask of both lung fields, within which every mask lies.
+    ``places``: where a chest tube, leads and writing lie. ``lungs``: bool mask of both lung fields, within which every
+    mask lies.
     """
 
     case: Case
     image: np.ndarray
     masks: tuple[np.ndarray, ...]
-    tube: np.ndarray
-    marker_box: tuple[int, int, int, int]
+    places: Places
     lungs: np.ndarray
+
+    @property
+    def tube(self) -> np.ndarray:
+        """Bool mask of the chest tube, 1024x1024, empty without one."""
+        return self.places.tube
+
+    @property
+    def marker_box(self) -> Box:
+        """x, y, width, height in pixels of the side marker."""
+        return self.places.marker
 
     @property
     def air(self) -> np.ndarray:
@@ -56,10 +66,7 @@ class Radiograph:
 def render_case(case: Case) -> Radiograph:
     """Draw one film."""
     key = (case.seed, case.patient, case.image)
-    who = patient_of(case.seed, case.patient, 0.0)
-    build = build_of(stream(case.seed, 3, case.patient), who.sex, who.age)
-    stance = stance_of(stream(key[0], 4, *key[1:]), case.view)
-    pose = pose_of(stream(key[0], 5, *key[1:]), case.view, build)
+    build, stance, pose = posed(case)
     soft = soft_parts(build, stance, pose, stream(key[0], 6, *key[1:]))
     lung_mask = np.maximum(soft.lungs[RIGHT], soft.lungs[LEFT])
     patches = haze(stream(key[0], 7, *key[1:]), soft.lung, case.view, pose.per_cm(HALF))
@@ -84,12 +91,11 @@ def render_case(case: Case) -> Radiograph:
     attenuation += tissue
     if shape is not None:
         attenuation += _lung_edge(shape, edge_curve(shape, build, pose))
-    tube = np.zeros((SIZE, SIZE), bool)
-    if case.tube:
-        drain = chest_tube(build, pose, side, stream(key[0], 11, *key[1:]))
-        tube, attenuation = drain.mask, attenuation + drain.attenuation
-    attenuation += leads(build, stance, pose, stream(key[0], 12, *key[1:]))
-    words = writing(stance, stream(key[0], 13, *key[1:]))
+    things = things_of(case, build, stance, pose)
+    if things.tube is not None:
+        attenuation = attenuation + things.tube.attenuation
+    attenuation += things.leads.attenuation
+    words = things.writing
     lit = words.lead > 0
     attenuation[lit] += words.lead[lit] * np.float32(LEAD / 255)
 
@@ -108,7 +114,7 @@ def render_case(case: Case) -> Radiograph:
     grey[lit] += (250 - grey[lit]) * (words.ink[lit] / np.float32(255))
     image = cv2.convertScaleAbs(grey)  # rounds and clips
     field = np.logical_or(*(fill(pose.pixels(lung_outline(build, stance, one))) > 0.5 for one in (RIGHT, LEFT)))
-    return Radiograph(case, image, shape.rows if shape is not None else (), tube, words.box, field)
+    return Radiograph(case, image, shape.rows if shape is not None else (), things.places, field)
 
 
 def _lung_tissue(

@@ -24,6 +24,7 @@ from keras_pneumo.evaluation.report import write_comparison_report
 from keras_pneumo.evaluation.statistics import RESAMPLES
 from keras_pneumo.evaluation.submission import INFO_FILE, Submission, read_submission
 from keras_pneumo.evaluation.truth import Truth, read_truth
+from keras_pneumo.evaluation.where import Where
 from keras_pneumo.evaluation.writing import one_line, table_text
 
 
@@ -160,10 +161,16 @@ def distinct_names(submissions: list[Submission]) -> list[str]:
     return full
 
 
-def write_board(board: Board, out: Path, images: ImageLoader | None = None, findings: Findings | None = None) -> None:
+def write_board(
+    board: Board,
+    out: Path,
+    images: ImageLoader | None = None,
+    findings: Findings | None = None,
+    where: Where | None = None,
+) -> None:
     """Write ``per_image.csv`` first, then ``pairs.csv``, the board as CSV, JSON and Markdown, and the report.
 
-    Each file appears whole or not at all.
+    Each file appears whole or not at all. ``where`` is what the report says of where one of the teams looks.
     """
     findings = findings or gather(board)
     out = Path(out)
@@ -172,7 +179,7 @@ def write_board(board: Board, out: Path, images: ImageLoader | None = None, find
     write_bytes(out / "board.csv", table_text(ranked_table(board, findings)).encode())
     write_bytes(out / "board.json", board_json(board, findings).encode())
     write_bytes(out / "board.md", board_markdown(board, findings).encode())
-    write_comparison_report(out / "report.html", board, images, findings)
+    write_comparison_report(out / "report.html", board, images, findings, where)
 
 
 def image_loader(truth: Path) -> ImageLoader | None:

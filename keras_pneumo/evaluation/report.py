@@ -88,7 +88,11 @@ def write_run_report(
 
 
 def write_comparison_report(
-    path: Path, board: Board, image: ImageLoader | None = None, findings: Findings | None = None
+    path: Path,
+    board: Board,
+    image: ImageLoader | None = None,
+    findings: Findings | None = None,
+    where: Where | None = None,
 ) -> Path:
     """Write the report of any number of submissions side by side; arguments as in :func:`write_run_report`.
 
@@ -98,7 +102,7 @@ def write_comparison_report(
     names = [team.team for team in board.teams]
     title = f"{names[0]} and {len(names) - 1} more, compared" if len(names) > 2 else " and ".join(names) + ", compared"
     title = title if len(names) > 1 else f"{names[0]}: what it is worth"
-    return _write(path, board, title, image, findings=findings or gather(board))
+    return _write(path, board, title, image, findings=findings or gather(board), where=where)
 
 
 def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Whether a classifier may look at the wrong thing: heat on borders, markers and chest tubes, and what a tube changes.
+"""Whether a classifier may look at the wrong thing: heat on borders, writing, leads, tubes; and what a tube changes.
 
 In: heat maps, true masks, and where devices lie, where that is known; answers with the patients' devices. Out: tables.
 A chest tube is there because a pneumothorax was treated, so a network that finds tubes scores well and finds nothing
@@ -19,6 +19,9 @@ from keras_pneumo.evaluation.surface import mean_by_patient
 
 BORDER = 1 / 16
 """How deep the border reaches in, as a share of the side."""
+
+BORDER_REGION = "border"
+"""The region's name; the others are named as in the table of devices."""
 
 
 def border(side: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What the report says of where a network looks, read from the folder that ``explain`` wrote.
 
-In: a run's ``explain`` folder: a record, small tables, and pictures. Out: rows of text, sentences and pictures for the
-page. It reads files and no network, so that a report can be written again without TensorFlow.
+In: the ``explain`` folder of a run or a detector: a record, small tables, and pictures. Out: rows of text, sentences
+and pictures for the page. It reads files and no network, so that a report can be written again without TensorFlow.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from keras_pneumo.data.devices import LEADS, MARKER, TUBE, WORDS
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.saliency import UNINFORMATIVE
+from keras_pneumo.evaluation.shortcuts import BORDER_REGION
 from keras_pneumo.evaluation.verdict import shown
+from keras_pneumo.evaluation.where_sentences import sentences, whose_sentence
 
 FOLDER = "explain"
-"""Name of the folder inside a run."""
+"""Name of the folder inside a run or a detector."""
 RECORD, CHECK, IMAGES, CHOICE = "explain.json", "check.csv", "per_image.csv", "choice.csv"
 SANITY, SHORTCUTS, ANSWERS, PICTURES = "sanity.csv", "shortcuts.csv", "answers_by_tube.csv", "overlays"
 
@@ -36,6 +38,14 @@ NAMES = {
     "centre": "The middle of every image",
     "training masks": "Where training masks lie",
 }
+MEANINGS = {
+    BORDER_REGION: "the outer sixteenth of the side",
+    TUBE: "there because a pneumothorax was treated",
+    MARKER: "the letter of the side",
+    WORDS: "initials, and what is burned in",
+    LEADS: "electrodes, wires, lines and other tubes",
+}
+"""What a region is; of other kinds in a table of devices no more than the name is known."""
 METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "hirescam": "HiResCAM"}
 
 
@@ -44,6 +54,8 @@ class Where:
     """Everything that the page shows, as text."""
 
     title: str
+    whose: str
+    """Whose maps they are, where that has to be said; else ''."""
     sentences: list[str]
     headings: list[str]
     rows: list[dict[str, Any]]
@@ -52,6 +64,8 @@ class Where:
     shortcuts: list[dict[str, str]]
     answers: list[dict[str, str]]
     groups: list[dict[str, Any]]
+    panels: int
+    """How many pictures of the radiograph each card has side by side."""
     choice: list[dict[str, str]]
     images: int
     subset: str
@@ -77,7 +91,8 @@ def read_where(folder: Path) -> Where | None:
         answers = pd.read_csv(folder / ANSWERS) if (folder / ANSWERS).is_file() else None
         return Where(
             title=f"{METHODS[record['method']]} of stage {record['stage']}",
-            sentences=_sentences(record, check, sanity, choice),
+            whose=whose_sentence(record),
+            sentences=sentences(record, check, sanity, choice),
             headings=list(SCORES.values()),
             rows=_rows(check),
             sanity=[
@@ -91,80 +106,15 @@ def read_where(folder: Path) -> Where | None:
             ],
             shortcuts=_shortcuts(shortcuts),
             answers=_answers(answers) if answers is not None else [],
-            groups=_groups(folder, per_image),
+            groups=_groups(folder, per_image, bool(record.get("detector"))),
+            panels=3 if "segmenter" in set(check["map"]) else 2,
             choice=_choice(choice),
             images=int(record["positives"]),
             subset=str(record["subset"]),
             chance=shown(float(check["chance"].iloc[0])),
         )
     except (OSError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise PneumoError(f"{folder} is damaged ({error}). Run keras-pneumo explain on the run again.") from error
-
-
-def pointing_sentence(check: pd.DataFrame) -> str:
-    """The check's first figure in a sentence."""
-    row = check[(check["map"] == "heat map") & (check["score"] == "pointing")].iloc[0]
-    verdict = (
-        "above chance" if row.above_low > 0 else "below chance" if row.above_high < 0 else "not told apart from chance"
-    )
-    return (
-        f"The hottest pixel lies in the true outline on {shown(row.value)} of {int(row.images):,} positives of "
-        f"{int(row.patients):,} patients (95% interval {shown(row.low)} to {shown(row.high)}), {verdict}, which is "
-        f"{shown(row.chance)}."
-    )
-
-
-def blind_sentence(check: pd.DataFrame) -> str:
-    """The heat map beside a map that has seen no image, in a sentence."""
-    parts = []
-    for score, name in (("pointing", "pointing"), ("auprc", "AUPRC")):
-        row = check[(check["map"] == "training masks") & (check["score"] == score)].iloc[0]
-        verdict = "ahead" if row.ahead_low > 0 else "behind" if row.ahead_high < 0 else "not told apart"
-        parts.append(
-            f"{verdict} in {name} (difference {shown(row.ahead)}, {shown(row.ahead_low)} to {shown(row.ahead_high)})"
-        )
-    return f"Beside a map that has seen no image, where training masks lie, it is {' and '.join(parts)}."
-
-
-def sanity_sentence(record: dict[str, Any], sanity: pd.DataFrame | None) -> str:
-    """What the maps of random weights say."""
-    if sanity is None:
-        return "Uninformative: not one of these images has any heat."
-    last = float(sanity["likeness"].iloc[-1])
-    images = int(record["sanity_images"])
-    if record["uninformative"]:
-        return (
-            f"Uninformative: with all weights random the maps of {images} images stay much the same (rank correlation "
-            f"{shown(last, 2)}, {UNINFORMATIVE} or more), so they show the radiograph, not what was learnt."
-        )
-    return (
-        f"The maps change when what was learnt is taken away: with all weights random their rank correlation with the "
-        f"true ones is {shown(last, 2)} on {images} images (uninformative would be {UNINFORMATIVE} or more)."
-    )
-
-
-def _sentences(
-    record: dict[str, Any], check: pd.DataFrame, sanity: pd.DataFrame | None, choice: pd.DataFrame
-) -> list[str]:
-    found = [pointing_sentence(check), blind_sentence(check), sanity_sentence(record, sanity)]
-    if record["chosen_on_validation"]:
-        best = choice.iloc[0]
-        found.append(
-            f"Method and stage were chosen by the pointing game on {int(best.images):,} validation positives "
-            f"({shown(float(best.pointing))} there), out of {len(choice)}."
-        )
-    if record["without_heat"]:
-        found.append(
-            f"Nothing speaks for a pneumothorax, so there is no heat, on {record['without_heat']:,} of the positives."
-        )
-    twin = record.get("twin")
-    if twin:
-        found.append(
-            f"The PyTorch twin’s maps agree with these: mean rank correlation {twin['rank_correlation']:.4f} (lowest "
-            f"{twin['lowest']:.4f}), heat apart by at most {twin['difference']:.1e}, the same hottest pixel on "
-            f"{100 * twin['same_peak']:.0f}%, logits apart by at most {twin['logit_difference']:.1e}."
-        )
-    return found
+        raise PneumoError(f"{folder} is damaged ({error}). Run keras-pneumo explain, or join, again.") from error
 
 
 def _rows(check: pd.DataFrame) -> list[dict[str, Any]]:
@@ -188,6 +138,7 @@ def _shortcuts(table: pd.DataFrame) -> list[dict[str, str]]:
     return [
         {
             "region": str(row.region).capitalize(),
+            "meaning": MEANINGS.get(str(row.region), ""),
             "images": f"{int(row.images):,}",
             "heat": percent(row.heat),
             "area": percent(row.area),
@@ -224,7 +175,7 @@ def _choice(table: pd.DataFrame) -> list[dict[str, str]]:
     ]
 
 
-def _groups(folder: Path, per_image: pd.DataFrame) -> list[dict[str, Any]]:
+def _groups(folder: Path, per_image: pd.DataFrame, joined: bool) -> list[dict[str, Any]]:
     """Pictures of some positives, drawn by lot: found and missed ones apart, where it is known which is which."""
     order = per_image.sample(frac=1, random_state=0)
     if "found" in order:
@@ -237,17 +188,18 @@ def _groups(folder: Path, per_image: pd.DataFrame) -> list[dict[str, Any]]:
         for row in _lines(part.head(CARDS)):
             picture = _picture(folder / PICTURES / f"{row.image_id}.png")
             cards.append({"image_id": row.image_id, "picture": picture, "probability": shown(row.probability)})
-        groups.append({"title": title, "count": len(part), "cards": cards})
+        by = " by the detector" if joined and title != "Positives" else ""
+        groups.append({"title": f"{title}{by}", "count": len(part), "cards": cards})
     return groups
 
 
-def _picture(path: Path, width: int = 720, quality: int = 82) -> str:
+def _picture(path: Path, height: int = 390, quality: int = 82) -> str:
     """An overlay as a ``data:image/jpeg`` address; '' where the file is gone."""
     content = np.fromfile(path, np.uint8) if path.is_file() else np.empty(0, np.uint8)
     image = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
     if image is None:
         return ""
-    scale = width / image.shape[1]
+    scale = height / image.shape[0]
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     done, packed = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
@@ -262,8 +214,10 @@ def _lines(table: pd.DataFrame) -> list[Any]:
 
 
 def percent(value: float, sign: bool = False) -> str:
-    """A share in per cent with one decimal and a real minus sign; a dash for none."""
+    """A share in per cent with a real minus sign; a dash for none. Two decimals below one per cent, else one: a marker
+    covers a thousandth of an image."""
     if not np.isfinite(value):
         return "–"
-    text = f"{100 * value:+.1f}%" if sign else f"{100 * value:.1f}%"
-    return "0.0%" if text in ("+0.0%", "-0.0%") else text.replace("-", "−")
+    digits = 2 if abs(value) < 0.00995 else 1
+    text = f"{100 * value:+.{digits}f}%" if sign else f"{100 * value:.{digits}f}%"
+    return "0.0%" if text in ("+0.00%", "-0.00%", "0.00%") else text.replace("-", "−")

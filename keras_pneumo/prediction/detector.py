@@ -8,6 +8,7 @@ probability and one mask. The folder holds everything that an answer depends on:
     classifier_0/ ...           experiment.json and network_0.safetensors, network_1.safetensors, ... by PyTorch's names
     segmenter_0/ ...
 
+Beside these lies what it answered on the test images, and is not needed: submission, parts, explain, board.
 Nothing in it names another place, and weights are plain tensors: opening a detector runs no code of its maker's.
 """
 

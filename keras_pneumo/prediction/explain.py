@@ -14,12 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.devices import FILE as DEVICES
-from keras_pneumo.data.devices import TUBE, Devices, kinds_of, read_devices
 from keras_pneumo.data.files import write_json, write_table
 from keras_pneumo.data.prepared import Prepared, verify_files
-from keras_pneumo.evaluation.saliency import agreement, coverage_at, mask_at, score_map, summary
-from keras_pneumo.evaluation.shortcuts import answers_by_tube, border, region_shares, shares_table
+from keras_pneumo.evaluation.saliency import agreement, mask_at, score_map, summary
+from keras_pneumo.evaluation.shortcuts import shares_table
 from keras_pneumo.evaluation.statistics import RESAMPLES
 from keras_pneumo.evaluation.where import (
     ANSWERS,
@@ -47,18 +45,15 @@ from keras_pneumo.prediction.positives import (
     truth_of,
 )
 from keras_pneumo.prediction.predict import Progress
-from keras_pneumo.prediction.rivals import CENTRE, HEAT, USUAL, check_segmenter, each_heat, rivals
-from keras_pneumo.prediction.run import Run, load_model
+from keras_pneumo.prediction.regions import by_tube, known_devices, regions_of, shares_in
+from keras_pneumo.prediction.rivals import CENTRE, HEAT, SEGMENTER, USUAL, check_segmenters, each_heat, rivals
+from keras_pneumo.prediction.run import Run, checkpoints_of, load_model
 from keras_pneumo.prediction.sanity import cascade, uninformative
 
 FORMAT = 1
 
 SANITY_IMAGES = 8
 """Positives on which the maps of random weights are tried."""
-
-BORDER = "border"
-NO_SHARES = (float("nan"), float("nan"))
-"""Of a region that is not on an image."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +63,26 @@ class Asked:
     subset: str = "test"
     method: str | None = None
     stage: int | None = None
-    segmenter: Run | None = None
-    """Whose maps are scored beside the heat."""
+    choice: pd.DataFrame | None = None
+    """What :func:`choice.choose` says of the run, where that is known already."""
+    segmenters: Sequence[Run] = ()
+    """Whose mean maps are scored beside the heat."""
     compare: Path | None = None
     """Maps of the same positives by the PyTorch twin, as ``experiments/torch_team/gradcam.py`` writes them."""
     devices: Path | None = None
-    """Table of tubes and markers, where the prepared folder holds none."""
+    """Table of tubes, leads and writing, where the prepared folder holds none."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is said of the subset; the run's own answers, or those of a detector that the run is part of."""
+
+    probability: pd.Series
+    """By image id."""
+    threshold: float | None
+    """From which probability on the answer is yes; None where that is not on this probability."""
+    classifiers: tuple[str, ...] = ()
+    """Names of the classifiers in the detector, the run's first; none for the run's own answers."""
 
 
 def explain_prepared(
@@ -81,7 +90,7 @@ def explain_prepared(
     prepared: Prepared,
     folder: Path,
     wanted: Asked | None = None,
-    probability: pd.Series | None = None,
+    answers: Answers | None = None,
     resamples: int = RESAMPLES,
     progress: Progress | None = None,
 ) -> None:
@@ -92,7 +101,7 @@ def explain_prepared(
         prepared: the folder it was trained on, or another with the same split.
         folder: where to write.
         wanted: what, and how; by default the test positives, as validation chooses.
-        probability: the run's answers to the subset by image id, where they are known already.
+        answers: to the subset, where they are known already or are not the run's own.
         resamples: of the patients, for the intervals.
         progress: called with positives done and in all.
 
@@ -102,22 +111,23 @@ def explain_prepared(
     """
     wanted = wanted or Asked()
     check_together([run], prepared)
-    if wanted.segmenter is not None:
-        check_segmenter(wanted.segmenter, prepared)
-    devices = _devices(prepared, wanted)
-    size, seed, threshold = run.experiment.image_size, run.experiment.seed, operating_threshold(run)
+    check_segmenters(wanted.segmenters, prepared)
+    devices = known_devices(prepared, wanted.devices)
+    size, seed = run.experiment.image_size, run.experiment.seed
     positives = positives_of(run, prepared, wanted.subset)
     verify_files(prepared, size, positives)
     model = load_model(run)
-    choice = choose(model, run, prepared, wanted.method, wanted.stage)
+    choice = wanted.choice
+    if choice is None:
+        choice = choose(model, run, prepared, wanted.method, wanted.stage)
     method, stage = str(choice["method"].iloc[0]), int(choice["stage"].iloc[0])
     raw = maps_of(model, prepared, positives, size, method, stage)
-    if probability is None:
-        probability = _answers(run, prepared, wanted.subset, positives, raw.logits)
+    answers = answers or _own_answers(run, prepared, wanted.subset, positives, raw.logits)
+    probability, threshold = answers.probability, answers.threshold
 
     other = compared_maps(wanted.compare, positives, method, stage, raw.maps.shape[1:]) if wanted.compare else None
-    maps = {HEAT: each_heat(raw.maps, size), **rivals(run, prepared, positives, other, wanted.segmenter)}
-    regions = [BORDER, *kinds_of(devices or {})]
+    maps = {HEAT: each_heat(raw.maps, size), **rivals(run, prepared, positives, other, wanted.segmenters)}
+    regions = regions_of(devices)
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in maps}
     shares: dict[str, list[tuple[float, float]]] = {name: [] for name in regions}
     areas: list[float] = []
@@ -129,12 +139,12 @@ def explain_prepared(
         for name, heat in zip(maps, heats, strict=True):
             scores[name].append(score_map(heat, mask))
         for name in regions:
-            place = _place(name, devices, positives[number], size)
-            shares[name].append(NO_SHARES if place is None else region_shares(heats[0], mask, place))
+            shares[name].append(shares_in(name, devices, positives[number], heats[0], mask))
         said = float(probability.get(positives[number], float("nan")))
         word = "" if threshold is None else "found" if said >= threshold else "missed"
         radiograph = pixels_of(prepared, positives[number : number + 1], pictured, as_uint8=True)[0, ..., 0]
-        picture = overlay(radiograph, heats[0], caption(said, method, stage, word), truth)
+        beside = dict(zip(maps, heats, strict=True)).get(SEGMENTER)
+        picture = overlay(radiograph, heats[0], caption(said, method, stage, word), truth, beside)
         write_overlay(folder / PICTURES / f"{positives[number]}.png", picture)
         if progress:
             progress(number + 1, len(positives))
@@ -146,10 +156,10 @@ def explain_prepared(
     write_table(folder / SHORTCUTS, shares_table(shares, patients, resamples, seed))
     write_table(folder / CHOICE, choice)
     write_maps(folder / MAPS, positives, raw, method, stage)
-    by_tube = None
+    with_tube = None
     if devices is not None and threshold is not None:
-        by_tube = _by_tube(prepared, probability, threshold, devices, resamples, seed)
-    _keep(folder / ANSWERS, by_tube)
+        with_tube = by_tube(prepared, probability, threshold, devices, resamples, seed)
+    _keep(folder / ANSWERS, with_tube)
     hot = np.flatnonzero(raw.maps.max(axis=(1, 2)) > 0)
     tried = np.random.default_rng(seed).permutation(hot)[:SANITY_IMAGES]
     sanity = None
@@ -178,7 +188,9 @@ def explain_prepared(
         "resamples": resamples,
         "uninformative": sanity is None or uninformative(sanity),
         "sanity_images": len(tried),
-        "segmenter": wanted.segmenter.experiment.name if wanted.segmenter else None,
+        "checkpoints": len(checkpoints_of(run)),
+        "detector": list(answers.classifiers),
+        "segmenters": [one.experiment.name for one in wanted.segmenters],
         "twin": twin,
         "devices": devices is not None,
     }
@@ -193,36 +205,13 @@ def _keep(path: Path, table: pd.DataFrame | None) -> None:
         write_table(path, table)
 
 
-def _answers(run: Run, prepared: Prepared, subset: str, image_ids: Sequence[str], logits: np.ndarray) -> pd.Series:
+def _own_answers(run: Run, prepared: Prepared, subset: str, image_ids: Sequence[str], logits: np.ndarray) -> Answers:
     """The run's probabilities by image id: a classifier's of the whole subset, a segmenter's of the positives."""
     if run.experiment.task == "classifier":
-        return predict_classifiers([run], prepared, subset).set_index("image_id")["probability"]
-    return pd.Series(image_probabilities(run, logits), index=list(image_ids))
-
-
-def _devices(prepared: Prepared, wanted: Asked) -> Devices | None:
-    """Where tubes and markers lie, by the table that was named, else by the prepared folder's; None without any."""
-    own = prepared.folder / DEVICES
-    path = wanted.devices or (own if own.is_file() else None)
-    return read_devices(path) if path else None
-
-
-def _place(region: str, devices: Devices | None, image_id: str, size: int) -> np.ndarray | None:
-    """How much of each pixel belongs to a region that should be cold; None where the image has no such thing."""
-    if region == BORDER:
-        return border(size).astype(np.float32)
-    found = (devices or {}).get(image_id, {}).get(region)
-    return None if found is None else coverage_at(found, size)
-
-
-def _by_tube(
-    prepared: Prepared, probability: pd.Series, threshold: float, devices: Devices, resamples: int, seed: int
-) -> pd.DataFrame:
-    image_ids = [str(image_id) for image_id in probability.index]
-    positive = prepared.cases.set_index("image_id")["pneumothorax"].astype(int).loc[image_ids].to_numpy() == 1
-    tube = np.array([TUBE in devices.get(image_id, {}) for image_id in image_ids])
-    decision = probability.to_numpy(float) >= threshold
-    return answers_by_tube(positive, decision, tube, patients_of(prepared, image_ids), resamples, seed)
+        probability = predict_classifiers([run], prepared, subset).set_index("image_id")["probability"]
+    else:
+        probability = pd.Series(image_probabilities(run, logits), index=list(image_ids))
+    return Answers(probability, operating_threshold(run))
 
 
 def _per_image(

@@ -1,8 +1,8 @@
 """A heat map as a picture for a person: the radiograph in grey, and beside it the same with the heat laid over it.
 
-In: a radiograph, its heat, and perhaps the true outline and a caption. Out: one colour picture. The grey one stands
-beside the coloured one because heat hides what lies under it; "Research use only" is part of the picture, since
-pictures get separated from the page they stood on.
+In: a radiograph, its heat, and perhaps another map of it, the true outline and a caption. Out: one colour picture. The
+grey one stands beside the coloured one because heat hides what lies under it; "Research use only" is part of the
+picture, since pictures get separated from the page they stood on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.where import METHODS
 
 SIDE = 512
-"""Height and width of each of the two pictures; a radiograph of 96 pixels is enlarged to it."""
+"""Height and width of each of the pictures side by side; a radiograph of 96 pixels is enlarged to it."""
 
 STRENGTH = 0.72
 """How much of the radiograph the hottest pixel covers; less heat covers less, and no heat nothing."""
@@ -50,32 +50,41 @@ def colour_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return np.rint(grey * (1 - cover) + colours * cover).astype(np.uint8)
 
 
-def overlay(image: np.ndarray, heat: np.ndarray, caption: str = "", truth: rle.Runs | None = None) -> np.ndarray:
+def overlay(
+    image: np.ndarray,
+    heat: np.ndarray,
+    caption: str = "",
+    truth: rle.Runs | None = None,
+    beside: np.ndarray | None = None,
+) -> np.ndarray:
     """The picture of one radiograph and its heat.
 
     Args:
         image: uint8 (height, width), square.
         heat: float (S, S), 0 to 1; any S.
         caption: a line under the pictures.
-        truth: the true mask on the grid of 1024, outlined in both pictures; None where it is not known.
+        truth: the true mask on the grid of 1024, outlined in every picture; None where it is not known.
+        beside: another map, as ``heat``, that is laid over the radiograph a third time.
 
     Returns:
-        uint8 (SIDE + foot, 2 SIDE + gap, 3): red, green, blue.
+        uint8 (SIDE + foot, 2 SIDE + gap, 3): red, green, blue; a SIDE and a gap wider with ``beside``.
     """
     shrinks = image.shape[0] > SIDE
     grey = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-    warm = colour_heat(grey, cv2.resize(heat.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_LINEAR))
-    pair = [np.repeat(grey[..., None], 3, axis=2), warm]
+    pictures = [np.repeat(grey[..., None], 3, axis=2)]
+    for one in [heat] if beside is None else [heat, beside]:
+        fitted = cv2.resize(one.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
+        pictures.append(colour_heat(grey, fitted))
     if truth is not None and rle.area(truth):
         scale = SIDE / rle.MASK_SIZE
         lines, _ = cv2.findContours(rle.draw(truth), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         # Contours are drawn at sixteenths of a pixel, so that they do not shake.
         fine = [np.rint((line + 0.5) * (scale * 16) - 8).astype(np.int32) for line in lines]
-        for one in pair:
+        for one in pictures:
             cv2.polylines(one, fine, True, OUTLINE, 1, cv2.LINE_AA, shift=4)
     gap = np.zeros((SIDE, _GAP, 3), np.uint8)
-    picture = np.concatenate([pair[0], gap, pair[1]], axis=1)
-    return _with_foot(picture, caption)
+    parts = [part for one in pictures for part in (gap, one)][1:]
+    return _with_foot(np.concatenate(parts, axis=1), caption)
 
 
 def caption(probability: float, method: str, stage: int, word: str = "") -> str:

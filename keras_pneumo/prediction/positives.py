@@ -25,13 +25,27 @@ from keras_pneumo.prediction.run import Run
 
 
 def positives_of(run: Run, prepared: Prepared, subset: str) -> list[str]:
-    """Image ids of a subset's positives that have a mask."""
-    ids = [image_id for _, group in asked([run], prepared, subset) for image_id in group]
-    pixels = prepared.cases.set_index("image_id")["mask_pixels"].astype(int)
-    found = [image_id for image_id in ids if pixels[image_id] > 0]
+    """Image ids of a subset's positives that have a mask.
+
+    Raises:
+        PneumoError: there is none.
+    """
+    found = outlined(run, prepared, subset)
     if not found:
         raise PneumoError(f"{prepared.folder} has no outlined positive among its {subset} images: nothing to check.")
     return found
+
+
+def outlined(run: Run, prepared: Prepared, subset: str) -> list[str]:
+    """As :func:`positives_of`, but none where there is none."""
+    ids = [image_id for _, group in asked([run], prepared, subset) for image_id in group]
+    pixels = prepared.cases.set_index("image_id")["mask_pixels"].astype(int)
+    return [image_id for image_id in ids if pixels[image_id] > 0]
+
+
+def can_be_checked(run: Run, prepared: Prepared) -> bool:
+    """Whether there are outlined positives to choose a heat map by, on validation, and to check it on, on test."""
+    return all(outlined(run, prepared, subset) for subset in ("validation", "test"))
 
 
 def operating_threshold(run: Run) -> float | None:

@@ -139,14 +139,20 @@ def load_predictors(run: Run, sharing: Sharing = ALONE) -> list[Predictor]:
         return [sharing.share(model) for model in load_models(run)]
 
 
+def checkpoints_of(run: Run) -> list[Path]:
+    """Files of the weights that the run predicts with: of its best epochs, where it keeps several, else the best."""
+    kept = sorted((run.folder / CHECKPOINTS).glob("epoch_*.weights.h5"))
+    return kept if run.experiment.top_k > 1 and len(kept) > 1 else [run.weights]
+
+
 def load_models(run: Run) -> list[keras.Model]:
     """The run's network once for each of the checkpoints that it predicts with; see ``Experiment.top_k``.
 
     Raises:
         PneumoError: as :func:`load_model`.
     """
-    kept = sorted((run.folder / CHECKPOINTS).glob("epoch_*.weights.h5"))
-    if run.experiment.top_k == 1 or len(kept) < 2:
+    kept = checkpoints_of(run)
+    if len(kept) == 1:
         return [load_model(run)]
     keras.config.set_dtype_policy("float32")
     models = [build(run.experiment) for _ in kept]

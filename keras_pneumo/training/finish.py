@@ -22,9 +22,10 @@ from keras_pneumo.evaluation.truth import read_truth
 from keras_pneumo.evaluation.verdict import verdict
 from keras_pneumo.evaluation.where import FOLDER, read_where
 from keras_pneumo.evaluation.writing import table_text
-from keras_pneumo.prediction.explain import explain_prepared
+from keras_pneumo.prediction.explain import Answers, explain_prepared
+from keras_pneumo.prediction.positives import can_be_checked
 from keras_pneumo.prediction.predict import Progress
-from keras_pneumo.prediction.run import Run, read_run
+from keras_pneumo.prediction.run import Run
 from keras_pneumo.prediction.submit import Predicted, keep_search, predict_subset, write_predicted
 from keras_pneumo.prediction.threshold import write_threshold
 from keras_pneumo.training.distribution import ONE, Engine
@@ -101,10 +102,10 @@ def report_test(run: Run, predicted: Predicted, resamples: int = RESAMPLES) -> F
         write_bytes(run.folder / "surface.csv", table_text(distances).encode())
     write_bytes(run.folder / "per_image.csv", table_text(board.per_image).encode())
     write_bytes(run.folder / "board.csv", table_text(table).encode())
-    if run.experiment.task == "classifier" and truth.pneumothorax.any():
-        answers = pd.Series(board.teams[0].probability, index=truth.cases.image_id)
-        fitted = read_run(run.folder)  # with its threshold
-        explain_prepared(fitted, prepared, run.folder / FOLDER, probability=answers, resamples=resamples)
+    if run.experiment.task == "classifier" and can_be_checked(run, prepared):
+        said = pd.Series(board.teams[0].probability, index=truth.cases.image_id)
+        answers = Answers(said, written.threshold)
+        explain_prepared(run, prepared, run.folder / FOLDER, answers=answers, resamples=resamples)
     log = pd.read_csv(run.folder / "log.csv")
     where = read_where(run.folder / FOLDER)
     images = image_loader(prepared.folder)
