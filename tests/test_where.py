@@ -20,10 +20,10 @@ RECORD = {
 
 def tables(hits, **more):
     rng = np.random.default_rng(0)
-    chance = rng.uniform(0.03, 0.1, 30)
+    chance = rng.uniform(0.03, 0.1, len(hits))
     kinds = {"heat map": hits, **more, "training masks": chance}
     scores = {name: pd.DataFrame(dict.fromkeys(SCORES, values)) for name, values in kinds.items()}
-    return summary(scores, chance, np.arange(30), resamples=300)
+    return summary(scores, chance, np.arange(len(hits)), resamples=300)
 
 
 @pytest.fixture
@@ -70,11 +70,22 @@ def test_what_the_page_says(folder):
 
 @pytest.mark.parametrize(
     ("hits", "words"),
-    [(np.zeros(30), "below chance"), (np.array([1] + [0] * 29, float), "not told apart from chance")],
+    [
+        (np.zeros(80), "below chance"),
+        (np.zeros(30), "not told apart from chance"),  # nothing of 30 may be up to 0.116
+        (np.array([1] + [0] * 29, float), "not told apart from chance"),
+    ],
 )
 def test_no_more_is_claimed_than_the_interval_holds(folder, hits, words):
     tables(hits).to_csv(folder / "check.csv", index=False)
-    assert words in read_where(folder).sentences[0]
+    where = read_where(folder)
+    assert words in where.sentences[0]
+    assert not any("Only" in sentence for sentence in where.sentences)
+
+
+def test_few_patients_are_said(folder):
+    tables(np.array([1, 0, 1], float)).to_csv(folder / "check.csv", index=False)
+    assert any(sentence.startswith("Only 3 patients: ") for sentence in read_where(folder).sentences)
 
 
 def test_the_segmenters_map_in_a_sentence_and_in_the_pictures(folder):
