@@ -7,8 +7,9 @@ not there is not climbed, and the column says which package.
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,24 @@ def copy_kernels_in_order() -> None:
     functional.conv2d = lambda x, kernel, *rest, **options: convolve(x, kernel.contiguous(), *rest, **options)
 
 
+@contextlib.contextmanager
+def float64_kept() -> Iterator[None]:
+    """Within this context Keras's torch backend computes in float64 what is float64; on TensorFlow it does anyway.
+
+    Keras 3.15 calls the common type of float64 and float32 float32 on every backend but TensorFlow
+    (``keras.src.backend.common.dtypes``), so BatchNorm and log-sigmoids would round, and a ReLU whose input is all but
+    nought could open in one column and stay shut in another.
+    """
+    from keras.src.backend.common import dtypes
+
+    before = dtypes.BIT64_TO_BIT32_DTYPE["float64"]
+    dtypes.BIT64_TO_BIT32_DTYPE["float64"] = "float64"
+    try:
+        yield
+    finally:
+        dtypes.BIT64_TO_BIT32_DTYPE["float64"] = before
+
+
 def _pixels(column: Column) -> None:
     from keras_pneumo.parity.pixels import decoded, resized
 
@@ -152,7 +171,8 @@ def _gradients(column: Column) -> None:
                 model = build(network, column.task["encoder"])
             from_torch(model, column.state(network, "weights"))
             image = column.inputs["image"][:batch].astype(dtype)
-            loss, gradients = loss_and_gradients(model, network, image, truths, training=True)
+            with float64_kept() if dtype == "float64" else contextlib.nullcontext():
+                loss, gradients = loss_and_gradients(model, network, image, truths, training=True)
             column.write(f"gradients.{network}.{dtype}", {"loss": np.array([loss]), **gradients})
 
 

@@ -30,8 +30,6 @@ class Bound:
     text: str
     tighter: Mapping[str, float] | None = None
     """Limits of their own for some arrays, by name."""
-    third: float | None = None
-    """Limit of the third column, where Keras's torch backend itself cannot keep the other."""
 
 
 EXACT = Bound(comparing.exact, 0, "equal to the last bit")
@@ -179,7 +177,7 @@ SPREAD = Bound(comparing.of_spread, 5, "5 standard errors")
 LOGITS = ("fc", "segmentation_head.0", "classification_head.3")
 FORWARD = Bound(comparing.of_range, 5e-4, "logits 1e-4 of the range, layers 5e-4", dict.fromkeys(LOGITS, 1e-4))
 LOSS = Bound(comparing.of_range, 1e-6, "1e-6 of the range")
-GRADIENTS = Bound(comparing.of_norm, 1e-8, "1e-8 of the norm (Keras on torch: as float32)", third=1e-3)
+GRADIENTS = Bound(comparing.of_norm, 1e-8, "1e-8 of the norm")
 STEP = Bound(comparing.of_norm, 1e-3, "1e-3 of the step")
 STATISTICS = Bound(comparing.of_range, 1e-4, "1e-4 of the range")
 SCHEDULE = Bound(comparing.of_value, 1e-9, "1e-9 of the value")
@@ -207,12 +205,7 @@ def judge(folder: Path, third: str = "") -> list[Result]:
         other = None
         if not reason:
             third_arrays = arrays_of(folder, KERAS_ON_TORCH, rung)
-            limit = rung.bound.limit if rung.bound.third is None else rung.bound.third
-            if rung.work == "gradients":
-                # Its BatchNorm computes in float32, so it cannot be nearer than PyTorch's own float32 is.
-                network = rung.arrays.split(".")[1]
-                limit = max(limit, 2 * remarks.own_rounding(folder, network, theirs))
-            other = comparing.compare(theirs, third_arrays, rung.bound.measure, limit, rung.bound.tighter)
+            other = comparing.compare(theirs, third_arrays, rung.bound.measure, rung.bound.limit, rung.bound.tighter)
         results.append(
             Result(
                 rung.number,

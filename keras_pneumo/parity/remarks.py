@@ -96,10 +96,7 @@ def gradients(network: str) -> Remark:
             single = read_arrays(folder / TORCH / f"gradients.{network}.float32.npz")
             between = comparing.compare(single, read_arrays(path), comparing.of_norm, np.inf).relative
             said += f" In float32 ours is up to {between:.1e} of the norm off PyTorch's;"
-        return (
-            f"{said} PyTorch's own float32 is up to {own:.1e} off its float64, where a ReLU goes the other way. "
-            "Keras's torch backend rounds BatchNorm and log-sigmoids to float32 even so, and may be off as far."
-        )
+        return f"{said} PyTorch's own float32 is up to {own:.1e} off its float64, where a ReLU goes the other way."
 
     return remark
 
