@@ -39,8 +39,9 @@ class Fusion:
     def sentence(self) -> str:
         """Whether their errors overlap."""
         n = len(self.only_first) + len(self.only_second)
+        image = "image" if len(self.only_first) == 1 else "images"
         return (
-            f"{self.first} alone is right on {len(self.only_first):,} images, {self.second} alone on "
+            f"{self.first} alone is right on {len(self.only_first):,} {image}, {self.second} alone on "
             f"{len(self.only_second):,}; both are wrong on {self.both_wrong:,}, where unrelated errors would give "
             f"{self.expected_both_wrong:.0f}" + (f" (they disagree on {n:,})." if n else ".")
         )
