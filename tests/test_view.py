@@ -7,6 +7,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ from keras_pneumo.prediction.detector import open_detector
 from keras_pneumo.prediction.files import pixels_at
 from keras_pneumo.prediction.gradcam import heat_maps
 from keras_pneumo.view.decoding import Decoder, decode_bytes
-from keras_pneumo.view.reader import Reader, heat_of, mean_heat
+from keras_pneumo.view.reader import Reader, heat_of, heat_sentence, mean_heat
 from keras_pneumo.view.server import MAX_DROP, listen, make_app, make_server
 
 
@@ -250,6 +251,19 @@ def test_heat_maps_are_those_that_validation_chose(tiny_detector):
     expected = heat_maps(model, pixels_at([image], 64), method, stage)
     assert mean_heat(detector, [image]).mean() == pytest.approx(expected.mean(), abs=5e-3)
     assert heat_of(known_detector()) == ("gradcam", 5)
+
+
+def test_whose_heat_map_was_checked_is_said():
+    detector = known_detector()
+    heat = {"method": "hirescam", "stage": 1, "pointing": 0.5, "chance": 0.06, "images": 30}
+    detector = replace(detector, record={"heat": heat})
+    assert heat_sentence(detector) == (
+        "The classifier's map is HiResCAM of stage 1: its hottest point lies in the pneumothorax in 50% of 30 "
+        "validation positives (6% by chance)."
+    )
+    ((run, models),) = detector.classifiers
+    both = heat_sentence(replace(detector, classifiers=[(run, models * 2)]))
+    assert "the mean of 2 networks', HiResCAM of stage 1: the first one's hottest point" in both
 
 
 def test_a_taken_port_is_refused_in_a_sentence():

@@ -1,13 +1,12 @@
-"""One device, several, or several hosts: the only place that knows ``tf.distribute``.
+"""One device, several, or several hosts: the only place that knows TensorFlow's strategies.
 
 In: what is wished for (``--strategy``), the devices and the cluster. Out: an :class:`Engine`, which makes variables
 where they belong, deals a batch out to the replicas, adds up what they found, and gathers predictions in order. With it
 the global batch, its loss and its gradient are those of one device at any number of replicas:
 
 - each replica takes its part of every batch, as equal as can be, and each image counts one over the whole batch's
-number;
-  nothing is padded in training, since a padding row would enter BatchNorm's statistics (a prediction is padded, and
-  cut);
+  number; nothing is padded in training, since a padding row would enter BatchNorm's statistics (a prediction is padded,
+  and cut);
 - BatchNorm is synchronized; gradients are added up before they are clipped, checked and applied.
 
 Keras 3.15.1 breaks MultiWorkerMirroredStrategy in two places: ``_maybe_symbolic_build`` reduces a PerReplica, and

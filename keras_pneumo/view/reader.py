@@ -80,8 +80,12 @@ def heat_sentence(detector: Detector) -> str:
     """How far the classifiers' heat map can be trusted to point at the finding."""
     heat, (method, stage) = detector.record.get("heat") or {}, heat_of(detector)
     name = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "hirescam": "HiResCAM"}.get(method, method)
+    networks = sum(len(models) for _, models in detector.classifiers)
+    whose = "its" if networks == 1 else "the first one's"
+    if networks > 1:
+        name = f"the mean of {networks} networks', {name}"
     known = (
-        f": its hottest point lies in the pneumothorax in {heat['pointing']:.0%} of {heat['images']} validation "
+        f": {whose} hottest point lies in the pneumothorax in {heat['pointing']:.0%} of {heat['images']} validation "
         f"positives ({heat['chance']:.0%} by chance)"
         if {"pointing", "chance", "images"} <= heat.keys()
         else ""
