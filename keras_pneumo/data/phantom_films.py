@@ -59,7 +59,8 @@ def made_films(
                 yield future.result()
     except BrokenProcessPool:
         raise PneumoError(
-            f"A process that was making phantoms for {out} died, perhaps for want of memory. Run again with one worker."
+            f"A process that was making phantoms for {out} died, perhaps for want of memory. Run again with one "
+            'worker; a script of your own must call this below if __name__ == "__main__":, as each process imports it.'
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
