@@ -34,13 +34,18 @@ def tf_config(ports, index):
     return json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
 
 
+def environment_of(cluster=None, **more):
+    """What a process sees that is alone, or worker ``cluster``, (ports, number)."""
+    found = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "TF_CONFIG"))}
+    if cluster is not None:
+        found["TF_CONFIG"] = tf_config(*cluster)
+    return found | {"PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "2", **more}
+
+
 def begin(prepared, folder, out, cluster=None, **options):
     """A process of replica_lab.py; ``cluster`` is (ports, number)."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "TF_CONFIG"))}
-    environment |= {"PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "2"}
-    if cluster is not None:
-        environment["TF_CONFIG"] = tf_config(*cluster)
-        environment["KERAS_PNEUMO_CACHE"] = f"{folder}-host{cluster[1]}"  # each on a host of its own
+    own = {"KERAS_PNEUMO_CACHE": f"{folder}-host{cluster[1]}"} if cluster else {}  # each on a host of its own
+    environment = environment_of(cluster, **own)
     return subprocess.Popen(
         [sys.executable, str(LAB), str(prepared), str(folder), str(out), json.dumps(options)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,

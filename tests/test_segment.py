@@ -16,7 +16,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.prediction.postprocess import read_rule
 from keras_pneumo.prediction.run import load_model, load_models, read_run
 from keras_pneumo.prediction.segment import answers, predict_map_set
-from keras_pneumo.prediction.submit import predict_folder, write_run_submission
+from keras_pneumo.prediction.submit import predict_folder, predict_subset, write_predicted
 from keras_pneumo.training.finish import finish
 from keras_pneumo.training.fit import train
 
@@ -118,7 +118,7 @@ def test_two_runs_are_the_mean_of_their_maps(finished, prepared_folder):
 def test_an_ensemble_is_predicted_as_one_submission(finished, tmp_path, prepared_folder):
     folder, *_ = finished
     one = read_run(folder)
-    written = write_run_submission([one, one], load_prepared(prepared_folder), tmp_path / "both")
+    written = write_predicted(predict_subset([one, one], load_prepared(prepared_folder)), tmp_path / "both")
     assert "2 runs" in json.loads((tmp_path / "both" / "submission.json").read_text())["team"]
     assert written.search.rule == read_rule(tmp_path / "both" / "postprocess.json")
     alone = pd.read_csv(folder / "submission" / "predictions.csv")
@@ -191,7 +191,7 @@ def test_other_runs_are_refused_as_gate_or_company(finished, tmp_path, prepared_
     run = read_run(finished[0])
     prepared = load_prepared(prepared_folder)
     with pytest.raises(PneumoError, match="no classifier"):
-        write_run_submission([run], prepared, tmp_path / "x", gate=[run])
+        predict_subset([run], prepared, gate=[run])
     other = tmp_path / "other"
     other.mkdir()
     for name in ("best.weights.h5", "experiment.json"):
@@ -199,7 +199,7 @@ def test_other_runs_are_refused_as_gate_or_company(finished, tmp_path, prepared_
     record = json.loads((other / "experiment.json").read_text())
     write_json(other / "experiment.json", record | {"split_sha256": "0" * 64})
     with pytest.raises(PneumoError, match="split"):
-        write_run_submission([run, read_run(other)], prepared, tmp_path / "x")
+        predict_subset([run, read_run(other)], prepared)
 
 
 def test_packed_maps_enlarge_as_probabilities():

@@ -1,7 +1,6 @@
 """The command line on several devices and workers: predictions shared and in order, a training to its report."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_distribution import end, free_ports, tf_config
+from test_distribution import end, environment_of, free_ports
 
 from keras_pneumo.data import rle
 from keras_pneumo.data.prepared import load_prepared
@@ -22,10 +21,7 @@ SMALLEST = REPOSITORY / "experiments/smallest_classifier.py"
 
 
 def begin(*arguments, cluster=None):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "TF_CONFIG"))}
-    environment |= {"PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "2", "COLUMNS": "200", "NO_COLOR": "1"}
-    if cluster is not None:
-        environment["TF_CONFIG"] = tf_config(*cluster)
+    environment = environment_of(cluster, COLUMNS="200", NO_COLOR="1")
     return subprocess.Popen(
         [sys.executable, "-m", "keras_pneumo", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,

@@ -185,7 +185,8 @@ def main() -> None:
 
 def differences(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> tuple[float, float]:
     """The largest difference of any step's loss, and of any prediction."""
-    return tuple(float(np.abs(one[name] - other[name]).max()) for name in ("losses", "predictions"))  # type: ignore[return-value]
+    losses, predictions = (float(np.abs(one[name] - other[name]).max()) for name in ("losses", "predictions"))
+    return losses, predictions
 
 
 if __name__ == "__main__":

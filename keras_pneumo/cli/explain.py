@@ -9,7 +9,7 @@ import typer
 
 from keras_pneumo.cli.console import Progress, say, warn
 from keras_pneumo.cli.quiet import import_tensorflow
-from keras_pneumo.data.prepared import load_prepared
+from keras_pneumo.data.prepared import is_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def explain_command(
 
     run = read_run(run_folder)
     settled = _method(method), _stage(stage)
-    if len(data) == 1 and (data[0] / "manifest.json").is_file():
+    if len(data) == 1 and is_prepared(data[0]):
         if labels is not None:
             raise PneumoError("A prepared folder has its own labels; leave --labels out.")
         own = segmenter and read_run(segmenter)

@@ -11,8 +11,9 @@ import typer
 from keras_pneumo.cli.console import Progress, say, warn
 from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together
-from keras_pneumo.data.prepared import load_prepared
+from keras_pneumo.data.prepared import is_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.training.strategy import cluster_for
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -42,10 +43,7 @@ def predict_command(
 
     Example, after training: `keras-pneumo predict runs/smallest_classifier --data data/phantom-try --out runs/try`
     """
-    from keras_pneumo.training.cluster import find_cluster
-
-    is_prepared = (data / "manifest.json").is_file()
-    if not is_prepared and strategy in ("auto", "multiworker") and find_cluster(os.environ) is not None:
+    if not is_prepared(data) and cluster_for(strategy, os.environ) is not None:
         raise PneumoError(
             f"{data} is no prepared folder, and several workers can share the prediction of nothing else. Start one "
             "process alone (--strategy one or mirrored), or run keras-pneumo prepare first."
@@ -62,7 +60,7 @@ def predict_command(
     gates = [read_run(run) for run in gate or []]
     engine = start_engine(strategy, replicas, wait_for_workers, warn)
     with ended_together(engine), Progress("prediction") as progress:
-        if is_prepared:
+        if is_prepared(data):
             folder = out_folder or runs[0] / "submission"
             prepared, tell = load_prepared(data), progress.update if engine.chief else None
             with lost_workers(engine):

@@ -20,9 +20,10 @@ from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together, shared_place
 from keras_pneumo.config import Experiment, read_experiment
 from keras_pneumo.data.files import folder_lock
-from keras_pneumo.data.prepared import Prepared, load_prepared, prepare
+from keras_pneumo.data.prepared import Prepared, is_prepared, load_prepared, prepare
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training.place import Place, new_folder
+from keras_pneumo.training.strategy import cluster_for
 
 if TYPE_CHECKING:
     from keras_pneumo.training.fit import Manner
@@ -86,12 +87,10 @@ def train_command(
     """
     if all_folds and fold is not None:
         raise PneumoError("Give --fold or --all-folds, not both.")
-    from keras_pneumo.training.cluster import find_cluster
     from keras_pneumo.training.place import find_folds_place, find_place
 
     experiment = _resolved(experiment_file, fold, seed)
-    several = strategy in ("auto", "multiworker") and find_cluster(os.environ) is not None
-    if several and not (data / "manifest.json").is_file():
+    if not is_prepared(data) and cluster_for(strategy, os.environ) is not None:
         raise PneumoError(
             f"{data} is no prepared folder. Several workers need one that all of them see: run keras-pneumo "
             "prepare first."
@@ -148,7 +147,7 @@ def _train_one(
     import keras
 
     from keras_pneumo.prediction.run import read_run
-    from keras_pneumo.training.finish import predict_test, report_test
+    from keras_pneumo.training.finish import finish
     from keras_pneumo.training.fit import train
     from keras_pneumo.training.interrupt import stopped_at_once
     from keras_pneumo.training.place import is_trained
@@ -178,15 +177,13 @@ def _train_one(
             )
         if chief:
             say(f"Trained in {duration(outcome.seconds)}; best epoch {outcome.best.epoch}.")
-    manner.engine.agree(0)  # all read what the chief has written by now
     again = "The training is done; the same command again predicts and reports."
     lock = folder_lock(folder) if chief else contextlib.nullcontext()
     with Progress("prediction") as progress, lock, stopped_at_once(again):
-        run = read_run(folder)
-        predicted = predict_test(run, prepared, progress.update if chief else None, manner.engine)
-        if not chief:
-            return
-        finished = report_test(run, predicted)
+        tell = progress.update if chief else None
+        finished = finish(read_run(folder), prepared, tell, engine=manner.engine)
+    if finished is None:
+        return
     for line in finished.lines:
         say(line)
     say(str(finished.report))
@@ -229,7 +226,7 @@ def open_data(
     data: Path, experiment: Experiment, prepared_folder: Path | None, labels: Path | None, patients: Path | None
 ) -> Prepared:
     """The prepared folder ``data``, or raw ``data`` prepared at the experiment's size; says what was set aside."""
-    if (data / "manifest.json").is_file():
+    if is_prepared(data):
         return load_prepared(data)
     if not data.is_dir():
         raise PneumoError(f"There is no folder {data}. Name a prepared folder, or one of radiographs with a label csv.")

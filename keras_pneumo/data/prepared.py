@@ -30,7 +30,7 @@ from keras_pneumo.data.rendering import expected_names, image_name, mask_name
 from keras_pneumo.data.splits import check_split, split_sha256, subset_ids
 from keras_pneumo.errors import PneumoError
 
-__all__ = ["PrepareSummary", "Prepared", "load_prepared", "prepare", "read_table", "verify_files"]
+__all__ = ["PrepareSummary", "Prepared", "is_prepared", "load_prepared", "prepare", "read_table", "verify_files"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,11 @@ class Prepared:
     def subset(self, name: str, fold: int | None = None) -> list[str]:
         """Image ids of ``train``, ``validation`` or ``test``, in the table's order; see :func:`subset_ids`."""
         return subset_ids(self.split, name, fold)
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder is a prepared one, rather than one of radiographs; whether it is whole, loading it tells."""
+    return (folder / MANIFEST_NAME).is_file()
 
 
 def load_prepared(folder: Path) -> Prepared:

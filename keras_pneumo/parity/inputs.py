@@ -21,6 +21,7 @@ from keras_pneumo.data import rle
 from keras_pneumo.data.augmentation import draw_parameters
 from keras_pneumo.data.files import write_json, write_table
 from keras_pneumo.data.phantom import PhantomSettings, write_phantoms
+from keras_pneumo.data.prepared import is_prepared
 from keras_pneumo.data.radiograph import UnreadableImage
 from keras_pneumo.data.reading import RASTER_SUFFIXES, read_radiograph
 from keras_pneumo.data.rendering import resize_image
@@ -131,7 +132,7 @@ def calm(state: State) -> State:
 
 def _files_of(data: Path) -> list[Path]:
     """Radiographs of a folder, DICOM first; of a prepared folder, its PNGs of the largest size."""
-    if (data / "manifest.json").exists():
+    if is_prepared(data):
         sizes = sorted(int(path.name[7:]) for path in data.glob("images_*") if path.name[7:].isdigit())
         found = sorted((data / f"images_{sizes[-1]}").glob("*.png")) if sizes else []
     else:

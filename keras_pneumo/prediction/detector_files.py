@@ -25,44 +25,45 @@ from keras_pneumo.prediction.segment import answers, threshold_of
 from keras_pneumo.prediction.submit import info_of, keep_search
 
 
-def write_members(folder: Path, classifiers: Sequence[Run], segmenters: Sequence[Run]) -> None:
-    """Write what the detector needs of each run: its experiment, and every network that it predicts with."""
+def write_members(folder: Path, classifiers: Sequence[Run], segmenters: Sequence[Run]) -> dict[str, list[str]]:
+    """Write what the detector needs of each run: its experiment, and every network that it predicts with.
+
+    Returns:
+        Names of the runs' folders within ``folder``, by role: ``classifiers`` and ``segmenters``.
+    """
+    places: dict[str, list[str]] = {}
     for role, runs in (("classifier", classifiers), ("segmenter", segmenters)):
-        for number, run in enumerate(runs):
-            place = folder / f"{role}_{number}"
+        places[f"{role}s"] = [f"{role}_{number}" for number in range(len(runs))]
+        for name, run in zip(places[f"{role}s"], runs, strict=True):
+            place = folder / name
             place.mkdir(parents=True, exist_ok=True)
             # The command line of the training may name places on its machine, which are nobody else's business.
             kept = {key: value for key, value in run.record.items() if key not in ("command", "start_from")}
             write_json(place / "experiment.json", kept)
             for network, model in enumerate(load_models(run)):
                 save_safetensors(model, place / f"network_{network}.safetensors")
+    return places
 
 
 def write_record(
     folder: Path,
     name: str,
     joint: Joint,
-    classifiers: Sequence[Run],
-    segmenters: Sequence[Run],
+    places: dict[str, list[str]],
     prepared: Prepared,
     choice: pd.DataFrame | None,
 ) -> None:
-    """Write the rule for masks, and ``detector.json`` with the hash of every file; after :func:`write_members`.
+    """Write the rule for masks, and ``detector.json`` with the hash of every file.
 
     Args:
         folder: the detector's.
         name: how the detector calls itself.
         joint: what joins the runs.
-        classifiers: the runs.
-        segmenters: the runs.
+        places: from :func:`write_members`.
         prepared: what it was fitted on.
         choice: methods and stages of heat maps, the best first, or None; see :func:`choice.choose`.
     """
     keep_search(joint.search, folder)
-    places = {
-        role: [f"{role[:-1]}_{number}" for number in range(len(runs))]
-        for role, runs in (("classifiers", classifiers), ("segmenters", segmenters))
-    }
     files = [folder / RULE_FILE]
     for place in [*places["classifiers"], *places["segmenters"]]:
         files += sorted((folder / place).iterdir())

@@ -63,8 +63,8 @@ def join(
     joint = fit_joint(held_out, prepared)
     asked = _ask(classifiers, segmenters, prepared, "test", progress)
     choice = heat_choice(classifiers[0], prepared)
-    write_members(folder, classifiers, segmenters)
-    write_record(folder, name, joint, classifiers, segmenters, prepared, choice)
+    places = write_members(folder, classifiers, segmenters)
+    write_record(folder, name, joint, places, prepared, choice)
     write_submissions(folder, name, joint, classifiers, segmenters, held_out, asked, prepared)
     if choice is not None and outlined(classifiers[0], prepared, "test"):
         table = joined_answers(asked, joint).set_index("image_id")["probability"]

@@ -71,21 +71,6 @@ class Outlined:
     source: str
 
 
-def write_run_submission(
-    runs: Sequence[Run],
-    prepared: Prepared,
-    folder: Path,
-    subset: str = "test",
-    progress: Progress | None = None,
-    gate: Sequence[Run] = (),
-) -> Written:
-    """Predict validation and ``subset``, fit on validation what is to be fitted, write both as a submission.
-
-    Arguments and refusals as in :func:`predict_subset`; ``folder`` is the submission's.
-    """
-    return write_predicted(predict_subset(runs, prepared, subset, progress, gate), folder)
-
-
 def predict_subset(
     runs: Sequence[Run],
     prepared: Prepared,

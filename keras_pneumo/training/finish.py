@@ -41,19 +41,27 @@ class Finished:
     lines: list[str]
 
 
-def finish(run: Run, prepared: Prepared, progress: Progress | None = None, resamples: int = RESAMPLES) -> Finished:
-    """Predict, score and report one run on this device; see :func:`predict_test` and :func:`report_test`."""
-    return report_test(run, predict_test(run, prepared, progress), resamples)
+def finish(
+    run: Run,
+    prepared: Prepared,
+    progress: Progress | None = None,
+    resamples: int = RESAMPLES,
+    engine: Engine = ONE,
+) -> Finished | None:
+    """Predict, score and report one run; what was fitted on validation is kept with it.
 
-
-def predict_test(run: Run, prepared: Prepared, progress: Progress | None = None, engine: Engine = ONE) -> Predicted:
-    """What a run says of its validation and test images, by all of the engine's devices.
+    All of the engine's devices predict, its chief writes. The scores are made from the submission as it was written,
+    the same way as any other team's.
 
     Args:
         run: a finished training; every worker calls this for the same one.
         prepared: the prepared folder it was trained on.
         progress: called with images predicted and in all, for each subset anew.
+        resamples: number of resamples of the patients for the intervals.
         engine: where the networks predict.
+
+    Returns:
+        The report; None on a worker that writes none.
 
     Raises:
         PneumoError: the prepared folder's split is not the run's, or a worker sees other weights than the chief.
@@ -67,19 +75,12 @@ def predict_test(run: Run, prepared: Prepared, progress: Progress | None = None,
                     f"Worker {engine.worker} finds other weights in {run.weights} than worker 0. The run folder must "
                     "be on a disk that all workers share. Start all again."
                 )
-        return predict_subset([run], prepared, progress=progress, sharing=engine.sharing())
+        predicted = predict_subset([run], prepared, progress=progress, sharing=engine.sharing())
+    return _report(run, predicted, resamples) if engine.chief else None
 
 
-def report_test(run: Run, predicted: Predicted, resamples: int = RESAMPLES) -> Finished:
-    """Score and report what was predicted; what is fitted on validation is kept with the run.
-
-    The scores are made from the submission as it was written, the same way as any other team's.
-
-    Args:
-        run: a finished training.
-        predicted: from :func:`predict_test`.
-        resamples: number of resamples of the patients for the intervals.
-    """
+def _report(run: Run, predicted: Predicted, resamples: int) -> Finished:
+    """Score what was predicted, and write all of it into the run folder."""
     prepared, folder = predicted.prepared, run.folder / "submission"
     written = write_predicted(predicted, folder)
     record = run.record | {"threshold": written.threshold}

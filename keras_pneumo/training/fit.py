@@ -114,6 +114,7 @@ def train(
         if engine.chief:
             write_record(folder, record | {"training_seconds": round(seconds, 1), "best_epoch": log.best.epoch})
             checkpoints.keep(folder, 1)
+        engine.agree(0)  # no worker goes on before the chief has written all this
         return Outcome(folder, log.best, seconds)
 
 

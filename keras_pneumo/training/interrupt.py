@@ -43,18 +43,9 @@ class Interruption:
             return "A signal to another worker"
         return "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Within this context the signals are caught; in another thread than the main one none can be."""
-        before = {}
-        try:
-            for number in SIGNALS:
-                with contextlib.suppress(ValueError):
-                    before[number] = signal.signal(number, self._caught)
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def listening(self) -> contextlib.AbstractContextManager[None]:
+        """Within this context the signals are caught."""
+        return _handled_by(self._caught)
 
     def _caught(self, number: int, _frame: FrameType | None) -> None:
         first = self.number is None
@@ -66,8 +57,7 @@ class Interruption:
             self.tell(f"{self.name}: this step is finished and saved, then the training stops.{again}")
 
 
-@contextlib.contextmanager
-def stopped_at_once(sentence: str) -> Iterator[None]:
+def stopped_at_once(sentence: str) -> contextlib.AbstractContextManager[None]:
     """Within this context the same signals end the work where it is, since there is nothing to save.
 
     Raises:
@@ -79,12 +69,18 @@ def stopped_at_once(sentence: str) -> Iterator[None]:
         found.number = number
         raise Stopped(f"{found.name} came. {sentence}", found.exit_code)
 
+    return _handled_by(stop)
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within this context the signals go to ``handler``; in another thread than the main one none can be caught."""
     before = {}
     try:
         for number in SIGNALS:
             with contextlib.suppress(ValueError):
-                before[number] = signal.signal(number, stop)
+                before[number] = signal.signal(number, handler)
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, former in before.items():
+            signal.signal(number, former)

@@ -108,9 +108,9 @@ class Log:
 
     def files(self) -> list[str]:
         """The run folder's files that belong to the rows so far: weights, and what was fitted for the best of them."""
-        found = [name for name in (WEIGHTS, TORCH_WEIGHTS, RULE_FILE) if self.best is not None]
-        if not (self.folder / RULE_FILE).is_file() and found:
-            found.remove(RULE_FILE)  # a training that an earlier version began
+        found = [WEIGHTS, TORCH_WEIGHTS] if self.best is not None else []
+        if found and (self.folder / RULE_FILE).is_file():  # a training that an earlier version began has none yet
+            found.append(RULE_FILE)
         return found + [f"{CHECKPOINTS}/{checkpoint_name(row.epoch)}" for row in self._kept() if self.top_k > 1]
 
     def judged(

@@ -25,6 +25,15 @@ class Choice:
     cluster: Cluster | None = None
 
 
+def cluster_for(wanted: str, environ: Mapping[str, str]) -> Cluster | None:
+    """The workers that a command would be one of, told without TensorFlow's devices; None where it is alone.
+
+    Raises:
+        PneumoError: the variables do not fit together; see :func:`cluster.find_cluster`.
+    """
+    return find_cluster(environ) if wanted in ("auto", "multiworker") else None
+
+
 def choose(wanted: str, environ: Mapping[str, str], gpus: int, replicas: int | None = None) -> Choice:
     """Which strategy a training takes: for ``auto`` several workers if there are any, else all GPUs, else one device.
 
@@ -39,7 +48,7 @@ def choose(wanted: str, environ: Mapping[str, str], gpus: int, replicas: int | N
     """
     if wanted not in CHOICES:
         raise PneumoError(f"There is no strategy {wanted!r}. Choose one of {', '.join(CHOICES)}.")
-    cluster = find_cluster(environ) if wanted in ("auto", "multiworker") else None
+    cluster = cluster_for(wanted, environ)
     if wanted == "multiworker" and cluster is None:
         raise PneumoError(
             "--strategy multiworker needs several workers, named in TF_CONFIG or by srun; neither names any. Use "
