@@ -3,7 +3,8 @@
 #   DATA=FOLDER        radiographs (DICOM, PNG or JPEG) with a label csv, or a prepared folder; default: phantoms
 #   PATIENTS=TABLE     which patient each image shows, where DATA or its neighbours hold no such table
 #   EXPERIMENT=FILE    what to train; default: the demo
-#   PREPARED=FOLDER    where DATA's radiographs are prepared; default: data/prepared/<name of DATA>
+#   PREPARED=FOLDER    where DATA's radiographs are prepared; default: data/prepared/<name of DATA>; make detect finds what
+#                      the runs were trained on in data/prepared
 #   OUT=FOLDER         where the run goes; default: runs/<experiment>
 #   CLASSIFIER=RUN SEGMENTER=RUN    what make detect joins; default: the demos' runs
 #   DETECTOR=FOLDER    a detector that was joined before
@@ -105,7 +106,7 @@ detect: $(READY) $(if $(DETECTOR),,$(JOINED)/detector.json)
 
 $(JOINED)/detector.json: $(CLASSIFIER)/experiment.json $(SEGMENTER)/experiment.json | $(READY)
 	rm -rf $(@D)
-	$(BIN)/keras-pneumo join $(CLASSIFIER) --segmenter $(SEGMENTER) --data $(or $(PREPARED),data/prepared/$(notdir $(PHANTOMS))) --out $(@D)
+	$(BIN)/keras-pneumo join $(CLASSIFIER) --segmenter $(SEGMENTER) --data $(or $(PREPARED),data/prepared) --out $(@D)
 
 $(CLASSIFIER)/experiment.json $(SEGMENTER)/experiment.json:
 	@echo "There is no $(@D): run make train-classifier and make train-segmenter first, or name others with CLASSIFIER= and SEGMENTER=."; exit 2

@@ -69,6 +69,11 @@ def test_what_cannot_be_done_is_refused(place, tmp_path):
     refused(
         run("join", tmp_path, "--segmenter", tmp_path, "--data", place / "data/prepared/phantom-try"), "no run folder"
     )
+    pair = (place / "runs/smallest_classifier", "--segmenter", place / "runs/smallest_segmenter")
+    refused(run("join", *pair, "--data", tmp_path, "--out", tmp_path / "o"), "holds none with the split", "PREPARED=")
+    assert not (tmp_path / "o").exists()
+    found = run("join", *pair, "--data", place / "data/prepared", "--out", tmp_path / "found", "--resamples", 100)
+    assert found.returncode == 0, found.stderr
 
 
 def test_the_page_is_served_and_ends_with_ctrl_c(place, tmp_path):

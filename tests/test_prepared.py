@@ -28,7 +28,7 @@ from small_siim import (
 from keras_pneumo.data import decoders, preparation, rle
 from keras_pneumo.data.dicom import read_dicom
 from keras_pneumo.data.files import folder_lock
-from keras_pneumo.data.prepared import load_prepared, prepare, verify_files
+from keras_pneumo.data.prepared import find_prepared, load_prepared, prepare, verify_files
 from keras_pneumo.data.rendering import resize_image, resize_mask
 from keras_pneumo.data.siim import read_labels
 from keras_pneumo.errors import PneumoError
@@ -696,3 +696,23 @@ def test_real_radiographs(out):
     assert prepared.manifest["source"]["labels"]["file"] == "train-rle.csv"
     assert prepared.manifest["decoder"] == {"1.2.840.10008.1.2.4.50": "pillow"}
     assert prepared.manifest["vanished_masks"] == {"128": 1, "256": 0}
+
+
+def test_the_folder_with_a_split_is_found_among_others(tmp_path):
+    for name, manifest in (
+        ("a_broken", "{"),
+        ("b_other", '{"format": 1, "split_sha256": "eee", "sizes": [64]}'),
+        ("c_smaller", '{"format": 1, "split_sha256": "abc", "sizes": [64]}'),
+        ("d_right", '{"format": 1, "split_sha256": "abc", "sizes": [64, 128]}'),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(manifest)
+    assert find_prepared(tmp_path, "abc", [64]) == tmp_path / "c_smaller"
+    assert find_prepared(tmp_path, "abc", [128, 64]) == tmp_path / "d_right"
+    assert find_prepared(tmp_path / "b_other", "abc", [64]) == tmp_path / "b_other"  # what is named is taken
+    with pytest.raises(PneumoError, match=r"none with the split fff.*b_other has the split eee.*PREPARED="):
+        find_prepared(tmp_path, "fff", [64])
+    with pytest.raises(PneumoError, match=r"images of 256 pixels.*c_smaller lacks a size"):
+        find_prepared(tmp_path, "abc", [256])
+    with pytest.raises(PneumoError, match="holds none"):
+        find_prepared(tmp_path / "nowhere", "abc", [64])

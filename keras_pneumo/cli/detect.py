@@ -12,7 +12,7 @@ import typer
 
 from keras_pneumo.cli.console import Progress, say, warn
 from keras_pneumo.cli.quiet import import_tensorflow
-from keras_pneumo.data.prepared import load_prepared
+from keras_pneumo.data.prepared import find_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training.place import new_folder
 
@@ -37,7 +37,9 @@ def add_commands(app: typer.Typer) -> None:
 def join_command(
     classifiers: Annotated[list[Path], typer.Argument(metavar="CLASSIFIER...", help="Runs that tell if there is any.")],
     segmenters: Annotated[list[Path], typer.Option("--segmenter", help="Run that outlines; may be given again.")],
-    data: Annotated[Path, typer.Option("--data", help="The prepared folder they were trained on.")],
+    data: Annotated[
+        Path, typer.Option("--data", help="The prepared folder they were trained on, or a folder that holds it.")
+    ] = Path("data/prepared"),
     out_folder: Annotated[Path | None, typer.Option("--out", help="Detector folder; default: runs/detector.")] = None,
     resamples: Annotated[int, typer.Option(min=100, help="How often patients are resampled.")] = 10_000,
 ) -> None:
@@ -56,7 +58,8 @@ def join_command(
 
     runs = [read_run(run) for run in classifiers]
     outliners = [read_run(run) for run in segmenters]
-    prepared = load_prepared(data)
+    sizes = [run.experiment.image_size for run in (*runs, *outliners)]
+    prepared = load_prepared(find_prepared(data, str(runs[0].record.get("split_sha256")), sizes))
     folder = new_folder(out_folder, "detector")
     name = folder.name.removeprefix("detector-")
     with Progress("joining") as progress:

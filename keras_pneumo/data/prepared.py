@@ -30,7 +30,16 @@ from keras_pneumo.data.rendering import expected_names, image_name, mask_name
 from keras_pneumo.data.splits import check_split, split_sha256, subset_ids
 from keras_pneumo.errors import PneumoError
 
-__all__ = ["PrepareSummary", "Prepared", "is_prepared", "load_prepared", "prepare", "read_table", "verify_files"]
+__all__ = [
+    "PrepareSummary",
+    "Prepared",
+    "find_prepared",
+    "is_prepared",
+    "load_prepared",
+    "prepare",
+    "read_table",
+    "verify_files",
+]
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,37 @@ class Prepared:
 def is_prepared(folder: Path) -> bool:
     """Whether a folder is a prepared one, rather than one of radiographs; whether it is whole, loading it tells."""
     return (folder / MANIFEST_NAME).is_file()
+
+
+def find_prepared(folder: Path, split: str, sizes: Iterable[int]) -> Path:
+    """The prepared folder that has a split and image sizes: ``folder`` itself, or the one among those in it.
+
+    Args:
+        folder: a prepared folder (returned unread: loading it tells what is wrong with it), or one that holds some.
+        split: ``split_sha256`` of the manifest that is looked for.
+        sizes: sides in pixels that it must have.
+
+    Raises:
+        PneumoError: none fits.
+    """
+    if is_prepared(folder):
+        return folder
+    others = []
+    for path in sorted(place.parent for place in folder.glob(f"*/{MANIFEST_NAME}")):
+        try:
+            manifest = read_manifest(path)
+        except PneumoError:
+            continue  # an unfinished one beside the one that is looked for harms nobody
+        own = str(manifest.get("split_sha256"))
+        if own == split and set(sizes) <= set(manifest.get("sizes", [])):
+            return path
+        others.append(f"{path.name} has the split {own[:12]}" if own != split else f"{path.name} lacks a size")
+    seen = f" ({'; '.join(others)})" if others else ""
+    raise PneumoError(
+        f"{folder} is no prepared folder and holds none with the split {split[:12]} and images of "
+        f"{', '.join(str(size) for size in sorted(set(sizes)))} pixels{seen}. Name the folder that the runs were "
+        "trained on (--data; with make: PREPARED=)."
+    )
 
 
 def load_prepared(folder: Path) -> Prepared:
