@@ -26,7 +26,8 @@ def main():
     given = json.loads(options)
     start.build = crash_lab.tiny
     losses, networks = [], []
-    take, make = slices.Network.take_step, loop.learner
+    take, make, trial = slices.Network.take_step, loop.learner, slices.Network.try_part
+    number = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {}).get("index", 0)
 
     def recorded(self, data):
         if self.engine.worker == given.get("poor_worker") and self.slices == 1 and len(losses) == 9:
@@ -37,17 +38,26 @@ def main():
             print(f"step {len(losses)}", flush=True)
         return found
 
+    def tried(self, data):
+        if number == given.get("poor_trial") and len(data[0]) > 2:
+            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+        trial(self, data)
+
     def kept(*arguments):
         networks.append(make(*arguments))
         return networks[-1]
 
-    slices.Network.take_step = recorded
+    slices.Network.take_step, slices.Network.try_part = recorded, tried
     loop.learner = kept
     experiment = crash_lab.SHORT.replace(**{"dropout": 0.0, "ema": 0.0, "top_k": 1, **given.get("changes", {})})
+    if number:
+        experiment = experiment.replace(**given.get("others", {}))
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     try:
         engine = start_engine(given["strategy"], given.get("replicas"), given.get("wait", 60), say)
-        manner = Manner(engine, Every.parse(given.get("every", "10min")), resume=True, tell=say)
+        manner = Manner(
+            engine, Every.parse(given.get("every", "10min")), resume=True, tell=say, auto_batch="poor_trial" in given
+        )
         Path(folder).mkdir(exist_ok=True)
         fit.train(experiment, crash_lab.load_prepared(Path(prepared)), Path(folder), manner=manner)
     except PneumoError as fault:

@@ -62,6 +62,8 @@ def test_slurms_hosts_are_in_the_order_of_its_ranks(monkeypatch):
         ({"TF_CONFIG": '{"cluster": {}}'}, "cannot be read"),
         (config(["a", "b:2"]), "'a' is no address"),
         (config(["a:1", "b:99999"]), "no address"),
+        (config(["a..b:1", "b:2"]), "'a..b:1' is no address"),
+        (config(["a:²", "b:2"]), "no address"),
         (config(["a:1", "a:1"]), "same address"),
         (config(["a:1", "b:2"], 2), "this is worker 2"),
         (config(["a:1", "b:2"], 0, "ps"), "other tasks"),

@@ -193,6 +193,26 @@ def test_a_worker_without_memory_ends_both_and_a_restart_halves_the_batch_on_eac
     np.testing.assert_allclose(rest["predictions"], whole["predictions"], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
+def test_workers_that_mean_different_trainings_refuse_before_the_first_step(tmp_path, prepared_folder):
+    """With another fold, a worker would train on what the chief validates with, in steps of equal size."""
+    changes = {"changes": {"fold": 0}, "others": {"fold": 1}}
+    chief, other = end(*two(prepared_folder, tmp_path / "run", tmp_path / "out", **changes), code=2)
+    assert "Worker 1 refuses this training" in chief
+    assert "Worker 1 has another experiment than worker 0" in other
+    assert not (tmp_path / "run/log.csv").exists()
+
+
+@pytest.mark.slow
+def test_auto_batch_with_one_worker_that_lacks_memory_halves_the_batch_on_all(tmp_path, prepared_folder):
+    changes = {"changes": {"frozen_batchnorm": True}, "poor_trial": 1}
+    rich, poor = end(*two(prepared_folder, tmp_path / "run", tmp_path / "out", **changes))
+    assert "4 images fit into memory at once; each batch is worked through in 1 slices" in rich
+    assert "2 images fit into memory at once; each batch is worked through in 2 slices" in poor
+    first, second = (np.load(tmp_path / f"out{number}.npz") for number in range(2))
+    np.testing.assert_array_equal(first["losses"], second["losses"])
+
+
 def test_auto_takes_what_is_there():
     assert choose("auto", {}, 0).text == "one device, CPU:0"
     assert choose("auto", {}, 1).text == "one device, GPU:0"
@@ -212,11 +232,17 @@ def test_auto_takes_what_is_there():
         ("multiworker", 0, None, "TF_CONFIG"),
         ("mirrored", 0, None, "--replicas 2"),
         ("auto", 2, 3, "more than the 2 GPUs"),
+        ("one", 2, 2, "is one device, not 2"),
     ],
 )
 def test_what_cannot_be_had_is_refused(wanted, gpus, replicas, word):
     with pytest.raises(PneumoError, match=word):
         choose(wanted, {}, gpus, replicas)
+
+
+def test_a_worker_without_gpus_is_not_divided():
+    with pytest.raises(PneumoError, match="start more workers"):
+        choose("auto", {"TF_CONFIG": tf_config([1, 2], 1)}, 0, replicas=2)
 
 
 def test_one_device_agrees_with_itself():

@@ -29,7 +29,13 @@ def slurm(tmp_path):
     for name, text in (
         ("srun", SRUN),
         ("scontrol", '#!/bin/sh\necho "scontrol $*" >>"$RECORD"\n'),
-        ("trainer", '#!/bin/sh\necho "train $*" >>"$RECORD"\nexit ${CODE:-0}\n'),
+        (
+            "trainer",
+            '#!/bin/sh\necho "train $*" >>"$RECORD"\necho "cores $SRUN_CPUS_PER_TASK" >>"$RECORD"\n'
+            '[ -z "$SIGNAL" ] || { trap "exit 75" $SIGNAL; kill -$SIGNAL $PPID $$; exit 1; }\n'
+            '[ "$CODE" = kill ] && [ "$SLURM_PROCID" = 1 ] && kill -9 $PPID\n'
+            "set -- ${CODE:-0}\n[ $SLURM_PROCID = 1 ] && [ $# = 2 ] && shift\n[ $1 = kill ] && exit 75\nexit $1\n",
+        ),
         ("apptainer", '#!/bin/sh\necho "apptainer $1 $2 $3" >>"$RECORD"\nshift 3\nexec "$@"\n'),
     ):
         (programs / name).write_text(text)
@@ -61,6 +67,39 @@ def test_a_job_goes_back_into_the_queue_only_when_it_was_saved(slurm, script, co
     assert result.returncode == int(code)
     assert ("scontrol requeue" in called) is again
     assert "train train experiments/x.py --data prepared --out runs/x-slurm --strategy auto" in called
+
+
+@pytest.mark.parametrize(
+    ("codes", "ends", "again"),
+    [
+        ("2 75", 2, False),  # the chief refuses; the worker that it ended must not bring the job back
+        ("75 2", 2, False),
+        ("130 75", 130, False),
+        ("75 138", 138, True),  # a signal that came before the worker listened
+        ("0 75", 75, True),
+        ("kill", 137, True),  # worker 1 is killed and can write nothing down
+        ("0", 0, False),
+    ],
+)
+def test_a_refusal_of_one_task_counts_and_a_killed_one_comes_back(slurm, tmp_path, codes, ends, again):
+    out = tmp_path / "runs/x"
+    result, called = slurm("several_nodes.sbatch", "x.py", "prepared", out, tasks=2, CODE=codes)
+    assert result.returncode == ends
+    assert ("scontrol requeue" in called) is again
+    assert not list((tmp_path / "runs").iterdir()), "nothing is left behind"
+
+
+def test_each_task_has_the_cores_that_the_job_asked_for(slurm):
+    _, called = slurm("one_node.sbatch", "x.py", "prepared", SLURM_CPUS_PER_TASK="32")
+    assert "cores 32" in called
+
+
+@pytest.mark.parametrize("name", ["USR1", "TERM"])
+def test_a_signal_reaches_the_training_and_its_code_is_kept(slurm, name):
+    """Slurm signals every process of a task, the shell around the training too."""
+    result, called = slurm("one_node.sbatch", "x.py", "prepared", SIGNAL=name)
+    assert result.returncode == 75
+    assert "scontrol requeue" in called
 
 
 def test_a_container_and_options_for_srun(slurm):

@@ -156,7 +156,8 @@ def _train_one(
     folder, chief = place.folder, manner.engine.chief
     if chief and place.resume:
         say(f"{folder} is an unfinished run of this experiment on these images; going on with it.")
-    if not (place.resume and is_trained(folder)):
+    # The chief's view for all: a folder may look different for a while on another host.
+    if not manner.engine.agree(int(place.resume and is_trained(folder))):
         if chief:
             say(
                 f"Training {experiment.name}: {experiment.encoder} at {experiment.image_size}, on "

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keras_pneumo.cli.console import exit_code_of, report
+from keras_pneumo.cli.console import REFUSED, exit_code_of, report
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training.place import Place
 
@@ -37,8 +39,11 @@ def shared_place(engine: Engine, find: Callable[[], Place]) -> Place:
     """What the chief finds, on every worker."""
     if engine.workers == 1:
         return find()
+    from keras_pneumo.training.faults import lost_workers
+
     place = find() if engine.chief else None
-    text = engine.agree_text(json.dumps([str(place.folder), place.resume, place.finished]) if place else "")
+    with lost_workers(engine):
+        text = engine.agree_text(json.dumps([str(place.folder), place.resume, place.finished]) if place else "")
     folder, resume, finished = json.loads(text)
     return Place(Path(folder), resume, finished)
 
@@ -46,12 +51,29 @@ def shared_place(engine: Engine, find: Callable[[], Place]) -> Place:
 @contextlib.contextmanager
 def ended_together(engine: Engine) -> Iterator[None]:
     """With several workers, leave at once on a fault: TensorFlow would wait for those that are gone."""
+    from keras_pneumo.training.faults import lost_workers
+    from keras_pneumo.training.interrupt import stopped_at_once
+
+    if engine.workers == 1:
+        yield
+        return
     try:
         yield
+        # The others wait for the chief's report, lest it find them gone.
+        with stopped_at_once("The same command again predicts and reports."), lost_workers(engine):
+            engine.agree(0)
     except PneumoError as fault:
-        if engine.workers == 1:
-            raise
         report(fault)
-        os._exit(exit_code_of(fault))
-    if engine.workers > 1:
-        engine.agree(0)  # the others wait for the chief's report, lest it find them gone
+        _leave(exit_code_of(fault))
+    except OSError as fault:  # a full disk, or one that cannot be written; as the command line says it otherwise
+        report(PneumoError(f"{fault.strerror or fault}: {fault.filename}." if fault.filename else f"{fault}."))
+        _leave(REFUSED)
+    except Exception:  # a fault of the program's own, which is to be seen whole
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

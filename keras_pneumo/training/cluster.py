@@ -102,7 +102,7 @@ def _from_slurm(environ: Mapping[str, str]) -> Cluster:
 def _checked(cluster: Cluster, hint: str) -> Cluster:
     for address in cluster.workers:
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        if not _is_name(host) or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
             raise PneumoError(f"{cluster.source}: {address!r} is no address of the form host:port. {hint}")
     if len(set(cluster.workers)) < len(cluster.workers):
         raise PneumoError(f"{cluster.source}: two workers have the same address. {hint}")
@@ -112,6 +112,14 @@ def _checked(cluster: Cluster, hint: str) -> Cluster:
             f"{len(cluster.workers) - 1}. {hint}"
         )
     return cluster
+
+
+def _is_name(host: str) -> bool:
+    """Whether a host's name can be asked for at all; an empty part in it, or one too long, cannot."""
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def wait_for_all(
@@ -125,8 +133,9 @@ def wait_for_all(
         tell: is told whom this worker waits for.
 
     Raises:
-        PneumoError: the worker's own port is in use or its host is unknown.
-        Stopped: some did not come within the time limit.
+        PneumoError: the worker's own port is in use, or another calls itself by a number that is not its own.
+        Stopped: some did not come within the time limit; one whose host is unknown is waited for too, since a cluster's
+            names may come later than its nodes.
     """
     others = set(range(len(cluster.workers))) - {cluster.index}
     heard: set[int] = set()  # by us

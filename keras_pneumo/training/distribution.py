@@ -56,6 +56,7 @@ class Engine:
         self.replicas = strategy.num_replicas_in_sync if strategy else 1
         local = self.replicas // self.workers
         self.share = Share(self.worker * local, local, self.replicas)
+        self._sum: Any = None
 
     @property
     def chief(self) -> bool:
@@ -111,12 +112,6 @@ class Engine:
 
         return everywhere
 
-    def on_each(self, data: Any) -> Any:
-        """The same data for every replica, as a step takes it."""
-        if not self.strategy:
-            return data
-        return self.strategy.experimental_distribute_values_from_function(lambda _: data)
-
     def predictor(self, model: Any) -> Callable[[Any], Any]:
         """A function from a batch, the same on every worker, to all of its rows in order, dealt out to all replicas."""
         strategy, replicas = self.strategy, self.replicas
@@ -149,7 +144,7 @@ class Engine:
         """The chief's value, on every worker; each waits here for all others."""
         if self.workers == 1:
             return value
-        return self._everywhere(value if self.chief else 0, tf.distribute.ReduceOp.SUM) // self.share.count
+        return self._everywhere(value if self.chief else 0) // self.share.count
 
     def agree_text(self, text: str) -> str:
         """The chief's text, on every worker."""
@@ -166,19 +161,17 @@ class Engine:
         found = 0
         for worker in range(self.workers):  # there is no maximum among the reductions
             mine = value if worker == self.worker else 0
-            found = max(found, self._everywhere(mine, tf.distribute.ReduceOp.SUM) // self.share.count)
+            found = max(found, self._everywhere(mine) // self.share.count)
         return found
 
-    def _everywhere(self, value: int, how: Any) -> int:
+    def _everywhere(self, value: int) -> int:
         def each(number: tf.Tensor) -> Any:
             # Copied onto the replica's device, by which TensorFlow sees where the sum is to go.
-            return tf.distribute.get_replica_context().all_reduce(how, tf.identity(number))
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(number))
 
-        @tf.function
-        def reduced(number: tf.Tensor) -> Any:
-            return self.strategy.run(each, args=(number,))
-
-        return int(self.strategy.experimental_local_results(reduced(tf.constant(value, tf.int64)))[0].numpy())
+        if self._sum is None:  # one graph for all calls
+            self._sum = tf.function(lambda number: self.strategy.run(each, args=(number,)))
+        return int(self.strategy.experimental_local_results(self._sum(tf.constant(value, tf.int64)))[0].numpy())
 
 
 ONE = Engine()

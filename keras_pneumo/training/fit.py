@@ -19,6 +19,7 @@ from keras_pneumo.data.prepared import Prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.prediction.run import FORMAT, Run, hardware, versions
 from keras_pneumo.training import checkpoints, faults
+from keras_pneumo.training.agreement import check_agreement
 from keras_pneumo.training.averaging import estimate_statistics
 from keras_pneumo.training.callbacks import TrainProgress
 from keras_pneumo.training.curves import draw_curves
@@ -91,6 +92,7 @@ def train(
             remove_temporary(folder)
         model, training, validation = start(experiment, prepared, weights, start_from, engine)
         known = identity(experiment, prepared, model)
+        check_agreement(engine, known, folder)
         found = checkpoints.latest(folder, manner.tell) if manner.resume else None
         if found is not None:
             check_identity(found, known)

@@ -107,14 +107,27 @@ def _recalled(work: Work) -> int:
     """Slices by what was found for this device before, or is now; the same on every worker."""
     fits = memory.recall(work.experiment)
     if work.manner.auto_batch:
-        set_learning(work.model, work.experiment, True)
-        network, _ = _network(work, work.phases[-1], 1)
-        slices = memory.fewest(memory.trial(network, work.experiment, work.manner.engine, work.part), work.most_slices)
+        slices = memory.fewest(memory.trial(_alone(work), work.experiment, work.part), work.most_slices)
         fits = -(-work.part // slices)
         memory.remember(work.experiment, fits)
         work.manner.tell(f"{fits} images fit into memory at once; each batch is worked through in {slices} slices.")
     slices = memory.slices_for(work.part, fits, work.most_slices) if fits else 1
     return work.manner.engine.largest(slices)
+
+
+def _alone(work: Work) -> Network:
+    """A network of the last phase on this device alone, to try out what fits.
+
+    Under a strategy it is a copy: a device without memory must not leave the others waiting for its sums. The copy
+    takes some of the memory, so that what is found is on the safe side.
+    """
+    set_learning(work.model, work.experiment, True)
+    if work.manner.engine.strategy is None:
+        return _network(work, work.phases[-1], 1)[0]
+    model = keras.models.clone_model(work.model)
+    set_learning(model, work.experiment, True)
+    optimizer = make_optimizer(work.experiment, model, work.phases[-1].learning_rate, 1, 1)
+    return learner(model, image_losses(work.experiment), optimizer)
 
 
 def _network(work: Work, phase: Phase, slices: int) -> tuple[Network, int]:

@@ -20,7 +20,6 @@ from keras_pneumo.config import Experiment
 from keras_pneumo.data.files import write_json
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.prediction.run import hardware
-from keras_pneumo.training.distribution import Engine
 from keras_pneumo.training.slices import Network
 
 FILE = "memory.json"
@@ -100,15 +99,18 @@ def fewest(fits: Callable[[int], bool], most: int) -> int:
     return high
 
 
-def trial(network: Network, experiment: Experiment, engine: Engine, part: int) -> Callable[[int], bool]:
-    """A function that says whether a part of a batch fits in so many slices, by a forward and a backward pass."""
+def trial(network: Network, experiment: Experiment, part: int) -> Callable[[int], bool]:
+    """A function that says whether a part of a batch fits in so many slices, by a forward and a backward pass.
+
+    The network is one of this device alone: workers find out different things, and none must wait for another here.
+    """
     size = experiment.crop or experiment.image_size
 
     def fits(slices: int) -> bool:
         images = -(-part // slices)
         kept = [keras.ops.convert_to_numpy(variable) for variable in network.variables]
         try:
-            network.try_part(_made_up(experiment, engine, images, size))
+            network.try_part(_made_up(experiment, images, size))
         except tf.errors.ResourceExhaustedError:
             return False
         finally:
@@ -119,13 +121,12 @@ def trial(network: Network, experiment: Experiment, engine: Engine, part: int) -
     return fits
 
 
-def _made_up(experiment: Experiment, engine: Engine, images: int, size: int) -> object:
+def _made_up(experiment: Experiment, images: int, size: int) -> object:
     pixels = np.random.default_rng(0).random((images, size, size, 1)).astype(np.float32)
     mask = (pixels > 0.9).astype(np.float32)
     label = mask.max(axis=(1, 2))
     target = (
         label if experiment.task == "classifier" else {"mask": mask, "image": label} if experiment.image_head else mask
     )
-    weight = np.full(images, 1.0 / (images * engine.replicas), np.float32)
-    data = tf.nest.map_structure(tf.constant, (pixels, target, weight))
-    return engine.on_each(data)
+    weight = np.full(images, 1.0 / images, np.float32)
+    return tf.nest.map_structure(tf.constant, (pixels, target, weight))

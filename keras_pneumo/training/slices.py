@@ -71,7 +71,7 @@ class Network(keras.Model):
     def try_part(self, data: Any) -> None:
         """A forward and a backward pass of one slice; nothing is learnt, but BatchNorm's statistics move."""
 
-        def work(data: Any, _wish: Any) -> dict[str, Any]:
+        def work(data: Any, wish: Any) -> dict[str, Any]:
             loss, gradients = self._slice_gradients(*data)
             return {"sum": tf.add_n([tf.reduce_sum(one) for one in gradients]) + loss}
 

@@ -41,7 +41,8 @@ def choose(wanted: str, environ: Mapping[str, str], gpus: int, replicas: int | N
         wanted: one of :data:`CHOICES`.
         environ: where ``TF_CONFIG`` and Slurm's variables are looked for.
         gpus: how many GPUs this process sees.
-        replicas: how many devices to use of this host; without GPUs the CPU is divided into so many. Default: all GPUs.
+        replicas: how many devices to use of this host; without GPUs, and on one host, the CPU is divided into so many.
+            Default: all GPUs.
 
     Raises:
         PneumoError: the wish cannot be met here.
@@ -56,6 +57,12 @@ def choose(wanted: str, environ: Mapping[str, str], gpus: int, replicas: int | N
         )
     if gpus and replicas is not None and replicas > gpus:
         raise PneumoError(f"--replicas {replicas} is more than the {gpus} GPUs here.")
+    if replicas is not None and replicas > 1 and wanted == "one":
+        raise PneumoError(f"--strategy one is one device, not {replicas}. Leave out --replicas, or use mirrored.")
+    if replicas is not None and replicas > 1 and cluster is not None and not gpus:
+        raise PneumoError(
+            f"--replicas {replicas}: a worker without GPUs is one device. Leave it out, or start more workers."
+        )
     local = min(replicas or gpus, gpus) if gpus else replicas or 1
     devices = f"{local} GPU{'s' * (local > 1)}" if gpus else f"CPU divided in {local}" if local > 1 else "CPU"
     if cluster is not None:
