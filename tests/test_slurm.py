@@ -132,3 +132,24 @@ def test_two_tasks_train_to_one_report(slurm, tmp_path, prepared_folder):
     assert str(tmp_path / "run/report.html") in said[0]
     assert "report.html" not in said[1], "the chief alone writes"
     assert len(pd.read_csv(tmp_path / "run/log.csv")) == 2
+
+
+@pytest.mark.slow
+def test_a_chief_that_refuses_ends_the_job_with_its_code(slurm, tmp_path, prepared_folder):
+    """Not with the higher one of the worker that it ended, which would bring the job back."""
+    program = tmp_path / "keras-pneumo"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m keras_pneumo "$@"\n')
+    program.chmod(0o755)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/mine.txt").write_text("kept")
+    result, called = slurm(
+        "several_nodes.sbatch", "experiments/smallest_classifier.py", prepared_folder, tmp_path / "run",
+        tasks=2, KERAS_PNEUMO=str(program), PYTHONPATH=str(REPOSITORY),
+    )  # fmt: skip
+    said = [" ".join((tmp_path / f"record.{task}").read_text().split()) for task in range(2)]
+    assert result.returncode == 2, said[0][-3000:] + said[1][-3000:]
+    assert "requeue" not in called
+    assert "is not empty" in said[0]
+    assert "has lost another one" in said[1]
+    assert "Traceback" not in said[0] + said[1]
+    assert (tmp_path / "run/mine.txt").read_text() == "kept"
