@@ -26,6 +26,7 @@ from keras_pneumo.training.distribution import Engine
 from keras_pneumo.training.interrupt import Interruption
 from keras_pneumo.training.log import EpochRow, Log, Pace
 from keras_pneumo.training.loop import judged_network, learn
+from keras_pneumo.training.optimization import set_learning
 from keras_pneumo.training.start import start
 from keras_pneumo.training.state import check_identity, identity
 from keras_pneumo.training.validation import make_judge
@@ -123,6 +124,8 @@ def _averaged(work: Work) -> EpochRow:
     started = time.monotonic()
     experiment = work.experiment
     assert work.average is not None
+    # The average goes by what learnt; a start after the last phase has run none that would have said so.
+    set_learning(work.model, experiment, work.phases[-1].encoder_learns)
     work.average.assign(work.model)
     last = plan_of(experiment, experiment.total_epochs - 1, 1, skip=work.skip)
     estimate_statistics(work.model, (images for images, _ in training_batches(work.training, last)))
