@@ -96,11 +96,11 @@ def train(
         if found is not None:
             check_identity(found, known)
         record = _record(experiment, prepared, model, training, validation, command, start_from, engine)
+        if engine.chief:  # before any other file, by which a folder of a killed start is known for this training's
+            write_record(folder, record)
         log = Log(folder, experiment.top_k, engine.chief)
         work = Work(experiment, manner, folder, model, training, log, known, interruption, on_epoch, progress)
         work.judge = make_judge(experiment, validation, prepared)
-        if engine.chief:
-            write_record(folder, record)
         with contextlib.closing(work.events):
             learn(work, found, start_from is not None)
             if work.average is not None and experiment.swa_epochs:
