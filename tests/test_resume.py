@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import crash_lab
@@ -11,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from keras_pneumo.data.prepared import load_prepared
-from keras_pneumo.errors import Stopped
+from keras_pneumo.errors import PneumoError, Stopped
+from keras_pneumo.prediction.run import read_run
 from keras_pneumo.training import start
 from keras_pneumo.training.fit import Manner, train
 
@@ -31,7 +33,6 @@ def prepared(prepared_folder):
 
 def begin(prepared, folder, experiment=BRIEF, signal_after=0, number=signal.SIGTERM, **options):
     """Train, or go on; with ``signal_after`` a signal comes in that epoch's validation."""
-    resume = folder.exists()
     folder.mkdir(exist_ok=True)
     said = []
 
@@ -39,7 +40,7 @@ def begin(prepared, folder, experiment=BRIEF, signal_after=0, number=signal.SIGT
         if row.epoch == signal_after:
             os.kill(os.getpid(), number)
 
-    train(experiment, prepared, folder, on_epoch=on_epoch, manner=Manner(resume=resume, tell=said.append), **options)
+    train(experiment, prepared, folder, on_epoch=on_epoch, manner=Manner(resume=True, tell=said.append), **options)
     return said
 
 
@@ -66,3 +67,57 @@ def test_stopped_after_the_last_phase_the_average_is_that_of_an_unbroken_run(tmp
     logs = [pd.read_csv(tmp_path / name / "log.csv")[columns] for name in ("whole", "broken")]
     pd.testing.assert_frame_equal(*logs, check_exact=True)
     assert logs[0]["phase"].tolist()[-1] == "average"
+
+
+@pytest.fixture
+def origins(tmp_path, prepared):
+    """Two runs of the same network; the record of the first says that it began from others' weights."""
+    for name, seed in (("first", 1), ("second", 2)):
+        begin(prepared, tmp_path / name, BRIEF.replace(name=name, seed=seed, frozen_epochs=0, epochs=1))
+    path = tmp_path / "first/experiment.json"
+    path.write_text(json.dumps(record_of(path.parent) | {"start_from": {"pretraining": "ImageNet-1k, CheXpert"}}))
+    return read_run(tmp_path / "first"), read_run(tmp_path / "second")
+
+
+def test_where_the_weights_came_from_outlives_a_start_that_does_not_say_it(tmp_path, prepared, origins):
+    first, second = origins
+    out = tmp_path / "run"
+    with pytest.raises(Stopped):
+        begin(prepared, out, signal_after=2, start_from=first)
+    before = record_of(out)["start_from"]
+    assert (before["name"], read_run(out).pretraining) == ("first", "ImageNet-1k, CheXpert")
+    with pytest.raises(PneumoError, match="began from other weights, those of first, not from second's"):
+        begin(prepared, out, start_from=second)
+    with pytest.raises(Stopped):
+        begin(prepared, out, signal_after=3, start_from=first)
+    begin(prepared, out)
+    assert record_of(out)["start_from"] == before
+    assert "best_epoch" in record_of(out)
+    assert read_run(out).pretraining == "ImageNet-1k, CheXpert"
+
+
+def test_an_origin_that_nothing_knows_of_is_refused_and_a_missing_one_asked_for(tmp_path, prepared, origins):
+    first, _ = origins
+    out = tmp_path / "run"
+    with pytest.raises(Stopped):
+        begin(prepared, out, signal_after=1)
+    with pytest.raises(PneumoError, match="began from its own first weights, not from first's"):
+        begin(prepared, out, start_from=first)
+    with pytest.raises(Stopped):
+        begin(prepared, tmp_path / "other", signal_after=1, start_from=first)
+    for folder in (tmp_path / "other/checkpoints").iterdir():
+        shutil.rmtree(folder)
+    with pytest.raises(PneumoError, match="start from the weights of first and has no checkpoint yet"):
+        begin(prepared, tmp_path / "other")
+
+
+def test_a_record_that_an_earlier_version_robbed_of_its_origin_takes_it_again(tmp_path, prepared, origins):
+    first, _ = origins
+    out = tmp_path / "run"
+    with pytest.raises(Stopped):
+        begin(prepared, out, signal_after=2, start_from=first)
+    record = record_of(out)
+    origin = record.pop("start_from")
+    (out / "experiment.json").write_text(json.dumps(record))
+    begin(prepared, out, start_from=first)
+    assert record_of(out)["start_from"] == origin

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.files import folder_lock, remove_temporary, sha256_file, write_json
+from keras_pneumo.data.files import folder_lock, remove_temporary, write_json
 from keras_pneumo.data.images import Source
 from keras_pneumo.data.pipeline import training_batches
 from keras_pneumo.data.prepared import Prepared
@@ -27,6 +27,7 @@ from keras_pneumo.training.interrupt import Interruption
 from keras_pneumo.training.log import EpochRow, Log, Pace
 from keras_pneumo.training.loop import judged_network, learn
 from keras_pneumo.training.optimization import set_learning
+from keras_pneumo.training.origin import origin_of
 from keras_pneumo.training.start import start
 from keras_pneumo.training.state import check_identity, identity
 from keras_pneumo.training.validation import make_judge
@@ -77,7 +78,8 @@ def train(
     Raises:
         PneumoError: the split shares a patient, a subset has one class, an image is damaged, the size is not prepared,
             weights cannot be had, ``start_from`` is of another network or split, the checkpoints are of another
-            training, another run is in the folder, or the loss is no longer finite.
+            training, or it was begun from other weights than ``start_from``, another run is in the folder, or the loss
+            is no longer finite.
         Stopped: a signal came, or another worker is gone; the same call with ``resume`` goes on.
     """
     manner = manner or Manner()
@@ -95,7 +97,9 @@ def train(
         found = checkpoints.latest(folder, manner.tell) if manner.resume else None
         if found is not None:
             check_identity(found, known)
-        record = _record(experiment, prepared, model, training, validation, command, start_from, engine)
+        record = _record(experiment, prepared, model, training, validation, command, engine)
+        if origin := origin_of(start_from, folder, found, manner.resume):
+            record["start_from"] = origin
         if engine.chief:  # before any other file, by which a folder of a killed start is known for this training's
             write_record(folder, record)
         log = Log(folder, experiment.top_k, engine.chief)
@@ -141,11 +145,10 @@ def _record(
     training: Source,
     validation: Source,
     command: str,
-    start_from: Run | None,
     engine: Engine,
 ) -> dict[str, Any]:
     """What ``experiment.json`` says of a training before it has ended."""
-    record: dict[str, Any] = {
+    return {
         "format": FORMAT,
         "experiment": experiment.model_dump(mode="json"),
         "split_sha256": prepared.manifest["split_sha256"],
@@ -162,15 +165,6 @@ def _record(
         "precision": keras.config.dtype_policy().name,
         "command": command,
     }
-    if start_from is not None:
-        origin = start_from.experiment
-        record["start_from"] = {
-            "name": origin.name,
-            "image_size": origin.image_size,
-            "weights_sha256": sha256_file(start_from.weights),
-            "pretraining": start_from.pretraining,
-        }
-    return record
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ def progress_of(folder: Path, experiment: Experiment, prepared: Prepared) -> Pro
     """How far this experiment on these images has come in ``folder``; ``other`` where that holds something else."""
     if not folder.exists() or (folder.is_dir() and not _holds(folder)):
         return "empty"
-    record = _record(folder)
+    record = record_of(folder)
     wanted = {
         "experiment": json.loads(experiment.model_dump_json()),
         "split_sha256": prepared.manifest["split_sha256"],
@@ -50,7 +50,7 @@ def progress_of(folder: Path, experiment: Experiment, prepared: Prepared) -> Pro
 
 def is_trained(folder: Path) -> bool:
     """Whether the training in a run folder has ended, and only its predictions and report may be missing."""
-    return "best_epoch" in _record(folder)
+    return "best_epoch" in record_of(folder)
 
 
 def find_place(wanted: Path | None, experiment: Experiment, prepared: Prepared, resume: bool) -> Place:
@@ -105,7 +105,7 @@ def new_folder(wanted: Path | None, name: str) -> Path:
     if wanted is not None:
         if wanted.exists() and (not wanted.is_dir() or _holds(wanted)):
             what = "is not empty"
-            if wanted.is_dir() and _record(wanted):
+            if wanted.is_dir() and record_of(wanted):
                 finished = (wanted / REPORT).is_file()
                 what += (
                     ": it holds a finished training"
@@ -165,7 +165,8 @@ def _holds(folder: Path) -> bool:
     return any(path.name != LOCK_NAME and path.suffix != TEMPORARY_SUFFIX for path in folder.iterdir())
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def record_of(folder: Path) -> dict[str, Any]:
+    """What a run folder's ``experiment.json`` says; nothing where there is none that can be read."""
     try:
         found = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
