@@ -44,7 +44,7 @@ class EpochRow:
     data_seconds: float = float("nan")
     """Time that the training waited for batches."""
     gradient_norm: float = float("nan")
-    """Mean over the steps of the gradient's global norm, before it is clipped."""
+    """Mean over the images of the gradient's global norm, before it is clipped; steps that overflowed are left out."""
     memory_gb: float = float("nan")
     """The process's memory at the epoch's end, or with GPUs the most that the first one held so far."""
 
