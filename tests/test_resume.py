@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import crash_lab
 import numpy as np
@@ -14,8 +15,10 @@ from safetensors.numpy import load_file
 from keras_pneumo.data.prepared import load_prepared
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.prediction.run import read_run
-from keras_pneumo.training import start
+from keras_pneumo.training import fit, start
 from keras_pneumo.training.fit import Manner, train
+from keras_pneumo.training.interrupt import Interruption
+from keras_pneumo.training.place import is_free, is_trained
 
 BRIEF = crash_lab.SHORT.replace(frozen_epochs=1, epochs=2, swa_epochs=0, top_k=1)
 
@@ -121,3 +124,31 @@ def test_a_record_that_an_earlier_version_robbed_of_its_origin_takes_it_again(tm
     (out / "experiment.json").write_text(json.dumps(record))
     begin(prepared, out, start_from=first)
     assert record_of(out)["start_from"] == origin
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize("moment", ["estimate_statistics", "draw_curves"])
+def test_a_signal_after_the_last_step_ends_a_training_that_is_done(
+    monkeypatch, tmp_path, prepared, moment, number, code
+):
+    out, work = tmp_path / "run", getattr(fit, moment)
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), number)
+        return work(*arguments)
+
+    monkeypatch.setattr(fit, moment, signalled)
+    with pytest.raises(Stopped, match="the training is done") as caught:
+        begin(prepared, out, BRIEF.replace(swa_epochs=1))
+    assert caught.value.exit_code == code
+    assert is_trained(out)
+    assert is_free(out)
+    assert pd.read_csv(out / "log.csv")["phase"].tolist()[-1] == "average"
+
+
+def test_a_signal_to_another_worker_after_the_last_step_ends_this_one_too():
+    asked = []
+    engine = SimpleNamespace(largest=lambda value: asked.append(value) or 1, workers=2, worker=0)
+    with pytest.raises(Stopped, match="A signal to another worker came after the last step") as caught:
+        fit._stop_if_asked(Interruption(), engine)
+    assert (asked, caught.value.exit_code) == ([0], 75)

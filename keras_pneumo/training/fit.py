@@ -16,7 +16,7 @@ from keras_pneumo.data.files import folder_lock, remove_temporary, write_json
 from keras_pneumo.data.images import Source
 from keras_pneumo.data.pipeline import training_batches
 from keras_pneumo.data.prepared import Prepared
-from keras_pneumo.errors import PneumoError
+from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.prediction.run import FORMAT, Run, hardware, versions
 from keras_pneumo.training import checkpoints, faults
 from keras_pneumo.training.averaging import estimate_statistics
@@ -80,7 +80,8 @@ def train(
             weights cannot be had, ``start_from`` is of another network or split, the checkpoints are of another
             training, or it was begun from other weights than ``start_from``, another run is in the folder, or the loss
             is no longer finite.
-        Stopped: a signal came, or another worker is gone; the same call with ``resume`` goes on.
+        Stopped: a signal came, or another worker is gone; the same call with ``resume`` goes on. After a
+            signal that comes after the last step the training is done.
     """
     manner = manner or Manner()
     engine = manner.engine
@@ -120,7 +121,20 @@ def train(
             write_record(folder, record | {"training_seconds": round(seconds, 1), "best_epoch": log.best.epoch})
             checkpoints.keep(folder, 1)
         engine.agree(0)  # no worker goes on before the chief has written all this
-        return Outcome(folder, log.best, seconds)
+        outcome = Outcome(folder, log.best, seconds)
+    _stop_if_asked(interruption, engine)  # a signal may have been promised an end until here
+    return outcome
+
+
+def _stop_if_asked(interruption: Interruption, engine: Engine) -> None:
+    """End after the training, on all workers, where a signal came to any after its last step."""
+    with faults.lost_workers(engine):
+        if engine.largest(int(interruption.wanted)):
+            raise Stopped(
+                f"{interruption.name} came after the last step; the training is done. Run the same command again to "
+                "predict and report.",
+                interruption.exit_code,
+            )
 
 
 def _averaged(work: Work) -> EpochRow:
