@@ -149,7 +149,7 @@ def _averaged(work: Work) -> EpochRow:
     estimate_statistics(work.model, (images for images, _ in training_batches(work.training, last)))
     network = judged_network(work)
     epoch = experiment.total_epochs + 1
-    return work.log.judged(network, work.judge(network), epoch, "average", float("nan"), started, Pace())
+    return work.log.judged(network, work.validate(network), epoch, "average", float("nan"), started, Pace())
 
 
 def _record(
