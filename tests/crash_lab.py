@@ -7,6 +7,7 @@ stdout.
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -17,10 +18,11 @@ from keras_pneumo.config import CLASSIFIER
 from keras_pneumo.data.prepared import load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.preprocessing import Normalise
-from keras_pneumo.training import checkpoints, start
+from keras_pneumo.training import checkpoints, fit, loop, start
 from keras_pneumo.training.callbacks import Every
 from keras_pneumo.training.distribution import start_engine
 from keras_pneumo.training.fit import Manner, train
+from keras_pneumo.training.work import Work
 
 SHORT = CLASSIFIER.replace(
     name="short", encoder="resnet18", weights="random", image_size=64, frozen_epochs=2, epochs=4, global_batch_size=8,
@@ -57,6 +59,20 @@ def slow_saves(seconds):
     checkpoints.os.fsync = slowly
 
 
+MOMENTS = {
+    "half a record": (Path, "replace"),
+    "events": (Work, "new_average"),
+    "validation": (fit, "make_judge"),
+    "first network": (loop, "learner"),
+}
+"""Of each moment before the first step something that is called then."""
+
+
+def killed_at(moment):
+    """Make the process end there as by SIGKILL."""
+    setattr(*MOMENTS[moment], lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+
+
 def work(prepared, folder, experiment, **manner):
     """Train with the tiny network, on from what ``folder`` holds."""
     start.build = tiny
@@ -76,10 +92,12 @@ def child(command):
     start.build = tiny
     if command.get("slow"):
         slow_saves(command["slow"])
+    if command.get("kill"):
+        killed_at(command["kill"])
     folder = Path(command["folder"])
     folder.mkdir(exist_ok=True)
     experiment = {"short": SHORT, "long": LONG}[command["experiment"]].replace(**command.get("changes", {}))
-    manner = Manner(start_engine("one"), Every.parse(command.get("every", "1steps")), resume=True)
+    manner = Manner(start_engine("one"), Every.parse(command.get("every", "1steps")), command.get("resume", True))
     try:
         train(experiment, load_prepared(Path(command["prepared"])), folder, progress=first, manner=manner)
     except PneumoError as fault:

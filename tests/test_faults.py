@@ -180,6 +180,35 @@ def test_a_full_disk_while_weights_are_saved_leaves_the_best_ones(monkeypatch, t
     assert not list(run_folder.glob("writing*"))
 
 
+def test_weights_are_on_the_disk_before_they_take_their_name(monkeypatch, tmp_path):
+    from keras_pneumo.training.log import save_weights
+
+    path, flush, flushed = tmp_path / "best.weights.h5", os.fsync, []
+
+    def noted(handle):
+        flushed.append((os.fstat(handle).st_ino, path.exists()))
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    save_weights(crash_lab.tiny(QUICK), path)
+    assert flushed == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
+def test_weights_that_cannot_be_flushed_are_not_taken(monkeypatch, tmp_path):
+    from keras_pneumo.training.log import save_weights
+
+    (tmp_path / "best.weights.h5").write_bytes(b"before")
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PneumoError, match="No space left"):
+        save_weights(crash_lab.tiny(QUICK), tmp_path / "best.weights.h5")
+    assert (tmp_path / "best.weights.h5").read_bytes() == b"before"
+    assert not list(tmp_path.glob("writing*"))
+
+
 @pytest.mark.parametrize(("changes", "word"), [({"seed": 9}, "experiment"), ({"global_batch_size": 4}, "experiment")])
 def test_another_trainings_checkpoint_is_refused(tmp_path, prepared, changes, word):
     run(prepared, tmp_path / "run")

@@ -9,10 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import crash_lab
 import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file
+
+from keras_pneumo.data.prepared import load_prepared
+from keras_pneumo.training.place import find_place, is_trained
 
 TIMES = ["seconds", "images_per_second", "data_seconds", "memory_gb"]
 
@@ -115,3 +119,21 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(lab, tmp_path, n
     last = sorted(broken.glob("checkpoints/at_*"))[-1]
     assert last.name != "at_0000_000000"
     assert (last / "COMPLETE.json").exists()
+
+
+def test_killed_before_the_first_step_the_same_command_trains(lab, tmp_path, prepared_folder):
+    prepared = load_prepared(prepared_folder)
+    for moment in crash_lab.MOMENTS:
+        out = tmp_path / moment
+        lab.begin(out, "short", kill=moment, resume=find_place(out, crash_lab.SHORT, prepared, False).resume)
+        assert lab.line() == "ended -9", lab.said()
+        left = {path.name for path in out.iterdir()} - {".lock"}
+        assert left, "it was at work"
+        place = find_place(out, crash_lab.SHORT, prepared, False)
+        assert place.resume == ("experiment.json" in left)
+    assert lab.finish(out, "short", resume=place.resume) == 0, lab.said()
+    assert is_trained(out)
+    half = tmp_path / "half a record"
+    assert not find_place(half, crash_lab.SHORT, prepared, False).resume, "nothing is written yet"
+    assert lab.finish(half, "short", resume=False) == 0, lab.said()
+    assert not list(half.glob(".*.part"))

@@ -22,6 +22,7 @@ from keras_pneumo.config import Experiment, validated
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.models.unet import build_unet
+from keras_pneumo.prediction.parts import InParts
 from keras_pneumo.prediction.sharing import ALONE, Predictor, Sharing
 from keras_pneumo.prediction.threshold import read_threshold
 
@@ -130,13 +131,21 @@ def load_model(run: Run) -> keras.Model:
 
 
 def load_predictors(run: Run, sharing: Sharing = ALONE) -> list[Predictor]:
-    """What predicts for a run: its :func:`load_models`, made and shared as told.
+    """What predicts for a run: its :func:`load_models`, made and shared as told, in parts where memory is too small.
 
     Raises:
         PneumoError: as :func:`load_model`.
     """
+    halved = _apart if sharing.workers > 1 else lambda images: None
     with sharing.scope():
-        return [sharing.share(model) for model in load_models(run)]
+        return [InParts(sharing.share(model), None, sharing.devices, halved) for model in load_models(run)]
+
+
+def _apart(images: int) -> None:
+    raise PneumoError(
+        f"Out of memory: only {images} images or fewer can be predicted at once here, and the other workers have begun "
+        "with more. Run keras-pneumo predict with --strategy one, which then takes fewer at once."
+    )
 
 
 def checkpoints_of(run: Run) -> list[Path]:

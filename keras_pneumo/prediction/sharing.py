@@ -30,6 +30,10 @@ class Sharing:
     """Within it networks are built and loaded."""
     share: Callable[[keras.Model], Predictor]
     """What predicts in a network's place."""
+    devices: int = 1
+    """How many share a batch."""
+    workers: int = 1
+    """How many processes must ask for the same."""
 
 
 def _itself(model: keras.Model) -> Predictor:

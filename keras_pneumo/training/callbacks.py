@@ -77,7 +77,9 @@ class Steps(keras.callbacks.Callback):
         state.step += 1
         state.loss_sum += loss * images
         state.images += images
-        state.norm_sum += norm * images
+        if np.isfinite(norm):
+            state.norm_sum += norm * images
+            state.norm_images += images
         state.seconds += seconds
         state.data_seconds += network.data_seconds
         self.events.step(
@@ -125,7 +127,8 @@ class Validation(keras.callbacks.Callback):
         state = self.state
         images = max(state.images, 1)
         before = self.log.best
-        pace = Pace(state.seconds, state.images, state.data_seconds, state.norm_sum / images)
+        norm = state.norm_sum / state.norm_images if state.norm_images else float("nan")
+        pace = Pace(state.seconds, state.images, state.data_seconds, norm)
         started = time.monotonic() - state.seconds
         with averaged_weights(self.model):
             found = self.judge(self.model)

@@ -79,11 +79,11 @@ def save(run: Path, epoch: int, step: int, arrays: Arrays, state: dict[str, Any]
             _link(run / name, temporary / KEPT / name)
             hashes[f"{KEPT}/{name}"] = sha256_file(temporary / KEPT / name)
         _write(temporary / MARKER, (json.dumps(hashes, indent=1, sort_keys=True) + "\n").encode())
-        _flush(temporary)
+        flush_folder(temporary)
         if target.exists():  # the same moment again, after going back
             shutil.rmtree(target)
         temporary.rename(target)
-        _flush(folder)
+        flush_folder(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise PneumoError(_sentence(folder, error)) from error
@@ -176,7 +176,7 @@ def _link(source: Path, target: Path) -> None:
         _write(target, source.read_bytes())  # a disk without hard links
 
 
-def _flush(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Flush a folder's names; some network disks do not know how, and then their server does it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

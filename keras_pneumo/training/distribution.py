@@ -138,7 +138,7 @@ class Engine:
         """For predictions: networks made here, and asked on all replicas."""
         if not self.strategy:
             return ALONE
-        return Sharing(self.scope, lambda model: Dealt(self.predictor(model)))
+        return Sharing(self.scope, lambda model: Dealt(self.predictor(model)), self.replicas, self.workers)
 
     def agree(self, value: int) -> int:
         """The chief's value, on every worker; each waits here for all others."""

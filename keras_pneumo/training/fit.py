@@ -12,11 +12,11 @@ from typing import Any
 import keras
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.files import folder_lock, remove_temporary, sha256_file, write_json
+from keras_pneumo.data.files import folder_lock, remove_temporary, write_json
 from keras_pneumo.data.images import Source
 from keras_pneumo.data.pipeline import training_batches
 from keras_pneumo.data.prepared import Prepared
-from keras_pneumo.errors import PneumoError
+from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.prediction.run import FORMAT, Run, hardware, versions
 from keras_pneumo.training import checkpoints, faults
 from keras_pneumo.training.agreement import check_agreement
@@ -27,6 +27,8 @@ from keras_pneumo.training.distribution import Engine
 from keras_pneumo.training.interrupt import Interruption
 from keras_pneumo.training.log import EpochRow, Log, Pace
 from keras_pneumo.training.loop import judged_network, learn
+from keras_pneumo.training.optimization import set_learning
+from keras_pneumo.training.origin import origin_of
 from keras_pneumo.training.start import start
 from keras_pneumo.training.state import check_identity, identity
 from keras_pneumo.training.validation import make_judge
@@ -77,8 +79,10 @@ def train(
     Raises:
         PneumoError: the split shares a patient, a subset has one class, an image is damaged, the size is not prepared,
             weights cannot be had, ``start_from`` is of another network or split, the checkpoints are of another
-            training, another run is in the folder, or the loss is no longer finite.
-        Stopped: a signal came, or another worker is gone; the same call with ``resume`` goes on.
+            training, or it was begun from other weights than ``start_from``, another run is in the folder, or the loss
+            is no longer finite.
+        Stopped: a signal came, or another worker is gone; the same call with ``resume`` goes on. After a
+            signal that comes after the last step the training is done.
     """
     manner = manner or Manner()
     engine = manner.engine
@@ -96,12 +100,14 @@ def train(
         found = checkpoints.latest(folder, manner.tell) if manner.resume else None
         if found is not None:
             check_identity(found, known)
-        record = _record(experiment, prepared, model, training, validation, command, start_from, engine)
+        record = _record(experiment, prepared, model, training, validation, command, engine)
+        if origin := origin_of(start_from, folder, found, manner.resume):
+            record["start_from"] = origin
+        if engine.chief:  # before any other file, by which a folder of a killed start is known for this training's
+            write_record(folder, record)
         log = Log(folder, experiment.top_k, engine.chief)
         work = Work(experiment, manner, folder, model, training, log, known, interruption, on_epoch, progress)
         work.judge = make_judge(experiment, validation, prepared)
-        if engine.chief:
-            write_record(folder, record)
         with contextlib.closing(work.events):
             learn(work, found, start_from is not None)
             if work.average is not None and experiment.swa_epochs:
@@ -117,7 +123,20 @@ def train(
             write_record(folder, record | {"training_seconds": round(seconds, 1), "best_epoch": log.best.epoch})
             checkpoints.keep(folder, 1)
         engine.agree(0)  # no worker goes on before the chief has written all this
-        return Outcome(folder, log.best, seconds)
+        outcome = Outcome(folder, log.best, seconds)
+    _stop_if_asked(interruption, engine)  # a signal may have been promised an end until here
+    return outcome
+
+
+def _stop_if_asked(interruption: Interruption, engine: Engine) -> None:
+    """End after the training, on all workers, where a signal came to any after its last step."""
+    with faults.lost_workers(engine):
+        if engine.largest(int(interruption.wanted)):
+            raise Stopped(
+                f"{interruption.name} came after the last step; the training is done. Run the same command again to "
+                "predict and report.",
+                interruption.exit_code,
+            )
 
 
 def _averaged(work: Work) -> EpochRow:
@@ -125,12 +144,14 @@ def _averaged(work: Work) -> EpochRow:
     started = time.monotonic()
     experiment = work.experiment
     assert work.average is not None
+    # The average goes by what learnt; a start after the last phase has run none that would have said so.
+    set_learning(work.model, experiment, work.phases[-1].encoder_learns)
     work.average.assign(work.model)
     last = plan_of(experiment, experiment.total_epochs - 1, 1, skip=work.skip)
     estimate_statistics(work.model, (images for images, _ in training_batches(work.training, last)))
     network = judged_network(work)
     epoch = experiment.total_epochs + 1
-    return work.log.judged(network, work.judge(network), epoch, "average", float("nan"), started, Pace())
+    return work.log.judged(network, work.validate(network), epoch, "average", float("nan"), started, Pace())
 
 
 def _record(
@@ -140,11 +161,10 @@ def _record(
     training: Source,
     validation: Source,
     command: str,
-    start_from: Run | None,
     engine: Engine,
 ) -> dict[str, Any]:
     """What ``experiment.json`` says of a training before it has ended."""
-    record: dict[str, Any] = {
+    return {
         "format": FORMAT,
         "experiment": experiment.model_dump(mode="json"),
         "split_sha256": prepared.manifest["split_sha256"],
@@ -161,15 +181,6 @@ def _record(
         "precision": keras.config.dtype_policy().name,
         "command": command,
     }
-    if start_from is not None:
-        origin = start_from.experiment
-        record["start_from"] = {
-            "name": origin.name,
-            "image_size": origin.image_size,
-            "weights_sha256": sha256_file(start_from.weights),
-            "pretraining": start_from.pretraining,
-        }
-    return record
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:

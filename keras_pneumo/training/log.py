@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.weights import save_safetensors
 from keras_pneumo.prediction.postprocess import FILE as RULE_FILE
 from keras_pneumo.prediction.run import CHECKPOINTS, TORCH_WEIGHTS, WEIGHTS
+from keras_pneumo.training.checkpoints import flush_folder
 from keras_pneumo.training.optimization import inner_optimizer
 from keras_pneumo.training.validation import Judged
 
@@ -44,7 +46,7 @@ class EpochRow:
     data_seconds: float = float("nan")
     """Time that the training waited for batches."""
     gradient_norm: float = float("nan")
-    """Mean over the steps of the gradient's global norm, before it is clipped."""
+    """Mean over the images of the gradient's global norm, before it is clipped; steps that overflowed are left out."""
     memory_gb: float = float("nan")
     """The process's memory at the epoch's end, or with GPUs the most that the first one held so far."""
 
@@ -174,7 +176,7 @@ def save_best(model: keras.Model, folder: Path) -> None:
 
 
 def save_weights(model: keras.Model, path: Path) -> None:
-    """Write the weights for Keras; the file replaces the one before at once.
+    """Write the weights for Keras, flushed to the disk; the file replaces the one before at once.
 
     Raises:
         PneumoError: they cannot be written; the file is then as it was.
@@ -182,7 +184,10 @@ def save_weights(model: keras.Model, path: Path) -> None:
     temporary = path.parent / f"writing.{path.name}"
     try:
         model.save_weights(temporary)
+        with temporary.open("rb") as stream:  # Keras has closed it; a power cut must find the weights whole
+            os.fsync(stream.fileno())
         temporary.replace(path)
+        flush_folder(path.parent)
     except OSError as error:
         raise PneumoError(
             f"The weights could not be written in {path.parent}: {_reason(error)}. Those of the best epoch "

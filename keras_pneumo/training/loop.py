@@ -29,6 +29,7 @@ def learn(work: Work, found: checkpoints.Checkpoint | None, started_from: bool) 
     """All phases, from the beginning or from a checkpoint; faults lead back to the last one."""
     manner, engine = work.manner, work.manner.engine
     work.slices = min(max(work.experiment.accumulation, _recalled(work)), work.most_slices)
+    work.recall_predicted()
     work.skip = faults.skipped(work.folder, work.training.image_ids)
     found = _agreed(work, found)
     if found is not None:
@@ -39,7 +40,7 @@ def learn(work: Work, found: checkpoints.Checkpoint | None, started_from: bool) 
         if started_from:
             row = work.log.judged(
                 judged_network(work),
-                work.judge(judged_network(work)),
+                work.validate(judged_network(work)),
                 0,
                 "start",
                 float("nan"),
@@ -165,7 +166,7 @@ def _run_phase(work: Work, found: checkpoints.Checkpoint | None) -> None:
     end = phase.first_epoch + phase.epochs
     callbacks: list[keras.callbacks.Callback] = [
         Steps(state, work.sizes, experiment.total_epochs, work.interruption, work.events, work.progress),
-        Validation(state, work.log, work.judge, phase.name, work.tell_epoch, experiment.patience),
+        Validation(state, work.log, work.validate, phase.name, work.tell_epoch, experiment.patience),
         *([work.average] if work.average else []),
         Saver(state, end, work.next_phase, steps, work.manner.every, work.save, work.interruption, engine),
     ]

@@ -1,8 +1,9 @@
 """How much of a batch fits into memory at once: halved when it does not, found beforehand if asked, and remembered.
 
-What is found is the largest part of a batch that one device takes in one slice. It is kept for the device, the network,
-the image size and the precision in ``memory.json`` in ``$KERAS_PNEUMO_CACHE`` (default: ``~/.cache/keras_pneumo``), and
-the next training starts from it. The effective batch never changes: see ``slices``.
+What is found is the largest part of a batch that one device takes in one slice, and, where validation had to predict
+fewer, how many it predicts at once. It is kept for the device, the network, the image size and the precision in
+``memory.json`` in ``$KERAS_PNEUMO_CACHE`` (default: ``~/.cache/keras_pneumo``), and the next training starts from it.
+The effective batch never changes: see ``slices``.
 """
 
 from __future__ import annotations
@@ -30,24 +31,29 @@ def cache_folder() -> Path:
     return Path(os.environ.get("KERAS_PNEUMO_CACHE") or Path.home() / ".cache" / "keras_pneumo")
 
 
-def key_of(experiment: Experiment) -> str:
-    """Device, network, image size and precision in words."""
-    size = experiment.crop or experiment.image_size
+def key_of(experiment: Experiment, predicting: bool = False) -> str:
+    """Device, network, image size and precision in words, and what the network does."""
+    size = experiment.image_size if predicting else experiment.crop or experiment.image_size
     learning = "frozen BatchNorm" if experiment.frozen_batchnorm else "learning BatchNorm"
+    if predicting:
+        learning = "predicting"
     parts = (hardware(), experiment.task, experiment.encoder, f"{size} px", keras.config.dtype_policy().name, learning)
     return ", ".join(parts)
 
 
-def recall(experiment: Experiment) -> int | None:
-    """Images that fit in one slice, if that was found before."""
-    found = _read().get(key_of(experiment))
+def recall(experiment: Experiment, predicting: bool = False) -> int | None:
+    """Images that fit in one slice, or that one device can predict at once, if that was found before."""
+    found = _read().get(key_of(experiment, predicting))
     return found if isinstance(found, int) and found > 0 else None
 
 
-def remember(experiment: Experiment, images: int) -> None:
-    """Keep how many images fit in one slice; where the folder cannot be written, nothing is kept."""
+def remember(experiment: Experiment, images: int, predicting: bool = False) -> None:
+    """Keep how many images fit in one slice, or can be predicted at once.
+
+    Where the folder cannot be written, nothing is kept.
+    """
     try:
-        write_json(cache_folder() / FILE, _read() | {key_of(experiment): images})
+        write_json(cache_folder() / FILE, _read() | {key_of(experiment, predicting): images})
     except PneumoError:
         return
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.files import LOCK_NAME, folder_lock
+from keras_pneumo.data.files import LOCK_NAME, TEMPORARY_SUFFIX, folder_lock
 from keras_pneumo.data.prepared import Prepared
 from keras_pneumo.errors import PneumoError
 
@@ -35,9 +35,9 @@ Progress = Literal["empty", "other", "unfinished", "finished"]
 
 def progress_of(folder: Path, experiment: Experiment, prepared: Prepared) -> Progress:
     """How far this experiment on these images has come in ``folder``; ``other`` where that holds something else."""
-    if not folder.exists() or (folder.is_dir() and not {path.name for path in folder.iterdir()} - {LOCK_NAME}):
+    if not folder.exists() or (folder.is_dir() and not _holds(folder)):
         return "empty"
-    record = _record(folder)
+    record = record_of(folder)
     wanted = {
         "experiment": json.loads(experiment.model_dump_json()),
         "split_sha256": prepared.manifest["split_sha256"],
@@ -50,7 +50,7 @@ def progress_of(folder: Path, experiment: Experiment, prepared: Prepared) -> Pro
 
 def is_trained(folder: Path) -> bool:
     """Whether the training in a run folder has ended, and only its predictions and report may be missing."""
-    return "best_epoch" in _record(folder)
+    return "best_epoch" in record_of(folder)
 
 
 def find_place(wanted: Path | None, experiment: Experiment, prepared: Prepared, resume: bool) -> Place:
@@ -103,9 +103,9 @@ def new_folder(wanted: Path | None, name: str) -> Path:
         PneumoError: ``wanted`` holds something already.
     """
     if wanted is not None:
-        if wanted.exists() and (not wanted.is_dir() or {path.name for path in wanted.iterdir()} - {LOCK_NAME}):
+        if wanted.exists() and (not wanted.is_dir() or _holds(wanted)):
             what = "is not empty"
-            if wanted.is_dir() and _record(wanted):
+            if wanted.is_dir() and record_of(wanted):
                 finished = (wanted / REPORT).is_file()
                 what += (
                     ": it holds a finished training"
@@ -160,7 +160,13 @@ def _numbered(name: str, number: int) -> Path:
     return RUNS / (name if number == 1 else f"{name}-{number}")
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _holds(folder: Path) -> bool:
+    """Whether anything is in the folder but a lock and half-written files, which a start that was killed leaves."""
+    return any(path.name != LOCK_NAME and path.suffix != TEMPORARY_SUFFIX for path in folder.iterdir())
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """What a run folder's ``experiment.json`` says; nothing where there is none that can be read."""
     try:
         found = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

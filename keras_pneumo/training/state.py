@@ -8,6 +8,7 @@ whenever the weights are the best so far, and lies beside them in the run folder
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -40,9 +41,11 @@ class State:
     """Epochs since the score last rose, in this phase."""
     plateau: Plateau | None = None
     loss_sum: float = 0.0
-    """Of this epoch's steps so far, each by its images; so are the next four."""
+    """Of this epoch's steps so far, each by its images; so are the next five."""
     images: int = 0
     norm_sum: float = 0.0
+    """Of the steps whose gradient was finite: in float16 the loss scale leaves out those that overflow."""
+    norm_images: int = 0
     seconds: float = 0.0
     data_seconds: float = 0.0
     elapsed: float = 0.0
@@ -52,7 +55,7 @@ class State:
         """Start to count anew, with ``epoch`` epochs done."""
         self.epoch, self.step = epoch, 0
         self.loss_sum = self.norm_sum = self.seconds = self.data_seconds = 0.0
-        self.images = 0
+        self.images = self.norm_images = 0
 
     def begin_phase(self, phase: int, epoch: int) -> None:
         """Start a phase, whose optimizer is a new one."""
@@ -116,6 +119,9 @@ def position_of(checkpoint: Checkpoint) -> State:
     """Where the checkpoint's training stood."""
     values = dict(checkpoint.state["position"])
     plateau = values.pop("plateau")
+    if "norm_images" not in values:  # an earlier version counted every step
+        finite = math.isfinite(values["norm_sum"])
+        values |= {"norm_images": values["images"]} if finite else {"norm_images": 0, "norm_sum": 0.0}
     known = {field.name for field in fields(State)}
     return State(**{k: v for k, v in values.items() if k in known}, plateau=Plateau(**plateau) if plateau else None)
 

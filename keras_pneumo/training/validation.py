@@ -17,6 +17,7 @@ from keras_pneumo.evaluation.metrics import auroc, fit_threshold
 from keras_pneumo.prediction.maps import enlarge, levels_of, outputs_of, sigmoid, true_pixels
 from keras_pneumo.prediction.postprocess import Search, fit, gather, tally_one, write_rule
 from keras_pneumo.prediction.predict import predict_logits, probabilities_of
+from keras_pneumo.prediction.sharing import Predictor
 from keras_pneumo.prediction.threshold import write_threshold
 from keras_pneumo.training.losses import SegmentationLoss
 
@@ -42,7 +43,7 @@ class Judged:
             write_threshold(folder, self.fitted, self.images)
 
 
-Judge = Callable[[keras.Model], Judged]
+Judge = Callable[[Predictor], Judged]
 
 
 def make_judge(experiment: Experiment, source: Source, prepared: Prepared) -> Judge:
@@ -55,7 +56,7 @@ def make_judge(experiment: Experiment, source: Source, prepared: Prepared) -> Ju
 def _classifier_judge(experiment: Experiment, source: Source) -> Judge:
     batches = evaluation_batches(source, experiment.global_batch_size)
 
-    def judge(model: keras.Model) -> Judged:
+    def judge(model: Predictor) -> Judged:
         logits = predict_logits(model, batches)
         probability = probabilities_of(logits)
         finite = bool(np.isfinite(logits).all())
@@ -79,7 +80,7 @@ def _segmenter_judge(experiment: Experiment, source: Source, truth: list[np.ndar
     batches = evaluation_batches(source, experiment.global_batch_size)
     criterion = SegmentationLoss(experiment.loss, reduction=None)
 
-    def judge(model: keras.Model) -> Judged:
+    def judge(model: Predictor) -> Judged:
         losses: list[np.ndarray] = []
         rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         heads: list[np.ndarray] = []

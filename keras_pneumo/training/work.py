@@ -15,8 +15,11 @@ import keras
 from keras_pneumo.config import Experiment
 from keras_pneumo.data.images import Source
 from keras_pneumo.data.order import TrainingPlan
+from keras_pneumo.errors import Stopped
+from keras_pneumo.prediction.parts import InParts
 from keras_pneumo.prediction.run import CHECKPOINTS
-from keras_pneumo.training import checkpoints
+from keras_pneumo.prediction.sharing import Predictor
+from keras_pneumo.training import checkpoints, memory
 from keras_pneumo.training.averaging import WeightAverage
 from keras_pneumo.training.callbacks import Every, TrainProgress
 from keras_pneumo.training.distribution import ONE, Engine
@@ -25,7 +28,7 @@ from keras_pneumo.training.interrupt import Interruption
 from keras_pneumo.training.log import EpochRow, Log
 from keras_pneumo.training.slices import Network
 from keras_pneumo.training.state import State, capture, position_of, put_back_model
-from keras_pneumo.training.validation import Judge
+from keras_pneumo.training.validation import Judge, Judged
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ class Work:
     state: State = field(default_factory=State)
     average: WeightAverage | None = None
     slices: int = 1
+    predicted: int | None = None
+    """Images that validation can predict at once, on all devices together, where that was found to be few."""
     skip: tuple[int, ...] = ()
     began: float = field(default_factory=time.monotonic)
     before: float = 0.0
@@ -127,6 +132,40 @@ class Work:
     def most_slices(self) -> int:
         """In more slices a part of the smallest batch would leave one empty."""
         return max(min(self.sizes) // self.manner.engine.replicas, 1)
+
+    @property
+    def at_once(self) -> int:
+        """Images that validation predicts at once: a batch, or what one slice holds on all replicas, or fewer yet."""
+        batch, replicas = self.experiment.global_batch_size, self.manner.engine.replicas
+        slice_size = batch if self.slices == 1 else -(-self.part // self.slices) * replicas
+        return min(batch, slice_size, self.predicted or batch)
+
+    def validate(self, network: Predictor) -> Judged:
+        """How good a network is on the validation images.
+
+        Raises:
+            PneumoError: the memory is too small to predict an image.
+            Stopped: it is too small for what several workers predict at once; the next start predicts fewer.
+        """
+        return self.judge(InParts(network, self.at_once, self.manner.engine.replicas, self._predict_fewer))
+
+    def recall_predicted(self) -> None:
+        """Take what was found before of the images that validation can predict at once; the same on every worker."""
+        engine, batch = self.manner.engine, self.experiment.global_batch_size
+        fits = memory.recall(self.experiment, predicting=True)
+        parts = engine.largest(-(-batch // (fits * engine.replicas)) if fits else 1)
+        self.predicted = -(-batch // parts)
+
+    def _predict_fewer(self, images: int) -> None:
+        self.predicted = images
+        engine = self.manner.engine
+        memory.remember(self.experiment, max(images // engine.replicas, 1), predicting=True)
+        if engine.workers > 1:
+            raise Stopped(
+                f"Out of memory in validation on worker {engine.worker}. From now on {images} images are predicted at "
+                "once. Start all workers again; they go on from the last checkpoint."
+            )
+        self.manner.tell(f"Out of memory in validation: {images} images are predicted at once from now on.")
 
     def new_average(self) -> None:
         """Begin the average of the last epochs' weights, where the experiment has one."""
