@@ -1,8 +1,10 @@
 """The page in headless Chromium: a real DICOM file is dropped, looked at, judged; a hostile one gets a sentence."""
 
+import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -58,8 +60,8 @@ class Browser:
     def press(self, *keys):
         self.driver.find_element(By.TAG_NAME, "body").send_keys(*keys)
 
-    def drop(self, *paths):
-        """Drop files from outside onto the film, as a person does."""
+    def drop(self, *paths, wait=True):
+        """Drop files from outside onto the film, as a person does, and ``wait`` for the answer to the first."""
         before = self.run(
             "document.getElementById('busy').hidden = true; return document.getElementById('place').textContent"
         )
@@ -69,7 +71,8 @@ class Browser:
             self.driver.execute_cdp_cmd("Input.dispatchDragEvent", event)
             time.sleep(0.3)  # the page must have said that it takes files before they are let go
         self.until(f"return document.getElementById('place').textContent !== {json.dumps(before)}")
-        self.until("return document.getElementById('busy').hidden")
+        if wait:
+            self.until("return document.getElementById('busy').hidden")
 
     def wait_for(self, place):
         """Until the radiograph at this place, such as ``2 of 3``, is shown."""
@@ -188,6 +191,73 @@ def test_a_dropped_dicom_is_shown_judged_and_kept(browser, films, tmp_path):
     asked = browser.run("return performance.getEntriesByType('resource').map((one) => one.name)")
     assert all(name.startswith((browser.page.address, "data:")) for name in asked), asked
     assert browser.faults() == []
+
+
+def hash_of(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def held(monkeypatch, place, name, when=lambda *_: True):
+    """Hold the calls of a method that ``when`` says to, until the event that is returned is set."""
+    let_go, real = threading.Event(), getattr(place, name)
+
+    def wait(*given):
+        if when(*given):
+            assert let_go.wait(60)
+        return real(*given)
+
+    monkeypatch.setattr(place, name, wait)
+    return let_go
+
+
+def test_a_verdict_waits_for_the_radiograph_that_it_is_on(browser, tmp_path, monkeypatch):
+    browser.until("return document.body.dataset.shown")
+    let_go = held(monkeypatch, browser.page.reader, "read", lambda _, name: name == "slow.dcm")
+    slow = tmp_path / "slow.dcm"
+    slow.write_bytes(browser.page.files[1][0].read_bytes() + b"\0\0")  # bytes that nobody has read yet
+    browser.drop(slow, wait=False)
+    assert browser.text("busy") == "Reading …"
+    buttons = browser.driver.find_elements(By.CSS_SELECTOR, "[data-verdict]")
+    assert not any(button.is_enabled() for button in buttons), "there is nothing to judge yet"
+    browser.press("a")
+    time.sleep(1)  # what is sent by mistake arrives in that time
+    assert browser.page.readings.verdicts(browser.page.reader.detector.version) == {}
+    let_go.set()
+    browser.wait_for("3 of 3")
+    assert not any(browser.pressed(verdict) for verdict in ("agree", "disagree", "unsure"))
+    browser.press("d")
+    WebDriverWait(browser.driver, 30).until(lambda _: browser.pressed("disagree"))
+    (row,) = pd.read_csv(tmp_path / "readings.csv").to_dict("records")
+    assert (row["file"], row["image_sha256"]) == ("slow.dcm", hash_of(slow))
+
+
+def test_a_verdict_that_is_kept_late_is_not_shown_on_another_radiograph(browser, tmp_path, monkeypatch):
+    browser.until("return document.body.dataset.shown")
+    let_go = held(monkeypatch, browser.page.readings, "add")
+    browser.press("a")
+    browser.press(Keys.ARROW_RIGHT)
+    browser.wait_for("2 of 2")
+    let_go.set()
+    browser.until("return document.getElementById('agreement').textContent.startsWith('1 of 2 read')")
+    assert not browser.pressed("agree")
+    browser.press("d")
+    browser.until("return document.getElementById('agreement').textContent.startsWith('All 2 read')")
+    assert browser.pressed("disagree")
+    table = pd.read_csv(tmp_path / "readings.csv")
+    assert table["file"].tolist() == [name for _, name in browser.page.files]
+    assert table["image_sha256"].tolist() == [hash_of(path) for path, _ in browser.page.files]
+    assert table["verdict"].tolist() == ["agree", "disagree"]
+    let_go.clear()
+    browser.press("u")
+    bad = tmp_path / "bad.dcm"
+    bad.write_bytes(b"no radiograph")
+    browser.drop(bad)
+    let_go.set()
+    browser.until("return document.getElementById('agreement').textContent.includes('1 unsure')")
+    assert browser.text("fault").startswith("bad.dcm cannot be shown"), "nothing else went wrong"
+    browser.press(Keys.ARROW_LEFT)
+    browser.wait_for("2 of 3")
+    assert browser.pressed("unsure")
 
 
 def test_keys_and_sliders_change_what_is_seen(browser):
