@@ -1,6 +1,6 @@
 // The page: which radiograph is shown, what is asked of the server, and what the sliders, the keys and a drop do.
 
-import { Film, greyOf } from "./film.js";
+import { Film, RANGES, greyOf } from "./film.js";
 import { showAgreement, showAnswer, showFault, showHundred, showVerdict } from "./panel.js";
 
 const $ = (id) => document.getElementById(id);
@@ -126,8 +126,7 @@ function showView() {
 
 function set(changes) {
   for (const [name, value] of Object.entries(changes)) (FILMS.includes(name) ? film : state)[name] = value;
-  film.window = Math.min(400, Math.max(8, film.window));
-  film.level = Math.min(255, Math.max(0, film.level));
+  film.limit();
   film.draw();
   film.drawHeat(state.map, state.heat / 100);
   showView();
@@ -177,6 +176,7 @@ function reset() {
 }
 
 function listen() {
+  for (const [name, [min, max]] of Object.entries(RANGES)) Object.assign($(name), { min, max });
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || $("keys").open) return;
     const slides = event.target.matches("input[type=range], input[type=radio]") && event.key.startsWith("Arrow");
