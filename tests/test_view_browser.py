@@ -347,6 +347,27 @@ def test_a_hostile_file_gets_a_sentence_and_the_page_goes_on(browser, tmp_path):
     assert browser.faults() == []
 
 
+def test_a_folder_or_a_file_that_is_gone_gets_a_true_sentence(browser, tmp_path):
+    browser.until("return document.body.dataset.shown")
+    (tmp_path / "a folder").mkdir()
+    browser.drop(tmp_path / "a folder")
+    assert browser.text("fault").startswith("a folder cannot be read. It is a folder, or")
+    gone = tmp_path / "gone.dcm"
+    gone.write_bytes(browser.page.files[0][0].read_bytes())
+    browser.drop(gone)
+    assert browser.text("name") == "gone.dcm"
+    gone.unlink()
+    browser.press(Keys.ARROW_LEFT)
+    browser.wait_for("3 of 4")
+    browser.press(Keys.ARROW_RIGHT)
+    browser.wait_for("4 of 4")
+    assert browser.text("fault").startswith("gone.dcm cannot be read.")
+    browser.press(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+    browser.wait_for("2 of 4")
+    assert browser.text("fault") == ""
+    assert browser.faults() == []
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real DICOM files are not here")
 def test_a_real_file_dropped_is_shown_right(browser, tmp_path):
     browser.until("return document.body.dataset.shown")

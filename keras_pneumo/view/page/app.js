@@ -27,11 +27,17 @@ function folderItem(name, number) {
 }
 
 function droppedItem(file) {
-  const load = () => {
+  const load = async () => {
     if (file.size > state.about.max_bytes) {
       throw new Error(`${file.name} cannot be shown: it is larger than the ${state.about.max_bytes / 2 ** 20} MiB that the page takes.`);
     }
-    return ask(`/api/drop?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file });
+    let body;
+    try {
+      body = await file.arrayBuffer();
+    } catch {
+      throw new Error(`${file.name} cannot be read. It is a folder, or was moved, changed or locked since it was dropped. Drop the files themselves, again.`);
+    }
+    return ask(`/api/drop?name=${encodeURIComponent(file.name)}`, { method: "POST", body });
   };
   return { name: file.name, load };
 }
