@@ -94,6 +94,15 @@ def test_the_page_is_served_and_ends_with_ctrl_c(place, tmp_path):
         assert len(about["files"]) == 40
         found = json.load(urllib.request.urlopen(address + "api/folder/0", timeout=60))
         assert set(found["maps"]) == {"classifier", "segmenter"}
+        second = subprocess.run(
+            [*command, "--port", "0", "--no-browser"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            timeout=120,
+        )
+        refused(second, "readings.csv", "--readings")
     finally:
         process.send_signal(signal.SIGINT)
     spoken, errors = process.communicate(timeout=60)

@@ -18,7 +18,7 @@ from keras_pneumo.data.radiograph import UnreadableImage
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.prediction.detect import find_files
 from keras_pneumo.view import decoding
-from keras_pneumo.view.readings import Reading, Readings, agreement_of
+from keras_pneumo.view.readings import Reading, Readings, agreement_of, open_readings
 
 pytest.importorskip("uvicorn", reason="the page (extra view) is not installed")
 from keras_pneumo.models.classifier import build_classifier
@@ -206,6 +206,27 @@ def test_readings_are_gone_on_with_and_other_files_refused(tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(PneumoError, match="no csv of readings"):
         Readings(tmp_path / "other.csv")
+
+
+def test_a_csv_of_readings_is_held_by_one_page(tmp_path):
+    csv = tmp_path / "new" / "r.csv"
+    with open_readings(csv) as readings:
+        (tmp_path / "link").symlink_to(tmp_path / "new")
+        for name in (csv, tmp_path / "link" / "r.csv"):
+            with pytest.raises(PneumoError, match=r"Another keras-pneumo view .* with --readings"), open_readings(name):
+                pass
+        with open_readings(csv.with_name("other.csv")) as other:
+            other.add("b.dcm", "k2", "d", 0.75, True, "agree")
+        readings.add("a.dcm", "k1", "d", 0.25, False, "agree")
+    with open_readings(csv) as again:
+        assert again.verdicts("d") == {"k1": "agree"}
+    csv.write_text("a,b\n1,2\n")
+    for _ in range(2):  # a refusal holds nothing
+        with pytest.raises(PneumoError, match="no csv of readings"), open_readings(csv):
+            pass
+    (tmp_path / "file").touch()
+    with pytest.raises(PneumoError, match=r"cannot be kept in .* --readings"), open_readings(tmp_path / "file/r.csv"):
+        pass
 
 
 def crash(data, name):

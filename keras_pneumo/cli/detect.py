@@ -140,18 +140,16 @@ def view_command(
     from keras_pneumo.prediction.detector import open_detector
     from keras_pneumo.view.decoding import Decoder
     from keras_pneumo.view.reader import Reader
-    from keras_pneumo.view.readings import Readings
+    from keras_pneumo.view.readings import open_readings
     from keras_pneumo.view.server import listen, serve
-
-    files = find_files([folder]) if folder is not None else []
-    readings = Readings(readings_file)
-    reader = Reader(open_detector(detector_folder), Decoder())
-    place = listen(port)
 
     def started(address: str) -> None:
         say(f"The page: {address} (Ctrl-C ends it). Research use only.")
         if browser:
             webbrowser.open(address)
 
-    serve(reader, files, readings, place, started)
-    say(readings.agreement(reader.detector.version)["sentence"])
+    files = find_files([folder]) if folder is not None else []
+    reader = Reader(open_detector(detector_folder), Decoder())
+    with open_readings(readings_file) as readings:
+        serve(reader, files, readings, listen(port), started)
+        say(readings.agreement(reader.detector.version)["sentence"])
