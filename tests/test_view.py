@@ -29,6 +29,8 @@ from keras_pneumo.view.decoding import Decoder, decode_bytes
 from keras_pneumo.view.reader import Reader, heat_of, heat_sentence, mean_heat
 from keras_pneumo.view.server import MAX_DROP, listen, make_app, make_server
 
+NO_PART = "the classifier, whose map this is, has no part in it"
+
 
 class Page:
     """A served page: its address, its folder's files, its csv."""
@@ -132,6 +134,8 @@ def test_an_answer_has_all_that_the_page_shows(page):
     assert found["pixels"].startswith("data:image/png;base64,")
     assert set(found["maps"]) == {"classifier", "segmenter"}
     assert "10 of 40" in found["evidence"]
+    assert (found["probability_source"], found["gate"], found["gate_source"]) == ("classifier", 0.0, "")
+    assert found["whose"] == "the classifier's"
     about = page.json("/api/about")[1]
     assert (about["sensitivity"], about["specificity"]) == (pytest.approx(30 / 38), pytest.approx(152 / 162))
     assert about["files"] == [name for _, name in page.files]
@@ -280,11 +284,38 @@ def test_whose_heat_map_was_checked_is_said():
     detector = replace(detector, record={"heat": heat})
     assert heat_sentence(detector) == (
         "The classifier's map is HiResCAM of stage 1: its hottest point lies in the pneumothorax in 50% of 30 "
-        "validation positives (6% by chance)."
+        "validation positives (6% by chance). The probability is the classifier's; the outline is the segmenter's "
+        "alone."
     )
     ((run, models),) = detector.classifiers
     both = heat_sentence(replace(detector, classifiers=[(run, models * 2)]))
     assert "the mean of 2 networks', HiResCAM of stage 1: the first one's hottest point" in both
+
+
+@pytest.mark.parametrize(
+    ("source", "gate", "gate_source", "said"),
+    [
+        ("classifier", 0, "", "The probability is the classifier's; the outline is the segmenter's alone."),
+        ("outline", 0, "", f"The probability is the segmenter's; {NO_PART}; the outline is the segmenter's alone."),
+        ("own head", 0.4, "own head", f"the segmenter's; {NO_PART}; the outline is the segmenter's alone."),
+        ("outline", 0, "classifier", f"the segmenter's; {NO_PART}; the outline is the segmenter's alone."),
+        ("outline", 0.4, "classifier", f"{NO_PART}; the outline is the segmenter's, kept only where the classifier's"),
+        ("classifier and outline", 0, "", "The probability is the classifier's and the segmenter's; the outline"),
+        (
+            "classifier, own head and outline",
+            0.4,
+            "classifier and own head",
+            "The probability is the classifier's and the segmenter's; the outline is the segmenter's, kept only where "
+            "the classifier's and the segmenter's answer allows it.",
+        ),
+    ],
+)
+def test_what_part_the_classifier_has_is_said(source, gate, gate_source, said):
+    detector = known_detector()
+    rule = replace(detector.rule, gate=gate, gate_source=gate_source)
+    sentence = heat_sentence(replace(detector, probability_source=source, rule=rule))
+    assert said in sentence
+    assert (NO_PART in sentence) == ("classifier" not in source)
 
 
 def test_a_taken_port_is_refused_in_a_sentence():

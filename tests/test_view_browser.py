@@ -170,6 +170,8 @@ def test_a_dropped_dicom_is_shown_judged_and_kept(browser, films, tmp_path):
     assert browser.text("name") == "dropped.dcm"
     assert "yes" in browser.text("word")
     assert "10 of 40" in browser.text("evidence")
+    assert "Probability 0.800 (the classifier's); yes from 0.500." in browser.text("numbers")
+    assert "The probability is the classifier's" in browser.text("heat-note")
     assert "about 25 would be wrong" in browser.text("hundred")
     assert len(browser.driver.find_elements(By.CSS_SELECTOR, "#dots .wrong")) == 25
     check_shown(browser, outside, tmp_path)
