@@ -7,6 +7,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -180,6 +181,29 @@ def test_a_reading_is_kept_and_counted(page):
     for body in (b"{}", b"[", b"x" * 20_000, json.dumps({"key": found[0]["key"], "verdict": "maybe"}).encode()):
         assert page.json("/api/reading", body)[0] == 400
     assert page.json("/api/reading", json.dumps({"key": "0", "verdict": "agree"}).encode())[0] == 404
+
+
+def test_a_radiograph_asked_for_twice_at_once_is_read_once(page, films, monkeypatch):
+    data = next(films.iterdir()).read_bytes() + b"\0\0"  # bytes that nobody has read yet
+    let_go, read, names = threading.Event(), page.reader.read, []
+
+    def slow(*given):
+        names.append(given[1])
+        assert let_go.wait(60)
+        return read(*given)
+
+    monkeypatch.setattr(page.reader, "read", slow)
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(page.json, f"/api/drop?name={name}.dcm", data) for name in "abc"]
+        time.sleep(1)
+        let_go.set()
+    answers = [one.result() for one in asked]
+    assert [(status, found["name"]) for status, found in answers] == [(200, "a.dcm"), (200, "b.dcm"), (200, "c.dcm")]
+    assert len(names) == 1
+    for _ in range(2):  # a failure is not kept
+        names.clear()
+        assert page.json("/api/drop?name=bad.dcm", b"no radiograph at all")[0] == 422
+        assert len(names) == 1
 
 
 def test_agreement_is_exact():

@@ -41,6 +41,8 @@ KEPT = 8
 """Answers kept in memory, so that next and previous are at once."""
 
 Files = list[tuple[Path, str]]
+Reading = asyncio.Future[dict[str, Any]]
+"""Of one radiograph; it is kept from its beginning, as one that is read ahead may be asked for before its end."""
 
 
 def make_app(reader: Reader, files: Files, readings: Readings, port: int) -> Starlette:
@@ -53,20 +55,30 @@ def make_app(reader: Reader, files: Files, readings: Readings, port: int) -> Sta
         port: of the address that the page is opened at.
     """
     detector = reader.detector
-    kept: OrderedDict[str, dict[str, Any]] = OrderedDict()
+    kept: OrderedDict[str, Reading] = OrderedDict()
+
+    def begin(place: str, name: str, load: Callable[[], bytes]) -> None:
+        def forget_failure(done: Reading) -> None:
+            if kept.get(place) is done and not _succeeded(done):
+                del kept[place]
+
+        kept[place] = asyncio.ensure_future(run_in_threadpool(lambda: reader.read(load(), name)))
+        kept[place].add_done_callback(forget_failure)
 
     async def answered(place: str, name: str, load: Callable[[], bytes]) -> Response:
+        if place not in kept:
+            begin(place, name, load)
+        begun = kept[place]
         try:
-            if place not in kept:
-                kept[place] = await run_in_threadpool(lambda: reader.read(load(), name))
+            found = await asyncio.shield(begun)  # it goes on for others if this request ends
         except UnreadableImage as error:
             return _refused(f"{name} cannot be shown: {_ended(str(error))}")
         except Exception as error:  # whatever a file does, the page goes on
             return _refused(f"{name} cannot be shown: the detector failed on it ({type(error).__name__}).", 500)
+        kept[place] = begun
         kept.move_to_end(place)
         while len(kept) > KEPT:
             kept.popitem(last=False)
-        found = kept[place]
         return JSONResponse({**found, "name": name, "verdict": readings.verdicts(detector.version).get(found["key"])})
 
     async def page(_: Request) -> Response:
@@ -125,7 +137,8 @@ def make_app(reader: Reader, files: Files, readings: Readings, port: int) -> Sta
             values = (str(given["key"]), str(given["verdict"]))
         except (ValueError, KeyError, TypeError):
             return _refused("This is no reading.", 400)
-        found = next((one for one in kept.values() if one["key"] == values[0]), None)
+        shown = [one.result() for one in kept.values() if _succeeded(one)]
+        found = next((one for one in shown if one["key"] == values[0]), None)
         if found is None:
             return _refused("This radiograph was not shown lately; open it again to say what you think of it.", 404)
         yes, name = bool(found["pneumothorax"]), _plain(str(given.get("name", "")))
@@ -193,6 +206,10 @@ def make_server(app: Starlette) -> uvicorn.Server:
         app, log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=2
     )
     return uvicorn.Server(settings)
+
+
+def _succeeded(reading: Reading) -> bool:
+    return reading.done() and not reading.cancelled() and reading.exception() is None
 
 
 async def _small_body(request: Request, most: int = 10_000) -> bytes:
