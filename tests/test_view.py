@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import struct
 import threading
 import time
@@ -9,6 +10,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,13 +24,16 @@ from keras_pneumo.view import decoding
 from keras_pneumo.view.readings import Reading, Readings, agreement_of, open_readings
 
 pytest.importorskip("uvicorn", reason="the page (extra view) is not installed")
+from starlette.datastructures import Headers
+
 from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.prediction.detector import open_detector
 from keras_pneumo.prediction.files import pixels_at
 from keras_pneumo.prediction.gradcam import heat_maps
 from keras_pneumo.view.decoding import Decoder, decode_bytes
+from keras_pneumo.view.guard import Guard
 from keras_pneumo.view.reader import Reader, heat_of, heat_sentence, mean_heat
-from keras_pneumo.view.server import MAX_DROP, listen, make_app, make_server
+from keras_pneumo.view.server import MAX_DROP, listen, make_app, make_server, serve
 
 NO_PART = "the classifier, whose map this is, has no part in it"
 
@@ -43,7 +48,7 @@ class Page:
         self.files = find_files([folder])
         self.readings = Readings(readings)
         self.reader = Reader(known_detector(classifier_model=build_classifier("resnet18")), Decoder())
-        self.server = make_server(make_app(self.reader, self.files, self.readings, self.port))
+        self.server = make_server(make_app(self.reader, self.files, self.readings, self.port), self.reader)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.place]}, daemon=True)
 
     def __enter__(self):
@@ -262,7 +267,7 @@ def crash(data, name):
 
 
 def hang(data, name):
-    time.sleep(60)
+    time.sleep(300)
 
 
 @pytest.mark.slow
@@ -282,6 +287,20 @@ def test_a_file_that_ends_or_holds_the_decoder_costs_only_itself(monkeypatch, fi
         assert decoder.decode(data, "x").image.shape == (1024, 1024)
     finally:
         decoder.close()
+
+
+@pytest.mark.slow
+def test_the_page_ends_while_a_file_holds_the_decoder(monkeypatch, films, tmp_path):
+    monkeypatch.setattr(decoding, "decode_bytes", hang)
+    with ThreadPoolExecutor(1) as pool:
+        with Page(films, tmp_path / "readings.csv") as page:
+            page.reader.decoder.seconds = 300
+            asked = pool.submit(page.json, "/api/folder/0")
+            while not page.reader.decoder._pool or not page.reader.decoder._pool._processes:
+                time.sleep(0.05)
+        assert not page.thread.is_alive()
+        status, told = asked.result(60)
+    assert (status, "the program is ending" in told["error"]) == (422, True)
 
 
 def test_bytes_are_told_apart_by_how_they_begin(films):
@@ -340,6 +359,27 @@ def test_what_part_the_classifier_has_is_said(source, gate, gate_source, said):
     sentence = heat_sentence(replace(detector, probability_source=source, rule=rule))
     assert said in sentence
     assert (NO_PART in sentence) == ("classifier" not in source)
+
+
+def test_the_address_is_told_when_it_can_be_opened():
+    class EnoughError(Exception):
+        pass
+
+    def started(address):
+        assert address == f"http://127.0.0.1:{place.getsockname()[1]}/"
+        socket.create_connection(place.getsockname(), timeout=10).close()
+        raise EnoughError
+
+    with listen(0) as place, pytest.raises(EnoughError):
+        serve(Reader(known_detector(), Decoder()), [], Readings(Path("never written.csv")), place, started)
+
+
+def test_at_http_s_own_port_browsers_leave_it_out():
+    guard = Guard(None, 80)
+    for host in ("127.0.0.1", "127.0.0.1:80", "localhost"):
+        assert guard.refusal(Headers({"host": host, "origin": f"http://{host}"}), "POST") == ""
+    assert guard.refusal(Headers({"host": "evil.example"}), "GET")
+    assert Guard(None, 8080).refusal(Headers({"host": "127.0.0.1"}), "GET")
 
 
 def test_a_taken_port_is_refused_in_a_sentence():

@@ -31,6 +31,8 @@ class Guard:
         """Guard ``app``, which is served at ``port``."""
         self.app = app
         self.hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
+        if port == 80:  # HTTP's own, which browsers leave out
+            self.hosts |= {"127.0.0.1", "localhost"}
         self.origins = {f"http://{host}" for host in self.hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

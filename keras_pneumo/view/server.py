@@ -162,7 +162,7 @@ def make_app(reader: Reader, files: Files, readings: Readings, port: int) -> Sta
 
 
 def listen(port: int) -> socket.socket:
-    """A socket on 127.0.0.1, and on no other address of this machine; port 0 takes any free one.
+    """A socket that listens on 127.0.0.1, and on no other address of this machine; port 0 takes any free one.
 
     Raises:
         PneumoError: the port is taken or not allowed.
@@ -171,6 +171,7 @@ def listen(port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((ADDRESS, port))
+        found.listen(128)  # already now: who comes before the server has started waits
     except OSError as error:
         found.close()
         raise PneumoError(f"Port {port} cannot be used ({error.strerror}). Name another with --port.") from None
@@ -191,21 +192,31 @@ def serve(
     """
     port = place.getsockname()[1]
     app = make_app(reader, files, readings, port)
-    server = make_server(app)
-    started(f"http://{ADDRESS}:{port}/")
+    server = make_server(app, reader)
     try:
+        started(f"http://{ADDRESS}:{port}/")
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn has then ended in good order
             asyncio.run(server.serve(sockets=[place]))
     finally:
         reader.decoder.close()
 
 
-def make_server(app: Starlette) -> uvicorn.Server:
+class _Server(uvicorn.Server):
+    def __init__(self, settings: uvicorn.Config, reader: Reader) -> None:
+        super().__init__(settings)
+        self.reader = reader
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.reader.decoder.close()  # what is under way is waited for, and a decoder may take a minute
+        await super().shutdown(sockets)
+
+
+def make_server(app: Starlette, reader: Reader) -> uvicorn.Server:
     """uvicorn with nothing written to the screen and no word about itself in its answers."""
     settings = uvicorn.Config(
         app, log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=2
     )
-    return uvicorn.Server(settings)
+    return _Server(settings, reader)
 
 
 def _succeeded(reading: Reading) -> bool:
