@@ -1,5 +1,6 @@
 """The page's server: who may ask, what a bad file gets, what a reading leaves behind."""
 
+import http.client
 import json
 import os
 import socket
@@ -31,7 +32,7 @@ from keras_pneumo.prediction.detector import open_detector
 from keras_pneumo.prediction.files import pixels_at
 from keras_pneumo.prediction.gradcam import heat_maps
 from keras_pneumo.view.decoding import Decoder, decode_bytes
-from keras_pneumo.view.guard import Guard
+from keras_pneumo.view.guard import Guard, Keys, cookie_name
 from keras_pneumo.view.reader import Reader, heat_of, heat_sentence, mean_heat
 from keras_pneumo.view.server import MAX_DROP, listen, make_app, make_server, serve
 
@@ -48,7 +49,9 @@ class Page:
         self.files = find_files([folder])
         self.readings = Readings(readings)
         self.reader = Reader(known_detector(classifier_model=build_classifier("resnet18")), Decoder())
-        self.server = make_server(make_app(self.reader, self.files, self.readings, self.port), self.reader)
+        self.keys = Keys()
+        app = make_app(self.reader, self.files, self.readings, self.port, self.keys)
+        self.server = make_server(app, self.reader)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.place]}, daemon=True)
 
     def __enter__(self):
@@ -66,7 +69,8 @@ class Page:
 
     def ask(self, path, data=None, **headers):
         """Status, headers and text of an answer; headers are given with _ for -."""
-        given = {"Origin": self.address} if data is not None else {}
+        given = {"Cookie": f"{cookie_name(self.port)}={self.keys.cookie}"}
+        given |= {"Origin": self.address} if data is not None else {}
         given |= {name.replace("_", "-"): value for name, value in headers.items()}
         request = urllib.request.Request(self.address + path, data, given)
         try:
@@ -120,15 +124,48 @@ def test_another_host_or_origin_is_refused(page):
         (drop, b"x", {"Origin": "http://evil.example"}),
         (drop, b"x", {"Origin": "null"}),
         (drop, b"x", {"Origin": f"http://127.0.0.1:{page.port + 1}"}),
+        (f"/?token={page.keys.printed}", None, {"Host": "evil.example"}),
     ]:
         status, told = page.json(path, data, **headers)
         assert status == 403, (path, headers)
         assert told["error"]
-    request = urllib.request.Request(page.address + drop, b"x")  # no origin at all
+        assert "token" not in told["error"], "it is refused for where it comes from"
+    cookie = {"Cookie": f"{cookie_name(page.port)}={page.keys.cookie}"}
+    request = urllib.request.Request(page.address + drop, b"x", cookie)  # no origin at all
     with pytest.raises(urllib.error.HTTPError) as refusal:
         urllib.request.urlopen(request, timeout=30)
     assert refusal.value.code == 403
     assert page.json("/api/about", Host=f"localhost:{page.port}")[0] == 200
+
+
+def test_without_the_token_nothing_is_answered(page):
+    for cookie in ("", f"{cookie_name(page.port)}=x", f"keras_pneumo_1={page.keys.cookie}", f"a={page.keys.printed}"):
+        for path in ("/", "/page/app.js", "/api/about", "/api/folder/0", "/?token=x", "/?token=", "/?token=%FF"):
+            status, told = page.json(path, Cookie=cookie)
+            assert (status, "with its token" in told["error"]) == (403, True), path
+        assert page.ask("/api/about?token=" + page.keys.printed, Cookie=cookie)[0] == 403
+        assert page.ask("/api/drop?name=x", b"x", Cookie=cookie)[0] == 403
+
+
+def test_a_token_is_exchanged_for_a_cookie(page):
+    def opened(token):
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        try:
+            with browser.open(f"{page.address}/?token={token}", timeout=30) as answer:
+                assert answer.url == page.address + "/", "the token is no longer in the address"
+            return json.load(browser.open(page.address + "/api/about", timeout=30))["name"] == "bright"
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    once = page.keys.once
+    assert [opened(once), opened(once), opened("")] == [True, 403, 403]
+    assert [opened(page.keys.printed), opened(page.keys.printed)] == [True, True]
+    assert len({page.keys.printed, once, page.keys.cookie, Keys().printed}) == 4
+    connection = http.client.HTTPConnection("127.0.0.1", page.port, timeout=30)
+    connection.request("GET", f"/?token={page.keys.printed}")
+    cookie = connection.getresponse().headers["set-cookie"].lower()
+    connection.close()
+    assert {"httponly", "samesite=strict", "path=/"} <= {part.strip() for part in cookie.split(";")}
 
 
 def test_an_answer_has_all_that_the_page_shows(page):
@@ -365,8 +402,10 @@ def test_the_address_is_told_when_it_can_be_opened():
     class EnoughError(Exception):
         pass
 
-    def started(address):
-        assert address == f"http://127.0.0.1:{place.getsockname()[1]}/"
+    def started(shown, opened):
+        assert shown.startswith(f"http://127.0.0.1:{place.getsockname()[1]}/?token=")
+        assert opened.startswith(f"http://127.0.0.1:{place.getsockname()[1]}/?token=")
+        assert shown != opened
         socket.create_connection(place.getsockname(), timeout=10).close()
         raise EnoughError
 
@@ -375,11 +414,11 @@ def test_the_address_is_told_when_it_can_be_opened():
 
 
 def test_at_http_s_own_port_browsers_leave_it_out():
-    guard = Guard(None, 80)
+    guard = Guard(None, 80, Keys())
     for host in ("127.0.0.1", "127.0.0.1:80", "localhost"):
         assert guard.refusal(Headers({"host": host, "origin": f"http://{host}"}), "POST") == ""
     assert guard.refusal(Headers({"host": "evil.example"}), "GET")
-    assert Guard(None, 8080).refusal(Headers({"host": "127.0.0.1"}), "GET")
+    assert Guard(None, 8080, Keys()).refusal(Headers({"host": "127.0.0.1"}), "GET")
 
 
 def test_a_taken_port_is_refused_in_a_sentence():

@@ -47,7 +47,7 @@ class Browser:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
         self.page = page
-        self.driver.get(page.address)
+        self.driver.get(f"{page.address}/?token={page.keys.once}")
         self.until("return document.body.dataset.ready === 'yes'")
 
     def run(self, script, *arguments):
@@ -285,6 +285,16 @@ def test_every_grey_value_is_shown_as_it_is(browser, tmp_path):
         np.testing.assert_allclose(browser.pixels()[:256], np.clip(exact, 0, 255), atol=0.5 + 1e-9)
     browser.press("r")
     np.testing.assert_array_equal(browser.pixels(), np.arange(4096) % 256)
+
+
+def test_the_page_can_be_loaded_again(browser):
+    browser.until("return document.body.dataset.shown")
+    assert browser.driver.current_url == browser.page.address + "/", "without its token"
+    assert browser.run("return document.cookie") == "", "no script can read it"
+    browser.run("delete document.body.dataset.shown")
+    browser.driver.refresh()
+    browser.until("return document.body.dataset.shown")
+    assert browser.faults() == []
 
 
 def test_keys_and_sliders_change_what_is_seen(browser):

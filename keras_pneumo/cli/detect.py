@@ -129,7 +129,7 @@ def view_command(
 ) -> None:
     """Open a local page that shows each radiograph with its outline, heat maps, and what the answer means.
 
-    It listens on this machine only and needs no network. Ctrl-C ends it.
+    It listens on this machine only, asks for the token in its address, and needs no network. Ctrl-C ends it.
 
     Example, after join: `keras-pneumo view runs/detector-try data/phantom-try`
     """
@@ -143,10 +143,10 @@ def view_command(
     from keras_pneumo.view.readings import open_readings
     from keras_pneumo.view.server import listen, serve
 
-    def started(address: str) -> None:
-        say(f"The page: {address} (Ctrl-C ends it). Research use only.")
+    def started(shown: str, opened: str) -> None:
+        say(f"The page: {shown} (Ctrl-C ends it). Research use only.")
         if browser:
-            webbrowser.open(address)
+            webbrowser.open(opened)
 
     files = find_files([folder]) if folder is not None else []
     reader = Reader(open_detector(detector_folder), Decoder())

@@ -28,7 +28,7 @@ from keras_pneumo.data.radiograph import UnreadableImage
 from keras_pneumo.data.raster import read_limited
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.metrics import ratio
-from keras_pneumo.view.guard import Guard
+from keras_pneumo.view.guard import Guard, Keys
 from keras_pneumo.view.reader import Reader, heat_sentence
 from keras_pneumo.view.readings import Readings
 
@@ -45,7 +45,7 @@ Reading = asyncio.Future[dict[str, Any]]
 """Of one radiograph; it is kept from its beginning, as one that is read ahead may be asked for before its end."""
 
 
-def make_app(reader: Reader, files: Files, readings: Readings, port: int) -> Starlette:
+def make_app(reader: Reader, files: Files, readings: Readings, port: int, keys: Keys) -> Starlette:
     """The application, for a server at ``port``.
 
     Args:
@@ -53,6 +53,7 @@ def make_app(reader: Reader, files: Files, readings: Readings, port: int) -> Sta
         files: radiographs of the folder that the page pages through, with their names; may be empty.
         readings: where verdicts go.
         port: of the address that the page is opened at.
+        keys: what opens it.
     """
     detector = reader.detector
     kept: OrderedDict[str, Reading] = OrderedDict()
@@ -158,7 +159,7 @@ def make_app(reader: Reader, files: Files, readings: Readings, port: int) -> Sta
         Route("/api/reading", reading, methods=["POST"]),
         Mount("/page", StaticFiles(directory=PAGE)),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(Guard, port=port)])
+    return Starlette(routes=routes, middleware=[Middleware(Guard, port=port, keys=keys)])
 
 
 def listen(port: int) -> socket.socket:
@@ -179,7 +180,7 @@ def listen(port: int) -> socket.socket:
 
 
 def serve(
-    reader: Reader, files: Files, readings: Readings, place: socket.socket, started: Callable[[str], None]
+    reader: Reader, files: Files, readings: Readings, place: socket.socket, started: Callable[[str, str], None]
 ) -> None:
     """Serve the page until it is interrupted.
 
@@ -188,13 +189,14 @@ def serve(
         files: radiographs to page through.
         readings: where verdicts go.
         place: from :func:`listen`.
-        started: told the page's address.
+        started: told the page's address as it is shown, and as a browser is sent there (see :class:`Keys`).
     """
-    port = place.getsockname()[1]
-    app = make_app(reader, files, readings, port)
+    port, keys = place.getsockname()[1], Keys()
+    app = make_app(reader, files, readings, port, keys)
     server = make_server(app, reader)
     try:
-        started(f"http://{ADDRESS}:{port}/")
+        address = f"http://{ADDRESS}:{port}/?token="
+        started(address + keys.printed, address + keys.once)
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn has then ended in good order
             asyncio.run(server.serve(sockets=[place]))
     finally:
