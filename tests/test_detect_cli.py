@@ -87,18 +87,29 @@ def test_the_page_is_served_and_ends_with_ctrl_c(place, tmp_path):
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"},
     )
     try:
-        address = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline()).group()
+        address, token = re.search(r"(http://127\.0\.0\.1:\d+/)(\?token=\S+)", process.stdout.readline()).groups()
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
         deadline = time.monotonic() + 60
         while True:
             try:
-                about = json.load(urllib.request.urlopen(address + "api/about", timeout=10))
+                browser.open(address + token, timeout=10).close()
+                about = json.load(browser.open(address + "api/about", timeout=10))
                 break
             except urllib.error.URLError:
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
         assert len(about["files"]) == 40
-        found = json.load(urllib.request.urlopen(address + "api/folder/0", timeout=60))
+        found = json.load(browser.open(address + "api/folder/0", timeout=60))
         assert set(found["maps"]) == {"classifier", "segmenter"}
+        second = subprocess.run(
+            [*command, "--port", "0", "--no-browser"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            timeout=120,
+        )
+        refused(second, "readings.csv", "--readings")
     finally:
         process.send_signal(signal.SIGINT)
     spoken, errors = process.communicate(timeout=60)

@@ -1,13 +1,17 @@
 """The page's server: who may ask, what a bad file gets, what a reading leaves behind."""
 
+import http.client
 import json
 import os
+import socket
 import struct
 import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,16 +22,21 @@ from keras_pneumo.data.radiograph import UnreadableImage
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.prediction.detect import find_files
 from keras_pneumo.view import decoding
-from keras_pneumo.view.readings import Reading, Readings, agreement_of
+from keras_pneumo.view.readings import Reading, Readings, agreement_of, open_readings
 
 pytest.importorskip("uvicorn", reason="the page (extra view) is not installed")
+from starlette.datastructures import Headers
+
 from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.prediction.detector import open_detector
 from keras_pneumo.prediction.files import pixels_at
 from keras_pneumo.prediction.gradcam import heat_maps
 from keras_pneumo.view.decoding import Decoder, decode_bytes
+from keras_pneumo.view.guard import Guard, Keys, cookie_name
 from keras_pneumo.view.reader import Reader, heat_of, heat_sentence, mean_heat
-from keras_pneumo.view.server import MAX_DROP, listen, make_app, make_server
+from keras_pneumo.view.server import MAX_DROP, listen, make_app, make_server, serve
+
+NO_PART = "the classifier, whose map this is, has no part in it"
 
 
 class Page:
@@ -40,7 +49,9 @@ class Page:
         self.files = find_files([folder])
         self.readings = Readings(readings)
         self.reader = Reader(known_detector(classifier_model=build_classifier("resnet18")), Decoder())
-        self.server = make_server(make_app(self.reader, self.files, self.readings, self.port))
+        self.keys = Keys()
+        app = make_app(self.reader, self.files, self.readings, self.port, self.keys)
+        self.server = make_server(app, self.reader)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.place]}, daemon=True)
 
     def __enter__(self):
@@ -58,7 +69,8 @@ class Page:
 
     def ask(self, path, data=None, **headers):
         """Status, headers and text of an answer; headers are given with _ for -."""
-        given = {"Origin": self.address} if data is not None else {}
+        given = {"Cookie": f"{cookie_name(self.port)}={self.keys.cookie}"}
+        given |= {"Origin": self.address} if data is not None else {}
         given |= {name.replace("_", "-"): value for name, value in headers.items()}
         request = urllib.request.Request(self.address + path, data, given)
         try:
@@ -112,15 +124,48 @@ def test_another_host_or_origin_is_refused(page):
         (drop, b"x", {"Origin": "http://evil.example"}),
         (drop, b"x", {"Origin": "null"}),
         (drop, b"x", {"Origin": f"http://127.0.0.1:{page.port + 1}"}),
+        (f"/?token={page.keys.printed}", None, {"Host": "evil.example"}),
     ]:
         status, told = page.json(path, data, **headers)
         assert status == 403, (path, headers)
         assert told["error"]
-    request = urllib.request.Request(page.address + drop, b"x")  # no origin at all
+        assert "token" not in told["error"], "it is refused for where it comes from"
+    cookie = {"Cookie": f"{cookie_name(page.port)}={page.keys.cookie}"}
+    request = urllib.request.Request(page.address + drop, b"x", cookie)  # no origin at all
     with pytest.raises(urllib.error.HTTPError) as refusal:
         urllib.request.urlopen(request, timeout=30)
     assert refusal.value.code == 403
     assert page.json("/api/about", Host=f"localhost:{page.port}")[0] == 200
+
+
+def test_without_the_token_nothing_is_answered(page):
+    for cookie in ("", f"{cookie_name(page.port)}=x", f"keras_pneumo_1={page.keys.cookie}", f"a={page.keys.printed}"):
+        for path in ("/", "/page/app.js", "/api/about", "/api/folder/0", "/?token=x", "/?token=", "/?token=%FF"):
+            status, told = page.json(path, Cookie=cookie)
+            assert (status, "with its token" in told["error"]) == (403, True), path
+        assert page.ask("/api/about?token=" + page.keys.printed, Cookie=cookie)[0] == 403
+        assert page.ask("/api/drop?name=x", b"x", Cookie=cookie)[0] == 403
+
+
+def test_a_token_is_exchanged_for_a_cookie(page):
+    def opened(token):
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        try:
+            with browser.open(f"{page.address}/?token={token}", timeout=30) as answer:
+                assert answer.url == page.address + "/", "the token is no longer in the address"
+            return json.load(browser.open(page.address + "/api/about", timeout=30))["name"] == "bright"
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    once = page.keys.once
+    assert [opened(once), opened(once), opened("")] == [True, 403, 403]
+    assert [opened(page.keys.printed), opened(page.keys.printed)] == [True, True]
+    assert len({page.keys.printed, once, page.keys.cookie, Keys().printed}) == 4
+    connection = http.client.HTTPConnection("127.0.0.1", page.port, timeout=30)
+    connection.request("GET", f"/?token={page.keys.printed}")
+    cookie = connection.getresponse().headers["set-cookie"].lower()
+    connection.close()
+    assert {"httponly", "samesite=strict", "path=/"} <= {part.strip() for part in cookie.split(";")}
 
 
 def test_an_answer_has_all_that_the_page_shows(page):
@@ -132,6 +177,8 @@ def test_an_answer_has_all_that_the_page_shows(page):
     assert found["pixels"].startswith("data:image/png;base64,")
     assert set(found["maps"]) == {"classifier", "segmenter"}
     assert "10 of 40" in found["evidence"]
+    assert (found["probability_source"], found["gate"], found["gate_source"]) == ("classifier", 0.0, "")
+    assert found["whose"] == "the classifier's"
     about = page.json("/api/about")[1]
     assert (about["sensitivity"], about["specificity"]) == (pytest.approx(30 / 38), pytest.approx(152 / 162))
     assert about["files"] == [name for _, name in page.files]
@@ -178,6 +225,29 @@ def test_a_reading_is_kept_and_counted(page):
     assert page.json("/api/reading", json.dumps({"key": "0", "verdict": "agree"}).encode())[0] == 404
 
 
+def test_a_radiograph_asked_for_twice_at_once_is_read_once(page, films, monkeypatch):
+    data = next(films.iterdir()).read_bytes() + b"\0\0"  # bytes that nobody has read yet
+    let_go, read, names = threading.Event(), page.reader.read, []
+
+    def slow(*given):
+        names.append(given[1])
+        assert let_go.wait(60)
+        return read(*given)
+
+    monkeypatch.setattr(page.reader, "read", slow)
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(page.json, f"/api/drop?name={name}.dcm", data) for name in "abc"]
+        time.sleep(1)
+        let_go.set()
+    answers = [one.result() for one in asked]
+    assert [(status, found["name"]) for status, found in answers] == [(200, "a.dcm"), (200, "b.dcm"), (200, "c.dcm")]
+    assert len(names) == 1
+    for _ in range(2):  # a failure is not kept
+        names.clear()
+        assert page.json("/api/drop?name=bad.dcm", b"no radiograph at all")[0] == 422
+        assert len(names) == 1
+
+
 def test_agreement_is_exact():
     def rows(yes_agree, yes_disagree, no_agree, no_disagree, unsure):
         kinds = [("yes", "agree")] * yes_agree + [("yes", "disagree")] * yes_disagree
@@ -208,12 +278,33 @@ def test_readings_are_gone_on_with_and_other_files_refused(tmp_path):
         Readings(tmp_path / "other.csv")
 
 
+def test_a_csv_of_readings_is_held_by_one_page(tmp_path):
+    csv = tmp_path / "new" / "r.csv"
+    with open_readings(csv) as readings:
+        (tmp_path / "link").symlink_to(tmp_path / "new")
+        for name in (csv, tmp_path / "link" / "r.csv"):
+            with pytest.raises(PneumoError, match=r"Another keras-pneumo view .* with --readings"), open_readings(name):
+                pass
+        with open_readings(csv.with_name("other.csv")) as other:
+            other.add("b.dcm", "k2", "d", 0.75, True, "agree")
+        readings.add("a.dcm", "k1", "d", 0.25, False, "agree")
+    with open_readings(csv) as again:
+        assert again.verdicts("d") == {"k1": "agree"}
+    csv.write_text("a,b\n1,2\n")
+    for _ in range(2):  # a refusal holds nothing
+        with pytest.raises(PneumoError, match="no csv of readings"), open_readings(csv):
+            pass
+    (tmp_path / "file").touch()
+    with pytest.raises(PneumoError, match=r"cannot be kept in .* --readings"), open_readings(tmp_path / "file/r.csv"):
+        pass
+
+
 def crash(data, name):
     os._exit(9)
 
 
 def hang(data, name):
-    time.sleep(60)
+    time.sleep(300)
 
 
 @pytest.mark.slow
@@ -233,6 +324,20 @@ def test_a_file_that_ends_or_holds_the_decoder_costs_only_itself(monkeypatch, fi
         assert decoder.decode(data, "x").image.shape == (1024, 1024)
     finally:
         decoder.close()
+
+
+@pytest.mark.slow
+def test_the_page_ends_while_a_file_holds_the_decoder(monkeypatch, films, tmp_path):
+    monkeypatch.setattr(decoding, "decode_bytes", hang)
+    with ThreadPoolExecutor(1) as pool:
+        with Page(films, tmp_path / "readings.csv") as page:
+            page.reader.decoder.seconds = 300
+            asked = pool.submit(page.json, "/api/folder/0")
+            while not page.reader.decoder._pool or not page.reader.decoder._pool._processes:
+                time.sleep(0.05)
+        assert not page.thread.is_alive()
+        status, told = asked.result(60)
+    assert (status, "the program is ending" in told["error"]) == (422, True)
 
 
 def test_bytes_are_told_apart_by_how_they_begin(films):
@@ -259,11 +364,61 @@ def test_whose_heat_map_was_checked_is_said():
     detector = replace(detector, record={"heat": heat})
     assert heat_sentence(detector) == (
         "The classifier's map is HiResCAM of stage 1: its hottest point lies in the pneumothorax in 50% of 30 "
-        "validation positives (6% by chance)."
+        "validation positives (6% by chance). The probability is the classifier's; the outline is the segmenter's "
+        "alone."
     )
     ((run, models),) = detector.classifiers
     both = heat_sentence(replace(detector, classifiers=[(run, models * 2)]))
     assert "the mean of 2 networks', HiResCAM of stage 1: the first one's hottest point" in both
+
+
+@pytest.mark.parametrize(
+    ("source", "gate", "gate_source", "said"),
+    [
+        ("classifier", 0, "", "The probability is the classifier's; the outline is the segmenter's alone."),
+        ("outline", 0, "", f"The probability is the segmenter's; {NO_PART}; the outline is the segmenter's alone."),
+        ("own head", 0.4, "own head", f"the segmenter's; {NO_PART}; the outline is the segmenter's alone."),
+        ("outline", 0, "classifier", f"the segmenter's; {NO_PART}; the outline is the segmenter's alone."),
+        ("outline", 0.4, "classifier", f"{NO_PART}; the outline is the segmenter's, kept only where the classifier's"),
+        ("classifier and outline", 0, "", "The probability is the classifier's and the segmenter's; the outline"),
+        (
+            "classifier, own head and outline",
+            0.4,
+            "classifier and own head",
+            "The probability is the classifier's and the segmenter's; the outline is the segmenter's, kept only where "
+            "the classifier's and the segmenter's answer allows it.",
+        ),
+    ],
+)
+def test_what_part_the_classifier_has_is_said(source, gate, gate_source, said):
+    detector = known_detector()
+    rule = replace(detector.rule, gate=gate, gate_source=gate_source)
+    sentence = heat_sentence(replace(detector, probability_source=source, rule=rule))
+    assert said in sentence
+    assert (NO_PART in sentence) == ("classifier" not in source)
+
+
+def test_the_address_is_told_when_it_can_be_opened():
+    class EnoughError(Exception):
+        pass
+
+    def started(shown, opened):
+        assert shown.startswith(f"http://127.0.0.1:{place.getsockname()[1]}/?token=")
+        assert opened.startswith(f"http://127.0.0.1:{place.getsockname()[1]}/?token=")
+        assert shown != opened
+        socket.create_connection(place.getsockname(), timeout=10).close()
+        raise EnoughError
+
+    with listen(0) as place, pytest.raises(EnoughError):
+        serve(Reader(known_detector(), Decoder()), [], Readings(Path("never written.csv")), place, started)
+
+
+def test_at_http_s_own_port_browsers_leave_it_out():
+    guard = Guard(None, 80, Keys())
+    for host in ("127.0.0.1", "127.0.0.1:80", "localhost"):
+        assert guard.refusal(Headers({"host": host, "origin": f"http://{host}"}), "POST") == ""
+    assert guard.refusal(Headers({"host": "evil.example"}), "GET")
+    assert Guard(None, 8080, Keys()).refusal(Headers({"host": "127.0.0.1"}), "GET")
 
 
 def test_a_taken_port_is_refused_in_a_sentence():

@@ -1,8 +1,10 @@
 """The page in headless Chromium: a real DICOM file is dropped, looked at, judged; a hostile one gets a sentence."""
 
+import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from selenium.webdriver.common.by import By  # noqa: E402 - what is absent is sa
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 from test_view import Page  # noqa: E402
+
+from keras_pneumo.view.decoding import decode_bytes  # noqa: E402
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[2] / "shared")) / "siim_mini" / "dicom"
@@ -43,7 +47,7 @@ class Browser:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
         self.page = page
-        self.driver.get(page.address)
+        self.driver.get(f"{page.address}/?token={page.keys.once}")
         self.until("return document.body.dataset.ready === 'yes'")
 
     def run(self, script, *arguments):
@@ -58,8 +62,8 @@ class Browser:
     def press(self, *keys):
         self.driver.find_element(By.TAG_NAME, "body").send_keys(*keys)
 
-    def drop(self, *paths):
-        """Drop files from outside onto the film, as a person does."""
+    def drop(self, *paths, wait=True):
+        """Drop files from outside onto the film, as a person does, and ``wait`` for the answer to the first."""
         before = self.run(
             "document.getElementById('busy').hidden = true; return document.getElementById('place').textContent"
         )
@@ -69,7 +73,8 @@ class Browser:
             self.driver.execute_cdp_cmd("Input.dispatchDragEvent", event)
             time.sleep(0.3)  # the page must have said that it takes files before they are let go
         self.until(f"return document.getElementById('place').textContent !== {json.dumps(before)}")
-        self.until("return document.getElementById('busy').hidden")
+        if wait:
+            self.until("return document.getElementById('busy').hidden")
 
     def wait_for(self, place):
         """Until the radiograph at this place, such as ``2 of 3``, is shown."""
@@ -130,7 +135,9 @@ def check_shown(browser, path, tmp_path):
     pixels = dataset.pixel_array
     pixels = 255 - pixels if dataset.PhotometricInterpretation == "MONOCHROME1" else pixels
     shown = browser.pixels().astype(int)
-    assert np.abs(shown - pixels.ravel()[::16].astype(int)).max() <= 2  # another JPEG decoder may round otherwise
+    decoded = decode_bytes(path.read_bytes(), path.name).image
+    np.testing.assert_array_equal(shown, decoded.ravel()[::16], "what the detector sees is what is drawn")
+    assert np.abs(shown - pixels.ravel()[::16].astype(int)).max() <= 1  # pydicom's JPEG decoder rounds otherwise
     expected = expected_mask(pixels)[8::16, 8::16]
     inside = browser.inside()
     right = dice(inside, expected)
@@ -163,6 +170,8 @@ def test_a_dropped_dicom_is_shown_judged_and_kept(browser, films, tmp_path):
     assert browser.text("name") == "dropped.dcm"
     assert "yes" in browser.text("word")
     assert "10 of 40" in browser.text("evidence")
+    assert "Probability 0.800 (the classifier's); yes from 0.500." in browser.text("numbers")
+    assert "The probability is the classifier's" in browser.text("heat-note")
     assert "about 25 would be wrong" in browser.text("hundred")
     assert len(browser.driver.find_elements(By.CSS_SELECTOR, "#dots .wrong")) == 25
     check_shown(browser, outside, tmp_path)
@@ -190,11 +199,109 @@ def test_a_dropped_dicom_is_shown_judged_and_kept(browser, films, tmp_path):
     assert browser.faults() == []
 
 
+def hash_of(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def held(monkeypatch, place, name, when=lambda *_: True):
+    """Hold the calls of a method that ``when`` says to, until the event that is returned is set."""
+    let_go, real = threading.Event(), getattr(place, name)
+
+    def wait(*given):
+        if when(*given):
+            assert let_go.wait(60)
+        return real(*given)
+
+    monkeypatch.setattr(place, name, wait)
+    return let_go
+
+
+def test_a_verdict_waits_for_the_radiograph_that_it_is_on(browser, tmp_path, monkeypatch):
+    browser.until("return document.body.dataset.shown")
+    let_go = held(monkeypatch, browser.page.reader, "read", lambda _, name: name == "slow.dcm")
+    slow = tmp_path / "slow.dcm"
+    slow.write_bytes(browser.page.files[1][0].read_bytes() + b"\0\0")  # bytes that nobody has read yet
+    browser.drop(slow, wait=False)
+    assert browser.text("busy") == "Reading …"
+    buttons = browser.driver.find_elements(By.CSS_SELECTOR, "[data-verdict]")
+    assert not any(button.is_enabled() for button in buttons), "there is nothing to judge yet"
+    browser.press("a")
+    time.sleep(1)  # what is sent by mistake arrives in that time
+    assert browser.page.readings.verdicts(browser.page.reader.detector.version) == {}
+    let_go.set()
+    browser.wait_for("3 of 3")
+    assert not any(browser.pressed(verdict) for verdict in ("agree", "disagree", "unsure"))
+    browser.press("d")
+    WebDriverWait(browser.driver, 30).until(lambda _: browser.pressed("disagree"))
+    (row,) = pd.read_csv(tmp_path / "readings.csv").to_dict("records")
+    assert (row["file"], row["image_sha256"]) == ("slow.dcm", hash_of(slow))
+
+
+def test_a_verdict_that_is_kept_late_is_not_shown_on_another_radiograph(browser, tmp_path, monkeypatch):
+    browser.until("return document.body.dataset.shown")
+    let_go = held(monkeypatch, browser.page.readings, "add")
+    browser.press("a")
+    browser.press(Keys.ARROW_RIGHT)
+    browser.wait_for("2 of 2")
+    let_go.set()
+    browser.until("return document.getElementById('agreement').textContent.startsWith('1 of 2 read')")
+    assert not browser.pressed("agree")
+    browser.press("d")
+    browser.until("return document.getElementById('agreement').textContent.startsWith('All 2 read')")
+    assert browser.pressed("disagree")
+    table = pd.read_csv(tmp_path / "readings.csv")
+    assert table["file"].tolist() == [name for _, name in browser.page.files]
+    assert table["image_sha256"].tolist() == [hash_of(path) for path, _ in browser.page.files]
+    assert table["verdict"].tolist() == ["agree", "disagree"]
+    let_go.clear()
+    browser.press("u")
+    bad = tmp_path / "bad.dcm"
+    bad.write_bytes(b"no radiograph")
+    browser.drop(bad)
+    let_go.set()
+    browser.until("return document.getElementById('agreement').textContent.includes('1 unsure')")
+    assert browser.text("fault").startswith("bad.dcm cannot be shown"), "nothing else went wrong"
+    browser.press(Keys.ARROW_LEFT)
+    browser.wait_for("2 of 3")
+    assert browser.pressed("unsure")
+
+
+def test_every_grey_value_is_shown_as_it_is(browser, tmp_path):
+    browser.until("return document.body.dataset.shown")
+    ramp = np.repeat(np.arange(4096) % 256, 16).astype(np.uint8).reshape(256, 256)  # every 16th pixel has all 256
+    cv2.imwrite(str(tmp_path / "ramp.png"), ramp)
+    browser.drop(tmp_path / "ramp.png")
+    assert browser.text("name") == "ramp.png"
+    assert browser.text("state").startswith("W 256 L 128")
+    np.testing.assert_array_equal(browser.pixels(), np.arange(4096) % 256)
+    browser.press("i")
+    np.testing.assert_array_equal(browser.pixels(), 255 - np.arange(4096) % 256)
+    browser.press("i")
+    slide = "const s = document.getElementById(arguments[0]); s.value = arguments[1]; s.oninput()"
+    for window, level in ((101, 150), (8, 0), (512, 256)):
+        browser.run(slide, "window", window)
+        browser.run(slide, "level", level)
+        exact = ((np.arange(256) - (level - 0.5)) / (window - 1) + 0.5) * 255  # PS3.3 C.11.2.1.2.1
+        np.testing.assert_allclose(browser.pixels()[:256], np.clip(exact, 0, 255), atol=0.5 + 1e-9)
+    browser.press("r")
+    np.testing.assert_array_equal(browser.pixels(), np.arange(4096) % 256)
+
+
+def test_the_page_can_be_loaded_again(browser):
+    browser.until("return document.body.dataset.shown")
+    assert browser.driver.current_url == browser.page.address + "/", "without its token"
+    assert browser.run("return document.cookie") == "", "no script can read it"
+    browser.run("delete document.body.dataset.shown")
+    browser.driver.refresh()
+    browser.until("return document.body.dataset.shown")
+    assert browser.faults() == []
+
+
 def test_keys_and_sliders_change_what_is_seen(browser):
     browser.until("return document.body.dataset.shown")
     plain = browser.pixels().astype(int)
     browser.press("i")
-    np.testing.assert_allclose(browser.pixels(), 255 - plain, atol=1)
+    np.testing.assert_array_equal(browser.pixels(), 255 - plain)
     browser.press("i", "w", "w", "w")
     narrow = browser.pixels().astype(int)
     assert narrow.std() > plain.std()
@@ -249,6 +356,27 @@ def test_a_hostile_file_gets_a_sentence_and_the_page_goes_on(browser, tmp_path):
     browser.drop(good)
     assert browser.text("name") == "good.dcm"
     assert not browser.driver.find_element(By.ID, "fault").is_displayed()
+    assert browser.faults() == []
+
+
+def test_a_folder_or_a_file_that_is_gone_gets_a_true_sentence(browser, tmp_path):
+    browser.until("return document.body.dataset.shown")
+    (tmp_path / "a folder").mkdir()
+    browser.drop(tmp_path / "a folder")
+    assert browser.text("fault").startswith("a folder cannot be read. It is a folder, or")
+    gone = tmp_path / "gone.dcm"
+    gone.write_bytes(browser.page.files[0][0].read_bytes())
+    browser.drop(gone)
+    assert browser.text("name") == "gone.dcm"
+    gone.unlink()
+    browser.press(Keys.ARROW_LEFT)
+    browser.wait_for("3 of 4")
+    browser.press(Keys.ARROW_RIGHT)
+    browser.wait_for("4 of 4")
+    assert browser.text("fault").startswith("gone.dcm cannot be read.")
+    browser.press(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+    browser.wait_for("2 of 4")
+    assert browser.text("fault") == ""
     assert browser.faults() == []
 
 

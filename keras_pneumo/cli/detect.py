@@ -132,7 +132,7 @@ def view_command(
 ) -> None:
     """Open a local page that shows each radiograph with its outline, heat maps, and what the answer means.
 
-    It listens on this machine only and needs no network. Ctrl-C ends it.
+    It listens on this machine only, asks for the token in its address, and needs no network. Ctrl-C ends it.
 
     Example, after join: `keras-pneumo view runs/detector-try data/phantom-try`
     """
@@ -143,18 +143,16 @@ def view_command(
     from keras_pneumo.prediction.detector import open_detector
     from keras_pneumo.view.decoding import Decoder
     from keras_pneumo.view.reader import Reader
-    from keras_pneumo.view.readings import Readings
+    from keras_pneumo.view.readings import open_readings
     from keras_pneumo.view.server import listen, serve
 
-    files = find_files([folder]) if folder is not None else []
-    readings = Readings(readings_file)
-    reader = Reader(open_detector(detector_folder), Decoder())
-    place = listen(port)
-
-    def started(address: str) -> None:
-        say(f"The page: {address} (Ctrl-C ends it). Research use only.")
+    def started(shown: str, opened: str) -> None:
+        say(f"The page: {shown} (Ctrl-C ends it). Research use only.")
         if browser:
-            webbrowser.open(address)
+            webbrowser.open(opened)
 
-    serve(reader, files, readings, place, started)
-    say(readings.agreement(reader.detector.version)["sentence"])
+    files = find_files([folder]) if folder is not None else []
+    reader = Reader(open_detector(detector_folder), Decoder())
+    with open_readings(readings_file) as readings:
+        serve(reader, files, readings, listen(port), started)
+        say(readings.agreement(reader.detector.version)["sentence"])

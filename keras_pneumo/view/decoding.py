@@ -43,6 +43,7 @@ class Decoder:
         self.seconds = seconds
         self._lock = threading.Lock()
         self._pool: ProcessPoolExecutor | None = None
+        self._closed = False
 
     def decode(self, data: bytes, name: str) -> Radiograph:
         """The radiograph in these bytes.
@@ -51,6 +52,8 @@ class Decoder:
             UnreadableImage: there is none; or the decoder crashed, or did not come to an end.
         """
         with self._lock:
+            if self._closed:
+                raise UnreadableImage("the program is ending")
             if self._pool is None:
                 context = multiprocessing.get_context("spawn")
                 self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=start_worker)
@@ -58,6 +61,8 @@ class Decoder:
                 found = self._pool.submit(decode_bytes, data, name).result(self.seconds)
             except BrokenProcessPool:
                 self._end()
+                if self._closed:
+                    raise UnreadableImage("the program is ending") from None
                 raise UnreadableImage("it made the decoder crash, so it is damaged or hostile") from None
             except FutureTimeout:
                 self._end()
@@ -67,14 +72,20 @@ class Decoder:
         return found
 
     def close(self) -> None:
-        """End the process."""
-        with self._lock:
-            self._end()
+        """End the process, also under way: the file that it decodes is then answered as unreadable."""
+        self._closed = True
+        while not self._lock.acquire(timeout=0.1):
+            self._kill()  # again, since it may only be starting
+        self._end()
+        self._lock.release()
 
     def _end(self) -> None:
-        if self._pool is None:
-            return
-        for process in list((self._pool._processes or {}).values()):
-            process.kill()  # it may be stuck in a decoder
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._kill()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
         self._pool = None
+
+    def _kill(self) -> None:
+        pool = self._pool
+        for process in list((pool._processes or {}).values()) if pool is not None else []:
+            process.kill()  # it may be stuck in a decoder

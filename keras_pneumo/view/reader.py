@@ -20,11 +20,12 @@ from keras_pneumo.data.files import sha256_bytes
 from keras_pneumo.data.radiograph import Radiograph, UnreadableImage
 from keras_pneumo.evaluation.pictures import outline
 from keras_pneumo.prediction.detect import summary_of
-from keras_pneumo.prediction.detector import Detector
+from keras_pneumo.prediction.detector import CLASSIFIER, OUTLINE, Detector
 from keras_pneumo.prediction.files import pixels_at, unfit
 from keras_pneumo.prediction.gradcam import heat_maps
 from keras_pneumo.prediction.meaning import meaning_of
 from keras_pneumo.prediction.overlay import png_of
+from keras_pneumo.prediction.segment import OWN_HEAD
 from keras_pneumo.view.decoding import Decoder
 
 MAX_SIDE = 2048
@@ -59,6 +60,10 @@ class Reader:
         return {
             "key": sha256_bytes(data),
             **summary,
+            "probability_source": self.detector.probability_source,
+            "gate": self.detector.rule.gate,
+            "gate_source": self.detector.rule.gate_source,
+            "whose": whose(self.detector.probability_source),
             "evidence": meaning_of(self.detector.counts, bool(summary["pneumothorax"])).evidence,
             "outline": outline(rle.runs_of(summary["encoded_pixels"]), tolerance=0.4),
             "pixels": _png_address(_shown(radiograph)),
@@ -90,7 +95,26 @@ def heat_sentence(detector: Detector) -> str:
         if {"pointing", "chance", "images"} <= heat.keys()
         else ""
     )
-    return f"The classifier's map is {name} of stage {stage}{known}."
+    return f"The classifier's map is {name} of stage {stage}{known}. {part_sentence(detector)}"
+
+
+def whose(source: str) -> str:
+    """Whose an image-level answer is, by the name that :func:`image_level_sources` gives it."""
+    parts = source.replace(" and ", ", ").split(", ")
+    names = ["the classifier's"] * (CLASSIFIER in parts) + ["the segmenter's"] * bool({OUTLINE, OWN_HEAD} & {*parts})
+    return " and ".join(names)
+
+
+def part_sentence(detector: Detector) -> str:
+    """What part the classifier, whose heat map stands beside the answer, has in the answer.
+
+    Validation chooses the probability and the outline's gate each for itself, so the classifier may have none.
+    """
+    source, rule = whose(detector.probability_source), detector.rule
+    gate = whose(rule.gate_source) if rule.gate > 0 else ""
+    part = "" if "classifier" in source else "; the classifier, whose map this is, has no part in it"
+    kept = f", kept only where {gate} answer allows it" if "classifier" in gate else " alone"
+    return f"The probability is {source}{part}; the outline is the segmenter's{kept}."
 
 
 def mean_heat(detector: Detector, images: Sequence[np.ndarray]) -> np.ndarray:

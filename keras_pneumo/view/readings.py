@@ -6,12 +6,15 @@ agreement. A later verdict on the same radiograph replaces the earlier one.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pandas as pd
 from scipy import stats
 
@@ -34,6 +37,37 @@ class Reading:
     answer: str
     """``yes`` or ``no``."""
     verdict: str
+
+
+@contextlib.contextmanager
+def open_readings(path: Path) -> Iterator[Readings]:
+    """The readings of a csv file, held for this process: two that wrote one file would each lose the other's.
+
+    The lock, a file beside the csv, goes away with the process, however that ends.
+
+    Raises:
+        PneumoError: another page holds the csv; or it is there and no csv of readings; or the disk refuses a lock.
+    """
+    path = path.resolve()
+    place = path.with_name(f".{path.name}.lock")
+    lock = filelock.FileLock(place, timeout=0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout:
+        raise PneumoError(
+            f"Another keras-pneumo view writes its readings to {path}. End that one, or name another file with "
+            "--readings."
+        ) from None
+    except OSError as error:
+        raise PneumoError(
+            f"Readings cannot be kept in {path.parent} ({error.strerror or error}). Name a file elsewhere with "
+            "--readings."
+        ) from None
+    try:
+        yield Readings(path)
+    finally:
+        lock.release()
 
 
 class Readings:

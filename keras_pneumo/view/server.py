@@ -28,7 +28,7 @@ from keras_pneumo.data.radiograph import UnreadableImage
 from keras_pneumo.data.raster import read_limited
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.metrics import ratio
-from keras_pneumo.view.guard import Guard
+from keras_pneumo.view.guard import Guard, Keys
 from keras_pneumo.view.reader import Reader, heat_sentence
 from keras_pneumo.view.readings import Readings
 
@@ -41,9 +41,11 @@ KEPT = 8
 """Answers kept in memory, so that next and previous are at once."""
 
 Files = list[tuple[Path, str]]
+Reading = asyncio.Future[dict[str, Any]]
+"""Of one radiograph; it is kept from its beginning, as one that is read ahead may be asked for before its end."""
 
 
-def make_app(reader: Reader, files: Files, readings: Readings, port: int) -> Starlette:
+def make_app(reader: Reader, files: Files, readings: Readings, port: int, keys: Keys) -> Starlette:
     """The application, for a server at ``port``.
 
     Args:
@@ -51,22 +53,33 @@ def make_app(reader: Reader, files: Files, readings: Readings, port: int) -> Sta
         files: radiographs of the folder that the page pages through, with their names; may be empty.
         readings: where verdicts go.
         port: of the address that the page is opened at.
+        keys: what opens it.
     """
     detector = reader.detector
-    kept: OrderedDict[str, dict[str, Any]] = OrderedDict()
+    kept: OrderedDict[str, Reading] = OrderedDict()
+
+    def begin(place: str, name: str, load: Callable[[], bytes]) -> None:
+        def forget_failure(done: Reading) -> None:
+            if kept.get(place) is done and not _succeeded(done):
+                del kept[place]
+
+        kept[place] = asyncio.ensure_future(run_in_threadpool(lambda: reader.read(load(), name)))
+        kept[place].add_done_callback(forget_failure)
 
     async def answered(place: str, name: str, load: Callable[[], bytes]) -> Response:
+        if place not in kept:
+            begin(place, name, load)
+        begun = kept[place]
         try:
-            if place not in kept:
-                kept[place] = await run_in_threadpool(lambda: reader.read(load(), name))
+            found = await asyncio.shield(begun)  # it goes on for others if this request ends
         except UnreadableImage as error:
             return _refused(f"{name} cannot be shown: {_ended(str(error))}")
         except Exception as error:  # whatever a file does, the page goes on
             return _refused(f"{name} cannot be shown: the detector failed on it ({type(error).__name__}).", 500)
+        kept[place] = begun
         kept.move_to_end(place)
         while len(kept) > KEPT:
             kept.popitem(last=False)
-        found = kept[place]
         return JSONResponse({**found, "name": name, "verdict": readings.verdicts(detector.version).get(found["key"])})
 
     async def page(_: Request) -> Response:
@@ -125,7 +138,8 @@ def make_app(reader: Reader, files: Files, readings: Readings, port: int) -> Sta
             values = (str(given["key"]), str(given["verdict"]))
         except (ValueError, KeyError, TypeError):
             return _refused("This is no reading.", 400)
-        found = next((one for one in kept.values() if one["key"] == values[0]), None)
+        shown = [one.result() for one in kept.values() if _succeeded(one)]
+        found = next((one for one in shown if one["key"] == values[0]), None)
         if found is None:
             return _refused("This radiograph was not shown lately; open it again to say what you think of it.", 404)
         yes, name = bool(found["pneumothorax"]), _plain(str(given.get("name", "")))
@@ -145,11 +159,11 @@ def make_app(reader: Reader, files: Files, readings: Readings, port: int) -> Sta
         Route("/api/reading", reading, methods=["POST"]),
         Mount("/page", StaticFiles(directory=PAGE)),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(Guard, port=port)])
+    return Starlette(routes=routes, middleware=[Middleware(Guard, port=port, keys=keys)])
 
 
 def listen(port: int) -> socket.socket:
-    """A socket on 127.0.0.1, and on no other address of this machine; port 0 takes any free one.
+    """A socket that listens on 127.0.0.1, and on no other address of this machine; port 0 takes any free one.
 
     Raises:
         PneumoError: the port is taken or not allowed.
@@ -158,6 +172,7 @@ def listen(port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((ADDRESS, port))
+        found.listen(128)  # already now: who comes before the server has started waits
     except OSError as error:
         found.close()
         raise PneumoError(f"Port {port} cannot be used ({error.strerror}). Name another with --port.") from None
@@ -165,7 +180,7 @@ def listen(port: int) -> socket.socket:
 
 
 def serve(
-    reader: Reader, files: Files, readings: Readings, place: socket.socket, started: Callable[[str], None]
+    reader: Reader, files: Files, readings: Readings, place: socket.socket, started: Callable[[str, str], None]
 ) -> None:
     """Serve the page until it is interrupted.
 
@@ -174,25 +189,40 @@ def serve(
         files: radiographs to page through.
         readings: where verdicts go.
         place: from :func:`listen`.
-        started: told the page's address.
+        started: told the page's address as it is shown, and as a browser is sent there (see :class:`Keys`).
     """
-    port = place.getsockname()[1]
-    app = make_app(reader, files, readings, port)
-    server = make_server(app)
-    started(f"http://{ADDRESS}:{port}/")
+    port, keys = place.getsockname()[1], Keys()
+    app = make_app(reader, files, readings, port, keys)
+    server = make_server(app, reader)
     try:
+        address = f"http://{ADDRESS}:{port}/?token="
+        started(address + keys.printed, address + keys.once)
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn has then ended in good order
             asyncio.run(server.serve(sockets=[place]))
     finally:
         reader.decoder.close()
 
 
-def make_server(app: Starlette) -> uvicorn.Server:
+class _Server(uvicorn.Server):
+    def __init__(self, settings: uvicorn.Config, reader: Reader) -> None:
+        super().__init__(settings)
+        self.reader = reader
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.reader.decoder.close()  # what is under way is waited for, and a decoder may take a minute
+        await super().shutdown(sockets)
+
+
+def make_server(app: Starlette, reader: Reader) -> uvicorn.Server:
     """uvicorn with nothing written to the screen and no word about itself in its answers."""
     settings = uvicorn.Config(
         app, log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=2
     )
-    return uvicorn.Server(settings)
+    return _Server(settings, reader)
+
+
+def _succeeded(reading: Reading) -> bool:
+    return reading.done() and not reading.cancelled() and reading.exception() is None
 
 
 async def _small_body(request: Request, most: int = 10_000) -> bytes:

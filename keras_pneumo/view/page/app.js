@@ -1,12 +1,12 @@
 // The page: which radiograph is shown, what is asked of the server, and what the sliders, the keys and a drop do.
 
-import { Film, greyOf } from "./film.js";
+import { Film, RANGES, greyOf } from "./film.js";
 import { showAgreement, showAnswer, showFault, showHundred, showVerdict } from "./panel.js";
 
 const $ = (id) => document.getElementById(id);
 const FILMS = ["window", "level", "invert"]; // settings that the film itself keeps
 const START = { outline: 100, heat: 0 };
-const state = { about: null, items: [], at: -1, found: null, ...START, map: "classifier", asked: 0 };
+const state = { about: null, items: [], at: -1, found: null, ...START, map: "classifier", asked: 0, judged: Promise.resolve() };
 const film = new Film($("film"), showView);
 
 async function ask(address, options) {
@@ -27,11 +27,17 @@ function folderItem(name, number) {
 }
 
 function droppedItem(file) {
-  const load = () => {
+  const load = async () => {
     if (file.size > state.about.max_bytes) {
       throw new Error(`${file.name} cannot be shown: it is larger than the ${state.about.max_bytes / 2 ** 20} MiB that the page takes.`);
     }
-    return ask(`/api/drop?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file });
+    let body;
+    try {
+      body = await file.arrayBuffer();
+    } catch {
+      throw new Error(`${file.name} cannot be read. It is a folder, or was moved, changed or locked since it was dropped. Drop the files themselves, again.`);
+    }
+    return ask(`/api/drop?name=${encodeURIComponent(file.name)}`, { method: "POST", body });
   };
   return { name: file.name, load };
 }
@@ -40,13 +46,18 @@ async function show(at) {
   if (at < 0 || at >= state.items.length) return;
   state.at = at;
   const mine = ++state.asked;
+  state.found = null; // what is judged must be what is shown, and this is not yet
+  delete document.body.dataset.shown;
+  document.body.classList.add("reading");
   showPlace();
+  showVerdict(null);
+  showReading();
   showFault(null);
   $("busy").hidden = false;
   $("welcome").hidden = true;
   try {
     const item = state.items[at];
-    const found = await item.load();
+    const found = { ...(await item.load()), at };
     const names = Object.keys(found.maps);
     const [picture, ...maps] = await Promise.all([found.pixels, ...names.map((name) => found.maps[name])].map(greyOf));
     if (mine !== state.asked) return; // another was asked for meanwhile
@@ -64,7 +75,10 @@ async function show(at) {
   } catch (error) {
     if (mine === state.asked) clear(error.message);
   } finally {
-    if (mine === state.asked) $("busy").hidden = true;
+    if (mine === state.asked) {
+      $("busy").hidden = true;
+      document.body.classList.remove("reading");
+    }
   }
 }
 
@@ -118,8 +132,7 @@ function showView() {
 
 function set(changes) {
   for (const [name, value] of Object.entries(changes)) (FILMS.includes(name) ? film : state)[name] = value;
-  film.window = Math.min(400, Math.max(8, film.window));
-  film.level = Math.min(255, Math.max(0, film.level));
+  film.limit();
   film.draw();
   film.drawHeat(state.map, state.heat / 100);
   showView();
@@ -130,17 +143,22 @@ function zoom(value) {
   showView();
 }
 
-async function judge(verdict) {
-  const item = state.items[state.at];
-  if (!state.found || !item) return;
+/** Verdicts go out one after another, so that the last one given is the one kept. */
+function judge(verdict) {
+  const { found } = state;
+  if (found) state.judged = state.judged.then(() => keep(found, state.items[found.at], verdict));
+}
+
+/** File a verdict on an answer. The page may show another radiograph by the time it is kept. */
+async function keep(found, item, verdict) {
   try {
-    const body = JSON.stringify({ key: state.found.key, name: item.name, verdict });
+    const body = JSON.stringify({ key: found.key, name: found.name, verdict });
     state.about.agreement = await ask("/api/reading", { method: "POST", body });
-    item.verdict = state.found.verdict = verdict;
-    showVerdict(verdict);
+    item.verdict = verdict;
+    if (state.found === found) showVerdict(verdict);
     showReading();
   } catch (error) {
-    showFault(error.message);
+    showFault(`What you said of ${found.name} was not kept: ${error.message}`);
   }
 }
 
@@ -164,6 +182,7 @@ function reset() {
 }
 
 function listen() {
+  for (const [name, [min, max]] of Object.entries(RANGES)) Object.assign($(name), { min, max });
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || $("keys").open) return;
     const slides = event.target.matches("input[type=range], input[type=radio]") && event.key.startsWith("Arrow");

@@ -2,6 +2,9 @@
 
 const HEAT = heatColours();
 
+/** Least and most of what the film keeps; at a window of 256 and a level of 128 every grey value is shown as it is. */
+export const RANGES = { window: [8, 512], level: [0, 256] };
+
 /** A grey picture from a data address: {side, values: Uint8Array of side * side}. */
 export async function greyOf(address) {
   const image = new Image();
@@ -31,7 +34,7 @@ export class Film {
   }
 
   reset() {
-    Object.assign(this, { window: 255, level: 128, invert: false, zoom: 1, x: 0, y: 0 });
+    Object.assign(this, { window: 256, level: 128, invert: false, zoom: 1, x: 0, y: 0 });
   }
 
   /** Show a radiograph: `found` as the server answers, `picture` and `maps` from greyOf. */
@@ -46,12 +49,17 @@ export class Film {
     this.place();
   }
 
-  /** Grey values through the window: `level` is its middle, `window` its width, in grey values of 0 to 255. */
+  /** Keep window and level within their ranges. */
+  limit() {
+    for (const [name, [least, most]] of Object.entries(RANGES)) this[name] = Math.min(most, Math.max(least, this[name]));
+  }
+
+  /** Grey values through the window, by DICOM's linear formula (PS3.3 C.11.2.1.2): `window` grey values around `level`. */
   draw() {
     if (!this.picture) return;
     const table = new Uint8ClampedArray(256);
     for (let v = 0; v < 256; v++) {
-      const shown = ((v - this.level) / this.window + 0.5) * 255;
+      const shown = ((v - (this.level - 0.5)) * 255) / (this.window - 1) + 127.5;
       table[v] = this.invert ? 255 - shown : shown;
     }
     const { values } = this.picture;
@@ -121,8 +129,9 @@ export class Film {
     root.addEventListener("pointermove", (event) => {
       if (!this.drag) return;
       if (this.drag.windowing) {
-        this.window = Math.min(400, Math.max(8, this.window + event.movementX));
-        this.level = Math.min(255, Math.max(0, this.level + event.movementY / 2));
+        this.window += event.movementX;
+        this.level += event.movementY / 2;
+        this.limit();
         this.draw();
       } else {
         const side = this.fit() * this.zoom;

@@ -24,7 +24,7 @@ export function showAnswer(found, about) {
   $("tick").style.left = `calc(${100 * found.threshold}% - 1px)`;
   const area = found.area_mm2 ? `, ${(found.area_mm2 / 100).toFixed(1)} cm²` : "";
   const outlined = found.outlined ? `Outlined: ${(100 * found.mask_share).toFixed(1)}% of the image${area}.` : "Nothing is outlined.";
-  $("numbers").textContent = `Probability ${found.probability.toFixed(3)}; yes from ${found.threshold.toFixed(3)}. ${outlined}`;
+  $("numbers").textContent = `Probability ${found.probability.toFixed(3)} (${found.whose}); yes from ${found.threshold.toFixed(3)}. ${outlined}`;
   $("note").textContent = found.pneumothorax === found.outlined ? ""
     : found.outlined ? "The outline's own rule found something, but the probability is under the threshold."
     : "The probability is over the threshold, but nothing is sure enough to be outlined.";
