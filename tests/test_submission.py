@@ -226,6 +226,31 @@ def test_writing_replaces_whole_or_leaves_the_old(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
+def test_writing_deletes_nothing_but_an_older_submission(tmp_path, monkeypatch):
+    info = SubmissionInfo(team="Keras", task="classification")
+    table = pd.DataFrame({"image_id": ["a"], "probability": [0.5]})
+    thesis = tmp_path / "work" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("three years")
+    with pytest.raises(PneumoError, match=r"holds what is no part of a submission \('thesis.txt'\)"):
+        write_submission(thesis.parent, info, table)
+    with pytest.raises(PneumoError, match="is a file, but a submission is a folder"):
+        write_submission(thesis, info, table)
+    monkeypatch.chdir(thesis.parent)
+    with pytest.raises(PneumoError, match="holds what is no part of a submission"):
+        write_submission(Path(), info, table)
+    (tmp_path / "run" / "predictions.csv").mkdir(parents=True)  # a folder of that name is no table of ours
+    with pytest.raises(PneumoError, match="no part of a submission"):
+        write_submission(tmp_path / "run", info, table)
+    assert thesis.read_text() == "three years"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "work"]
+    (tmp_path / "old").mkdir()
+    for name in ("postprocess.json", "postprocess.png", ".predictions.csv.a1b2c3d4.part"):
+        (tmp_path / "old" / name).write_text("")
+    write_submission(tmp_path / "old", info, table)
+    assert sorted(path.name for path in (tmp_path / "old").iterdir()) == ["predictions.csv", "submission.json"]
+
+
 @given(st.text())
 @settings(max_examples=200, deadline=None)
 def test_names_are_harmless_everywhere(text):
