@@ -101,3 +101,15 @@ def test_a_folder_of_other_files_is_refused_before_anything_is_predicted(
             predict_command([tiny_runs / "classifier"], data=prepared_folder, out_folder=out)
     assert (tmp_path / "thesis.txt").read_text() == "three years"
     assert (tiny_runs / "segmenter" / "best.weights.h5").exists()
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_anything_is_predicted(
+    tmp_path, tiny_runs, prepared_folder, phantoms, nothing_is_predicted
+):
+    (tmp_path / "file").write_text("mine")
+    run = tiny_runs / "classifier"
+    with pytest.raises(PneumoError, match="is a file, but a folder is to be written there"):
+        predict_command([run], data=phantoms, out_folder=tmp_path / "file")
+    with pytest.raises(PneumoError, match="file"):
+        predict_command([run], data=prepared_folder, out_folder=tmp_path / "file" / "below")
+    assert (tmp_path / "file").read_text() == "mine"

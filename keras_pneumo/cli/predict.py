@@ -11,6 +11,7 @@ import typer
 from keras_pneumo.cli.console import Progress, say, warn
 from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together
+from keras_pneumo.data.files import require_writable
 from keras_pneumo.data.prepared import is_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.submission_folder import require_replaceable
@@ -61,7 +62,9 @@ def predict_command(
     gates = [read_run(run) for run in gate or []]
     folder = out_folder or runs[0] / ("submission" if is_prepared(data) else "predictions")
     if is_prepared(data):
-        require_replaceable(folder)
+        require_writable(require_replaceable(folder).parent)
+    else:
+        require_writable(folder)
     engine = start_engine(strategy, replicas, wait_for_workers, warn)
     with ended_together(engine), Progress("prediction") as progress:
         if is_prepared(data):
