@@ -46,6 +46,26 @@ def test_prepared_folder(tmp_path):
     assert read_truth(tmp_path / "truth.csv").split_sha256 == truth.split_sha256  # from the rows themselves
 
 
+@pytest.mark.parametrize("source", ["none", "dicom"])
+def test_a_patient_table_counts_for_a_folder_that_was_prepared_without(tmp_path, source):
+    alone = TRUTH.replace("b,p1", "b,p4")
+    folder = prepared(tmp_path, alone, patients=source, patients_note="Grouping does nothing: give --patients.")
+    table = tmp_path / "patients.csv"
+    table.write_text("image_id,patient_id\na,x\nb,x\nc,x\nd,y\n")
+    truth = read_truth(folder, patients=table)
+    assert truth.cases.patient_id.tolist() == ["x", "x"]
+    assert truth.development.patient_id.tolist() == ["x", "y"], "so that a leak can be seen"
+    assert (truth.patients, truth.notes, truth.n_patients) == ("table", [], 1)
+    assert truth.split_sha256 == read_truth(folder).split_sha256
+    table.write_text("image_id,patient_id\na,x\n")
+    with pytest.raises(PneumoError, match="has no patient for 3 images"):
+        read_truth(folder, patients=table)
+    (tmp_path / "grouped").mkdir()
+    table.write_text("image_id,patient_id\na,x\n")
+    grouped = read_truth(prepared(tmp_path / "grouped", patients=source), patients=table)
+    assert grouped.cases.patient_id.tolist() == ["p1", "p1"], "the patients it was split by stay"
+
+
 def test_another_subset(tmp_path):
     truth = read_truth(prepared(tmp_path), subset="validation")
     assert truth.cases.image_id.tolist() == ["d"]
