@@ -128,6 +128,7 @@ def test_ids_and_patients_beside_a_label_file(tmp_path):
     ("text", "sentence"),
     [
         ("ImageId,EncodedPixels\nx,1 2 3\n", r"row 2 \(x\): EncodedPixels holds 3 numbers"),
+        ("ImageId,EncodedPixels\ny,-1\nx,1 2\nx,-1\n", "rows 3, 4: one row says that image 'x' has no pneumothorax"),
         ("image_id,pneumothorax,encoded_pixels\na,0,1 2\n", "row 2: the image has a mask but its pneumothorax is 0"),
         ("image_id,pneumothorax,encoded_pixels\na,1,1 2\nb,1,-1\n", "1 images have a pneumothorax but no mask"),
         ("image_id,pneumothorax\na,1\na,0\n", "row 3: image 'a' was given before"),
