@@ -150,6 +150,14 @@ def test_refusals(tmp_path, text, sentence):
         read_truth(path)
 
 
+def test_a_damaged_gzip_file_is_said(tmp_path):
+    data = bytearray(gzip.compress(b"ImageId,EncodedPixels\n" + b"x,0 4\n" * 500))
+    data[12:16] = b"\xff\xff\xff\xff"
+    (tmp_path / "train.csv.gz").write_bytes(data)
+    with pytest.raises(PneumoError, match=r"train\.csv\.gz could not be read"):
+        read_truth(tmp_path / "train.csv.gz")
+
+
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(PneumoError, match=r"There is no .*truth\.csv\. A prepared folder holds it"):
         read_truth(tmp_path)
