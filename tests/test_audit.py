@@ -1,5 +1,6 @@
 """What a split leaks, by hand and on the real folds made image by image."""
 
+import json
 import os
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def test_by_hand(tmp_path):
     assert first.patient_accuracy == pytest.approx(2 / 3)
     assert first.majority_accuracy == pytest.approx(1 / 3)
     assert audit.leaks
-    assert audit.sentence.startswith("4 of 6 validation images (67%) share a patient with training")
+    assert audit.sentence.startswith("4 of 6 held-out images (67%) share a patient with training")
     assert audit.table.name.tolist() == ["fold 0", "fold 1"]
 
 
@@ -45,8 +46,39 @@ def test_by_patient_it_is_worth_nothing(tmp_path):
     assert [fold.patient_auroc for fold in audit.folds] == [0.5, 0.5]
     assert not audit.leaks
     assert (
-        audit.sentence == "No patient stands on both sides: none of 8 validation images shares a patient with training."
+        audit.sentence == "No patient stands on both sides: none of 8 held-out images shares a patient with training."
     )
+
+
+def test_an_image_that_is_held_out_twice_counts_once(tmp_path):
+    rows = "a,p,validation,0,0\nb,p,train,1,1\nc,q,train,1,1\nd,p,test,0,-1.0\ne,r,test,1,-1.0\n"
+    split = written(tmp_path / "split.csv", "image_id,patient_id,subset,pneumothorax,fold\n" + rows)
+    audit = audit_split(split)
+    # fold 0 = validation = a; fold 1 = b and c; test = d and e. The patient p stands everywhere.
+    assert audit.table.name.tolist() == ["fold 0", "fold 1", "validation", "test"]
+    assert (audit.images, audit.images_shared) == (5, 3)
+    assert audit.sentence.startswith("3 of 5 held-out images (60%) share a patient with training")
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "dev", "Validation"])
+def test_a_validation_subset_of_another_name_is_audited(tmp_path, name):
+    split = written(tmp_path / "s.csv", f"image_id,patient_id,subset,label\na,p,train,1\nb,p,{name},0\n")
+    assert audit_split(split).leaks
+
+
+@pytest.mark.parametrize("source", ["none", "dicom"])
+def test_without_patients_nothing_is_said_of_them(tmp_path, source):
+    rows = "a,tag-1,0,train\nb,tag-2,1,validation\nc,tag-3,1,train\n"
+    split = written(tmp_path / "split.csv", "image_id,patient_id,pneumothorax,subset\n" + rows)
+    assert not audit_split(split).leaks  # a table of a stranger, whose patients have one image each
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"format": 1, "patients": source}))
+    with pytest.raises(PneumoError, match=r"cannot be known. Give a patient table with --patients"):
+        audit_split(split)
+    patients = written(tmp_path / "p.csv", "image_id,patient_id\na,p\nb,p\nc,q\n")
+    assert audit_split(split, patients).leaks
+    manifest.write_text(json.dumps({"format": 1, "patients": "table"}))
+    assert not audit_split(split).leaks
 
 
 def test_labels_from_a_label_file_and_images_without_patient(tmp_path):
@@ -66,6 +98,11 @@ def test_labels_from_a_label_file_and_images_without_patient(tmp_path):
         ("image_id,fold,patient_id\na,0,p\n", "has no label column"),
         ("image_id,fold,label\na,0,1\n", "has no patient_id"),
         ("image_id,fold,label,patient_id\na,0,1,p\na,1,1,p\n", "row 3: image 'a' was given before"),
+        ("image_id,fold,label,patient_id\na,0,1,p\nb,x,1,q\n", "row 3: the fold is 'x', not a whole number"),
+        ("image_id,fold,label,patient_id\na,0,1,p\nb,,1,q\n", "row 3: the fold is '', not a whole number"),
+        ("image_id,subset,label,patient_id\na,train,1,p\nb,holdout,1,q\n", "row 3: the subset is 'holdout'"),
+        ("image_id,fold,label,patient_id\na,0,1,p\nb,1,1,\nc,1,1,\n", "row 3: the patient id is blank"),
+        ("image_id,fold,label,patient_id\na,0,1,image-a\nb,1,1,image-b\n", "cannot be known"),
         ("image_id,fold,label,patient_id\na,0,1,p\n", "has neither two folds nor a train subset"),
     ],
 )

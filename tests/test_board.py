@@ -204,6 +204,19 @@ def test_compare_writes_its_files(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_compare_looks_at_its_out_folder_before_it_resamples(tmp_path, monkeypatch):
+    truth = write_truth(tmp_path)
+    submit(tmp_path / "a", truth, "A", 3)
+    (tmp_path / "out").write_text("a file")
+
+    def fail(*args, **kwargs):
+        raise AssertionError("resampling was begun")
+
+    monkeypatch.setattr("keras_pneumo.evaluation.compare.score", fail)
+    with pytest.raises(PneumoError, match="is a file, but a folder is to be written there"):
+        compare(tmp_path / "a", tmp_path, tmp_path / "out")
+
+
 def test_compare_refuses_all_at_once_and_before_writing(tmp_path):
     truth = write_truth(tmp_path)
     teams = tmp_path / "teams"

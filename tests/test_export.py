@@ -107,6 +107,25 @@ def test_what_is_there_stays(run, tmp_path):
         export_run(run, "torch", tmp_path / "file" / "below")
 
 
+def test_a_note_that_stands_beside_stays_too(run, tmp_path, monkeypatch):
+    (tmp_path / "note.json").write_text("mine")
+    with pytest.raises(PneumoError, match=r"note\.json exists already"):
+        export_run(run, "litert", tmp_path / "note")
+
+    def with_a_second_file(model, experiment, path, record):
+        path.write_bytes(b"")
+        path.with_name("more.data").write_bytes(b"")
+        return logits_of(model)
+
+    monkeypatch.setitem(export._WRITERS, "onnx", with_a_second_file)
+    monkeypatch.setattr(export, "ONNX_PACKAGES", ())
+    (tmp_path / "more.data").write_text("mine")
+    with pytest.raises(PneumoError, match=r"more\.data exists already"):
+        export_run(run, "onnx", tmp_path / "network.onnx")
+    assert {path.name for path in tmp_path.iterdir()} == {"note.json", "more.data"}
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"mine"}
+
+
 def test_missing_packages_are_named(run, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "ONNX_PACKAGES", ("onnx", "no_such_package"))
     with pytest.raises(PneumoError, match=r"no_such_package.*keras-pneumo\[export\]"):

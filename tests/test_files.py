@@ -71,11 +71,17 @@ def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path):
-    for name in (".a.png.123.part", "images_32/.b.png.x.part", "images_32/c.png", "d.part.txt"):
+    for name in (
+        ".a.png.1q_9xyz0.part",
+        "images_32/.b.png.abcdefgh.part",
+        "images_32/c.png",
+        "d.part.txt",
+        "film.mkv.part",
+    ):
         files.write_bytes(tmp_path / name, b"")
     files.remove_temporary(tmp_path)
     left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
-    assert left == ["d.part.txt", "images_32/c.png"]
+    assert left == ["d.part.txt", "film.mkv.part", "images_32/c.png"]
 
 
 def test_lock_is_for_one(tmp_path):

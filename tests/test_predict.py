@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keras_pneumo.cli.predict import predict_command
 from keras_pneumo.data.images import Source
+from keras_pneumo.errors import PneumoError
 from keras_pneumo.prediction.predict import predict_probabilities, probabilities_of
 
 
@@ -79,3 +81,35 @@ def test_raw_files_and_prepared_images_get_the_same_answer(tmp_path, phantoms, p
     expected = predict_probabilities(model, open_source(prepared, ids, 64), 4, experiment.flip_averaging)
     np.testing.assert_allclose(predictions["probability"], expected, rtol=1e-5)
     assert isinstance(predictions, pd.DataFrame)
+
+
+@pytest.fixture
+def nothing_is_predicted(monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("a prediction was begun")
+
+    for name in ("predict_subset", "predict_folder"):
+        monkeypatch.setattr(f"keras_pneumo.prediction.submit.{name}", fail)
+
+
+def test_a_folder_of_other_files_is_refused_before_anything_is_predicted(
+    tmp_path, tiny_runs, prepared_folder, nothing_is_predicted
+):
+    (tmp_path / "thesis.txt").write_text("three years")
+    for out in (tmp_path, tmp_path / "thesis.txt", tiny_runs / "segmenter"):
+        with pytest.raises(PneumoError, match="nothing was changed"):
+            predict_command([tiny_runs / "classifier"], data=prepared_folder, out_folder=out)
+    assert (tmp_path / "thesis.txt").read_text() == "three years"
+    assert (tiny_runs / "segmenter" / "best.weights.h5").exists()
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_anything_is_predicted(
+    tmp_path, tiny_runs, prepared_folder, phantoms, nothing_is_predicted
+):
+    (tmp_path / "file").write_text("mine")
+    run = tiny_runs / "classifier"
+    with pytest.raises(PneumoError, match="is a file, but a folder is to be written there"):
+        predict_command([run], data=phantoms, out_folder=tmp_path / "file")
+    with pytest.raises(PneumoError, match="file"):
+        predict_command([run], data=prepared_folder, out_folder=tmp_path / "file" / "below")
+    assert (tmp_path / "file").read_text() == "mine"

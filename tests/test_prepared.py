@@ -617,6 +617,26 @@ def test_folder_with_other_files_is_left_alone(data, tmp_path):
         prepare(data, tmp_path / "thesis" / "chapter.txt", [32])
 
 
+@pytest.mark.parametrize(("name", "text"), [("cases.csv", "case,verdict\n"), ("manifest.json", '{"format": 3}')])
+def test_a_name_that_a_strangers_folder_shares_with_ours_does_not_make_it_ours(data, out, name, text):
+    theirs = {name: text, "film.mkv.part": "half a film", "thesis.txt": "..."}
+    out.mkdir()
+    for one, content in theirs.items():
+        (out / one).write_text(content)
+    before = hashes(out)
+    with pytest.raises(PneumoError, match="holds other files"):
+        prepare(data, out, [32])
+    assert hashes(out) == before
+
+
+def test_a_note_beside_a_prepared_folder_stays_and_harms_nothing(data, out):
+    prepare(data, out, [32])
+    (out / "notes.txt").write_text("mine")
+    (out / "contact_sheet.png").write_text("")
+    assert prepare(data, out, [32]).rendered == 0
+    assert (out / "notes.txt").read_text() == "mine"
+
+
 @pytest.mark.skipif(is_root, reason="root may write everywhere")
 def test_no_right_to_write(data, tmp_path):
     (tmp_path / "closed").mkdir(mode=0o555)

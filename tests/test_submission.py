@@ -25,7 +25,7 @@ needs_real = pytest.mark.skipif(not (REAL / "submissions").exists(), reason="the
 def truth(tmp_path):
     path = tmp_path / "truth.csv"
     path.write_text("image_id,patient_id,subset,pneumothorax,encoded_pixels\na,p,test,1,10 5\nb,q,test,0,-1\n")
-    (tmp_path / "manifest.json").write_text(json.dumps({"split_sha256": "f" * 64}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": 1, "split_sha256": "f" * 64}))
     return read_truth(path)
 
 
@@ -224,6 +224,48 @@ def test_writing_replaces_whole_or_leaves_the_old(tmp_path):
         write_submission(place, info, pd.DataFrame({"image_id": ["c"]}))
     assert read_submission(place).predictions.image_id.tolist() == ["b"]
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+@pytest.mark.parametrize("clip_runs", [False, True])
+def test_absolute_starts_are_named_and_never_clipped(tmp_path, truth, clip_runs):
+    """Cut at the last pixel, such a mask would keep a run or two and be scored as nearly empty."""
+    text = GOOD.replace("12 5", "500000 30 501024 30 502048 30")
+    with pytest.raises(PneumoError, match="1 mask would end past the last pixel, .* absolute starts") as raised:
+        check_submission(read_submission(folder(tmp_path, text)), truth, clip_runs=clip_runs)
+    assert "--clip-runs" not in str(raised.value)
+
+
+def test_gaps_past_the_end_are_not_taken_for_absolute_starts(tmp_path, truth):
+    text = GOOD.replace("12 5", "1048500 30 5 60")
+    with pytest.raises(PneumoError, match="--clip-runs"):
+        check_submission(read_submission(folder(tmp_path, text)), truth)
+    answers = check_submission(read_submission(tmp_path / "team"), truth, clip_runs=True)
+    assert rle.area(answers.runs[0]) == 30 + 1048576 - 1048535
+
+
+def test_writing_deletes_nothing_but_an_older_submission(tmp_path, monkeypatch):
+    info = SubmissionInfo(team="Keras", task="classification")
+    table = pd.DataFrame({"image_id": ["a"], "probability": [0.5]})
+    thesis = tmp_path / "work" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("three years")
+    with pytest.raises(PneumoError, match=r"holds what is no part of a submission \('thesis.txt'\)"):
+        write_submission(thesis.parent, info, table)
+    with pytest.raises(PneumoError, match="is a file, but a submission is a folder"):
+        write_submission(thesis, info, table)
+    monkeypatch.chdir(thesis.parent)
+    with pytest.raises(PneumoError, match="holds what is no part of a submission"):
+        write_submission(Path(), info, table)
+    (tmp_path / "run" / "predictions.csv").mkdir(parents=True)  # a folder of that name is no table of ours
+    with pytest.raises(PneumoError, match="no part of a submission"):
+        write_submission(tmp_path / "run", info, table)
+    assert thesis.read_text() == "three years"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "work"]
+    (tmp_path / "old").mkdir()
+    for name in ("postprocess.json", "postprocess.png", ".predictions.csv.a1b2c3d4.part"):
+        (tmp_path / "old" / name).write_text("")
+    write_submission(tmp_path / "old", info, table)
+    assert sorted(path.name for path in (tmp_path / "old").iterdir()) == ["predictions.csv", "submission.json"]
 
 
 @given(st.text())

@@ -46,6 +46,26 @@ def test_prepared_folder(tmp_path):
     assert read_truth(tmp_path / "truth.csv").split_sha256 == truth.split_sha256  # from the rows themselves
 
 
+@pytest.mark.parametrize("source", ["none", "dicom"])
+def test_a_patient_table_counts_for_a_folder_that_was_prepared_without(tmp_path, source):
+    alone = TRUTH.replace("b,p1", "b,p4")
+    folder = prepared(tmp_path, alone, patients=source, patients_note="Grouping does nothing: give --patients.")
+    table = tmp_path / "patients.csv"
+    table.write_text("image_id,patient_id\na,x\nb,x\nc,x\nd,y\n")
+    truth = read_truth(folder, patients=table)
+    assert truth.cases.patient_id.tolist() == ["x", "x"]
+    assert truth.development.patient_id.tolist() == ["x", "y"], "so that a leak can be seen"
+    assert (truth.patients, truth.notes, truth.n_patients) == ("table", [], 1)
+    assert truth.split_sha256 == read_truth(folder).split_sha256
+    table.write_text("image_id,patient_id\na,x\n")
+    with pytest.raises(PneumoError, match="has no patient for 3 images"):
+        read_truth(folder, patients=table)
+    (tmp_path / "grouped").mkdir()
+    table.write_text("image_id,patient_id\na,x\n")
+    grouped = read_truth(prepared(tmp_path / "grouped", patients=source), patients=table)
+    assert grouped.cases.patient_id.tolist() == ["p1", "p1"], "the patients it was split by stay"
+
+
 def test_another_subset(tmp_path):
     truth = read_truth(prepared(tmp_path), subset="validation")
     assert truth.cases.image_id.tolist() == ["d"]
@@ -108,6 +128,7 @@ def test_ids_and_patients_beside_a_label_file(tmp_path):
     ("text", "sentence"),
     [
         ("ImageId,EncodedPixels\nx,1 2 3\n", r"row 2 \(x\): EncodedPixels holds 3 numbers"),
+        ("ImageId,EncodedPixels\ny,-1\nx,1 2\nx,-1\n", "rows 3, 4: one row says that image 'x' has no pneumothorax"),
         ("image_id,pneumothorax,encoded_pixels\na,0,1 2\n", "row 2: the image has a mask but its pneumothorax is 0"),
         ("image_id,pneumothorax,encoded_pixels\na,1,1 2\nb,1,-1\n", "1 images have a pneumothorax but no mask"),
         ("image_id,pneumothorax\na,1\na,0\n", "row 3: image 'a' was given before"),
@@ -127,6 +148,14 @@ def test_refusals(tmp_path, text, sentence):
         sentence = "'M', which is not a whole number"
     with pytest.raises(PneumoError, match=sentence):
         read_truth(path)
+
+
+def test_a_damaged_gzip_file_is_said(tmp_path):
+    data = bytearray(gzip.compress(b"ImageId,EncodedPixels\n" + b"x,0 4\n" * 500))
+    data[12:16] = b"\xff\xff\xff\xff"
+    (tmp_path / "train.csv.gz").write_bytes(data)
+    with pytest.raises(PneumoError, match=r"train\.csv\.gz could not be read"):
+        read_truth(tmp_path / "train.csv.gz")
 
 
 def test_missing_file_and_folder(tmp_path):

@@ -11,6 +11,7 @@ from keras_pneumo.cli.console import Progress, out, say, warn
 from keras_pneumo.cli.examine import examine
 from keras_pneumo.data.contact_sheet import draw_contact_sheet
 from keras_pneumo.data.download import COMPETITION, download
+from keras_pneumo.data.ours import CONTACT_SHEET
 from keras_pneumo.data.phantom import PhantomSettings, write_phantoms
 from keras_pneumo.data.prepared import PrepareSummary, load_prepared, prepare
 
@@ -147,5 +148,5 @@ def inspect_command(
     keras-pneumo prepare data/phantom-try --out data/prepared-try --size 128 &&
     keras-pneumo inspect data/prepared-try`
     """
-    path = out_file or prepared / "contact_sheet.png"
+    path = out_file or prepared / CONTACT_SHEET
     say(str(draw_contact_sheet(load_prepared(prepared), path, size, per_group, seed)))

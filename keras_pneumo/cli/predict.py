@@ -11,8 +11,10 @@ import typer
 from keras_pneumo.cli.console import Progress, say, warn
 from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together
+from keras_pneumo.data.files import require_writable
 from keras_pneumo.data.prepared import is_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.submission_folder import require_replaceable
 from keras_pneumo.training.strategy import cluster_for
 
 
@@ -58,10 +60,14 @@ def predict_command(
 
     found = [read_run(run) for run in runs]
     gates = [read_run(run) for run in gate or []]
+    folder = out_folder or runs[0] / ("submission" if is_prepared(data) else "predictions")
+    if is_prepared(data):
+        require_writable(require_replaceable(folder).parent)
+    else:
+        require_writable(folder)
     engine = start_engine(strategy, replicas, wait_for_workers, warn)
     with ended_together(engine), Progress("prediction") as progress:
         if is_prepared(data):
-            folder = out_folder or runs[0] / "submission"
             prepared, tell = load_prepared(data), progress.update if engine.chief else None
             with lost_workers(engine):
                 predicted = predict_subset(found, prepared, subset, tell, gates, engine.sharing())
@@ -69,7 +75,6 @@ def predict_command(
                 write_predicted(predicted, folder)
                 say(str(folder))
             return
-        folder = out_folder or runs[0] / "predictions"
         summary = predict_folder(found, data, folder, progress.update, rule_file, gates, engine.sharing())
     say(str(summary))
     if summary.set_aside:

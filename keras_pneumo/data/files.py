@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ if TYPE_CHECKING:  # each worker process imports this module, and pandas takes m
 
 TEMPORARY_SUFFIX = ".part"
 """Ending of a file that is still being written; such a file may be deleted by whoever holds the folder's lock."""
+
+_TEMPORARY = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(TEMPORARY_SUFFIX)}", re.DOTALL)
+"""The names that :func:`write_bytes` has mkstemp make: anybody may have a file that merely ends in ``.part``."""
 
 LOCK_NAME = ".lock"
 _CHUNK = 1 << 20
@@ -102,12 +106,18 @@ def require_writable(folder: Path) -> None:
     probe.unlink(missing_ok=True)
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one that :func:`write_bytes` was still writing."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def remove_temporary(folder: Path) -> None:
     """Delete what an interrupted run left half written in ``folder`` and the folders directly in it."""
-    for pattern in (f"*{TEMPORARY_SUFFIX}", f"*/*{TEMPORARY_SUFFIX}"):
+    for pattern in (f".*{TEMPORARY_SUFFIX}", f"*/.*{TEMPORARY_SUFFIX}"):
         for path in folder.glob(pattern):
-            with contextlib.suppress(OSError):
-                path.unlink()
+            if is_temporary(path.name):
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 @contextlib.contextmanager

@@ -16,14 +16,14 @@ from keras_pneumo.data.devices import FILE as DEVICES
 from keras_pneumo.data.devices import read_devices
 from keras_pneumo.data.files import folder_lock, remove_temporary, require_writable, write_bytes
 from keras_pneumo.data.journal import (
-    JOURNAL_NAME,
     add_to_journal,
     intact_files,
     open_journal,
     read_journal,
     remove_journal,
 )
-from keras_pneumo.data.manifest import MANIFEST_NAME, TABLES, read_manifest, rendered_images, write_folder
+from keras_pneumo.data.manifest import MANIFEST_NAME, read_manifest, rendered_images, write_folder
+from keras_pneumo.data.ours import require_ours
 from keras_pneumo.data.planning import Plan, make_plan, require_same
 from keras_pneumo.data.rendering import Job, Rendered, expected_names, render
 from keras_pneumo.data.siim import find_images
@@ -89,7 +89,7 @@ def prepare(
     paths, notes = find_images(data, skip=[out])
     if not paths:
         raise PneumoError(f"There is no DICOM, PNG or JPEG file in {data}. Give the folder that holds the radiographs.")
-    _check_out(out)
+    require_ours(out)
     require_writable(out)
     with folder_lock(out):
         remove_temporary(out)
@@ -130,18 +130,6 @@ def _checked_sizes(sizes: Sequence[int]) -> list[int]:
             f"Sizes lie between {SMALLEST_SIZE} and {rle.MASK_SIZE} pixels; {shown}. Give for example --size 256."
         )
     return sorted({int(size) for size in sizes})
-
-
-def _check_out(out: Path) -> None:
-    """Refuse to fill a folder that holds something else."""
-    if not out.is_dir():
-        return
-    own = {MANIFEST_NAME, *TABLES}
-    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    if names and not names & own and not (out / JOURNAL_NAME).exists():
-        raise PneumoError(
-            f"{out} holds other files and is no prepared folder. Give an empty or a new folder with --out."
-        )
 
 
 def _devices(data: Path) -> bytes | None:

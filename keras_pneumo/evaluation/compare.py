@@ -13,7 +13,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from keras_pneumo.data.files import write_bytes
+from keras_pneumo.data.files import require_writable, write_bytes
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.board import Board, score
 from keras_pneumo.evaluation.ceiling import read_adjudicated
@@ -86,6 +86,7 @@ def compare(
         if not found:
             raise PneumoError(f"{folder} has no submission made on the split of {truth}. Train or predict on it first.")
     answers = check_all(found, known, allow_missing, allow_extra, clip_runs)
+    require_writable(Path(out))  # now, not when thousands of resamples are done
     board = score(known, answers, seed, resamples, names=distinct_names(found))
     comparison = Comparison(board, gather(board, judged))
     write_board(board, out, images or image_loader(truth), comparison.findings)

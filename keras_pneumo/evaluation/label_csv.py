@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import zlib
 from pathlib import Path
 
 import pandas as pd
@@ -41,7 +42,7 @@ def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
                 data = stream.read(max_bytes + 1)
         else:
             data = path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise PneumoError(f"{path} could not be read: {reason}.") from error
     if len(data) > max_bytes:

@@ -50,6 +50,7 @@ def one_row_per_image(rows: pd.DataFrame, file: Path) -> pd.DataFrame:
     if "encoded_pixels" not in rows.columns:
         table = rows.assign(parts=None)
         return table.assign(pneumothorax=table.pneumothorax.astype(int))
+    _require_one_answer(rows, file)
     parts: dict[str, list[rle.Runs]] = {}
     cells = zip(rows.image_id.tolist(), rows.encoded_pixels.tolist(), rows.row.tolist(), strict=True)
     for image_id, text, row in cells:
@@ -71,6 +72,19 @@ def one_row_per_image(rows: pd.DataFrame, file: Path) -> pd.DataFrame:
     else:
         table["pneumothorax"] = outlined.astype(int)
     return table
+
+
+def _require_one_answer(rows: pd.DataFrame, file: Path) -> None:
+    """Refuse an image that one row calls empty and another draws a mask for; preparing sets it aside too."""
+    empty = rows.encoded_pixels.map(rle.is_empty)
+    both = rows.image_id.isin(set(rows.image_id[empty])) & rows.image_id.isin(set(rows.image_id[~empty]))
+    if both.any():
+        first = rows.image_id[both].iloc[0]
+        numbers = listed(rows.row[rows.image_id == first])
+        raise PneumoError(
+            f"{file}, rows {numbers}: one row says that image {first!r} has no pneumothorax, another draws one. "
+            "Take one of them out."
+        )
 
 
 def united_runs(cases: pd.DataFrame, parts: list[Any], file: Path) -> list[rle.Runs] | None:

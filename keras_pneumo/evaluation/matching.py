@@ -150,7 +150,7 @@ def _runs(
     pixels = rle.MASK_SIZE * rle.MASK_SIZE
     by_image: dict[str, list[rle.Runs]] = {}
     faults: list[str] = []
-    clipped, masks, furthest = 0, 0, 0
+    clipped, absolute, masks, furthest = 0, 0, 0, 0
     # Lists, since pandas hands out text cells one by one ten times slower.
     cells = zip(rows.image_id.tolist(), rows.encoded_pixels.tolist(), rows.row.tolist(), strict=True)
     for image_id, text, row in cells:
@@ -160,6 +160,7 @@ def _runs(
             try:
                 counts = rle.counts_of(text)
             except rle.RleError:
+                absolute += _absolute_starts(text, pixels)
                 if not clip_runs:
                     raise
                 counts = _clipped(text, pixels)
@@ -171,8 +172,14 @@ def _runs(
         furthest = max(furthest, pixels - counts[-1])
         by_image.setdefault(image_id, []).append(runs_of_counts(counts))
     file = submission.predictions_file
+    past = sum("ends at pixel" in fault for fault in faults) + clipped
+    if absolute and absolute == past:  # a file in which only some do has another fault
+        raise PneumoError(
+            f"{file}: {counted(past, 'mask')} would end past the last pixel, but fit if each first number were the "
+            "run's place in the image. Those look like absolute starts; a gap is counted from the end of the run "
+            f"before. {faults[0] + '. ' if faults else ''}Write gaps."
+        )
     if faults:
-        past = any("ends at pixel" in fault for fault in faults)
         hint = " Runs past the last pixel can be cut there with --clip-runs; the board will say so." if past else ""
         raise PneumoError(
             f"{file}: {len(faults):,} masks are wrong. "
@@ -195,6 +202,19 @@ def _furthest(truth: Truth) -> int:
     """The last pixel of any true mask, counted from 1; 0 when there is none."""
     counts = [rle.counts_of_runs(runs) for runs in truth.runs or []]
     return max((sum(one) - (one[-1] if len(one) % 2 else 0) for one in counts), default=0)
+
+
+def _absolute_starts(text: str, pixels: int) -> bool:
+    """Whether a text that is no mask is one when its gaps are read as places: several runs in order, within the image.
+
+    A mask of gaps is hardly ever one, since its gaps do not grow from run to run.
+    """
+    words = text.split()
+    if len(words) < 4 or len(words) % 2 or not all(word.isdecimal() and len(word) <= 7 for word in words):
+        return False
+    starts, lengths = np.array(words[0::2], int), np.array(words[1::2], int)
+    ends = starts + lengths
+    return bool((starts[1:] >= ends[:-1]).all() and ends[-1] <= pixels + 1)  # places may count from 0 or from 1
 
 
 def _clipped(text: str, pixels: int) -> list[int]:

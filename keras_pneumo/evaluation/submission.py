@@ -21,9 +21,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from keras_pneumo.data.files import write_bytes
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.label_csv import MAX_BYTES, read_kaggle, read_table, read_text
+from keras_pneumo.evaluation.submission_folder import (
+    INFO_FILE,
+    PREDICTIONS_FILE,
+    VALIDATION_FILE,
+    put_in_place,
+    require_replaceable,
+)
 from keras_pneumo.evaluation.writing import listed, one_line
 
-INFO_FILE, PREDICTIONS_FILE, VALIDATION_FILE = "submission.json", "predictions.csv", "validation.csv"
 Task = Literal["classification", "segmentation", "joint"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -117,15 +123,16 @@ def write_submission(
     """Write a submission folder whole: it appears complete, or an older one of that name stays as it was.
 
     Args:
-        folder: where it goes; the parent is made.
+        folder: where it goes; the parent is made. What stands there must be an older submission and nothing else.
         info: what is declared.
         predictions: ``image_id`` and ``probability`` (0 to 1) and/or ``encoded_pixels`` (text, ``-1`` for empty).
         validation: the same for the validation subset.
 
     Raises:
-        PneumoError: the tables do not have what the task asks for, or the folder cannot be written.
+        PneumoError: the tables do not have what the task asks for, the folder holds other files, or it cannot be
+            written.
     """
-    folder = Path(folder)
+    folder = require_replaceable(folder)
     tables = {PREDICTIONS_FILE: predictions} | ({VALIDATION_FILE: validation} if validation is not None else {})
     texts = {INFO_FILE: info.model_dump_json(indent=2) + "\n"}
     for name, table in tables.items():
@@ -143,26 +150,12 @@ def write_submission(
         for name, text in texts.items():
             write_bytes(made / name, text.encode())
         read_submission(made)
-        _put_in_place(made, folder)
+        put_in_place(made, folder)
     except OSError as error:
         raise PneumoError(f"{folder} could not be written ({error.strerror}).") from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return folder
-
-
-def _put_in_place(made: Path, folder: Path) -> None:
-    if not folder.exists():
-        made.rename(folder)
-        return
-    old = folder.with_name(made.name + ".old")
-    folder.rename(old)
-    try:
-        made.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old)
 
 
 def _read_info(path: Path, max_bytes: int) -> SubmissionInfo:

@@ -95,7 +95,8 @@ def read_truth(
         subset: which subset of ``truth.csv`` is scored. A file without a ``subset`` column is scored whole.
         ids: a file of image ids (a column ``ImageId`` or ``image_id``, or no header); only these are scored, and the
             rest of the file counts as what a team could learn from.
-        patients: patient table for a file without ``patient_id``; see :func:`keras_pneumo.data.patients.read_patients`.
+        patients: patient table for a file without ``patient_id``, or a folder prepared without patients; see
+            :func:`keras_pneumo.data.patients.read_patients`.
             One with NIH names also leads NIH's metadata, adjudicated labels and pre-training images to the images here.
         metadata: a table about the images, for the no-pixel answers; its age, sex and view fill those not known.
 
@@ -115,12 +116,12 @@ def read_truth(
     table = one_row_per_image(rows, file)
     notes: list[str] = []
     origin = str(manifest.get("patients", "table"))
-    if manifest.get("patients_note"):
+    split = _split_of(table, manifest, file)  # of the patients that it was made with, before any are put in their place
+    if patients is not None and _without_patients(table, origin):
+        table["patient_id"], origin = _with_patients(table, patients), "table"
+    elif manifest.get("patients_note"):
         notes.append(str(manifest["patients_note"]))
-    if patients is not None:
-        if "patient_id" not in table.columns:
-            table["patient_id"], origin = _with_patients(table, patients), "table"
-    elif "patient_id" not in table.columns:
+    if "patient_id" not in table.columns:
         table["patient_id"], origin = table.image_id, "none"
         notes.append(SINGLE_NOTE)
     elif (table.patient_id == "").any():
@@ -135,7 +136,6 @@ def read_truth(
             table[name] = table[name].where(table[name] != "", table.image_id.map(extra[name]).fillna(""))
     table["age"] = pd.to_numeric(table.age, errors="coerce").astype(float)
     table["pixel_spacing_mm"] = pd.to_numeric(table.pixel_spacing_mm, errors="coerce").astype(float)
-    split = _split_of(table, manifest, file)
     if "fold" not in table.columns:
         table["fold"] = -1
     scored, subset = _scored(table, file, subset, ids)
@@ -187,6 +187,11 @@ def _read_ids(path: Path) -> list[str]:
     if ids.empty:
         raise PneumoError(f"{path} names no image.")
     return ids.tolist()
+
+
+def _without_patients(table: pd.DataFrame, origin: str) -> bool:
+    """Whether nothing is known of patients: no column, or a folder prepared where each image was its own patient."""
+    return "patient_id" not in table.columns or (origin != "table" and not table.patient_id.duplicated().any())
 
 
 def _with_patients(table: pd.DataFrame, path: Path) -> pd.Series:

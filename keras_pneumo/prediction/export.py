@@ -77,8 +77,8 @@ def export_network(
         PneumoError: ``path`` exists or cannot be written, a package is missing, or the export's logits differ from the
             network's by more than :data:`BOUND`.
     """
-    if path.exists():
-        raise PneumoError(f"{path} exists already; it was not changed. Choose another --out, or remove it.")
+    for place in (path, _note_of(path)) if form == "litert" else (path,):
+        _require_new(place)
     if form == "onnx" and (missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]):
         raise PneumoError(f"ONNX needs {', '.join(missing)}. Run: pip install 'keras-pneumo[export]'")
     record = {**describe(experiment, form), **(notes or {})}
@@ -95,7 +95,10 @@ def export_network(
                     f"The {form} export gives other logits than the network (by {difference:.1e} of the largest; "
                     f"at most {BOUND:.0e} is accepted), so it was removed. Please report this with the experiment."
                 )
-            for one in sorted(Path(folder).iterdir()):
+            finished = sorted(Path(folder).iterdir())
+            for one in finished:
+                _require_new(path.parent / one.name)
+            for one in finished:
                 shutil.move(one, path.parent / one.name)
     except OSError as error:
         raise PneumoError(f"{path} could not be written: {error.strerror or error}.") from error
@@ -203,7 +206,7 @@ def _litert(model: keras.Model, experiment: Experiment, path: Path, record: dict
     file = path.with_name(path.name + ".tflite")
     _serving(model, experiment.image_size).export(file, format="litert", verbose=False)
     file.rename(path)
-    _write_note(path.with_name(path.name + ".json"), record)
+    _write_note(_note_of(path), record)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that the interpreter will move to a package of its own
         run = tf.lite.Interpreter(str(path)).get_signature_runner()
@@ -213,6 +216,16 @@ def _litert(model: keras.Model, experiment: Experiment, path: Path, record: dict
         return {name: np.concatenate([one[name] for one in each]) for name in each[0]}
 
     return runner
+
+
+def _note_of(path: Path) -> Path:
+    """Where the note on a LiteRT file stands: beside it, since the file has no room for one."""
+    return path.with_name(path.name + ".json")
+
+
+def _require_new(path: Path) -> None:
+    if path.exists():
+        raise PneumoError(f"{path} exists already; it was not changed. Choose another --out, or remove it.")
 
 
 def _write_note(path: Path, record: dict[str, str]) -> None:
