@@ -231,6 +231,90 @@ def test_hostile_ids_stay_inside_the_folder_and_equal_ones_apart(few, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
 
 
+@pytest.mark.parametrize("spacing", [["nan", "nan"], ["inf", "1"], ["0", "0"], ["-1", "-1"], "0.2", []])
+def test_what_is_no_spacing_does_not_travel_on(few, tmp_path, spacing):
+    dataset = pydicom.dcmread(next(few.iterdir()))
+    with pydicom.config.disable_value_validation():
+        dataset.PixelSpacing, dataset.ImagerPixelSpacing = spacing, spacing
+        dataset.save_as(tmp_path / "odd.dcm")
+    source, _ = source_header((tmp_path / "odd.dcm").read_bytes())
+    assert not {"PixelSpacing", "ImagerPixelSpacing"} & set(source.dir())
+    done = detect(known_detector(), [tmp_path / "odd.dcm"], tmp_path / "out", dicom=True)
+    if done.rows:  # a single number is refused when pixels are read
+        assert (len(done.rows), done.set_aside) == (1, [])
+        assert done.rows[0]["area_mm2"] is None
+        (capture,) = (tmp_path / "out").rglob("capture.dcm")
+        assert not {"PixelSpacing", "NominalScannedPixelSpacing"} & set(pydicom.dcmread(capture).dir())
+        if DCIODVFY:
+            check_valid(tmp_path / "out")
+
+
+def test_the_other_spacing_is_taken_where_the_first_is_none(few, tmp_path):
+    dataset = pydicom.dcmread(next(few.iterdir()))
+    with pydicom.config.disable_value_validation():
+        dataset.PixelSpacing, dataset.ImagerPixelSpacing = ["nan", "nan"], ["0.25", "0.25"]
+        dataset.save_as(tmp_path / "odd.dcm")
+    source, _ = source_header((tmp_path / "odd.dcm").read_bytes())
+    assert list(source.PixelSpacing) == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("place", ["dicom_files.source_header", "dicom_objects.dicom_objects", "Dataset.save_as"])
+def test_an_odd_header_costs_its_objects_alone(few, tmp_path, monkeypatch, place):
+    class Odd:
+        def save_as(self, *_, **__):
+            raise ValueError("Unmistakable^Name")
+
+    def odd(*_, **__):
+        if place == "Dataset.save_as":
+            return {"report": Odd()}
+        raise ValueError("Unmistakable^Name")
+
+    module = "dicom_files.source_header" if place == "dicom_files.source_header" else "dicom_objects.dicom_objects"
+    monkeypatch.setattr(f"keras_pneumo.prediction.{module}", odd)
+    done = detect(known_detector(), [few], tmp_path, dicom=True)
+    assert len(pd.read_csv(tmp_path / "predictions.csv")) == len(done.rows) == 3
+    reasons = pd.read_csv(tmp_path / "quarantine.csv")["reason"]
+    assert len(reasons) == 3
+    assert reasons.str.contains("without DICOM objects: its header holds what no DICOM object").all()
+    assert not reasons.str.contains("Unmistakable").any()
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, PneumoError("Cannot write: no space left.")])
+def test_what_was_complete_keeps_its_rows_however_it_ends(few, tmp_path, end):
+    (tmp_path / "films").mkdir()
+    for number, path in enumerate(sorted(few.iterdir())):
+        (tmp_path / f"films/{number}.dcm").write_bytes(path.read_bytes())
+    (tmp_path / "films/0a.dcm").write_bytes(b"no radiograph")
+
+    def stop(count, _):
+        if count == 3:
+            raise end
+
+    with pytest.raises(type(end) if isinstance(end, Exception) else end):
+        detect(known_detector(), [tmp_path / "films"], tmp_path / "out", batch=1, progress=stop)
+    rows = pd.read_csv(tmp_path / "out/predictions.csv")
+    assert set(rows["file"]) == {"0.dcm", "1.dcm"}
+    assert all((tmp_path / "out" / f"{name}.json").exists() for name in rows["image_id"])
+    assert pd.read_csv(tmp_path / "out/quarantine.csv")["file"].tolist() == ["0a.dcm"]
+
+
+def test_an_answer_that_could_not_be_written_has_no_row(few, tmp_path, monkeypatch):
+    from keras_pneumo.prediction import detect as module
+
+    first = sorted(path.stem for path in few.iterdir())[0]
+    whole = module.write_json
+
+    def full(path, value):
+        if path.stem != first:
+            raise PneumoError("Cannot write: no space left.")
+        return whole(path, value)
+
+    monkeypatch.setattr(module, "write_json", full)
+    with pytest.raises(PneumoError, match="no space left"):
+        detect(known_detector(), [few], tmp_path)
+    assert pd.read_csv(tmp_path / "predictions.csv")["image_id"].astype(str).tolist() == [first]
+
+
 @pytest.mark.slow
 def test_worker_processes_give_the_same_answers(few, answered, tmp_path):
     detect(known_detector(), [few], tmp_path, workers=2)

@@ -7,7 +7,7 @@ on the radiograph) and, where asked, DICOM objects in ``dicom/NAME``; for all of
 
 from __future__ import annotations
 
-import io
+import contextlib
 import itertools
 import re
 from collections import deque
@@ -16,12 +16,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from keras_pneumo.data import rle
-from keras_pneumo.data.dicom import quiet
 from keras_pneumo.data.files import require_writable, write_bytes, write_json, write_table
 from keras_pneumo.data.radiograph import Radiograph, UnreadableImage
 from keras_pneumo.data.reading import read_radiograph
@@ -29,11 +29,15 @@ from keras_pneumo.data.siim import find_files
 from keras_pneumo.data.workers import work_through
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.prediction.detector import Answer, Detector
-from keras_pneumo.prediction.dicom_source import NoSource, source_header
+from keras_pneumo.prediction.dicom_files import write_objects
+from keras_pneumo.prediction.dicom_source import NoSource
 from keras_pneumo.prediction.files import unfit
 from keras_pneumo.prediction.meaning import meaning_of
 from keras_pneumo.prediction.overlay import USE, mask_on, overlay, png_of
 from keras_pneumo.prediction.predict import Progress
+
+if TYPE_CHECKING:  # highdicom is an extra
+    from keras_pneumo.prediction.dicom_objects import Finding
 
 BATCH = 4
 """Radiographs predicted together: at 512 pixels more gain nothing on CPU cores."""
@@ -51,6 +55,8 @@ class Detected:
     set_aside: list[dict[str, str]] = field(default_factory=list)
     made_up: int = 0
     """Files whose identifiers were made up for their DICOM objects."""
+    names: set[str] = field(default_factory=set)
+    """File names given so far, in lower case."""
 
     def __str__(self) -> str:
         """A sentence for the user."""
@@ -84,7 +90,8 @@ def detect(
         batch: radiographs predicted together.
 
     Raises:
-        PneumoError: there is nothing to read, highdicom is missing, or the disk refuses.
+        PneumoError: there is nothing to read, highdicom is missing, or the disk refuses. After this and after Ctrl-C
+            the tables name what was complete by then.
     """
     if dicom and find_spec("highdicom") is None:
         raise PneumoError(
@@ -93,33 +100,53 @@ def detect(
     files = dict(find_files(paths))
     require_writable(out)
     done = Detected(out)
-    names: set[str] = set()
     pending: deque[Future[dict[str, Any]]] = deque()
     read = work_through(_read, list(files), workers)
-    count = 0
-    with ThreadPoolExecutor(WRITERS) as writers:
-        while group := list(itertools.islice(read, batch)):
-            good: list[tuple[Path, Radiograph]] = []
-            for path, found in group:
-                reason = found if isinstance(found, str) else CRASHED if found is None else _reason(found, detector)
-                if reason:
-                    done.set_aside.append({"file": files[path], "reason": reason})
-                elif isinstance(found, Radiograph):
-                    good.append((path, found))
-            answers = detector.answer([radiograph.image for _, radiograph in good]) if good else []
-            for (path, radiograph), answer in zip(good, answers, strict=True):
-                name = _free_name(radiograph.image_id, names)
-                one = _Item(path, files[path], name, radiograph, answer, dicom, make_uids)
-                pending.append(writers.submit(_write, detector, one, out))
-            count += len(group)
-            for row in _finished(pending, leave=2 * batch):
-                _enter(row, done)
-            if progress:
-                progress(count, len(files))
+    try:
+        with ThreadPoolExecutor(WRITERS) as writers:
+            count = 0
+            while group := list(itertools.islice(read, batch)):
+                for item in _answered(detector, group, files, done, dicom, make_uids):
+                    pending.append(writers.submit(_write, detector, item, out))
+                count += len(group)
+                for row in _finished(pending, leave=2 * batch):
+                    _enter(row, done)
+                if progress:
+                    progress(count, len(files))
         for row in _finished(pending, leave=0):
             _enter(row, done)
+    except BaseException:  # Ctrl-C and a full disk too: what is on the disk gets its row
+        for future in pending:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                _enter(future.result(), done)
+        with contextlib.suppress(PneumoError):  # the first error says more
+            _write_tables(done)
+        raise
     _write_tables(done)
     return done
+
+
+def _answered(
+    detector: Detector,
+    group: Sequence[tuple[Path, Radiograph | str | None]],
+    files: dict[Path, str],
+    done: Detected,
+    dicom: bool,
+    make_uids: bool,
+) -> list[_Item]:
+    """Answer for what could be read of a group, and set the rest aside in ``done``."""
+    good: list[tuple[Path, Radiograph]] = []
+    for path, found in group:
+        reason = found if isinstance(found, str) else CRASHED if found is None else unfit(found, detector.image_size)
+        if reason:
+            done.set_aside.append({"file": files[path], "reason": reason})
+        elif isinstance(found, Radiograph):
+            good.append((path, found))
+    answers = detector.answer([radiograph.image for _, radiograph in good]) if good else []
+    return [
+        _Item(path, files[path], _free_name(radiograph.image_id, done.names), radiograph, answer, dicom, make_uids)
+        for (path, radiograph), answer in zip(good, answers, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -141,10 +168,6 @@ def _read(path: Path) -> Radiograph | str:
         return read_radiograph(path)
     except UnreadableImage as error:
         return str(error)
-
-
-def _reason(radiograph: Radiograph, detector: Detector) -> str:
-    return unfit(radiograph, detector.image_size)
 
 
 def _free_name(image_id: str, taken: set[str]) -> str:
@@ -211,7 +234,8 @@ def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:
     note, made_up = "", list[str]()
     if item.dicom:
         try:
-            summary["dicom"], made_up = _write_dicom(detector, item, mask, picture, summary["area_mm2"], out)
+            finding = _finding(detector, answer, mask, picture, summary["area_mm2"])
+            summary["dicom"], made_up = write_objects(item.path, finding, out, item.name, item.make_uids)
         except NoSource as error:
             note = str(error)
     write_bytes(out / f"{item.name}.png", png_of(picture), durable=False)
@@ -220,37 +244,12 @@ def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:
     return {name: summary[name] for name in kept} | {"note": note, "made_up": made_up}
 
 
-def _write_dicom(
-    detector: Detector, item: _Item, mask: Any, picture: Any, area: float | None, out: Path
-) -> tuple[dict[str, Any], list[str]]:
-    """Write the objects of one radiograph, and a copy of the source where it had to be given identifiers."""
-    import pydicom
+def _finding(detector: Detector, answer: Answer, mask: np.ndarray, picture: np.ndarray, area: float | None) -> Finding:
+    """What is said in DICOM objects."""
+    from keras_pneumo.prediction.dicom_objects import Finding
 
-    from keras_pneumo.prediction.dicom_objects import Finding, dicom_objects
-
-    data = item.path.read_bytes()
-    source, made_up = source_header(data, item.make_uids)
     algorithm = f"keras-pneumo {detector.name}"[:64]
-    finding = Finding(mask, picture, item.answer.probability, detector.threshold, area, algorithm, detector.version)
-    try:
-        objects = dicom_objects(source, finding)
-    except Exception as error:  # a header may hold anything; what the error quotes may be a person's name
-        raise NoSource(f"its header holds what no DICOM object can take over ({type(error).__name__})") from None
-    told: dict[str, Any] = {"source": str(source.SOPInstanceUID), "identifiers_made_up": made_up}
-    with quiet():
-        if made_up:
-            full = pydicom.dcmread(io.BytesIO(data))
-            for name in made_up:
-                setattr(full, name, source[name].value)
-            full.file_meta.MediaStorageSOPInstanceUID = source.SOPInstanceUID
-            objects = {"source": full, **objects}
-        for kind, dataset in objects.items():
-            stream = io.BytesIO()
-            dataset.save_as(stream, enforce_file_format=True)
-            name = f"dicom/{item.name}/{kind}.dcm"
-            write_bytes(out / name, stream.getvalue(), durable=False)
-            told[kind if kind != "source" else "source_copy"] = name
-    return told, made_up
+    return Finding(mask, picture, answer.probability, detector.threshold, area, algorithm, detector.version)
 
 
 def _write_tables(done: Detected) -> None:
