@@ -157,6 +157,18 @@ def test_a_no_has_a_report_and_no_segmentation(few, tmp_path):
     check_valid(tmp_path)
 
 
+@pytest.mark.parametrize("dicom", [True, False])
+def test_no_object_of_an_earlier_run_lies_beside_a_new_answer(few, tmp_path, dicom):
+    (path,) = sorted(few.iterdir())[:1]
+    detect(known_detector(), [path], tmp_path, dicom=True)
+    folder = tmp_path / "dicom" / path.stem
+    assert (folder / "segmentation.dcm").exists()
+    (folder / "notes.txt").write_text("somebody's own")
+    detect(known_detector(probability=0.1, top=2), [path], tmp_path, dicom=dicom)
+    kept = {"capture.dcm", "report.dcm", "notes.txt"} if dicom else {"notes.txt"}
+    assert {one.name for one in folder.iterdir()} == kept
+
+
 def as_siim_test_file(path, target):
     """A file as SIIM's test files are: empty study and series UIDs, a SOP UID that is none."""
     dataset = pydicom.dcmread(path)

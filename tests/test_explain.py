@@ -282,6 +282,15 @@ def test_radiographs_as_they_come(tmp_path, run, phantoms, capsys):
     np.testing.assert_allclose(same.loc[predicted["image_id"]], predicted["probability"], atol=1e-6)
 
 
+def test_nothing_is_said_of_files_that_an_earlier_call_set_aside(tmp_path, run, phantoms):
+    (tmp_path / "broken.dcm").write_bytes(b"nothing")
+    film = sorted(phantoms.rglob("*.dcm"))[0]
+    assert explain_files(run, [film, tmp_path / "broken.dcm"], tmp_path / "out").set_aside == 1
+    assert (tmp_path / "out/quarantine.csv").exists()
+    assert explain_files(run, [film], tmp_path / "out").set_aside == 0
+    assert not (tmp_path / "out/quarantine.csv").exists()
+
+
 def test_files_are_explained_as_validation_chose(tmp_path, run, prepared, phantoms):
     mine = read_run(shutil.copytree(run.folder, tmp_path / "mine"))
     explain_prepared(mine, prepared, mine.folder / "explain", Asked(method="gradcam++", stage=2), resamples=100)

@@ -29,7 +29,7 @@ from keras_pneumo.data.siim import find_files
 from keras_pneumo.data.workers import work_through
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.prediction.detector import Answer, Detector
-from keras_pneumo.prediction.dicom_files import write_objects
+from keras_pneumo.prediction.dicom_files import clear_objects, write_objects
 from keras_pneumo.prediction.dicom_source import NoSource
 from keras_pneumo.prediction.files import unfit
 from keras_pneumo.prediction.meaning import meaning_of
@@ -232,6 +232,7 @@ def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:
     picture = overlay(radiograph.image, mask, caption(detector, answer))
     summary = {"file": item.file, **summary_of(detector, radiograph, answer), "overlay": f"{item.name}.png"}
     note, made_up = "", list[str]()
+    clear_objects(out, item.name)
     if item.dicom:
         try:
             finding = _finding(detector, answer, mask, picture, summary["area_mm2"])

@@ -6,6 +6,7 @@ are none, in words that quote nothing of the file: what an error quotes may be a
 
 from __future__ import annotations
 
+import contextlib
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,35 @@ import pydicom
 
 from keras_pneumo.data.dicom import quiet
 from keras_pneumo.data.files import write_bytes
+from keras_pneumo.errors import PneumoError
 from keras_pneumo.prediction.dicom_source import NoSource, source_header
 
 if TYPE_CHECKING:  # highdicom is an extra, and is asked for only where objects are
     from keras_pneumo.prediction.dicom_objects import Finding
+
+KINDS = ("source", "segmentation", "capture", "report")
+"""What may stand in a folder of objects; ``source`` is the copy of a file that had to be given identifiers."""
+
+
+def clear_objects(out: Path, name: str) -> None:
+    """Remove the objects that an earlier run left for ``name``: a report must not lie beside another run's outline.
+
+    Raises:
+        PneumoError: the disk refuses.
+    """
+    folder = out / "dicom" / name
+    if not folder.is_dir():
+        return
+    try:
+        for kind in KINDS:
+            (folder / f"{kind}.dcm").unlink(missing_ok=True)
+    except OSError as error:
+        raise PneumoError(
+            f"Cannot remove the DICOM objects of an earlier run in {folder}: {error.strerror or error}. Remove them, "
+            "or choose another folder."
+        ) from error
+    with contextlib.suppress(OSError):  # somebody keeps something of his own in it
+        folder.rmdir()
 
 
 def write_objects(

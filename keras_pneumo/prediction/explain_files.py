@@ -124,6 +124,8 @@ def explain_files(
     write_table(folder / "explained.csv", pd.DataFrame(rows))
     if refused:
         write_table(folder / "quarantine.csv", pd.DataFrame(refused))
+    else:
+        (folder / "quarantine.csv").unlink(missing_ok=True)  # of an earlier call into the same folder
     settled = chosen is not None and wanted == chosen
     return FilesExplained(folder, *wanted, settled, len(rows), len(refused))
 
