@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,8 @@ from pydicom.uid import UID
 
 from keras_pneumo.data import rle
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.prediction.detect import detect, find_files
+from keras_pneumo.prediction.detect import caption, detect, find_files
+from keras_pneumo.prediction.detector import Answer
 from keras_pneumo.prediction.dicom_source import NoSource, is_uid, source_header
 from keras_pneumo.prediction.meaning import meaning_of
 from keras_pneumo.prediction.overlay import mask_on, overlay
@@ -203,6 +205,55 @@ def test_files_without_identifiers_are_told_or_mended(few, tmp_path):
     assert again.SOPInstanceUID == copy.SOPInstanceUID, "the same file always gets the same"
     if DCIODVFY:
         check_valid(tmp_path / "made")
+
+
+def test_names_keep_their_letters(few, tmp_path):
+    dataset = pydicom.dcmread(next(few.iterdir()))
+    dataset.SpecificCharacterSet = "ISO_IR 100"
+    dataset.PatientName = "Müller^Zoë"
+    dataset.save_as(tmp_path / "a.dcm")
+    detector = replace(known_detector(), name="Größe\\ лёгкие 肺")
+    detect(detector, [tmp_path / "a.dcm"], tmp_path / "out", dicom=True)
+    objects = {path.stem: pydicom.dcmread(path) for path in (tmp_path / "out").rglob("*.dcm")}
+    assert objects.keys() == {"segmentation", "capture", "report"}
+    for one in objects.values():
+        assert one.ManufacturerModelName == "keras-pneumo Größe_ лёгкие 肺"
+        assert str(one.PatientName) == "Müller^Zoë"
+    named = objects["segmentation"].SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
+    assert named.AlgorithmName == "keras-pneumo Größe_ лёгкие 肺"
+    assert "лёгкие 肺" in str(objects["report"])
+    (line,) = caption(detector, known_answer())[1:]
+    assert line == "keras-pneumo Große\\ 0.1.0+test. Research use only".replace("Große", "Groe")
+    if DCIODVFY:
+        check_valid(tmp_path / "out")
+
+
+def known_answer(probability=0.8):
+    return Answer(probability, 0.8, None, np.zeros((128, 128), np.uint8), np.zeros((1024, 1024), np.uint8))
+
+
+def test_ids_and_names_are_no_formulas(few, tmp_path):
+    (tmp_path / "films").mkdir()
+    dataset = pydicom.dcmread(next(few.iterdir()))
+    with pydicom.config.disable_value_validation():
+        dataset.SOPInstanceUID = UID("=HYPERLINK(1)", validation_mode=0)
+        dataset.save_as(tmp_path / "films/+a.dcm")
+    (tmp_path / "films/@b.dcm").write_bytes(b"no radiograph")
+    (row,) = detect(known_detector(top=2), [tmp_path / "films"], tmp_path / "out").rows
+    table = pd.read_csv(tmp_path / "out/predictions.csv", dtype=str)
+    assert table[["file", "image_id", "encoded_pixels"]].to_numpy().tolist() == [["'+a.dcm", "'=HYPERLINK(1)", "-1"]]
+    assert row["image_id"] == "=HYPERLINK(1)"
+    assert pd.read_csv(tmp_path / "out/quarantine.csv")["file"].tolist() == ["'@b.dcm"]
+
+
+def test_pictures_of_an_earlier_run_are_no_radiographs(few, tmp_path):
+    for path in few.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    for _ in range(2):
+        done = detect(known_detector(), [tmp_path], tmp_path / "out", dicom=True)
+        assert (len(done.rows), done.set_aside) == (3, [])
+    with pytest.raises(PneumoError, match="Name another --out"):
+        detect(known_detector(), [tmp_path], tmp_path)
 
 
 def test_bad_files_are_set_aside_and_nobody_is_named(few, tmp_path, capsys, recwarn):

@@ -312,6 +312,15 @@ def test_files_are_explained_as_the_check_says_and_as_validation_chose(tmp_path,
         explain_files(mine, [film], tmp_path / "out")
 
 
+def test_pictures_of_an_earlier_call_are_no_radiographs(tmp_path, run, phantoms):
+    film = sorted(phantoms.rglob("*.dcm"))[0]
+    (tmp_path / "=1.dcm").write_bytes(film.read_bytes())
+    for _ in range(2):
+        done = explain_files(run, [tmp_path], tmp_path / "out")
+        assert (done.explained, done.set_aside) == (1, 0)
+    assert pd.read_csv(tmp_path / "out/explained.csv")["file"].tolist() == ["'=1.dcm"]
+
+
 def main_code(*arguments):
     with pytest.raises(SystemExit) as end:
         main([str(one) for one in arguments])
@@ -325,6 +334,7 @@ def main_code(*arguments):
         ([".", "--method", "lime"], "no heat map method 'lime'"),
         ([".", "--stage", "9"], "no encoder stage '9'"),
         ([".", "--segmenter", "x"], ""),
+        ([".", "--subset", "test"], "--subset, --segmenter, --compare and --devices are for the check"),
     ],
 )
 def test_refusals(tmp_path, monkeypatch, run, arguments, message, capsys):

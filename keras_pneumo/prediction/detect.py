@@ -19,22 +19,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from keras_pneumo.data import rle
-from keras_pneumo.data.files import require_writable, write_bytes, write_json, write_table
+from keras_pneumo.data.files import require_writable, write_bytes, write_json
 from keras_pneumo.data.radiograph import Radiograph, UnreadableImage
 from keras_pneumo.data.reading import read_radiograph
 from keras_pneumo.data.siim import find_files
 from keras_pneumo.data.workers import work_through
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.writing import one_line
+from keras_pneumo.prediction.answer_tables import write_tables
 from keras_pneumo.prediction.detector import Answer, Detector
 from keras_pneumo.prediction.dicom_files import clear_objects, write_objects
 from keras_pneumo.prediction.dicom_source import NoSource
 from keras_pneumo.prediction.files import unfit
-from keras_pneumo.prediction.meaning import meaning_of
-from keras_pneumo.prediction.overlay import USE, mask_on, overlay, png_of
+from keras_pneumo.prediction.overlay import mask_on, overlay, png_of
 from keras_pneumo.prediction.predict import Progress
+from keras_pneumo.prediction.summary import caption, summary_of
 
 if TYPE_CHECKING:  # highdicom is an extra
     from keras_pneumo.prediction.dicom_objects import Finding
@@ -97,7 +97,7 @@ def detect(
         raise PneumoError(
             "DICOM objects need highdicom, which is not installed. Run: pip install 'keras-pneumo[dicom]'"
         )
-    files = dict(find_files(paths))
+    files = dict(find_files(paths, out))
     require_writable(out)
     done = Detected(out)
     pending: deque[Future[dict[str, Any]]] = deque()
@@ -120,9 +120,9 @@ def detect(
             if future.done() and not future.cancelled() and future.exception() is None:
                 _enter(future.result(), done)
         with contextlib.suppress(PneumoError):  # the first error says more
-            _write_tables(done)
+            write_tables(out, done.rows, done.set_aside)
         raise
-    _write_tables(done)
+    write_tables(out, done.rows, done.set_aside)
     return done
 
 
@@ -193,38 +193,6 @@ def _enter(row: dict[str, Any], done: Detected) -> None:
         done.set_aside.append({"file": row["file"], "reason": f"answered, but without DICOM objects: {note}"})
 
 
-def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> dict[str, Any]:
-    """An answer in plain values, the same for ``NAME.json`` and for the page."""
-    side = radiograph.image.shape[0]
-    pixels = int(answer.mask.sum())
-    spacing = radiograph.pixel_spacing_mm
-    yes = answer.probability >= detector.threshold
-    return {
-        "image_id": radiograph.image_id,
-        "probability": answer.probability,
-        "threshold": detector.threshold,
-        "pneumothorax": bool(yes),
-        "meaning": meaning_of(detector.counts, yes).sentence,
-        "outlined": pixels > 0,
-        "mask_share": pixels / answer.mask.size,
-        "area_mm2": round(pixels * (side / answer.mask.shape[0] * spacing) ** 2, 1) if spacing else None,
-        "encoded_pixels": rle.encode(answer.mask),
-        "rows": side,
-        "columns": side,
-        "detector": {"name": detector.name, "version": detector.version},
-        "use": f"{USE}. Not a medical device.",
-    }
-
-
-def caption(detector: Detector, answer: Answer) -> list[str]:
-    """What is drawn on an overlay: the answer, who gave it, and what it is for; never who the patient is."""
-    word = "yes" if answer.probability >= detector.threshold else "no"
-    return [
-        f"Pneumothorax: {word}, probability {answer.probability:.2f} (yes from {detector.threshold:.2f})",
-        f"keras-pneumo {detector.name[:40]} {detector.version}. {USE}",
-    ]
-
-
 def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:
     """Write one answer; the row for the table. Runs in a writer thread."""
     radiograph, answer = item.radiograph, item.answer
@@ -249,18 +217,6 @@ def _finding(detector: Detector, answer: Answer, mask: np.ndarray, picture: np.n
     """What is said in DICOM objects."""
     from keras_pneumo.prediction.dicom_objects import Finding
 
-    algorithm = f"keras-pneumo {detector.name}"[:64]
+    # A backslash parts values in DICOM.
+    algorithm = one_line(f"keras-pneumo {detector.name}".replace("\\", "_"), 64)
     return Finding(mask, picture, answer.probability, detector.threshold, area, algorithm, detector.version)
-
-
-def _write_tables(done: Detected) -> None:
-    columns = ["file", "image_id", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2"]
-    table = pd.DataFrame(done.rows, columns=[*columns, "encoded_pixels"]).sort_values("file", ignore_index=True)
-    table[["pneumothorax", "outlined"]] = table[["pneumothorax", "outlined"]].astype(int)
-    write_table(done.out / "predictions.csv", table.round({"probability": 6, "mask_share": 6}))
-    quarantine = done.out / "quarantine.csv"
-    if done.set_aside:
-        rows = sorted(done.set_aside, key=lambda row: row["file"])
-        write_table(quarantine, pd.DataFrame(rows, columns=["file", "reason"]))
-    else:
-        quarantine.unlink(missing_ok=True)  # of an earlier run into the same folder

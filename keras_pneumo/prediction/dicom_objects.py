@@ -65,11 +65,14 @@ def dicom_objects(source: pydicom.Dataset, finding: Finding) -> dict[str, pydico
     """
     with quiet():
         capture = _capture(source, finding)
-        if not finding.mask.any():
-            return {"capture": capture, "report": _report(source, finding, None, capture)}
-        segmentation = _segmentation(source, finding)
+        segmentation = _segmentation(source, finding) if finding.mask.any() else None
         report = _report(source, finding, segmentation, capture)
-        return {"segmentation": segmentation, "capture": capture, "report": report}
+        made = {"segmentation": segmentation, "capture": capture, "report": report}
+        objects = {kind: dataset for kind, dataset in made.items() if dataset is not None}
+        for dataset in objects.values():
+            # highdicom takes names over without the source's character set; a detector's name may be of any script.
+            dataset.SpecificCharacterSet = "ISO_IR 192"
+        return objects
 
 
 def _segmentation(source: pydicom.Dataset, finding: Finding) -> pydicom.Dataset:

@@ -23,6 +23,7 @@ from keras_pneumo.data.siim import find_files, read_labels
 from keras_pneumo.data.tables import image_id_of
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.where import FOLDER, PICTURES, RECORD
+from keras_pneumo.prediction.answer_tables import safe_columns, write_quarantine
 from keras_pneumo.prediction.files import classifier_answers, pixels_at, unfit
 from keras_pneumo.prediction.gradcam import BATCH, raw_maps, shown
 from keras_pneumo.prediction.overlays import caption, overlay, write_overlay
@@ -90,7 +91,7 @@ def explain_files(
     Raises:
         PneumoError: there is no radiograph, or not one that can be read; the labels cannot be read.
     """
-    paths = find_files(data)
+    paths = find_files(data, folder)
     checked, chosen = checked_for(run) or (CONVENTION, False)
     wanted = (method or checked[0], stage or checked[1])
     truths = {name: label.runs for name, label in read_labels(labels).images.items()} if labels else {}
@@ -127,11 +128,8 @@ def explain_files(
             progress(len(rows) + len(refused), len(paths))
     if not rows:
         raise PneumoError(f"None of the {len(paths)} files can be read; the first: {refused[0]['reason']}")
-    write_table(folder / "explained.csv", pd.DataFrame(rows))
-    if refused:
-        write_table(folder / "quarantine.csv", pd.DataFrame(refused))
-    else:
-        (folder / "quarantine.csv").unlink(missing_ok=True)  # of an earlier call into the same folder
+    write_table(folder / "explained.csv", safe_columns(pd.DataFrame(rows), "image_id", "file"))
+    write_quarantine(folder, refused)
     return FilesExplained(folder, *wanted, chosen and wanted == checked, len(rows), len(refused))
 
 
