@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_pneumo.data.files import require_writable, write_bytes, write_json
-from keras_pneumo.data.radiograph import Radiograph, UnreadableImage
-from keras_pneumo.data.reading import read_radiograph
+from keras_pneumo.data.radiograph import Radiograph
+from keras_pneumo.data.reading import read_or_reason
 from keras_pneumo.data.siim import find_files
 from keras_pneumo.data.workers import work_through
 from keras_pneumo.errors import PneumoError
@@ -43,7 +43,10 @@ BATCH = 4
 """Radiographs predicted together: at 512 pixels more gain nothing on CPU cores."""
 
 WRITERS = 2
-CRASHED = "its decoder crashed, so it is damaged or hostile"
+SECONDS = 60.0
+"""Longest that a file may keep the decoders from giving anything; one of 16 megapixels takes about a second."""
+
+CRASHED = f"its decoder crashed or came to no end within {SECONDS:g} seconds, so it is damaged or hostile"
 
 
 @dataclass
@@ -86,7 +89,7 @@ def detect(
         dicom: whether to write DICOM objects too.
         make_uids: whether to make up identifiers that DICOM objects need and the file lacks.
         progress: called with files done and in all.
-        workers: processes that decode; default: one for each core where there are files enough for that.
+        workers: processes that decode, at least one; default: one for each core where there are files enough for that.
         batch: radiographs predicted together.
 
     Raises:
@@ -101,7 +104,8 @@ def detect(
     require_writable(out)
     done = Detected(out)
     pending: deque[Future[dict[str, Any]]] = deque()
-    read = work_through(_read, list(files), workers)
+    # Never in this process: a decoder that crashes or hangs costs its file, however few there are.
+    read = work_through(read_or_reason, list(files), workers, apart=True, seconds=SECONDS)
     try:
         with ThreadPoolExecutor(WRITERS) as writers:
             count = 0
@@ -160,14 +164,6 @@ class _Item:
     answer: Answer
     dicom: bool
     make_uids: bool
-
-
-def _read(path: Path) -> Radiograph | str:
-    """A radiograph, or why it is none. Runs in a worker process."""
-    try:
-        return read_radiograph(path)
-    except UnreadableImage as error:
-        return str(error)
 
 
 def _free_name(image_id: str, taken: set[str]) -> str:
