@@ -34,7 +34,7 @@ from keras_pneumo.prediction.dicom_source import NoSource
 from keras_pneumo.prediction.files import unfit
 from keras_pneumo.prediction.overlay import mask_on, overlay, png_of
 from keras_pneumo.prediction.predict import Progress
-from keras_pneumo.prediction.summary import caption, summary_of
+from keras_pneumo.prediction.summary import caption, disagreement, summary_of
 
 if TYPE_CHECKING:  # highdicom is an extra
     from keras_pneumo.prediction.dicom_objects import Finding
@@ -215,4 +215,5 @@ def _finding(detector: Detector, answer: Answer, mask: np.ndarray, picture: np.n
 
     # A backslash parts values in DICOM.
     algorithm = one_line(f"keras-pneumo {detector.name}".replace("\\", "_"), 64)
-    return Finding(mask, picture, answer.probability, detector.threshold, area, algorithm, detector.version)
+    odd = disagreement(detector, answer)
+    return Finding(mask, picture, answer.probability, detector.threshold, area, algorithm, detector.version, odd)

@@ -28,6 +28,7 @@ def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> di
         "pneumothorax": bool(yes),
         "meaning": meaning_of(detector.counts, yes).sentence,
         "outlined": pixels > 0,
+        "disagreement": disagreement(detector, answer),
         "mask_share": pixels / answer.mask.size,
         "area_mm2": round(pixels * (side / answer.mask.shape[0] * spacing) ** 2, 1) if spacing else None,
         "encoded_pixels": rle.encode(answer.mask),
@@ -38,12 +39,22 @@ def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> di
     }
 
 
+def disagreement(detector: Detector, answer: Answer) -> str | None:
+    """How the answer for the image and the outline disagree, as they can: one goes by a threshold, one by a rule."""
+    yes, outlined = answer.probability >= detector.threshold, bool(answer.mask.any())
+    if yes == outlined:
+        return None
+    return "answered yes, yet nothing is outlined" if yes else "answered no, yet an area is outlined"
+
+
 def caption(detector: Detector, answer: Answer) -> list[str]:
     """What is drawn on an overlay: the answer, who gave it, and what it is for; never who the patient is."""
     word = "yes" if answer.probability >= detector.threshold else "no"
     # OpenCV draws a question mark for every letter beyond ASCII. The version tells detectors apart without a name.
     name = unicodedata.normalize("NFKD", detector.name).encode("ascii", "ignore").decode().strip()[:40]
+    odd = disagreement(detector, answer)
     return [
+        *([f"Answer and outline disagree: {odd}"] if odd else []),
         f"Pneumothorax: {word}, probability {answer.probability:.2f} (yes from {detector.threshold:.2f})",
         " ".join(filter(None, ["keras-pneumo", name, f"{detector.version}. {USE}"])),
     ]
