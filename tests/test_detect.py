@@ -219,6 +219,21 @@ def test_a_disagreement_of_answer_and_outline_is_said_everywhere(few, tmp_path, 
         check_valid(tmp_path)
 
 
+@pytest.mark.parametrize(("gate", "told"), [(0.25, {"source": "outline", "from": 0.25}), (0.0, None)])
+def test_an_answer_says_whose_it_is(few, tmp_path, gate, told):
+    (path,) = sorted(few.iterdir())[:1]
+    detector = known_detector(probability=0.7)
+    rule = replace(detector.rule, gate=gate, gate_source="outline")
+    detector = replace(detector, rule=rule, probability_source="classifier and outline")
+    detect(detector, [path], tmp_path)
+    found = json.loads((tmp_path / f"{path.stem}.json").read_text())
+    assert found["probability_source"] == "classifier and outline"
+    assert found["gate"] == told
+    assert found["classifier_probability"] == pytest.approx(0.7, abs=1e-6)
+    assert found["own_head_probability"] is None
+    assert found["probability"] == detector.answer([read_radiograph(path).image])[0].probability
+
+
 def as_siim_test_file(path, target):
     """A file as SIIM's test files are: empty study and series UIDs, a SOP UID that is none."""
     dataset = pydicom.dcmread(path)

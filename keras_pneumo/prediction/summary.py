@@ -24,7 +24,11 @@ def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> di
     return {
         "image_id": radiograph.image_id,
         "probability": answer.probability,
+        "probability_source": detector.probability_source,
+        "classifier_probability": answer.classifier,
+        "own_head_probability": answer.own_head,
         "threshold": detector.threshold,
+        "gate": {"source": detector.rule.gate_source, "from": detector.rule.gate} if detector.rule.gate > 0 else None,
         "pneumothorax": bool(yes),
         "meaning": meaning_of(detector.counts, yes).sentence,
         "outlined": pixels > 0,
