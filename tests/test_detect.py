@@ -498,6 +498,17 @@ def test_what_an_answer_means_is_exact():
     assert yes.low < 0.25 < yes.high
 
 
+@pytest.mark.parametrize("side", [1500, 2000, 2500, 3072])
+def test_a_mask_on_a_larger_grid_goes_by_the_middle_of_each_pixel(side):
+    rng = np.random.default_rng(0)
+    mask = (rng.random((1024, 1024)) < 0.5).astype(np.uint8)
+    middle = (2 * np.arange(side) + 1) * 1024  # in parts of 1 / (2 * side), whole numbers
+    at, free = middle // (2 * side), np.flatnonzero(middle % (2 * side))  # a middle on a border may go either way
+    there = mask_on(mask, side)
+    np.testing.assert_array_equal(there[free][:, free], mask[at][:, at][free][:, free])
+    np.testing.assert_array_equal(mask_on(mask[:, ::-1], side)[free][:, free], there[:, ::-1][free][:, free])
+
+
 @pytest.mark.parametrize("side", [512, 1024, 2048])
 def test_a_mask_keeps_its_place_on_any_grid(side):
     mask = np.zeros((1024, 1024), np.uint8)
