@@ -1,11 +1,17 @@
-"""A renderer that dies on one file, as a decoder with a fault in its C code does."""
+"""A renderer and a reader that die on one file, as a decoder with a fault in its C code does."""
 
 import os
 
-from keras_pneumo.data import rendering
+from keras_pneumo.data import reading, rendering
 
 
 def render(job):
     if job.path.name == os.environ["FATAL_FILE"]:
         os._exit(139)
     return rendering.render(job)
+
+
+def read(path):
+    if path.name == os.environ["FATAL_FILE"]:
+        os._exit(139)
+    return reading.read_or_reason(path)

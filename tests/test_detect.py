@@ -5,9 +5,11 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import fatal_render
 import numpy as np
 import pandas as pd
 import pydicom
@@ -16,8 +18,10 @@ from known_detector import dice, expected_mask, known_detector
 from pydicom.uid import UID
 
 from keras_pneumo.data import rle
+from keras_pneumo.data.reading import read_radiograph
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.prediction.detect import detect, find_files
+from keras_pneumo.prediction.detect import caption, detect, find_files
+from keras_pneumo.prediction.detector import Answer
 from keras_pneumo.prediction.dicom_source import NoSource, is_uid, source_header
 from keras_pneumo.prediction.meaning import meaning_of
 from keras_pneumo.prediction.overlay import mask_on, overlay
@@ -99,6 +103,13 @@ def check_objects(path, out):
     assert image.source_images[0].referenced_sop_instance_uid == path.stem
     (certainty,) = image.get_measurements()
     assert certainty.value == pytest.approx(80)
+    assert certainty.name.meaning == "Probability of pneumothorax"
+    assert image.finding_type is None
+    assert len(image.get_qualitative_evaluations()) == 1, "nothing to disagree about"
+    capture = pydicom.dcmread(out / told["dicom"]["capture"])
+    assert capture.ConversionType == "WSD"
+    for name in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        assert capture.get(name) == source.get(name)
     assert image.get_qualitative_evaluations()[0].value.meaning == "Present"
     (region,) = report.content.get_planar_roi_measurement_groups()
     assert region.get_measurements()[0].value == pytest.approx(told["area_mm2"], rel=1e-3)
@@ -157,6 +168,72 @@ def test_a_no_has_a_report_and_no_segmentation(few, tmp_path):
     check_valid(tmp_path)
 
 
+@pytest.mark.parametrize("dicom", [True, False])
+def test_no_object_of_an_earlier_run_lies_beside_a_new_answer(few, tmp_path, dicom):
+    (path,) = sorted(few.iterdir())[:1]
+    detect(known_detector(), [path], tmp_path, dicom=True)
+    folder = tmp_path / "dicom" / path.stem
+    assert (folder / "segmentation.dcm").exists()
+    (folder / "notes.txt").write_text("somebody's own")
+    detect(known_detector(probability=0.1, top=2), [path], tmp_path, dicom=dicom)
+    kept = {"capture.dcm", "report.dcm", "notes.txt"} if dicom else {"notes.txt"}
+    assert {one.name for one in folder.iterdir()} == kept
+
+
+def test_pixels_that_once_lost_something_are_said_to_have(few, tmp_path):
+    dataset = pydicom.dcmread(next(few.iterdir()))
+    dataset.LossyImageCompression = "01"
+    dataset.LossyImageCompressionRatio, dataset.LossyImageCompressionMethod = ["12.5", "2"], ["ISO_10918_1"] * 2
+    dataset.save_as(tmp_path / "a.dcm")
+    detect(known_detector(), [tmp_path / "a.dcm"], tmp_path / "out", dicom=True)
+    capture = pydicom.dcmread(next((tmp_path / "out").rglob("capture.dcm")))
+    assert capture.LossyImageCompression == "01"
+    assert list(capture.LossyImageCompressionRatio) == [12.5, 2]
+    assert list(capture.LossyImageCompressionMethod) == ["ISO_10918_1"] * 2
+    if DCIODVFY:
+        check_valid(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("probability", "top", "said"),
+    [
+        (0.4, 0.5, "answered no, yet an area is outlined"),
+        (0.8, 2, "answered yes, yet nothing is outlined"),
+        (0.8, 0.5, None),
+    ],
+)
+def test_a_disagreement_of_answer_and_outline_is_said_everywhere(few, tmp_path, probability, top, said):
+    (path,) = sorted(few.iterdir())[:1]
+    # The classifier opens the gate all the same, as one does that is calibrated downwards.
+    detector = known_detector(probability=probability, top=top)
+    detector = replace(detector, rule=replace(detector.rule, gate=0.0))
+    detect(detector, [path], tmp_path, dicom=True)
+    assert json.loads((tmp_path / f"{path.stem}.json").read_text())["disagreement"] == said
+    answer = detector.answer([read_radiograph(path).image])[0]
+    assert caption(detector, answer)[:-2] == ([f"Answer and outline disagree: {said}"] if said else [])
+    report = hd.sr.srread(tmp_path / "dicom" / path.stem / "report.dcm").content
+    for group in [*report.get_image_measurement_groups(), *report.get_planar_roi_measurement_groups()]:
+        told = [one.value.meaning for one in group.get_qualitative_evaluations()]
+        assert [one for one in told if one not in ("Present", "Absent")] == ([f"Disagree: {said}"] if said else [])
+    if DCIODVFY:
+        check_valid(tmp_path)
+
+
+@pytest.mark.parametrize(("gate", "told"), [(0.25, {"source": "outline", "from": 0.25}), (0.0, None)])
+def test_an_answer_says_whose_it_is(few, tmp_path, gate, told):
+    (path,) = sorted(few.iterdir())[:1]
+    detector = known_detector(probability=0.7)
+    rule = replace(detector.rule, gate=gate, gate_source="outline")
+    detector = replace(detector, rule=rule, probability_source="classifier and outline")
+    detect(detector, [path], tmp_path)
+    found = json.loads((tmp_path / f"{path.stem}.json").read_text())
+    assert found["probability_source"] == "classifier and outline"
+    assert found["gate"] == told
+    assert found["classifier_probability"] == pytest.approx(0.7, abs=1e-6)
+    assert found["own_head_probability"] is None
+    assert found["probability"] == detector.answer([read_radiograph(path).image])[0].probability
+
+
 def as_siim_test_file(path, target):
     """A file as SIIM's test files are: empty study and series UIDs, a SOP UID that is none."""
     dataset = pydicom.dcmread(path)
@@ -191,6 +268,70 @@ def test_files_without_identifiers_are_told_or_mended(few, tmp_path):
     assert again.SOPInstanceUID == copy.SOPInstanceUID, "the same file always gets the same"
     if DCIODVFY:
         check_valid(tmp_path / "made")
+
+
+def test_names_keep_their_letters(few, tmp_path):
+    dataset = pydicom.dcmread(next(few.iterdir()))
+    dataset.SpecificCharacterSet = "ISO_IR 100"
+    dataset.PatientName = "Müller^Zoë"
+    dataset.save_as(tmp_path / "a.dcm")
+    detector = replace(known_detector(), name="Größe\\ лёгкие 肺")
+    detect(detector, [tmp_path / "a.dcm"], tmp_path / "out", dicom=True)
+    objects = {path.stem: pydicom.dcmread(path) for path in (tmp_path / "out").rglob("*.dcm")}
+    assert objects.keys() == {"segmentation", "capture", "report"}
+    for one in objects.values():
+        assert one.ManufacturerModelName == "keras-pneumo Größe_ лёгкие 肺"
+        assert str(one.PatientName) == "Müller^Zoë"
+    named = objects["segmentation"].SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
+    assert named.AlgorithmName == "keras-pneumo Größe_ лёгкие 肺"
+    assert "лёгкие 肺" in str(objects["report"])
+    assert caption(detector, known_answer())[-1] == "keras-pneumo Groe\\ 0.1.0+test. Research use only"
+    if DCIODVFY:
+        check_valid(tmp_path / "out")
+
+
+def known_answer(probability=0.8):
+    return Answer(probability, 0.8, None, np.zeros((128, 128), np.uint8), np.zeros((1024, 1024), np.uint8))
+
+
+def test_ids_and_names_are_no_formulas(few, tmp_path):
+    (tmp_path / "films").mkdir()
+    dataset = pydicom.dcmread(next(few.iterdir()))
+    with pydicom.config.disable_value_validation():
+        dataset.SOPInstanceUID = UID("=HYPERLINK(1)", validation_mode=0)
+        dataset.save_as(tmp_path / "films/+a.dcm")
+    (tmp_path / "films/@b.dcm").write_bytes(b"no radiograph")
+    (row,) = detect(known_detector(top=2), [tmp_path / "films"], tmp_path / "out").rows
+    table = pd.read_csv(tmp_path / "out/predictions.csv", dtype=str)
+    assert table[["file", "image_id", "encoded_pixels"]].to_numpy().tolist() == [["'+a.dcm", "'=HYPERLINK(1)", "-1"]]
+    assert row["image_id"] == "=HYPERLINK(1)"
+    assert pd.read_csv(tmp_path / "out/quarantine.csv")["file"].tolist() == ["'@b.dcm"]
+
+
+def test_pictures_of_an_earlier_run_are_no_radiographs(few, tmp_path):
+    for path in few.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    for _ in range(2):
+        done = detect(known_detector(), [tmp_path], tmp_path / "out", dicom=True)
+        assert (len(done.rows), done.set_aside) == (3, [])
+    with pytest.raises(PneumoError, match="Name another --out"):
+        detect(known_detector(), [tmp_path], tmp_path)
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_a_crash_costs_its_own_file_however_few_there_are(few, tmp_path, monkeypatch, workers):
+    (tmp_path / "films").mkdir()
+    for path in few.iterdir():
+        (tmp_path / "films" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "films/fatal.dcm").write_bytes(b"ends its process")
+    monkeypatch.setenv("FATAL_FILE", "fatal.dcm")
+    # Spawned workers import the function by its name, so the fatal one lives in a module of the tests.
+    monkeypatch.setattr("keras_pneumo.prediction.detect.read_or_reason", fatal_render.read)
+    done = detect(known_detector(), [tmp_path / "films"], tmp_path / "out", workers=workers)
+    assert len(done.rows) == 3
+    (aside,) = done.set_aside
+    assert aside["file"] == "fatal.dcm"
+    assert aside["reason"].startswith("its decoder crashed")
 
 
 def test_bad_files_are_set_aside_and_nobody_is_named(few, tmp_path, capsys, recwarn):
@@ -229,6 +370,90 @@ def test_hostile_ids_stay_inside_the_folder_and_equal_ones_apart(few, tmp_path):
     names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
     assert len(names) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
+
+
+@pytest.mark.parametrize("spacing", [["nan", "nan"], ["inf", "1"], ["0", "0"], ["-1", "-1"], "0.2", []])
+def test_what_is_no_spacing_does_not_travel_on(few, tmp_path, spacing):
+    dataset = pydicom.dcmread(next(few.iterdir()))
+    with pydicom.config.disable_value_validation():
+        dataset.PixelSpacing, dataset.ImagerPixelSpacing = spacing, spacing
+        dataset.save_as(tmp_path / "odd.dcm")
+    source, _ = source_header((tmp_path / "odd.dcm").read_bytes())
+    assert not {"PixelSpacing", "ImagerPixelSpacing"} & set(source.dir())
+    done = detect(known_detector(), [tmp_path / "odd.dcm"], tmp_path / "out", dicom=True)
+    if done.rows:  # a single number is refused when pixels are read
+        assert (len(done.rows), done.set_aside) == (1, [])
+        assert done.rows[0]["area_mm2"] is None
+        (capture,) = (tmp_path / "out").rglob("capture.dcm")
+        assert not {"PixelSpacing", "NominalScannedPixelSpacing"} & set(pydicom.dcmread(capture).dir())
+        if DCIODVFY:
+            check_valid(tmp_path / "out")
+
+
+def test_the_other_spacing_is_taken_where_the_first_is_none(few, tmp_path):
+    dataset = pydicom.dcmread(next(few.iterdir()))
+    with pydicom.config.disable_value_validation():
+        dataset.PixelSpacing, dataset.ImagerPixelSpacing = ["nan", "nan"], ["0.25", "0.25"]
+        dataset.save_as(tmp_path / "odd.dcm")
+    source, _ = source_header((tmp_path / "odd.dcm").read_bytes())
+    assert list(source.PixelSpacing) == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("place", ["dicom_files.source_header", "dicom_objects.dicom_objects", "Dataset.save_as"])
+def test_an_odd_header_costs_its_objects_alone(few, tmp_path, monkeypatch, place):
+    class Odd:
+        def save_as(self, *_, **__):
+            raise ValueError("Unmistakable^Name")
+
+    def odd(*_, **__):
+        if place == "Dataset.save_as":
+            return {"report": Odd()}
+        raise ValueError("Unmistakable^Name")
+
+    module = "dicom_files.source_header" if place == "dicom_files.source_header" else "dicom_objects.dicom_objects"
+    monkeypatch.setattr(f"keras_pneumo.prediction.{module}", odd)
+    done = detect(known_detector(), [few], tmp_path, dicom=True)
+    assert len(pd.read_csv(tmp_path / "predictions.csv")) == len(done.rows) == 3
+    reasons = pd.read_csv(tmp_path / "quarantine.csv")["reason"]
+    assert len(reasons) == 3
+    assert reasons.str.contains("without DICOM objects: its header holds what no DICOM object").all()
+    assert not reasons.str.contains("Unmistakable").any()
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, PneumoError("Cannot write: no space left.")])
+def test_what_was_complete_keeps_its_rows_however_it_ends(few, tmp_path, end):
+    (tmp_path / "films").mkdir()
+    for number, path in enumerate(sorted(few.iterdir())):
+        (tmp_path / f"films/{number}.dcm").write_bytes(path.read_bytes())
+    (tmp_path / "films/0a.dcm").write_bytes(b"no radiograph")
+
+    def stop(count, _):
+        if count == 3:
+            raise end
+
+    with pytest.raises(type(end) if isinstance(end, Exception) else end):
+        detect(known_detector(), [tmp_path / "films"], tmp_path / "out", batch=1, progress=stop)
+    rows = pd.read_csv(tmp_path / "out/predictions.csv")
+    assert {path.stem for path in (tmp_path / "out").glob("*.json")} == set(rows["image_id"].astype(str))
+    aside = tmp_path / "out/quarantine.csv"
+    assert len(rows) + (len(pd.read_csv(aside)) if aside.exists() else 0) == 3, "of four files three were done"
+
+
+def test_an_answer_that_could_not_be_written_has_no_row(few, tmp_path, monkeypatch):
+    from keras_pneumo.prediction import detect as module
+
+    first = sorted(path.stem for path in few.iterdir())[0]
+    whole = module.write_json
+
+    def full(path, value):
+        if path.stem != first:
+            raise PneumoError("Cannot write: no space left.")
+        return whole(path, value)
+
+    monkeypatch.setattr(module, "write_json", full)
+    with pytest.raises(PneumoError, match="no space left"):
+        detect(known_detector(), [few], tmp_path)
+    assert pd.read_csv(tmp_path / "predictions.csv")["image_id"].astype(str).tolist() == [first]
 
 
 @pytest.mark.slow
@@ -271,6 +496,17 @@ def test_what_an_answer_means_is_exact():
     assert "about 5 have one all the same" in no.sentence
     assert "19% of 200" in yes.sentence
     assert yes.low < 0.25 < yes.high
+
+
+@pytest.mark.parametrize("side", [1500, 2000, 2500, 3072])
+def test_a_mask_on_a_larger_grid_goes_by_the_middle_of_each_pixel(side):
+    rng = np.random.default_rng(0)
+    mask = (rng.random((1024, 1024)) < 0.5).astype(np.uint8)
+    middle = (2 * np.arange(side) + 1) * 1024  # in parts of 1 / (2 * side), whole numbers
+    at, free = middle // (2 * side), np.flatnonzero(middle % (2 * side))  # a middle on a border may go either way
+    there = mask_on(mask, side)
+    np.testing.assert_array_equal(there[free][:, free], mask[at][:, at][free][:, free])
+    np.testing.assert_array_equal(mask_on(mask[:, ::-1], side)[free][:, free], there[:, ::-1][free][:, free])
 
 
 @pytest.mark.parametrize("side", [512, 1024, 2048])

@@ -65,6 +65,7 @@ def test_what_cannot_be_done_is_refused(place, tmp_path):
     detector = place / "runs/detector-try"
     refused(run("detect", tmp_path, tmp_path, "--out", tmp_path / "o"), "no detector", "keras-pneumo join")
     refused(run("detect", detector, tmp_path / "nowhere", "--out", tmp_path / "o"), "There is no")
+    refused(run("detect", detector, tmp_path, "--out", tmp_path / "o", "--make-uids"), "Give --dicom too")
     refused(run("view", tmp_path), "no detector")
     refused(
         run("join", tmp_path, "--segmenter", tmp_path, "--data", place / "data/prepared/phantom-try"), "no run folder"

@@ -18,7 +18,8 @@ from keras_pneumo.evaluation.saliency import score_map
 from keras_pneumo.evaluation.submission import read_submission
 from keras_pneumo.evaluation.where import read_where
 from keras_pneumo.prediction import joining
-from keras_pneumo.prediction.detector import content_hash, image_level_sources, open_detector
+from keras_pneumo.prediction.detector import image_level_sources, open_detector
+from keras_pneumo.prediction.detector_record import content_hash
 from keras_pneumo.prediction.joining import join
 from keras_pneumo.prediction.joint import Asked, fit_joint, joined_answers
 from keras_pneumo.prediction.maps import PackedMap, levels_of
@@ -213,9 +214,35 @@ def name_a_file_outside(folder):
     write_json(folder / "detector.json", record | {"sha256": content_hash(record)})
 
 
+def rewrite(folder, change):
+    """A record that was changed with its hash: nothing but what it says can give it away."""
+    record = json.loads((folder / "detector.json").read_text())
+    change(record)
+    write_json(folder / "detector.json", record | {"sha256": content_hash(record)})
+
+
+def copy_over_one_with_more_checkpoints(folder):
+    shutil.copy(folder / "classifier_0/network_0.safetensors", folder / "classifier_0/network_1.safetensors")
+
+
+def name_a_run_outside(folder):
+    shutil.copytree(folder / "classifier_0", folder.parent / "elsewhere")
+    rewrite(folder, lambda record: record.update(classifiers=["../elsewhere"]))
+
+
+def forget(name):
+    return lambda folder: rewrite(folder, lambda record: record["files"].pop(name))
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
+        (copy_over_one_with_more_checkpoints, "network_1.safetensors, which detector.json does not name"),
+        (name_a_run_outside, "'../elsewhere', which is not in its folder"),
+        (lambda folder: rewrite(folder, lambda record: record.update(classifiers=["."])), "'.', which is not in"),
+        (forget("classifier_0/network_0.safetensors"), "no weights of classifier_0"),
+        (forget("segmenter_0/experiment.json"), "no experiment"),
+        (forget("postprocess.json"), "postprocess.json"),
         (spoil_weights, "segmenter_0"),
         (spoil_threshold, "was changed"),
         (name_a_file_outside, "outside"),

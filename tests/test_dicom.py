@@ -306,6 +306,83 @@ def test_compressed_image_larger_than_the_header_says(tmp_path):
     refused(save(dataset, tmp_path / "a.dcm"), "its compressed image is of 5000x4000 pixels")
 
 
+def jpeg_segments(frame):
+    """A JPEG's start, the segments before its scan, and the rest; each segment with its marker."""
+    position, segments = 2, []
+    while frame[position + 1] != 0xDA:
+        end = position + 2 + int.from_bytes(frame[position + 2 : position + 4])
+        segments.append(frame[position:end])
+        position = end
+    return segments, frame[position:]
+
+
+def jpeg_of(*segments, rest):
+    return b"\xff\xd8" + b"".join(segments) + rest
+
+
+def write_frame(path, frame, syntax=JPEGBaseline8Bit, pixels=None):
+    dataset = dicom(radiograph(1) if pixels is None else pixels, syntax=syntax)
+    dataset.PixelData = encapsulate([frame])
+    return save(dataset, path)
+
+
+def test_fill_bytes_before_a_marker_are_read(tmp_path):
+    jpeg = cv2.imencode(".jpg", radiograph(1))[1].tobytes()
+    segments, rest = jpeg_segments(jpeg)
+    filled = jpeg_of(*(b"\xff" * 3 + one for one in segments), rest=b"\xff" + rest)
+    plain = read_dicom(write_frame(tmp_path / "a.dcm", jpeg)).image
+    assert (read_dicom(write_frame(tmp_path / "b.dcm", filled)).image == plain).all()
+
+
+def a_stray_byte(segments):
+    return [b"\0", *segments]
+
+
+def a_marker_that_has_no_segment(segments):
+    # libjpeg passes over a restart marker; read as a segment, its length would hide the frame that follows.
+    return [b"\xff\xd0", *segments, b"\0" * 70000]
+
+
+def two_frames(segments):
+    (frame,) = (one for one in segments if one[1] == 0xC0)
+    return [*segments, frame]
+
+
+def a_hierarchy_of_frames(segments):
+    (frame,) = (one for one in segments if one[1] == 0xC0)
+    return [b"\xff\xde" + frame[2:5] + struct.pack(">2H", 5000, 5000) + frame[9:], *segments]
+
+
+def no_frame(segments):
+    return [one for one in segments if one[1] != 0xC0]
+
+
+@pytest.mark.parametrize(
+    "spoil", [a_stray_byte, a_marker_that_has_no_segment, two_frames, a_hierarchy_of_frames, no_frame]
+)
+def test_jpeg_whose_size_could_be_read_in_two_ways_is_not_decoded(tmp_path, spoil, monkeypatch):
+    monkeypatch.setattr("keras_pneumo.data.dicom.pixel_array", lambda *_, **__: pytest.fail("a decoder was asked"))
+    segments, rest = jpeg_segments(cv2.imencode(".jpg", radiograph(1))[1].tobytes())
+    path = write_frame(tmp_path / "a.dcm", jpeg_of(*spoil(segments), rest=rest))
+    refused(path, "its compressed image does not begin as")
+
+
+def test_jpeg_2000_in_a_file_of_its_own_is_not_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr("keras_pneumo.data.dicom.pixel_array", lambda *_, **__: pytest.fail("a decoder was asked"))
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((6000, 6000), np.uint8)).save(stream, "JPEG2000")
+    refused(write_frame(tmp_path / "a.dcm", stream.getvalue(), JPEG2000Lossless), "wrapped in a JP2 file")
+
+
+def test_compressed_colour_in_a_grey_file_is_not_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr("keras_pneumo.data.dicom.pixel_array", lambda *_, **__: pytest.fail("a decoder was asked"))
+    colour = np.zeros((SIDE, SIDE, 3), np.uint8)
+    refused(write_frame(tmp_path / "a.dcm", cv2.imencode(".jpg", colour)[1].tobytes()), "has 3 components")
+    stream = io.BytesIO()
+    Image.fromarray(colour).save(stream, "JPEG2000", no_jp2=True)
+    refused(write_frame(tmp_path / "b.dcm", stream.getvalue(), JPEG2000Lossless), "has 3 components")
+
+
 def test_jpeg_2000_larger_than_the_header_says(tmp_path):
     stream = io.BytesIO()
     Image.fromarray(np.zeros((300, 200), np.uint8)).save(stream, "JPEG2000", no_jp2=True)

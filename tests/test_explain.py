@@ -282,11 +282,49 @@ def test_radiographs_as_they_come(tmp_path, run, phantoms, capsys):
     np.testing.assert_allclose(same.loc[predicted["image_id"]], predicted["probability"], atol=1e-6)
 
 
-def test_files_are_explained_as_validation_chose(tmp_path, run, prepared, phantoms):
+def test_nothing_is_said_of_files_that_an_earlier_call_set_aside(tmp_path, run, phantoms):
+    (tmp_path / "broken.dcm").write_bytes(b"nothing")
+    film = sorted(phantoms.rglob("*.dcm"))[0]
+    assert explain_files(run, [film, tmp_path / "broken.dcm"], tmp_path / "out").set_aside == 1
+    assert (tmp_path / "out/quarantine.csv").exists()
+    assert explain_files(run, [film], tmp_path / "out").set_aside == 0
+    assert not (tmp_path / "out/quarantine.csv").exists()
+
+
+def test_files_are_explained_as_the_check_says_and_as_validation_chose(tmp_path, run, prepared, phantoms, capsys):
     mine = read_run(shutil.copytree(run.folder, tmp_path / "mine"))
+    film = sorted(phantoms.rglob("*.dcm"))[0]
     explain_prepared(mine, prepared, mine.folder / "explain", Asked(method="gradcam++", stage=2), resamples=100)
-    done = explain_files(mine, [sorted(phantoms.rglob("*.dcm"))[0]], tmp_path / "out")
+    done = explain_files(mine, [film], tmp_path / "out")
+    assert (done.method, done.stage, done.chosen) == ("gradcam++", 2, False), "a person named them"
+    assert main_code("explain", mine.folder, film, "--out", tmp_path / "out") == 0
+    assert "Grad-CAM++ of stage 2 was not chosen on validation" in " ".join(capsys.readouterr().err.split())
+    path = mine.folder / "explain/explain.json"
+    record = json.loads(path.read_text())
+    write_json(path, record | {"chosen_on_validation": True})
+    done = explain_files(mine, [film], tmp_path / "out")
     assert (done.method, done.stage, done.chosen) == ("gradcam++", 2, True)
+    other = explain_files(mine, [film], tmp_path / "out", stage=3)
+    assert (other.method, other.stage, other.chosen) == ("gradcam++", 3, False)
+    del record["chosen_on_validation"]
+    write_json(path, record)
+    with pytest.raises(PneumoError, match="is damaged"):
+        explain_files(mine, [film], tmp_path / "out")
+
+
+def test_pictures_of_an_earlier_call_are_no_radiographs(tmp_path, run, phantoms):
+    film = sorted(phantoms.rglob("*.dcm"))[0]
+    (tmp_path / "=1.dcm").write_bytes(film.read_bytes())
+    for _ in range(2):
+        done = explain_files(run, [tmp_path], tmp_path / "out")
+        assert (done.explained, done.set_aside) == (1, 0)
+    assert pd.read_csv(tmp_path / "out/explained.csv")["file"].tolist() == ["'=1.dcm"]
+
+
+def main_code(*arguments):
+    with pytest.raises(SystemExit) as end:
+        main([str(one) for one in arguments])
+    return end.value.code
 
 
 @pytest.mark.parametrize(
@@ -296,6 +334,7 @@ def test_files_are_explained_as_validation_chose(tmp_path, run, prepared, phanto
         ([".", "--method", "lime"], "no heat map method 'lime'"),
         ([".", "--stage", "9"], "no encoder stage '9'"),
         ([".", "--segmenter", "x"], ""),
+        ([".", "--subset", "test"], "--subset, --segmenter, --compare and --devices are for the check"),
     ],
 )
 def test_refusals(tmp_path, monkeypatch, run, arguments, message, capsys):

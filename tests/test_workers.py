@@ -22,6 +22,16 @@ def die_on_seven(number):
     return number
 
 
+def never_end_on_seven(number):
+    if number == 7:
+        time.sleep(600)
+    return number
+
+
+def where(_):
+    return os.getpid()
+
+
 def refuse_three(number):
     if number == 3:
         raise ValueError("three")
@@ -41,6 +51,28 @@ def test_results_keep_the_items_order():
 def test_items_that_kill_their_process_come_back_empty():
     results = dict(work_through(die_on_seven, list(range(20)), 2))
     assert results == {number: None if number in (7, 8) else number for number in range(20)}
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_a_single_worker_can_be_a_process_of_its_own(workers):
+    assert dict(work_through(where, [0], workers)) == {0: os.getpid()}
+    assert dict(work_through(where, [0], workers, apart=True)) != {0: os.getpid()}
+    results = dict(work_through(die_on_seven, [6, 7, 9], workers, apart=True))
+    assert results == {6: 6, 7: None, 9: 9}
+
+
+def test_a_process_that_reads_does_not_wait_for_tensorflow():
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    script = "import keras_pneumo.data.reading, sys; print('tensorflow' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["False"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_item_that_never_ends_comes_back_empty(workers):
+    results = dict(work_through(never_end_on_seven, list(range(12)), workers, apart=True, seconds=15))
+    assert results == {number: None if number == 7 else number for number in range(12)}
 
 
 @pytest.mark.parametrize("workers", [1, 2])

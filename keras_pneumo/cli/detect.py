@@ -90,7 +90,7 @@ def detect_command(
     dicom: Annotated[bool, typer.Option("--dicom", help="Also DICOM: segmentation, overlay and report.")] = False,
     make_uids: Annotated[
         bool,
-        typer.Option("--make-uids", help="Make up identifiers that a DICOM file lacks, and keep a copy with them."),
+        typer.Option("--make-uids", help="With --dicom: make up identifiers that a file lacks, and keep a copy."),
     ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that decode; default: by files and cores.")
@@ -105,6 +105,8 @@ def detect_command(
 
     Example, after join: `keras-pneumo detect runs/detector-try data/phantom-try --out runs/detect-try`
     """
+    if make_uids and not dicom:
+        raise PneumoError("--make-uids makes up identifiers for DICOM objects. Give --dicom too, or leave it out.")
     import_tensorflow()
     from keras_pneumo.prediction.detect import detect
     from keras_pneumo.prediction.detector import open_detector

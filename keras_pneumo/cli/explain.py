@@ -31,7 +31,9 @@ def explain_command(
     ] = None,
     method: Annotated[str, typer.Option(help="gradcam, gradcam++, hirescam, or auto: as validation chooses.")] = "auto",
     stage: Annotated[str, typer.Option(help="Encoder stage, 1 (fine) to 5 (coarse), or auto.")] = "auto",
-    subset: Annotated[str, typer.Option(help="Whose positives are explained, of a prepared folder.")] = "test",
+    subset: Annotated[
+        str | None, typer.Option(help="Whose positives are explained, of a prepared folder; default: test.")
+    ] = None,
     segmenter: Annotated[
         Path | None, typer.Option(help="Segmenter run whose maps are scored beside the heat maps.")
     ] = None,
@@ -60,10 +62,12 @@ def explain_command(
         if labels is not None:
             raise PneumoError("A prepared folder has its own labels; leave --labels out.")
         own = segmenter and read_run(segmenter)
-        _explain_prepared(run, data[0], out_folder, settled, subset, own or None, compare, devices)
+        _explain_prepared(run, data[0], out_folder, settled, subset or "test", own or None, compare, devices)
         return
-    if segmenter is not None or compare is not None or devices is not None:
-        raise PneumoError("--segmenter, --compare and --devices are for the check, which needs a prepared folder.")
+    if any(given is not None for given in (subset, segmenter, compare, devices)):
+        raise PneumoError(
+            "--subset, --segmenter, --compare and --devices are for the check, which needs a prepared folder."
+        )
     from keras_pneumo.evaluation.where import METHODS
     from keras_pneumo.evaluation.where_sentences import whose_sentence
     from keras_pneumo.prediction.explain_files import explain_files

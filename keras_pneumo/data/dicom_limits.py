@@ -96,16 +96,14 @@ def _check_encapsulated(dataset: pydicom.Dataset, rows: int, columns: int, expec
     frame = next(frames)
     if next(frames, None) is not None:
         raise UnreadableImage("it holds more than one frame; one radiograph per file is read")
-    size = _frame_size(frame)
-    if size is not None and size != (rows, columns):
-        raise UnreadableImage(
-            f"its compressed image is of {size[0]}x{size[1]} pixels, its header gives {rows}x{columns}"
-        )
+    run_length = transfer_syntax_of(dataset) == RLELossless  # has no header: the decoder goes by the DICOM header
+    if not run_length:
+        _check_frame(frame, rows, columns)
     if len(frame) > 2 * expected + 65536:
         raise UnreadableImage(
             f"its compressed image has {len(frame)} bytes, far more than the {expected} it unfolds to"
         )
-    if transfer_syntax_of(dataset) == RLELossless and _unfolded_rle(frame, expected) > expected + 1024:
+    if run_length and _unfolded_rle(frame, expected) > expected + 1024:
         raise UnreadableImage(f"its run-length data unfold to far more than the {expected} bytes of its image")
 
 
@@ -132,23 +130,51 @@ def _unfolded_rle(frame: bytes, limit: int) -> int:
     return total
 
 
-def _frame_size(frame: bytes) -> tuple[int, int] | None:
-    """Rows and columns from a JPEG, JPEG-LS or JPEG 2000 code stream's header; None when it is neither.
+def _check_frame(frame: bytes, rows: int, columns: int) -> None:
+    """Hold the size that a compressed image gives against the DICOM header; one that gives none is not decoded."""
+    if frame[4:8] == b"jP  ":
+        raise UnreadableImage(
+            "its JPEG 2000 image is wrapped in a JP2 file, where DICOM has the bare code stream (PS3.5, A.4.4); "
+            "export it again, or decode it and save it as PNG"
+        )
+    found = _frame_size(frame)
+    if found is None:
+        raise UnreadableImage("its compressed image does not begin as JPEG, JPEG-LS or JPEG 2000 does, "
+                              "so its pixels cannot be decoded within limits")  # fmt: skip
+    if found[:2] != (rows, columns):
+        raise UnreadableImage(
+            f"its compressed image is of {found[0]}x{found[1]} pixels, its header gives {rows}x{columns}"
+        )
+    if found[2] != 1:
+        raise UnreadableImage(f"its compressed image has {found[2]} components; one of grey is expected")
 
-    Markers: ITU-T T.81 table B.1 (SOFn), T.87 (SOF55), T.800 (SIZ).
+
+def _frame_size(frame: bytes) -> tuple[int, int, int] | None:
+    """Rows, columns and components from the header of a JPEG, JPEG-LS or JPEG 2000 code stream.
+
+    None when it is neither, or is so odd that a decoder might find another header than is found here: bytes between the
+    segments, a marker without a segment, a second frame.
+
+    Markers: ITU-T T.81 table B.1 (SOFn; DHP, which gives the size of a hierarchical image), T.87 (SOF55), T.800 (SIZ).
     """
-    if frame[:4] == b"\xff\x4f\xff\x51" and len(frame) >= 24:
+    if frame[:4] == b"\xff\x4f\xff\x51" and len(frame) >= 42:
         width, height, left, top = struct.unpack(">4I", frame[8:24])
-        return height - top, width - left
+        return height - top, width - left, int.from_bytes(frame[40:42])
     if frame[:2] != b"\xff\xd8":
         return None
-    position = 2
-    while position + 9 <= len(frame) and frame[position] == 0xFF:
-        marker = frame[position + 1]
+    position, found = 2, None
+    while position + 4 <= len(frame) and frame[position] == 0xFF:
+        marker, length = frame[position + 1], int.from_bytes(frame[position + 2 : position + 4])
         if marker == 0xFF:  # fill byte
             position += 1
             continue
-        if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
-            return struct.unpack(">2H", frame[position + 5 : position + 9])
-        position += 2 + int.from_bytes(frame[position + 2 : position + 4])
+        if marker == 0xDA:  # the first scan
+            return found
+        if marker < 0xC0 or 0xD0 <= marker <= 0xD9 or length < 2:
+            return None
+        if (marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker in (0xDE, 0xF7):
+            if found is not None or length < 8 or position + 10 > len(frame):
+                return None
+            found = struct.unpack(">2HB", frame[position + 5 : position + 10])
+        position += 2 + length
     return None

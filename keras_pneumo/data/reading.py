@@ -21,6 +21,17 @@ def read_radiograph(path: Path) -> Radiograph:
     return read_image(path) if path.suffix.lower() in RASTER_SUFFIXES else read_dicom(path)
 
 
+def read_or_reason(path: Path) -> Radiograph | str:
+    """A radiograph, or why it is none, in a form that worker processes can hand back.
+
+    It stands here because a worker imports the module of what it runs, and this one brings no TensorFlow.
+    """
+    try:
+        return read_radiograph(path)
+    except UnreadableImage as error:
+        return str(error)
+
+
 def iter_images(paths: Iterable[Path]) -> Iterator[tuple[Path, Radiograph | UnreadableImage]]:
     """Read files one after another; a bad one comes out as its error, so that it never stops the others.
 

@@ -103,16 +103,26 @@ def find_images(folder: Path, skip: Collection[Path] = ()) -> tuple[list[Path], 
     return sorted(found), notes
 
 
-def find_files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
+def find_files(paths: Sequence[Path], out: Path | None = None) -> list[tuple[Path, str]]:
     """Every radiograph named or in a named folder, with the name it goes by in the tables.
 
+    Args:
+        paths: files and folders.
+        out: where pictures will be written: not searched, since those of an earlier call are no radiographs.
+
     Raises:
-        PneumoError: a path does not exist, or there is no radiograph at all.
+        PneumoError: a path does not exist, or is ``out`` itself, or there is no radiograph at all.
     """
     found: list[tuple[Path, str]] = []
+    skip = [] if out is None else [out]
     for path in paths:
         if path.is_dir():
-            found += [(one, one.relative_to(path).as_posix()) for one in find_images(path)[0]]
+            if out is not None and path.resolve() == out.resolve():
+                raise PneumoError(
+                    f"{path} holds the radiographs, and pictures written there would be taken for some. Name another "
+                    "--out; a folder within it will do."
+                )
+            found += [(one, one.relative_to(path).as_posix()) for one in find_images(path, skip)[0]]
         elif path.is_file():
             found.append((path, path.name))
         else:

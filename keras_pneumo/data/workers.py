@@ -36,7 +36,11 @@ def available_cores() -> int:
 
 
 def work_through(
-    function: Callable[[Item], Result], items: list[Item], workers: int | None = None
+    function: Callable[[Item], Result],
+    items: list[Item],
+    workers: int | None = None,
+    apart: bool = False,
+    seconds: float | None = None,
 ) -> Iterator[tuple[Item, Result | None]]:
     """Apply ``function`` to every item, in several processes when that pays.
 
@@ -44,30 +48,41 @@ def work_through(
         function: a module-level function; whatever it raises ends the work and is raised here.
         items: what it is given, one at a time; picklable.
         workers: processes, default all cores; 1 works in this process.
+        apart: whether even a single worker is a process of its own, so that this one outlives a crash.
+        seconds: longest that workers may go without a result before they are ended; None waits for ever.
 
     Yields:
-        The item and what the function returned, or None when its process died (a crash inside a decoder).
+        The item and what the function returned, or None when its process died (a crash inside a decoder) or came to no
+        end.
     """
     if workers is None:
         workers = max(1, min(available_cores(), len(items) // _ITEMS_PER_WORKER))
-    if workers == 1:
+    if workers == 1 and not apart:
         for item in items:
             yield item, function(item)
         return
     rest = iter(items)
-    suspects = yield from _pooled(function, rest, workers)
+    suspects = yield from _pooled(function, rest, workers, seconds=seconds)
     while suspects:
         # One at a time, they show which of them killed the pool.
         singly = iter(suspects)
-        while culprits := (yield from _pooled(function, singly, 1, ahead=1)):
+        while culprits := (yield from _pooled(function, singly, 1, ahead=1, seconds=seconds)):
             yield culprits[0], None
-        suspects = yield from _pooled(function, rest, workers)
+        suspects = yield from _pooled(function, rest, workers, seconds=seconds)
 
 
 def _pooled(
-    function: Callable[[Item], Result], items: Iterator[Item], workers: int, ahead: int = _AHEAD
+    function: Callable[[Item], Result],
+    items: Iterator[Item],
+    workers: int,
+    ahead: int = _AHEAD,
+    seconds: float | None = None,
 ) -> Generator[tuple[Item, Result], None, list[Item]]:
-    """Yield (item, result) until the items end or a worker dies; returns the items that were then under way."""
+    """Yield (item, result) until the items end, or a worker dies, or none gives a result for so many seconds.
+
+    Returns:
+        The items that were then under way.
+    """
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
     pending: dict[Future[Result], Item] = {}
@@ -80,7 +95,12 @@ def _pooled(
                     return [*pending.values(), item]
             if not pending:
                 return []
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+            ended = wait(pending, timeout=seconds, return_when=FIRST_COMPLETED).done
+            if not ended:
+                for process in list((pool._processes or {}).values()):
+                    process.kill()  # it is stuck in a decoder
+                return list(pending.values())
+            for future in ended:
                 try:
                     result = future.result()
                 except BrokenProcessPool:

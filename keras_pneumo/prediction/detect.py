@@ -7,7 +7,7 @@ on the radiograph) and, where asked, DICOM objects in ``dicom/NAME``; for all of
 
 from __future__ import annotations
 
-import io
+import contextlib
 import itertools
 import re
 from collections import deque
@@ -16,30 +16,37 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+import numpy as np
 
-from keras_pneumo.data import rle
-from keras_pneumo.data.dicom import quiet
-from keras_pneumo.data.files import require_writable, write_bytes, write_json, write_table
-from keras_pneumo.data.radiograph import Radiograph, UnreadableImage
-from keras_pneumo.data.reading import read_radiograph
+from keras_pneumo.data.files import require_writable, write_bytes, write_json
+from keras_pneumo.data.radiograph import Radiograph
+from keras_pneumo.data.reading import read_or_reason
 from keras_pneumo.data.siim import find_files
 from keras_pneumo.data.workers import work_through
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.writing import one_line
+from keras_pneumo.prediction.answer_tables import write_tables
 from keras_pneumo.prediction.detector import Answer, Detector
-from keras_pneumo.prediction.dicom_source import NoSource, source_header
+from keras_pneumo.prediction.dicom_files import clear_objects, write_objects
+from keras_pneumo.prediction.dicom_source import NoSource
 from keras_pneumo.prediction.files import unfit
-from keras_pneumo.prediction.meaning import meaning_of
-from keras_pneumo.prediction.overlay import USE, mask_on, overlay, png_of
+from keras_pneumo.prediction.overlay import mask_on, overlay, png_of
 from keras_pneumo.prediction.predict import Progress
+from keras_pneumo.prediction.summary import caption, disagreement, summary_of
+
+if TYPE_CHECKING:  # highdicom is an extra
+    from keras_pneumo.prediction.dicom_objects import Finding
 
 BATCH = 4
 """Radiographs predicted together: at 512 pixels more gain nothing on CPU cores."""
 
 WRITERS = 2
-CRASHED = "its decoder crashed, so it is damaged or hostile"
+SECONDS = 60.0
+"""Longest that a file may keep the decoders from giving anything; one of 16 megapixels takes about a second."""
+
+CRASHED = f"its decoder crashed or came to no end within {SECONDS:g} seconds, so it is damaged or hostile"
 
 
 @dataclass
@@ -51,6 +58,8 @@ class Detected:
     set_aside: list[dict[str, str]] = field(default_factory=list)
     made_up: int = 0
     """Files whose identifiers were made up for their DICOM objects."""
+    names: set[str] = field(default_factory=set)
+    """File names given so far, in lower case."""
 
     def __str__(self) -> str:
         """A sentence for the user."""
@@ -80,46 +89,68 @@ def detect(
         dicom: whether to write DICOM objects too.
         make_uids: whether to make up identifiers that DICOM objects need and the file lacks.
         progress: called with files done and in all.
-        workers: processes that decode; default: one for each core where there are files enough for that.
+        workers: processes that decode, at least one; default: one for each core where there are files enough for that.
         batch: radiographs predicted together.
 
     Raises:
-        PneumoError: there is nothing to read, highdicom is missing, or the disk refuses.
+        PneumoError: there is nothing to read, highdicom is missing, or the disk refuses. After this and after Ctrl-C
+            the tables name what was complete by then.
     """
     if dicom and find_spec("highdicom") is None:
         raise PneumoError(
             "DICOM objects need highdicom, which is not installed. Run: pip install 'keras-pneumo[dicom]'"
         )
-    files = dict(find_files(paths))
+    files = dict(find_files(paths, out))
     require_writable(out)
     done = Detected(out)
-    names: set[str] = set()
     pending: deque[Future[dict[str, Any]]] = deque()
-    read = work_through(_read, list(files), workers)
-    count = 0
-    with ThreadPoolExecutor(WRITERS) as writers:
-        while group := list(itertools.islice(read, batch)):
-            good: list[tuple[Path, Radiograph]] = []
-            for path, found in group:
-                reason = found if isinstance(found, str) else CRASHED if found is None else _reason(found, detector)
-                if reason:
-                    done.set_aside.append({"file": files[path], "reason": reason})
-                elif isinstance(found, Radiograph):
-                    good.append((path, found))
-            answers = detector.answer([radiograph.image for _, radiograph in good]) if good else []
-            for (path, radiograph), answer in zip(good, answers, strict=True):
-                name = _free_name(radiograph.image_id, names)
-                one = _Item(path, files[path], name, radiograph, answer, dicom, make_uids)
-                pending.append(writers.submit(_write, detector, one, out))
-            count += len(group)
-            for row in _finished(pending, leave=2 * batch):
-                _enter(row, done)
-            if progress:
-                progress(count, len(files))
+    # Never in this process: a decoder that crashes or hangs costs its file, however few there are.
+    read = work_through(read_or_reason, list(files), workers, apart=True, seconds=SECONDS)
+    try:
+        with ThreadPoolExecutor(WRITERS) as writers:
+            count = 0
+            while group := list(itertools.islice(read, batch)):
+                for item in _answered(detector, group, files, done, dicom, make_uids):
+                    pending.append(writers.submit(_write, detector, item, out))
+                count += len(group)
+                for row in _finished(pending, leave=2 * batch):
+                    _enter(row, done)
+                if progress:
+                    progress(count, len(files))
         for row in _finished(pending, leave=0):
             _enter(row, done)
-    _write_tables(done)
+    except BaseException:  # Ctrl-C and a full disk too: what is on the disk gets its row
+        for future in pending:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                _enter(future.result(), done)
+        with contextlib.suppress(PneumoError):  # the first error says more
+            write_tables(out, done.rows, done.set_aside)
+        raise
+    write_tables(out, done.rows, done.set_aside)
     return done
+
+
+def _answered(
+    detector: Detector,
+    group: Sequence[tuple[Path, Radiograph | str | None]],
+    files: dict[Path, str],
+    done: Detected,
+    dicom: bool,
+    make_uids: bool,
+) -> list[_Item]:
+    """Answer for what could be read of a group, and set the rest aside in ``done``."""
+    good: list[tuple[Path, Radiograph]] = []
+    for path, found in group:
+        reason = found if isinstance(found, str) else CRASHED if found is None else unfit(found, detector.image_size)
+        if reason:
+            done.set_aside.append({"file": files[path], "reason": reason})
+        elif isinstance(found, Radiograph):
+            good.append((path, found))
+    answers = detector.answer([radiograph.image for _, radiograph in good]) if good else []
+    return [
+        _Item(path, files[path], _free_name(radiograph.image_id, done.names), radiograph, answer, dicom, make_uids)
+        for (path, radiograph), answer in zip(good, answers, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -133,18 +164,6 @@ class _Item:
     answer: Answer
     dicom: bool
     make_uids: bool
-
-
-def _read(path: Path) -> Radiograph | str:
-    """A radiograph, or why it is none. Runs in a worker process."""
-    try:
-        return read_radiograph(path)
-    except UnreadableImage as error:
-        return str(error)
-
-
-def _reason(radiograph: Radiograph, detector: Detector) -> str:
-    return unfit(radiograph, detector.image_size)
 
 
 def _free_name(image_id: str, taken: set[str]) -> str:
@@ -170,38 +189,6 @@ def _enter(row: dict[str, Any], done: Detected) -> None:
         done.set_aside.append({"file": row["file"], "reason": f"answered, but without DICOM objects: {note}"})
 
 
-def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> dict[str, Any]:
-    """An answer in plain values, the same for ``NAME.json`` and for the page."""
-    side = radiograph.image.shape[0]
-    pixels = int(answer.mask.sum())
-    spacing = radiograph.pixel_spacing_mm
-    yes = answer.probability >= detector.threshold
-    return {
-        "image_id": radiograph.image_id,
-        "probability": answer.probability,
-        "threshold": detector.threshold,
-        "pneumothorax": bool(yes),
-        "meaning": meaning_of(detector.counts, yes).sentence,
-        "outlined": pixels > 0,
-        "mask_share": pixels / answer.mask.size,
-        "area_mm2": round(pixels * (side / answer.mask.shape[0] * spacing) ** 2, 1) if spacing else None,
-        "encoded_pixels": rle.encode(answer.mask),
-        "rows": side,
-        "columns": side,
-        "detector": {"name": detector.name, "version": detector.version},
-        "use": f"{USE}. Not a medical device.",
-    }
-
-
-def caption(detector: Detector, answer: Answer) -> list[str]:
-    """What is drawn on an overlay: the answer, who gave it, and what it is for; never who the patient is."""
-    word = "yes" if answer.probability >= detector.threshold else "no"
-    return [
-        f"Pneumothorax: {word}, probability {answer.probability:.2f} (yes from {detector.threshold:.2f})",
-        f"keras-pneumo {detector.name[:40]} {detector.version}. {USE}",
-    ]
-
-
 def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:
     """Write one answer; the row for the table. Runs in a writer thread."""
     radiograph, answer = item.radiograph, item.answer
@@ -209,9 +196,11 @@ def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:
     picture = overlay(radiograph.image, mask, caption(detector, answer))
     summary = {"file": item.file, **summary_of(detector, radiograph, answer), "overlay": f"{item.name}.png"}
     note, made_up = "", list[str]()
+    clear_objects(out, item.name)
     if item.dicom:
         try:
-            summary["dicom"], made_up = _write_dicom(detector, item, mask, picture, summary["area_mm2"], out)
+            finding = _finding(detector, answer, mask, picture, summary["area_mm2"])
+            summary["dicom"], made_up = write_objects(item.path, finding, out, item.name, item.make_uids)
         except NoSource as error:
             note = str(error)
     write_bytes(out / f"{item.name}.png", png_of(picture), durable=False)
@@ -220,47 +209,11 @@ def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:
     return {name: summary[name] for name in kept} | {"note": note, "made_up": made_up}
 
 
-def _write_dicom(
-    detector: Detector, item: _Item, mask: Any, picture: Any, area: float | None, out: Path
-) -> tuple[dict[str, Any], list[str]]:
-    """Write the objects of one radiograph, and a copy of the source where it had to be given identifiers."""
-    import pydicom
+def _finding(detector: Detector, answer: Answer, mask: np.ndarray, picture: np.ndarray, area: float | None) -> Finding:
+    """What is said in DICOM objects."""
+    from keras_pneumo.prediction.dicom_objects import Finding
 
-    from keras_pneumo.prediction.dicom_objects import Finding, dicom_objects
-
-    data = item.path.read_bytes()
-    source, made_up = source_header(data, item.make_uids)
-    algorithm = f"keras-pneumo {detector.name}"[:64]
-    finding = Finding(mask, picture, item.answer.probability, detector.threshold, area, algorithm, detector.version)
-    try:
-        objects = dicom_objects(source, finding)
-    except Exception as error:  # a header may hold anything; what the error quotes may be a person's name
-        raise NoSource(f"its header holds what no DICOM object can take over ({type(error).__name__})") from None
-    told: dict[str, Any] = {"source": str(source.SOPInstanceUID), "identifiers_made_up": made_up}
-    with quiet():
-        if made_up:
-            full = pydicom.dcmread(io.BytesIO(data))
-            for name in made_up:
-                setattr(full, name, source[name].value)
-            full.file_meta.MediaStorageSOPInstanceUID = source.SOPInstanceUID
-            objects = {"source": full, **objects}
-        for kind, dataset in objects.items():
-            stream = io.BytesIO()
-            dataset.save_as(stream, enforce_file_format=True)
-            name = f"dicom/{item.name}/{kind}.dcm"
-            write_bytes(out / name, stream.getvalue(), durable=False)
-            told[kind if kind != "source" else "source_copy"] = name
-    return told, made_up
-
-
-def _write_tables(done: Detected) -> None:
-    columns = ["file", "image_id", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2"]
-    table = pd.DataFrame(done.rows, columns=[*columns, "encoded_pixels"]).sort_values("file", ignore_index=True)
-    table[["pneumothorax", "outlined"]] = table[["pneumothorax", "outlined"]].astype(int)
-    write_table(done.out / "predictions.csv", table.round({"probability": 6, "mask_share": 6}))
-    quarantine = done.out / "quarantine.csv"
-    if done.set_aside:
-        rows = sorted(done.set_aside, key=lambda row: row["file"])
-        write_table(quarantine, pd.DataFrame(rows, columns=["file", "reason"]))
-    else:
-        quarantine.unlink(missing_ok=True)  # of an earlier run into the same folder
+    # A backslash parts values in DICOM.
+    algorithm = one_line(f"keras-pneumo {detector.name}".replace("\\", "_"), 64)
+    odd = disagreement(detector, answer)
+    return Finding(mask, picture, answer.probability, detector.threshold, area, algorithm, detector.version, odd)

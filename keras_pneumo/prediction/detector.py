@@ -24,10 +24,10 @@ import keras
 import numpy as np
 
 from keras_pneumo.config import Experiment, validated
-from keras_pneumo.data.files import sha256_bytes, sha256_file
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.weights import from_torch, load_safetensors
 from keras_pneumo.prediction.calibration import Calibration, log_odds, read_calibration
+from keras_pneumo.prediction.detector_record import FILE, check_files, networks_of, read_record
 from keras_pneumo.prediction.files import mean_probability, pixels_at
 from keras_pneumo.prediction.maps import LEVELS, enlarge, level_counts, levels_of
 from keras_pneumo.prediction.onnx_engine import on_onnx
@@ -37,8 +37,6 @@ from keras_pneumo.prediction.run import Run, build
 from keras_pneumo.prediction.segment import OWN_HEAD, Members, mean_maps
 
 Engine = Literal["keras", "onnx"]
-FILE = "detector.json"
-FORMAT = 1
 CLASSIFIER, OUTLINE = "classifier", "outline"
 """Beside ``own head``, what may decide at the level of the image, alone or together."""
 
@@ -150,12 +148,6 @@ def _mean(*probabilities: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.mean([log_odds(one) for one in probabilities], axis=0)))
 
 
-def content_hash(record: dict[str, Any]) -> str:
-    """The hash that ``detector.json`` gives of itself, less that hash."""
-    rest = {name: value for name, value in record.items() if name != "sha256"}
-    return sha256_bytes(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode())
-
-
 def open_detector(folder: Path, engine: Engine = "keras") -> Detector:
     """A detector folder, every file checked against its hash, its networks loaded.
 
@@ -176,8 +168,9 @@ def open_detector(folder: Path, engine: Engine = "keras") -> Detector:
         roles = {role: [str(member) for member in record[role]] for role in ("classifiers", "segmenters")}
     except (KeyError, TypeError, ValueError):
         raise PneumoError(f"{folder / FILE} lacks a part of a detector's record. Join the runs again.") from None
-    classifiers = [_member(folder, member, engine) for member in roles["classifiers"]]
-    segmenters = [_member(folder, member, engine) for member in roles["segmenters"]]
+    networks = {member: networks_of(folder, record, member) for members in roles.values() for member in members}
+    classifiers = [_member(folder / member, networks[member], engine) for member in roles["classifiers"]]
+    segmenters = [_member(folder / member, networks[member], engine) for member in roles["segmenters"]]
     return Detector(
         folder=folder,
         name=name,
@@ -194,63 +187,14 @@ def open_detector(folder: Path, engine: Engine = "keras") -> Detector:
     )
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """``detector.json``, checked to be whole and of a format that this version reads.
-
-    Raises:
-        PneumoError: there is none, or it was changed.
-    """
-    path = folder / FILE
-    if not path.is_file():
-        raise PneumoError(
-            f"{folder} is no detector: it has no {FILE}. Make one with keras-pneumo join CLASSIFIER --segmenter "
-            "SEGMENTER --data PREPARED --out DETECTOR."
-        )
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PneumoError(f"{path} cannot be read: {error}. Copy the detector again.") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise PneumoError(f"{path} is not of format {FORMAT}, the one this version reads.")
-    if record.get("sha256") != content_hash(record):
-        raise PneumoError(f"{path} was changed after it was written: its hash does not fit. Copy the detector again.")
-    return record
-
-
-def check_files(folder: Path, record: dict[str, Any]) -> None:
-    """Refuse a detector of which a file is missing, changed, or outside its folder.
-
-    Raises:
-        PneumoError: naming the files.
-    """
-    files = record.get("files")
-    if not isinstance(files, dict) or not files:
-        raise PneumoError(f"{folder / FILE} names no files. Copy the detector again.")
-    root = folder.resolve()
-    bad = []
-    for name, digest in files.items():
-        path = folder / name
-        inside = path.resolve().is_relative_to(root)
-        if not inside or not path.is_file() or sha256_file(path) != digest:
-            bad.append(name)
-    if bad:
-        raise PneumoError(
-            f"{folder}: {', '.join(bad[:5])} {'is' if len(bad) == 1 else 'are'} missing or not as written. "
-            "Copy the detector again, whole."
-        )
-
-
-def _member(folder: Path, name: str, engine: Engine) -> tuple[Run, list[keras.Model]]:
-    """One run of the detector and its networks, float32."""
-    place = folder / name
+def _member(place: Path, networks: Sequence[Path], engine: Engine) -> tuple[Run, list[keras.Model]]:
+    """One run of the detector, in ``place``, and its networks, float32."""
     record = json.loads((place / "experiment.json").read_text(encoding="utf-8"))
     experiment = validated(Experiment, record.get("experiment", {}), str(place / "experiment.json"))
     keras.config.set_dtype_policy("float32")
     models: list[Any] = []
-    for path in sorted(place.glob("network_*.safetensors")):
+    for path in networks:
         model = build(experiment)
         from_torch(model, load_safetensors(path))
         models.append(on_onnx(model, experiment) if engine == "onnx" else model)
-    if not models:
-        raise PneumoError(f"{place} holds no weights. Copy the detector again, whole.")
     return Run(place, experiment, record), models

@@ -17,7 +17,7 @@ from keras_pneumo.data.prepared import Prepared
 from keras_pneumo.evaluation.metrics import fit_threshold
 from keras_pneumo.evaluation.submission import write_submission
 from keras_pneumo.models.weights import save_safetensors
-from keras_pneumo.prediction.detector import FILE, FORMAT, content_hash
+from keras_pneumo.prediction.detector_record import FILE, FORMAT, content_hash
 from keras_pneumo.prediction.joint import Asked, Joint, joined_answers
 from keras_pneumo.prediction.postprocess import FILE as RULE_FILE
 from keras_pneumo.prediction.run import Run, load_models, versions

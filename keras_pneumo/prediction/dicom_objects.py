@@ -29,11 +29,17 @@ PNEUMOTHORAX = Code("36118008", "SCT", "Pneumothorax")
 ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 PRESENT, ABSENT = Code("52101004", "SCT", "Present"), Code("2667000", "SCT", "Absent")
 CHEST_FILM = Code("399208008", "SCT", "Plain chest X-ray")
-CERTAINTY = Code("111012", "DCM", "Certainty of Finding")
+OWN_SCHEME = "99KERASPNEUMO"
+PROBABILITY = Code("PTX_PROBABILITY", OWN_SCHEME, "Probability of pneumothorax")
+"""DICOM's "Certainty of Finding" would say, beside "Absent", how sure the absence is."""
+AGREEMENT = Code("ANSWER_OUTLINE", OWN_SCHEME, "Answer for the image and outline")
 PERCENT = Code("%", "UCUM", "Percent")
 AREA, SQUARE_MM = Code("42798000", "SCT", "Area"), Code("mm2", "UCUM", "square millimeter")
 AMBER_LAB = hd.color.CIELabColor(82.0, 12.0, 83.0)
 """The overlay's colour of the outline, as segmentations give colours."""
+
+
+_LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class Finding:
     area_mm2: float | None
     algorithm: str
     version: str
+    disagreement: str | None = None
+    """How answer and outline disagree, in at most 50 letters; None where they do not."""
 
     @property
     def parameters(self) -> list[str]:
@@ -65,11 +73,14 @@ def dicom_objects(source: pydicom.Dataset, finding: Finding) -> dict[str, pydico
     """
     with quiet():
         capture = _capture(source, finding)
-        if not finding.mask.any():
-            return {"capture": capture, "report": _report(source, finding, None, capture)}
-        segmentation = _segmentation(source, finding)
+        segmentation = _segmentation(source, finding) if finding.mask.any() else None
         report = _report(source, finding, segmentation, capture)
-        return {"segmentation": segmentation, "capture": capture, "report": report}
+        made = {"segmentation": segmentation, "capture": capture, "report": report}
+        objects = {kind: dataset for kind, dataset in made.items() if dataset is not None}
+        for dataset in objects.values():
+            # highdicom takes names over without the source's character set; a detector's name may be of any script.
+            dataset.SpecificCharacterSet = "ISO_IR 192"
+        return objects
 
 
 def _segmentation(source: pydicom.Dataset, finding: Finding) -> pydicom.Dataset:
@@ -132,6 +143,10 @@ def _capture(source: pydicom.Dataset, finding: Finding) -> pydicom.Dataset:
     capture.PatientOrientation = source.get("PatientOrientation") or None
     capture.BodyPartExamined = "CHEST"
     capture.ImageType = ["DERIVED", "SECONDARY"]
+    capture.ConversionType = "WSD"  # made on a workstation, not by the device that took the radiograph
+    for name in _LOSSY:  # what was once compressed with loss stays so (PS3.3, C.7.6.1.1.5)
+        if source.get(name):
+            setattr(capture, name, source.get(name))
     capture.BurnedInAnnotation = "NO"  # of what identifies the patient: only the answer is drawn
     capture.DerivationDescription = f"Outline by {finding.algorithm} {finding.version}. {USE}"
     reference = pydicom.Dataset()
@@ -153,13 +168,17 @@ def _report(
     observer = sr.ObserverContext(codes.DCM.Device, device)
     algorithm = sr.AlgorithmIdentification(finding.algorithm, finding.version, parameters=finding.parameters)
     yes = finding.probability >= finding.threshold
+    odd = []
+    if finding.disagreement:
+        told = Code("DISAGREE", OWN_SCHEME, f"Disagree: {finding.disagreement}")
+        odd = [sr.QualitativeEvaluation(AGREEMENT, told)]
+    # No finding type here: "Finding: Pneumothorax" above "Pneumothorax: Absent" could be read as one.
     groups: list[Any] = [
         sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=sr.TrackingIdentifier(hd.UID(), "pneumothorax on the image"),
-            finding_type=PNEUMOTHORAX,
             algorithm_id=algorithm,
-            measurements=[sr.Measurement(CERTAINTY, round(100 * finding.probability, 2), PERCENT)],
-            qualitative_evaluations=[sr.QualitativeEvaluation(PNEUMOTHORAX, PRESENT if yes else ABSENT)],
+            measurements=[sr.Measurement(PROBABILITY, round(100 * finding.probability, 2), PERCENT)],
+            qualitative_evaluations=[sr.QualitativeEvaluation(PNEUMOTHORAX, PRESENT if yes else ABSENT), *odd],
             source_images=[sr.SourceImageForMeasurementGroup.from_source_image(source)],
         )
     ]
@@ -178,6 +197,7 @@ def _report(
                 finding_type=PNEUMOTHORAX,
                 algorithm_id=algorithm,
                 measurements=measured,
+                qualitative_evaluations=odd,
             )
         )
     content = sr.MeasurementReport(

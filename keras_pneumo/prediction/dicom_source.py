@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
+from typing import Any
 
 import pydicom
 from pydicom.uid import UID
@@ -19,6 +21,7 @@ from keras_pneumo.data.dicom import quiet
 from keras_pneumo.errors import PneumoError
 
 IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+_SPACINGS = ("PixelSpacing", "ImagerPixelSpacing")
 _COPIED = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
     *("StudyTime", "ReferringPhysicianName"),
@@ -66,10 +69,22 @@ def source_header(data: bytes, make_uids: bool = False) -> tuple[pydicom.Dataset
                 setattr(header, name, "")
         if re.fullmatch(r"[0-9]{1,3}", str(header.get("PatientAge", ""))):
             header.PatientAge = f"{int(str(header.PatientAge)):03d}Y"  # SIIM writes 38 where DICOM wants 038Y
-        spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
-        if spacing is not None and len(spacing) == 2:
-            header.PixelSpacing = [format_number_as_ds(float(one)) for one in spacing]
+        spacing = next((one for one in map(_spacing, map(header.get, _SPACINGS)) if one), None)
+        for name in _SPACINGS:  # what is no spacing must not travel on
+            if not _spacing(header.get(name)) and name in header:
+                delattr(header, name)
+        if spacing:
+            header.PixelSpacing = [format_number_as_ds(one) for one in spacing]
     return header, lacking
+
+
+def _spacing(value: Any) -> list[float] | None:
+    """Millimetres between rows and between columns, where a value gives that: some files hold 0, -1 or nan."""
+    try:
+        found = [float(one) for one in value]
+    except (TypeError, ValueError):
+        return None
+    return found if len(found) == 2 and all(math.isfinite(one) and one > 0 for one in found) else None
 
 
 def is_uid(value: object) -> bool:

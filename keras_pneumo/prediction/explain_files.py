@@ -1,7 +1,7 @@
 """Heat maps of radiographs as they come, which need no prepared folder: a picture for each, and a table.
 
 In: a finished run and files. Out: ``overlays/NAME.png``, ``explained.csv`` and, where a file could not be read,
-``quarantine.csv``. Method and stage are those that validation chose for the run, where that was asked.
+``quarantine.csv``. Method and stage are those of the run's own check, which says whether validation chose them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from keras_pneumo.data.siim import find_files, read_labels
 from keras_pneumo.data.tables import image_id_of
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.where import FOLDER, PICTURES, RECORD
+from keras_pneumo.prediction.answer_tables import safe_columns, write_quarantine
 from keras_pneumo.prediction.files import classifier_answers, pixels_at, unfit
 from keras_pneumo.prediction.gradcam import BATCH, raw_maps, shown
 from keras_pneumo.prediction.overlays import caption, overlay, write_overlay
@@ -47,12 +48,18 @@ class FilesExplained:
     set_aside: int
 
 
-def chosen_for(run: Run) -> tuple[str, int] | None:
-    """The method and stage that validation chose for a run, as its explain folder says; None where it has none."""
+def checked_for(run: Run) -> tuple[tuple[str, int], bool] | None:
+    """The method and stage that a run was checked with, and whether validation chose them rather than a person.
+
+    None where it was not checked.
+
+    Raises:
+        PneumoError: the record in its explain folder is damaged.
+    """
     path = run.folder / FOLDER / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return str(record["method"]), int(record["stage"])
+        return (str(record["method"]), int(record["stage"])), bool(record["chosen_on_validation"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -76,7 +83,7 @@ def explain_files(
         run: a finished run.
         data: files, and folders of them.
         folder: where to write.
-        method: None for what validation chose, or the convention where nothing was chosen.
+        method: None for that of the run's check, or the convention where it was not checked.
         stage: the same.
         labels: a label csv, whose outlines are drawn.
         progress: called with files done and in all.
@@ -84,9 +91,9 @@ def explain_files(
     Raises:
         PneumoError: there is no radiograph, or not one that can be read; the labels cannot be read.
     """
-    paths = find_files(data)
-    chosen = chosen_for(run)
-    wanted = (method or (chosen or CONVENTION)[0], stage or (chosen or CONVENTION)[1])
+    paths = find_files(data, folder)
+    checked, chosen = checked_for(run) or (CONVENTION, False)
+    wanted = (method or checked[0], stage or checked[1])
     truths = {name: label.runs for name, label in read_labels(labels).images.items()} if labels else {}
     size = run.experiment.image_size
     model = load_model(run)
@@ -121,11 +128,9 @@ def explain_files(
             progress(len(rows) + len(refused), len(paths))
     if not rows:
         raise PneumoError(f"None of the {len(paths)} files can be read; the first: {refused[0]['reason']}")
-    write_table(folder / "explained.csv", pd.DataFrame(rows))
-    if refused:
-        write_table(folder / "quarantine.csv", pd.DataFrame(refused))
-    settled = chosen is not None and wanted == chosen
-    return FilesExplained(folder, *wanted, settled, len(rows), len(refused))
+    write_table(folder / "explained.csv", safe_columns(pd.DataFrame(rows), "image_id", "file"))
+    write_quarantine(folder, refused)
+    return FilesExplained(folder, *wanted, chosen and wanted == checked, len(rows), len(refused))
 
 
 def _explain_one(

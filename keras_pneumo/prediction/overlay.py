@@ -23,11 +23,12 @@ USE = "Research use only"
 def mask_on(mask: np.ndarray, side: int) -> np.ndarray:
     """A mask, uint8 (1024, 1024) of 0 and 1, on a square radiograph's own grid, uint8 (side, side).
 
-    A smaller pixel is in when at least half of its area is; a larger grid repeats pixels.
+    A smaller pixel is in when at least half of its area is; one of a larger grid is as where its middle lies.
     """
     if side <= rle.MASK_SIZE:
         return resize_mask(mask, side)
-    return np.asarray(cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST), np.uint8)
+    # INTER_NEAREST goes by a pixel's corner, which moves the mask by up to a pixel on grids that are no multiple.
+    return np.asarray(cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, lines: Sequence[str] = ()) -> np.ndarray:
