@@ -20,7 +20,7 @@ from keras_pneumo.training import fit, memory, slices, start
 from keras_pneumo.training.checkpoints import Checkpoint
 from keras_pneumo.training.fit import Manner, train
 from keras_pneumo.training.interrupt import Interruption
-from keras_pneumo.training.place import is_free, is_trained
+from keras_pneumo.training.place import find_folds_place, is_free, is_trained
 from keras_pneumo.training.work import Work
 
 BRIEF = crash_lab.SHORT.replace(frozen_epochs=1, epochs=2, swa_epochs=0, top_k=1)
@@ -230,3 +230,17 @@ def test_the_slices_of_a_checkpoint(tmp_path, state, note, wanted):
     work = SimpleNamespace(manner=SimpleNamespace(engine=engine), folder=tmp_path)
     assert Work.kept_slices(work, Checkpoint(tmp_path, {}, state)) == wanted
     assert Work.kept_slices(work, None) == 0
+
+
+def test_folds_killed_before_the_first_record_are_begun_again(tmp_path, prepared):
+    out, folds = tmp_path / "folds", [0, 1]
+    assert find_folds_place(out, BRIEF, prepared, folds, False) == out
+    (out / "fold_0").mkdir()
+    (out / "fold_0/.lock").touch()
+    (out / "fold_0/.experiment.json.abc.part").write_text("{")
+    assert find_folds_place(out, BRIEF, prepared, folds, False) == out
+    with pytest.raises(PneumoError, match="no unfinished training of all folds"):
+        find_folds_place(out, BRIEF, prepared, folds, True)
+    (out / "notes.txt").touch()
+    with pytest.raises(PneumoError, match="is not empty"):
+        find_folds_place(out, BRIEF, prepared, folds, False)
