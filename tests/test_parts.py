@@ -1,6 +1,7 @@
 """Predicting in parts gives the answers of the whole, and a part that does not fit is halved."""
 
 import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import crash_lab
@@ -166,3 +167,15 @@ def test_a_prediction_by_several_workers_that_does_not_fit_says_what_to_do(tiny_
     (network,) = load_predictors(read_run(tiny_runs / "classifier"), sharing)
     with pytest.raises(PneumoError, match=r"only 4 images or fewer.*--strategy one"):
         network.predict_on_batch(np.zeros((8, 2)))
+
+
+def test_a_run_that_learnt_in_slices_predicts_as_many_at_once_as_one_held(tiny_runs):
+    run = read_run(tiny_runs / "classifier")
+    network = Small(100)
+    for record, wanted in (({}, [9]), ({"slices": 1}, [9]), ({"slices": 4}, [4, 4, 1])):
+        sharing = Sharing(contextlib.nullcontext, lambda model: network)
+        experiment = run.experiment.replace(global_batch_size=13)
+        (found,) = load_predictors(replace(run, experiment=experiment, record=run.record | record), sharing)
+        found.predict_on_batch(np.zeros((9, 2)))
+        assert network.asked == wanted
+        network.asked.clear()

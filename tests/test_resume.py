@@ -10,15 +10,18 @@ import crash_lab
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 from safetensors.numpy import load_file
 
 from keras_pneumo.data.prepared import load_prepared
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.prediction.run import read_run
-from keras_pneumo.training import fit, start
+from keras_pneumo.training import fit, memory, slices, start
+from keras_pneumo.training.checkpoints import Checkpoint
 from keras_pneumo.training.fit import Manner, train
 from keras_pneumo.training.interrupt import Interruption
-from keras_pneumo.training.place import is_free, is_trained
+from keras_pneumo.training.place import find_folds_place, is_free, is_trained
+from keras_pneumo.training.work import Work
 
 BRIEF = crash_lab.SHORT.replace(frozen_epochs=1, epochs=2, swa_epochs=0, top_k=1)
 
@@ -152,3 +155,92 @@ def test_a_signal_to_another_worker_after_the_last_step_ends_this_one_too():
     with pytest.raises(Stopped, match="A signal to another worker came after the last step") as caught:
         fit._stop_if_asked(Interruption(), engine)
     assert (asked, caught.value.exit_code) == ([0], 75)
+
+
+def steps_taken(monkeypatch, fits=100):
+    """The slices of each step; ``fits`` images fit into memory."""
+    take, found = slices.Network.take_step, []
+
+    def step(self, data):
+        if -(-len(data[0]) // self.slices) > fits:
+            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+        found.append(self.slices)
+        return take(self, data)
+
+    monkeypatch.setattr(slices.Network, "take_step", step)
+    return found
+
+
+BATCHNORM = "BatchNorm learns from each slice's statistics, so the weights differ from those of whole batches."
+
+
+def test_what_was_found_meanwhile_changes_nothing_for_a_training_that_goes_on(monkeypatch, tmp_path, prepared):
+    """Neither where it was broken with whole batches, nor where it was broken with slices."""
+    taken = steps_taken(monkeypatch)
+    said = begin(prepared, tmp_path / "whole")
+    assert not any("slices" in one for one in said)
+    assert record_of(tmp_path / "whole")["slices"] == 1
+    with pytest.raises(Stopped):
+        begin(prepared, tmp_path / "broken", signal_after=2)
+    memory.remember(BRIEF, 2)
+    begin(prepared, tmp_path / "broken")
+    assert set(taken) == {1}
+    same_weights(tmp_path / "whole", tmp_path / "broken")
+
+    taken.clear()
+    (said,) = begin(prepared, tmp_path / "sliced")
+    assert said == f"2 images are taken at once, in 4 slices, as was found to fit on this device. {BATCHNORM}"
+    assert record_of(tmp_path / "sliced")["slices"] == 4
+    with pytest.raises(Stopped):
+        begin(prepared, tmp_path / "other", signal_after=2)
+    memory.remember(BRIEF, 8)
+    said = begin(prepared, tmp_path / "other")
+    assert f"2 images are taken at once, in 4 slices, as this training began. {BATCHNORM}" in said
+    assert set(taken) == {4}
+    same_weights(tmp_path / "sliced", tmp_path / "other")
+    first, second = (load_file(tmp_path / name / "best.safetensors") for name in ("whole", "sliced"))
+    assert any(np.abs(value - second[name]).max() > 1e-4 for name, value in first.items()), "which is why"
+
+
+def test_memory_that_runs_out_counts_also_when_going_on(monkeypatch, tmp_path, prepared):
+    with pytest.raises(Stopped):
+        begin(prepared, tmp_path / "run", signal_after=2)
+    taken = steps_taken(monkeypatch, fits=4)
+    said = begin(prepared, tmp_path / "run")
+    wanted = "Out of memory: 4 images are taken at once from now on, in 2 slices, with the same effective batch. "
+    assert wanted + BATCHNORM in said
+    assert set(taken) == {2}
+    assert record_of(tmp_path / "run")["slices"] == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "note", "wanted"),
+    [
+        ({}, None, 0),  # of an earlier version
+        ({"slices": 2, "replicas": 1}, None, 2),
+        ({"slices": 2, "replicas": 4}, None, 0),  # the parts of a batch are others
+        ({"slices": 2, "replicas": 1}, (4, 1), 4),  # a worker ran out of memory since
+        ({"slices": 2, "replicas": 1}, (4, 2), 2),
+    ],
+)
+def test_the_slices_of_a_checkpoint(tmp_path, state, note, wanted):
+    if note:
+        memory.need(tmp_path, *note)
+    engine = SimpleNamespace(replicas=1, largest=lambda value: value)
+    work = SimpleNamespace(manner=SimpleNamespace(engine=engine), folder=tmp_path)
+    assert Work.kept_slices(work, Checkpoint(tmp_path, {}, state)) == wanted
+    assert Work.kept_slices(work, None) == 0
+
+
+def test_folds_killed_before_the_first_record_are_begun_again(tmp_path, prepared):
+    out, folds = tmp_path / "folds", [0, 1]
+    assert find_folds_place(out, BRIEF, prepared, folds, False) == out
+    (out / "fold_0").mkdir()
+    (out / "fold_0/.lock").touch()
+    (out / "fold_0/.experiment.json.abc.part").write_text("{")
+    assert find_folds_place(out, BRIEF, prepared, folds, False) == out
+    with pytest.raises(PneumoError, match="no unfinished training of all folds"):
+        find_folds_place(out, BRIEF, prepared, folds, True)
+    (out / "notes.txt").touch()
+    with pytest.raises(PneumoError, match="is not empty"):
+        find_folds_place(out, BRIEF, prepared, folds, False)

@@ -133,12 +133,16 @@ def load_model(run: Run) -> keras.Model:
 def load_predictors(run: Run, sharing: Sharing = ALONE) -> list[Predictor]:
     """What predicts for a run: its :func:`load_models`, made and shared as told, in parts where memory is too small.
 
+    A run that learnt in slices is asked about no more images at once than one of them held.
+
     Raises:
         PneumoError: as :func:`load_model`.
     """
     halved = _apart if sharing.workers > 1 else lambda images: None
+    slices = int(run.record.get("slices", 1))
+    at_once = max(-(-run.experiment.global_batch_size // slices), sharing.devices) if slices > 1 else None
     with sharing.scope():
-        return [InParts(sharing.share(model), None, sharing.devices, halved) for model in load_models(run)]
+        return [InParts(sharing.share(model), at_once, sharing.devices, halved) for model in load_models(run)]
 
 
 def _apart(images: int) -> None:

@@ -120,7 +120,8 @@ def train(
                 "No epoch gave a finite validation score, so there are no weights to keep. Lower the rate."
             )
         if engine.chief:
-            write_record(folder, record | {"training_seconds": round(seconds, 1), "best_epoch": log.best.epoch})
+            ended = {"training_seconds": round(seconds, 1), "best_epoch": log.best.epoch, "slices": work.slices}
+            write_record(folder, record | ended)
             checkpoints.keep(folder, 1)
         engine.agree(0)  # no worker goes on before the chief has written all this
         outcome = Outcome(folder, log.best, seconds)

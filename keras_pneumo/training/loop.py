@@ -28,10 +28,14 @@ from keras_pneumo.training.work import Phase, Work, plan_of
 def learn(work: Work, found: checkpoints.Checkpoint | None, started_from: bool) -> None:
     """All phases, from the beginning or from a checkpoint; faults lead back to the last one."""
     manner, engine = work.manner, work.manner.engine
-    work.slices = min(max(work.experiment.accumulation, _recalled(work)), work.most_slices)
+    found = _agreed(work, found)
+    kept = work.kept_slices(found)
+    work.slices = min(kept or max(work.experiment.accumulation, _recalled(work)), work.most_slices)
+    if work.slices > work.experiment.accumulation:
+        known = "as this training began" if kept else "as was found to fit on this device"
+        manner.tell(f"{work.slice_size} images are taken at once, in {work.slices} slices, {known}.{_said(work)}")
     work.recall_predicted()
     work.skip = faults.skipped(work.folder, work.training.image_ids)
-    found = _agreed(work, found)
     if found is not None:
         work.go_back(found)
         work.before = work.state.elapsed
@@ -63,9 +67,10 @@ def learn(work: Work, found: checkpoints.Checkpoint | None, started_from: bool) 
             manner.tell(f"The {fault.what}: these images are left out from now on; {len(work.skip)} in all.")
         except tf.errors.ResourceExhaustedError:
             work.slices = memory.halved(work.slices, work.part, work.most_slices)
-            images = -(-work.part // work.slices)
+            images = work.slice_size
             memory.remember(work.experiment, images)
             if engine.workers > 1:
+                memory.need(work.folder, work.slices, engine.replicas)
                 raise Stopped(
                     f"Out of memory on worker {engine.worker}. From now on {images} images are taken at once, "
                     "with the same "
@@ -73,7 +78,7 @@ def learn(work: Work, found: checkpoints.Checkpoint | None, started_from: bool) 
                 ) from None
             manner.tell(
                 f"Out of memory: {images} images are taken at once from now on, in {work.slices} slices, with the same "
-                "effective batch."
+                f"effective batch.{_said(work)}"
             )
         found = _agreed(work, checkpoints.latest(work.folder, manner.tell))
         if found is None:
@@ -102,6 +107,13 @@ def _agreed(work: Work, found: checkpoints.Checkpoint | None) -> checkpoints.Che
 def _number(folder: Path) -> int:
     _, epoch, step = folder.name.split("_")
     return (int(epoch) + 1) * 10**6 + int(step)
+
+
+def _said(work: Work) -> str:
+    """What slices change, where they change anything."""
+    if work.experiment.frozen_batchnorm:
+        return ""
+    return " BatchNorm learns from each slice's statistics, so the weights differ from those of whole batches."
 
 
 def _recalled(work: Work) -> int:

@@ -24,6 +24,8 @@ from keras_pneumo.prediction.run import hardware
 from keras_pneumo.training.slices import Network
 
 FILE = "memory.json"
+SLICES = "slices.json"
+"""In a run folder: the slices that a worker needs which ran out of memory there."""
 
 
 def cache_folder() -> Path:
@@ -43,7 +45,7 @@ def key_of(experiment: Experiment, predicting: bool = False) -> str:
 
 def recall(experiment: Experiment, predicting: bool = False) -> int | None:
     """Images that fit in one slice, or that one device can predict at once, if that was found before."""
-    found = _read().get(key_of(experiment, predicting))
+    found = _read(cache_folder() / FILE).get(key_of(experiment, predicting))
     return found if isinstance(found, int) and found > 0 else None
 
 
@@ -53,14 +55,27 @@ def remember(experiment: Experiment, images: int, predicting: bool = False) -> N
     Where the folder cannot be written, nothing is kept.
     """
     try:
-        write_json(cache_folder() / FILE, _read() | {key_of(experiment, predicting): images})
+        write_json(cache_folder() / FILE, _read(cache_folder() / FILE) | {key_of(experiment, predicting): images})
     except PneumoError:
         return
 
 
-def _read() -> dict[str, object]:
+def need(folder: Path, slices: int, replicas: int) -> None:
+    """Write down for the next start of all workers that one of them needs so many slices in this run."""
+    write_json(folder / SLICES, {"slices": slices, "replicas": replicas})
+
+
+def needed(folder: Path, replicas: int) -> int:
+    """The slices that a worker needs in this run with so many replicas; 0: none ran out of memory."""
+    match _read(folder / SLICES):
+        case {"slices": int(slices), "replicas": int(of)} if of == replicas:
+            return slices
+    return 0
+
+
+def _read(path: Path) -> dict[str, object]:
     try:
-        found = json.loads((cache_folder() / FILE).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -7,6 +7,7 @@ when its report is written; an unfinished one of the same experiment and data is
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -144,6 +145,9 @@ def find_folds_place(
         return last
     if resume:
         raise PneumoError(f"{last} holds no unfinished training of all folds of {experiment.name} on these images.")
+    begun = {f"fold_{fold}" for fold in folds}  # killed before the first one's first file
+    if wanted is not None and wanted.is_dir() and found == {"empty"} and not _holds(wanted, begun):
+        return wanted
     return new_folder(wanted, name)
 
 
@@ -160,9 +164,9 @@ def _numbered(name: str, number: int) -> Path:
     return RUNS / (name if number == 1 else f"{name}-{number}")
 
 
-def _holds(folder: Path) -> bool:
-    """Whether anything is in the folder but a lock and half-written files, which a start that was killed leaves."""
-    return any(path.name != LOCK_NAME and path.suffix != TEMPORARY_SUFFIX for path in folder.iterdir())
+def _holds(folder: Path, known: Collection[str] = ()) -> bool:
+    """Whether anything is in the folder but what is known, a lock, and the half-written files of a killed start."""
+    return any(path.name not in {LOCK_NAME, *known} and path.suffix != TEMPORARY_SUFFIX for path in folder.iterdir())
 
 
 def record_of(folder: Path) -> dict[str, Any]:

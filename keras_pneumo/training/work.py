@@ -47,7 +47,8 @@ EVERY = Every()
 
 @dataclass(frozen=True)
 class Manner:
-    """How a training is carried out; none of it changes what is learnt."""
+    """How a training is carried out. What is learnt changes with two things only: images that are left out, and slices,
+    where the memory is too small for whole batches and BatchNorm learns, which takes each slice's statistics."""
 
     engine: Engine = ONE
     every: Every = EVERY
@@ -134,11 +135,27 @@ class Work:
         return max(min(self.sizes) // self.manner.engine.replicas, 1)
 
     @property
+    def slice_size(self) -> int:
+        """Images of the largest slice, those that one replica takes at once."""
+        return -(-self.part // self.slices)
+
+    def kept_slices(self, found: checkpoints.Checkpoint | None) -> int:
+        """The slices that the training of a checkpoint had, or needs since; 0: unknown, or of other parts of a batch.
+
+        It keeps them whatever has been found since: an unbroken training would have.
+        """
+        engine = self.manner.engine
+        if found is None:
+            return 0
+        had = int(found.state.get("slices", 0)) if found.state.get("replicas") == engine.replicas else 0
+        return engine.largest(max(had, memory.needed(self.folder, engine.replicas)))
+
+    @property
     def at_once(self) -> int:
         """Images that validation predicts at once: a batch, or what one slice holds on all replicas, or fewer yet."""
         batch, replicas = self.experiment.global_batch_size, self.manner.engine.replicas
-        slice_size = batch if self.slices == 1 else -(-self.part // self.slices) * replicas
-        return min(batch, slice_size, self.predicted or batch)
+        fits = batch if self.slices == 1 else self.slice_size * replicas
+        return min(batch, fits, self.predicted or batch)
 
     def validate(self, network: Predictor) -> Judged:
         """How good a network is on the validation images.
@@ -195,6 +212,7 @@ class Work:
         self.state.elapsed = self.elapsed()
         optimizer = network.optimizer if network is not None else None
         arrays, written = capture(self.state, self.model, optimizer, self.log, self.average, self.known)
+        written |= {"slices": self.slices, "replicas": self.manner.engine.replicas}
         checkpoints.save(self.folder, self.state.epoch, self.state.step, arrays, written, self.log.files())
 
     def go_back(self, found: checkpoints.Checkpoint) -> None:
