@@ -50,7 +50,9 @@ def write_truth(folder, n=60, seed=0):
     table = pd.DataFrame(rows).assign(fold=-1, sex="M", age=rng.integers(20, 80, 2 * n), view="PA", pixel_spacing_mm="")
     table["encoded_pixels"] = np.where(table.pneumothorax == 1, "500000 400", "-1")
     table.to_csv(folder / "truth.csv", index=False)
-    (folder / "manifest.json").write_text(json.dumps({"split_sha256": split_sha256(table), "patients": "table"}))
+    (folder / "manifest.json").write_text(
+        json.dumps({"format": 1, "split_sha256": split_sha256(table)} | {"patients": "table"})
+    )
     return read_truth(folder)
 
 

@@ -408,6 +408,18 @@ def test_manifests_that_are_none(data, out, content, part):
         load_prepared(out)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "part"),
+    [("sizes", None, "lacks the sizes"), ("sizes", ["32"], "lacks the sizes"), ("vanished", [], "lacks what it says")],
+)
+def test_a_manifest_that_lost_an_entry_is_refused(data, out, key, value, part):
+    prepare(data, out, [32])
+    manifest = json.loads((out / "manifest.json").read_text()) | {key: value}
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(PneumoError, match=part):
+        load_prepared(out)
+
+
 def test_damaged_manifest_is_mended(data, out):
     prepare(data, out, [32])
     before = hashes(out)

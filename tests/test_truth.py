@@ -28,7 +28,7 @@ def prepared(folder: Path, text: str = TRUTH, **manifest: object) -> Path:
     (folder / "truth.csv").write_text(text)
     tables = {"truth.csv": hashlib.sha256(text.encode()).hexdigest()}
     split = split_sha256(pd.read_csv(folder / "truth.csv"))
-    (folder / "manifest.json").write_text(json.dumps({"split_sha256": split, "tables": tables} | manifest))
+    (folder / "manifest.json").write_text(json.dumps({"format": 1, "split_sha256": split, "tables": tables} | manifest))
     return folder
 
 
@@ -84,6 +84,14 @@ def test_an_edited_table_is_refused(tmp_path):
 def test_a_manifest_of_another_split_is_refused(tmp_path):
     prepared(tmp_path, split_sha256="e" * 64)
     with pytest.raises(PneumoError, match="has another split than its manifest says"):
+        read_truth(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", '"text"', '{"format": 2}', '{"tables": []}'])
+def test_a_manifest_of_another_shape_is_refused(tmp_path, content):
+    prepared(tmp_path)
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(PneumoError, match="is not of format 1"):
         read_truth(tmp_path)
 
 

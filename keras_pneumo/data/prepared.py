@@ -116,6 +116,11 @@ def load_prepared(folder: Path) -> Prepared:
     )
     if not isinstance(tables, dict) or not isinstance(pixels, dict):
         raise PneumoError(f"{folder / MANIFEST_NAME} lacks the hashes of tables and images. {again}")
+    sizes, vanished = manifest.get("sizes"), manifest.get("vanished")
+    if not isinstance(sizes, list) or not sizes or not all(isinstance(size, int) for size in sizes):
+        raise PneumoError(f"{folder / MANIFEST_NAME} lacks the sizes that were prepared. {again}")
+    if not isinstance(vanished, dict) or not isinstance(manifest.get("files"), dict):
+        raise PneumoError(f"{folder / MANIFEST_NAME} lacks what it says of images and masks. {again}")
     for name in TABLES:
         try:
             digest = sha256_file(folder / name)

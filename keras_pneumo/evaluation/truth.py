@@ -8,7 +8,6 @@ and this package can be refereed.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ import pandas as pd
 
 from keras_pneumo.data import rle
 from keras_pneumo.data.files import sha256_file
+from keras_pneumo.data.manifest import MANIFEST_NAME, TRUTH, read_manifest
 from keras_pneumo.data.patients import read_patients
 from keras_pneumo.data.splits import COLUMNS as SPLIT_COLUMNS
 from keras_pneumo.data.splits import split_sha256
@@ -105,7 +105,7 @@ def read_truth(
             or nothing is left to score.
     """
     path = Path(path)
-    file = path / "truth.csv" if path.is_dir() else path
+    file = path / TRUTH if path.is_dir() else path
     if not file.exists():
         hint = " A prepared folder holds it; make one with `keras-pneumo prepare`." if path.is_dir() else ""
         raise PneumoError(f"There is no {file}.{hint}")
@@ -217,18 +217,18 @@ def _split_of(table: pd.DataFrame, manifest: dict[str, Any], file: Path) -> str 
 
 
 def _manifest_beside(file: Path) -> dict[str, Any]:
-    """The prepared folder's manifest, its hash of this very table checked (fault 15); empty when there is none."""
-    path = file.with_name("manifest.json")
-    if file.name != "truth.csv" or not path.exists():
+    """The prepared folder's manifest, its hash of this very table checked; empty when there is none.
+
+    An edited truth would otherwise score every team against labels that nobody else has.
+    """
+    if file.name != TRUTH or not file.with_name(MANIFEST_NAME).exists():
         return {}
-    try:
-        manifest = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise PneumoError(f"{path} could not be read ({error}). Prepare the folder again.") from error
-    recorded = manifest.get("tables", {}).get("truth.csv")
+    manifest = read_manifest(file.parent)
+    tables = manifest.get("tables")
+    recorded = tables.get(TRUTH) if isinstance(tables, dict) else None
     if recorded and recorded != sha256_file(file):
         raise PneumoError(
-            f"{file} is not the table that {path.name} describes: it was edited after it was prepared, or belongs to "
-            "another folder. Prepare the folder again."
+            f"{file} is not the table that {MANIFEST_NAME} describes: it was edited after it was prepared, or "
+            "belongs to another folder. Prepare the folder again."
         )
     return manifest
