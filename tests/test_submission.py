@@ -230,7 +230,7 @@ def test_writing_replaces_whole_or_leaves_the_old(tmp_path):
 def test_absolute_starts_are_named_and_never_clipped(tmp_path, truth, clip_runs):
     """Cut at the last pixel, such a mask would keep a run or two and be scored as nearly empty."""
     text = GOOD.replace("12 5", "500000 30 501024 30 502048 30")
-    with pytest.raises(PneumoError, match="1 mask would end past the last pixel, .* absolute starts") as raised:
+    with pytest.raises(PneumoError, match=r"1 mask would end past the last pixel, .* absolute starts") as raised:
         check_submission(read_submission(folder(tmp_path, text)), truth, clip_runs=clip_runs)
     assert "--clip-runs" not in str(raised.value)
 

@@ -202,6 +202,10 @@ def predict_folder(
     """
     rule = None
     threshold = runs[0].threshold if len(runs) == 1 else None
+    if runs[0].experiment.task == "classifier" and (gate or rule_file is not None):
+        raise PneumoError(
+            "--gate and --postprocess are for segmenters' masks; these runs are classifiers. Leave them out."
+        )
     if runs[0].experiment.task == "segmenter":
         if rule_file is None and len(runs) == 1:
             rule_file = runs[0].folder / RULE_FILE
