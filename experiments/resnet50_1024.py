@@ -1,7 +1,7 @@
-"""Is 86% accuracy, the story's figure at full size, worth ten times the time of 512?
+"""Is 86% accuracy, a datathon team's figure at full size, worth ten times the time of 512?
 
-The recipe is the story's: ResNet50 from ImageNet weights, one epoch with the encoder frozen, then the one-cycle policy
-(arXiv 1803.09820) with rates that fall towards the stem.
+The recipe is that of a datathon team: ResNet50 from ImageNet weights, one epoch with the encoder frozen, then the
+one-cycle policy (arXiv 1803.09820) with rates that fall towards the stem.
 
 Command: make train-classifier DATA=data/siim EXPERIMENT=experiments/resnet50_1024.py
 Needs: the SIIM-ACR data, ImageNet weights, a GPU.

@@ -1,7 +1,7 @@
 """How much can be seen at 128, where the median pneumothorax covers 130 pixels?
 
-The recipe is the story's: ResNet50 from ImageNet weights, one epoch with the encoder frozen, then the one-cycle policy
-(arXiv 1803.09820) with rates that fall towards the stem.
+The recipe is that of a datathon team: ResNet50 from ImageNet weights, one epoch with the encoder frozen, then the
+one-cycle policy (arXiv 1803.09820) with rates that fall towards the stem.
 
 Command: make train-classifier DATA=data/siim EXPERIMENT=experiments/resnet50_128.py
 Needs: the SIIM-ACR data, ImageNet weights, a GPU.

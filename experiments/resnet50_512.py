@@ -1,7 +1,7 @@
-"""The story's working size: how good is ResNet50 at 512 when patients are kept apart?
+"""A datathon team's working size: how good is ResNet50 at 512 when patients are kept apart?
 
-The recipe is the story's: ResNet50 from ImageNet weights, one epoch with the encoder frozen, then the one-cycle policy
-(arXiv 1803.09820) with rates that fall towards the stem.
+The recipe is that of a datathon team: ResNet50 from ImageNet weights, one epoch with the encoder frozen, then the
+one-cycle policy (arXiv 1803.09820) with rates that fall towards the stem.
 
 Command: make train-classifier DATA=data/siim EXPERIMENT=experiments/resnet50_512.py
 Needs: the SIIM-ACR data, ImageNet weights, a GPU.

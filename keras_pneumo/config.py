@@ -227,8 +227,8 @@ def read_experiment(path: Path) -> Experiment:
         return _read_json(path)
     try:
         found = runpy.run_path(str(path)).get("EXPERIMENT")
-    except PneumoError:
-        raise
+    except PneumoError as error:
+        raise PneumoError(f"{path}: {error}") from error
     except Exception as error:
         raise PneumoError(f"{path} could not be run: {type(error).__name__}: {error}.") from error
     if not isinstance(found, Experiment):

@@ -219,6 +219,14 @@ def test_compare_looks_at_its_out_folder_before_it_resamples(tmp_path, monkeypat
         compare(tmp_path / "a", tmp_path, tmp_path / "out")
 
 
+def test_the_board_does_not_go_among_the_submissions(tmp_path):
+    truth = write_truth(tmp_path)
+    submit(tmp_path / "teams" / "a", truth, "A", 3)
+    with pytest.raises(PneumoError, match="is the folder of the submissions themselves"):
+        compare(tmp_path / "teams", tmp_path, tmp_path / "teams" / ".." / "teams", resamples=50)
+    assert [path.name for path in (tmp_path / "teams").iterdir()] == ["a"]
+
+
 def test_compare_refuses_all_at_once_and_before_writing(tmp_path):
     truth = write_truth(tmp_path)
     teams = tmp_path / "teams"

@@ -119,3 +119,10 @@ def test_every_recipe_that_config_takes_the_losses_read(recipe):
 def test_every_experiment_of_the_project_is_valid(path):
     experiment = read_experiment(path)
     assert experiment.name == path.stem
+
+
+def test_a_faulty_experiment_file_is_named(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from keras_pneumo.config import CLASSIFIER\nEXPERIMENT = CLASSIFIER.replace(epochs=-1)\n")
+    with pytest.raises(PneumoError, match=r"mine\.py: .*epochs"):
+        read_experiment(path)

@@ -133,9 +133,3 @@ def test_threshold_between_neighbouring_floats():
     high = np.nextafter(low, 1)
     chosen = metrics.fit_threshold(np.array([0, 1], bool), np.array([low, high]))
     assert (np.array([low, high]) >= chosen).tolist() == [False, True]
-
-
-def test_threshold_at_sensitivity():
-    assert metrics.threshold_at_sensitivity(TRUTH, PROBABILITY, 0.5) == 0.8
-    assert metrics.threshold_at_sensitivity(TRUTH, PROBABILITY, 0.51) == 0.35
-    assert np.isnan(metrics.threshold_at_sensitivity(np.zeros(4, bool), PROBABILITY, 0.5))

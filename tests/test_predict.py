@@ -83,6 +83,24 @@ def test_raw_files_and_prepared_images_get_the_same_answer(tmp_path, phantoms, p
     assert isinstance(predictions, pd.DataFrame)
 
 
+def test_options_that_would_count_for_nothing_are_refused(tmp_path, tiny_runs, prepared_folder, phantoms):
+    from keras_pneumo.cli.train import open_data
+    from keras_pneumo.config import CLASSIFIER
+
+    run, segmenter = tiny_runs / "classifier", tiny_runs / "segmenter"
+    for options in ({"gate": [run]}, {"rule_file": tmp_path / "rule.json"}):
+        with pytest.raises(PneumoError, match="are for segmenters' masks"):
+            predict_command([run], data=phantoms, out_folder=tmp_path / "out", **options)
+    with pytest.raises(PneumoError, match="--postprocess would count for nothing"):
+        predict_command([segmenter], data=prepared_folder, out_folder=tmp_path, rule_file=tmp_path / "rule.json")
+    table = tmp_path / "patients.csv"
+    with pytest.raises(PneumoError, match="so --labels and --patients would count for nothing"):
+        open_data(prepared_folder, CLASSIFIER, None, table, table)
+    with pytest.raises(PneumoError, match="so --prepared would count for nothing"):
+        open_data(prepared_folder, CLASSIFIER, tmp_path, None, None)
+    assert open_data(prepared_folder, CLASSIFIER, None, None, None).folder == prepared_folder
+
+
 @pytest.fixture
 def nothing_is_predicted(monkeypatch):
     def fail(*args, **kwargs):

@@ -30,7 +30,7 @@ from keras_pneumo.data.dicom import read_dicom
 from keras_pneumo.data.files import folder_lock
 from keras_pneumo.data.prepared import find_prepared, load_prepared, prepare, verify_files
 from keras_pneumo.data.rendering import resize_image, resize_mask
-from keras_pneumo.data.siim import read_labels
+from keras_pneumo.data.siim import find_files, read_labels
 from keras_pneumo.errors import PneumoError
 
 REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[2] / "shared"))
@@ -568,6 +568,18 @@ def test_names_with_spaces_and_other_letters(tmp_path, out):
     assert prepare(folder, out / "výstup x", [32]).images == 10
     verify_files(load_prepared(out / "výstup x"), 32)
     assert sorted(load_prepared(out / "výstup x").cases["image_id"]) == sorted(ids)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_utf8_are_set_aside(data, out):
+    odd = os.fsdecode(b"caf\xe9")
+    write_png(data / "png" / f"{odd}.png", radiograph(99))
+    (data / f"mask {odd}").mkdir()
+    write_dicom(data / odd / "1.2.276.99.5.dcm", radiograph(98))
+    assert prepare(data, out, [32]).images == 12
+    assert "cannot be the name of a file" in set_aside(out, "png/caf\\udce9.png")
+    assert "no row of" in set_aside(out, "caf\\udce9/1.2.276.99.5.dcm")
+    assert [name for _, name in find_files([data / "png"]) if "caf" in name] == ["caf\\udce9.png"]
 
 
 def test_missing_decoder_is_said_once_before_any_work(data, out, monkeypatch):

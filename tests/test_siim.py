@@ -228,6 +228,21 @@ def test_two_equal_copies_are_no_question(tmp_path):
     assert find_label_csv(tmp_path, {"a"}).name == "train-rle.csv"
 
 
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"ImageId;EncodedPixels\n1;-1\n", r"train-rle\.csv is separated by semicolons. Save it with commas"),
+        ("ImageId,EncodedPixels\n\u00e9,-1\n".encode("latin-1"), r"train-rle\.csv is not UTF-8 text"),
+        (b"ImageId,EncodedPixels\n2,-1\n", r"train-rle\.csv name none of its images"),
+    ],
+)
+def test_a_label_file_that_will_not_do_says_why(tmp_path, content, part):
+    (tmp_path / "train-rle.csv").write_bytes(content)
+    with pytest.raises(PneumoError, match=part) as raised:
+        find_label_csv(tmp_path, ["1"])
+    assert ("name none" in str(raised.value)) == ("name none" in part)
+
+
 def test_no_label_file(tmp_path):
     with pytest.raises(PneumoError, match="No label csv"):
         find_label_csv(tmp_path, {"a"})

@@ -230,7 +230,7 @@ def test_writing_replaces_whole_or_leaves_the_old(tmp_path):
 def test_absolute_starts_are_named_and_never_clipped(tmp_path, truth, clip_runs):
     """Cut at the last pixel, such a mask would keep a run or two and be scored as nearly empty."""
     text = GOOD.replace("12 5", "500000 30 501024 30 502048 30")
-    with pytest.raises(PneumoError, match="1 mask would end past the last pixel, .* absolute starts") as raised:
+    with pytest.raises(PneumoError, match=r"1 mask would end past the last pixel, .* absolute starts") as raised:
         check_submission(read_submission(folder(tmp_path, text)), truth, clip_runs=clip_runs)
     assert "--clip-runs" not in str(raised.value)
 
@@ -241,6 +241,22 @@ def test_gaps_past_the_end_are_not_taken_for_absolute_starts(tmp_path, truth):
         check_submission(read_submission(folder(tmp_path, text)), truth)
     answers = check_submission(read_submission(tmp_path / "team"), truth, clip_runs=True)
     assert rle.area(answers.runs[0]) == 30 + 1048576 - 1048535
+
+
+@pytest.mark.parametrize(
+    ("cell", "logits"), [("1.5", True), ("-3.2", True), ("", False), ("nan", False), ('"0,1"', False)]
+)
+def test_only_numbers_are_taken_for_logits(tmp_path, cell, logits):
+    place = folder(tmp_path, GOOD.replace("0.75", cell))
+    with pytest.raises(PneumoError, match="probabilities are not numbers from 0 to 1") as raised:
+        read_submission(place)
+    assert ("sigmoid" in str(raised.value)) == logits
+
+
+def test_a_bare_file_of_probabilities_is_told_where_it_belongs(tmp_path):
+    (tmp_path / "answers.csv").write_text("image_id,probability\na,0.5\nb,0.25\n")
+    with pytest.raises(PneumoError, match=r"has a column probability; .* with a submission\.json"):
+        read_submission(tmp_path / "answers.csv")
 
 
 def test_writing_deletes_nothing_but_an_older_submission(tmp_path, monkeypatch):

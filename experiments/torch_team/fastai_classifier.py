@@ -1,4 +1,4 @@
-"""The story's team mate: fastai's ``vision_learner`` on ResNet-50, its settings left as a beginner leaves them.
+"""A datathon team's PyTorch member: fastai's ``vision_learner`` on ResNet-50, its settings as a beginner leaves them.
 
     python experiments/torch_team/fastai_classifier.py --experiment runs/demo_classifier --data data/prepared/phantom \\
         --out runs/fastai_classifier

@@ -50,6 +50,11 @@ def predict_command(
             f"{data} is no prepared folder, and several workers can share the prediction of nothing else. Start one "
             "process alone (--strategy one or mirrored), or run keras-pneumo prepare first."
         )
+    if is_prepared(data) and rule_file is not None:
+        raise PneumoError(
+            f"{data} is prepared, so the rule for masks is fitted on its validation images and --postprocess would "
+            "count for nothing. Leave it out."
+        )
     if len(runs) > 1 and out_folder is None:
         raise PneumoError("Several runs answer as one, which belongs to none of them: name a folder with --out.")
     import_tensorflow()

@@ -228,6 +228,13 @@ def open_data(
 ) -> Prepared:
     """The prepared folder ``data``, or raw ``data`` prepared at the experiment's size; says what was set aside."""
     if is_prepared(data):
+        given = {"--prepared": prepared_folder, "--labels": labels, "--patients": patients}
+        unused = [name for name, value in given.items() if value is not None]
+        if unused:
+            raise PneumoError(
+                f"{data} is prepared already, with its own labels and patients, so {' and '.join(unused)} would count "
+                "for nothing. Leave it out, or name the folder of radiographs with --data."
+            )
         return load_prepared(data)
     if not data.is_dir():
         raise PneumoError(f"There is no folder {data}. Name a prepared folder, or one of radiographs with a label csv.")

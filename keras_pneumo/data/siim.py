@@ -17,7 +17,7 @@ from pathlib import Path
 
 from keras_pneumo.data import rle
 from keras_pneumo.data.patients import find_patient_table, read_patients
-from keras_pneumo.data.tables import IMAGE_COLUMNS, IMAGE_SUFFIXES, column_name, image_id_of, read_rows
+from keras_pneumo.data.tables import IMAGE_COLUMNS, IMAGE_SUFFIXES, column_name, image_id_of, read_rows, shown
 from keras_pneumo.errors import PneumoError
 
 __all__ = [
@@ -95,7 +95,7 @@ def find_images(folder: Path, skip: Collection[Path] = ()) -> tuple[list[Path], 
         visited.add(real)
         masks = sorted(name for name in folders if "mask" in name.lower())
         notes += [
-            f"The folder {(here / name).relative_to(folder)} was not searched: masks come from the csv."
+            f"The folder {shown(str((here / name).relative_to(folder)))} was not searched: masks come from the csv."
             for name in masks
         ]
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in masks)
@@ -122,9 +122,9 @@ def find_files(paths: Sequence[Path], out: Path | None = None) -> list[tuple[Pat
                     f"{path} holds the radiographs, and pictures written there would be taken for some. Name another "
                     "--out; a folder within it will do."
                 )
-            found += [(one, one.relative_to(path).as_posix()) for one in find_images(path, skip)[0]]
+            found += [(one, shown(one.relative_to(path).as_posix())) for one in find_images(path, skip)[0]]
         elif path.is_file():
-            found.append((path, path.name))
+            found.append((path, shown(path.name)))
         else:
             raise PneumoError(f"There is no {path}. Name DICOM, PNG or JPEG files, or a folder that holds them.")
     if not found:
@@ -165,10 +165,17 @@ def find_label_csv(folder: Path, image_ids: Collection[str] = (), skip: Collecti
         and not any(parent.resolve() in skipped for parent in path.parents)
         and not (path.parent / "manifest.json").exists()
     )
-    scores = {path: _labelled(path, known) for path in candidates}
+    scores: dict[Path, int] = {}
+    faults: list[str] = []
+    for path in candidates:
+        try:
+            scores[path] = _labelled(path, known)
+        except PneumoError as error:
+            faults.append(str(error).rstrip("."))
     usable = {path: score for path, score in scores.items() if score > 0 or (not known and score == 0)}
     if not usable:
-        seen = f" ({', '.join(path.name for path in candidates)} name none of its images)" if candidates else ""
+        others = [f"{', '.join(path.name for path in scores)} name none of its images"] if scores else []
+        seen = f" ({'; '.join([*others, *faults])})" if candidates else ""
         raise PneumoError(f"No label csv for the images in {folder} was found{seen}. Give it with --labels FILE.")
     most = max(usable.values())
     best = [path for path, score in usable.items() if score == most]
@@ -181,12 +188,9 @@ def find_label_csv(folder: Path, image_ids: Collection[str] = (), skip: Collecti
 
 
 def _labelled(path: Path, image_ids: set[str]) -> int:
-    """How many of ``image_ids`` a label file names; -1 when it is not a label file."""
-    try:
-        columns, rows = _columns(path)
-        return len(image_ids & {image_id_of(cells[columns[0]]) for _, cells in rows if len(cells) > max(columns)})
-    except PneumoError:
-        return -1
+    """How many of ``image_ids`` a label file names."""
+    columns, rows = _columns(path)
+    return len(image_ids & {image_id_of(cells[columns[0]]) for _, cells in rows if len(cells) > max(columns)})
 
 
 def _columns(path: Path) -> tuple[tuple[int, int], Iterable[tuple[int, list[str]]]]:
@@ -202,6 +206,8 @@ def _columns(path: Path) -> tuple[tuple[int, int], Iterable[tuple[int, list[str]
         return (image, pixels), rows
     if len(first[1]) == 2 and (rle.is_empty(first[1][1]) or first[1][1][0] in "-0123456789"):
         return (0, 1), _with_first(first, rows)
+    if len(first[1]) == 1 and ";" in first[1][0]:
+        raise PneumoError(f"{path} is separated by semicolons. Save it with commas.")
     shown = ", ".join(cell[:30] for cell in first[1][:6])
     raise PneumoError(
         f"{path} is no label file: its first line is {shown!r}, where ImageId and EncodedPixels are expected."

@@ -20,7 +20,7 @@ from keras_pneumo.data.radiograph import UnreadableImage
 from keras_pneumo.data.raster import read_limited
 from keras_pneumo.data.reading import RASTER_SUFFIXES
 from keras_pneumo.data.siim import Labels, Rejected
-from keras_pneumo.data.tables import image_id_of
+from keras_pneumo.data.tables import image_id_of, shown
 from keras_pneumo.data.workers import collect
 from keras_pneumo.errors import PneumoError
 
@@ -48,10 +48,10 @@ class Source:
 
 def scan(folder: Path, paths: Sequence[Path], workers: int | None = None) -> list[Source]:
     """Identify every file: its hash, image id and, for DICOM, transfer syntax; one entry per path, in their order."""
-    sources = collect(_identify, [(path, path.relative_to(folder).as_posix()) for path in paths], workers)
+    sources = collect(_identify, [(path, shown(path.relative_to(folder).as_posix())) for path in paths], workers)
     crashed = "reading its header ends the program that does it"
     return [
-        source or Source(path, path.relative_to(folder).as_posix(), "", path.stem, "", error=crashed)
+        source or Source(path, shown(path.relative_to(folder).as_posix()), "", shown(path.stem), "", error=crashed)
         for path, source in zip(paths, sources, strict=True)
     ]
 

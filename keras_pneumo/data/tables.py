@@ -70,12 +70,17 @@ def column_name(cell: str) -> str:
     return "".join(character for character in cell.lower() if character.isalnum())
 
 
+def shown(name: str) -> str:
+    """A file's name as text that can be written: bytes of it that are not UTF-8 stand as ``\\udcXX``."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def image_id_of(cell: str) -> str:
     """The image id in a table's cell or a file's name: the ending of an image file is taken off.
 
     The text is brought to Unicode's composed form (NFC), because some file systems hand names back decomposed.
     """
-    text = unicodedata.normalize("NFC", cell.strip())
+    text = unicodedata.normalize("NFC", shown(cell).strip())
     for suffix in IMAGE_SUFFIXES:
         if text.lower().endswith(suffix):
             return text[: -len(suffix)]

@@ -76,6 +76,10 @@ def compare(
     Raises:
         PneumoError: nothing to score, or the truth or any submission is refused (all refusals in one message).
     """
+    if Path(out).resolve() == Path(folder).resolve():
+        raise PneumoError(
+            f"{out} is the folder of the submissions themselves; the board would be taken for one. Give another --out."
+        )
     known = read_truth(truth, subset, ids, patients, metadata)
     judged = read_adjudicated(adjudicated, known) if adjudicated is not None else None
     found = [read for read in read_all(folder) if team is None or team in (read.info.team, read.path.name)]

@@ -104,6 +104,11 @@ def read_kaggle(path: Path, max_bytes: int = MAX_BYTES) -> pd.DataFrame:
         PneumoError: as :func:`read_table`, or the file does not have these two columns, or an id is blank.
     """
     table = read_table(path, max_bytes, header=None)
+    if any(str(name).lower() == "probability" for name in table.columns):
+        raise PneumoError(
+            f"{path} has a column probability; a bare file holds masks alone. Put it in a folder as predictions.csv, "
+            "with a submission.json beside it."
+        )
     if len(table.columns) != 3:
         raise PneumoError(
             f"{path} has {len(table.columns) - 1} column{'s' if len(table.columns) != 2 else ''}; "

@@ -153,13 +153,6 @@ def fit_threshold(
     return float(candidates[best[(len(best) - 1) // 2]])
 
 
-def threshold_at_sensitivity(truth: np.ndarray, probability: np.ndarray, sensitivity: float) -> float:
-    """The highest threshold that reaches at least ``sensitivity`` on these very images; NaN without positives."""
-    curve = threshold_curve(truth, probability)
-    reached = curve.sensitivity.to_numpy() >= sensitivity - 1e-12
-    return float(curve.threshold[np.argmax(reached)]) if reached.any() else float("nan")
-
-
 def brier(truth: np.ndarray, probability: np.ndarray) -> float:
     """Mean squared distance of the probability from 0 or 1 (Brier 1950); 0 is best."""
     return float(np.mean((probability - truth) ** 2)) if len(truth) else float("nan")

@@ -218,8 +218,9 @@ def _probabilities(table: pd.DataFrame, path: Path) -> np.ndarray:
     if wrong.any():
         cells = zip(table.row[wrong], table.probability[wrong], strict=True)
         where = listed(f"row {row} ({text[:20]!r})" for row, text in cells)
-        raise PneumoError(
-            f"{path}: {int(wrong.sum()):,} probabilities are not numbers from 0 to 1: {where}. "
-            "Logits must go through a sigmoid first."
+        outside = np.isfinite(values[wrong]).all()
+        hint = (
+            "Logits must go through a sigmoid first." if outside else "Give every image a number, with a decimal point."
         )
+        raise PneumoError(f"{path}: {int(wrong.sum()):,} probabilities are not numbers from 0 to 1: {where}. {hint}")
     return values

@@ -1,8 +1,7 @@
 """Foreign text made harmless before it is written or shown.
 
 In: text that a team chose (its name, its hardware). Out: the same for a spreadsheet, a page anchor or one line of a
-terminal. It exists because a board is opened in all three, and a team name must be able to do nothing in any of them
-(fault 24).
+terminal. It exists because a board is opened in all three, and a team name must be able to do nothing in any of them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """fastai's classifier, layer for layer: torchvision's ResNet body and the head that ``vision_learner`` puts on it.
 
 In: radiograph, float, shape (batch, height, width, 1), 0 to 1. Out: one logit per class, float32, shape (batch, 2);
-the softmax over them is the probability of each class, in the order of fastai's vocabulary. It exists so that a team
-mate's learner (the story's own model) gives the same numbers here: its weights load by name (``0.*`` the body, ``1.*``
-the head) through :mod:`keras_pneumo.models.weights`.
+the softmax over them is the probability of each class, in the order of fastai's vocabulary. It exists so that a
+learner that a datathon team's PyTorch member trained gives the same numbers here: its weights load by name (``0.*`` the
+body, ``1.*`` the head) through :mod:`keras_pneumo.models.weights`.
 
 Source: fastai 2.8.12 ``vision/learner.py`` (``create_head``, ``create_vision_model``) and ``layers.py``
 (``AdaptiveConcatPool2d``, ``LinBnDrop``).

@@ -88,10 +88,10 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         _torchvision("resnet50", "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca", 102_540_417),
     ),
 }
-"""Published files of each set, the first to be tried first."""
+"""Published files of each set, the first to be tried first.
 
-WEIGHT_SETS = ("imagenet_v1", "imagenet_v2")
-"""torchvision's IMAGENET1K_V1 (ResNet50: 76.13% top-1) and IMAGENET1K_V2 (80.86%)."""
+The sets are torchvision's IMAGENET1K_V1 (ResNet50: 76.13% top-1) and IMAGENET1K_V2 (80.86%).
+"""
 
 _TIMM_TAGS = {"imagenet_v1": "tv_in1k", "imagenet_v2": "tv2_in1k"}
 

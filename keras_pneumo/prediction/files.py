@@ -13,6 +13,7 @@ from keras_pneumo.data.radiograph import Radiograph, UnreadableImage
 from keras_pneumo.data.reading import iter_images
 from keras_pneumo.data.rendering import resize_image
 from keras_pneumo.data.siim import find_images
+from keras_pneumo.data.tables import shown
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.prediction.ensemble import check_together
 from keras_pneumo.prediction.maps import enlarge, levels_of
@@ -73,7 +74,7 @@ def predict_files(
     while batch := list(itertools.islice(reader, min(run.experiment.global_batch_size for run in runs))):
         images, names = [], []
         for path, found in batch:
-            file = path.relative_to(data).as_posix()
+            file = shown(path.relative_to(data).as_posix())
             reason = str(found) if isinstance(found, UnreadableImage) else unfit(found, size)
             if reason or isinstance(found, UnreadableImage):
                 refused.append({"file": file, "reason": reason})

@@ -14,6 +14,7 @@ from keras_pneumo.data.prepared import Prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.metrics import fit_threshold
 from keras_pneumo.evaluation.submission import Pretraining, SubmissionInfo, write_submission
+from keras_pneumo.prediction.answer_tables import safe_columns, write_quarantine
 from keras_pneumo.prediction.ensemble import check_gate, check_together, predict_classifiers
 from keras_pneumo.prediction.files import predict_files
 from keras_pneumo.prediction.postprocess import FILE as RULE_FILE
@@ -202,6 +203,10 @@ def predict_folder(
     """
     rule = None
     threshold = runs[0].threshold if len(runs) == 1 else None
+    if runs[0].experiment.task == "classifier" and (gate or rule_file is not None):
+        raise PneumoError(
+            "--gate and --postprocess are for segmenters' masks; these runs are classifiers. Leave them out."
+        )
     if runs[0].experiment.task == "segmenter":
         if rule_file is None and len(runs) == 1:
             rule_file = runs[0].folder / RULE_FILE
@@ -212,7 +217,7 @@ def predict_folder(
     if threshold is not None:
         predictions["above_threshold"] = (predictions["probability"] >= threshold).astype(int)
     predictions["probability"] = np.round(predictions["probability"], 6)
-    write_table(folder / "predictions.csv", predictions)
-    if len(refused):
-        write_table(folder / "quarantine.csv", refused)
+    write_table(folder / "predictions.csv", safe_columns(predictions, "image_id", "file"))
+    files_and_reasons = zip(refused["file"], refused["reason"], strict=True)
+    write_quarantine(folder, [{"file": file, "reason": reason} for file, reason in files_and_reasons])
     return FilesSummary(folder / "predictions.csv", len(predictions), len(refused))
