@@ -1,3 +1,5 @@
+import shutil
+
 import keras
 import numpy as np
 import pandas as pd
@@ -9,6 +11,8 @@ from keras_pneumo.cli.predict import predict_command
 from keras_pneumo.data.images import Source
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.prediction.predict import predict_probabilities, probabilities_of
+from keras_pneumo.prediction.run import read_run
+from keras_pneumo.prediction.submit import predict_folder
 
 
 def left_minus_right():
@@ -131,3 +135,16 @@ def test_an_out_that_cannot_be_written_is_refused_before_anything_is_predicted(
     with pytest.raises(PneumoError, match="file"):
         predict_command([run], data=prepared_folder, out_folder=tmp_path / "file" / "below")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_names_are_no_formulas_in_the_table_and_an_old_quarantine_goes(tmp_path, tiny_runs, prepared_folder):
+    """A file's name is anybody's; a spreadsheet would run one that begins as a formula does."""
+    films, out = tmp_path / "films", tmp_path / "out"
+    films.mkdir()
+    out.mkdir()
+    shutil.copy(next((prepared_folder / "images_64").glob("*.png")), films / "=1+1.png")
+    (out / "quarantine.csv").write_text("file,reason\n")
+    predict_folder([read_run(tiny_runs / "classifier")], films, out)
+    (row,) = pd.read_csv(out / "predictions.csv").to_dict("records")
+    assert (row["image_id"], row["file"]) == ("'=1+1", "'=1+1.png")
+    assert [path.name for path in out.iterdir()] == ["predictions.csv"]
