@@ -23,7 +23,7 @@ PHANTOMS := data/phantom
 PHANTOM_OPTIONS := --images 900 --seed 0 --size-scale 6
 EXPERIMENT ?= experiments/demo_classifier.py
 train-segmenter torch-segmenter: EXPERIMENT := experiments/demo_segmenter.py
-OPTIONS = $(if $(OUT),--out $(OUT)) $(if $(PREPARED),--prepared $(PREPARED)) $(if $(PATIENTS),--patients $(PATIENTS)) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(START_FROM),--start-from $(START_FROM))
+OPTIONS = $(if $(OUT),--out "$(OUT)") $(if $(PREPARED),--prepared "$(PREPARED)") $(if $(PATIENTS),--patients "$(PATIENTS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(START_FROM),--start-from "$(START_FROM)")
 
 .PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity lint doctor compare clean
 
@@ -62,10 +62,10 @@ $(TORCH)/.ready: experiments/torch_team/requirements.txt
 # Written once: phantom and prepare see by themselves that nothing is left to do.
 train-classifier train-segmenter: $(READY)
 ifdef DATA
-	$(BIN)/keras-pneumo train $(EXPERIMENT) --data $(DATA) $(OPTIONS)
+	$(BIN)/keras-pneumo train "$(EXPERIMENT)" --data "$(DATA)" $(OPTIONS)
 else
 	$(BIN)/keras-pneumo phantom $(PHANTOMS) $(PHANTOM_OPTIONS)
-	$(BIN)/keras-pneumo train $(EXPERIMENT) --data $(PHANTOMS) $(OPTIONS)
+	$(BIN)/keras-pneumo train "$(EXPERIMENT)" --data $(PHANTOMS) $(OPTIONS)
 endif
 
 # The other team reads the prepared folder and the experiment; PyTorch's Python starts from the weights that Keras's
@@ -74,13 +74,13 @@ endif
 TEAM_DATA = $(or $(DATA),$(PREPARED),data/prepared/$(notdir $(PHANTOMS)))
 TEAM_OUT = $(or $(OUT),runs/$(subst -,_,$@))
 TEAM_EXPERIMENT = $(or $(wildcard $(EXPERIMENT)/experiment.json),$(EXPERIMENT))
-torch-classifier torch-segmenter: INIT = --init $(TEAM_OUT)/start.safetensors
+torch-classifier torch-segmenter: INIT = --init "$(TEAM_OUT)/start.safetensors"
 torch-classifier torch-segmenter fastai-classifier: $(READY) $(TORCH)/.ready
-	@test -f $(TEAM_DATA)/manifest.json || { echo "There is no prepared folder $(TEAM_DATA). Run make $(if $(filter %segmenter,$@),train-segmenter,train-classifier) first, or name one: make $@ DATA=..."; exit 2; }
-	@test ! -e $(TEAM_OUT)/submission || { echo "$(TEAM_OUT) holds a submission already. Choose another OUT=, or remove it; nothing was changed."; exit 2; }
-	@rm -f $(TEAM_OUT)/start.safetensors
-	$(BIN)/keras-pneumo export $(TEAM_EXPERIMENT) --out $(TEAM_OUT)/start.safetensors $(if $(WEIGHTS),--weights $(WEIGHTS))
-	OMP_WAIT_POLICY=PASSIVE $(TORCH)/bin/python experiments/torch_team/$(subst -,_,$(patsubst torch-%,%,$@)).py --experiment $(TEAM_OUT)/start.safetensors $(INIT) --data $(TEAM_DATA) --out $(TEAM_OUT)
+	@test -f "$(TEAM_DATA)/manifest.json" || { echo "There is no prepared folder $(TEAM_DATA). Run make $(if $(filter %segmenter,$@),train-segmenter,train-classifier) first, or name one: make $@ DATA=..."; exit 2; }
+	@test ! -e "$(TEAM_OUT)/submission" || { echo "$(TEAM_OUT) holds a submission already. Choose another OUT=, or remove it; nothing was changed."; exit 2; }
+	@rm -f "$(TEAM_OUT)/start.safetensors"
+	$(BIN)/keras-pneumo export "$(TEAM_EXPERIMENT)" --out "$(TEAM_OUT)/start.safetensors" $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+	OMP_WAIT_POLICY=PASSIVE $(TORCH)/bin/python experiments/torch_team/$(subst -,_,$(patsubst torch-%,%,$@)).py --experiment "$(TEAM_OUT)/start.safetensors" $(INIT) --data "$(TEAM_DATA)" --out "$(TEAM_OUT)"
 
 # On a cluster's login node. SBATCH_* and KERAS_PNEUMO_* variables are passed on; see experiments/slurm/train.sh.
 NODES ?= 1
@@ -89,11 +89,11 @@ slurm-classifier: EXPERIMENT := $(if $(filter file default,$(origin EXPERIMENT))
 slurm-segmenter: EXPERIMENT := $(if $(filter file default,$(origin EXPERIMENT)),experiments/albunet_512.py,$(EXPERIMENT))
 slurm-classifier slurm-segmenter:
 	@test -f "$(DATA)/manifest.json" || { echo "Name a prepared folder on a disk that all nodes share: make $@ DATA=data/prepared/siim (keras-pneumo prepare makes it)."; exit 2; }
-	$(SBATCH) --nodes=$(NODES) experiments/slurm/$(if $(filter 1,$(NODES)),one_node,several_nodes).sbatch $(EXPERIMENT) $(DATA) $(OUT)
+	$(SBATCH) --nodes=$(NODES) experiments/slurm/$(if $(filter 1,$(NODES)),one_node,several_nodes).sbatch "$(EXPERIMENT)" "$(DATA)" $(if $(OUT),"$(OUT)")
 
 # With nothing said, the demo's runs: those made on the phantoms' split.
 compare: $(READY)
-	$(BIN)/keras-pneumo compare $(or $(DATA),runs --this-split) --truth $(or $(TRUTH),data/prepared/$(notdir $(PHANTOMS))) --out $(or $(OUT),runs/compare)
+	$(BIN)/keras-pneumo compare $(if $(DATA),"$(DATA)",runs --this-split) --truth "$(or $(TRUTH),data/prepared/$(notdir $(PHANTOMS)))" --out "$(or $(OUT),runs/compare)"
 
 # The two runs are joined on the data they were trained on, anew when either was trained again; DETECTOR= is taken as it is.
 CLASSIFIER ?= runs/demo_classifier
@@ -102,11 +102,11 @@ JOINED := runs/detector-$(notdir $(CLASSIFIER:/=))+$(notdir $(SEGMENTER:/=))
 FILMS = $(or $(DATA),$(PHANTOMS))
 
 detect: $(READY) $(if $(DETECTOR),,$(JOINED)/detector.json)
-	$(BIN)/keras-pneumo detect $(or $(DETECTOR),$(JOINED)) $(FILMS) --out $(or $(OUT),runs/detect-$(notdir $(FILMS:/=))) $(if $(DICOM),--dicom --make-uids)
+	$(BIN)/keras-pneumo detect "$(or $(DETECTOR),$(JOINED))" "$(FILMS)" --out "$(or $(OUT),runs/detect-$(notdir $(FILMS:/=)))" $(if $(DICOM),--dicom --make-uids)
 
 $(JOINED)/detector.json: $(CLASSIFIER)/experiment.json $(SEGMENTER)/experiment.json | $(READY)
 	rm -rf $(@D)
-	$(BIN)/keras-pneumo join $(CLASSIFIER) --segmenter $(SEGMENTER) --data $(or $(PREPARED),data/prepared) --out $(@D)
+	$(BIN)/keras-pneumo join $(CLASSIFIER) --segmenter $(SEGMENTER) --data "$(or $(PREPARED),data/prepared)" --out $(@D)
 
 $(CLASSIFIER)/experiment.json $(SEGMENTER)/experiment.json:
 	@echo "There is no $(@D): run make train-classifier and make train-segmenter first, or name others with CLASSIFIER= and SEGMENTER=."; exit 2
@@ -125,7 +125,7 @@ PARITY_DATA := $(wildcard ../shared/siim_mini)
 parity: export KERAS_PNEUMO_TORCH_PYTHON := $(abspath $(TORCH))/bin/python
 parity: $(READY) $(TORCH)/.ready
 	$(BIN)/python -m pytest -m "slow or not slow" tests/parity
-	$(BIN)/keras-pneumo parity --out $(or $(OUT),runs/parity) $(addprefix --data ,$(or $(DATA),$(PARITY_DATA)))
+	$(BIN)/keras-pneumo parity --out "$(or $(OUT),runs/parity)" $(addprefix --data ,$(or $(DATA),$(PARITY_DATA)))
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import configparser
 import functools
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,14 @@ def test_every_dependency_has_its_reason_in_the_readme():
     extras = {name for page in PAGES for name in re.findall(r"(?:keras-pneumo|\.)\[(\w+)\]", page.read_text())}
     extras |= {name for page in PAGES for name in re.findall(r"extra `(\w+)`", page.read_text())}
     assert extras <= set(setup["options.extras_require"])
+
+
+@pytest.mark.parametrize(
+    ("target", "word"), [("train-classifier", "my films"), ("compare", "my films"), ("torch-segmenter", "my films")]
+)
+def test_make_hands_on_paths_with_spaces_whole(target, word):
+    ready = [part for name in (".venv/.ready", ".venv-torch/.ready") for part in ("-o", name)]
+    line = ["make", "-n", *ready, target, f"DATA={word}", "OUT=my run"]
+    said = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    commands_run = [shlex.split(one) for one in said.splitlines() if "bin/" in one and "pip" not in one]
+    assert any(word in words and "my run" in words for words in commands_run), said
