@@ -52,6 +52,17 @@ def prepared_folder(tmp_path_factory, phantoms) -> Path:
 
 
 @pytest.fixture
+def tiny_network(monkeypatch, tmp_path):
+    """Trainings build the tiny network of crash_lab.py, and remember nothing of this machine's memory."""
+    import crash_lab
+
+    from keras_pneumo.training import start
+
+    monkeypatch.setattr(start, "build", crash_lab.tiny)
+    monkeypatch.setenv("KERAS_PNEUMO_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
 def prepared_copy(tmp_path, prepared_folder) -> Path:
     """The prepared phantoms in a folder of the test's own, to be spoilt."""
     return Path(shutil.copytree(prepared_folder, tmp_path / "prepared"))

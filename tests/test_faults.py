@@ -22,15 +22,11 @@ from keras_pneumo.training.fit import Manner, train
 from keras_pneumo.training.interrupt import Interruption, stopped_at_once
 from keras_pneumo.training.place import find_place, progress_of
 
+pytestmark = pytest.mark.usefixtures("tiny_network")
+
 QUICK = crash_lab.SHORT.replace(
     frozen_epochs=1, epochs=2, swa_epochs=0, ema=0.0, top_k=1, schedule="constant", plateau_patience=2, dropout=0.0
 )
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch, tmp_path):
-    monkeypatch.setattr(start, "build", crash_lab.tiny)
-    monkeypatch.setenv("KERAS_PNEUMO_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

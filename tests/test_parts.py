@@ -16,7 +16,7 @@ from keras_pneumo.prediction.parts import InParts
 from keras_pneumo.prediction.run import load_predictors, read_run
 from keras_pneumo.prediction.sharing import Sharing
 from keras_pneumo.prediction.submit import predict_subset
-from keras_pneumo.training import memory, slices, start
+from keras_pneumo.training import memory, slices
 from keras_pneumo.training.fit import Manner, train
 from keras_pneumo.training.work import Work
 
@@ -73,10 +73,8 @@ def test_a_device_that_holds_not_one_image_is_said_and_each_device_keeps_a_row()
 
 
 @pytest.fixture
-def device(monkeypatch, tmp_path):
+def device(monkeypatch, tiny_network):
     """A device that learns from 4 images at once and predicts as many as ``limits["predict"]``; what it was asked."""
-    monkeypatch.setattr(start, "build", crash_lab.tiny)
-    monkeypatch.setenv("KERAS_PNEUMO_CACHE", str(tmp_path / "cache"))
     limits, asked = {"learn": 4, "predict": 4}, []
     take, predict = slices.Network.take_step, keras.Model.predict_on_batch
 

@@ -16,20 +16,16 @@ from safetensors.numpy import load_file
 from keras_pneumo.data.prepared import load_prepared
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.prediction.run import read_run
-from keras_pneumo.training import fit, memory, slices, start
+from keras_pneumo.training import fit, memory, slices
 from keras_pneumo.training.checkpoints import Checkpoint
 from keras_pneumo.training.fit import Manner, train
 from keras_pneumo.training.interrupt import Interruption
 from keras_pneumo.training.place import find_folds_place, is_free, is_trained
 from keras_pneumo.training.work import Work
 
+pytestmark = pytest.mark.usefixtures("tiny_network")
+
 BRIEF = crash_lab.SHORT.replace(frozen_epochs=1, epochs=2, swa_epochs=0, top_k=1)
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch, tmp_path):
-    monkeypatch.setattr(start, "build", crash_lab.tiny)
-    monkeypatch.setenv("KERAS_PNEUMO_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

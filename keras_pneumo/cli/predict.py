@@ -45,12 +45,13 @@ def predict_command(
 
     Example, after training: `keras-pneumo predict runs/smallest_classifier --data data/phantom-try --out runs/try`
     """
-    if not is_prepared(data) and cluster_for(strategy, os.environ) is not None:
+    from_prepared = is_prepared(data)
+    if not from_prepared and cluster_for(strategy, os.environ) is not None:
         raise PneumoError(
             f"{data} is no prepared folder, and several workers can share the prediction of nothing else. Start one "
             "process alone (--strategy one or mirrored), or run keras-pneumo prepare first."
         )
-    if is_prepared(data) and rule_file is not None:
+    if from_prepared and rule_file is not None:
         raise PneumoError(
             f"{data} is prepared, so the rule for masks is fitted on its validation images and --postprocess would "
             "count for nothing. Leave it out."
@@ -65,14 +66,11 @@ def predict_command(
 
     found = [read_run(run) for run in runs]
     gates = [read_run(run) for run in gate or []]
-    folder = out_folder or runs[0] / ("submission" if is_prepared(data) else "predictions")
-    if is_prepared(data):
-        require_writable(require_replaceable(folder).parent)
-    else:
-        require_writable(folder)
+    folder = out_folder or runs[0] / ("submission" if from_prepared else "predictions")
+    require_writable(require_replaceable(folder).parent if from_prepared else folder)
     engine = start_engine(strategy, replicas, wait_for_workers, warn)
     with ended_together(engine), Progress("prediction") as progress:
-        if is_prepared(data):
+        if from_prepared:
             prepared, tell = load_prepared(data), progress.update if engine.chief else None
             with lost_workers(engine):
                 predicted = predict_subset(found, prepared, subset, tell, gates, engine.sharing())

@@ -120,6 +120,21 @@ def remove_temporary(folder: Path) -> None:
                     path.unlink()
 
 
+def acquire(path: Path, busy: str) -> filelock.BaseFileLock:
+    """A lock on a file, held by this process; it goes away with the process, however that ends.
+
+    Raises:
+        PneumoError: another process holds it; ``busy`` says what to do.
+        OSError: the disk refuses a lock.
+    """
+    lock = filelock.FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise PneumoError(busy) from None
+    return lock
+
+
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold ``folder`` for this process; the lock goes away with the process, however that ends.
@@ -127,13 +142,9 @@ def folder_lock(folder: Path) -> Iterator[None]:
     Raises:
         PneumoError: another process holds it.
     """
-    lock = filelock.FileLock(folder / LOCK_NAME, timeout=0)
+    busy = f"Another run is working in {folder}. Wait until it has ended, or give this one a folder of its own."
     try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise PneumoError(
-            f"Another run is working in {folder}. Wait until it has ended, or give this one a folder of its own."
-        ) from None
+        lock = acquire(folder / LOCK_NAME, busy)
     except OSError as error:
         raise PneumoError(_disk_sentence(folder / LOCK_NAME, error)) from error
     try:

@@ -97,8 +97,7 @@ def _pooled(
                 return []
             ended = wait(pending, timeout=seconds, return_when=FIRST_COMPLETED).done
             if not ended:
-                for process in list((pool._processes or {}).values()):
-                    process.kill()  # it is stuck in a decoder
+                kill_workers(pool)
                 return list(pending.values())
             for future in ended:
                 try:
@@ -108,6 +107,12 @@ def _pooled(
                 yield pending.pop(future), result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def kill_workers(pool: ProcessPoolExecutor) -> None:
+    """End a pool's processes at once: one that is stuck in a decoder hears nothing else."""
+    for process in list((pool._processes or {}).values()):
+        process.kill()
 
 
 def start_worker() -> None:

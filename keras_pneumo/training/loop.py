@@ -121,7 +121,7 @@ def _recalled(work: Work) -> int:
     fits = memory.recall(work.experiment)
     if work.manner.auto_batch:
         slices = memory.fewest(memory.trial(_alone(work), work.experiment, work.part), work.most_slices)
-        fits = -(-work.part // slices)
+        fits = memory.in_a_slice(work.part, slices)
         memory.remember(work.experiment, fits)
         work.manner.tell(f"{fits} images fit into memory at once; each batch is worked through in {slices} slices.")
     slices = memory.slices_for(work.part, fits, work.most_slices) if fits else 1

@@ -81,6 +81,11 @@ def _read(path: Path) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
+def in_a_slice(part: int, slices: int) -> int:
+    """Images of the largest slice of a part of ``part`` images."""
+    return -(-part // slices)
+
+
 def slices_for(part: int, images: int, most: int) -> int:
     """Slices in which a part of ``part`` images is worked through when ``images`` fit at once; at most ``most``."""
     return min(max(-(-part // images), 1), most)
@@ -94,7 +99,7 @@ def halved(slices: int, part: int, most: int) -> int:
     """
     if slices >= most:
         raise PneumoError(
-            f"The memory is too small even for {-(-part // slices)} images at once. Use a smaller image_size, a "
+            f"The memory is too small even for {in_a_slice(part, slices)} images at once. Use a smaller image_size, a "
             "smaller "
             "encoder, or mixed_float16; see that nothing else uses the device."
         )
@@ -128,7 +133,7 @@ def trial(network: Network, experiment: Experiment, part: int) -> Callable[[int]
     size = experiment.crop or experiment.image_size
 
     def fits(slices: int) -> bool:
-        images = -(-part // slices)
+        images = in_a_slice(part, slices)
         kept = [keras.ops.convert_to_numpy(variable) for variable in network.variables]
         try:
             network.try_part(_made_up(experiment, images, size))

@@ -137,7 +137,7 @@ class Work:
     @property
     def slice_size(self) -> int:
         """Images of the largest slice, those that one replica takes at once."""
-        return -(-self.part // self.slices)
+        return memory.in_a_slice(self.part, self.slices)
 
     def kept_slices(self, found: checkpoints.Checkpoint | None) -> int:
         """The slices that the training of a checkpoint had, or needs since; 0: unknown, or of other parts of a batch.

@@ -16,7 +16,7 @@ from pathlib import PurePath
 from keras_pneumo.data.dicom import decode_dicom
 from keras_pneumo.data.radiograph import Radiograph, UnreadableImage
 from keras_pneumo.data.raster import decode_image
-from keras_pneumo.data.workers import start_worker
+from keras_pneumo.data.workers import kill_workers, start_worker
 
 SECONDS = 60.0
 """Longest that one file may take; a radiograph of 16 megapixels takes about one second."""
@@ -75,17 +75,13 @@ class Decoder:
         """End the process, also under way: the file that it decodes is then answered as unreadable."""
         self._closed = True
         while not self._lock.acquire(timeout=0.1):
-            self._kill()  # again, since it may only be starting
+            if (pool := self._pool) is not None:
+                kill_workers(pool)  # again, since it may only be starting
         self._end()
         self._lock.release()
 
     def _end(self) -> None:
-        self._kill()
         if self._pool is not None:
+            kill_workers(self._pool)
             self._pool.shutdown(wait=False, cancel_futures=True)
         self._pool = None
-
-    def _kill(self) -> None:
-        pool = self._pool
-        for process in list((pool._processes or {}).values()) if pool is not None else []:
-            process.kill()  # it may be stuck in a decoder

@@ -60,7 +60,6 @@ class Reader:
         return {
             "key": sha256_bytes(data),
             **summary,
-            "probability_source": self.detector.probability_source,
             "gate": self.detector.rule.gate,
             "gate_source": self.detector.rule.gate_source,
             "whose": whose(self.detector.probability_source),

@@ -14,11 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pandas as pd
 from scipy import stats
 
-from keras_pneumo.data.files import write_table
+from keras_pneumo.data.files import acquire, write_table
 from keras_pneumo.errors import PneumoError
 
 VERDICTS = ("agree", "disagree", "unsure")
@@ -49,16 +48,12 @@ def open_readings(path: Path) -> Iterator[Readings]:
         PneumoError: another page holds the csv; or it is there and no csv of readings; or the disk refuses a lock.
     """
     path = path.resolve()
-    place = path.with_name(f".{path.name}.lock")
-    lock = filelock.FileLock(place, timeout=0)
+    busy = (
+        f"Another keras-pneumo view writes its readings to {path}. End that one, or name another file with --readings."
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except filelock.Timeout:
-        raise PneumoError(
-            f"Another keras-pneumo view writes its readings to {path}. End that one, or name another file with "
-            "--readings."
-        ) from None
+        lock = acquire(path.with_name(f".{path.name}.lock"), busy)
     except OSError as error:
         raise PneumoError(
             f"Readings cannot be kept in {path.parent} ({error.strerror or error}). Name a file elsewhere with "
