@@ -115,16 +115,16 @@ doctor: $(READY)
 	$(BIN)/keras-pneumo doctor
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --ignore=tests/parity
+	$(BIN)/python -m pytest -n 2 --ignore=tests/parity/pytorch
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -n 2 -m slow --ignore=tests/parity
+	$(BIN)/python -m pytest -n 2 -m slow --ignore=tests/parity/pytorch
 
 # The tests, then the ladder from pixels to scores; real radiographs are read besides the phantoms where they are at hand.
 PARITY_DATA := $(wildcard ../shared/siim_mini)
 parity: export KERAS_PNEUMO_TORCH_PYTHON := $(abspath $(TORCH))/bin/python
 parity: $(READY) $(TORCH)/.ready
-	$(BIN)/python -m pytest -m "slow or not slow" tests/parity
+	$(BIN)/python -m pytest -m "slow or not slow" tests/parity/pytorch
 	$(BIN)/keras-pneumo parity --out "$(or $(OUT),runs/parity)" $(addprefix --data ,$(or $(DATA),$(PARITY_DATA)))
 
 lint: $(READY)

@@ -28,7 +28,7 @@ def _once(tmp_path_factory, name, make):
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory) -> Path:
     """A folder of 40 phantoms as SIIM's, with pneumothoraces four times SIIM's size. Read only."""
-    from keras_pneumo.data.phantom import PhantomSettings, write_phantoms
+    from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
 
     return _once(
         tmp_path_factory,
@@ -42,7 +42,7 @@ def phantoms(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def prepared_folder(tmp_path_factory, phantoms) -> Path:
     """The phantoms prepared at 64 and 128. Read only."""
-    from keras_pneumo.data.prepared import prepare
+    from keras_pneumo.data.prepared.folder import prepare
 
     return _once(
         tmp_path_factory,
@@ -76,9 +76,9 @@ def tiny_runs(tmp_path_factory, prepared_folder) -> Path:
 
 def _write_tiny_runs(folder, prepared_folder):
     from keras_pneumo.config import CLASSIFIER, SEGMENTER
-    from keras_pneumo.data.files import write_json
-    from keras_pneumo.data.prepared import load_prepared
-    from keras_pneumo.prediction.run import FORMAT, build, versions
+    from keras_pneumo.data.prepared.folder import load_prepared
+    from keras_pneumo.inference.run import FORMAT, build, versions
+    from keras_pneumo.storage.files import write_json
 
     split = load_prepared(prepared_folder).manifest["split_sha256"]
     for name, base in (("classifier", CLASSIFIER), ("segmenter", SEGMENTER)):
@@ -94,9 +94,9 @@ def _write_tiny_runs(folder, prepared_folder):
 @pytest.fixture(scope="session")
 def tiny_detector(tmp_path_factory, tiny_runs, prepared_folder) -> Path:
     """A detector folder joined from the tiny runs. Read only."""
-    from keras_pneumo.data.prepared import load_prepared
-    from keras_pneumo.prediction.joining import join
-    from keras_pneumo.prediction.run import read_run
+    from keras_pneumo.data.prepared.folder import load_prepared
+    from keras_pneumo.detector.fitting import join
+    from keras_pneumo.inference.run import read_run
 
     def make(folder):
         runs = [read_run(tiny_runs / name) for name in ("classifier", "segmenter")]

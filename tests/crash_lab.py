@@ -15,12 +15,12 @@ from pathlib import Path
 import keras
 
 from keras_pneumo.config import CLASSIFIER
-from keras_pneumo.data.prepared import load_prepared
+from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.preprocessing import Normalise
 from keras_pneumo.training import checkpoints, fit, loop, start
 from keras_pneumo.training.callbacks import Every
-from keras_pneumo.training.distribution import start_engine
+from keras_pneumo.training.distributed.strategy import start_engine
 from keras_pneumo.training.fit import Manner, train
 from keras_pneumo.training.work import Work
 

@@ -2,7 +2,8 @@
 
 import os
 
-from keras_pneumo.data import reading, rendering
+from keras_pneumo.data.prepared import rendering
+from keras_pneumo.data.radiographs import reading
 
 
 def render(job):

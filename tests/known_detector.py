@@ -10,10 +10,10 @@ import keras
 import numpy as np
 
 from keras_pneumo.config import CLASSIFIER, SEGMENTER
-from keras_pneumo.prediction.calibration import Calibration
-from keras_pneumo.prediction.detector import Counts, Detector
-from keras_pneumo.prediction.postprocess import Rule
-from keras_pneumo.prediction.run import FORMAT, Run, versions
+from keras_pneumo.detector.calibration import Calibration
+from keras_pneumo.detector.detector import Counts, Detector
+from keras_pneumo.inference.postprocess import Rule
+from keras_pneumo.inference.run import FORMAT, Run, versions
 
 BRIGHT = 0.45
 

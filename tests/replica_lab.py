@@ -15,9 +15,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.training import fit, loop, slices, start
+from keras_pneumo.training import fit, loop, start
+from keras_pneumo.training import step as slices
 from keras_pneumo.training.callbacks import Every
-from keras_pneumo.training.distribution import start_engine
+from keras_pneumo.training.distributed.strategy import start_engine
 from keras_pneumo.training.fit import Manner
 
 

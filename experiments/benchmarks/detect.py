@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from keras_pneumo.config import CLASSIFIER, SEGMENTER
-from keras_pneumo.data.phantom import PhantomSettings, write_phantoms
-from keras_pneumo.data.reading import read_radiograph
-from keras_pneumo.data.workers import available_cores
-from keras_pneumo.prediction.calibration import Calibration
-from keras_pneumo.prediction.detect import BATCH, caption, detect, find_files
-from keras_pneumo.prediction.detector import Counts, Detector
-from keras_pneumo.prediction.onnx_engine import on_onnx
-from keras_pneumo.prediction.overlay import mask_on, overlay, png_of
-from keras_pneumo.prediction.postprocess import Rule
-from keras_pneumo.prediction.run import FORMAT, Run, build, versions
+from keras_pneumo.data.radiographs.reading import read_radiograph
+from keras_pneumo.detector.calibration import Calibration
+from keras_pneumo.detector.detect import BATCH, caption, detect, find_files
+from keras_pneumo.detector.detector import Counts, Detector
+from keras_pneumo.detector.overlay import mask_on, overlay, png_of
+from keras_pneumo.inference.export import on_onnx
+from keras_pneumo.inference.postprocess import Rule
+from keras_pneumo.inference.run import FORMAT, Run, build, versions
+from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
+from keras_pneumo.storage.workers import available_cores
 
 
 def random_detector(size: int, flips: bool, engine: str) -> Detector:

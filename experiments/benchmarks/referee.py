@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data import rle
+from keras_pneumo.data.labels import rle
 from keras_pneumo.evaluation.compare import compare
-from keras_pneumo.evaluation.matching import check_submission
-from keras_pneumo.evaluation.segmentation import overlap
-from keras_pneumo.evaluation.submission import SubmissionInfo, read_submission, write_submission
-from keras_pneumo.evaluation.truth import Truth, read_truth
+from keras_pneumo.evaluation.inputs.alignment import check_submission
+from keras_pneumo.evaluation.inputs.submission import SubmissionInfo, read_submission, write_submission
+from keras_pneumo.evaluation.inputs.truth import Truth, read_truth
+from keras_pneumo.evaluation.scoring.masks import overlap
 
 SPEED_GOAL = 20.0
 SECONDS_GOAL = 20.0

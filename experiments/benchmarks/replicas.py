@@ -56,13 +56,13 @@ def work(prepared_folder: Path, out: Path, way: str, steps: int, experiment: Exp
     import keras
     import tensorflow as tf
 
-    from keras_pneumo.data.images import open_source
-    from keras_pneumo.data.pipeline import evaluation_batches
-    from keras_pneumo.data.prepared import load_prepared
-    from keras_pneumo.prediction.run import build
-    from keras_pneumo.training.distribution import start_engine
+    from keras_pneumo.data.batches.images import open_source
+    from keras_pneumo.data.batches.pipeline import evaluation_batches
+    from keras_pneumo.data.prepared.folder import load_prepared
+    from keras_pneumo.inference.run import build
+    from keras_pneumo.training.distributed.strategy import start_engine
     from keras_pneumo.training.optimization import image_losses, make_optimizer
-    from keras_pneumo.training.slices import learner
+    from keras_pneumo.training.step import learner
     from keras_pneumo.training.work import plan_of
 
     strategy, replicas = {
@@ -146,8 +146,8 @@ def main() -> None:
     if given.way:
         work(Path(given.prepared), Path(given.out), given.way, given.steps, experiment, given.precision)
         return
-    from keras_pneumo.data.phantom import PhantomSettings, write_phantoms
-    from keras_pneumo.data.prepared import prepare
+    from keras_pneumo.data.prepared.folder import prepare
+    from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -9,11 +9,11 @@ import typer
 
 from keras_pneumo.cli.console import Progress, out, say, warn
 from keras_pneumo.cli.examine import examine
-from keras_pneumo.data.contact_sheet import draw_contact_sheet
 from keras_pneumo.data.download import COMPETITION, download
-from keras_pneumo.data.ours import CONTACT_SHEET
-from keras_pneumo.data.phantom import PhantomSettings, write_phantoms
-from keras_pneumo.data.prepared import PrepareSummary, load_prepared, prepare
+from keras_pneumo.data.prepared.contact_sheet import draw_contact_sheet
+from keras_pneumo.data.prepared.folder import PrepareSummary, load_prepared, prepare
+from keras_pneumo.data.prepared.prepare import CONTACT_SHEET
+from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
 
 MARKS = {"ok": "[green]ok   [/]", "note": "[yellow]note [/]", "fault": "[red]FAULT[/]"}
 

@@ -12,7 +12,7 @@ import typer
 
 from keras_pneumo.cli.console import Progress, say, warn
 from keras_pneumo.cli.quiet import import_tensorflow
-from keras_pneumo.data.prepared import find_prepared, load_prepared
+from keras_pneumo.data.prepared.folder import find_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training.place import new_folder
 
@@ -52,9 +52,9 @@ def join_command(
     --data data/prepared/phantom-try --out runs/detector-try`
     """
     import_tensorflow()
-    from keras_pneumo.evaluation.where import FOLDER, read_where
-    from keras_pneumo.prediction.joining import join
-    from keras_pneumo.prediction.run import read_run
+    from keras_pneumo.detector.fitting import join
+    from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_where
+    from keras_pneumo.inference.run import read_run
 
     runs = [read_run(run) for run in classifiers]
     outliners = [read_run(run) for run in segmenters]
@@ -108,8 +108,8 @@ def detect_command(
     if make_uids and not dicom:
         raise PneumoError("--make-uids makes up identifiers for DICOM objects. Give --dicom too, or leave it out.")
     import_tensorflow()
-    from keras_pneumo.prediction.detect import detect
-    from keras_pneumo.prediction.detector import open_detector
+    from keras_pneumo.detector.detect import detect
+    from keras_pneumo.detector.detector import open_detector
 
     detector = open_detector(detector_folder, engine.value)
     with Progress("detection") as progress:
@@ -141,12 +141,12 @@ def view_command(
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise PneumoError("The page needs starlette and uvicorn. Run: pip install 'keras-pneumo[view]'")
     import_tensorflow()
-    from keras_pneumo.data.siim import find_files
-    from keras_pneumo.prediction.detector import open_detector
-    from keras_pneumo.view.decoding import Decoder
-    from keras_pneumo.view.reader import Reader
-    from keras_pneumo.view.readings import open_readings
-    from keras_pneumo.view.server import listen, serve
+    from keras_pneumo.data.labels.siim import find_files
+    from keras_pneumo.detector.detector import open_detector
+    from keras_pneumo.viewer.decoding import Decoder
+    from keras_pneumo.viewer.reader import Reader
+    from keras_pneumo.viewer.readings import open_readings
+    from keras_pneumo.viewer.server import listen, serve
 
     def started(shown: str, opened: str) -> None:
         say(f"The page: {shown} (Ctrl-C ends it). Research use only.")

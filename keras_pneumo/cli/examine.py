@@ -16,7 +16,7 @@ import psutil
 
 from keras_pneumo import __version__
 from keras_pneumo.cli.quiet import import_tensorflow
-from keras_pneumo.data.decoders import decoder_report
+from keras_pneumo.data.radiographs.decoders import decoder_report
 from keras_pneumo.errors import PneumoError
 
 PACKAGES = ("numpy", "pandas", "scikit-learn", "opencv-python-headless", "pydicom", "pycocotools")
@@ -95,7 +95,7 @@ def _engine() -> list[Finding]:
 
 def _strategy(gpus: int) -> Finding:
     """What ``train --strategy auto`` would run on, by the same choice."""
-    from keras_pneumo.training.strategy import choose
+    from keras_pneumo.training.distributed.cluster import choose
 
     try:
         return Finding("strategy", "ok", choose("auto", os.environ, gpus).text)

@@ -9,11 +9,11 @@ import typer
 
 from keras_pneumo.cli.console import Progress, say, warn
 from keras_pneumo.cli.quiet import import_tensorflow
-from keras_pneumo.data.prepared import is_prepared, load_prepared
+from keras_pneumo.data.prepared.folder import is_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
 
 if TYPE_CHECKING:
-    from keras_pneumo.prediction.run import Run
+    from keras_pneumo.inference.run import Run
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -54,7 +54,7 @@ def explain_command(
     --out runs/explain-try`
     """
     import_tensorflow()
-    from keras_pneumo.prediction.run import read_run
+    from keras_pneumo.inference.run import read_run
 
     run = read_run(run_folder)
     settled = _method(method), _stage(stage)
@@ -68,10 +68,9 @@ def explain_command(
         raise PneumoError(
             "--subset, --segmenter, --compare and --devices are for the check, which needs a prepared folder."
         )
-    from keras_pneumo.evaluation.where import METHODS
-    from keras_pneumo.evaluation.where_sentences import whose_sentence
-    from keras_pneumo.prediction.explain_files import explain_files
-    from keras_pneumo.prediction.run import checkpoints_of
+    from keras_pneumo.evaluation.report.saliency_report import METHODS, whose_sentence
+    from keras_pneumo.explain.files import explain_files
+    from keras_pneumo.inference.run import checkpoints_of
 
     with Progress("heat maps") as progress:
         done = explain_files(run, data, out_folder or run.folder / "explained", *settled, labels, progress.update)
@@ -99,9 +98,9 @@ def _explain_prepared(
     compare: Path | None,
     devices: Path | None,
 ) -> None:
-    from keras_pneumo.evaluation.where import FOLDER, read_where
-    from keras_pneumo.prediction.explain import Asked, explain_prepared
-    from keras_pneumo.training.finish import rewrite_report
+    from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_where
+    from keras_pneumo.explain.explain import Asked, explain_prepared
+    from keras_pneumo.training.report import rewrite_report
 
     prepared = load_prepared(data)
     folder = out_folder or run.folder / FOLDER
@@ -126,7 +125,7 @@ def _explain_prepared(
 
 
 def _method(text: str) -> str | None:
-    from keras_pneumo.prediction.gradcam import METHODS
+    from keras_pneumo.explain.gradcam import METHODS
 
     if text != "auto" and text not in METHODS:
         raise PneumoError(f"There is no heat map method {text!r}. Choose auto, {', '.join(METHODS)}.")
@@ -134,7 +133,7 @@ def _method(text: str) -> str | None:
 
 
 def _stage(text: str) -> int | None:
-    from keras_pneumo.prediction.gradcam import STAGES
+    from keras_pneumo.explain.gradcam import STAGES
 
     if text != "auto" and text not in map(str, STAGES):
         raise PneumoError(f"There is no encoder stage {text!r}. Choose auto, or 1 (fine) to 5 (coarse).")

@@ -13,7 +13,7 @@ from keras_pneumo.config import read_experiment
 from keras_pneumo.errors import PneumoError
 
 if TYPE_CHECKING:
-    from keras_pneumo.prediction.export import Format
+    from keras_pneumo.inference.export import Format
 
 FORMATS = ("torch", "savedmodel", "onnx", "litert")
 
@@ -47,8 +47,8 @@ def export_command(
         raise PneumoError(f"{source} is an experiment: only its starting weights can be exported, with --format torch.")
     experiment = read_experiment(source) if not source.is_dir() else None
     import_tensorflow()
-    from keras_pneumo.prediction.export import BOUND, export_network, export_run
-    from keras_pneumo.prediction.run import read_run
+    from keras_pneumo.inference.export import BOUND, export_network, export_run
+    from keras_pneumo.inference.run import read_run
     from keras_pneumo.training.start import starting_network
 
     chosen: Format = form  # type: ignore[assignment]

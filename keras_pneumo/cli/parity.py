@@ -48,7 +48,7 @@ def parity_command(
 
     Example (in a checkout of the project): `keras-pneumo parity --encoder resnet18`
     """
-    from keras_pneumo.parity.exchange import torch_python as find_python
+    from keras_pneumo.parity.processes import torch_python as find_python
 
     find_python(torch_python)  # said before TensorFlow is loaded
     import_tensorflow()

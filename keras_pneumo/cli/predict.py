@@ -11,11 +11,11 @@ import typer
 from keras_pneumo.cli.console import Progress, say, warn
 from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together
-from keras_pneumo.data.files import require_writable
-from keras_pneumo.data.prepared import is_prepared, load_prepared
+from keras_pneumo.data.prepared.folder import is_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.submission_folder import require_replaceable
-from keras_pneumo.training.strategy import cluster_for
+from keras_pneumo.evaluation.inputs.submission import require_replaceable
+from keras_pneumo.storage.files import require_writable
+from keras_pneumo.training.distributed.cluster import cluster_for
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -59,9 +59,9 @@ def predict_command(
     if len(runs) > 1 and out_folder is None:
         raise PneumoError("Several runs answer as one, which belongs to none of them: name a folder with --out.")
     import_tensorflow()
-    from keras_pneumo.prediction.run import read_run
-    from keras_pneumo.prediction.submit import predict_folder, predict_subset, write_predicted
-    from keras_pneumo.training.distribution import start_engine
+    from keras_pneumo.inference.run import read_run
+    from keras_pneumo.inference.submit import predict_folder, predict_subset, write_predicted
+    from keras_pneumo.training.distributed.strategy import start_engine
     from keras_pneumo.training.faults import lost_workers
 
     found = [read_run(run) for run in runs]

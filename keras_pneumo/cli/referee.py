@@ -13,10 +13,10 @@ from rich.measure import measure_renderables
 from rich.table import Table
 
 from keras_pneumo.cli.console import out, say, warn
-from keras_pneumo.evaluation.audit import audit_split
+from keras_pneumo.evaluation.board.audits import audit_split
+from keras_pneumo.evaluation.board.findings import summary
+from keras_pneumo.evaluation.board.verdict import verdict
 from keras_pneumo.evaluation.compare import compare
-from keras_pneumo.evaluation.findings import summary
-from keras_pneumo.evaluation.verdict import verdict
 
 ROOMY = Console(width=10_000).options
 

@@ -19,11 +19,11 @@ from keras_pneumo.cli.data import report_prepared
 from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together, shared_place
 from keras_pneumo.config import Experiment, read_experiment
-from keras_pneumo.data.files import folder_lock
-from keras_pneumo.data.prepared import Prepared, is_prepared, load_prepared, prepare
+from keras_pneumo.data.prepared.folder import Prepared, is_prepared, load_prepared, prepare
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.files import folder_lock
+from keras_pneumo.training.distributed.cluster import cluster_for
 from keras_pneumo.training.place import Place, new_folder
-from keras_pneumo.training.strategy import cluster_for
 
 if TYPE_CHECKING:
     from keras_pneumo.training.fit import Manner
@@ -98,7 +98,7 @@ def train_command(
     prepared = open_data(data, experiment, prepared_folder, labels, patients)
     import_tensorflow()
     from keras_pneumo.training.callbacks import Every
-    from keras_pneumo.training.distribution import start_engine
+    from keras_pneumo.training.distributed.strategy import start_engine
     from keras_pneumo.training.fit import Manner
 
     every = Every.parse(checkpoint_every)
@@ -146,11 +146,11 @@ def _train_one(
     """One training, begun or gone on with, to its report."""
     import keras
 
-    from keras_pneumo.prediction.run import read_run
-    from keras_pneumo.training.finish import finish
+    from keras_pneumo.inference.run import read_run
     from keras_pneumo.training.fit import train
     from keras_pneumo.training.interrupt import stopped_at_once
     from keras_pneumo.training.place import is_trained
+    from keras_pneumo.training.report import finish
 
     keras.utils.clear_session()  # of one fold, before the next is trained in the same process
     folder, chief = place.folder, manner.engine.chief

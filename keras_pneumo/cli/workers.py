@@ -18,7 +18,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.training.place import Place
 
 if TYPE_CHECKING:
-    from keras_pneumo.training.distribution import Engine
+    from keras_pneumo.training.distributed.strategy import Engine
 
 StrategyOption = Annotated[
     str,

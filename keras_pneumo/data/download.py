@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from keras_pneumo.data.files import folder_lock, require_writable, write_json
-from keras_pneumo.data.siim import find_images, find_label_csv
-from keras_pneumo.data.tables import image_id_of
+from keras_pneumo.data.labels.siim import find_images, find_label_csv
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.files import folder_lock, require_writable, write_json
+from keras_pneumo.storage.tables import image_id_of
 
 COMPETITION = "siim-acr-pneumothorax-segmentation"
 """Kaggle's name of the competition; the default source."""

@@ -13,19 +13,19 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from keras_pneumo.data.files import require_writable, write_bytes
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.board import Board, score
-from keras_pneumo.evaluation.ceiling import read_adjudicated
-from keras_pneumo.evaluation.findings import Findings, board_json, board_markdown, gather, ranked_table
-from keras_pneumo.evaluation.matching import Answers, check_submission
-from keras_pneumo.evaluation.pictures import ImageLoader
-from keras_pneumo.evaluation.report import write_comparison_report
-from keras_pneumo.evaluation.statistics import RESAMPLES
-from keras_pneumo.evaluation.submission import INFO_FILE, Submission, read_submission
-from keras_pneumo.evaluation.truth import Truth, read_truth
-from keras_pneumo.evaluation.where import Where
-from keras_pneumo.evaluation.writing import one_line, table_text
+from keras_pneumo.evaluation.board.board import Board, score
+from keras_pneumo.evaluation.board.findings import Findings, board_json, board_markdown, gather, ranked_table
+from keras_pneumo.evaluation.board.label_noise import read_adjudicated
+from keras_pneumo.evaluation.inputs.alignment import Answers, check_submission
+from keras_pneumo.evaluation.inputs.submission import INFO_FILE, Submission, read_submission
+from keras_pneumo.evaluation.inputs.truth import Truth, read_truth
+from keras_pneumo.evaluation.report.pictures import ImageLoader
+from keras_pneumo.evaluation.report.report import write_comparison_report
+from keras_pneumo.evaluation.report.saliency_report import Where
+from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
+from keras_pneumo.storage.files import require_writable, write_bytes
+from keras_pneumo.storage.tables import one_line, table_text
 
 
 class Comparison(NamedTuple):

@@ -18,9 +18,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from keras_pneumo.data.files import write_bytes
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.torch_names import COUNTER, HEADS, named_variables
+from keras_pneumo.storage.files import write_bytes
 
 State = dict[str, np.ndarray]
 """A PyTorch state dict: numpy arrays by PyTorch's names."""

@@ -8,13 +8,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data import rle
-from keras_pneumo.evaluation.board import score
-from keras_pneumo.evaluation.matching import check_submission
-from keras_pneumo.evaluation.submission import PREDICTIONS_FILE, SubmissionInfo, read_submission, write_submission
-from keras_pneumo.evaluation.truth import read_truth
-from keras_pneumo.prediction.maps import enlarge, levels_of, sigmoid
-from keras_pneumo.prediction.postprocess import Rule
+from keras_pneumo.data.labels import rle
+from keras_pneumo.evaluation.board.board import score
+from keras_pneumo.evaluation.inputs.alignment import check_submission
+from keras_pneumo.evaluation.inputs.submission import (
+    PREDICTIONS_FILE,
+    SubmissionInfo,
+    read_submission,
+    write_submission,
+)
+from keras_pneumo.evaluation.inputs.truth import read_truth
+from keras_pneumo.inference.maps import enlarge, levels_of, sigmoid
+from keras_pneumo.inference.postprocess import Rule
 
 RULE = Rule(top=0.5, area=1, bottom=0.5)
 """A mask wherever the probability, enlarged to 1024x1024, is at least one half."""
@@ -27,7 +32,7 @@ SUBMISSION = "submission"
 
 def write_predictions(folder: Path, image_ids: list[str], logits: np.ndarray, masks: np.ndarray) -> None:
     """The submission that the package makes of logits (n, 1) and mask logits (n, s, s, 1)."""
-    from keras_pneumo.prediction.predict import probabilities_of
+    from keras_pneumo.inference.predictor import probabilities_of
 
     levels = levels_of(sigmoid(masks[..., 0]))
     table = pd.DataFrame(

@@ -17,19 +17,19 @@ import pandas as pd
 from safetensors.numpy import save_file
 
 from keras_pneumo.config import Augmentation
-from keras_pneumo.data import rle
-from keras_pneumo.data.augmentation import draw_parameters
-from keras_pneumo.data.files import write_json, write_table
-from keras_pneumo.data.phantom import PhantomSettings, write_phantoms
-from keras_pneumo.data.prepared import is_prepared
-from keras_pneumo.data.radiograph import UnreadableImage
-from keras_pneumo.data.reading import RASTER_SUFFIXES, read_radiograph
-from keras_pneumo.data.rendering import resize_image
-from keras_pneumo.data.siim import find_images
+from keras_pneumo.data.batches.augmentation import draw_parameters
+from keras_pneumo.data.labels import rle
+from keras_pneumo.data.labels.siim import find_images
+from keras_pneumo.data.prepared.folder import is_prepared
+from keras_pneumo.data.prepared.rendering import resize_image
+from keras_pneumo.data.radiographs.radiograph import UnreadableImage
+from keras_pneumo.data.radiographs.reading import RASTER_SUFFIXES, read_radiograph
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.weights import State, to_torch
-from keras_pneumo.parity.exchange import TASK, write_arrays
 from keras_pneumo.parity.networks import NETWORKS, build, randomise
+from keras_pneumo.parity.processes import TASK, write_arrays
+from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
+from keras_pneumo.storage.files import write_json, write_table
 
 AUGMENTATION = Augmentation(
     flip=0.5, shift=0.1, scale=0.2, rotate=15, brightness=0.1, contrast=0.2, gamma=0.2, noise=0, clahe=0.5

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_pneumo.parity import comparing, files, remarks
-from keras_pneumo.parity.comparing import Difference, Measure
-from keras_pneumo.parity.exchange import KERAS, KERAS_ON_TORCH, TORCH, read_absent, read_arrays, read_task
+from keras_pneumo.parity import comparison as comparing
+from keras_pneumo.parity import files, remarks
+from keras_pneumo.parity.comparison import Difference, Measure
+from keras_pneumo.parity.processes import KERAS, KERAS_ON_TORCH, TORCH, read_absent, read_arrays, read_task
 
 Arrays = dict[str, np.ndarray]
 
@@ -47,7 +48,7 @@ class Rung:
     arrays: str
     """Name of the npz file."""
     work: str
-    """The piece of work in :mod:`keras_pneumo.parity.column` that answers it."""
+    """The piece of work in :mod:`keras_pneumo.parity.backend` that answers it."""
     bound: Bound
     remark: Callable[[Path, Arrays], str]
     """From the ladder's folder and PyTorch's arrays to the sentence on what remains and why."""

@@ -22,7 +22,7 @@ from keras_pneumo.models.preprocessing import normalise
 from keras_pneumo.models.torch_names import module_name
 from keras_pneumo.models.unet import build_unet
 from keras_pneumo.models.weights import State, from_torch, to_torch
-from keras_pneumo.parity.comparing import summary_of
+from keras_pneumo.parity.comparison import summary_of
 from keras_pneumo.training.losses import ClassificationLoss, SegmentationLoss
 
 CLASSIFIER, UNET = "classifier", "unet"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import jinja2
 
-from keras_pneumo import evaluation
-from keras_pneumo.data.files import write_bytes
-from keras_pneumo.parity.comparing import Difference
+from keras_pneumo.evaluation import report
+from keras_pneumo.parity.comparison import Difference
 from keras_pneumo.parity.ladder import Ladder, shown
+from keras_pneumo.storage.files import write_bytes
 
 COLUMNS = {"torch": "PyTorch", "keras": "Keras on TensorFlow", "keras_on_torch": "Keras on PyTorch"}
 
@@ -20,7 +20,7 @@ def write_page(path: Path, ladder: Ladder) -> Path:
     Raises:
         PneumoError: the file cannot be written.
     """
-    folders = [Path(__file__).with_name("templates"), Path(evaluation.__file__).with_name("templates")]
+    folders = [Path(__file__).with_name("templates"), Path(report.__file__).with_name("templates")]
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folders),
         autoescape=True,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_pneumo.data.reading import read_radiograph
-from keras_pneumo.data.rendering import resize_image
+from keras_pneumo.data.prepared.rendering import resize_image
+from keras_pneumo.data.radiographs.reading import read_radiograph
 
 
 def decoded(files: Sequence[Path]) -> dict[str, np.ndarray]:
@@ -36,9 +36,9 @@ def augmented(images: np.ndarray, masks: np.ndarray, parameters: np.ndarray) -> 
     Args:
         images: uint8 (n, h, w, 1).
         masks: uint8 (n, h, w, 1).
-        parameters: float32 (n, 10), see :data:`keras_pneumo.data.augmentation.PARAMETERS`.
+        parameters: float32 (n, 10), see :data:`keras_pneumo.data.batches.augmentation.PARAMETERS`.
     """
-    from keras_pneumo.data.augmentation import augment, augment_masks
+    from keras_pneumo.data.batches.augmentation import augment, augment_masks
     from keras_pneumo.parity.inputs import AUGMENTATION
 
     seeds = np.zeros((len(images), 2), np.int32)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_pneumo.parity import comparing
+from keras_pneumo.parity import comparison as comparing
 from keras_pneumo.parity import files as handed_in
-from keras_pneumo.parity.exchange import KERAS, TORCH, read_arrays, read_task
+from keras_pneumo.parity.processes import KERAS, TORCH, read_arrays, read_task
 
 Arrays = dict[str, np.ndarray]
 Remark = Callable[[Path, Arrays], str]

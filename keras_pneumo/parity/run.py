@@ -12,13 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from keras_pneumo.data.files import folder_lock, require_writable, write_json
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.parity import column, exchange
-from keras_pneumo.parity.exchange import KERAS, KERAS_ON_TORCH, TORCH
+from keras_pneumo.parity import backend as column
+from keras_pneumo.parity import processes as exchange
 from keras_pneumo.parity.inputs import Plan, write_inputs
 from keras_pneumo.parity.ladder import Ladder, judge
 from keras_pneumo.parity.page import write_page
+from keras_pneumo.parity.processes import KERAS, KERAS_ON_TORCH, TORCH
+from keras_pneumo.storage.files import folder_lock, require_writable, write_json
 
 EXCHANGE, ANSWER, PAGE = "exchange", "parity.json", "parity.html"
 

@@ -23,8 +23,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from keras_pneumo.data.files import sha256_bytes, sha256_file, write_bytes
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.files import sha256_bytes, sha256_file, write_bytes
 
 FOLDER = "checkpoints"
 ARRAYS, STATE, KEPT, MARKER = "arrays.safetensors", "state.json", "kept", "COMPLETE.json"

@@ -10,12 +10,12 @@ from pathlib import Path
 import pandas as pd
 import tensorflow as tf
 
-from keras_pneumo.data.files import write_table
-from keras_pneumo.data.images import Source
-from keras_pneumo.data.order import TrainingPlan
+from keras_pneumo.data.batches.images import Source
+from keras_pneumo.data.batches.order import TrainingPlan
 from keras_pneumo.errors import PneumoError, Stopped
+from keras_pneumo.storage.files import write_table
 from keras_pneumo.training.callbacks import NotFinite
-from keras_pneumo.training.distribution import Engine
+from keras_pneumo.training.distributed.strategy import Engine
 
 FILE = "nan_batches.csv"
 """In the run folder: the images of each batch that gave no finite loss, and what was done about it."""

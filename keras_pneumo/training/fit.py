@@ -12,18 +12,18 @@ from typing import Any
 import keras
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.files import folder_lock, remove_temporary, write_json
-from keras_pneumo.data.images import Source
-from keras_pneumo.data.pipeline import training_batches
-from keras_pneumo.data.prepared import Prepared
+from keras_pneumo.data.batches.images import Source
+from keras_pneumo.data.batches.pipeline import training_batches
+from keras_pneumo.data.prepared.folder import Prepared
 from keras_pneumo.errors import PneumoError, Stopped
-from keras_pneumo.prediction.run import FORMAT, Run, hardware, versions
+from keras_pneumo.inference.run import FORMAT, Run, hardware, versions
+from keras_pneumo.storage.files import folder_lock, remove_temporary, write_json
 from keras_pneumo.training import checkpoints, faults
-from keras_pneumo.training.agreement import check_agreement
 from keras_pneumo.training.averaging import estimate_statistics
 from keras_pneumo.training.callbacks import TrainProgress
 from keras_pneumo.training.curves import draw_curves
-from keras_pneumo.training.distribution import Engine
+from keras_pneumo.training.distributed.agreement import check_agreement
+from keras_pneumo.training.distributed.strategy import Engine
 from keras_pneumo.training.interrupt import Interruption
 from keras_pneumo.training.log import EpochRow, Log, Pace
 from keras_pneumo.training.loop import judged_network, learn

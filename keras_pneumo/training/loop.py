@@ -13,15 +13,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_pneumo.data.order import TrainingPlan
+from keras_pneumo.data.batches.order import TrainingPlan
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.training import checkpoints, faults, memory
 from keras_pneumo.training.callbacks import NotFinite, Saver, Steps, Validation
 from keras_pneumo.training.log import Pace
 from keras_pneumo.training.optimization import image_losses, make_optimizer, set_learning
 from keras_pneumo.training.schedules import Plateau
-from keras_pneumo.training.slices import Network, learner
 from keras_pneumo.training.state import put_back_optimizer
+from keras_pneumo.training.step import Network, learner
 from keras_pneumo.training.work import Phase, Work, plan_of
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.images import Source
-from keras_pneumo.data.order import steps_per_epoch
-from keras_pneumo.data.pipeline import training_batches
-from keras_pneumo.data.prepared import Prepared
+from keras_pneumo.data.batches.images import Source
+from keras_pneumo.data.batches.order import steps_per_epoch
+from keras_pneumo.data.batches.pipeline import training_batches
+from keras_pneumo.data.prepared.folder import Prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training.curves import draw_rates
 from keras_pneumo.training.fit import phases_of, plan_of

@@ -18,10 +18,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.files import write_json
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.prediction.run import hardware
-from keras_pneumo.training.slices import Network
+from keras_pneumo.inference.run import hardware
+from keras_pneumo.storage.files import write_json
+from keras_pneumo.training.step import Network
 
 FILE = "memory.json"
 SLICES = "slices.json"

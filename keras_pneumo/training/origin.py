@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from keras_pneumo.data.files import sha256_file
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.prediction.run import Run
+from keras_pneumo.inference.run import Run
+from keras_pneumo.storage.files import sha256_file
 from keras_pneumo.training.checkpoints import Checkpoint
 from keras_pneumo.training.place import record_of
 

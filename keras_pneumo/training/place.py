@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.files import LOCK_NAME, TEMPORARY_SUFFIX, folder_lock
-from keras_pneumo.data.prepared import Prepared
+from keras_pneumo.data.prepared.folder import Prepared
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.files import LOCK_NAME, TEMPORARY_SUFFIX, folder_lock
 
 RUNS = Path("runs")
 REPORT = "report.html"

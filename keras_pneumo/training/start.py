@@ -8,14 +8,14 @@ import keras
 import tensorflow as tf
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.images import Source, open_source
-from keras_pneumo.data.prepared import Prepared, verify_files
-from keras_pneumo.data.splits import check_split
+from keras_pneumo.data.batches.images import Source, open_source
+from keras_pneumo.data.prepared.folder import Prepared, verify_files
+from keras_pneumo.data.prepared.split import check_split
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.inference.run import Run, build, load_weights
 from keras_pneumo.models.imagenet import imagenet_weights
 from keras_pneumo.models.weights import from_torch
-from keras_pneumo.prediction.run import Run, build, load_weights
-from keras_pneumo.training.distribution import ONE, Engine
+from keras_pneumo.training.distributed.strategy import ONE, Engine
 
 
 def start(

@@ -17,9 +17,9 @@ import keras
 import numpy as np
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.files import sha256_bytes
-from keras_pneumo.data.prepared import Prepared
+from keras_pneumo.data.prepared.folder import Prepared
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.files import sha256_bytes
 from keras_pneumo.training.averaging import WeightAverage
 from keras_pneumo.training.checkpoints import Arrays, Checkpoint
 from keras_pneumo.training.log import EpochRow, Log

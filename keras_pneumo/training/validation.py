@@ -10,15 +10,13 @@ import keras
 import numpy as np
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.images import Source, masks_of
-from keras_pneumo.data.pipeline import evaluation_batches
-from keras_pneumo.data.prepared import Prepared
-from keras_pneumo.evaluation.metrics import auroc, fit_threshold
-from keras_pneumo.prediction.maps import enlarge, levels_of, outputs_of, sigmoid, true_pixels
-from keras_pneumo.prediction.postprocess import Search, fit, gather, tally_one, write_rule
-from keras_pneumo.prediction.predict import predict_logits, probabilities_of
-from keras_pneumo.prediction.sharing import Predictor
-from keras_pneumo.prediction.threshold import write_threshold
+from keras_pneumo.data.batches.images import Source, masks_of
+from keras_pneumo.data.batches.pipeline import evaluation_batches
+from keras_pneumo.data.prepared.folder import Prepared
+from keras_pneumo.evaluation.scoring.metrics import auroc, fit_threshold
+from keras_pneumo.inference.maps import enlarge, levels_of, outputs_of, sigmoid, true_pixels
+from keras_pneumo.inference.postprocess import Search, fit, gather, tally_one, write_rule, write_threshold
+from keras_pneumo.inference.predictor import Predictor, predict_logits, probabilities_of
 from keras_pneumo.training.losses import SegmentationLoss
 
 

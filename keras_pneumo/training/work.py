@@ -13,21 +13,20 @@ from pathlib import Path
 import keras
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.images import Source
-from keras_pneumo.data.order import TrainingPlan
+from keras_pneumo.data.batches.images import Source
+from keras_pneumo.data.batches.order import TrainingPlan
 from keras_pneumo.errors import Stopped
-from keras_pneumo.prediction.parts import InParts
-from keras_pneumo.prediction.run import CHECKPOINTS
-from keras_pneumo.prediction.sharing import Predictor
+from keras_pneumo.inference.predictor import InParts, Predictor
+from keras_pneumo.inference.run import CHECKPOINTS
 from keras_pneumo.training import checkpoints, memory
 from keras_pneumo.training.averaging import WeightAverage
 from keras_pneumo.training.callbacks import Every, TrainProgress
-from keras_pneumo.training.distribution import ONE, Engine
+from keras_pneumo.training.distributed.strategy import ONE, Engine
 from keras_pneumo.training.events import Events
 from keras_pneumo.training.interrupt import Interruption
 from keras_pneumo.training.log import EpochRow, Log
-from keras_pneumo.training.slices import Network
 from keras_pneumo.training.state import State, capture, position_of, put_back_model
+from keras_pneumo.training.step import Network
 from keras_pneumo.training.validation import Judge, Judged
 
 

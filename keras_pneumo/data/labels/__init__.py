@@ -1,0 +1,1 @@
+"""From people's tables to cases: labels, masks as runs, patients, devices."""

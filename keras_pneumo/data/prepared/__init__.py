@@ -1,0 +1,1 @@
+"""From labelled radiographs to a prepared folder, and reading it again."""

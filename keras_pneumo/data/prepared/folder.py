@@ -1,0 +1,170 @@
+"""The prepared folder: made once from a data folder, then read by training, prediction and the referee.
+
+In comes a folder that :func:`prepare` made; out come its tables, the paths of its images and masks, and the assurance
+that they are what was prepared: tables are checked against the manifest when the folder is loaded, images before use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from keras_pneumo.data.prepared.journal import intact_files
+from keras_pneumo.data.prepared.manifest import (
+    CASES,
+    MANIFEST_NAME,
+    SPLIT,
+    TABLES,
+    TRUTH,
+    prepared_sha256,
+    read_manifest,
+    read_table,
+)
+from keras_pneumo.data.prepared.prepare import PrepareSummary, prepare
+from keras_pneumo.data.prepared.rendering import expected_names, image_name, mask_name
+from keras_pneumo.data.prepared.split import check_split, split_sha256, subset_ids
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.files import sha256_file
+
+__all__ = [
+    "PrepareSummary",
+    "Prepared",
+    "find_prepared",
+    "is_prepared",
+    "load_prepared",
+    "prepare",
+    "read_table",
+    "verify_files",
+]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared folder whose tables are as they were written."""
+
+    folder: Path
+    cases: pd.DataFrame
+    split: pd.DataFrame
+    truth: pd.DataFrame
+    manifest: dict[str, Any]
+
+    def image_path(self, image_id: str, size: int) -> Path:
+        """The 8-bit grey PNG of an image, size x size pixels."""
+        return self.folder / image_name(image_id, size)
+
+    def mask_path(self, image_id: str, size: int) -> Path:
+        """The mask PNG (0 or 255) of a positive image, size x size pixels; negatives have none."""
+        return self.folder / mask_name(image_id, size)
+
+    def subset(self, name: str, fold: int | None = None) -> list[str]:
+        """Image ids of ``train``, ``validation`` or ``test``, in the table's order; see :func:`subset_ids`."""
+        return subset_ids(self.split, name, fold)
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder is a prepared one, rather than one of radiographs; whether it is whole, loading it tells."""
+    return (folder / MANIFEST_NAME).is_file()
+
+
+def find_prepared(folder: Path, split: str, sizes: Iterable[int]) -> Path:
+    """The prepared folder that has a split and image sizes: ``folder`` itself, or the one among those in it.
+
+    Args:
+        folder: a prepared folder (returned unread: loading it tells what is wrong with it), or one that holds some.
+        split: ``split_sha256`` of the manifest that is looked for.
+        sizes: sides in pixels that it must have.
+
+    Raises:
+        PneumoError: none fits.
+    """
+    if is_prepared(folder):
+        return folder
+    others = []
+    for path in sorted(place.parent for place in folder.glob(f"*/{MANIFEST_NAME}")):
+        try:
+            manifest = read_manifest(path)
+        except PneumoError:
+            continue  # an unfinished one beside the one that is looked for harms nobody
+        own = str(manifest.get("split_sha256"))
+        if own == split and set(sizes) <= set(manifest.get("sizes", [])):
+            return path
+        others.append(f"{path.name} has the split {own[:12]}" if own != split else f"{path.name} lacks a size")
+    seen = f" ({'; '.join(others)})" if others else ""
+    raise PneumoError(
+        f"{folder} is no prepared folder and holds none with the split {split[:12]} and images of "
+        f"{', '.join(str(size) for size in sorted(set(sizes)))} pixels{seen}. Name the folder that the runs were "
+        "trained on (--data; with make: PREPARED=)."
+    )
+
+
+def load_prepared(folder: Path) -> Prepared:
+    """Load a prepared folder; image files are not read (see :func:`verify_files`).
+
+    Raises:
+        PneumoError: the folder is unfinished or damaged, one of its tables was edited, or a patient stands in two
+            subsets.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    tables, pixels = manifest.get("tables"), manifest.get("pixels")
+    again = (
+        f"Run keras-pneumo prepare DATA --out {folder} again, with the labels and the patient table it was made from."
+    )
+    if not isinstance(tables, dict) or not isinstance(pixels, dict):
+        raise PneumoError(f"{folder / MANIFEST_NAME} lacks the hashes of tables and images. {again}")
+    sizes, vanished = manifest.get("sizes"), manifest.get("vanished")
+    if not isinstance(sizes, list) or not sizes or not all(isinstance(size, int) for size in sizes):
+        raise PneumoError(f"{folder / MANIFEST_NAME} lacks the sizes that were prepared. {again}")
+    if not isinstance(vanished, dict) or not isinstance(manifest.get("files"), dict):
+        raise PneumoError(f"{folder / MANIFEST_NAME} lacks what it says of images and masks. {again}")
+    for name in TABLES:
+        try:
+            digest = sha256_file(folder / name)
+        except OSError as error:
+            raise PneumoError(f"{folder / name} cannot be read: {error.strerror}. {again}") from error
+        if digest != tables.get(name):
+            raise PneumoError(f"{folder / name} was changed after it was prepared. {again}")
+    split = read_table(folder / SPLIT)
+    named = (manifest.get("prepared_sha256"), manifest.get("split_sha256"))
+    if named != (prepared_sha256(tables, pixels), split_sha256(split)):
+        raise PneumoError(f"{folder / MANIFEST_NAME} was changed: its hashes do not fit the tables. {again}")
+    check_split(split)
+    return Prepared(folder, read_table(folder / CASES), split, read_table(folder / TRUTH), manifest)
+
+
+def verify_files(prepared: Prepared, size: int, image_ids: Iterable[str] | None = None) -> None:
+    """Check images and masks of one size against the manifest, byte for byte.
+
+    Args:
+        prepared: the folder.
+        size: side in pixels.
+        image_ids: only these; None for all.
+
+    Raises:
+        PneumoError: the size was not prepared, an image is not in the folder's table, or files are missing or damaged.
+    """
+    sizes = prepared.manifest.get("sizes", [])
+    mend = f"Run keras-pneumo prepare DATA --out {prepared.folder} --size {size}"
+    if size not in sizes:
+        raise PneumoError(
+            f"{prepared.folder} has no images of {size} pixels, only {', '.join(map(str, sizes))}. {mend}."
+        )
+    positive = dict(zip(prepared.cases["image_id"], prepared.cases["pneumothorax"] == 1, strict=True))
+    recorded = prepared.manifest.get("files", {})
+    names: list[str] = []
+    for image_id in positive if image_ids is None else image_ids:
+        if image_id not in positive:
+            raise PneumoError(f"{prepared.folder} has no image {image_id}.")
+        names += expected_names(image_id, size, bool(positive[image_id]))
+    intact = intact_files(prepared.folder, {name: recorded.get(name, "") for name in names})
+    bad = [name for name in names if name not in intact]
+    if bad:
+        shown = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
+        raise PneumoError(
+            f"{len(bad)} of {len(names)} files in {prepared.folder} are missing or damaged ({shown}). {mend} to make "
+            "them again."
+        )

@@ -1,0 +1,196 @@
+"""``manifest.json``: what a prepared folder was made from, what is in it, and the hashes that prove it.
+
+In come a plan and what rendering gave; out come the folder's tables and, last of all, its manifest. There is no date
+and no path of this machine in them, so the same data give the same bytes everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from keras_pneumo import __version__
+from keras_pneumo.data.labels.siim import Rejected
+from keras_pneumo.data.prepared.cases_table import cases_table, quarantine_table, truth_table
+from keras_pneumo.data.prepared.plan import Plan
+from keras_pneumo.data.prepared.rendering import Rendered, expected_names
+from keras_pneumo.data.prepared.sources import Source
+from keras_pneumo.data.prepared.split import SUBSETS, make_split, split_sha256
+from keras_pneumo.data.radiographs.decoders import DECODERS
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.files import sha256_file, write_json, write_table
+
+FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+CASES, SPLIT, TRUTH, QUARANTINE = "cases.csv", "split.csv", "truth.csv", "quarantine.csv"
+TABLES = (CASES, SPLIT, TRUTH, QUARANTINE)
+
+_PACKAGES = ("numpy", "opencv-python-headless", "pandas", "pillow", "pycocotools", "pydicom")
+_TEXT = ("image_id", "patient_id", "sex", "view", "subset", "encoded_pixels", "source_sha256", "file", "reason")
+_NUMBERS = ("age", "pixel_spacing_mm", "row")
+
+
+def write_folder(out: Path, plan: Plan, sizes: Sequence[int], rendered: Mapping[str, Rendered]) -> dict[str, Any]:
+    """Write the tables of a prepared folder whose images are there, then its manifest, and return the latter.
+
+    Raises:
+        PneumoError: no image could be rendered, or a file cannot be written.
+    """
+    usable = [source for source in plan.sources if not rendered[source.image_id].error]
+    failed = [
+        Rejected(s.relative, None, rendered[s.image_id].error) for s in plan.sources if rendered[s.image_id].error
+    ]
+    if not usable:
+        reasons = "; ".join(sorted({item.reason for item in failed})[:3])
+        raise PneumoError(f"None of the {len(plan.sources)} labelled images can be prepared: {reasons}.")
+    set_aside = [*plan.set_aside, *failed]
+    cases = cases_table(usable, plan.labels, plan.grouping, rendered)
+    split = make_split(cases, plan.seed)
+    tables = {
+        CASES: write_table(out / CASES, cases),
+        SPLIT: write_table(out / SPLIT, split),
+        TRUTH: write_table(out / TRUTH, truth_table(cases, split, plan.labels)),
+        QUARANTINE: write_table(out / QUARANTINE, quarantine_table(set_aside)),
+    }
+    pixels = {source.image_id: rendered[source.image_id].pixels_sha256 for source in usable}
+    vanished = {str(size): [s.image_id for s in usable if size in rendered[s.image_id].vanished] for size in sizes}
+    manifest = {
+        "format": FORMAT,
+        "source": plan.record,
+        "versions": _versions(),
+        "decoder": _decoders(usable),
+        "counts": _counts(cases, split, len(set_aside)),
+        "sizes": list(sizes),
+        "split_sha256": split_sha256(split),
+        "prepared_sha256": prepared_sha256(tables, pixels),
+        "patients": plan.grouping.source,
+        "patients_note": plan.grouping.note,
+        "notes": [*plan.notes, *split.attrs.get("notes", []), *_vanished_notes(vanished)],
+        "vanished_masks": {size: len(image_ids) for size, image_ids in vanished.items()},
+        "vanished": vanished,
+        "tables": tables,
+        "pixels": pixels,
+        "unreadable": {image_id: image.error for image_id, image in sorted(rendered.items()) if image.error},
+        "files": {
+            name: rendered[source.image_id].files[name]
+            for source in usable
+            for size in sizes
+            for name in expected_names(source.image_id, size, plan.labels.images[source.image_id].positive)
+        },
+    }
+    write_json(out / MANIFEST_NAME, manifest)
+    return manifest
+
+
+def prepared_sha256(tables: Mapping[str, str], pixels: Mapping[str, str]) -> str:
+    """The folder's name: over its tables' hashes and the hash of each image's decoded pixels.
+
+    The sizes written are not part of it, so that adding one leaves earlier runs on the same data.
+    """
+    parts = {"tables": dict(tables), "pixels": dict(pixels)}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """``manifest.json`` of a prepared folder.
+
+    Raises:
+        PneumoError: there is none, or it is damaged or of another format.
+    """
+    path = folder / MANIFEST_NAME
+    again = f"Run keras-pneumo prepare DATA --out {folder}"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PneumoError(f"{folder} is not a finished prepared folder: it has no {MANIFEST_NAME}. {again}.") from None
+    except OSError as error:
+        raise PneumoError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError:
+        raise PneumoError(f"{path} is damaged: it is not JSON. {again} to mend it.") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise PneumoError(f"{path} is not of format {FORMAT}. Prepare the data again into another folder.")
+    return manifest
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """One table of a prepared folder: ids and texts as str (blank, never missing), age and spacing as float."""
+    columns = pd.read_csv(path, nrows=0).columns
+    return pd.read_csv(
+        path,
+        dtype={name: str for name in _TEXT if name in columns},
+        keep_default_na=False,
+        na_values={name: [""] for name in _NUMBERS if name in columns},
+    )
+
+
+def rendered_images(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Rendered]:
+    """What a finished folder says of its images, as the journal would; empty when its table of cases was changed."""
+    try:
+        if sha256_file(folder / CASES) != manifest["tables"][CASES]:
+            return {}
+        rows = read_table(folder / CASES).to_dict("records")
+        failed = {name: Rendered(name, error=reason) for name, reason in manifest["unreadable"].items()}
+        return failed | {str(row["image_id"]): _rendered(row, manifest) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _rendered(row: Mapping[Any, Any], manifest: Mapping[str, Any]) -> Rendered:
+    image_id, sizes = row["image_id"], manifest["sizes"]
+    names = [name for size in sizes for name in expected_names(image_id, size, bool(row["pneumothorax"]))]
+    return Rendered(
+        image_id,
+        pixels_sha256=manifest["pixels"][image_id],
+        sex=row["sex"],
+        age=None if pd.isna(row["age"]) else float(row["age"]),
+        view=row["view"],
+        pixel_spacing_mm=None if pd.isna(row["pixel_spacing_mm"]) else float(row["pixel_spacing_mm"]),
+        files={name: manifest["files"][name] for name in names},
+        vanished=[size for size in sizes if image_id in manifest["vanished"][str(size)]],
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the packages that decide about the bytes of a prepared folder."""
+    found = {"keras-pneumo": __version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # OpenCV comes under several names
+            found[name] = "unknown"
+    return found
+
+
+def _decoders(sources: Sequence[Source]) -> dict[str, str]:
+    """Transfer syntax -> decoding plugin, for the compressed DICOM files among ``sources``."""
+    syntaxes = sorted({source.transfer_syntax for source in sources})
+    return {syntax: DECODERS[syntax][0] for syntax in syntaxes if syntax in DECODERS}
+
+
+def _counts(cases: pd.DataFrame, split: pd.DataFrame, set_aside: int) -> dict[str, int]:
+    positive = int(cases["pneumothorax"].sum())
+    return {
+        "images": len(cases),
+        "positive": positive,
+        "negative": len(cases) - positive,
+        "patients": int(cases["patient_id"].nunique()),
+        "label_rows": int(cases["label_rows"].sum()),
+        "set_aside": set_aside,
+        **{name: int((split["subset"] == name).sum()) for name in SUBSETS},
+    }
+
+
+def _vanished_notes(vanished: Mapping[str, Sequence[str]]) -> list[str]:
+    return [
+        f"At {size} pixels the masks of {len(image_ids)} positives vanish; they stay positive by their label."
+        if len(image_ids) > 1
+        else f"At {size} pixels the mask of 1 positive vanishes; it stays positive by its label."
+        for size, image_ids in vanished.items()
+        if image_ids
+    ]

@@ -1,0 +1,269 @@
+"""Data folder to prepared folder: one decode per image, restartable, the same bytes however often it is interrupted.
+
+In come a folder of radiographs, a label csv and perhaps a patient table; out comes the prepared folder that training
+and the referee read. Pixels are never held for more images than there are workers.
+
+Whether a folder may be filled with prepared radiographs: an empty one, or one that was prepared before.
+
+In comes the folder that a user named; what is refused stays as it is. It exists because other programs have a
+``manifest.json`` and a ``cases.csv`` too, and preparing writes over tables and removes half-written files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from keras_pneumo.data.labels import rle
+from keras_pneumo.data.labels.devices import FILE as DEVICES
+from keras_pneumo.data.labels.devices import read_devices
+from keras_pneumo.data.labels.siim import find_images
+from keras_pneumo.data.prepared.journal import (
+    JOURNAL_NAME,
+    add_to_journal,
+    intact_files,
+    open_journal,
+    read_journal,
+    remove_journal,
+)
+from keras_pneumo.data.prepared.manifest import MANIFEST_NAME, TABLES, read_manifest, rendered_images, write_folder
+from keras_pneumo.data.prepared.plan import Plan, make_plan, require_same
+from keras_pneumo.data.prepared.rendering import Job, Rendered, expected_names, render
+from keras_pneumo.data.prepared.split import SUBSETS
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.files import folder_lock, remove_temporary, require_writable, write_bytes
+from keras_pneumo.storage.workers import work_through
+
+SMALLEST_SIZE = 32
+"""Side in pixels below which no U-Net with strides up to 32 has anything left to look at."""
+
+Progress = Callable[[int, int], None]
+"""Called with images done and images in all."""
+
+
+@dataclass(frozen=True)
+class PrepareSummary:
+    """What :func:`prepare` did, for a person to read."""
+
+    folder: Path
+    images: int
+    positive: int
+    patients: int
+    subsets: dict[str, int]
+    """Images per subset."""
+    set_aside: int
+    """Rows of quarantine.csv."""
+    rendered: int
+    """Images decoded in this run; 0 when there was nothing to do."""
+    split_sha256: str
+    prepared_sha256: str
+    notes: list[str] = field(default_factory=list)
+    """Sentences to say aloud."""
+
+
+def prepare(
+    data: Path,
+    out: Path,
+    sizes: Sequence[int],
+    labels: Path | None = None,
+    patients: Path | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> PrepareSummary:
+    """Prepare a data folder, go on with an interrupted preparation, mend a damaged one, or add sizes to one.
+
+    Args:
+        data: folder of DICOM, PNG or JPEG files, at any depth.
+        out: the prepared folder; made when absent. It may lie inside ``data``.
+        sizes: sides in pixels, 32 to 1024.
+        labels: label csv; when None it is looked for in ``data``.
+        patients: patient table; when None, ``patients.csv`` or ``nih_id.csv`` at the top of ``data`` is taken.
+        seed: of the split.
+        workers: processes; None for all cores that pay.
+        progress: called after every image.
+
+    Raises:
+        PneumoError: nothing usable, a fault of the disk, a missing decoder, another run in ``out``, too few images for
+            a split, or ``out`` holds other data. What was complete in ``out`` before stays as it was.
+    """
+    data, out = Path(data), Path(out)
+    wanted = _checked_sizes(sizes)
+    paths, notes = find_images(data, skip=[out])
+    if not paths:
+        raise PneumoError(f"There is no DICOM, PNG or JPEG file in {data}. Give the folder that holds the radiographs.")
+    require_ours(out)
+    require_writable(out)
+    with folder_lock(out):
+        remove_temporary(out)
+        devices = _devices(data)
+        plan = make_plan(data, out, paths, notes, labels, patients, seed, workers)
+        known, earlier_sizes = _earlier_work(out, plan)
+        every_size = tuple(sorted({*wanted, *earlier_sizes}))
+        rendered, count = _render_all(out, plan, every_size, known, workers, progress)
+        manifest = write_folder(out, plan, every_size, rendered)
+        if devices is not None:
+            write_bytes(out / DEVICES, devices)
+        remove_journal(out)
+        remove_temporary(out)
+    return _summary(out, manifest, count)
+
+
+def _summary(out: Path, manifest: dict[str, Any], count: int) -> PrepareSummary:
+    counts = manifest["counts"]
+    return PrepareSummary(
+        folder=out,
+        images=counts["images"],
+        positive=counts["positive"],
+        patients=counts["patients"],
+        subsets={name: counts[name] for name in SUBSETS},
+        set_aside=counts["set_aside"],
+        rendered=count,
+        split_sha256=manifest["split_sha256"],
+        prepared_sha256=manifest["prepared_sha256"],
+        notes=[*([manifest["patients_note"]] if manifest["patients_note"] else []), *manifest["notes"]],
+    )
+
+
+def _checked_sizes(sizes: Sequence[int]) -> list[int]:
+    bad = [size for size in sizes if not SMALLEST_SIZE <= size <= rle.MASK_SIZE]
+    if bad or not sizes:
+        shown = f"{bad[0]} is none" if bad else "none was given"
+        raise PneumoError(
+            f"Sizes lie between {SMALLEST_SIZE} and {rle.MASK_SIZE} pixels; {shown}. Give for example --size 256."
+        )
+    return sorted({int(size) for size in sizes})
+
+
+def _devices(data: Path) -> bytes | None:
+    """The table of chest tubes and markers in the data folder, if there is one, checked; it is carried along as is.
+
+    It is no part of the manifest: no score and no training depends on it.
+    """
+    path = data / DEVICES
+    if not path.is_file():
+        return None
+    read_devices(path)
+    return path.read_bytes()
+
+
+def _earlier_work(out: Path, plan: Plan) -> tuple[dict[str, Rendered], set[int]]:
+    """Images that are done according to the manifest and the journal in ``out``, and the sizes begun there.
+
+    Raises:
+        PneumoError: they were made from other data.
+    """
+    known: dict[str, Rendered] = {}
+    sizes: set[int] = set()
+    if (out / MANIFEST_NAME).exists():
+        try:
+            manifest = read_manifest(out)
+        except PneumoError:
+            manifest = {}  # damaged: the journal, or decoding everything again, will mend it
+        if manifest:
+            require_same(out, manifest.get("source"), plan.record)
+            known, sizes = rendered_images(out, manifest), {int(size) for size in manifest["sizes"]}
+    head, journalled = read_journal(out)
+    if head is not None:
+        require_same(out, head.get("source"), plan.record)
+        known |= journalled
+        sizes |= {int(size) for size in head.get("sizes", [])}
+    return known, sizes
+
+
+def _render_all(
+    out: Path,
+    plan: Plan,
+    sizes: tuple[int, ...],
+    known: dict[str, Rendered],
+    workers: int | None,
+    progress: Progress | None,
+) -> tuple[dict[str, Rendered], int]:
+    """Make every file that is missing or damaged; returns all images' results and how many were decoded."""
+    intact = intact_files(out, {name: digest for image in known.values() for name, digest in image.files.items()})
+    done: dict[str, Rendered] = {}
+    jobs: list[Job] = []
+    for source in plan.sources:
+        label = plan.labels.images[source.image_id]
+        earlier = known.get(source.image_id)
+        missing = tuple(
+            size
+            for size in sizes
+            if earlier is None or not set(expected_names(source.image_id, size, label.positive)) <= intact
+        )
+        if earlier is not None:
+            done[source.image_id] = earlier
+        if missing and not (earlier is not None and earlier.error):
+            jobs.append(Job(source.path, source.image_id, label.runs, missing, out))
+    if progress:
+        progress(len(plan.sources) - len(jobs), len(plan.sources))
+    if not jobs:
+        return done, 0
+    head = {"source": plan.record, "sizes": list(sizes)}
+    with open_journal(out, head, done) as journal:
+        for number, (job, result) in enumerate(work_through(render, jobs, workers), start=1):
+            image = result or Rendered(job.image_id, error="decoding it ends the program that does it")
+            done[job.image_id] = _merged(out, done.get(job.image_id), image)
+            add_to_journal(journal, done[job.image_id])
+            if progress:
+                progress(len(plan.sources) - len(jobs) + number, len(plan.sources))
+    return done, len(jobs)
+
+
+def _merged(out: Path, earlier: Rendered | None, now: Rendered) -> Rendered:
+    """An image's sizes of earlier runs and of this one together."""
+    if earlier is None or not earlier.files:
+        return now
+    if now.error:
+        # Setting it aside now would change the table of cases and the split that others already use.
+        raise PneumoError(f"{now.image_id} cannot be written at the new size: {now.error}. Leave that size out.")
+    if earlier.pixels_sha256 != now.pixels_sha256:
+        raise PneumoError(
+            f"{now.image_id} decodes to other pixels than when {out} was prepared, so the sizes would not match. "
+            "Install the versions that its manifest.json names, or prepare into another folder."
+        )
+    again = {Path(name).parts[0].rpartition("_")[2] for name in now.files}
+    now.files = {**earlier.files, **now.files}
+    now.vanished = sorted({*now.vanished, *(size for size in earlier.vanished if str(size) not in again)})
+    return now
+
+
+CONTACT_SHEET = "contact_sheet.png"
+"""What ``keras-pneumo inspect`` draws into a prepared folder."""
+
+_SIZE_FOLDER = re.compile(r"(images|masks)_\d+")
+
+
+def require_ours(out: Path) -> None:
+    """Refuse to fill a folder that holds something else.
+
+    It is ours with a journal, with a manifest of ours, or when it holds nothing but names of ours: then a damaged
+    manifest can be mended.
+
+    Raises:
+        PneumoError: it is not.
+    """
+    if not out.is_dir():
+        return
+    others = sorted(path.name for path in out.iterdir() if not path.name.startswith(".") and not _own(path.name))
+    if others and not (out / JOURNAL_NAME).exists() and not _has_manifest(out):
+        raise PneumoError(
+            f"{out} holds other files ({others[0]!r}) and is no prepared folder. Give an empty or a new folder with "
+            "--out."
+        )
+
+
+def _own(name: str) -> bool:
+    return name in (MANIFEST_NAME, *TABLES, DEVICES, CONTACT_SHEET) or _SIZE_FOLDER.fullmatch(name) is not None
+
+
+def _has_manifest(out: Path) -> bool:
+    try:
+        manifest = json.loads((out / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and {"format", "prepared_sha256"} <= manifest.keys()

@@ -1,0 +1,1 @@
+"""From a file to grey pixels: DICOM, PNG and JPEG, under limits."""

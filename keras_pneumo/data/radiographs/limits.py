@@ -1,0 +1,180 @@
+"""What a DICOM file must keep before a decoder touches it: refused from headers, with bounded memory.
+
+Every function here raises :class:`~.radiograph.UnreadableImage` with the reason, or says nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from itertools import pairwise
+
+import pydicom
+from pydicom.encaps import generate_frames
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
+
+from keras_pneumo.data.radiographs.decoders import DECODERS, UNCOMPRESSED
+from keras_pneumo.data.radiographs.radiograph import MAX_FILE_BYTES, UnreadableImage, check_size
+
+_LONG_FORM = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV")
+
+
+def text_of(dataset: pydicom.Dataset, name: str) -> str:
+    """The value of one tag as plain text, blank when it is absent or empty."""
+    return str(dataset.get(name) or "").replace("\0", "").strip()
+
+
+def check_deflated(data: bytes) -> None:
+    """Measure a deflated data set piece by piece, so that a small file cannot become gigabytes in memory."""
+    if data[128:132] != b"DICM":
+        return  # no DICOM file, which the reader says in better words
+    syntax, start = _file_meta(data)
+    if syntax != str(DeflatedExplicitVRLittleEndian):
+        return
+    inflater, rest, total = zlib.decompressobj(-zlib.MAX_WBITS), data[start:], 0
+    while rest and not inflater.eof:
+        total += len(inflater.decompress(rest, 1 << 20))
+        rest = inflater.unconsumed_tail
+        if total > MAX_FILE_BYTES:
+            raise UnreadableImage(f"its deflated data unfold to more than the {MAX_FILE_BYTES} bytes that are read")
+
+
+def _file_meta(data: bytes) -> tuple[str, int]:
+    """Transfer syntax and length of the file's meta group, which is explicit little endian (PS3.10, 7.1).
+
+    pydicom's own reader unfolds the rest of the file in the same call, before anyone can ask what it is.
+    """
+    position, syntax = 132, ""
+    while data[position : position + 2] == b"\x02\x00":
+        head = 12 if data[position + 4 : position + 6] in _LONG_FORM else 8
+        length = int.from_bytes(data[position + head - (4 if head == 12 else 2) : position + head], "little")
+        if data[position + 2 : position + 4] == b"\x10\x00":
+            syntax = data[position + head : position + head + length].decode("ascii", "replace").rstrip("\0 ")
+        position += head + length
+    if not syntax:
+        raise UnreadableImage("it does not say how its pixels are stored (no TransferSyntaxUID)")
+    return syntax, position
+
+
+def transfer_syntax_of(dataset: pydicom.Dataset) -> str:
+    """How the pixels are stored, when that is a form of radiographs."""
+    syntax = getattr(dataset, "file_meta", pydicom.Dataset()).get("TransferSyntaxUID")
+    if syntax is None:
+        raise UnreadableImage("it does not say how its pixels are stored (no TransferSyntaxUID)")
+    if syntax not in DECODERS and syntax not in UNCOMPRESSED:
+        raise UnreadableImage(f"its pixels are stored as {UID(syntax).name}, which is not a form of radiographs")
+    return str(syntax)
+
+
+def check_pixels(dataset: pydicom.Dataset) -> str:
+    """Refuse from the header what is not one grey frame of sensible size; returns the photometric interpretation."""
+    if "PixelData" not in dataset:
+        raise UnreadableImage("it holds no pixels (no PixelData)")
+    rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
+    check_size(rows, columns)
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames != 1:
+        raise UnreadableImage(f"it holds {frames} frames; one radiograph per file is read")
+    photometric = text_of(dataset, "PhotometricInterpretation")
+    samples = int(dataset.get("SamplesPerPixel") or 1)
+    if photometric not in ("MONOCHROME1", "MONOCHROME2") or samples != 1:
+        raise UnreadableImage(f"it is stored as {photometric or 'an unnamed kind'} with {samples} samples per pixel; "
+                              "a grey radiograph (MONOCHROME1 or MONOCHROME2) is expected")  # fmt: skip
+    if dataset.get("BitsAllocated") not in (8, 16, 32):
+        raise UnreadableImage(f"it allocates {dataset.get('BitsAllocated')} bits per pixel; 8, 16 or 32 are expected")
+    expected = rows * columns * dataset.BitsAllocated // 8
+    if transfer_syntax_of(dataset) in DECODERS:
+        _check_encapsulated(dataset, rows, columns, expected)
+    elif len(dataset.PixelData) not in (expected, expected + expected % 2):
+        raise UnreadableImage(f"it holds {len(dataset.PixelData)} bytes of pixels where {expected} are expected")
+    return photometric
+
+
+def _check_encapsulated(dataset: pydicom.Dataset, rows: int, columns: int, expected: int) -> None:
+    """Hold the one compressed frame's own header against the DICOM header, before a decoder trusts it."""
+    frames = generate_frames(dataset.PixelData, number_of_frames=1)
+    frame = next(frames)
+    if next(frames, None) is not None:
+        raise UnreadableImage("it holds more than one frame; one radiograph per file is read")
+    run_length = transfer_syntax_of(dataset) == RLELossless  # has no header: the decoder goes by the DICOM header
+    if not run_length:
+        _check_frame(frame, rows, columns)
+    if len(frame) > 2 * expected + 65536:
+        raise UnreadableImage(
+            f"its compressed image has {len(frame)} bytes, far more than the {expected} it unfolds to"
+        )
+    if run_length and _unfolded_rle(frame, expected) > expected + 1024:
+        raise UnreadableImage(f"its run-length data unfold to far more than the {expected} bytes of its image")
+
+
+def _unfolded_rle(frame: bytes, limit: int) -> int:
+    """Bytes that a run-length frame unfolds to, counted until a little beyond ``limit`` (PS3.5, annex G).
+
+    A run of 128 takes two bytes, so that a decoder that trusts the frame can need 64 times its size.
+    """
+    count, *offsets = struct.unpack("<16I", frame[:64])
+    starts = [*offsets[: min(count, 15)], len(frame)]
+    total = 0
+    for start, end in pairwise(starts):
+        position = start
+        while position < end and total <= limit + 1024:
+            head = frame[position]
+            if head > 128:
+                total += 257 - head
+                position += 2
+            elif head < 128:
+                total += head + 1
+                position += head + 2
+            else:
+                position += 1
+    return total
+
+
+def _check_frame(frame: bytes, rows: int, columns: int) -> None:
+    """Hold the size that a compressed image gives against the DICOM header; one that gives none is not decoded."""
+    if frame[4:8] == b"jP  ":
+        raise UnreadableImage(
+            "its JPEG 2000 image is wrapped in a JP2 file, where DICOM has the bare code stream (PS3.5, A.4.4); "
+            "export it again, or decode it and save it as PNG"
+        )
+    found = _frame_size(frame)
+    if found is None:
+        raise UnreadableImage("its compressed image does not begin as JPEG, JPEG-LS or JPEG 2000 does, "
+                              "so its pixels cannot be decoded within limits")  # fmt: skip
+    if found[:2] != (rows, columns):
+        raise UnreadableImage(
+            f"its compressed image is of {found[0]}x{found[1]} pixels, its header gives {rows}x{columns}"
+        )
+    if found[2] != 1:
+        raise UnreadableImage(f"its compressed image has {found[2]} components; one of grey is expected")
+
+
+def _frame_size(frame: bytes) -> tuple[int, int, int] | None:
+    """Rows, columns and components from the header of a JPEG, JPEG-LS or JPEG 2000 code stream.
+
+    None when it is neither, or is so odd that a decoder might find another header than is found here: bytes between the
+    segments, a marker without a segment, a second frame.
+
+    Markers: ITU-T T.81 table B.1 (SOFn; DHP, which gives the size of a hierarchical image), T.87 (SOF55), T.800 (SIZ).
+    """
+    if frame[:4] == b"\xff\x4f\xff\x51" and len(frame) >= 42:
+        width, height, left, top = struct.unpack(">4I", frame[8:24])
+        return height - top, width - left, int.from_bytes(frame[40:42])
+    if frame[:2] != b"\xff\xd8":
+        return None
+    position, found = 2, None
+    while position + 4 <= len(frame) and frame[position] == 0xFF:
+        marker, length = frame[position + 1], int.from_bytes(frame[position + 2 : position + 4])
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        if marker == 0xDA:  # the first scan
+            return found
+        if marker < 0xC0 or 0xD0 <= marker <= 0xD9 or length < 2:
+            return None
+        if (marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker in (0xDE, 0xF7):
+            if found is not None or length < 8 or position + 10 > len(frame):
+                return None
+            found = struct.unpack(">2HB", frame[position + 5 : position + 10])
+        position += 2 + length
+    return None

@@ -1,0 +1,1 @@
+"""Finished runs joined into one detector: fitting, its folder, its answers."""

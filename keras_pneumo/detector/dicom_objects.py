@@ -1,0 +1,241 @@
+"""An answer as DICOM objects: a Segmentation, a Secondary Capture with the overlay, a Structured Report.
+
+In: the header of the source file, the mask on its own grid, the overlay, and what the detector says. Out: data sets in
+the source's study, which name the source image, the algorithm and its version, and say "research use only". They carry
+the patient's identity as the source gives it, as objects of one study must; nothing here prints it.
+
+Needs highdicom (extra ``dicom``). The report follows template TID 1500, Measurement Report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import pydicom
+from highdicom import sr
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import ExplicitVRLittleEndian
+
+from keras_pneumo.data.radiographs.dicom import quiet
+from keras_pneumo.detector.overlay import USE
+
+MANUFACTURER = "keras_pneumo"
+PNEUMOTHORAX = Code("36118008", "SCT", "Pneumothorax")
+ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
+PRESENT, ABSENT = Code("52101004", "SCT", "Present"), Code("2667000", "SCT", "Absent")
+CHEST_FILM = Code("399208008", "SCT", "Plain chest X-ray")
+OWN_SCHEME = "99KERASPNEUMO"
+PROBABILITY = Code("PTX_PROBABILITY", OWN_SCHEME, "Probability of pneumothorax")
+"""DICOM's "Certainty of Finding" would say, beside "Absent", how sure the absence is."""
+AGREEMENT = Code("ANSWER_OUTLINE", OWN_SCHEME, "Answer for the image and outline")
+PERCENT = Code("%", "UCUM", "Percent")
+AREA, SQUARE_MM = Code("42798000", "SCT", "Area"), Code("mm2", "UCUM", "square millimeter")
+AMBER_LAB = hd.color.CIELabColor(82.0, 12.0, 83.0)
+"""The overlay's colour of the outline, as segmentations give colours."""
+
+
+_LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is put into the objects."""
+
+    mask: np.ndarray
+    """uint8 (rows, columns) of the source, 0 or 1."""
+    overlay: np.ndarray
+    """uint8 (rows, columns, 3)."""
+    probability: float
+    threshold: float
+    area_mm2: float | None
+    algorithm: str
+    version: str
+    disagreement: str | None = None
+    """How answer and outline disagree, in at most 50 letters; None where they do not."""
+
+    @property
+    def parameters(self) -> list[str]:
+        """What stands beside the algorithm's name and version."""
+        return [USE, f"Calibrated probability {self.probability:.4f}; yes from {self.threshold:.4f} on"]
+
+
+def dicom_objects(source: pydicom.Dataset, finding: Finding) -> dict[str, pydicom.Dataset]:
+    """``segmentation`` (where the mask is not empty), ``capture`` and ``report``.
+
+    Args:
+        source: from :func:`keras_pneumo.detector.dicom_files.source_header`.
+        finding: the answer, on the source's grid.
+    """
+    with quiet():
+        capture = _capture(source, finding)
+        segmentation = _segmentation(source, finding) if finding.mask.any() else None
+        report = _report(source, finding, segmentation, capture)
+        made = {"segmentation": segmentation, "capture": capture, "report": report}
+        objects = {kind: dataset for kind, dataset in made.items() if dataset is not None}
+        for dataset in objects.values():
+            # highdicom takes names over without the source's character set; a detector's name may be of any script.
+            dataset.SpecificCharacterSet = "ISO_IR 192"
+        return objects
+
+
+def _segmentation(source: pydicom.Dataset, finding: Finding) -> pydicom.Dataset:
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name=finding.algorithm,
+        family=codes.DCM.ArtificialIntelligence,
+        version=finding.version,
+        source=MANUFACTURER,
+        parameters={"use": USE},
+    )
+    segment = hd.seg.SegmentDescription(
+        segment_number=1,
+        segment_label="Pneumothorax",
+        segmented_property_category=ABNORMAL,
+        segmented_property_type=PNEUMOTHORAX,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm,
+        tracking_uid=hd.UID(),
+        tracking_id="pneumothorax-1",
+        display_color=AMBER_LAB,
+    )
+    segmentation = hd.seg.Segmentation(
+        source_images=[source],
+        pixel_array=finding.mask[None].astype(bool),
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[segment],
+        series_number=901,
+        instance_number=1,
+        content_label="PNEUMOTHORAX",
+        content_description=f"Pneumothorax. {USE}",
+        series_description=f"Pneumothorax outline. {USE}",
+        **_maker(finding),
+    )
+    for shared in segmentation.SharedFunctionalGroupsSequence:
+        # highdicom writes the source's spacing without a slice thickness, which a projection has none of, and then
+        # refuses to read that. The pixels are the source's own, and so is their spacing.
+        if "PixelMeasuresSequence" in shared:
+            del shared.PixelMeasuresSequence
+    segmentation.PatientOrientation = source.get("PatientOrientation") or None  # may be empty, must be there
+    return segmentation
+
+
+def _capture(source: pydicom.Dataset, finding: Finding) -> pydicom.Dataset:
+    spacing: Any = source.get("PixelSpacing")
+    capture: Any = hd.sc.SCImage.from_ref_dataset(
+        ref_dataset=source,
+        pixel_array=np.ascontiguousarray(finding.overlay),
+        photometric_interpretation=hd.PhotometricInterpretationValues.RGB,
+        bits_allocated=8,
+        coordinate_system=hd.CoordinateSystemNames.PATIENT,
+        patient_orientation=("L", "F"),
+        pixel_spacing=tuple(float(one) for one in spacing) if spacing is not None else None,  # type: ignore[arg-type]
+        series_number=902,
+        instance_number=1,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        series_description=f"Pneumothorax overlay. {USE}",
+        **_maker(finding),
+    )
+    # SIIM's files do not say which way they lie, so the overlay does not either.
+    capture.PatientOrientation = source.get("PatientOrientation") or None
+    capture.BodyPartExamined = "CHEST"
+    capture.ImageType = ["DERIVED", "SECONDARY"]
+    capture.ConversionType = "WSD"  # made on a workstation, not by the device that took the radiograph
+    for name in _LOSSY:  # what was once compressed with loss stays so (PS3.3, C.7.6.1.1.5)
+        if source.get(name):
+            setattr(capture, name, source.get(name))
+    capture.BurnedInAnnotation = "NO"  # of what identifies the patient: only the answer is drawn
+    capture.DerivationDescription = f"Outline by {finding.algorithm} {finding.version}. {USE}"
+    reference = pydicom.Dataset()
+    reference.ReferencedSOPClassUID = source.SOPClassUID
+    reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    reference.PurposeOfReferenceCodeSequence = [
+        sr.CodedConcept("121322", "DCM", "Source image for image processing operation")
+    ]
+    capture.SourceImageSequence = [reference]
+    return capture
+
+
+def _report(
+    source: pydicom.Dataset, finding: Finding, segmentation: pydicom.Dataset | None, capture: pydicom.Dataset
+) -> pydicom.Dataset:
+    device = sr.DeviceObserverIdentifyingAttributes(
+        uid=hd.UID(), name=finding.algorithm, manufacturer_name=MANUFACTURER, model_name=finding.version
+    )
+    observer = sr.ObserverContext(codes.DCM.Device, device)
+    algorithm = sr.AlgorithmIdentification(finding.algorithm, finding.version, parameters=finding.parameters)
+    yes = finding.probability >= finding.threshold
+    odd = []
+    if finding.disagreement:
+        told = Code("DISAGREE", OWN_SCHEME, f"Disagree: {finding.disagreement}")
+        odd = [sr.QualitativeEvaluation(AGREEMENT, told)]
+    # No finding type here: "Finding: Pneumothorax" above "Pneumothorax: Absent" could be read as one.
+    groups: list[Any] = [
+        sr.MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=sr.TrackingIdentifier(hd.UID(), "pneumothorax on the image"),
+            algorithm_id=algorithm,
+            measurements=[sr.Measurement(PROBABILITY, round(100 * finding.probability, 2), PERCENT)],
+            qualitative_evaluations=[sr.QualitativeEvaluation(PNEUMOTHORAX, PRESENT if yes else ABSENT), *odd],
+            source_images=[sr.SourceImageForMeasurementGroup.from_source_image(source)],
+        )
+    ]
+    if segmentation is not None:
+        measured = [] if finding.area_mm2 is None else [sr.Measurement(AREA, round(finding.area_mm2, 1), SQUARE_MM)]
+        groups.append(
+            sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+                tracking_identifier=sr.TrackingIdentifier(hd.UID(), "pneumothorax-1"),
+                referenced_segment=sr.ReferencedSegmentationFrame(
+                    segmentation.SOPClassUID,
+                    segmentation.SOPInstanceUID,
+                    frame_number=1,
+                    segment_number=1,
+                    source_image=sr.SourceImageForSegmentation.from_source_image(source),
+                ),
+                finding_type=PNEUMOTHORAX,
+                algorithm_id=algorithm,
+                measurements=measured,
+                qualitative_evaluations=odd,
+            )
+        )
+    content = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=observer),
+        procedure_reported=CHEST_FILM,
+        imaging_measurements=groups,
+    )
+    for item in _image_items(content):
+        # The frame says which segment; to name that too is not allowed (PS3.3 C.18.4).
+        if "ReferencedFrameNumber" in item and "ReferencedSegmentNumber" in item:
+            del item.ReferencedSegmentNumber
+    evidence = [source, capture] if segmentation is None else [source, segmentation, capture]
+    report = sr.ComprehensiveSR(
+        evidence=evidence,
+        content=content[0],
+        series_number=903,
+        instance_number=1,
+        series_description=f"Pneumothorax report. {USE}",
+        **_maker(finding),
+    )
+    report.CompletionFlagDescription = USE
+    return report
+
+
+def _image_items(content: Iterable[pydicom.Dataset]) -> Iterator[pydicom.Dataset]:
+    """Every reference to an image in a report's tree."""
+    for item in content:
+        yield from item.get("ReferencedSOPSequence", [])
+        yield from _image_items(item.get("ContentSequence", []))
+
+
+def _maker(finding: Finding) -> dict[str, Any]:
+    """Who made an object, and identifiers of its own."""
+    return {
+        "series_instance_uid": hd.UID(),
+        "sop_instance_uid": hd.UID(),
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": finding.algorithm,
+        "software_versions": finding.version,
+        "device_serial_number": "none",
+    }

@@ -1,0 +1,170 @@
+"""Everything that a board of several teams is asked beyond its scores, gathered once for all outputs.
+
+In: a scored :class:`Board`, adjudicated labels if there are any. Out: :class:`Findings`, and the board as table, JSON
+and Markdown: the same figures for a spreadsheet, a program and a pull request.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import pandas as pd
+
+from keras_pneumo.evaluation.board.board import LOWER_IS_BETTER, SCORES, Board
+from keras_pneumo.evaluation.board.fusion import Fusion, fuse
+from keras_pneumo.evaluation.board.label_noise import Ceiling, noise_ceiling
+from keras_pneumo.evaluation.board.ranking import SeedTest, compare_pairs, seed_tests, shared_ranks
+from keras_pneumo.evaluation.board.verdict import LABELS, shown, verdict
+
+FUSED = 3
+"""The best so many teams are fused two by two."""
+
+SUMMARY_SCORES = ("auroc", "auprc", "accuracy", "sensitivity", "specificity", "brier", "dice", "dice_positives")
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """Pairs compared, ranks, seeds, the labels' ceiling and the best teams fused."""
+
+    pairs: pd.DataFrame
+    ranks: dict[str, int]
+    seeds: list[SeedTest]
+    ceiling: Ceiling | None
+    fusions: list[Fusion]
+
+
+def gather(board: Board, adjudicated: dict[str, bool] | None = None) -> Findings:
+    """Ask everything of a board."""
+    pairs = compare_pairs(board)
+    best = [entry for entry in board.ordered if entry.kind == "submission"][:FUSED]
+    return Findings(
+        pairs=pairs,
+        ranks=shared_ranks(board, pairs),
+        seeds=seed_tests(board),
+        ceiling=noise_ceiling(board, adjudicated) if adjudicated else None,
+        fusions=[fuse(first, second, board.truth) for first, second in combinations(best, 2)],
+    )
+
+
+def ranked_table(board: Board, findings: Findings) -> pd.DataFrame:
+    """The board's table with ``rank`` in front (blank for no-pixel answers) and what the ceiling says of each team."""
+    table = board.table.copy()
+    ranks = [findings.ranks.get(e.team) if e.kind == "submission" else None for e in board.ordered]
+    table.insert(0, "rank", pd.Series(ranks, dtype="Int64"))
+    if findings.ceiling is not None:
+        above = findings.ceiling.teams.set_index("team").above
+        table["above_ceiling"] = [above.get(team, None) for team in table.team]
+    return table
+
+
+def board_json(board: Board, findings: Findings) -> str:
+    """The whole board for a program; numbers that do not exist are null. Names are as declared, so escape them."""
+    truth = board.truth
+    said = verdict(board)
+    content: dict[str, Any] = {
+        "format": 1,
+        "verdict": [said.headline, *said.sentences],
+        "warnings": said.warnings,
+        "scored": {
+            "subset": truth.subset,
+            "images": len(truth.cases),
+            "patients": truth.n_patients,
+            "positives": int(truth.pneumothorax.sum()),
+            "split_sha256": truth.split_sha256,
+        },
+        "method": {
+            "headline": board.headline,
+            "resamples": board.resamples,
+            "seed": board.seed,
+            "common_sensitivity": board.common_sensitivity,
+            "multiplicity": "Holm over all pairs of one score",
+        },
+        "rows": [_row(row) for row in ranked_table(board, findings).to_dict("records")],
+        "pairs": findings.pairs.to_dict("records"),
+        "seeds": [vars(test) for test in findings.seeds],
+        "fusions": [vars(fusion) for fusion in findings.fusions],
+        "ceiling": None,
+    }
+    if findings.ceiling is not None:
+        ceiling = findings.ceiling
+        content["ceiling"] = {
+            "images": ceiling.images,
+            "agreement": ceiling.agreement,
+            "low": ceiling.interval.low,
+            "high": ceiling.interval.high,
+            "kappa": ceiling.kappa,
+            "teams": ceiling.teams.to_dict("records"),
+        }
+    return json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def board_markdown(board: Board, findings: Findings) -> str:
+    """The board for a pull request: verdict, table, pairs; every foreign word escaped for Markdown and HTML."""
+    said = verdict(board)
+    header, entries = summary(board, findings)
+    lines = [f"**{_safe(said.headline)}** {_safe(' '.join(said.sentences))}", ""]
+    lines += [f"> {_safe(warning)}" for warning in said.warnings]
+    lines += ["", "| " + " | ".join(header[:-1]) + " |", "|---|---|" + "---:|" * (len(header) - 3)]
+    for entry, (rank, name, *cells, notes) in zip(board.ordered, entries, strict=True):
+        name = _safe(name) if entry.kind == "submission" else f"*{_safe(name)}*"
+        name += f"<br>{_safe(notes)}" if notes else ""
+        lines.append("| " + " | ".join([rank, name, *cells]) + " |")
+    rows = findings.pairs[findings.pairs.score == board.headline]
+    if len(rows):
+        lines += ["", f"| {LABELS[board.headline]}: difference | 95% interval | p | p, Holm |", "|---|---|---:|---:|"]
+        for row in rows.to_dict("records"):
+            pair = f"{_safe(row['first'])} less {_safe(row['second'])}: {shown(row['difference'])}"
+            lines.append(
+                f"| {pair} | {shown(row['low'])} to {shown(row['high'])} | {shown(row['p'])} | {shown(row['p_holm'])} |"
+            )
+    lines += ["", f"95% intervals by patient, {board.resamples:,} resamples, {board.extent}. Research use only.", ""]
+    return "\n".join(lines)
+
+
+def summary(board: Board, findings: Findings) -> tuple[list[str], list[list[str]]]:
+    """The board for a terminal: column names, and one row of plain text per entry (a name may hold any markup)."""
+    scores = [n for n in SUMMARY_SCORES if n == "auroc" or any(n in entry.point for entry in board.teams)]
+    rows = []
+    for entry in board.ordered:
+        rank = str(findings.ranks.get(entry.team, "")) if entry.kind == "submission" else ""
+        cells = []
+        for name in scores:
+            low, high = entry.intervals.get(name, (math.nan, math.nan))
+            span = f" ({shown(low)} to {shown(high)})" if math.isfinite(low) else ""
+            cells.append(shown(entry.point.get(name, math.nan)) + span)
+        rows.append([rank, entry.team, *cells, "; ".join(entry.notes)])
+    return ["rank", "team", *(LABELS[name] for name in scores), "notes"], rows
+
+
+def _safe(text: str) -> str:
+    """Text that Markdown and the HTML within it leave alone, a mention or link included."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for mark in "\\`*_{}[]()#!|~":
+        text = text.replace(mark, "\\" + mark)
+    return text.replace("@", "@\u200b").replace("://", ":\u200b//").replace("www.", "www\u200b.")
+
+
+def _row(row: dict[Any, Any]) -> dict[str, Any]:
+    scores = {}
+    for name in SCORES:
+        values = row.pop(name), row.pop(f"{name}_low"), row.pop(f"{name}_high")
+        scores[name] = dict(zip(("value", "low", "high"), values, strict=True))
+        scores[name]["better"] = "lower" if name in LOWER_IS_BETTER else "higher"
+    return {**row, "scores": scores}
+
+
+def _plain(value: Any) -> Any:
+    """Only what JSON knows: missing and infinite numbers become null, numpy's numbers Python's."""
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if value is None or isinstance(value, str | bool):
+        return value
+    if value is pd.NA or not math.isfinite(value):
+        return None
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,107 @@
+"""How right the labels themselves are, and what no score can therefore claim.
+
+In: a truth and labels that radiologists adjudicated for some of its images. Out: how far the two agree, and every team
+scored on the adjudicated labels too. On SIIM the labels agree with Google's adjudication of NIH images on 88.9%
+(488 images), so an accuracy above that is agreement with the label's habits, not with the radiograph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.board.board import Board
+from keras_pneumo.evaluation.inputs.metadata import read_metadata
+from keras_pneumo.evaluation.inputs.truth import Truth
+from keras_pneumo.evaluation.scoring.metrics import auroc, confusion, rates
+from keras_pneumo.evaluation.scoring.statistics import Interval
+from keras_pneumo.storage.tables import column_name
+
+_YES, _NO = ("yes", "1", "true", "1.0"), ("no", "0", "false", "0.0")
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """Agreement of the labels with the adjudicated ones over all images known to both, scored or not."""
+
+    images: int
+    agreement: float
+    interval: Interval
+    """95% Wilson interval of the agreement."""
+    kappa: float
+    teams: pd.DataFrame
+    """``team``, ``images`` (scored and adjudicated), ``accuracy``, ``auroc``, ``labels`` (the labels' own agreement on
+    those images) and ``above`` (whether the team's accuracy on all scored images passes the ceiling)."""
+
+
+def read_adjudicated(path: Path, truth: Truth) -> dict[str, bool]:
+    """Image id -> adjudicated pneumothorax, for images of ``truth`` (through their NIH names where it has them).
+
+    Raises:
+        PneumoError: no column is called Pneumothorax, a cell is neither yes nor no, or no image is known.
+    """
+    table = read_metadata(path, truth.nih_names)
+    column = next((name for name in table.columns if column_name(name) == "pneumothorax"), None)
+    if column is None:
+        raise PneumoError(f"{path} has no column Pneumothorax (YES or NO, 1 or 0).")
+    cells = table[column].str.lower()
+    wrong = ~cells.isin([*_YES, *_NO])
+    if wrong.any():
+        raise PneumoError(
+            f"{path}: image {cells.index[wrong][0]!r} has {table[column][wrong].iloc[0][:20]!r}, not yes or no."
+        )
+    known = set(truth.cases.image_id) | set(truth.development.image_id)
+    found = {str(image_id): cell in _YES for image_id, cell in cells.items() if image_id in known}
+    if not found:
+        raise PneumoError(
+            f"{path} names none of the images. If it has NIH names, give the table from SIIM to NIH with --patients."
+        )
+    return found
+
+
+def noise_ceiling(board: Board, adjudicated: dict[str, bool]) -> Ceiling:
+    """Score the labels, and every submission, on the adjudicated labels.
+
+    The ceiling is taken over every image that has both labels, the development images too, since agreement is a
+    property of how the labels were made and more images pin it down better.
+    """
+    truth = board.truth
+    everything = pd.concat([truth.cases, truth.development])
+    labels = everything.set_index("image_id").pneumothorax
+    ids = [image_id for image_id in adjudicated if image_id in labels.index]
+    first = np.array([adjudicated[image_id] for image_id in ids])
+    second = labels.loc[ids].to_numpy() == 1
+    agree = int(np.sum(first == second))
+    wilson = stats.binomtest(agree, len(ids)).proportion_ci(method="wilson")
+    here = truth.cases.image_id.isin(set(ids)).to_numpy()
+    judged = truth.cases.image_id[here].map(adjudicated).to_numpy(bool)
+    rows = []
+    for entry in board.teams:
+        counts = confusion(judged, entry.decision[here])
+        rows.append(
+            {
+                "team": entry.team,
+                "images": int(here.sum()),
+                "accuracy": rates(counts)["accuracy"],
+                "auroc": float("nan") if entry.probability is None else auroc(judged, entry.probability[here]),
+                "labels": float(np.mean(judged == truth.pneumothorax[here])) if here.any() else float("nan"),
+                "above": bool(entry.point["accuracy"] > agree / len(ids)),
+            }
+        )
+    interval = Interval(float(wilson.low), float(wilson.high))
+    columns = ["team", "images", "accuracy", "auroc", "labels", "above"]
+    return Ceiling(
+        len(ids), agree / len(ids), interval, cohen_kappa(first, second), pd.DataFrame(rows, columns=columns)
+    )
+
+
+def cohen_kappa(first: np.ndarray, second: np.ndarray) -> float:
+    """Agreement of two yes/no judgements beyond chance (Cohen 1960); NaN when chance agreement is complete."""
+    observed = float(np.mean(first == second))
+    chance = float(first.mean() * second.mean() + (1 - first.mean()) * (1 - second.mean()))
+    return (observed - chance) / (1 - chance) if chance < 1 else float("nan")

@@ -1,0 +1,176 @@
+"""The answer in a sentence, before any table.
+
+In: a :class:`Board`. Out: a :class:`Verdict`: who beats whom and every answer that uses no pixels, by how much, with
+interval and n, in words that claim no more than the interval does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import combinations
+
+from keras_pneumo.evaluation.board.board import Board, Difference, difference
+from keras_pneumo.evaluation.board.ranking import ALPHA
+from keras_pneumo.evaluation.board.teams import Entry
+from keras_pneumo.evaluation.scoring.metrics import why_undefined
+from keras_pneumo.evaluation.scoring.statistics import holm
+
+FEW = 20
+"""Positives or patients below which the page warns that little can be concluded."""
+
+LABELS = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "ppv": "Positive predictive value",
+    "npv": "Negative predictive value",
+    "f1": "F1",
+    "specificity_at_common": "Specificity at common sensitivity",
+    "brier": "Brier score",
+    "calibration_error": "Calibration error",
+    "dice": "Dice",
+    "dice_positives": "Dice on positives",
+    "dice_found": "Dice on positives found",
+    "dice_small": "Dice, small",
+    "dice_medium": "Dice, medium",
+    "dice_large": "Dice, large",
+    "negatives_left_empty": "Negatives left empty",
+    "positives_missed": "Positives missed",
+    "iou": "IoU",
+    "iou_positives": "IoU on positives",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``tone`` is ``good``, ``unclear`` or ``bad``; ``sentences`` come first, ``warnings`` limit them."""
+
+    tone: str
+    headline: str
+    sentences: list[str]
+    warnings: list[str] = field(default_factory=list)
+
+
+def verdict(board: Board) -> Verdict:
+    """What the board says."""
+    ranked = [team for team in board.ordered if team.kind == "submission"]
+    warnings = _warnings(board)
+    if not ranked:
+        return Verdict("unclear", "There is no submission to judge.", [], warnings)
+    score = board.headline
+    if all(math.isnan(team.point.get(score, math.nan)) for team in ranked):
+        reason = _why_nothing(board)
+        return Verdict("unclear", f"{LABELS[score]} cannot be computed.", [reason], warnings)
+    if len(ranked) == 1:
+        tone, sentences = _against_baselines(ranked[0], board)
+        return Verdict(tone, sentences[0], sentences[1:], warnings)
+    first, second = ranked[0], ranked[1]
+    gap = difference(first, second, score)
+    adjusted = _adjusted_p(ranked, score)
+    told_apart = gap.certain and adjusted < ALPHA
+    headline = (
+        f"{first.team} beats {second.team}." if told_apart else f"{first.team} and {second.team} cannot be told apart."
+    )
+    pairs = len(ranked) * (len(ranked) - 1) // 2
+    multiple = f"; p {shown_p(adjusted)} after Holm’s adjustment for {pairs} pairs of teams" if pairs > 1 else ""
+    sentences = [f"{_gap(gap)}, {board.extent}{multiple}."]
+    winners = [team for team in ranked if _beats_all(team, board)]
+    nobody = "None of them beats every answer that uses no pixels."
+    if len(winners) == len(ranked):
+        everyone = "Both" if len(ranked) == 2 else f"All {len(ranked)}"
+        sentences.append(f"{everyone} beat every answer that uses no pixels.")
+    elif winners:
+        sentences.append(f"{len(winners)} of {len(ranked)} beat every answer that uses no pixels.")
+    else:
+        sentences.append(nobody)
+    return Verdict(("good" if told_apart else "unclear") if winners else "bad", headline, sentences, warnings)
+
+
+def shown(value: float, digits: int = 3) -> str:
+    """A number for a person: three decimals, a real minus sign, a dash for what does not exist."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def shown_p(p: float) -> str:
+    """A p value for a person: three decimals, and no claim of zero."""
+    return "< 0.001" if p < 0.001 else shown(p)
+
+
+def with_interval(entry: Entry, score: str) -> str:
+    """``0.943 (95% interval 0.912 to 0.968)``."""
+    low, high = entry.intervals[score]
+    return f"{shown(entry.point[score])} (95% interval {shown(low)} to {shown(high)})"
+
+
+def _adjusted_p(ranked: list[Entry], score: str) -> float:
+    """Holm-adjusted p of the first two teams among all pairs, since those two were picked after looking."""
+    pairs = list(combinations(ranked, 2))  # the first pair is that of the first two
+    return float(holm([difference(first, second, score).p for first, second in pairs])[0])
+
+
+def _against_baselines(team: Entry, board: Board) -> tuple[str, list[str]]:
+    score = board.headline
+    rivals = [entry for entry in board.entries if entry.kind == "baseline" and score in entry.point]
+    own = f"Its {LABELS[score]} is {with_interval(team, score)}, {board.extent}."
+    if not rivals:
+        return "unclear", [f"{team.team} has no no-pixel answer to be compared with.", own]
+    best = max(rivals, key=lambda entry: entry.point[score])
+    gaps = {rival: difference(team, rival, score) for rival in rivals}
+    doubtful = [rival for rival, gap in gaps.items() if not gap.interval.low > 0]
+    if not doubtful:
+        text = (
+            f"The best of them, “{best.team}” ({best.explanation}), has {shown(best.point[score])}: "
+            f"{_gap(gaps[best], lower=True)}."
+        )
+        return "good", [f"{team.team} beats every answer that uses no pixels.", own, text]
+    rival = max(doubtful, key=lambda entry: entry.point[score])
+    worse = gaps[rival].interval.high < 0
+    word = "is worse than" if worse else "cannot be told apart from"
+    text = f"“{rival.team}” ({rival.explanation}) has {shown(rival.point[score])}: {_gap(gaps[rival], lower=True)}."
+    return (
+        "bad" if worse else "unclear",
+        [f"{team.team} {word} an answer that uses no pixels, “{rival.team}”.", own, text],
+    )
+
+
+def _beats_all(team: Entry, board: Board) -> bool:
+    score = board.headline
+    rivals = [entry for entry in board.entries if entry.kind == "baseline" and score in entry.point]
+    return bool(rivals) and all(difference(team, rival, score).interval.low > 0 for rival in rivals)
+
+
+def _gap(gap: Difference, lower: bool = False) -> str:
+    low, high = gap.interval
+    word = "difference" if lower else "Difference"
+    return f"{word} in {LABELS[gap.score]} {shown(gap.value)}, 95% interval {shown(low)} to {shown(high)}"
+
+
+def _why_nothing(board: Board) -> str:
+    return why_undefined(board.truth.pneumothorax) or "No submission gives what it is computed from."
+
+
+def _warnings(board: Board) -> list[str]:
+    truth = board.truth
+    positives = int(truth.pneumothorax.sum())
+    warnings = list(truth.notes)
+    if positives < FEW or len(truth.cases) - positives < FEW:
+        scarce = "positive" if positives <= len(truth.cases) - positives else "negative"
+        count = min(positives, len(truth.cases) - positives)
+        warnings.append(f"Only {count} {scarce} images: the intervals are wide and little can be concluded.")
+    if truth.n_patients < FEW:
+        warnings.append(
+            f"Only {truth.n_patients} patients: bootstrap intervals by patient are too narrow below about {FEW}."
+        )
+    pairs = math.comb(len(board.teams), 2)
+    # The smallest two-sided p of B resamples is about 2 / B, and Holm multiplies it by the number of pairs.
+    enough = math.ceil(2 * pairs / ALPHA)
+    if board.resamples < enough:
+        warnings.append(
+            f"{board.resamples:,} resamples are too few to tell any of {pairs:,} pairs of teams apart after Holm's "
+            f"adjustment, so ranks mean little; use at least {enough:,}."
+        )
+    return warnings

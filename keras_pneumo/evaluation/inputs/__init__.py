@@ -1,0 +1,1 @@
+"""What is scored: the truth, submissions, and the two aligned."""

@@ -1,0 +1,228 @@
+"""A submission laid against the truth: the same images in the same order, or a refusal that names what differs.
+
+In: a :class:`Submission` and a :class:`Truth`. Out: :class:`Answers`, arrays in the truth's order. Nothing is dropped,
+filled in or mended unless the user said so, and what was is kept as a note that the board repeats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from keras_pneumo.data.labels import rle
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.inputs.submission import Submission, SubmissionInfo
+from keras_pneumo.evaluation.inputs.truth import Truth
+from keras_pneumo.evaluation.scoring.masks import runs_of_counts, united
+from keras_pneumo.storage.tables import counted, listed
+
+_ENOUGH_MASKS = 10
+"""From so many masks on, all of them ending before pixel 512 x 512 means another grid, not chance."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one team answered for each scored image, in the truth's order."""
+
+    info: SubmissionInfo
+    probability: np.ndarray | None
+    """Probability of pneumothorax, float64 in 0..1, shape (images,), or None."""
+    runs: list[rle.Runs] | None
+    """Mask of each image as COCO runs, or None."""
+    validation: pd.DataFrame | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def check_submission(
+    submission: Submission,
+    truth: Truth,
+    allow_missing: bool = False,
+    allow_extra: bool = False,
+    clip_runs: bool = False,
+) -> Answers:
+    """Lay a submission against the truth.
+
+    Args:
+        submission: as read.
+        truth: the scored subset.
+        allow_missing: an image without a row counts as answered "no pneumothorax" (probability 0, empty mask). It is
+            not left out, since then leaving out the hard images would pay.
+        allow_extra: rows of other images, and word-for-word repeated rows, are set aside.
+        clip_runs: runs that end past the last pixel are cut there, as in files that write ``1 1048576`` for the whole
+            image. Every other fault of a mask stays a refusal.
+
+    Returns:
+        Arrays in the truth's order, and notes for the board on whatever was allowed.
+
+    Raises:
+        PneumoError: another split or subset; duplicate, missing or unknown ids; a wrong mask. All ids and rows
+            concerned are counted and the first ones named.
+    """
+    info, file = submission.info, submission.predictions_file
+    notes = _check_split(submission, truth)
+    rows = submission.predictions
+    known = set(truth.cases.image_id)
+    extra = ~rows.image_id.isin(known)
+    if extra.any():
+        if not allow_extra:
+            named = listed(f"row {r} ({i!r})" for r, i in zip(rows.row[extra], rows.image_id[extra], strict=True))
+            raise PneumoError(
+                f"{file} has {int(extra.sum()):,} rows of images that are not in the {truth.subset} subset: {named}. "
+                "Take them out, or allow them with --allow-extra; the board will say so."
+            )
+        notes.append(f"{counted(int(extra.sum()), 'row')} of other images set aside (--allow-extra)")
+        rows = rows[~extra]
+    rows = _without_repeats(rows, submission, allow_extra, notes)
+    answered = set(rows.image_id)
+    missing = [image_id for image_id in truth.cases.image_id if image_id not in answered]
+    if missing:
+        if not allow_missing:
+            raise PneumoError(
+                f"{file} has no row for {len(missing):,} of {len(known):,} images of the {truth.subset} subset: "
+                f"{listed(map(repr, missing))}. Add them, or allow it with --allow-missing: each then counts as "
+                "answered 'no pneumothorax', and the board will say so."
+            )
+        notes.append(f"{counted(len(missing), 'missing image')} counted as 'no pneumothorax' (--allow-missing)")
+    probability = None
+    if "probability" in rows.columns:
+        by_id = rows.set_index("image_id").probability
+        probability = truth.cases.image_id.map(by_id).fillna(0.0).to_numpy(float)
+    runs = _runs(rows, submission, truth, clip_runs, notes) if "encoded_pixels" in rows.columns else None
+    return Answers(info, probability, runs, submission.validation, notes)
+
+
+def _check_split(submission: Submission, truth: Truth) -> list[str]:
+    info = submission.info
+    if submission.bare:
+        return [] if truth.split_sha256 is None else ["a bare file: its split is not declared"]
+    if info.subset != truth.subset and truth.subset != "all":
+        raise PneumoError(
+            f"{submission.path} holds predictions for the subset {info.subset!r}, but {truth.subset!r} is scored."
+        )
+    if truth.split_sha256 is None:
+        return []
+    if info.split_sha256 is None:
+        return ["its split is not declared"]
+    if info.split_sha256 != truth.split_sha256:
+        raise PneumoError(
+            f"{submission.path} was made on the split {info.split_sha256[:12]!r}, but the truth has the split "
+            f"{truth.split_sha256[:12]!r}. The team may have trained on images that are tested here. "
+            "Train and predict again with this split."
+        )
+    return []
+
+
+def _without_repeats(rows: pd.DataFrame, submission: Submission, allow_extra: bool, notes: list[str]) -> pd.DataFrame:
+    """Refuse or set aside repeated rows of one image; several different masks of one image stay (they are united)."""
+    several = rows[rows.image_id.duplicated(keep=False)]
+    if several.empty:
+        return rows
+    file = submission.predictions_file
+    empty = several.encoded_pixels.map(rle.is_empty)
+    both = several.assign(empty=empty).groupby("image_id").empty.nunique() > 1
+    if both.any():
+        first = several[several.image_id == both.index[both][0]]
+        raise PneumoError(
+            f"{file} says of {int(both.sum()):,} images both that they are empty and that they have a mask, first of "
+            f"{first.image_id.iloc[0]!r} (rows {listed(first.row)}). Keep one or the other."
+        )
+    text = several.encoded_pixels.where(~empty, rle.EMPTY)
+    again = pd.DataFrame({"image_id": several.image_id, "text": text}).duplicated()
+    if not again.any():
+        return rows
+    repeated = several[again]
+    if not allow_extra:
+        where = listed(f"row {row} ({image!r})" for row, image in zip(repeated.row, repeated.image_id, strict=True))
+        raise PneumoError(
+            f"{file} repeats {len(repeated):,} rows word for word: {where}. "
+            "Take them out, or allow them with --allow-extra; the board will say so."
+        )
+    notes.append(f"{counted(len(repeated), 'repeated row')} set aside (--allow-extra)")
+    return rows.drop(index=repeated.index)
+
+
+def _runs(
+    rows: pd.DataFrame, submission: Submission, truth: Truth, clip_runs: bool, notes: list[str]
+) -> list[rle.Runs]:
+    """The united mask of each scored image."""
+    pixels = rle.MASK_SIZE * rle.MASK_SIZE
+    by_image: dict[str, list[rle.Runs]] = {}
+    faults: list[str] = []
+    clipped, absolute, masks, furthest = 0, 0, 0, 0
+    # Lists, since pandas hands out text cells one by one ten times slower.
+    cells = zip(rows.image_id.tolist(), rows.encoded_pixels.tolist(), rows.row.tolist(), strict=True)
+    for image_id, text, row in cells:
+        if rle.is_empty(text):
+            continue
+        try:
+            try:
+                counts = rle.counts_of(text)
+            except rle.RleError:
+                absolute += _absolute_starts(text, pixels)
+                if not clip_runs:
+                    raise
+                counts = _clipped(text, pixels)
+                clipped += 1
+        except rle.RleError as error:
+            faults.append(f"row {row} ({image_id}): {error}")
+            continue
+        masks += 1
+        furthest = max(furthest, pixels - counts[-1])
+        by_image.setdefault(image_id, []).append(runs_of_counts(counts))
+    file = submission.predictions_file
+    past = sum("ends at pixel" in fault for fault in faults) + clipped
+    if absolute and absolute == past:  # a file in which only some do has another fault
+        raise PneumoError(
+            f"{file}: {counted(past, 'mask')} would end past the last pixel, but fit if each first number were the "
+            "run's place in the image. Those look like absolute starts; a gap is counted from the end of the run "
+            f"before. {faults[0] + '. ' if faults else ''}Write gaps."
+        )
+    if faults:
+        hint = " Runs past the last pixel can be cut there with --clip-runs; the board will say so." if past else ""
+        raise PneumoError(
+            f"{file}: {len(faults):,} masks are wrong. "
+            + ". ".join(faults[:5])
+            + (f" (and {len(faults) - 5:,} more)" if len(faults) > 5 else "")
+            + f".{hint}"
+        )
+    if masks >= _ENOUGH_MASKS and furthest <= pixels // 4 < _furthest(truth):
+        raise PneumoError(
+            f"{file}: all {masks:,} masks end before pixel {pixels // 4:,}, as masks drawn at 512x512 do. "
+            f"EncodedPixels refer to {rle.MASK_SIZE}x{rle.MASK_SIZE} pixels; resize the masks before encoding them."
+        )
+    if clipped:
+        notes.append(f"{counted(clipped, 'mask')} cut at the last pixel (--clip-runs)")
+    empty = rle.runs_of(rle.EMPTY)
+    return [united(by_image[image_id]) if image_id in by_image else empty for image_id in truth.cases.image_id.tolist()]
+
+
+def _furthest(truth: Truth) -> int:
+    """The last pixel of any true mask, counted from 1; 0 when there is none."""
+    counts = [rle.counts_of_runs(runs) for runs in truth.runs or []]
+    return max((sum(one) - (one[-1] if len(one) % 2 else 0) for one in counts), default=0)
+
+
+def _absolute_starts(text: str, pixels: int) -> bool:
+    """Whether a text that is no mask is one when its gaps are read as places: several runs in order, within the image.
+
+    A mask of gaps is hardly ever one, since its gaps do not grow from run to run.
+    """
+    words = text.split()
+    if len(words) < 4 or len(words) % 2 or not all(word.isdecimal() and len(word) <= 7 for word in words):
+        return False
+    starts, lengths = np.array(words[0::2], int), np.array(words[1::2], int)
+    ends = starts + lengths
+    return bool((starts[1:] >= ends[:-1]).all() and ends[-1] <= pixels + 1)  # places may count from 0 or from 1
+
+
+def _clipped(text: str, pixels: int) -> list[int]:
+    """Counts of a mask whose runs reach past the last pixel, cut there; what else is wrong still raises."""
+    counts = rle.counts_of(text, 10**12)  # any number of pixels that no sane run passes
+    kept: list[int] = []
+    left = pixels
+    for count in counts[:-1]:
+        kept.append(min(count, left))
+        left -= kept[-1]
+    return rle.counts_of(rle.text_of([*kept, left]), pixels)

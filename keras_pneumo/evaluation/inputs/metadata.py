@@ -1,0 +1,110 @@
+"""What is known of an image beside its pixels and its label: its NIH twin, and any table of columns about it.
+
+In: ``nih_id.csv`` (SIIM image -> NIH image) and a table such as NIH's ``Data_Entry_2017``. Out: per image, its NIH
+name, and columns that a no-pixel answer may use. It exists because SIIM's images are NIH's: what was recorded there of
+a patient, or used there for pre-training, bears on the score here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from keras_pneumo.data.labels.label_csv import read_table
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.tables import IMAGE_COLUMNS, column_name, image_id_of
+
+MOST_CATEGORIES = 20
+"""A text column with more different values than this is left out: it is free text, a list of findings, or an id."""
+
+_IMAGE = (*IMAGE_COLUMNS, "imageindex")
+_KNOWN = {"patientage": "age", "patientgender": "sex", "patientsex": "sex", "viewposition": "view"}
+
+
+def read_nih_names(path: Path) -> dict[str, str]:
+    """Image id -> NIH image name, both without ending, from a table with an image column and ``NIH_ID``.
+
+    A patient table without an ``NIH_ID`` column gives an empty dict.
+    """
+    table = read_table(path)
+    names = {column_name(name): name for name in table.columns if name != "row"}
+    image = _image_column(names, path)
+    if "nihid" not in names:
+        return {}
+    pairs = zip(table[image].map(image_id_of), table[names["nihid"]].map(image_id_of), strict=True)
+    return {image_id: nih for image_id, nih in pairs if nih}
+
+
+def read_metadata(path: Path, nih_names: dict[str, str] | None = None) -> pd.DataFrame:
+    """A table about images, indexed by image id as text cells; NIH's names are taken over to the SIIM images.
+
+    Args:
+        path: a CSV with an image column (``image_id``, ``ImageId``, ``Image Index``, ...).
+        nih_names: from :func:`read_nih_names`; with it, rows are looked up by NIH name where they have one.
+
+    Returns:
+        Text columns, NIH's ``Patient Age``, ``Patient Gender`` and ``View Position`` named ``age``, ``sex``, ``view``.
+
+    Raises:
+        PneumoError: there is no image column, or an image has two rows.
+    """
+    table = read_table(path)
+    image = _image_column({column_name(name): name for name in table.columns if name != "row"}, path)
+    index = table[image].map(image_id_of)
+    if index.duplicated().any():
+        first = table[index.duplicated()].iloc[0]
+        raise PneumoError(f"{path}, row {first.row}: image {first[image]!r} was given before. One row per image.")
+    table = table.drop(columns=[image, "row"]).set_axis(index, axis=0)
+    # NIH's header has "OriginalImage[Width,Height]", which a comma-separated table reads as two names.
+    names = {name: _KNOWN.get(column_name(name), name.replace("[", " ").strip("] ")) for name in table.columns}
+    table = table.rename(columns=names)
+    if nih_names:
+        known = {image_id: nih for image_id, nih in nih_names.items() if nih in table.index}
+        if known:
+            table = table.loc[list(known.values())].set_axis(list(known), axis=0)
+    table.index.name = "image_id"
+    return table
+
+
+def features(table: pd.DataFrame, image_ids: pd.Series) -> dict[str, np.ndarray]:
+    """The usable columns of a metadata table for some images, as numbers.
+
+    Args:
+        table: from :func:`read_metadata`.
+        image_ids: which images, in which order; one without a row has missing values.
+
+    Returns:
+        Column name -> float array of shape (images, k). A numeric column gives its value (the median where missing) and
+        whether it is missing; a text column gives one 0/1 column per value. Columns that never change, ids, and texts
+        with more than :data:`MOST_CATEGORIES` values are left out.
+    """
+    found: dict[str, np.ndarray] = {}
+    for name in table.columns:
+        words = column_name(name)
+        if words.endswith("id") or "index" in words:
+            continue
+        whole = table[name]
+        numbers = pd.to_numeric(whole, errors="coerce")
+        cells = image_ids.map(whole).fillna("")
+        if numbers.notna().sum() > 0.5 * (whole != "").sum() > 0:
+            values = image_ids.map(numbers).to_numpy(float)
+            columns = [np.where(np.isnan(values), numbers.median(), values), np.isnan(values)]
+        else:
+            kinds = sorted(set(whole) - {""})
+            if not 1 <= len(kinds) <= MOST_CATEGORIES:
+                continue
+            columns = [(cells == kind).to_numpy() for kind in kinds]
+        values = np.stack(columns, axis=1).astype(float)
+        if whole.nunique() > 1:
+            found[name] = values
+    return found
+
+
+def _image_column(names: dict[str, str], path: Path) -> str:
+    found = next((names[name] for name in _IMAGE if name in names), None)
+    if found is None:
+        has = ", ".join(map(repr, names.values()))
+        raise PneumoError(f"{path} has no image column (image_id, ImageId, Kaggle_ID, Image Index); it has {has}.")
+    return found

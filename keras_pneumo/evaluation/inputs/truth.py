@@ -1,0 +1,233 @@
+"""What is true of the images that are scored, read from tables alone.
+
+In: a prepared folder, its ``truth.csv``, or a label file as SIIM published it (and, beside a label file, optionally the
+ids to score and a patient table). Out: a :class:`Truth`: the scored images with their masks as runs, and the rows that
+a team was allowed to learn from, which the no-pixel baselines need. It exists so that a team with nothing but a CSV
+and this package can be refereed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from keras_pneumo.data.labels import rle
+from keras_pneumo.data.labels.label_csv import read_table
+from keras_pneumo.data.labels.patients import read_patients
+from keras_pneumo.data.prepared.manifest import MANIFEST_NAME, TRUTH, read_manifest
+from keras_pneumo.data.prepared.split import COLUMNS as SPLIT_COLUMNS
+from keras_pneumo.data.prepared.split import split_sha256
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.inputs.label_rows import label_rows, one_row_per_image, united_runs
+from keras_pneumo.evaluation.inputs.metadata import read_metadata, read_nih_names
+from keras_pneumo.storage.files import sha256_file
+from keras_pneumo.storage.tables import image_id_of, listed
+
+METADATA = ("sex", "age", "view", "pixel_spacing_mm")
+SINGLE_NOTE = (
+    "No patient table was given: every image counts as a patient of its own, so intervals are too narrow "
+    "where one patient has several images, and a leak between training and test cannot be seen."
+)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The scored images, and the rows to learn from.
+
+    Both tables have ``image_id``, ``patient_id``, ``subset``, ``fold``, ``pneumothorax`` (0 or 1), ``sex``, ``age``
+    (float, NaN if unknown), ``view``, ``pixel_spacing_mm``; ``cases`` is in the order of every array in this package.
+    """
+
+    cases: pd.DataFrame
+    development: pd.DataFrame
+    subset: str
+    split_sha256: str | None
+    runs: list[rle.Runs] | None
+    """Mask of each scored image as COCO runs, or None when the labels say only yes or no."""
+    patients: str
+    """Where patient ids came from: ``table``, ``dicom`` or ``none``."""
+    notes: list[str] = field(default_factory=list)
+    source: str = ""
+    nih_names: dict[str, str] = field(default_factory=dict, repr=False)
+    """NIH image of each image, where a table says so."""
+    metadata: pd.DataFrame | None = field(default=None, repr=False)
+    """Further columns about images, for the no-pixel answers; see :func:`metadata.read_metadata`."""
+
+    @cached_property
+    def pneumothorax(self) -> np.ndarray:
+        """Whether each scored image has a pneumothorax: bool, shape (images,)."""
+        return self.cases.pneumothorax.to_numpy() == 1
+
+    @cached_property
+    def areas(self) -> np.ndarray | None:
+        """Mask area of each scored image in pixels of the 1024 grid: int64, shape (images,)."""
+        return None if self.runs is None else np.array([rle.area(runs) for runs in self.runs], np.int64)
+
+    @cached_property
+    def patient_codes(self) -> np.ndarray:
+        """The patient of each scored image as a number from 0: shape (images,)."""
+        return pd.factorize(self.cases.patient_id, sort=True)[0]
+
+    @property
+    def n_patients(self) -> int:
+        """Number of patients among the scored images."""
+        return int(self.cases.patient_id.nunique())
+
+
+def read_truth(
+    path: Path,
+    subset: str = "test",
+    ids: Path | None = None,
+    patients: Path | None = None,
+    metadata: Path | None = None,
+) -> Truth:
+    """Read the truth for one subset.
+
+    Args:
+        path: prepared folder, ``truth.csv`` (or any CSV with ``image_id`` and ``pneumothorax`` or ``encoded_pixels``),
+            or a SIIM label file (``ImageId, EncodedPixels``, several rows per image, plain or gzipped).
+        subset: which subset of ``truth.csv`` is scored. A file without a ``subset`` column is scored whole.
+        ids: a file of image ids (a column ``ImageId`` or ``image_id``, or no header); only these are scored, and the
+            rest of the file counts as what a team could learn from.
+        patients: patient table for a file without ``patient_id``, or a folder prepared without patients; see
+            :func:`keras_pneumo.data.labels.patients.read_patients`.
+            One with NIH names also leads NIH's metadata, adjudicated labels and pre-training images to the images here.
+        metadata: a table about the images, for the no-pixel answers; its age, sex and view fill those not known.
+
+    Raises:
+        PneumoError: a file cannot be read, a row is wrong (named), the table is not the one its manifest describes,
+            or nothing is left to score.
+    """
+    path = Path(path)
+    file = path / TRUTH if path.is_dir() else path
+    if not file.exists():
+        hint = " A prepared folder holds it; make one with `keras-pneumo prepare`." if path.is_dir() else ""
+        raise PneumoError(f"There is no {file}.{hint}")
+    manifest = _manifest_beside(file)
+    nih_names = read_nih_names(patients) if patients is not None else {}
+    extra = read_metadata(metadata, nih_names) if metadata is not None else None
+    rows = label_rows(file)
+    table = one_row_per_image(rows, file)
+    notes: list[str] = []
+    origin = str(manifest.get("patients", "table"))
+    split = _split_of(table, manifest, file)  # of the patients that it was made with, before any are put in their place
+    if patients is not None and _without_patients(table, origin):
+        table["patient_id"], origin = _with_patients(table, patients), "table"
+    elif manifest.get("patients_note"):
+        notes.append(str(manifest["patients_note"]))
+    if "patient_id" not in table.columns:
+        table["patient_id"], origin = table.image_id, "none"
+        notes.append(SINGLE_NOTE)
+    elif (table.patient_id == "").any():
+        row = table.loc[table.patient_id == "", "row"].iloc[0]
+        raise PneumoError(
+            f"{file}, row {row}: the patient id is blank. Give every image a patient, or leave the column out."
+        )
+    for name in METADATA:
+        if name not in table.columns:
+            table[name] = ""
+        if extra is not None and name in extra.columns:
+            table[name] = table[name].where(table[name] != "", table.image_id.map(extra[name]).fillna(""))
+    table["age"] = pd.to_numeric(table.age, errors="coerce").astype(float)
+    table["pixel_spacing_mm"] = pd.to_numeric(table.pixel_spacing_mm, errors="coerce").astype(float)
+    if "fold" not in table.columns:
+        table["fold"] = -1
+    scored, subset = _scored(table, file, subset, ids)
+    parts = table.pop("parts")
+    cases = table[scored].reset_index(drop=True)
+    learnable = ~scored if ids is not None else table.subset.isin(["train", "validation"]) & ~scored
+    return Truth(
+        cases=cases,
+        development=table[learnable].reset_index(drop=True),
+        subset=subset,
+        split_sha256=split,
+        runs=united_runs(cases, parts[scored].tolist(), file),
+        patients=origin,
+        notes=notes,
+        source=file.name,
+        nih_names=nih_names,
+        metadata=extra,
+    )
+
+
+def _scored(table: pd.DataFrame, file: Path, subset: str, ids: Path | None) -> tuple[pd.Series, str]:
+    """Which rows are scored, and what to call them."""
+    whole = "subset" not in table.columns
+    if whole:
+        table["subset"] = ""
+    if ids is not None:
+        wanted = _read_ids(ids)
+        unknown = sorted(set(wanted) - set(table.image_id))
+        if unknown:
+            raise PneumoError(
+                f"{ids} names {len(unknown):,} images that {file} has no truth for: {listed(map(repr, unknown))}."
+            )
+        return table.image_id.isin(set(wanted)), subset
+    if whole:
+        return pd.Series(True, index=table.index), "all"
+    scored = table.subset == subset
+    if not scored.any():
+        known = ", ".join(sorted(set(table.subset)))
+        raise PneumoError(f"{file} has no image in the subset {subset!r}; it has {known}.")
+    return scored, subset
+
+
+def _read_ids(path: Path) -> list[str]:
+    table = read_table(path, header=None)
+    ids = table.iloc[:, 0]
+    if ids.duplicated().any():
+        row = table.row[ids.duplicated()].iloc[0]
+        raise PneumoError(f"{path}, row {row}: image {ids[ids.duplicated()].iloc[0]!r} was given before.")
+    if ids.empty:
+        raise PneumoError(f"{path} names no image.")
+    return ids.tolist()
+
+
+def _without_patients(table: pd.DataFrame, origin: str) -> bool:
+    """Whether nothing is known of patients: no column, or a folder prepared where each image was its own patient."""
+    return "patient_id" not in table.columns or (origin != "table" and not table.patient_id.duplicated().any())
+
+
+def _with_patients(table: pd.DataFrame, path: Path) -> pd.Series:
+    found = table.image_id.map(image_id_of).map(read_patients(path))
+    if found.isna().any():
+        missing = table.image_id[found.isna()]
+        raise PneumoError(f"{path} has no patient for {len(missing):,} images: {listed(map(repr, missing))}.")
+    return found
+
+
+def _split_of(table: pd.DataFrame, manifest: dict[str, Any], file: Path) -> str | None:
+    """The split's name, from the rows themselves where they say all that it hashes; else as the manifest has it."""
+    recorded = manifest.get("split_sha256")
+    if not set(SPLIT_COLUMNS) <= set(table.columns) or not table.subset.isin(["train", "validation", "test"]).all():
+        return recorded
+    try:
+        own = split_sha256(table)
+    except ValueError:
+        return recorded
+    if recorded and recorded != own:
+        raise PneumoError(f"{file} has another split than its manifest says. Prepare the folder again.")
+    return own
+
+
+def _manifest_beside(file: Path) -> dict[str, Any]:
+    """The prepared folder's manifest, its hash of this very table checked; empty when there is none.
+
+    An edited truth would otherwise score every team against labels that nobody else has.
+    """
+    if file.name != TRUTH or not file.with_name(MANIFEST_NAME).exists():
+        return {}
+    manifest = read_manifest(file.parent)
+    tables = manifest.get("tables")
+    recorded = tables.get(TRUTH) if isinstance(tables, dict) else None
+    if recorded and recorded != sha256_file(file):
+        raise PneumoError(
+            f"{file} is not the table that {MANIFEST_NAME} describes: it was edited after it was prepared, or "
+            "belongs to another folder. Prepare the folder again."
+        )
+    return manifest

@@ -1,0 +1,1 @@
+"""Pages that a person reads: HTML reports with tables, charts and pictures."""

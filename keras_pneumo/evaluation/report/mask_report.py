@@ -1,0 +1,143 @@
+"""What a segmenter's report says beyond any report: Dice taken apart, pixels, distances, and the outlines gone wrong.
+
+In: a scored :class:`Board` of one submission with masks, and counts of its pixels by level. Out: rows of text, columns
+for ``board.csv``, and which images to show. Everything stands beside the answer that outlines nothing, which has a Dice
+of 0.79 on SIIM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from keras_pneumo.evaluation.board.board import SEGMENTATION, Board
+from keras_pneumo.evaluation.board.verdict import LABELS, shown
+from keras_pneumo.evaluation.scoring.masks import SIZES, parts
+from keras_pneumo.evaluation.scoring.pixels import average_precision, pixel_auprc
+from keras_pneumo.evaluation.scoring.statistics import Interval
+from keras_pneumo.evaluation.scoring.surface import DISTANCES, mean_by_patient, surface_table
+
+WORST = 20
+"""How many of the worst outlines, and of the false alarms, are shown."""
+
+ALL_EMPTY = "All empty"
+"""How a board names the answer that outlines nothing (:func:`baselines.all_empty`)."""
+
+PIXEL_SCORES = {
+    "pixel_auprc": "Pixel AUPRC",
+    "hd95_mm": "95% Hausdorff distance, mm",
+    "surface_mm": "Average surface distance, mm",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A score with its interval, over how many images it is a mean, and the same of outlining nothing."""
+
+    name: str
+    label: str
+    value: float
+    interval: Interval
+    n: int
+    nothing: float
+
+    @property
+    def row(self) -> dict[str, str]:
+        """As text for a page."""
+        digits = 1 if self.name in DISTANCES else 3
+        low, high = (shown(bound, digits) for bound in self.interval)
+        return {
+            "label": self.label,
+            "value": shown(self.value, digits),
+            "interval": f"{low} to {high}" if np.isfinite(self.interval.low) else "",
+            "n": f"{self.n:,}",
+            "nothing": shown(self.nothing, digits),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class MaskFindings:
+    """All that was found of the masks; ``worst`` and ``alarms`` are positions of images in the truth's order."""
+
+    figures: list[Figure]
+    surface: pd.DataFrame
+    worst: list[int]
+    alarms: list[int]
+    worst_of: int
+    alarms_of: int
+
+    @property
+    def missing(self) -> str:
+        """Which images have no distance, in a sentence."""
+        count = self.surface["case"].value_counts()
+        named = {"missed": "", "false alarm": "s", "both empty": "", "no spacing": ""}  # and how each forms its plural
+        several = {name: name + plural if count.get(name) != 1 else name for name, plural in named.items()}
+        found = ", ".join(f"{count[name]:,} {words}" for name, words in several.items() if name in count)
+        return (
+            f"Distances are means over the {int(count.get('measured', 0)):,} images with both outlines and a known "
+            f"PixelSpacing; without a distance are: {found or 'none'}."
+        )
+
+    def on_board(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The board's table with the scores of pixels and distances, also those of outlining nothing."""
+        extra = [figure for figure in self.figures if figure.name in PIXEL_SCORES]
+        team = (table["kind"] == "submission").to_numpy()
+        nothing = (table["team"] == ALL_EMPTY).to_numpy() & ~team
+        columns: dict[str, np.ndarray] = {}
+        for figure in extra:
+            columns[figure.name] = np.where(team, figure.value, np.where(nothing, figure.nothing, np.nan))
+            columns[f"{figure.name}_low"] = np.where(team, figure.interval.low, np.nan)
+            columns[f"{figure.name}_high"] = np.where(team, figure.interval.high, np.nan)
+        return pd.concat([table, pd.DataFrame(columns, index=table.index)], axis=1)
+
+
+def mask_findings(board: Board, counts: np.ndarray) -> MaskFindings:
+    """Everything about the masks of a board's only submission.
+
+    Args:
+        board: scored; its submission and its truth have masks.
+        counts: pixels at each level, all and true ones, of each image in the truth's order: (images, 2, levels).
+    """
+    truth, team = board.truth, board.teams[0]
+    if team.masks is None or team.answers is None or team.answers.runs is None or truth.runs is None:
+        raise ValueError("a submission with masks and a truth with masks are needed")
+    nothing = next((entry for entry in board.entries if entry.team == ALL_EMPTY), None)
+    empty = nothing.point if nothing is not None else {}
+    groups = parts(team.masks.true_pixels.to_numpy(), team.masks.predicted_pixels.to_numpy())
+    over = {
+        "dice_positives": "positives",
+        "iou_positives": "positives",
+        "positives_missed": "positives",
+        "negatives_left_empty": "negatives",
+        "dice_found": "found",
+        **{f"dice_{size}": f"positives_{size}" for size in SIZES},
+    }
+    figures = []
+    for name in SEGMENTATION:
+        n = int(groups[over[name]].sum()) if name in over else len(truth.cases)
+        figures.append(
+            Figure(name, LABELS[name], team.point[name], team.intervals[name], n, empty.get(name, float("nan")))
+        )
+    seed, resamples, patients = board.seed, board.resamples, truth.patient_codes
+    value, interval = pixel_auprc(counts, patients, resamples, seed)
+    everything = counts.sum(axis=0)
+    share = np.zeros((2, 1))
+    share[:, 0] = everything.sum(axis=1)  # one score for every pixel ranks nothing
+    by_chance = float(average_precision(share)[()])
+    label = PIXEL_SCORES["pixel_auprc"]
+    figures.append(Figure("pixel_auprc", label, value, interval, len(counts), by_chance))
+    surface = surface_table(truth.runs, team.answers.runs, truth.cases.pixel_spacing_mm.to_numpy(float))
+    measured = int((surface["case"] == "measured").sum())
+    for name in DISTANCES:
+        value, interval = mean_by_patient(surface[name].to_numpy(), patients, resamples, seed)
+        figures.append(Figure(name, PIXEL_SCORES[name], value, interval, measured, float("nan")))
+    dice, predicted = team.masks.dice.to_numpy(), team.masks.predicted_pixels.to_numpy()
+    true_area = team.masks.true_pixels.to_numpy()
+    positive = np.flatnonzero(groups["positives"])
+    # Of equal Dice, such as all that were missed, the larger one is the worse.
+    worst = positive[np.lexsort((-true_area[positive], dice[positive]))]
+    alarms = np.flatnonzero(~groups["positives"] & (predicted > 0))
+    alarms = alarms[np.argsort(-predicted[alarms], kind="stable")]
+    return MaskFindings(figures, surface, worst[:WORST].tolist(), alarms[:WORST].tolist(), len(positive), len(alarms))

@@ -1,0 +1,1 @@
+"""Scores and their statistics: plain functions of truth and prediction."""

@@ -1,0 +1,160 @@
+"""Heat maps of radiographs as they come, which need no prepared folder: a picture for each, and a table.
+
+In: a finished run and files. Out: ``overlays/NAME.png``, ``explained.csv`` and, where a file could not be read,
+``quarantine.csv``. Method and stage are those of the run's own check, which says whether validation chose them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from keras_pneumo.data.labels import rle
+from keras_pneumo.data.labels.siim import find_files, read_labels
+from keras_pneumo.data.radiographs.radiograph import UnreadableImage
+from keras_pneumo.data.radiographs.reading import iter_images
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.report.saliency_report import FOLDER, PICTURES, RECORD
+from keras_pneumo.explain.gradcam import BATCH, raw_maps, shown
+from keras_pneumo.explain.pictures import caption, overlay, write_overlay
+from keras_pneumo.explain.positives import image_probabilities, operating_threshold
+from keras_pneumo.inference.files import classifier_answers, pixels_at, unfit
+from keras_pneumo.inference.predictor import Progress
+from keras_pneumo.inference.run import Run, load_model
+from keras_pneumo.storage.files import write_table
+from keras_pneumo.storage.tables import image_id_of, safe_columns, write_quarantine
+
+CONVENTION = ("gradcam", 5)
+"""What is shown where nothing was chosen: Grad-CAM of the last stage, as its authors do."""
+
+
+@dataclass(frozen=True)
+class FilesExplained:
+    """What :func:`explain_files` did."""
+
+    folder: Path
+    method: str
+    stage: int
+    chosen: bool
+    """Whether validation chose the method and the stage."""
+    explained: int
+    set_aside: int
+
+
+def checked_for(run: Run) -> tuple[tuple[str, int], bool] | None:
+    """The method and stage that a run was checked with, and whether validation chose them rather than a person.
+
+    None where it was not checked.
+
+    Raises:
+        PneumoError: the record in its explain folder is damaged.
+    """
+    path = run.folder / FOLDER / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return (str(record["method"]), int(record["stage"])), bool(record["chosen_on_validation"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PneumoError(
+            f"{path} is damaged ({error}). Run keras-pneumo explain on the prepared folder again."
+        ) from error
+
+
+def explain_files(
+    run: Run,
+    data: Sequence[Path],
+    folder: Path,
+    method: str | None = None,
+    stage: int | None = None,
+    labels: Path | None = None,
+    progress: Progress | None = None,
+) -> FilesExplained:
+    """Explain radiographs one batch at a time.
+
+    Args:
+        run: a finished run.
+        data: files, and folders of them.
+        folder: where to write.
+        method: None for that of the run's check, or the convention where it was not checked.
+        stage: the same.
+        labels: a label csv, whose outlines are drawn.
+        progress: called with files done and in all.
+
+    Raises:
+        PneumoError: there is no radiograph, or not one that can be read; the labels cannot be read.
+    """
+    paths = find_files(data, folder)
+    checked, chosen = checked_for(run) or (CONVENTION, False)
+    wanted = (method or checked[0], stage or checked[1])
+    truths = {name: label.runs for name, label in read_labels(labels).images.items()} if labels else {}
+    size = run.experiment.image_size
+    model = load_model(run)
+    ask = classifier_answers([run]) if run.experiment.task == "classifier" else None
+    rows: list[dict[str, object]] = []
+    refused: list[dict[str, object]] = []
+    taken: set[str] = set()
+    reader = iter_images([path for path, _ in paths])
+    names = iter(paths)
+    while batch := list(itertools.islice(reader, BATCH)):
+        images, about = [], []
+        for path, found in batch:
+            name = next(names)[1]
+            reason = str(found) if isinstance(found, UnreadableImage) else unfit(found, size)
+            if reason or isinstance(found, UnreadableImage):
+                refused.append({"file": name, "reason": reason})
+                continue
+            images.append(found.image)
+            about.append((found.image_id, name, _free_name(image_id_of(path.name), taken)))
+        if images:
+            raw = raw_maps(model, pixels_at(images, size), *wanted)
+            heats = shown(raw.maps, size)
+            if ask is not None:  # as predict answers, mirror images and all
+                said = [float(str(row["probability"])) for row in ask(images)]
+            else:
+                said = image_probabilities(run, raw.logits).tolist()
+            for image, heat, probability, (image_id, name, short) in zip(images, heats, said, about, strict=True):
+                path = folder / PICTURES / short
+                row = _explain_one(run, image, heat, probability, truths.get(image_id), wanted, path)
+                rows.append({"image_id": image_id, "file": name, **row})
+        if progress:
+            progress(len(rows) + len(refused), len(paths))
+    if not rows:
+        raise PneumoError(f"None of the {len(paths)} files can be read; the first: {refused[0]['reason']}")
+    write_table(folder / "explained.csv", safe_columns(pd.DataFrame(rows), "image_id", "file"))
+    write_quarantine(folder, refused)
+    return FilesExplained(folder, *wanted, chosen and wanted == checked, len(rows), len(refused))
+
+
+def _explain_one(
+    run: Run,
+    image: np.ndarray,
+    heat: np.ndarray,
+    probability: float,
+    truth: rle.Runs | None,
+    wanted: tuple[str, int],
+    path: Path,
+) -> dict[str, object]:
+    """Write one picture; the row of the table."""
+    threshold = operating_threshold(run)
+    side = "" if threshold is None else "above the threshold" if probability >= threshold else "below the threshold"
+    write_overlay(path, overlay(image, heat, caption(probability, *wanted, side), truth))
+    y, x = np.unravel_index(int(heat.argmax()), heat.shape)
+    hottest = {} if heat.max() <= 0 else {"hottest_x": (x + 0.5) / len(heat), "hottest_y": (y + 0.5) / len(heat)}
+    return {"probability": round(probability, 6), "picture": f"{PICTURES}/{path.name}", **hottest}
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    """A picture's name that no other file of this call has."""
+    name, number = f"{stem}.png", 1
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}.png"
+    taken.add(name)
+    return name

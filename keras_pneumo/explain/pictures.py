@@ -1,0 +1,119 @@
+"""A heat map as a picture for a person: the radiograph in grey, and beside it the same with the heat laid over it.
+
+In: a radiograph, its heat, and perhaps another map of it, the true outline and a caption. Out: one colour picture. The
+grey one stands beside the coloured one because heat hides what lies under it; "Research use only" is part of the
+picture, since pictures get separated from the page they stood on.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from keras_pneumo.data.labels import rle
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.report.saliency_report import METHODS
+from keras_pneumo.storage.files import write_bytes
+
+SIDE = 512
+"""Height and width of each of the pictures side by side; a radiograph of 96 pixels is enlarged to it."""
+
+STRENGTH = 0.72
+"""How much of the radiograph the hottest pixel covers; less heat covers less, and no heat nothing."""
+
+OUTLINE = (255, 210, 63)
+"""The true outline's colour (red, green, blue), as in the reports."""
+
+NOTICE = "Research use only"
+_FOOT = 46
+_GAP = 4
+
+
+def colour_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Heat laid over a radiograph.
+
+    Args:
+        image: uint8 (S, S), grey.
+        heat: float (S, S), 0 to 1.
+
+    Returns:
+        uint8 (S, S, 3): red, green, blue.
+    """
+    levels = np.rint(np.clip(heat, 0, 1) * 255).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    cover = (STRENGTH * np.sqrt(np.clip(heat, 0, 1)))[..., None]  # the root, so that middling heat is seen at all
+    grey = np.repeat(image[..., None], 3, axis=2)
+    return np.rint(grey * (1 - cover) + colours * cover).astype(np.uint8)
+
+
+def overlay(
+    image: np.ndarray,
+    heat: np.ndarray,
+    caption: str = "",
+    truth: rle.Runs | None = None,
+    beside: np.ndarray | None = None,
+) -> np.ndarray:
+    """The picture of one radiograph and its heat.
+
+    Args:
+        image: uint8 (height, width), square.
+        heat: float (S, S), 0 to 1; any S.
+        caption: a line under the pictures.
+        truth: the true mask on the grid of 1024, outlined in every picture; None where it is not known.
+        beside: another map, as ``heat``, that is laid over the radiograph a third time.
+
+    Returns:
+        uint8 (SIDE + foot, 2 SIDE + gap, 3): red, green, blue; a SIDE and a gap wider with ``beside``.
+    """
+    shrinks = image.shape[0] > SIDE
+    grey = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    pictures = [np.repeat(grey[..., None], 3, axis=2)]
+    for one in [heat] if beside is None else [heat, beside]:
+        fitted = cv2.resize(one.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
+        pictures.append(colour_heat(grey, fitted))
+    if truth is not None and rle.area(truth):
+        scale = SIDE / rle.MASK_SIZE
+        lines, _ = cv2.findContours(rle.draw(truth), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        # Contours are drawn at sixteenths of a pixel, so that they do not shake.
+        fine = [np.rint((line + 0.5) * (scale * 16) - 8).astype(np.int32) for line in lines]
+        for one in pictures:
+            cv2.polylines(one, fine, True, OUTLINE, 1, cv2.LINE_AA, shift=4)
+    gap = np.zeros((SIDE, _GAP, 3), np.uint8)
+    parts = [part for one in pictures for part in (gap, one)][1:]
+    return _with_foot(np.concatenate(parts, axis=1), caption)
+
+
+def caption(probability: float, method: str, stage: int, word: str = "") -> str:
+    """The line under a picture: a verdict if there is one, the probability if it is known, and the map's name."""
+    said = f"probability {probability:.3f}, " if math.isfinite(probability) else ""
+    return f"{word}: {said}{METHODS[method]} of stage {stage}" if word else f"{said}{METHODS[method]} of stage {stage}"
+
+
+def write_overlay(path: Path, picture: np.ndarray) -> None:
+    """Write a picture of :func:`overlay` as PNG.
+
+    Raises:
+        PneumoError: it cannot be written.
+    """
+    done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise PneumoError(f"OpenCV could not write {path.name} as PNG. Install opencv-python-headless again.")
+    write_bytes(path, data.tobytes(), durable=False)
+
+
+def _with_foot(picture: np.ndarray, caption: str) -> np.ndarray:
+    """A dark strip below with the caption on the left and the notice on the right."""
+    width = picture.shape[1]
+    foot = Image.new("RGB", (width, _FOOT), (14, 16, 19))
+    draw = ImageDraw.Draw(foot)
+    font = ImageFont.load_default(17)
+    room = width - 28 - draw.textlength(NOTICE, font=font) - 24
+    while caption and draw.textlength(caption, font=font) > room:
+        caption = caption[:-2].rstrip(" .…") + "…"
+    draw.text((14, _FOOT / 2), caption, font=font, fill=(225, 229, 234), anchor="lm")
+    draw.text((width - 14, _FOOT / 2), NOTICE, font=font, fill=(242, 154, 140), anchor="rm")
+    return np.concatenate([picture, np.asarray(foot)])

@@ -1,0 +1,1 @@
+"""From a run folder and images to probabilities and masks."""

@@ -1,0 +1,186 @@
+"""The run folder: what a training leaves behind, written by `training`, read by `prediction` and the report.
+
+``experiment.json`` holds the experiment beside everything needed to repeat it and to refuse a mix-up: versions, the
+command, and the hashes of the split and of the prepared images.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import psutil
+import tensorflow as tf
+
+from keras_pneumo import __version__
+from keras_pneumo.config import Experiment, validated
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.inference.postprocess import read_threshold
+from keras_pneumo.inference.predictor import ALONE, InParts, Predictor, Sharing
+from keras_pneumo.models.classifier import build_classifier
+from keras_pneumo.models.unet import build_unet
+
+FORMAT = 1
+WEIGHTS = "best.weights.h5"
+CHECKPOINTS = "checkpoints"
+"""Folder of the best epochs' weights, where more than one is kept."""
+TORCH_WEIGHTS = "best.safetensors"
+"""The same weights under PyTorch's names."""
+
+LIBRARIES = ("tensorflow", "keras", "numpy", "opencv-python-headless", "pydicom", "scikit-learn", "pandas")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training."""
+
+    folder: Path
+    experiment: Experiment
+    record: dict[str, Any]
+    """All of ``experiment.json``."""
+
+    @property
+    def weights(self) -> Path:
+        """Where the best weights are."""
+        return self.folder / WEIGHTS
+
+    @property
+    def threshold(self) -> float | None:
+        """The operating threshold on the probability, fitted on validation; None until it was fitted."""
+        found = self.record.get("threshold")
+        return found if found is not None else read_threshold(self.folder)
+
+    @property
+    def pretraining(self) -> str:
+        """What the weights have seen before SIIM's images, through all runs that this one was started from."""
+        origin = self.record.get("start_from")
+        if origin:
+            return str(origin["pretraining"])
+        return "none" if self.experiment.weights == "random" else "ImageNet-1k"
+
+
+def build(experiment: Experiment, synchronized: bool = False) -> keras.Model:
+    """The experiment's network, from a random start that depends on its seed alone.
+
+    Args:
+        experiment: which network.
+        synchronized: whether BatchNorm takes its batch statistics over all replicas of a training.
+    """
+    keras.utils.set_random_seed(experiment.seed)
+    if experiment.task == "segmenter":
+        return build_unet(
+            experiment.encoder, experiment.attention, experiment.image_head, experiment.dropout, synchronized
+        )
+    return build_classifier(experiment.encoder, experiment.dropout, synchronized)
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, Python and the libraries that decide a result."""
+    found = {"keras_pneumo": __version__, "python": platform.python_version()}
+    return found | {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def hardware() -> str:
+    """The devices that TensorFlow sees, in words; names no host and no user."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+        return f"{len(gpus)} x {name}"
+    return f"{psutil.cpu_count(logical=False) or 1} CPU cores ({platform.machine()})"
+
+
+def read_run(folder: Path) -> Run:
+    """A run folder, checked to be a finished one.
+
+    Raises:
+        PneumoError: the folder or one of its files is missing, or written by a later version of this program.
+    """
+    record_path = folder / "experiment.json"
+    if not record_path.is_file():
+        raise PneumoError(f"{folder} is no run folder: it has no experiment.json. Name the folder that train printed.")
+    try:
+        record = json.loads(record_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PneumoError(f"{record_path} could not be read: {error}. Train again into a new folder.") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise PneumoError(f"{record_path} is not of format {FORMAT}, the one this version reads.")
+    if not (folder / WEIGHTS).is_file():
+        raise PneumoError(f"{folder} has no {WEIGHTS}: its training did not finish an epoch. Train again.")
+    experiment = validated(Experiment, record.get("experiment", {}), str(record_path))
+    return Run(folder, experiment, record)
+
+
+def load_model(run: Run) -> keras.Model:
+    """The run's network with its best weights, float32 whatever it was trained in.
+
+    Weights are read into our own architecture; no object is ever made from what a file says.
+
+    Raises:
+        PneumoError: the weights do not fit the experiment, or cannot be read.
+    """
+    keras.config.set_dtype_policy("float32")
+    model = build(run.experiment)
+    load_weights(model, run.weights)
+    return model
+
+
+def load_predictors(run: Run, sharing: Sharing = ALONE) -> list[Predictor]:
+    """What predicts for a run: its :func:`load_models`, made and shared as told, in parts where memory is too small.
+
+    A run that learnt in slices is asked about no more images at once than one of them held.
+
+    Raises:
+        PneumoError: as :func:`load_model`.
+    """
+    halved = _apart if sharing.workers > 1 else lambda images: None
+    slices = int(run.record.get("slices", 1))
+    at_once = max(-(-run.experiment.global_batch_size // slices), sharing.devices) if slices > 1 else None
+    with sharing.scope():
+        return [InParts(sharing.share(model), at_once, sharing.devices, halved) for model in load_models(run)]
+
+
+def _apart(images: int) -> None:
+    raise PneumoError(
+        f"Out of memory: only {images} images or fewer can be predicted at once here, and the other workers have begun "
+        "with more. Run keras-pneumo predict with --strategy one, which then takes fewer at once."
+    )
+
+
+def checkpoints_of(run: Run) -> list[Path]:
+    """Files of the weights that the run predicts with: of its best epochs, where it keeps several, else the best."""
+    kept = sorted((run.folder / CHECKPOINTS).glob("epoch_*.weights.h5"))
+    return kept if run.experiment.top_k > 1 and len(kept) > 1 else [run.weights]
+
+
+def load_models(run: Run) -> list[keras.Model]:
+    """The run's network once for each of the checkpoints that it predicts with; see ``Experiment.top_k``.
+
+    Raises:
+        PneumoError: as :func:`load_model`.
+    """
+    kept = checkpoints_of(run)
+    if len(kept) == 1:
+        return [load_model(run)]
+    keras.config.set_dtype_policy("float32")
+    models = [build(run.experiment) for _ in kept]
+    for model, path in zip(models, kept, strict=True):
+        load_weights(model, path)
+    return models
+
+
+def load_weights(model: keras.Model, path: Path) -> None:
+    """Set the model's weights from a run's file.
+
+    Raises:
+        PneumoError: the weights do not fit the model, or cannot be read.
+    """
+    try:
+        model.load_weights(path)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PneumoError(f"{path} does not hold the weights of its experiment: {reason}") from None

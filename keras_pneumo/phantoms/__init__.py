@@ -1,0 +1,1 @@
+"""Synthetic chest radiographs (phantoms), written as a SIIM-ACR folder is."""

@@ -1,1 +1,0 @@
-"""From a run folder and images to probabilities, masks and heat maps."""

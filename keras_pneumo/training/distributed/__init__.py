@@ -1,0 +1,1 @@
+"""Several devices or hosts: the only place that knows tf.distribute."""

@@ -1,0 +1,142 @@
+"""From a finished training to its report: predict the test patients, score them beside the no-pixel answers, write."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from keras_pneumo.data.prepared.folder import Prepared
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.board.board import score
+from keras_pneumo.evaluation.board.verdict import verdict
+from keras_pneumo.evaluation.compare import image_loader
+from keras_pneumo.evaluation.inputs.alignment import check_submission
+from keras_pneumo.evaluation.inputs.submission import read_submission
+from keras_pneumo.evaluation.inputs.truth import read_truth
+from keras_pneumo.evaluation.report.mask_report import mask_findings
+from keras_pneumo.evaluation.report.report import write_run_report
+from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_where
+from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
+from keras_pneumo.explain.explain import Answers, explain_prepared
+from keras_pneumo.explain.positives import can_be_checked
+from keras_pneumo.inference.postprocess import write_threshold
+from keras_pneumo.inference.predictor import Progress
+from keras_pneumo.inference.run import Run
+from keras_pneumo.inference.submit import Predicted, keep_search, predict_subset, write_predicted
+from keras_pneumo.storage.files import sha256_file, write_bytes
+from keras_pneumo.storage.tables import table_text
+from keras_pneumo.training.distributed.strategy import ONE, Engine
+from keras_pneumo.training.faults import lost_workers
+from keras_pneumo.training.fit import write_record
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The report's path, and its verdict in sentences."""
+
+    report: Path
+    lines: list[str]
+
+
+def finish(
+    run: Run,
+    prepared: Prepared,
+    progress: Progress | None = None,
+    resamples: int = RESAMPLES,
+    engine: Engine = ONE,
+) -> Finished | None:
+    """Predict, score and report one run; what was fitted on validation is kept with it.
+
+    All of the engine's devices predict, its chief writes. The scores are made from the submission as it was written,
+    the same way as any other team's.
+
+    Args:
+        run: a finished training; every worker calls this for the same one.
+        prepared: the prepared folder it was trained on.
+        progress: called with images predicted and in all, for each subset anew.
+        resamples: number of resamples of the patients for the intervals.
+        engine: where the networks predict.
+
+    Returns:
+        The report; None on a worker that writes none.
+
+    Raises:
+        PneumoError: the prepared folder's split is not the run's, or a worker sees other weights than the chief.
+        Stopped: another worker is gone.
+    """
+    with lost_workers(engine):
+        if engine.workers > 1:
+            seen = sha256_file(run.weights)
+            if engine.agree_text(seen) != seen:
+                raise PneumoError(
+                    f"Worker {engine.worker} finds other weights in {run.weights} than worker 0. The run folder must "
+                    "be on a disk that all workers share. Start all again."
+                )
+        predicted = predict_subset([run], prepared, progress=progress, sharing=engine.sharing())
+    return _report(run, predicted, resamples) if engine.chief else None
+
+
+def _report(run: Run, predicted: Predicted, resamples: int) -> Finished:
+    """Score what was predicted, and write all of it into the run folder."""
+    prepared, folder = predicted.prepared, run.folder / "submission"
+    written = write_predicted(predicted, folder)
+    record = run.record | {"threshold": written.threshold}
+    write_record(run.folder, record)
+    if written.search is not None:
+        keep_search(written.search, run.folder)
+    else:
+        write_threshold(run.folder, written.threshold, len(prepared.subset("validation", fold=run.experiment.fold)))
+
+    truth = read_truth(prepared.folder)
+    team = check_submission(read_submission(folder), truth)
+    headline = "dice" if run.experiment.task == "segmenter" else "auroc"
+    board = score(truth, [team], run.experiment.seed, resamples, headline=headline)
+    table, masks = board.table, None
+    if written.pixels is not None:
+        row_of = {image_id: row for row, image_id in enumerate(prepared.subset("test", fold=run.experiment.fold))}
+        masks = mask_findings(board, written.pixels[[row_of[one] for one in truth.cases.image_id]])
+        table = masks.on_board(table)
+        distances = masks.surface.assign(image_id=truth.cases.image_id.to_numpy())
+        write_bytes(run.folder / "surface.csv", table_text(distances).encode())
+    write_bytes(run.folder / "per_image.csv", table_text(board.per_image).encode())
+    write_bytes(run.folder / "board.csv", table_text(table).encode())
+    if run.experiment.task == "classifier" and can_be_checked(run, prepared):
+        said = pd.Series(board.teams[0].probability, index=truth.cases.image_id)
+        answers = Answers(said, written.threshold)
+        explain_prepared(run, prepared, run.folder / FOLDER, answers=answers, resamples=resamples)
+    log = pd.read_csv(run.folder / "log.csv")
+    where = read_where(run.folder / FOLDER)
+    images = image_loader(prepared.folder)
+    report = write_run_report(
+        run.folder / "report.html", board, log, record | ladder_fact(run.folder), images, masks, where
+    )
+    found = verdict(board)
+    looks = [f"Where it looks ({where.title}): {where.sentences[0]}"] if where is not None else []
+    return Finished(report, [found.headline, *found.sentences, *found.warnings, *looks])
+
+
+def rewrite_report(run: Run, prepared: Prepared) -> Path:
+    """Write a classifier's report again, with what its ``explain`` folder holds now; scores come from its submission.
+
+    Raises:
+        PneumoError: the submission does not fit the prepared folder.
+    """
+    truth = read_truth(prepared.folder)
+    board = score(truth, [check_submission(read_submission(run.folder / "submission"), truth)], run.experiment.seed)
+    log = pd.read_csv(run.folder / "log.csv")
+    where = read_where(run.folder / FOLDER)
+    images = image_loader(prepared.folder)
+    facts = run.record | ladder_fact(run.folder)
+    return write_run_report(run.folder / "report.html", board, log, facts, images, where=where)
+
+
+def ladder_fact(folder: Path) -> dict[str, str]:
+    """What the ladder beside a run (``parity/parity.json``) says of comparing it with PyTorch; nothing without one."""
+    try:
+        said = json.loads((folder.parent / "parity/parity.json").read_text(encoding="utf-8"))
+        return {"comparable with PyTorch": str(said["verdict"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -1,0 +1,119 @@
+"""join, detect and view as their users meet them: the examples pasted, exit codes, a page that ends with Ctrl-C."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pandas as pd
+import pytest
+from command_lab import REPOSITORY, example, refused, run, shell
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, phantoms, prepared_folder, tiny_runs):
+    """A folder as it is after training: runs and data under the names that the examples use."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "data/prepared").mkdir(parents=True)
+    (folder / "runs").mkdir()
+    (folder / "data/phantom-try").symlink_to(phantoms)
+    (folder / "data/prepared/phantom-try").symlink_to(prepared_folder)
+    for name in ("classifier", "segmenter"):
+        (folder / f"runs/smallest_{name}").symlink_to(tiny_runs / name)
+    for result in shell(example("join"), folder):
+        assert "segmenter alone" in result.stdout
+        assert "Where it looks (" in result.stdout
+        assert "runs/detector-try" in result.stdout
+    return folder
+
+
+def test_the_examples_work_one_after_the_other(place):
+    for result in shell(example("detect"), place):
+        assert "40 radiographs answered" in result.stdout
+    table = pd.read_csv(place / "runs/detect-try/predictions.csv")
+    assert len(table) == 40
+    told = json.loads((place / "runs/detect-try" / f"{table['image_id'][0]}.json").read_text())
+    assert told["use"].startswith("Research use only")
+    # As compare shows it: the detector's own submission, found in its folder.
+    compared = run(
+        *("compare", "runs/detector-try", "--truth", "data/prepared/phantom-try", "--out", "board", "--resamples", 100),
+        cwd=place,
+    )
+    assert compared.returncode == 0, compared.stderr
+    assert "joined" in compared.stdout
+
+
+def test_set_aside_files_give_exit_code_one_and_a_second_word(place, tmp_path):
+    (tmp_path / "films").mkdir()
+    source = next((place / "data/phantom-try").rglob("*.dcm"))
+    (tmp_path / "films/good.dcm").write_bytes(source.read_bytes())
+    (tmp_path / "films/bad.dcm").write_bytes(b"no radiograph")
+    result = run("detect", place / "runs/detector-try", tmp_path / "films", "--out", tmp_path / "out", "--dicom")
+    assert result.returncode == 1, result.stderr
+    assert "bad.dcm: it is no DICOM file" in result.stderr
+    assert "1 set aside" in result.stdout
+    assert len(list((tmp_path / "out/dicom").rglob("report.dcm"))) == 1
+
+
+def test_what_cannot_be_done_is_refused(place, tmp_path):
+    detector = place / "runs/detector-try"
+    refused(run("detect", tmp_path, tmp_path, "--out", tmp_path / "o"), "no detector", "keras-pneumo join")
+    refused(run("detect", detector, tmp_path / "nowhere", "--out", tmp_path / "o"), "There is no")
+    refused(run("detect", detector, tmp_path, "--out", tmp_path / "o", "--make-uids"), "Give --dicom too")
+    refused(run("view", tmp_path), "no detector")
+    refused(
+        run("join", tmp_path, "--segmenter", tmp_path, "--data", place / "data/prepared/phantom-try"), "no run folder"
+    )
+    pair = (place / "runs/smallest_classifier", "--segmenter", place / "runs/smallest_segmenter")
+    refused(run("join", *pair, "--data", tmp_path, "--out", tmp_path / "o"), "holds none with the split", "PREPARED=")
+    assert not (tmp_path / "o").exists()
+    found = run("join", *pair, "--data", place / "data/prepared", "--out", tmp_path / "found", "--resamples", 100)
+    assert found.returncode == 0, found.stderr
+
+
+def test_the_page_is_served_and_ends_with_ctrl_c(place, tmp_path):
+    command = [sys.executable, "-m", "keras_pneumo", "view", place / "runs/detector-try", place / "data/phantom-try"]
+    process = subprocess.Popen(
+        [*command, "--port", "0", "--no-browser"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        address, token = re.search(r"(http://127\.0\.0\.1:\d+/)(\?token=\S+)", process.stdout.readline()).groups()
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                browser.open(address + token, timeout=10).close()
+                about = json.load(browser.open(address + "api/about", timeout=10))
+                break
+            except urllib.error.URLError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        assert len(about["files"]) == 40
+        found = json.load(browser.open(address + "api/folder/0", timeout=60))
+        assert set(found["maps"]) == {"classifier", "segmenter"}
+        second = subprocess.run(
+            [*command, "--port", "0", "--no-browser"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            timeout=120,
+        )
+        refused(second, "readings.csv", "--readings")
+    finally:
+        process.send_signal(signal.SIGINT)
+    spoken, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert "No answer was agreed" in spoken

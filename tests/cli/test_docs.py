@@ -1,0 +1,183 @@
+"""README, docs and the experiments' page: their links, pictures, make targets, commands, options and paths exist."""
+
+import configparser
+import functools
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer
+
+from keras_pneumo.cli import app
+
+REPOSITORY = Path(__file__).parents[2]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "experiments/README.md"]
+MAKEFILE = (REPOSITORY / "Makefile").read_text()
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PATH = re.compile(r"^(?:experiments|keras_pneumo|tests|docs|\.ci)/[\w./*-]+$")
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
+
+
+def prose(page):
+    """A page without its blocks of code."""
+    return FENCE.sub("", page.read_text())
+
+
+def blocks(text):
+    """The lines of each block of shell, comments off, those that end in a backslash joined."""
+    for language, body in FENCE.findall(text):
+        if not language:
+            yield from body.replace("\\\n", " ").splitlines()
+
+
+def words_of(line):
+    """A shell line's words, without its comment; one written in prose may be broken, or not be shell at all."""
+    try:
+        return shlex.split(line, comments=True)
+    except ValueError:
+        return line.split()
+
+
+def inline(text):
+    """What stands between single backquotes, where a line may break."""
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
+
+
+def shell_lines(page):
+    """The words of every command on a page, in blocks and in prose."""
+    text = page.read_text()
+    return [words for line in [*blocks(text), *inline(text)] if (words := words_of(line))]
+
+
+def headings(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def broken_links(page, root=REPOSITORY):
+    """Links and pictures of a page that lead nowhere, or out of the checkout."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"\w+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.is_relative_to(root) or not file.exists() or (anchor and anchor not in headings(file)):
+            yield target
+
+
+@functools.cache
+def commands():
+    """The command line's commands by name."""
+    return typer.main.get_command(app).commands
+
+
+@functools.cache
+def options(name):
+    """What a command's options are called."""
+    return {word for parameter in commands()[name].params for word in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def wrong_words(words):
+    """What is wrong with a line that starts with keras-pneumo, in prose: its command or its options."""
+    if len(words) > 1 and not words[1].startswith("-") and words[1] != "COMMAND" and words[1] not in commands():
+        return [words[1]]
+    known = options(words[1]) | {"--help"} if len(words) > 1 and words[1] in commands() else {"--help", "--version"}
+    return [word for word in words[1:] if word.startswith("-") and word.split("=")[0] not in known]
+
+
+@pages
+def test_links_and_pictures_lead_somewhere(page):
+    assert not list(broken_links(page))
+
+
+def test_every_page_is_linked_from_the_readme():
+    linked = set(re.findall(r"\]\(([^)#\s]+)\)", prose(PAGES[0])))
+    assert {page.relative_to(REPOSITORY).as_posix() for page in PAGES[1:]} <= linked
+
+
+def test_a_broken_link_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Two words\n[a](gone.md) [b](#two-words) [c](#three) ![d](../out.png) [e](https://x)\n")
+    assert list(broken_links(page, tmp_path)) == ["gone.md", "#three", "../out.png"]
+
+
+@pages
+def test_make_targets_and_variables_exist(page):
+    phony = MAKEFILE[MAKEFILE.index(".PHONY:") :].splitlines()[0].split()[1:]
+    for words in shell_lines(page):
+        if words[0] != "make":
+            continue
+        for word in words[1:]:
+            name, given, _ = word.partition("=")
+            assert re.search(rf"\$\({name}\b|\bifdef {name}\b", MAKEFILE) if given else name in phony, words
+
+
+@pages
+def test_commands_in_blocks_are_taken_as_they_stand(page):
+    for line in blocks(page.read_text()):
+        words = words_of(line)
+        if words[:1] == ["keras-pneumo"] and words[1] != "COMMAND":
+            try:  # required arguments, options and their values; nothing is run
+                commands()[words[1]].make_context(words[1], words[2:])
+            except Exception as fault:
+                pytest.fail(f"{line}: {fault}")
+
+
+@pages
+def test_commands_and_options_in_prose_exist(page):
+    every = set().union(*(options(name) for name in commands())) | {"--help", "--version"}
+    for words in shell_lines(page):
+        if words[0] == "keras-pneumo":
+            assert not wrong_words(words), words
+        elif words[0] in commands() and len(words) > 1:
+            assert not wrong_words(["keras-pneumo", *words]), words
+        elif words[0].startswith("--"):
+            assert words[0].split("=")[0] in every, words
+
+
+def test_a_wrong_option_is_found():
+    assert wrong_words(["keras-pneumo", "train", "x.py", "--dta", "d", "--data", "d"]) == ["--dta"]
+    assert wrong_words(["keras-pneumo", "trian"]) == ["trian"]
+    assert not wrong_words(["keras-pneumo", "export", "RUN", "--format", "onnx"])
+
+
+@pages
+def test_files_that_are_named_exist_and_know_their_options(page):
+    for words in shell_lines(page):
+        script = ""
+        for word in words:
+            path = word.rstrip(",;:.")
+            if PATH.match(path):
+                assert list(REPOSITORY.glob(path)), words
+                script = path if path.endswith(".py") and "python" in Path(words[0]).name else script
+            elif script and word.startswith("--"):
+                sources = [REPOSITORY / script, *(REPOSITORY / script).parent.glob("training.py")]
+                assert any(f'"{word}"' in source.read_text() for source in sources), words
+
+
+def test_every_dependency_has_its_reason_in_the_readme():
+    setup = configparser.ConfigParser()
+    setup.read(REPOSITORY / "setup.cfg")
+    required = "\n".join([setup["options"]["install_requires"], *setup["options.extras_require"].values()])
+    names = set(re.findall(r"^[A-Za-z][\w-]*", required, re.MULTILINE))
+    table = re.search(r"^\| dependency \|.*?\n\n", PAGES[0].read_text(), re.MULTILINE | re.DOTALL).group()
+    named = set(re.findall(r"[a-z][\w-]+", " ".join(row.split("|")[1] for row in table.strip().splitlines())))
+    assert not names - named
+    extras = {name for page in PAGES for name in re.findall(r"(?:keras-pneumo|\.)\[(\w+)\]", page.read_text())}
+    extras |= {name for page in PAGES for name in re.findall(r"extra `(\w+)`", page.read_text())}
+    assert extras <= set(setup["options.extras_require"])
+
+
+@pytest.mark.parametrize(
+    ("target", "word"), [("train-classifier", "my films"), ("compare", "my films"), ("torch-segmenter", "my films")]
+)
+def test_make_hands_on_paths_with_spaces_whole(target, word):
+    ready = [part for name in (".venv/.ready", ".venv-torch/.ready") for part in ("-o", name)]
+    line = ["make", "-n", *ready, target, f"DATA={word}", "OUT=my run"]
+    said = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    commands_run = [shlex.split(one) for one in said.splitlines() if "bin/" in one and "pip" not in one]
+    assert any(word in words and "my run" in words for words in commands_run), said

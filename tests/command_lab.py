@@ -1,0 +1,46 @@
+"""Run keras-pneumo as a user does, and look at what it says."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def run(*arguments, cwd=None, timeout=600):
+    return subprocess.run(
+        [sys.executable, "-m", "keras_pneumo", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=timeout,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "PYTHONPATH": str(REPOSITORY)},
+    )
+
+
+def shell(line, cwd):
+    """Run a line from a help text as a shell would, with this environment's keras-pneumo."""
+    for part in line.split("&&"):
+        words = shlex.split(part)
+        assert words[0] == "keras-pneumo"
+        result = run(*words[1:], cwd=cwd)
+        assert result.returncode == 0, result.stderr
+        yield result
+
+
+def refused(result, *words):
+    """The process said one clear thing, without a traceback, and ended with 2."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+def example(command):
+    text = " ".join(run(command, "--help").stdout.split())
+    found = re.search(r"Example[^:]*: (keras-pneumo .*?)(?: Arguments|[│╭]| ?\w*Options|$)", text)
+    assert found, text
+    return re.sub(r"[╭╮╰╯│─].*", "", found.group(1)).strip()

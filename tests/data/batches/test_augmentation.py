@@ -1,0 +1,160 @@
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_pneumo.config import NO_AUGMENTATION, Augmentation
+from keras_pneumo.data.batches.augmentation import IDENTITY, PARAMETERS, augment, augment_masks, draw_parameters, warp
+
+EVERYTHING = Augmentation(noise=0.05, clahe=0.5)
+SEEDS = np.zeros((1, 2), np.int32)
+
+
+def row(**changes):
+    parameters = IDENTITY.copy()
+    for name, value in changes.items():
+        parameters[PARAMETERS.index(name)] = value
+    return parameters[None]
+
+
+def image(pixels):
+    return np.asarray(pixels, np.float32)[None, :, :, None]
+
+
+def moved(pixels, **changes):
+    return warp(image(pixels), row(**changes)).numpy()[0, :, :, 0]
+
+
+def test_identity_changes_nothing():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 1), np.uint8)
+    result = augment(EVERYTHING, pixels, np.repeat(IDENTITY[None], 2, 0), np.zeros((2, 2), np.int32))
+    np.testing.assert_allclose(result.numpy(), pixels / np.float32(255), atol=1e-6)
+
+
+def test_a_flip_mirrors_left_and_right_exactly():
+    pixels = np.random.default_rng(1).random((5, 7))
+    np.testing.assert_allclose(moved(pixels, flip=1), pixels[:, ::-1].astype(np.float32), atol=1e-6)
+
+
+def test_a_shift_moves_right_and_down_and_leaves_black():
+    pixels = np.zeros((4, 4))
+    pixels[1, 1] = 1
+    expected = np.zeros((4, 4))
+    expected[2, 3] = 1
+    np.testing.assert_allclose(moved(pixels, shift_x=0.5, shift_y=0.25), expected, atol=1e-6)
+
+
+def test_a_quarter_turn_is_counter_clockwise():
+    pixels = np.random.default_rng(2).random((6, 6))
+    np.testing.assert_allclose(moved(pixels, rotate=90), np.rot90(pixels).astype(np.float32), atol=1e-5)
+
+
+def test_the_flip_comes_before_the_turn():
+    pixels = np.random.default_rng(3).random((6, 6))
+    expected = np.rot90(pixels[:, ::-1]).astype(np.float32)
+    np.testing.assert_allclose(moved(pixels, flip=1, rotate=90), expected, atol=1e-5)
+
+
+def test_a_scale_above_one_enlarges():
+    pixels = np.zeros((80, 80))
+    pixels[24:56, 24:56] = 1
+    assert moved(pixels, scale=2).sum() == pytest.approx(4 * 32**2, rel=0.05)
+    assert moved(pixels, scale=0.5).sum() == pytest.approx(32**2 / 4, rel=0.05)
+
+
+@given(
+    angle=st.floats(-30, 30),
+    scale=st.floats(0.8, 1.25),
+    shift=st.floats(-0.1, 0.1),
+    flip=st.sampled_from([0.0, 1.0]),
+)
+@settings(max_examples=25, deadline=None)
+def test_geometry_agrees_with_opencv(angle, scale, shift, flip):
+    size = 32
+    smooth = cv2.GaussianBlur(np.random.default_rng(4).random((size, size)).astype(np.float32), (0, 0), 3)
+    centre = (size - 1) / 2
+    matrix = cv2.getRotationMatrix2D((centre, centre), angle, scale)  # cv2: positive angles are counter-clockwise
+    matrix[:, 2] += shift * size
+    source = smooth[:, ::-1].copy() if flip else smooth
+    expected = cv2.warpAffine(source, matrix, (size, size), flags=cv2.INTER_LINEAR)
+    found = moved(smooth, flip=flip, rotate=angle, scale=scale, shift_x=shift, shift_y=shift)
+    inside = (slice(8, 24), slice(8, 24))  # at the border the two blend with black differently
+    np.testing.assert_allclose(found[inside], expected[inside], atol=0.01)  # cv2 rounds positions to 1/32 pixel
+
+
+@given(seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 500))
+@settings(max_examples=20, deadline=None)
+def test_image_and_mask_move_together(seed, epoch):
+    mask = np.zeros((1, 64, 64, 1), np.uint8)
+    cv2.ellipse(mask[0, :, :, 0], (24, 28), (9, 14), 30, 0, 360, 255, -1)
+    geometry = Augmentation(brightness=0, contrast=0, gamma=0)
+    parameters, seeds = draw_parameters(geometry, seed, epoch, np.array([3]), np.array([0]))
+    as_image = augment(geometry, mask, parameters, seeds).numpy() >= 0.5
+    as_mask = augment_masks(geometry, mask, parameters).numpy()
+    assert set(np.unique(as_mask)) <= {0.0, 1.0}
+    np.testing.assert_array_equal(as_image, as_mask > 0)
+
+
+def test_each_photometric_change_does_what_it_says():
+    pixels = np.array([[51, 102], [153, 204]], np.uint8)[None, :, :, None]
+    plain = pixels[0, :, :, 0] / 255.0
+
+    def changed(**changes):
+        return augment(EVERYTHING, pixels, row(**changes), SEEDS).numpy()[0, :, :, 0]
+
+    np.testing.assert_allclose(changed(brightness=0.1), plain + 0.1, atol=1e-6)
+    np.testing.assert_allclose(changed(contrast=0.5), (plain - 0.5) * 0.5 + 0.5, atol=1e-6)
+    np.testing.assert_allclose(changed(gamma=2.0), plain**2, atol=1e-6)
+    np.testing.assert_allclose(changed(brightness=0.5), np.minimum(plain + 0.5, 1), atol=1e-6)
+    noisy = changed(noise=0.05) - plain
+    assert 0.005 < noisy.std() < 0.2
+
+
+def test_clahe_is_opencvs():
+    pixels = np.random.default_rng(5).integers(0, 90, (1, 64, 64, 1), np.uint8)
+    expected = cv2.createCLAHE(2.0, (8, 8)).apply(pixels[0, :, :, 0]) / 255.0
+    np.testing.assert_allclose(augment(EVERYTHING, pixels, row(clahe=1), SEEDS)[0, :, :, 0], expected, atol=1e-6)
+
+
+def test_parameters_depend_on_seed_epoch_image_and_repeat_and_on_nothing_else():
+    images, repeats = np.array([5, 2, 5, 9]), np.array([0, 0, 1, 0])
+    first, seeds = draw_parameters(EVERYTHING, 1, 2, images, repeats)
+    again, _ = draw_parameters(EVERYTHING, 1, 2, images[::-1], repeats[::-1])
+    np.testing.assert_array_equal(first, again[::-1])
+    assert not np.array_equal(first[0], first[2]), "the same image drawn twice is changed differently"
+    for other in ((2, 2), (1, 3)):
+        assert not np.array_equal(first, draw_parameters(EVERYTHING, *other, images, repeats)[0])
+    assert len(np.unique(seeds, axis=0)) == 4
+
+
+def test_parameters_stay_in_their_ranges_and_fill_them():
+    drawn, _ = draw_parameters(EVERYTHING, 0, 0, np.arange(2000), np.zeros(2000, int))
+    table = dict(zip(PARAMETERS, drawn.T, strict=True))
+    for name, low, high in (
+        ("shift_x", -0.05, 0.05),
+        ("shift_y", -0.05, 0.05),
+        ("scale", 0.9, 1.1),
+        ("rotate", -10, 10),
+        ("brightness", -0.1, 0.1),
+        ("contrast", 0.8, 1.2),
+        ("gamma", np.exp(-0.2), np.exp(0.2)),
+        ("noise", 0, 0.05),
+    ):
+        assert low <= table[name].min() < low + 0.02 * (high - low), name
+        assert high - 0.02 * (high - low) < table[name].max() <= high * (1 + 1e-6), name
+    assert table["flip"].mean() == pytest.approx(0.5, abs=0.05)
+    assert table["clahe"].mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_no_augmentation_draws_the_identity():
+    drawn, _ = draw_parameters(NO_AUGMENTATION, 3, 4, np.arange(20), np.zeros(20, int))
+    np.testing.assert_array_equal(drawn, np.repeat(IDENTITY[None], 20, 0))
+
+
+def test_in_the_graph_as_eagerly():
+    pixels = np.random.default_rng(6).integers(0, 256, (3, 32, 32, 1), np.uint8)
+    parameters, seeds = draw_parameters(EVERYTHING, 1, 1, np.arange(3), np.zeros(3, int))
+    mapped = tf.data.Dataset.from_tensors((pixels, parameters, seeds)).map(lambda *a: augment(EVERYTHING, *a))
+    np.testing.assert_allclose(next(iter(mapped)), augment(EVERYTHING, pixels, parameters, seeds), atol=1e-6)

@@ -1,0 +1,40 @@
+"""Opened images: held or read as they are used, and refused where they are not what they should be."""
+
+import re
+
+import cv2
+import numpy as np
+import pytest
+
+from keras_pneumo.data.batches.images import free_memory, masks_of, open_source
+from keras_pneumo.data.prepared.folder import load_prepared
+from keras_pneumo.errors import PneumoError
+
+
+def test_what_does_not_fit_is_read_when_used_and_is_the_same(prepared_folder):
+    prepared = load_prepared(prepared_folder)
+    ids = prepared.subset("train")
+    needed = 2 * 64 * 64 * len(ids)
+    held = open_source(prepared, ids, 64, True, memory_bytes=needed)
+    read = open_source(prepared, ids, 64, True, memory_bytes=needed - 1)
+    assert read.images is None
+    assert held.images.shape == held.masks.shape == (len(ids), 64, 64, 1)
+    assert held.paths == read.paths
+    np.testing.assert_array_equal(masks_of(read, np.arange(len(ids))), held.masks)
+    assert (held.masks.any(axis=(1, 2, 3)) == held.labels.astype(bool)).all()
+
+
+def test_an_image_of_another_size_or_none_is_named(prepared_copy):
+    prepared = load_prepared(prepared_copy)
+    ids = prepared.subset("train")[:3]
+    path = prepared.image_path(ids[1], 64)
+    cv2.imwrite(str(path), np.zeros((32, 32), np.uint8))
+    with pytest.raises(PneumoError, match=re.escape(str(path))):
+        open_source(prepared, ids, 64)
+    path.unlink()
+    with pytest.raises(PneumoError, match="missing or is no grey PNG of 64x64"):
+        open_source(prepared, ids, 64)
+
+
+def test_free_memory_is_a_size():
+    assert 10**7 < free_memory() < 10**14

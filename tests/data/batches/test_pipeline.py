@@ -1,0 +1,150 @@
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_pneumo.config import NO_AUGMENTATION, Augmentation
+from keras_pneumo.data.batches.images import Source, masks_of
+from keras_pneumo.data.batches.order import TrainingPlan
+from keras_pneumo.data.batches.pipeline import evaluation_batches, training_batches
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten images; every pixel of image i is 20 i + 5; odd ones are positive, their mask is row i."""
+    for number in range(10):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((32, 32), 20 * number + 5, np.uint8))
+        if number % 2:
+            mask = np.zeros((32, 32), np.uint8)
+            mask[number] = 255
+            cv2.imwrite(str(tmp_path / f"mask{number}.png"), mask)
+    return tmp_path
+
+
+def source(folder, held=True):
+    paths = tuple(str(folder / f"{number}.png") for number in range(10))
+    mask_paths = tuple(str(folder / f"mask{number}.png") if number % 2 else "" for number in range(10))
+    images = masks = None
+    if held:
+        images = np.stack([cv2.imread(path, 0) for path in paths])[..., None]
+        masks = np.stack([cv2.imread(path, 0) if path else np.zeros((32, 32), np.uint8) for path in mask_paths])[
+            ..., None
+        ]
+    ids = tuple(map(str, range(10)))
+    return Source(ids, np.arange(10) % 2, 32, paths, mask_paths, images, masks)
+
+
+def plan(**changes):
+    settings = {
+        "seed": 3,
+        "batch_size": 4,
+        "first_epoch": 0,
+        "last_epoch": 1,
+        "positive_rate": (),
+        "augmentation": NO_AUGMENTATION,
+    }
+    return TrainingPlan(**{**settings, **changes})
+
+
+def numbers(images):
+    """Which image each of the batch's is."""
+    return ((np.asarray(images)[:, 0, 0, 0] * 255 - 5) / 20).round().astype(int).tolist()
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_training_gives_every_image_once_an_epoch_with_its_own_label(folder, held):
+    batches = list(training_batches(source(folder, held), plan(last_epoch=2)))
+    assert [len(images) for images, _ in batches] == [4, 3, 3, 4, 3, 3]
+    for epoch in (batches[:3], batches[3:]):
+        seen = [number for images, _ in epoch for number in numbers(images)]
+        assert sorted(seen) == list(range(10))
+        labels = np.concatenate([np.asarray(label)[:, 0] for _, label in epoch])
+        np.testing.assert_array_equal(labels, np.array(seen) % 2)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_masks_come_with_their_images(folder, held):
+    for images, masks in training_batches(source(folder, held), plan(with_masks=True)):
+        for number, mask in zip(numbers(images), np.asarray(masks), strict=True):
+            expected = np.zeros((32, 32, 1))
+            if number % 2:
+                expected[number] = 1
+            np.testing.assert_array_equal(mask, expected)
+
+
+def test_held_and_read_give_the_same_batches(folder):
+    settings = plan(last_epoch=2, augmentation=Augmentation(noise=0.1), positive_rate=((0, 0.5),))
+    for first, second in zip(
+        training_batches(source(folder, True), settings), training_batches(source(folder, False), settings), strict=True
+    ):
+        for one, other in zip(first, second, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_later_start_repeats_the_unbroken_run(folder):
+    """A resumed run sees what the unbroken one would have seen."""
+    augmentation = Augmentation(noise=0.1)
+    whole = list(training_batches(source(folder), plan(last_epoch=3, augmentation=augmentation)))
+    rest = list(training_batches(source(folder), plan(first_epoch=2, last_epoch=3, augmentation=augmentation)))
+    assert len(rest) == 3
+    for (one, *_), (other, *_) in zip(whole[6:], rest, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 64])
+def test_evaluation_drops_and_reorders_nothing(folder, held, batch_size):
+    batches = list(evaluation_batches(source(folder, held), batch_size))
+    assert [number for images in batches for number in numbers(images)] == list(range(10))
+    assert batches[0].dtype == "float32"
+
+
+@settings(max_examples=5, deadline=None)
+@given(epoch=st.integers(0, 5))
+def test_augmented_pixels_stay_in_range(tmp_path_factory, epoch):
+    pixels = np.random.default_rng(epoch).integers(0, 256, (6, 32, 32, 1), np.uint8)
+    data = Source(tuple("abcdef"), np.array([0, 1] * 3), 32, ("",) * 6, ("",) * 6, pixels, None)
+    strong = Augmentation(brightness=0.5, contrast=0.9, gamma=0.9, noise=0.5, clahe=0.5)
+    for images, *_ in training_batches(data, plan(first_epoch=epoch, last_epoch=epoch + 1, augmentation=strong)):
+        assert float(np.min(images)) >= 0
+        assert float(np.max(images)) <= 1
+        assert np.isfinite(images).all()
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_mask_may_come_with_the_images_own_label(folder, held):
+    for images, target in training_batches(source(folder, held), plan(with_masks=True, with_labels=True)):
+        numbers = (np.rint(images[:, 0, 0, 0] * 255).astype(int) - 5) // 20
+        np.testing.assert_array_equal(target["image"][:, 0], numbers % 2)
+        np.testing.assert_array_equal(np.max(target["mask"], axis=(1, 2, 3)), numbers % 2)
+
+
+def test_a_crop_is_cut_from_image_and_mask_alike_and_labelled_by_what_it_holds(tmp_path):
+    """The image is its mask times 200, so a crop shows whether both were cut at the same place."""
+    generator = np.random.default_rng(0)
+    masks = np.zeros((6, 64, 64, 1), np.uint8)
+    for mask in masks[:4]:
+        row, column = generator.integers(0, 56, 2)
+        mask[row : row + 8, column : column + 8] = 255
+    labels = np.array([1, 1, 1, 1, 0, 0])
+    made = Source(tuple("abcdef"), labels, 64, ("",) * 6, ("",) * 6, (masks > 0) * np.uint8(200), masks)
+    places, found = set(), []
+    crops = plan(with_masks=True, with_labels=True, crop=32, last_epoch=8)
+    for images, target in training_batches(made, crops):
+        assert images.shape[1:] == target["mask"].shape[1:] == (32, 32, 1)
+        np.testing.assert_allclose(images, np.asarray(target["mask"]) * 200 / 255, rtol=1e-6)
+        np.testing.assert_array_equal(target["image"][:, 0], np.max(target["mask"], axis=(1, 2, 3)))
+        found += target["image"][:, 0].numpy().tolist()
+        places |= {tuple(np.argwhere(mask)[0]) for mask in np.asarray(target["mask"])[..., 0] if mask.any()}
+    assert len(places) > 5, "crops are cut at many places"
+    assert 0 < np.mean(found) < 4 / 6, "some crops of positives hold nothing"
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_masks_of_some_images(folder, held):
+    found = masks_of(source(folder, held), np.array([3, 0]))
+    assert found.shape == (2, 32, 32, 1)
+    assert found[0, 3].all()
+    assert found[0].sum() == 32 * 255
+    assert not found[1].any()

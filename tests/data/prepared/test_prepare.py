@@ -1,0 +1,764 @@
+"""Preparing a folder end to end, every fault on the way, and what is checked when the folder is read again."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from small_siim import (
+    SIDE,
+    block,
+    dicom,
+    hashes,
+    radiograph,
+    save,
+    write_dicom,
+    write_labels,
+    write_png,
+    write_siim,
+)
+
+from keras_pneumo.data.labels import rle
+from keras_pneumo.data.labels.siim import find_files, read_labels
+from keras_pneumo.data.prepared import prepare as preparation
+from keras_pneumo.data.prepared.folder import find_prepared, load_prepared, prepare, verify_files
+from keras_pneumo.data.prepared.rendering import resize_image, resize_mask
+from keras_pneumo.data.radiographs import decoders
+from keras_pneumo.data.radiographs.dicom import read_dicom
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.files import folder_lock
+
+REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[4] / "shared"))
+needs_real = pytest.mark.skipif(not (REAL / "siim_mini").exists(), reason="no real radiographs beside the repository")
+is_root = hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    write_siim(folder)
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "prepared"
+
+
+def quarantine(out):
+    return pd.read_csv(out / "quarantine.csv", dtype={"file": str, "reason": str, "row": "Int64"})
+
+
+def set_aside(out, file):
+    """The one reason for which ``file`` was set aside."""
+    table = quarantine(out)
+    reasons = table.loc[table["file"] == file, "reason"]
+    assert len(reasons) == 1
+    return reasons.iloc[0]
+
+
+# -- what is made ------------------------------------------------------------------------------------------------------
+
+
+def test_everything_a_prepared_folder_holds(data, out):
+    summary = prepare(data, out, [32, 64])
+    assert (summary.images, summary.positive, summary.patients, summary.set_aside) == (12, 6, 12, 0)
+    assert summary.rendered == 12
+    prepared = load_prepared(out)
+    assert list(prepared.cases.columns) == [
+        "image_id", "patient_id", "sex", "age", "view", "pixel_spacing_mm", "pneumothorax", "mask_pixels", "label_rows",
+        "source_sha256",
+    ]  # fmt: skip
+    assert list(prepared.truth.columns) == [
+        "image_id", "patient_id", "subset", "fold", "pneumothorax", "encoded_pixels", "sex", "age", "view",
+        "pixel_spacing_mm",
+    ]  # fmt: skip
+    assert list(prepared.split.columns) == ["image_id", "patient_id", "pneumothorax", "subset", "fold"]
+    assert list(quarantine(out).columns) == ["file", "row", "reason"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        ".lock", "cases.csv", "images_32", "images_64", "manifest.json", "masks_32", "masks_64", "quarantine.csv",
+        "split.csv", "truth.csv",
+    ]  # fmt: skip
+    manifest = prepared.manifest
+    assert manifest["format"] == 1
+    assert manifest["sizes"] == [32, 64]
+    assert manifest["decoder"] == {"1.2.840.10008.1.2.4.50": "pillow"}
+    assert manifest["counts"]["label_rows"] == 18
+    assert manifest["split_sha256"] == summary.split_sha256
+    assert manifest["prepared_sha256"] == summary.prepared_sha256
+    assert set(manifest["tables"]) == {"cases.csv", "split.csv", "truth.csv", "quarantine.csv"}
+    files = {path.relative_to(out).as_posix() for path in out.glob("*_*/*.png")}
+    assert set(manifest["files"]) == files
+    assert len(files) == 2 * (12 + 6)
+    for size in (32, 64):
+        verify_files(prepared, size)
+    assert str(data) not in (out / "manifest.json").read_text()
+
+
+def test_images_and_masks_are_those_of_an_independent_computation(data, out):
+    prepare(data, out, [32, 64])
+    prepared = load_prepared(out)
+    labels = read_labels(data / "train-rle.csv")
+    for path in sorted(data.rglob("*.dcm")):
+        image_id = path.stem
+        source = read_dicom(path).image
+        small = source.reshape(32, 2, 32, 2).mean(axis=(1, 3))  # area of whole pixels: a plain mean
+        assert (cv2.imread(str(prepared.image_path(image_id, 64)), cv2.IMREAD_UNCHANGED) == source).all()
+        image = cv2.imread(str(prepared.image_path(image_id, 32)), cv2.IMREAD_UNCHANGED)
+        assert image.dtype == np.uint8
+        assert np.abs(image - small).max() <= 0.5
+        runs = labels.images[image_id].runs
+        if rle.area(runs):
+            share = rle.draw(runs).reshape(32, 32, 32, 32).mean(axis=(1, 3))
+            mask = cv2.imread(str(prepared.mask_path(image_id, 32)), cv2.IMREAD_UNCHANGED)
+            assert (mask == np.where(share >= 0.5, 255, 0)).all()
+        else:
+            assert not prepared.mask_path(image_id, 32).exists()
+
+
+def test_tables_say_what_the_files_say(data, out):
+    prepare(data, out, [32])
+    prepared = load_prepared(out)
+    case = prepared.cases.set_index("image_id").loc["1.2.276.3.5"]
+    assert (case["sex"], case["age"], case["view"], case["label_rows"]) == ("M", 23.0, "PA", 2)
+    truth = prepared.truth.set_index("image_id")["encoded_pixels"]
+    united = rle.unite([block(3), block(103)])
+    assert truth["1.2.276.3.5"] == rle.encode_runs(united)
+    assert case["mask_pixels"] == rle.area(united)
+    assert truth["1.2.276.0.5"] == "-1"
+    png = prepared.cases.set_index("image_id").loc["1.2.276.1.5"]
+    assert png["sex"] == ""
+    assert np.isnan(png["age"])
+    assert "Nemo" not in "".join(path.read_text() for path in out.glob("*.*") if path.is_file())
+    assert "tag-" not in "".join(path.read_text() for path in out.glob("*.*") if path.is_file())
+
+
+def test_subsets_come_in_the_tables_order(data, out):
+    prepare(data, out, [32])
+    prepared = load_prepared(out)
+    order = list(prepared.split["image_id"])
+    ids = [image_id for subset in ("train", "validation", "test") for image_id in prepared.subset(subset)]
+    assert sorted(ids) == sorted(order)
+    assert prepared.subset("train") == [image_id for image_id in order if image_id in prepared.subset("train")]
+    assert prepared.subset("validation", fold=1) != prepared.subset("validation")
+
+
+def test_patients_of_a_table_stay_together(data, out):
+    ids = sorted(read_labels(data / "train-rle.csv").images)
+    rows = [(image_id, f"p{number // 2}") for number, image_id in enumerate(ids)]
+    table = write_labels(data.parent / "who.csv", rows, header=("ImageId", "patient_id"))
+    summary = prepare(data, out, [32], patients=table)
+    prepared = load_prepared(out)
+    assert summary.patients == 6
+    assert prepared.manifest["patients"] == "table"
+    assert prepared.manifest["patients_note"] == ""
+    assert (prepared.split.groupby("patient_id")["subset"].nunique() == 1).all()
+
+
+def test_patient_table_in_the_folder_is_used(data, out):
+    ids = sorted(read_labels(data / "train-rle.csv").images)
+    write_labels(
+        data / "nih_id.csv", [(i, f"{n // 2:08d}_001.png") for n, i in enumerate(ids)], ("Kaggle_ID", "NIH_ID")
+    )
+    assert prepare(data, out, [32]).patients == 6
+
+
+def test_grouping_that_does_nothing_is_said_aloud(data, out):
+    summary = prepare(data, out, [32])
+    assert "PatientID is different in every file" in summary.notes[0]
+    assert load_prepared(out).manifest["patients"] == "dicom"
+
+
+def test_folder_of_pictures_alone(tmp_path, out):
+    write_siim(tmp_path / "png", kinds=("png",))
+    summary = prepare(tmp_path / "png", out, [32])
+    assert load_prepared(out).manifest["patients"] == "none"
+    assert "files name no patient" in summary.notes[0]
+
+
+def test_vanishing_masks_are_counted_and_stay_positive(tmp_path, out):
+    folder = tmp_path / "data"
+    ids = write_siim(folder, kinds=("png",))
+    rows = [(image_id, "5000 3" if number % 2 else "-1") for number, image_id in enumerate(ids)]
+    write_labels(folder / "train-rle.csv", rows)
+    summary = prepare(folder, out, [32, 64])
+    assert load_prepared(out).manifest["vanished_masks"] == {"32": 6, "64": 6}
+    assert summary.positive == 6
+    assert any("At 32 pixels the masks of 6 positives vanish" in note for note in summary.notes)
+
+
+def test_labels_can_be_told(data, out):
+    (data / "train-rle.csv").rename(data.parent / "mine.csv")
+    assert prepare(data, out, [32], labels=data.parent / "mine.csv").images == 12
+
+
+def test_out_may_lie_inside_the_data_folder(data):
+    out = data / "prepared"
+    first = prepare(data, out, [32])
+    again = prepare(data, out, [32])
+    assert again.prepared_sha256 == first.prepared_sha256
+    assert again.rendered == 0
+
+
+def test_result_depends_neither_on_workers_nor_on_where_data_lie(data, out, tmp_path):
+    prepare(data, out, [32], workers=1)
+    shutil.copytree(data, tmp_path / "elsewhere with spaces" / "ž")
+    prepare(tmp_path / "elsewhere with spaces" / "ž", tmp_path / "other", [32], workers=2)
+    assert hashes(out) == hashes(tmp_path / "other")
+
+
+def test_progress_is_told(data, out):
+    seen = []
+    prepare(data, out, [32], progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(number, 12) for number in range(13)]
+
+
+def test_resizing_keeps_what_is_already_right():
+    image = radiograph(1)
+    assert resize_image(image, SIDE) is image
+    mask = rle.decode("0 1", 4, 4)
+    assert resize_mask(mask, 4) is mask
+
+
+def test_a_mask_pixel_counts_from_one_half_on():
+    mask = np.zeros((4, 4), np.uint8)
+    mask[:2, 0] = 1  # half of the first 2 x 2 block
+    mask[0, 2] = 1  # a quarter of the second
+    assert resize_mask(mask, 2).tolist() == [[1, 0], [0, 0]]
+
+
+# -- again, and after an interruption ----------------------------------------------------------------------------------
+
+
+def test_second_run_has_nothing_to_do(data, out):
+    first = prepare(data, out, [32, 64])
+    before = hashes(out)
+    again = prepare(data, out, [64])
+    assert again.rendered == 0
+    assert (again.split_sha256, again.notes) == (first.split_sha256, first.notes)
+    assert hashes(out) == before
+
+
+def test_added_size_gives_the_folder_made_at_once(data, out, tmp_path):
+    first = prepare(data, out, [64])
+    second = prepare(data, out, [32])
+    prepare(data, tmp_path / "at once", [32, 64])
+    assert hashes(out) == hashes(tmp_path / "at once")
+    assert first.prepared_sha256 == second.prepared_sha256
+
+
+def test_added_size_that_an_image_cannot_have_is_refused(data, out):
+    prepare(data, out, [64])
+    before = hashes(out)
+    with pytest.raises(PneumoError, match=r"shorter than the wanted size 128. Leave that size out"):
+        prepare(data, out, [128])
+    after = hashes(out)
+    assert {name: after[name] for name in before} == before
+    load_prepared(out)
+
+
+KILL = """
+import os, signal, sys
+from pathlib import Path
+from keras_pneumo.data import files, manifest, preparation
+
+def die(*ignored):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+data, out, when, workers = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+progress = None
+if when.isdigit():
+    progress = lambda done, total: die() if done == int(when) else None
+elif when == "mid-file":
+    real, left = os.replace, [9]
+    class Counting(type(Path())):
+        def replace(self, target):
+            left[0] -= 1
+            return die() if left[0] == 0 else super().replace(target)
+    files.Path = Counting
+elif when == "tables":
+    manifest.truth_table = die
+elif when == "manifest":
+    manifest.write_json = die
+if __name__ == "__main__":
+    preparation.prepare(data, out, [32, 64], workers=workers, progress=progress)
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "workers"), [("0", 1), ("5", 1), ("7", 2), ("12", 1), ("mid-file", 1), ("tables", 1), ("manifest", 1)]
+)
+def test_killed_and_started_again_gives_the_same_bytes(data, out, tmp_path, when, workers):
+    script = tmp_path / "kill.py"
+    script.write_text(KILL)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run([sys.executable, script, data, out, when, str(workers)], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (out / "manifest.json").exists()
+    with pytest.raises(PneumoError, match="not a finished prepared folder"):
+        load_prepared(out)
+    summary = prepare(data, out, [32, 64])
+    finished = {"0": 0, "5": 5, "7": 7, "12": 12, "tables": 12, "manifest": 12}.get(when)
+    # An image that was done but not yet noted is made again; never the other way round.
+    assert finished is None or 12 - finished <= summary.rendered <= 12 - finished + 1
+    prepare(data, tmp_path / "unbroken", [32, 64])
+    assert hashes(out) == hashes(tmp_path / "unbroken")
+
+
+def test_torn_journal_line_is_dropped(data, out, tmp_path):
+    prepare(data, tmp_path / "unbroken", [32])
+    with pytest.raises(RuntimeError, match="stop"):
+        prepare(data, out, [32], progress=lambda done, total: stop() if done == 6 else None)
+    journal = out / ".journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-40])
+    assert prepare(data, out, [32]).rendered == 7
+    assert hashes(out) == hashes(tmp_path / "unbroken")
+
+
+def stop():
+    raise RuntimeError("stop")
+
+
+def test_ctrl_c_leaves_a_folder_that_goes_on(data, out):
+    def interrupt(done, total):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data, out, [32], progress=interrupt)
+    assert prepare(data, out, [32]).rendered == 8
+
+
+def test_unfinished_folder_of_other_data_is_refused(data, out):
+    with pytest.raises(RuntimeError):
+        prepare(data, out, [32], progress=lambda done, total: stop() if done == 6 else None)
+    with pytest.raises(PneumoError, match="the seed differ"):
+        prepare(data, out, [32], seed=1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.unlink(), "missing or damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), "missing or damaged"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
+            "missing or damaged",
+        ),
+        (lambda path: path.write_bytes(b""), "missing or damaged"),
+    ],
+    ids=["missing", "truncated", "flipped bit", "empty"],
+)
+@pytest.mark.parametrize("folder", ["images_32", "masks_32"])
+def test_damaged_files_are_found_named_and_mended(data, out, damage, said, folder):
+    prepare(data, out, [32, 64])
+    before = hashes(out)
+    victim = sorted((out / folder).iterdir())[1]
+    damage(victim)
+    prepared = load_prepared(out)
+    verify_files(prepared, 64)
+    with pytest.raises(PneumoError, match=said) as error:
+        verify_files(prepared, 32)
+    assert f"{folder}/{victim.name}" in str(error.value)
+    assert "keras-pneumo prepare" in str(error.value)
+    others = [image_id for image_id in prepared.cases["image_id"] if image_id != victim.stem]
+    verify_files(prepared, 32, others)
+    assert prepare(data, out, [32]).rendered == 1
+    assert hashes(out) == before
+
+
+@pytest.mark.parametrize("table", ["cases.csv", "split.csv", "truth.csv", "quarantine.csv"])
+def test_edited_table_is_refused_and_mended(data, out, table):
+    prepare(data, out, [32])
+    before = hashes(out)
+    text = (out / table).read_text()
+    (out / table).write_text(text.replace("train", "test", 1) if table == "split.csv" else text + "\n")
+    with pytest.raises(PneumoError, match=f"{table} was changed"):
+        load_prepared(out)
+    (out / table).unlink()
+    with pytest.raises(PneumoError, match=f"{table} cannot be read"):
+        load_prepared(out)
+    prepare(data, out, [32])
+    assert hashes(out) == before
+
+
+def test_edited_manifest_is_refused(data, out):
+    prepare(data, out, [32])
+    manifest = json.loads((out / "manifest.json").read_text())
+    image_id = next(iter(manifest["pixels"]))
+    for change in ({"pixels": {**manifest["pixels"], image_id: "0" * 64}}, {"split_sha256": "0" * 64}):
+        (out / "manifest.json").write_text(json.dumps({**manifest, **change}))
+        with pytest.raises(PneumoError, match="its hashes do not fit"):
+            load_prepared(out)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"), [("{", "not JSON"), ("[]", "not of format 1"), ('{"format": 2}', "not of format 1"),
+                          ('{"format": 1}', "lacks the hashes")]
+)  # fmt: skip
+def test_manifests_that_are_none(data, out, content, part):
+    prepare(data, out, [32])
+    (out / "manifest.json").write_text(content)
+    with pytest.raises(PneumoError, match=part):
+        load_prepared(out)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "part"),
+    [("sizes", None, "lacks the sizes"), ("sizes", ["32"], "lacks the sizes"), ("vanished", [], "lacks what it says")],
+)
+def test_a_manifest_that_lost_an_entry_is_refused(data, out, key, value, part):
+    prepare(data, out, [32])
+    manifest = json.loads((out / "manifest.json").read_text()) | {key: value}
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(PneumoError, match=part):
+        load_prepared(out)
+
+
+def test_damaged_manifest_is_mended(data, out):
+    prepare(data, out, [32])
+    before = hashes(out)
+    (out / "manifest.json").write_text("{")
+    prepare(data, out, [32])
+    assert hashes(out) == before
+
+
+def test_split_that_leaks_is_refused_even_with_fitting_hashes(data, out, monkeypatch):
+    real = preparation.make_plan.__globals__["make_split"]
+
+    def leaking(cases, seed=0):
+        split = real(cases, seed)
+        return split.assign(patient_id="everyone")
+
+    monkeypatch.setattr("keras_pneumo.data.prepared.manifest.make_split", leaking)
+    prepare(data, out, [32])
+    with pytest.raises(PneumoError, match="more than one subset"):
+        load_prepared(out)
+
+
+def test_other_labels_images_patients_or_seed_are_refused(data, out):
+    prepare(data, out, [32])
+    before = hashes(out)
+    labels = (data / "train-rle.csv").read_bytes()
+    ids = sorted(read_labels(data / "train-rle.csv").images)
+    table = write_labels(data.parent / "who.csv", [(i, i) for i in ids], header=("ImageId", "patient_id"))
+    for wish, part in [({"seed": 1}, "the seed differ"), ({"patients": table}, "the patient table differ")]:
+        with pytest.raises(PneumoError, match=part) as error:
+            prepare(data, out, [32], **wish)
+        assert "--out" in str(error.value)
+    (data / "train-rle.csv").write_bytes(labels + b"\n")
+    with pytest.raises(PneumoError, match="the labels differ"):
+        prepare(data, out, [32])
+    (data / "train-rle.csv").write_bytes(labels)
+    write_png(data / "png" / "one more.png", radiograph(99))
+    with pytest.raises(PneumoError, match="the images differ"):
+        prepare(data, out, [32])
+    assert hashes(out) == before
+
+
+def test_size_that_was_not_prepared(data, out):
+    prepare(data, out, [32])
+    with pytest.raises(PneumoError, match=r"no images of 64 pixels, only 32.*--size 64"):
+        verify_files(load_prepared(out), 64)
+    with pytest.raises(PneumoError, match="has no image x"):
+        verify_files(load_prepared(out), 32, ["x"])
+
+
+# -- faults ------------------------------------------------------------------------------------------------------------
+
+
+def test_bad_files_are_set_aside_each_with_its_reason(data, out):
+    bad = data / "bad"
+    bad.mkdir()
+    (bad / "empty.dcm").write_bytes(b"")
+    (bad / "text.dcm").write_bytes(b"hello")
+    whole = write_dicom(bad / "cut.dcm", radiograph(1), uid="cut").read_bytes()
+    (bad / "cut.dcm").write_bytes(whole[: len(whole) // 2])
+    write_dicom(bad / "huge.dcm", radiograph(1), uid="9.1", Rows=60000, Columns=60000)
+    write_dicom(bad / "colour.dcm", radiograph(1), uid="9.2", PhotometricInterpretation="RGB")
+    write_png(bad / "wide.png", radiograph(1)[:32])
+    write_png(bad / "small.png", radiograph(1, 40))
+    names = ["9.1", "9.2", "wide", "small", "cut", "text", "empty"]
+    with (data / "train-rle.csv").open("a") as stream:
+        stream.writelines(f"{name},-1\n" for name in names)
+    summary = prepare(data, out, [64])
+    assert summary.images == 12
+    for file, part in {
+        "bad/empty.dcm": "empty", "bad/text.dcm": "no DICOM file", "bad/cut.dcm": "bytes of pixels where",
+        "bad/huge.dcm": "60000 rows", "bad/colour.dcm": "RGB", "bad/wide.png": "32 rows and 64 columns",
+        "bad/small.png": "side of 40 pixels",
+    }.items():  # fmt: skip
+        assert part in set_aside(out, file)
+    assert summary.set_aside == len(quarantine(out)) == load_prepared(out).manifest["counts"]["set_aside"]
+    assert prepare(data, out, [64]).rendered == 0  # what failed is known, and not tried again
+
+
+def test_bad_label_rows_are_set_aside_with_file_and_row(data, out):
+    text = (data / "train-rle.csv").read_text().splitlines()
+    text[3] = text[3].split(",")[0] + ",5 -3"
+    (data / "train-rle.csv").write_text("\n".join(text) + "\n")
+    image_id = text[3].split(",")[0]
+    summary = prepare(data, out, [32])
+    table = quarantine(out)
+    row = table[table["row"] == 4].iloc[0]
+    assert (row["file"], "length -3" in row["reason"], image_id in row["reason"]) == ("train-rle.csv", True, True)
+    assert "(row 4) cannot be used" in set_aside(out, next(data.rglob(f"{image_id}.*")).relative_to(data).as_posix())
+    assert summary.images == 11
+
+
+def test_same_image_twice(data, out):
+    original = sorted(data.rglob("*.dcm"))[0]
+    (data / "z").mkdir()
+    shutil.copy(original, data / "z" / "again.dcm")
+    summary = prepare(data, out, [32])
+    assert summary.images == 12
+    assert any("z/again.dcm is a copy of" in note for note in summary.notes)
+    assert summary.set_aside == 0
+
+
+def test_same_uid_on_different_images(data, out):
+    original = sorted(data.rglob("*.dcm"))[0]
+    write_dicom(data / "z" / "other.dcm", radiograph(77), uid=original.stem)
+    summary = prepare(data, out, [32])
+    assert summary.images == 11
+    assert "different files" in set_aside(out, "z/other.dcm")
+    assert "z/other.dcm" in set_aside(out, original.relative_to(data).as_posix())
+
+
+def test_image_without_label_and_label_without_image(data, out):
+    write_png(data / "nobody.png", radiograph(5))
+    with (data / "train-rle.csv").open("a") as stream:
+        stream.write("nothing,5 3\n")
+    summary = prepare(data, out, [32])
+    assert "no row of train-rle.csv names it" in set_aside(out, "nobody.png")
+    assert "no file for image nothing" in set_aside(out, "train-rle.csv")
+    assert quarantine(out).set_index("file").loc["train-rle.csv", "row"] == 20
+    assert summary.set_aside == 2
+
+
+def test_second_stage_files_go_by_their_name(tmp_path, out):
+    folder = tmp_path / "data"
+    rows = [(f"ID_{number}", block(number) if number % 2 else "-1") for number in range(10)]
+    for number in range(10):
+        write_dicom(folder / f"ID_{number}.dcm", radiograph(number), uid=f"1.2.3.{number}")
+    write_labels(folder / "stage_2_train.csv", rows)
+    assert prepare(folder, out, [32]).images == 10
+    assert set(load_prepared(out).cases["image_id"]) == {f"ID_{number}" for number in range(10)}
+
+
+@pytest.mark.parametrize("uid", ["../../escaped", "a/b", ".hidden", "x" * 200, "nul\0l", "line\nbreak"])
+def test_uid_that_would_leave_the_folder_is_refused(data, out, uid):
+    save(dicom(radiograph(1), uid), data / "evil.dcm")
+    prepare(data, out, [32])
+    assert set(quarantine(out)["file"]) == {"evil.dcm"}
+    assert not list(out.parent.rglob("*escaped*"))
+
+
+def test_names_with_spaces_and_other_letters(tmp_path, out):
+    folder = tmp_path / "Aufnahmen für später"
+    ids = [f"plicní snímek č. {number}" for number in range(10)]
+    for number, image_id in enumerate(ids):
+        write_png(folder / "sub folder" / f"{image_id}.png", radiograph(number))
+    write_labels(folder / "train-rle.csv", [(i, block(n) if n % 2 else "-1") for n, i in enumerate(ids)])
+    assert prepare(folder, out / "výstup x", [32]).images == 10
+    verify_files(load_prepared(out / "výstup x"), 32)
+    assert sorted(load_prepared(out / "výstup x").cases["image_id"]) == sorted(ids)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_utf8_are_set_aside(data, out):
+    odd = os.fsdecode(b"caf\xe9")
+    write_png(data / "png" / f"{odd}.png", radiograph(99))
+    (data / f"mask {odd}").mkdir()
+    write_dicom(data / odd / "1.2.276.99.5.dcm", radiograph(98))
+    assert prepare(data, out, [32]).images == 12
+    assert "cannot be the name of a file" in set_aside(out, "png/caf\\udce9.png")
+    assert "no row of" in set_aside(out, "caf\\udce9/1.2.276.99.5.dcm")
+    assert [name for _, name in find_files([data / "png"]) if "caf" in name] == ["caf\\udce9.png"]
+
+
+def test_missing_decoder_is_said_once_before_any_work(data, out, monkeypatch):
+    monkeypatch.setitem(decoders.DECODERS, "1.2.840.10008.1.2.4.50", ("gdcm", "python-gdcm"))
+    with pytest.raises(PneumoError, match=r"4 are stored as JPEG Baseline.*pip install python-gdcm"):
+        prepare(data, out, [32])
+    assert not list(out.glob("images_*"))
+
+
+def test_nothing_usable(tmp_path, out):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PneumoError, match="no DICOM, PNG or JPEG file"):
+        prepare(tmp_path / "empty", out, [32])
+    (tmp_path / "empty" / "a.dcm").write_bytes(b"rubbish")
+    write_labels(tmp_path / "empty" / "train-rle.csv", [("a", "-1")])
+    with pytest.raises(PneumoError, match=r"None of the 1 files .* no DICOM file"):
+        prepare(tmp_path / "empty", out, [32])
+
+
+def test_images_without_any_label_file(data, out):
+    (data / "train-rle.csv").unlink()
+    with pytest.raises(PneumoError, match=r"No label csv .*--labels"):
+        prepare(data, out, [32])
+
+
+def test_nothing_that_can_be_decoded(data, out):
+    with pytest.raises(PneumoError, match="None of the 12 labelled images can be prepared: its side of 64"):
+        prepare(data, out, [128])
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [31], [1025], [256, 2048], [-5]])
+def test_sizes_out_of_range(data, out, sizes):
+    with pytest.raises(PneumoError, match="between 32 and 1024"):
+        prepare(data, out, sizes)
+    assert not out.exists()
+
+
+def test_too_few_images_are_said_before_any_decoding(tmp_path, out):
+    write_siim(tmp_path / "data", count=4)
+    with pytest.raises(PneumoError, match="4 images of 4 patients: 2 positive"):
+        prepare(tmp_path / "data", out, [32])
+    assert not list(out.glob("images_*"))
+
+
+def test_two_runs_in_one_folder(data, out):
+    out.mkdir()
+    with folder_lock(out), pytest.raises(PneumoError, match="Another run is working"):
+        prepare(data, out, [32])
+    assert prepare(data, out, [32]).images == 12
+
+
+def test_folder_with_other_files_is_left_alone(data, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("...")
+    with pytest.raises(PneumoError, match="holds other files"):
+        prepare(data, tmp_path / "thesis", [32])
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.txt"]
+    with pytest.raises(PneumoError, match="is a file"):
+        prepare(data, tmp_path / "thesis" / "chapter.txt", [32])
+
+
+@pytest.mark.parametrize(("name", "text"), [("cases.csv", "case,verdict\n"), ("manifest.json", '{"format": 3}')])
+def test_a_name_that_a_strangers_folder_shares_with_ours_does_not_make_it_ours(data, out, name, text):
+    theirs = {name: text, "film.mkv.part": "half a film", "thesis.txt": "..."}
+    out.mkdir()
+    for one, content in theirs.items():
+        (out / one).write_text(content)
+    before = hashes(out)
+    with pytest.raises(PneumoError, match="holds other files"):
+        prepare(data, out, [32])
+    assert hashes(out) == before
+
+
+def test_a_note_beside_a_prepared_folder_stays_and_harms_nothing(data, out):
+    prepare(data, out, [32])
+    (out / "notes.txt").write_text("mine")
+    (out / "contact_sheet.png").write_text("")
+    assert prepare(data, out, [32]).rendered == 0
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.skipif(is_root, reason="root may write everywhere")
+def test_no_right_to_write(data, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o555)
+    with pytest.raises(PneumoError, match="Permission denied"):
+        prepare(data, tmp_path / "closed" / "out", [32])
+
+
+def test_no_right_to_write_is_one_sentence(data, out, monkeypatch):
+    def denied(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkstemp", denied)
+    with pytest.raises(PneumoError, match=r"Cannot write .* Permission denied. Give yourself the right"):
+        prepare(data, out, [32])
+
+
+def test_read_only_data_folder_is_enough(data, out):
+    for path in [*data.rglob("*"), data]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = hashes(data)
+    try:
+        assert prepare(data, out, [32]).images == 12
+    finally:
+        for path in [data, *data.rglob("*")]:
+            path.chmod(0o755)
+    assert hashes(data) == before
+
+
+def test_full_disk_ends_the_run_and_loses_nothing(data, out, monkeypatch):
+    prepare(data, out, [64])
+    before = hashes(out)
+    real, left = os.replace, [8]
+
+    def full(self, target):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(PneumoError, match=r"images_32|masks_32.*No space left on device. Free some space"):
+            prepare(data, out, [32])
+    after = hashes(out)
+    assert {name: after[name] for name in before} == before
+    assert not [name for name in after if name.endswith(".part")]
+    verify_files(load_prepared(out), 64)
+    assert 0 < prepare(data, out, [32]).rendered < 12
+
+
+def test_file_that_kills_its_process_costs_that_file_alone(data, out, monkeypatch):
+    # Spawned workers import the function by its name, so the fatal one lives in a module of the tests.
+    import fatal_render
+
+    victim = sorted(path.name for path in data.rglob("*.dcm"))[2]
+    monkeypatch.setenv("FATAL_FILE", victim)
+    monkeypatch.setattr(preparation, "render", fatal_render.render)
+    summary = prepare(data, out, [32], workers=2)
+    assert summary.images == 11
+    assert "ends the program" in quarantine(out)["reason"].iloc[0]
+    assert victim in quarantine(out)["file"].iloc[0]
+
+
+# -- the real radiographs ----------------------------------------------------------------------------------------------
+
+
+@needs_real
+def test_real_radiographs(out):
+    patients = REAL / "siim_tables" / "nih_id.csv"
+    summary = prepare(REAL / "siim_mini", out, [128, 256], patients=patients)
+    assert (summary.images, summary.positive, summary.patients) == (88, 40, 78)
+    table = quarantine(out)
+    assert set(table["file"]) == {"monochrome1_example.dcm", "monochrome2_twin_of_example.dcm"}
+    assert table["reason"].str.contains("6904").all()
+    prepared = load_prepared(out)
+    verify_files(prepared, 256)
+    assert prepared.manifest["source"]["labels"]["file"] == "train-rle.csv"
+    assert prepared.manifest["decoder"] == {"1.2.840.10008.1.2.4.50": "pillow"}
+    assert prepared.manifest["vanished_masks"] == {"128": 1, "256": 0}
+
+
+def test_the_folder_with_a_split_is_found_among_others(tmp_path):
+    for name, manifest in (
+        ("a_broken", "{"),
+        ("b_other", '{"format": 1, "split_sha256": "eee", "sizes": [64]}'),
+        ("c_smaller", '{"format": 1, "split_sha256": "abc", "sizes": [64]}'),
+        ("d_right", '{"format": 1, "split_sha256": "abc", "sizes": [64, 128]}'),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(manifest)
+    assert find_prepared(tmp_path, "abc", [64]) == tmp_path / "c_smaller"
+    assert find_prepared(tmp_path, "abc", [128, 64]) == tmp_path / "d_right"
+    assert find_prepared(tmp_path / "b_other", "abc", [64]) == tmp_path / "b_other"  # what is named is taken
+    with pytest.raises(PneumoError, match=r"none with the split fff.*b_other has the split eee.*PREPARED="):
+        find_prepared(tmp_path, "fff", [64])
+    with pytest.raises(PneumoError, match=r"images of 256 pixels.*c_smaller lacks a size"):
+        find_prepared(tmp_path, "abc", [256])
+    with pytest.raises(PneumoError, match="holds none"):
+        find_prepared(tmp_path / "nowhere", "abc", [64])

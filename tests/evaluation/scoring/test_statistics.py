@@ -1,0 +1,280 @@
+"""Intervals and tests, against scipy, statsmodels, the papers' definitions written out, and published values."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.scoring import metrics
+from keras_pneumo.evaluation.scoring.masks import dice_parts, overlap
+from keras_pneumo.evaluation.scoring.scores import make_sheet, point_scores, replicate_scores, scores
+from keras_pneumo.evaluation.scoring.statistics import (
+    bca_interval,
+    bca_p,
+    delong,
+    delong_test,
+    exact_interval,
+    holm,
+    leave_one_out,
+    mcnemar,
+    permutation_test,
+    resample_patients,
+)
+
+
+def cohort(n=120, patients=40, seed=0, teams=2):
+    rng = np.random.default_rng(seed)
+    truth = rng.random(n) < 0.3
+    truth[:2] = [True, False]
+    score = np.round(rng.normal(size=(teams, n)) + 1.2 * truth, 1)  # rounded, so that there are ties
+    probability = (score - score.min()) / (score.max() - score.min())
+    return truth, probability, rng.integers(0, patients, n)
+
+
+def naive_delong(truth, scores_, clusters):
+    """DeLong 1988 and Obuchowski 1997 as printed: every pair looked at, no ranks."""
+    first = scores_[:, truth][:, :, None]
+    second = scores_[:, ~truth][:, None, :]
+    kernel = (first > second) + 0.5 * (first == second)
+    areas = kernel.mean(axis=(1, 2))
+    x, y = kernel.mean(axis=2), kernel.mean(axis=1)
+    m, n = x.shape[1], y.shape[1]
+    names = np.unique(clusters)
+    sx = np.stack([(x[:, clusters[truth] == c] - areas[:, None]).sum(axis=1) for c in names], axis=1)
+    sy = np.stack([(y[:, clusters[~truth] == c] - areas[:, None]).sum(axis=1) for c in names], axis=1)
+    i10 = len(set(clusters[truth]))
+    i01 = len(set(clusters[~truth]))
+    i = len(names)
+    s10 = i10 / ((i10 - 1) * m) * sx @ sx.T
+    s01 = i01 / ((i01 - 1) * n) * sy @ sy.T
+    s11 = i / (i - 1) * sx @ sy.T
+    return areas, s10 / m + s01 / n + (s11 + s11.T) / (m * n)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("clustered", [False, True])
+def test_delong_is_its_definition(seed, clustered):
+    truth, probability, patients = cohort(seed=seed, teams=3)
+    clusters = patients if clustered else np.arange(len(truth))
+    areas, covariance = delong(truth, probability, clusters if clustered else None)
+    wanted_areas, wanted = naive_delong(truth, probability, clusters)
+    np.testing.assert_allclose(areas, wanted_areas)
+    np.testing.assert_allclose(covariance, wanted, atol=1e-15)
+    assert areas[0] == pytest.approx(metrics.auroc(truth, probability[0]))
+    assert areas[0] == pytest.approx(
+        stats.mannwhitneyu(probability[0][truth], probability[0][~truth]).statistic / truth.sum() / (~truth).sum()
+    )
+
+
+def test_delong_equals_r():
+    """R 4.2.2, pROC 1.18.0: roc.test(method = "delong", paired = TRUE), var and cov, on data given by formula."""
+    i = np.arange(80)
+    truth = (i * 7 + 3) % 10 < 3
+    first = ((i * 37 + 11) % 101) / 101 * 0.6 + truth * 0.25
+    second = np.round(((i * 53 + 29) % 97) / 97 * 0.7 + truth * 0.2, 1)
+    areas, covariance = delong(truth, np.stack([first, second]))
+    np.testing.assert_allclose(areas, [0.829613095238, 0.760044642857], atol=1e-12)
+    wanted = [[0.002268666906, 0.000347450229], [0.000347450229, 0.003163265175]]
+    np.testing.assert_allclose(covariance, wanted, atol=1e-12)
+    test = delong_test(truth, first, second)
+    assert test.difference / test.error == pytest.approx(1.010785958570, abs=1e-9)
+    assert test.p == pytest.approx(0.312118885023, abs=1e-9)
+
+
+def test_delong_and_bootstrap_agree_on_the_error():
+    truth, probability, patients = cohort(n=600, patients=200, seed=4)
+    codes = np.unique(patients, return_inverse=True)[1]
+    sheets = [make_sheet(truth, codes, p) for p in probability]
+    drawn = replicate_scores(sheets, resample_patients(codes.max() + 1, 4000, 0))
+    gap = drawn[0]["auroc"] - drawn[1]["auroc"]
+    test = delong_test(truth, probability[0], probability[1], patients)
+    assert gap.std() == pytest.approx(test.error, rel=0.08)
+    assert test.difference == pytest.approx(metrics.auroc(truth, probability[0]) - metrics.auroc(truth, probability[1]))
+
+
+def test_delong_edges():
+    truth, probability, _ = cohort()
+    assert delong_test(truth, probability[0], probability[0]).p == 1.0
+    assert delong_test(truth, probability[0], probability[0] ** 2).p == 1.0  # the same ranking
+    areas, covariance = delong(np.ones(3, bool), np.zeros((1, 3)))
+    assert np.isnan(areas).all()
+    assert np.isnan(covariance).all()
+    one_positive = np.array([True, False, False])
+    assert np.isnan(delong_test(one_positive, np.array([0.9, 0.1, 0.2]), np.array([0.1, 0.2, 0.3])).p)
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_mcnemar_equals_statsmodels(only_first, only_second, both):
+    n = only_first + only_second + both
+    first = np.array([True] * only_first + [False] * only_second + [True] * both, bool)
+    second = np.array([False] * only_first + [True] * only_second + [True] * both, bool)
+    found = mcnemar(first, second)
+    if n:
+        assert found.difference == pytest.approx((only_first - only_second) / n)
+    wanted = reference_mcnemar([[both, only_first], [only_second, 0]], exact=True).pvalue if n - both else 1.0
+    assert found.p == pytest.approx(min(1.0, wanted))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+@settings(max_examples=30, deadline=None)
+def test_holm_equals_statsmodels(p):
+    np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1])
+
+
+def test_mcnemar_published_example():
+    """Approval ratings of Agresti (1990), 10.1: 150 and 86 changed their mind; p from R's binom.test(86, 236)."""
+    before = np.array([True] * 794 + [True] * 150 + [False] * 86 + [False] * 570)
+    after = np.array([True] * 794 + [False] * 150 + [True] * 86 + [False] * 570)
+    found = mcnemar(before, after)
+    assert found.difference == pytest.approx((150 - 86) / 1600)
+    assert found.p == pytest.approx(3.71593613957e-05, rel=1e-9)
+
+
+def test_holm_equals_r_and_leaves_missing_tests_out():
+    """R 4.2.2: p.adjust(..., "holm")."""
+    np.testing.assert_allclose(holm([0.01, 0.02, 0.03, 0.04, 0.05]), [0.05, 0.08, 0.09, 0.09, 0.09])
+    given_p = [0.01, 0.0005, 0.03, 0.2, 0.012, 0.9]
+    np.testing.assert_allclose(holm(given_p), [0.05, 0.003, 0.09, 0.4, 0.05, 0.9])
+    np.testing.assert_allclose(holm([0.01, np.nan, 0.04]), [0.02, np.nan, 0.04])
+
+
+def test_resampling_draws_whole_patients_and_repeats_by_seed():
+    blocks = list(resample_patients(7, 25, seed=3, block=10))
+    assert [block.shape for block in blocks] == [(10, 7), (10, 7), (5, 7)]
+    together = np.concatenate(blocks)
+    assert (together.sum(axis=1) == 7).all()
+    np.testing.assert_array_equal(together, np.concatenate(list(resample_patients(7, 25, seed=3, block=4))))
+    assert (together != np.concatenate(list(resample_patients(7, 25, seed=4)))).any()
+    with pytest.raises(PneumoError, match="no patient"):
+        next(resample_patients(0, 1, 0))
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_weighted_scores_are_the_scores_of_repeated_images(seed):
+    """A resample by counts equals really copying each patient's images, for every score at once."""
+    from keras_pneumo.data.labels import rle
+
+    rng = np.random.default_rng(seed)
+    n, patients = 24, 9
+    truth = rng.random(n) < 0.4
+    probability = rng.integers(0, 8, n) / 8
+    codes = np.unique(rng.integers(0, patients, n), return_inverse=True)[1]
+    texts = np.where(truth, "0 20", "-1")
+    answer = rng.choice(["-1", "0 10", "15 9", "0 20"], n)
+    masks = overlap([rle.runs_of(t) for t in texts], [rle.runs_of(t) for t in answer])
+    sheet = make_sheet(truth, codes, probability, probability >= 0.5, masks, common_sensitivity=0.7)
+    counts = rng.integers(0, 3, codes.max() + 1)
+    if counts[codes].sum() == 0:
+        return
+    found = scores(sheet, counts[None])
+    chosen = np.repeat(np.arange(n), counts[codes])
+    t, p = truth[chosen], probability[chosen]
+    wanted = metrics.rates(metrics.confusion(t, p >= 0.5)) | {
+        "auroc": metrics.auroc(t, p),
+        "auprc": metrics.auprc(t, p),
+        "brier": metrics.brier(t, p),
+        "calibration_error": metrics.calibration_error(t, p),
+        **dice_parts(masks.iloc[chosen].reset_index(drop=True)),
+    }
+    curve = metrics.threshold_curve(t, p)
+    reached = curve.sensitivity.to_numpy() >= 0.7 - 1e-12
+    common = curve.specificity[np.argmax(reached)] if t.any() else np.nan
+    wanted["specificity_at_common"] = common
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name][0], value, atol=1e-12, err_msg=name)
+
+
+def test_bootstrap_interval_equals_scipy_for_single_images():
+    """With a patient per image, the BCa interval of a mean is scipy's, up to the draws."""
+    truth, probability, _ = cohort(n=300)
+    sheet = make_sheet(truth, np.arange(300), probability[0])
+    drawn = replicate_scores([sheet], resample_patients(300, 10_000, 1))[0]
+    left_out = replicate_scores([sheet], leave_one_out(300))[0]
+    ours = bca_interval(drawn["brier"], point_scores(sheet)["brier"], left_out["brier"])
+    errors = (probability[0] - truth) ** 2
+    theirs = stats.bootstrap((errors,), np.mean, n_resamples=10_000, method="BCa", rng=2).confidence_interval
+    width = theirs.high - theirs.low
+    assert abs(ours.low - theirs.low) < 0.05 * width
+    assert abs(ours.high - theirs.high) < 0.05 * width
+    assert point_scores(sheet)["brier"] == pytest.approx(errors.mean())
+
+
+def test_jackknife_leaves_each_patient_out_once():
+    blocks = list(leave_one_out(7, block=3))
+    assert [block.shape for block in blocks] == [(3, 7), (3, 7), (1, 7)]
+    np.testing.assert_array_equal(np.concatenate(blocks), 1 - np.eye(7))
+
+
+def test_clustering_widens_the_interval():
+    """Every image twice under one patient: the interval is that of half the images, not a narrower one."""
+    truth, probability, _ = cohort(n=80)
+    single = make_sheet(truth, np.arange(80), probability[0])
+    doubled = make_sheet(np.repeat(truth, 2), np.repeat(np.arange(80), 2), np.repeat(probability[0], 2))
+    first, second = replicate_scores([single, doubled], resample_patients(80, 500, 0))
+    np.testing.assert_allclose(first["auroc"], second["auroc"])
+
+
+def test_intervals_at_the_edges():
+    even = np.arange(-50.0, 51.0)
+    assert bca_interval(even, 0.0, even) == pytest.approx((-47.5, 47.5))  # no bias, no skew: the percentiles
+    assert bca_interval(np.ones(99), 1.0, np.ones(9)) == (1, 1)
+    for replicates, point in ((np.array([np.nan, np.nan, 1.0]), 1.0), (even, np.nan), (np.empty(0), 1.0)):
+        low, high = bca_interval(replicates, point, even)
+        assert np.isnan(low)
+        assert np.isnan(high)
+    low, high = exact_interval(15, 15)
+    assert low == pytest.approx(0.025 ** (1 / 15))  # Clopper and Pearson's closed form for all of n
+    assert high == 1
+    assert exact_interval(7, 33) == pytest.approx((0.0898042445427, 0.389080919674))  # R: binom.test(7, 33)
+    assert np.isnan(exact_interval(0, 0).low)
+
+
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=4), st.integers(0, 5))
+@settings(max_examples=30, deadline=None)
+def test_permutation_equals_scipy(values, shift):
+    first = np.array(values) / 10 + shift / 10
+    second = np.array(values[::-1]) / 10 + np.arange(len(values)) / 50
+    found = permutation_test(first, second)
+    wanted = stats.permutation_test(
+        (first, second), lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis), vectorized=True, n_resamples=np.inf
+    )
+    assert found.difference == pytest.approx(wanted.statistic)
+    assert found.p == pytest.approx(wanted.pvalue)
+
+
+def test_permutation_of_three_seeds_cannot_fall_under_a_tenth():
+    found = permutation_test(np.array([0.9, 0.91, 0.92]), np.array([0.5, 0.51, 0.52]))
+    assert found.p == pytest.approx(0.1)
+
+
+def test_permutation_of_many_seeds_is_drawn_and_repeats():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(0.3, 1, 20), rng.normal(0, 1, 20)
+    found = permutation_test(first, second)
+    assert found.p == permutation_test(first, second).p
+    wanted = stats.ttest_ind(first, second).pvalue  # the permutation test's large-sample limit
+    assert found.p == pytest.approx(wanted, abs=0.02)
+
+
+def test_p_agrees_with_the_interval():
+    rng = np.random.default_rng(3)
+    for shift in np.linspace(-3, 3, 13):
+        values = rng.gamma(2, size=40) - 2 + shift / 5
+        drawn = np.array([rng.choice(values, 40).mean() for _ in range(2000)])
+        left_out = (values.sum() - values) / 39
+        interval = bca_interval(drawn, values.mean(), left_out)
+        p = bca_p(drawn, values.mean(), left_out)
+        assert (p < 0.05) == (interval.low > 0 or interval.high < 0)
+        touching = bca_interval(drawn, values.mean(), left_out, level=1 - p)
+        assert min(abs(touching.low), abs(touching.high)) < 0.02 or p < 0.002
+    even = np.arange(-50.0, 51.0)
+    assert bca_p(even, 0.0, even) == pytest.approx(1)
+    assert bca_p(np.zeros(99), 0.0, np.zeros(9)) == pytest.approx(1)
+    assert 0 < bca_p(np.full(999, 0.3), 0.3, np.zeros(9)) < 0.01
+    assert np.isnan(bca_p(np.array([np.nan]), 0.0, even))

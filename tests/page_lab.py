@@ -1,0 +1,62 @@
+"""The page of the detector, served and asked by a test."""
+
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+
+from known_detector import known_detector
+
+from keras_pneumo.detector.detect import find_files
+from keras_pneumo.models.classifier import build_classifier
+from keras_pneumo.viewer.decoding import Decoder
+from keras_pneumo.viewer.guard import Keys, cookie_name
+from keras_pneumo.viewer.reader import Reader
+from keras_pneumo.viewer.readings import Readings
+from keras_pneumo.viewer.server import listen, make_app, make_server
+
+
+class Page:
+    """A served page: its address, its folder's files, its csv."""
+
+    def __init__(self, folder, readings):
+        self.place = listen(0)
+        self.port = self.place.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.files = find_files([folder])
+        self.readings = Readings(readings)
+        self.reader = Reader(known_detector(classifier_model=build_classifier("resnet18")), Decoder())
+        self.keys = Keys()
+        app = make_app(self.reader, self.files, self.readings, self.port, self.keys)
+        self.server = make_server(app, self.reader)
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.place]}, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        deadline = time.monotonic() + 30
+        while not self.server.started:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return self
+
+    def __exit__(self, *_):
+        self.server.should_exit = True
+        self.thread.join(10)
+        self.reader.decoder.close()
+
+    def ask(self, path, data=None, **headers):
+        """Status, headers and text of an answer; headers are given with _ for -."""
+        given = {"Cookie": f"{cookie_name(self.port)}={self.keys.cookie}"}
+        given |= {"Origin": self.address} if data is not None else {}
+        given |= {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(self.address + path, data, given)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, dict(answer.headers), answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, dict(error.headers), error.read().decode()
+
+    def json(self, path, data=None, **headers):
+        status, _, text = self.ask(path, data, **headers)
+        return status, json.loads(text)

@@ -1,0 +1,126 @@
+"""Work in several processes: every item once, bounded hand-out, and no process left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from keras_pneumo.storage.workers import available_cores, collect, work_through
+
+
+def twice(number):
+    return 2 * number
+
+
+def die_on_seven(number):
+    if number in (7, 8):
+        os._exit(1)
+    return number
+
+
+def never_end_on_seven(number):
+    if number == 7:
+        time.sleep(600)
+    return number
+
+
+def where(_):
+    return os.getpid()
+
+
+def refuse_three(number):
+    if number == 3:
+        raise ValueError("three")
+    return number
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_item_comes_back_once(workers):
+    assert sorted(work_through(twice, list(range(30)), workers)) == [(number, 2 * number) for number in range(30)]
+
+
+def test_results_keep_the_items_order():
+    assert collect(twice, range(30), 2) == [2 * number for number in range(30)]
+    assert collect(twice, []) == []
+
+
+def test_items_that_kill_their_process_come_back_empty():
+    results = dict(work_through(die_on_seven, list(range(20)), 2))
+    assert results == {number: None if number in (7, 8) else number for number in range(20)}
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_a_single_worker_can_be_a_process_of_its_own(workers):
+    assert dict(work_through(where, [0], workers)) == {0: os.getpid()}
+    assert dict(work_through(where, [0], workers, apart=True)) != {0: os.getpid()}
+    results = dict(work_through(die_on_seven, [6, 7, 9], workers, apart=True))
+    assert results == {6: 6, 7: None, 9: 9}
+
+
+def test_a_process_that_reads_does_not_wait_for_tensorflow():
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    script = "import keras_pneumo.data.radiographs.reading, sys; print('tensorflow' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["False"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_item_that_never_ends_comes_back_empty(workers):
+    results = dict(work_through(never_end_on_seven, list(range(12)), workers, apart=True, seconds=15))
+    assert results == {number: None if number == 7 else number for number in range(12)}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_ends_the_work(workers):
+    with pytest.raises(ValueError, match="three"):
+        list(work_through(refuse_three, list(range(30)), workers))
+
+
+def test_there_is_at_least_one_core():
+    assert available_cores() >= 1
+
+
+ORPHANS = """
+import multiprocessing, os, signal, sys, time
+from keras_pneumo.storage.workers import work_through
+if __name__ == "__main__":
+    for done in work_through(time.sleep, [0.01] * 2 + [600] * 4, 2):
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def alive(pid):
+    """Whether a process runs; one that has ended but was not yet waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to look at processes")
+def test_workers_end_with_a_killed_parent(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(ORPHANS)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, script],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2
+    for _ in range(600):  # a minute; without the watch they would sleep for ten
+        if not any(alive(pid) for pid in pids):
+            break
+        time.sleep(0.1)
+    assert not any(alive(pid) for pid in pids)

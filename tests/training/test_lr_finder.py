@@ -1,0 +1,89 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from keras_pneumo.config import CLASSIFIER, NO_AUGMENTATION
+from keras_pneumo.data.batches.images import Source
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.training.lr_finder import HIGH, LOW, find_rate, suggest
+
+
+def test_the_rate_lies_two_thirds_down_the_valley():
+    rates = np.geomspace(1e-6, 1, 7)
+    falling = np.array([1.0, 1.0, 0.9, 0.7, 0.4, 0.3, 5.0])
+    # The longest fall runs from index 1 (the later of two equal starts does not matter) to 5.
+    assert suggest(rates, falling) in (rates[2], rates[3])
+
+
+def test_one_steep_step_does_not_decide():
+    rates = np.geomspace(1e-6, 1, 10)
+    losses = np.array([3.0, 3.0, 1.0, 3.0, 2.9, 2.8, 2.7, 2.6, 9.0, 9.0])
+    assert rates[4] <= suggest(rates, losses) <= rates[7]
+
+
+def test_a_loss_that_only_rises_still_gives_one_of_the_rates():
+    rates = np.geomspace(1e-6, 1, 5)
+    assert suggest(rates, np.arange(5.0)) in rates
+
+
+def separable(n=32):
+    """Bright images are positive: any working training learns this."""
+    labels = np.arange(n) % 2
+    pixels = np.where(labels[:, None, None, None] == 1, 200, 50) * np.ones((1, 32, 32, 1))
+    return Source(tuple(map(str, range(n))), labels, 32, ("",) * n, ("",) * n, pixels.astype(np.uint8), None)
+
+
+def test_it_searches_a_small_network_and_draws_its_plot(tmp_path):
+    import keras
+
+    keras.utils.set_random_seed(0)
+    pixels = keras.Input((32, 32, 1))
+    features = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, activation="relu")(pixels))
+    model = keras.Model(pixels, keras.layers.Dense(1)(features))
+    experiment = CLASSIFIER.replace(global_batch_size=8, augmentation=NO_AUGMENTATION, weights="random")
+    told = []
+    found = find_rate(model, experiment, separable(), 40, lambda done, total: told.append((done, total)))
+    assert LOW <= found.suggested <= HIGH
+    assert found.smoothed.min() < found.smoothed[0] - 0.01, "some rate must have lowered the loss"
+    assert len(found.rates) == len(found.losses) == len(found.smoothed) >= 10
+    assert told[0] == (8, 320)
+    assert found.fall > 0.01
+    assert found.suggested in found.rates[len(found.rates) // 10 : -5], "neither the unsteady start nor the divergence"
+    found.save(tmp_path)
+    table = pd.read_csv(tmp_path / "learning_rates.csv")
+    np.testing.assert_allclose(table["learning_rate"], found.rates)
+    assert (tmp_path / "learning_rates.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_each_loss_is_the_steps_own_not_a_running_mean():
+    """A spike in one batch must not linger in later losses."""
+    import keras
+
+    class Scripted(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.bias = self.add_weight(shape=(1,), initializer="zeros")
+
+        def call(self, images):
+            return 5.0 * images[:, :1, 0, 0] + 0.0 * self.bias
+
+    labels = np.zeros(24, int)
+    pixels = np.zeros((24, 32, 32, 1), np.uint8)
+    pixels[5] = 255
+    source = Source(tuple(map(str, range(24))), labels, 32, ("",) * 24, ("",) * 24, pixels, None)
+    experiment = CLASSIFIER.replace(global_batch_size=2, augmentation=NO_AUGMENTATION, weights="random")
+    found = find_rate(Scripted(), experiment, source, 12)
+    spikes = found.losses > 1
+    assert spikes.sum() == 1
+    np.testing.assert_allclose(found.losses[~spikes], np.log(2), rtol=1e-4)
+
+
+def test_a_loss_that_is_never_finite_is_refused():
+    import keras
+
+    pixels = keras.Input((32, 32, 1))
+    model = keras.Model(pixels, keras.layers.Dense(1)(keras.layers.Flatten()(pixels)))
+    model.set_weights([np.full((1024, 1), np.nan), np.zeros(1)])
+    experiment = CLASSIFIER.replace(global_batch_size=8, augmentation=NO_AUGMENTATION, weights="random")
+    with pytest.raises(PneumoError, match="at 0 rates"):
+        find_rate(model, experiment, separable(), 20)

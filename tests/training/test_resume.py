@@ -1,0 +1,243 @@
+"""A training that is gone on with is the one that was begun: its average, its origin, its slices, its signals."""
+
+import json
+import os
+import shutil
+import signal
+from types import SimpleNamespace
+
+import crash_lab
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+from safetensors.numpy import load_file
+
+from keras_pneumo.data.prepared.folder import load_prepared
+from keras_pneumo.errors import PneumoError, Stopped
+from keras_pneumo.inference.run import read_run
+from keras_pneumo.training import fit, memory
+from keras_pneumo.training import step as slices
+from keras_pneumo.training.checkpoints import Checkpoint
+from keras_pneumo.training.fit import Manner, train
+from keras_pneumo.training.interrupt import Interruption
+from keras_pneumo.training.place import find_folds_place, is_free, is_trained
+from keras_pneumo.training.work import Work
+
+pytestmark = pytest.mark.usefixtures("tiny_network")
+
+BRIEF = crash_lab.SHORT.replace(frozen_epochs=1, epochs=2, swa_epochs=0, top_k=1)
+
+
+@pytest.fixture
+def prepared(prepared_folder):
+    return load_prepared(prepared_folder)
+
+
+def begin(prepared, folder, experiment=BRIEF, signal_after=0, number=signal.SIGTERM, **options):
+    """Train, or go on; with ``signal_after`` a signal comes in that epoch's validation."""
+    folder.mkdir(exist_ok=True)
+    said = []
+
+    def on_epoch(row):
+        if row.epoch == signal_after:
+            os.kill(os.getpid(), number)
+
+    train(experiment, prepared, folder, on_epoch=on_epoch, manner=Manner(resume=True, tell=said.append), **options)
+    return said
+
+
+def same_weights(one, other):
+    first, second = (load_file(folder / "best.safetensors") for folder in (one, other))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+def record_of(folder):
+    return json.loads((folder / "experiment.json").read_text())
+
+
+@pytest.mark.parametrize("frozen_batchnorm", [True, False])
+def test_stopped_after_the_last_phase_the_average_is_that_of_an_unbroken_run(tmp_path, prepared, frozen_batchnorm):
+    experiment = BRIEF.replace(swa_epochs=2, frozen_batchnorm=frozen_batchnorm)
+    begin(prepared, tmp_path / "whole", experiment)
+    with pytest.raises(Stopped):
+        begin(prepared, tmp_path / "broken", experiment, signal_after=3)
+    begin(prepared, tmp_path / "broken", experiment)
+    same_weights(tmp_path / "whole", tmp_path / "broken")
+    columns = ["epoch", "phase", "loss", "validation_loss", "validation_auroc"]
+    logs = [pd.read_csv(tmp_path / name / "log.csv")[columns] for name in ("whole", "broken")]
+    pd.testing.assert_frame_equal(*logs, check_exact=True)
+    assert logs[0]["phase"].tolist()[-1] == "average"
+
+
+@pytest.fixture
+def origins(tmp_path, prepared):
+    """Two runs of the same network; the record of the first says that it began from others' weights."""
+    for name, seed in (("first", 1), ("second", 2)):
+        begin(prepared, tmp_path / name, BRIEF.replace(name=name, seed=seed, frozen_epochs=0, epochs=1))
+    path = tmp_path / "first/experiment.json"
+    path.write_text(json.dumps(record_of(path.parent) | {"start_from": {"pretraining": "ImageNet-1k, CheXpert"}}))
+    return read_run(tmp_path / "first"), read_run(tmp_path / "second")
+
+
+def test_where_the_weights_came_from_outlives_a_start_that_does_not_say_it(tmp_path, prepared, origins):
+    first, second = origins
+    out = tmp_path / "run"
+    with pytest.raises(Stopped):
+        begin(prepared, out, signal_after=2, start_from=first)
+    before = record_of(out)["start_from"]
+    assert (before["name"], read_run(out).pretraining) == ("first", "ImageNet-1k, CheXpert")
+    with pytest.raises(PneumoError, match="began from other weights, those of first, not from second's"):
+        begin(prepared, out, start_from=second)
+    with pytest.raises(Stopped):
+        begin(prepared, out, signal_after=3, start_from=first)
+    begin(prepared, out)
+    assert record_of(out)["start_from"] == before
+    assert "best_epoch" in record_of(out)
+    assert read_run(out).pretraining == "ImageNet-1k, CheXpert"
+
+
+def test_an_origin_that_nothing_knows_of_is_refused_and_a_missing_one_asked_for(tmp_path, prepared, origins):
+    first, _ = origins
+    out = tmp_path / "run"
+    with pytest.raises(Stopped):
+        begin(prepared, out, signal_after=1)
+    with pytest.raises(PneumoError, match="began from its own first weights, not from first's"):
+        begin(prepared, out, start_from=first)
+    with pytest.raises(Stopped):
+        begin(prepared, tmp_path / "other", signal_after=1, start_from=first)
+    for folder in (tmp_path / "other/checkpoints").iterdir():
+        shutil.rmtree(folder)
+    with pytest.raises(PneumoError, match="start from the weights of first and has no checkpoint yet"):
+        begin(prepared, tmp_path / "other")
+
+
+def test_a_record_that_an_earlier_version_robbed_of_its_origin_takes_it_again(tmp_path, prepared, origins):
+    first, _ = origins
+    out = tmp_path / "run"
+    with pytest.raises(Stopped):
+        begin(prepared, out, signal_after=2, start_from=first)
+    record = record_of(out)
+    origin = record.pop("start_from")
+    (out / "experiment.json").write_text(json.dumps(record))
+    begin(prepared, out, start_from=first)
+    assert record_of(out)["start_from"] == origin
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize("moment", ["estimate_statistics", "draw_curves"])
+def test_a_signal_after_the_last_step_ends_a_training_that_is_done(
+    monkeypatch, tmp_path, prepared, moment, number, code
+):
+    out, work = tmp_path / "run", getattr(fit, moment)
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), number)
+        return work(*arguments)
+
+    monkeypatch.setattr(fit, moment, signalled)
+    with pytest.raises(Stopped, match="the training is done") as caught:
+        begin(prepared, out, BRIEF.replace(swa_epochs=1))
+    assert caught.value.exit_code == code
+    assert is_trained(out)
+    assert is_free(out)
+    assert pd.read_csv(out / "log.csv")["phase"].tolist()[-1] == "average"
+
+
+def test_a_signal_to_another_worker_after_the_last_step_ends_this_one_too():
+    asked = []
+    engine = SimpleNamespace(largest=lambda value: asked.append(value) or 1, workers=2, worker=0)
+    with pytest.raises(Stopped, match="A signal to another worker came after the last step") as caught:
+        fit._stop_if_asked(Interruption(), engine)
+    assert (asked, caught.value.exit_code) == ([0], 75)
+
+
+def steps_taken(monkeypatch, fits=100):
+    """The slices of each step; ``fits`` images fit into memory."""
+    take, found = slices.Network.take_step, []
+
+    def step(self, data):
+        if -(-len(data[0]) // self.slices) > fits:
+            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+        found.append(self.slices)
+        return take(self, data)
+
+    monkeypatch.setattr(slices.Network, "take_step", step)
+    return found
+
+
+BATCHNORM = "BatchNorm learns from each slice's statistics, so the weights differ from those of whole batches."
+
+
+def test_what_was_found_meanwhile_changes_nothing_for_a_training_that_goes_on(monkeypatch, tmp_path, prepared):
+    """Neither where it was broken with whole batches, nor where it was broken with slices."""
+    taken = steps_taken(monkeypatch)
+    said = begin(prepared, tmp_path / "whole")
+    assert not any("slices" in one for one in said)
+    assert record_of(tmp_path / "whole")["slices"] == 1
+    with pytest.raises(Stopped):
+        begin(prepared, tmp_path / "broken", signal_after=2)
+    memory.remember(BRIEF, 2)
+    begin(prepared, tmp_path / "broken")
+    assert set(taken) == {1}
+    same_weights(tmp_path / "whole", tmp_path / "broken")
+
+    taken.clear()
+    (said,) = begin(prepared, tmp_path / "sliced")
+    assert said == f"2 images are taken at once, in 4 slices, as was found to fit on this device. {BATCHNORM}"
+    assert record_of(tmp_path / "sliced")["slices"] == 4
+    with pytest.raises(Stopped):
+        begin(prepared, tmp_path / "other", signal_after=2)
+    memory.remember(BRIEF, 8)
+    said = begin(prepared, tmp_path / "other")
+    assert f"2 images are taken at once, in 4 slices, as this training began. {BATCHNORM}" in said
+    assert set(taken) == {4}
+    same_weights(tmp_path / "sliced", tmp_path / "other")
+    first, second = (load_file(tmp_path / name / "best.safetensors") for name in ("whole", "sliced"))
+    assert any(np.abs(value - second[name]).max() > 1e-4 for name, value in first.items()), "which is why"
+
+
+def test_memory_that_runs_out_counts_also_when_going_on(monkeypatch, tmp_path, prepared):
+    with pytest.raises(Stopped):
+        begin(prepared, tmp_path / "run", signal_after=2)
+    taken = steps_taken(monkeypatch, fits=4)
+    said = begin(prepared, tmp_path / "run")
+    wanted = "Out of memory: 4 images are taken at once from now on, in 2 slices, with the same effective batch. "
+    assert wanted + BATCHNORM in said
+    assert set(taken) == {2}
+    assert record_of(tmp_path / "run")["slices"] == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "note", "wanted"),
+    [
+        ({}, None, 0),  # of an earlier version
+        ({"slices": 2, "replicas": 1}, None, 2),
+        ({"slices": 2, "replicas": 4}, None, 0),  # the parts of a batch are others
+        ({"slices": 2, "replicas": 1}, (4, 1), 4),  # a worker ran out of memory since
+        ({"slices": 2, "replicas": 1}, (4, 2), 2),
+    ],
+)
+def test_the_slices_of_a_checkpoint(tmp_path, state, note, wanted):
+    if note:
+        memory.need(tmp_path, *note)
+    engine = SimpleNamespace(replicas=1, largest=lambda value: value)
+    work = SimpleNamespace(manner=SimpleNamespace(engine=engine), folder=tmp_path)
+    assert Work.kept_slices(work, Checkpoint(tmp_path, {}, state)) == wanted
+    assert Work.kept_slices(work, None) == 0
+
+
+def test_folds_killed_before_the_first_record_are_begun_again(tmp_path, prepared):
+    out, folds = tmp_path / "folds", [0, 1]
+    assert find_folds_place(out, BRIEF, prepared, folds, False) == out
+    (out / "fold_0").mkdir()
+    (out / "fold_0/.lock").touch()
+    (out / "fold_0/.experiment.json.abc.part").write_text("{")
+    assert find_folds_place(out, BRIEF, prepared, folds, False) == out
+    with pytest.raises(PneumoError, match="no unfinished training of all folds"):
+        find_folds_place(out, BRIEF, prepared, folds, True)
+    (out / "notes.txt").touch()
+    with pytest.raises(PneumoError, match="is not empty"):
+        find_folds_place(out, BRIEF, prepared, folds, False)

@@ -1,0 +1,392 @@
+"""The page in headless Chromium: a real DICOM file is dropped, looked at, judged; a hostile one gets a sentence."""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from known_detector import dice, expected_mask
+
+pytest.importorskip("uvicorn", reason="the page (extra view) is not installed")
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from page_lab import Page  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402 - what is absent is said above
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+from keras_pneumo.viewer.decoding import decode_bytes  # noqa: E402
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[3] / "shared")) / "siim_mini" / "dicom"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no Chromium with its chromedriver here"),
+]
+FLAGS = [
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--window-size=1400,900"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+
+
+class Browser:
+    """Chromium on a served page."""
+
+    def __init__(self, page, profile):
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        for flag in [*FLAGS, f"--user-data-dir={profile}"]:
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+        self.page = page
+        self.driver.get(f"{page.address}/?token={page.keys.once}")
+        self.until("return document.body.dataset.ready === 'yes'")
+
+    def run(self, script, *arguments):
+        return self.driver.execute_script(script, *arguments)
+
+    def until(self, script, seconds=60):
+        WebDriverWait(self.driver, seconds, 0.1).until(lambda _: self.run(script))
+
+    def text(self, name):
+        return self.driver.find_element(By.ID, name).text
+
+    def press(self, *keys):
+        self.driver.find_element(By.TAG_NAME, "body").send_keys(*keys)
+
+    def drop(self, *paths, wait=True):
+        """Drop files from outside onto the film, as a person does, and ``wait`` for the answer to the first."""
+        before = self.run(
+            "document.getElementById('busy').hidden = true; return document.getElementById('place').textContent"
+        )
+        data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "dragOver", "drop"):
+            event = {"type": kind, "x": 400, "y": 400, "data": data}
+            self.driver.execute_cdp_cmd("Input.dispatchDragEvent", event)
+            time.sleep(0.3)  # the page must have said that it takes files before they are let go
+        self.until(f"return document.getElementById('place').textContent !== {json.dumps(before)}")
+        if wait:
+            self.until("return document.getElementById('busy').hidden")
+
+    def wait_for(self, place):
+        """Until the radiograph at this place, such as ``2 of 3``, is shown."""
+        self.until(
+            f"return document.getElementById('place').textContent === {json.dumps(place)}"
+            " && document.getElementById('busy').hidden"
+        )
+
+    def pressed(self, verdict):
+        """Whether this verdict's button is."""
+        button = f"document.querySelector('[data-verdict={verdict}]')"
+        return self.run(f"return {button}.getAttribute('aria-pressed')") == "true"
+
+    def pixels(self):
+        """The radiograph as it is drawn, uint8 (side, side)."""
+        values = self.run(
+            "const c = document.getElementById('grey');"
+            "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+            "return Array.from({length: c.width * c.height / 16}, (_, i) => d[64 * i]);"
+        )
+        return np.array(values, np.uint8)  # every 16th pixel
+
+    def inside(self):
+        """Whether points of a 64x64 lattice lie inside the outline."""
+        values = self.run(
+            "const s = document.getElementById('outline'), p = s.querySelector('.line'), found = [];"
+            "for (let y = 8; y < 1024; y += 16) for (let x = 8; x < 1024; x += 16) {"
+            "const q = s.createSVGPoint(); q.x = x; q.y = y; found.push(p.isPointInFill(q)); } return found;"
+        )
+        return np.array(values, bool).reshape(64, 64)
+
+    def faults(self):
+        """What the page's console complained of, less the refusals that are answers."""
+        log = self.driver.get_log("browser")
+        severe = [one["message"] for one in log if one["level"] == "SEVERE"]
+        return [message for message in severe if "Failed to load resource" not in message]
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory, phantoms):
+    folder = tmp_path_factory.mktemp("films")
+    for path in sorted(phantoms.rglob("*.dcm"))[:2]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def browser(films, tmp_path):
+    with Page(films, tmp_path / "readings.csv") as page:
+        found = Browser(page, tmp_path / "profile")
+        yield found
+        found.driver.quit()
+
+
+def check_shown(browser, path, tmp_path):
+    """What is on the page is that file: its pixels, the outline of its bright parts, one over the other."""
+    dataset = pydicom.dcmread(path)
+    pixels = dataset.pixel_array
+    pixels = 255 - pixels if dataset.PhotometricInterpretation == "MONOCHROME1" else pixels
+    shown = browser.pixels().astype(int)
+    decoded = decode_bytes(path.read_bytes(), path.name).image
+    np.testing.assert_array_equal(shown, decoded.ravel()[::16], "what the detector sees is what is drawn")
+    assert np.abs(shown - pixels.ravel()[::16].astype(int)).max() <= 1  # pydicom's JPEG decoder rounds otherwise
+    expected = expected_mask(pixels)[8::16, 8::16]
+    inside = browser.inside()
+    right = dice(inside, expected)
+    assert right > 0.95
+    for wrong in (inside[:, ::-1], inside[::-1], inside.T):
+        assert dice(wrong, expected) < right - 0.02
+    boxes = [
+        browser.run(f"const b = document.querySelector('{one}').getBoundingClientRect(); return [b.x, b.y, b.width]")
+        for one in ("#grey", "#heat", "#outline")
+    ]
+    np.testing.assert_allclose(boxes[1:], [boxes[0]] * 2, atol=0.5)
+    browser.driver.save_screenshot(str(tmp_path / "shot.png"))
+    picture = cv2.imread(str(tmp_path / "shot.png"))
+    x, y, side = (round(one) for one in boxes[0])
+    film = picture[max(y, 0) : y + side, x : x + side]
+    grey = film.mean(axis=2)
+    plain = np.ptp(film, axis=2) < 8  # neither the outline nor its rim's mixture with it
+    small = cv2.resize(pixels, (grey.shape[1], grey.shape[0]), interpolation=cv2.INTER_AREA)
+    assert np.corrcoef(grey[plain], small[plain])[0, 1] > 0.95, "the screenshot shows that radiograph"
+    assert (np.ptp(film, axis=2) > 60).mean() > 0.002, "and an outline in colour"
+
+
+def test_a_dropped_dicom_is_shown_judged_and_kept(browser, films, tmp_path):
+    browser.until("return document.body.dataset.shown")
+    check_shown(browser, browser.page.files[0][0], tmp_path)
+    outside = tmp_path / "dropped.dcm"
+    outside.write_bytes(browser.page.files[1][0].read_bytes())
+    browser.drop(outside)
+    assert browser.text("place") == "3 of 3"
+    assert browser.text("name") == "dropped.dcm"
+    assert "yes" in browser.text("word")
+    assert "10 of 40" in browser.text("evidence")
+    assert "Probability 0.800 (the classifier's); yes from 0.500." in browser.text("numbers")
+    assert "The probability is the classifier's" in browser.text("heat-note")
+    assert "about 25 would be wrong" in browser.text("hundred")
+    assert len(browser.driver.find_elements(By.CSS_SELECTOR, "#dots .wrong")) == 25
+    check_shown(browser, outside, tmp_path)
+    browser.press("d")
+    WebDriverWait(browser.driver, 30).until(lambda _: browser.pressed("disagree"))
+    browser.press(Keys.ARROW_LEFT)
+    browser.until(
+        "return document.getElementById('place').textContent === '2 of 3' && document.getElementById('busy').hidden"
+    )
+    # The same bytes, so the verdict stands already; the other film is judged with a click.
+    assert (
+        browser.run("return document.querySelector('[data-verdict=disagree]').getAttribute('aria-pressed')") == "true"
+    )
+    browser.press(Keys.ARROW_LEFT)
+    browser.until(
+        "return document.getElementById('place').textContent === '1 of 3' && document.getElementById('busy').hidden"
+    )
+    browser.driver.find_element(By.CSS_SELECTOR, "[data-verdict=agree]").click()
+    browser.until("return document.getElementById('agreement').textContent.startsWith('All 3 read')")
+    assert "agree on 1 of 2" in browser.text("agreement")
+    table = pd.read_csv(tmp_path / "readings.csv")
+    assert sorted(table["verdict"]) == ["agree", "disagree"]
+    asked = browser.run("return performance.getEntriesByType('resource').map((one) => one.name)")
+    assert all(name.startswith((browser.page.address, "data:")) for name in asked), asked
+    assert browser.faults() == []
+
+
+def hash_of(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def held(monkeypatch, place, name, when=lambda *_: True):
+    """Hold the calls of a method that ``when`` says to, until the event that is returned is set."""
+    let_go, real = threading.Event(), getattr(place, name)
+
+    def wait(*given):
+        if when(*given):
+            assert let_go.wait(60)
+        return real(*given)
+
+    monkeypatch.setattr(place, name, wait)
+    return let_go
+
+
+def test_a_verdict_waits_for_the_radiograph_that_it_is_on(browser, tmp_path, monkeypatch):
+    browser.until("return document.body.dataset.shown")
+    let_go = held(monkeypatch, browser.page.reader, "read", lambda _, name: name == "slow.dcm")
+    slow = tmp_path / "slow.dcm"
+    slow.write_bytes(browser.page.files[1][0].read_bytes() + b"\0\0")  # bytes that nobody has read yet
+    browser.drop(slow, wait=False)
+    assert browser.text("busy") == "Reading …"
+    buttons = browser.driver.find_elements(By.CSS_SELECTOR, "[data-verdict]")
+    assert not any(button.is_enabled() for button in buttons), "there is nothing to judge yet"
+    browser.press("a")
+    time.sleep(1)  # what is sent by mistake arrives in that time
+    assert browser.page.readings.verdicts(browser.page.reader.detector.version) == {}
+    let_go.set()
+    browser.wait_for("3 of 3")
+    assert not any(browser.pressed(verdict) for verdict in ("agree", "disagree", "unsure"))
+    browser.press("d")
+    WebDriverWait(browser.driver, 30).until(lambda _: browser.pressed("disagree"))
+    (row,) = pd.read_csv(tmp_path / "readings.csv").to_dict("records")
+    assert (row["file"], row["image_sha256"]) == ("slow.dcm", hash_of(slow))
+
+
+def test_a_verdict_that_is_kept_late_is_not_shown_on_another_radiograph(browser, tmp_path, monkeypatch):
+    browser.until("return document.body.dataset.shown")
+    let_go = held(monkeypatch, browser.page.readings, "add")
+    browser.press("a")
+    browser.press(Keys.ARROW_RIGHT)
+    browser.wait_for("2 of 2")
+    let_go.set()
+    browser.until("return document.getElementById('agreement').textContent.startsWith('1 of 2 read')")
+    assert not browser.pressed("agree")
+    browser.press("d")
+    browser.until("return document.getElementById('agreement').textContent.startsWith('All 2 read')")
+    assert browser.pressed("disagree")
+    table = pd.read_csv(tmp_path / "readings.csv")
+    assert table["file"].tolist() == [name for _, name in browser.page.files]
+    assert table["image_sha256"].tolist() == [hash_of(path) for path, _ in browser.page.files]
+    assert table["verdict"].tolist() == ["agree", "disagree"]
+    let_go.clear()
+    browser.press("u")
+    bad = tmp_path / "bad.dcm"
+    bad.write_bytes(b"no radiograph")
+    browser.drop(bad)
+    let_go.set()
+    browser.until("return document.getElementById('agreement').textContent.includes('1 unsure')")
+    assert browser.text("fault").startswith("bad.dcm cannot be shown"), "nothing else went wrong"
+    browser.press(Keys.ARROW_LEFT)
+    browser.wait_for("2 of 3")
+    assert browser.pressed("unsure")
+
+
+def test_every_grey_value_is_shown_as_it_is(browser, tmp_path):
+    browser.until("return document.body.dataset.shown")
+    ramp = np.repeat(np.arange(4096) % 256, 16).astype(np.uint8).reshape(256, 256)  # every 16th pixel has all 256
+    cv2.imwrite(str(tmp_path / "ramp.png"), ramp)
+    browser.drop(tmp_path / "ramp.png")
+    assert browser.text("name") == "ramp.png"
+    assert browser.text("state").startswith("W 256 L 128")
+    np.testing.assert_array_equal(browser.pixels(), np.arange(4096) % 256)
+    browser.press("i")
+    np.testing.assert_array_equal(browser.pixels(), 255 - np.arange(4096) % 256)
+    browser.press("i")
+    slide = "const s = document.getElementById(arguments[0]); s.value = arguments[1]; s.oninput()"
+    for window, level in ((101, 150), (8, 0), (512, 256)):
+        browser.run(slide, "window", window)
+        browser.run(slide, "level", level)
+        exact = ((np.arange(256) - (level - 0.5)) / (window - 1) + 0.5) * 255  # PS3.3 C.11.2.1.2.1
+        np.testing.assert_allclose(browser.pixels()[:256], np.clip(exact, 0, 255), atol=0.5 + 1e-9)
+    browser.press("r")
+    np.testing.assert_array_equal(browser.pixels(), np.arange(4096) % 256)
+
+
+def test_the_page_can_be_loaded_again(browser):
+    browser.until("return document.body.dataset.shown")
+    assert browser.driver.current_url == browser.page.address + "/", "without its token"
+    assert browser.run("return document.cookie") == "", "no script can read it"
+    browser.run("delete document.body.dataset.shown")
+    browser.driver.refresh()
+    browser.until("return document.body.dataset.shown")
+    assert browser.faults() == []
+
+
+def test_keys_and_sliders_change_what_is_seen(browser):
+    browser.until("return document.body.dataset.shown")
+    plain = browser.pixels().astype(int)
+    browser.press("i")
+    np.testing.assert_array_equal(browser.pixels(), 255 - plain)
+    browser.press("i", "w", "w", "w")
+    narrow = browser.pixels().astype(int)
+    assert narrow.std() > plain.std()
+    browser.press("r")
+    np.testing.assert_array_equal(browser.pixels(), plain)
+    browser.press("L")
+    assert browser.pixels().mean() < plain.mean(), "a higher level is darker"
+    side = "return document.getElementById('grey').getBoundingClientRect().width"
+    before = browser.run(side)
+    browser.press("+")
+    assert browser.run(side) == pytest.approx(before * 1.25, rel=0.01)
+    browser.press("0")
+    assert browser.run(side) == pytest.approx(before, rel=0.01)
+    browser.press("o")
+    assert browser.run("return getComputedStyle(document.getElementById('outline')).opacity") == "0"
+    browser.press("m")  # the segmenter's map, which is sure of bright places
+    width, strongest = browser.run(
+        "const c = document.getElementById('heat');"
+        "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+        "let most = 0; for (let i = 3; i < d.length; i += 4) most = Math.max(most, d[i]); return [c.width, most];"
+    )
+    assert (width, strongest > 200) == (512, True)
+    browser.run("const w = document.getElementById('window'); w.value = 60; w.dispatchEvent(new Event('input'));")
+    assert "W 60" in browser.text("state")
+    browser.run("const p = document.getElementById('prevalence'); p.value = 2; p.dispatchEvent(new Event('input'));")
+    wrong = (1 - 152 / 162) * 0.98 / ((1 - 152 / 162) * 0.98 + 30 / 38 * 0.02)
+    assert f"about {round(100 * wrong)} would be wrong" in browser.text("hundred")
+    browser.press("?")
+    assert browser.driver.find_element(By.ID, "keys").is_displayed()
+    browser.press(Keys.ESCAPE)
+    assert browser.faults() == []
+
+
+def test_a_hostile_file_gets_a_sentence_and_the_page_goes_on(browser, tmp_path):
+    browser.until("return document.body.dataset.shown")
+    hostile = tmp_path / "<img src=x onerror=document.title='owned'>.dcm"
+    hostile.write_bytes(b"\0" * 128 + b"DICM" + bytes(range(256)) * 4)
+    browser.drop(hostile)
+    said = browser.text("fault")
+    assert said.startswith("<img src=x")
+    assert "cannot be shown" in said
+    assert "owned" not in browser.driver.title
+    assert not browser.run("return document.body.dataset.shown"), "no answer stands beside it"
+    assert not browser.driver.find_element(By.ID, "answer").is_displayed()
+    liar = pydicom.dcmread(browser.page.files[0][0])
+    liar.Rows = 60000
+    liar.save_as(tmp_path / "liar.dcm")
+    browser.drop(tmp_path / "liar.dcm")
+    assert browser.text("fault").startswith("liar.dcm cannot be shown")
+    good = tmp_path / "good.dcm"
+    good.write_bytes(browser.page.files[0][0].read_bytes())
+    browser.drop(good)
+    assert browser.text("name") == "good.dcm"
+    assert not browser.driver.find_element(By.ID, "fault").is_displayed()
+    assert browser.faults() == []
+
+
+def test_a_folder_or_a_file_that_is_gone_gets_a_true_sentence(browser, tmp_path):
+    browser.until("return document.body.dataset.shown")
+    (tmp_path / "a folder").mkdir()
+    browser.drop(tmp_path / "a folder")
+    assert browser.text("fault").startswith("a folder cannot be read. It is a folder, or")
+    gone = tmp_path / "gone.dcm"
+    gone.write_bytes(browser.page.files[0][0].read_bytes())
+    browser.drop(gone)
+    assert browser.text("name") == "gone.dcm"
+    gone.unlink()
+    browser.press(Keys.ARROW_LEFT)
+    browser.wait_for("3 of 4")
+    browser.press(Keys.ARROW_RIGHT)
+    browser.wait_for("4 of 4")
+    assert browser.text("fault").startswith("gone.dcm cannot be read.")
+    browser.press(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+    browser.wait_for("2 of 4")
+    assert browser.text("fault") == ""
+    assert browser.faults() == []
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real DICOM files are not here")
+def test_a_real_file_dropped_is_shown_right(browser, tmp_path):
+    browser.until("return document.body.dataset.shown")
+    path = sorted(REAL.glob("*.dcm"))[0]
+    browser.drop(path)
+    assert browser.text("name") == path.name
+    check_shown(browser, path, tmp_path)
+    for name in ("PatientName", "PatientID"):
+        value = str(pydicom.dcmread(path, stop_before_pixels=True).get(name))
+        assert value not in browser.driver.page_source

@@ -1,0 +1,56 @@
+"""Several workers of one training as processes on 127.0.0.1."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+LAB = Path(__file__).parent / "replica_lab.py"
+
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def tf_config(ports, index):
+    workers = [f"127.0.0.1:{port}" for port in ports]
+    return json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
+
+
+def environment_of(cluster=None, **more):
+    """What a process sees that is alone, or worker ``cluster``, (ports, number)."""
+    found = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "TF_CONFIG"))}
+    if cluster is not None:
+        found["TF_CONFIG"] = tf_config(*cluster)
+    return found | {"PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "2", **more}
+
+
+def begin(prepared, folder, out, cluster=None, **options):
+    """A process of replica_lab.py; ``cluster`` is (ports, number)."""
+    own = {"KERAS_PNEUMO_CACHE": f"{folder}-host{cluster[1]}"} if cluster else {}  # each on a host of its own
+    environment = environment_of(cluster, **own)
+    return subprocess.Popen(
+        [sys.executable, str(LAB), str(prepared), str(folder), str(out), json.dumps(options)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+
+
+def end(*processes, code=0, timeout=240):
+    said = []
+    for process in processes:
+        try:
+            said.append(process.communicate(timeout=timeout)[1])
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        assert process.returncode == code, said[-1][-3000:]
+    return said
