@@ -19,10 +19,10 @@ from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.preprocessing import Normalise
 from keras_pneumo.training import checkpoints, fit, loop, start
-from keras_pneumo.training.callbacks import Every
+from keras_pneumo.training.callbacks import CheckpointInterval
 from keras_pneumo.training.distributed.strategy import start_engine
-from keras_pneumo.training.fit import Manner, train
-from keras_pneumo.training.work import Work
+from keras_pneumo.training.fit import TrainingOptions, train
+from keras_pneumo.training.work import Trainer
 
 SHORT = CLASSIFIER.replace(
     name="short", encoder="resnet18", weights="random", image_size=64, frozen_epochs=2, epochs=4, global_batch_size=8,
@@ -61,7 +61,7 @@ def slow_saves(seconds):
 
 MOMENTS = {
     "half a record": (Path, "replace"),
-    "events": (Work, "new_average"),
+    "events": (Trainer, "new_average"),
     "validation": (fit, "make_judge"),
     "first network": (loop, "learner"),
 }
@@ -77,7 +77,7 @@ def work(prepared, folder, experiment, **manner):
     """Train with the tiny network, on from what ``folder`` holds."""
     start.build = tiny
     folder.mkdir(exist_ok=True)
-    return train(experiment, load_prepared(prepared), folder, manner=Manner(resume=True, **manner))
+    return train(experiment, load_prepared(prepared), folder, manner=TrainingOptions(resume=True, **manner))
 
 
 def child(command):
@@ -97,7 +97,9 @@ def child(command):
     folder = Path(command["folder"])
     folder.mkdir(exist_ok=True)
     experiment = {"short": SHORT, "long": LONG}[command["experiment"]].replace(**command.get("changes", {}))
-    manner = Manner(start_engine("one"), Every.parse(command.get("every", "1steps")), command.get("resume", True))
+    manner = TrainingOptions(
+        start_engine("one"), CheckpointInterval.parse(command.get("every", "1steps")), command.get("resume", True)
+    )
     try:
         train(experiment, load_prepared(Path(command["prepared"])), folder, progress=first, manner=manner)
     except PneumoError as fault:

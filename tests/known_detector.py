@@ -12,8 +12,8 @@ import numpy as np
 from keras_pneumo.config import CLASSIFIER, SEGMENTER
 from keras_pneumo.detector.calibration import Calibration
 from keras_pneumo.detector.detector import Counts, Detector
-from keras_pneumo.inference.postprocess import Rule
-from keras_pneumo.inference.run import FORMAT, Run, versions
+from keras_pneumo.inference.postprocess import PostprocessingParameters
+from keras_pneumo.inference.run import FORMAT, RunFolder, versions
 
 BRIGHT = 0.45
 
@@ -41,15 +41,15 @@ def known_detector(size=128, probability=0.8, top=0.5, classifier_model=None):
     A ``classifier_model`` of one's own has heat maps; it is calibrated to always say ``probability`` too.
     """
     record = {"format": FORMAT, "versions": versions()}
-    classifier = Run(Path(), CLASSIFIER.replace(name="sure", image_size=size), record)
-    segmenter = Run(Path(), SEGMENTER.replace(name="bright", image_size=size), record)
+    classifier = RunFolder(Path(), CLASSIFIER.replace(name="sure", image_size=size), record)
+    segmenter = RunFolder(Path(), SEGMENTER.replace(name="bright", image_size=size), record)
     return Detector(
         folder=Path(),
         name="bright",
         version="0.1.0+test",
         classifiers=[(classifier, [classifier_model or constant_model(probability)])],
         segmenters=[(segmenter, [bright_model()])],
-        rule=Rule(min(top, 1.0), 1 if top <= 1 else 2**30, 0.5),
+        rule=PostprocessingParameters(min(top, 1.0), 1 if top <= 1 else 2**30, 0.5),
         outline_area=1,
         calibration=Calibration("isotonic", knots=((0.0, probability), (1.0, probability))),
         probability_source="classifier",

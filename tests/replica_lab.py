@@ -17,9 +17,9 @@ import tensorflow as tf
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training import fit, loop, start
 from keras_pneumo.training import step as slices
-from keras_pneumo.training.callbacks import Every
+from keras_pneumo.training.callbacks import CheckpointInterval
 from keras_pneumo.training.distributed.strategy import start_engine
-from keras_pneumo.training.fit import Manner
+from keras_pneumo.training.fit import TrainingOptions
 
 
 def main():
@@ -56,8 +56,12 @@ def main():
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     try:
         engine = start_engine(given["strategy"], given.get("replicas"), given.get("wait", 60), say)
-        manner = Manner(
-            engine, Every.parse(given.get("every", "10min")), resume=True, tell=say, auto_batch="poor_trial" in given
+        manner = TrainingOptions(
+            engine,
+            CheckpointInterval.parse(given.get("every", "10min")),
+            resume=True,
+            tell=say,
+            auto_batch="poor_trial" in given,
         )
         Path(folder).mkdir(exist_ok=True)
         fit.train(experiment, crash_lab.load_prepared(Path(prepared)), Path(folder), manner=manner)

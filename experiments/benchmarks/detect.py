@@ -23,10 +23,10 @@ from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.detector.calibration import Calibration
 from keras_pneumo.detector.detect import BATCH, caption, detect, find_files
 from keras_pneumo.detector.detector import Counts, Detector
-from keras_pneumo.detector.overlay import mask_on, overlay, png_of
+from keras_pneumo.detector.overlay import mask_on, overlay_mask, png_of
 from keras_pneumo.inference.export import on_onnx
-from keras_pneumo.inference.postprocess import Rule
-from keras_pneumo.inference.run import FORMAT, Run, build, versions
+from keras_pneumo.inference.postprocess import PostprocessingParameters
+from keras_pneumo.inference.run import FORMAT, RunFolder, build, versions
 from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
 from keras_pneumo.storage.workers import available_cores
 
@@ -35,13 +35,14 @@ def random_detector(size: int, flips: bool, engine: str) -> Detector:
     """The default classifier and segmenter, untrained; whatever the maps say, something is outlined."""
     record = {"format": FORMAT, "versions": versions()}
     changes = {"image_size": size, "weights": "random", "flip_averaging": flips}
-    runs = [Run(Path(), base.replace(**changes), record) for base in (CLASSIFIER, SEGMENTER)]
+    runs = [RunFolder(Path(), base.replace(**changes), record) for base in (CLASSIFIER, SEGMENTER)]
     members: list[Any] = [[(run, [build(run.experiment)])] for run in runs]
     if engine == "onnx":
         members = [[(run, [on_onnx(model, run.experiment)]) for run, (model,) in part] for part in members]
     return Detector(
         folder=Path(), name="random", version="0", classifiers=members[0], segmenters=members[1],
-        rule=Rule(0.0, 1, 0.0), outline_area=1, calibration=Calibration("none"), probability_source="classifier",
+        rule=PostprocessingParameters(0.0, 1, 0.0), outline_area=1,
+        calibration=Calibration("none"), probability_source="classifier",
         threshold=0.5, counts=Counts(2, 2, 1, 0, 0, 1), record={},
     )  # fmt: skip
 
@@ -72,7 +73,7 @@ def main() -> None:
             seconds["predict"] = time.perf_counter() - start
             start = time.perf_counter()
             for number, (image, answer) in enumerate(zip(images, answers, strict=True)):
-                picture = overlay(image, mask_on(answer.mask, image.shape[0]), caption(detector, answer))
+                picture = overlay_mask(image, mask_on(answer.mask, image.shape[0]), caption(detector, answer))
                 (folder / f"{number}.png").write_bytes(png_of(picture))
             seconds["write"] = time.perf_counter() - start
             start = time.perf_counter()

@@ -13,7 +13,7 @@ from keras_pneumo.data.prepared.folder import is_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
 
 if TYPE_CHECKING:
-    from keras_pneumo.inference.run import Run
+    from keras_pneumo.inference.run import RunFolder
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -89,12 +89,12 @@ def explain_command(
 
 
 def _explain_prepared(
-    run: Run,
+    run: RunFolder,
     data: Path,
     out_folder: Path | None,
     settled: tuple[str | None, int | None],
     subset: str,
-    segmenter: Run | None,
+    segmenter: RunFolder | None,
     compare: Path | None,
     devices: Path | None,
 ) -> None:

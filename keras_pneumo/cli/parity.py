@@ -53,11 +53,11 @@ def parity_command(
     find_python(torch_python)  # said before TensorFlow is loaded
     import_tensorflow()
     from keras_pneumo.models.resnet import depth_of
-    from keras_pneumo.parity.inputs import Plan
+    from keras_pneumo.parity.inputs import LadderPlan
     from keras_pneumo.parity.run import PAGE, run_ladder
 
     depth_of(encoder)
-    plan = Plan(encoder=encoder, size=size)
+    plan = LadderPlan(encoder=encoder, size=size)
     with err.status("parity") as status:
 
         def show(now: str) -> None:

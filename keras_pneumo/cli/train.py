@@ -19,14 +19,14 @@ from keras_pneumo.cli.data import report_prepared
 from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together, shared_place
 from keras_pneumo.config import Experiment, read_experiment
-from keras_pneumo.data.prepared.folder import Prepared, is_prepared, load_prepared, prepare
+from keras_pneumo.data.prepared.folder import PreparedFolder, is_prepared, load_prepared, prepare
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import folder_lock
 from keras_pneumo.training.distributed.cluster import cluster_for
-from keras_pneumo.training.place import Place, new_folder
+from keras_pneumo.training.place import RunLocation, new_folder
 
 if TYPE_CHECKING:
-    from keras_pneumo.training.fit import Manner
+    from keras_pneumo.training.fit import TrainingOptions
     from keras_pneumo.training.log import EpochRow
 
 DataArgument = Annotated[Path, typer.Option("--data", help="A prepared folder, or raw data to prepare first.")]
@@ -97,13 +97,13 @@ def train_command(
         )
     prepared = open_data(data, experiment, prepared_folder, labels, patients)
     import_tensorflow()
-    from keras_pneumo.training.callbacks import Every
+    from keras_pneumo.training.callbacks import CheckpointInterval
     from keras_pneumo.training.distributed.strategy import start_engine
-    from keras_pneumo.training.fit import Manner
+    from keras_pneumo.training.fit import TrainingOptions
 
-    every = Every.parse(checkpoint_every)
+    every = CheckpointInterval.parse(checkpoint_every)
     engine = start_engine(strategy, replicas, wait_for_workers, warn)
-    manner = Manner(engine, every, skip_nan=skip_nan, auto_batch=auto_batch, tell=warn)
+    manner = TrainingOptions(engine, every, skip_nan=skip_nan, auto_batch=auto_batch, tell=warn)
     with ended_together(engine):
         if not all_folds:
             place = shared_place(engine, lambda: find_place(out_folder, experiment, prepared, resume))
@@ -112,7 +112,7 @@ def train_command(
         folds = sorted({int(number) for number in prepared.split["fold"] if int(number) >= 0})
         folder = shared_place(
             engine,
-            lambda: Place(find_folds_place(out_folder, experiment, prepared, folds, resume), False),
+            lambda: RunLocation(find_folds_place(out_folder, experiment, prepared, folds, resume), False),
         ).folder
         for number in folds:
             origin = start_from / f"fold_{number}" if start_from is not None else None
@@ -127,21 +127,21 @@ def train_command(
             )
 
 
-def _fold_place(folder: Path, experiment: Experiment, prepared: Prepared) -> Place:
+def _fold_place(folder: Path, experiment: Experiment, prepared: PreparedFolder) -> RunLocation:
     from keras_pneumo.training.place import find_place, progress_of
 
     if progress_of(folder, experiment, prepared) == "finished":
-        return Place(folder, False, finished=True)
+        return RunLocation(folder, False, finished=True)
     return find_place(folder, experiment, prepared, False)
 
 
 def _train_one(
     experiment: Experiment,
-    prepared: Prepared,
-    place: Place,
+    prepared: PreparedFolder,
+    place: RunLocation,
     weights: Path | None,
     start_from: Path | None,
-    manner: Manner,
+    manner: TrainingOptions,
 ) -> None:
     """One training, begun or gone on with, to its report."""
     import keras
@@ -225,7 +225,7 @@ def find_lr_command(
 
 def open_data(
     data: Path, experiment: Experiment, prepared_folder: Path | None, labels: Path | None, patients: Path | None
-) -> Prepared:
+) -> PreparedFolder:
     """The prepared folder ``data``, or raw ``data`` prepared at the experiment's size; says what was set aside."""
     if is_prepared(data):
         given = {"--prepared": prepared_folder, "--labels": labels, "--patients": patients}

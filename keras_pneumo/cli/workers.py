@@ -15,7 +15,7 @@ import typer
 
 from keras_pneumo.cli.console import REFUSED, exit_code_of, report
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.training.place import Place
+from keras_pneumo.training.place import RunLocation
 
 if TYPE_CHECKING:
     from keras_pneumo.training.distributed.strategy import Engine
@@ -35,7 +35,7 @@ WaitOption = Annotated[
 ]
 
 
-def shared_place(engine: Engine, find: Callable[[], Place]) -> Place:
+def shared_place(engine: Engine, find: Callable[[], RunLocation]) -> RunLocation:
     """What the chief finds, on every worker."""
     if engine.workers == 1:
         return find()
@@ -45,7 +45,7 @@ def shared_place(engine: Engine, find: Callable[[], Place]) -> Place:
     with lost_workers(engine):
         text = engine.agree_text(json.dumps([str(place.folder), place.resume, place.finished]) if place else "")
     folder, resume, finished = json.loads(text)
-    return Place(Path(folder), resume, finished)
+    return RunLocation(Path(folder), resume, finished)
 
 
 @contextlib.contextmanager

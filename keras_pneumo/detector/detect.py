@@ -25,7 +25,7 @@ from keras_pneumo.data.radiographs.radiograph import Radiograph
 from keras_pneumo.data.radiographs.reading import read_or_reason
 from keras_pneumo.detector.detector import Answer, Detector
 from keras_pneumo.detector.dicom_files import NoSource, clear_objects, write_objects
-from keras_pneumo.detector.overlay import mask_on, overlay, png_of
+from keras_pneumo.detector.overlay import mask_on, overlay_mask, png_of
 from keras_pneumo.detector.summary import caption, disagreement, summary_of
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.files import unfit
@@ -191,7 +191,7 @@ def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:
     """Write one answer; the row for the table. Runs in a writer thread."""
     radiograph, answer = item.radiograph, item.answer
     mask = mask_on(answer.mask, radiograph.image.shape[0])
-    picture = overlay(radiograph.image, mask, caption(detector, answer))
+    picture = overlay_mask(radiograph.image, mask, caption(detector, answer))
     summary = {"file": item.file, **summary_of(detector, radiograph, answer), "overlay": f"{item.name}.png"}
     note, made_up = "", list[str]()
     clear_objects(out, item.name)

@@ -29,10 +29,10 @@ from keras_pneumo.detector.record import FILE, check_files, networks_of, read_re
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.export import on_onnx
 from keras_pneumo.inference.files import mean_probability, pixels_at
-from keras_pneumo.inference.maps import LEVELS, enlarge, level_counts, levels_of
+from keras_pneumo.inference.maps import LEVELS, enlarge, level_counts, quantise
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
-from keras_pneumo.inference.postprocess import Rule, read_rule
-from keras_pneumo.inference.run import Run, build
+from keras_pneumo.inference.postprocess import PostprocessingParameters, read_postprocessing
+from keras_pneumo.inference.run import RunFolder, build
 from keras_pneumo.inference.segment import OWN_HEAD, Members, mean_maps
 from keras_pneumo.models.weights import from_torch, load_safetensors
 
@@ -79,7 +79,7 @@ class Detector:
     """Of this package and of the detector's own content: two detectors with the same version answer the same."""
     classifiers: Members
     segmenters: Members
-    rule: Rule
+    rule: PostprocessingParameters
     outline_area: int
     """Pixels at 1024x1024 that the ``outline`` as an image-level answer asks of a map."""
     calibration: Calibration
@@ -99,7 +99,7 @@ class Detector:
         """Answers for square uint8 radiographs, white dense, of any size from :attr:`image_size` up."""
         classifier = mean_probability(self.classifiers, images)
         maps, head = mean_maps(self.segmenters, lambda size: pixels_at(images, size))
-        levels = levels_of(maps)
+        levels = quantise(maps)
         outline = np.array([outline_score(one, self.outline_area) for one in levels])
         sources = image_level_sources(classifier, head, outline)
         probability = self.calibration.apply(sources[self.probability_source])
@@ -118,7 +118,9 @@ class Detector:
 
 def outline_score(levels: np.ndarray, area: int) -> float:
     """The highest probability that at least ``area`` pixels at 1024x1024 of a map, uint8 (S, S), reach."""
-    return float(Rule(1.0, area, 1.0).score(level_counts(enlarge(levels), np.empty(0, np.int32))[None])[0])
+    return float(
+        PostprocessingParameters(1.0, area, 1.0).score(level_counts(enlarge(levels), np.empty(0, np.int32))[None])[0]
+    )
 
 
 def image_level_sources(
@@ -177,7 +179,7 @@ def open_detector(folder: Path, engine: Engine = "keras") -> Detector:
         version=f"{package}+{record['sha256'][:12]}",
         classifiers=classifiers,
         segmenters=segmenters,
-        rule=read_rule(folder / RULE_FILE),
+        rule=read_postprocessing(folder / RULE_FILE),
         outline_area=area,
         calibration=read_calibration(record["calibration"]),
         probability_source=source,
@@ -187,7 +189,7 @@ def open_detector(folder: Path, engine: Engine = "keras") -> Detector:
     )
 
 
-def _member(place: Path, networks: Sequence[Path], engine: Engine) -> tuple[Run, list[keras.Model]]:
+def _member(place: Path, networks: Sequence[Path], engine: Engine) -> tuple[RunFolder, list[keras.Model]]:
     """One run of the detector, in ``place``, and its networks, float32."""
     record = json.loads((place / "experiment.json").read_text(encoding="utf-8"))
     experiment = validated(Experiment, record.get("experiment", {}), str(place / "experiment.json"))
@@ -197,4 +199,4 @@ def _member(place: Path, networks: Sequence[Path], engine: Engine) -> tuple[Run,
         model = build(experiment)
         from_torch(model, load_safetensors(path))
         models.append(on_onnx(model, experiment) if engine == "onnx" else model)
-    return Run(place, experiment, record), models
+    return RunFolder(place, experiment, record), models

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.prepared.folder import Prepared
+from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.detector.calibration import Fitted, fit_calibration
 from keras_pneumo.detector.detector import OUTLINE, Counts, image_level_sources, outline_score
 from keras_pneumo.detector.record import FILE, FORMAT, content_hash
@@ -47,9 +47,9 @@ from keras_pneumo.explain.method_selection import choose
 from keras_pneumo.explain.positives import outlined
 from keras_pneumo.inference.ensemble import check_gate, check_together, predict_classifiers
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
-from keras_pneumo.inference.postprocess import Search, fit
+from keras_pneumo.inference.postprocess import PostprocessingSearch, fit
 from keras_pneumo.inference.predictor import Progress
-from keras_pneumo.inference.run import Run, load_model, load_models, versions
+from keras_pneumo.inference.run import RunFolder, load_model, load_models, versions
 from keras_pneumo.inference.segment import OWN_HEAD, MapSet, answers, predict_map_set, tally_of, threshold_of
 from keras_pneumo.inference.submit import info_of, keep_search
 from keras_pneumo.models.weights import save_safetensors
@@ -60,9 +60,9 @@ from keras_pneumo.storage.files import sha256_file, write_json
 class Joint:
     """What joins the parts, fitted on validation."""
 
-    search: Search
+    search: PostprocessingSearch
     """Of the rule that the detector keeps."""
-    alone: Search
+    alone: PostprocessingSearch
     """Of the segmenters without the classifiers."""
     probability_source: str
     fitted: Fitted
@@ -101,7 +101,7 @@ class Asked:
         return image_level_sources(self.classifier, self.maps.image_probability, outline)
 
 
-def fit_joint(held_out: Asked, prepared: Prepared) -> Joint:
+def fit_joint(held_out: Asked, prepared: PreparedFolder) -> Joint:
     """Rule, probability and threshold on validation images; see the module for how."""
     tally = tally_of(held_out.maps, prepared)
     head = held_out.maps.image_probability
@@ -133,7 +133,9 @@ def joined_answers(asked: Asked, joint: Joint) -> pd.DataFrame:
     return table.assign(probability=joint.fitted.calibration.apply(sources[joint.probability_source]))
 
 
-def write_members(folder: Path, classifiers: Sequence[Run], segmenters: Sequence[Run]) -> dict[str, list[str]]:
+def write_members(
+    folder: Path, classifiers: Sequence[RunFolder], segmenters: Sequence[RunFolder]
+) -> dict[str, list[str]]:
     """Write what the detector needs of each run: its experiment, and every network that it predicts with.
 
     Returns:
@@ -158,7 +160,7 @@ def write_record(
     name: str,
     joint: Joint,
     places: dict[str, list[str]],
-    prepared: Prepared,
+    prepared: PreparedFolder,
     choice: pd.DataFrame | None,
 ) -> None:
     """Write the rule for masks, and ``detector.json`` with the hash of every file.
@@ -211,11 +213,11 @@ def write_submissions(
     folder: Path,
     name: str,
     joint: Joint,
-    classifiers: Sequence[Run],
-    segmenters: Sequence[Run],
+    classifiers: Sequence[RunFolder],
+    segmenters: Sequence[RunFolder],
     held_out: Asked,
     asked: Asked,
-    prepared: Prepared,
+    prepared: PreparedFolder,
 ) -> None:
     """The detector's submission and, under ``parts``, those of its classifiers and its segmenters alone."""
     rule = joint.alone.rule
@@ -227,7 +229,7 @@ def write_submissions(
     def by_segmenter(some: Asked) -> pd.DataFrame:
         return answers(some.maps, rule, some.maps.image_probability)
 
-    parts: list[tuple[str, Sequence[Run], str, float, Callable[[Asked], pd.DataFrame]]] = [
+    parts: list[tuple[str, Sequence[RunFolder], str, float, Callable[[Asked], pd.DataFrame]]] = [
         ("submission", [*classifiers, *segmenters], "joint", joint.threshold, lambda some: joined_answers(some, joint)),
         ("parts/classifier", classifiers, "classification", fit_threshold(truth, held_out.classifier), by_classifier),
         ("parts/segmenter", segmenters, "joint", threshold_of(rule), by_segmenter),
@@ -240,9 +242,9 @@ def write_submissions(
 
 
 def join(
-    classifiers: Sequence[Run],
-    segmenters: Sequence[Run],
-    prepared: Prepared,
+    classifiers: Sequence[RunFolder],
+    segmenters: Sequence[RunFolder],
+    prepared: PreparedFolder,
     folder: Path,
     name: str = "detector",
     progress: Progress | None = None,
@@ -281,14 +283,18 @@ def join(
 
 
 def _ask(
-    classifiers: Sequence[Run], segmenters: Sequence[Run], prepared: Prepared, subset: str, progress: Progress | None
+    classifiers: Sequence[RunFolder],
+    segmenters: Sequence[RunFolder],
+    prepared: PreparedFolder,
+    subset: str,
+    progress: Progress | None,
 ) -> Asked:
     table = predict_classifiers(classifiers, prepared, subset, progress).set_index("image_id")["probability"]
     maps = predict_map_set(segmenters, prepared, subset, progress)
     return Asked(maps, table.loc[maps.image_ids].to_numpy(float))
 
 
-def heat_choice(run: Run, prepared: Prepared) -> pd.DataFrame | None:
+def heat_choice(run: RunFolder, prepared: PreparedFolder) -> pd.DataFrame | None:
     """Methods and stages of the heat maps by how well they point on validation positives; see :func:`choice.choose`.
 
     One network is asked, the run's best; runs that answer as one are of one kind. None where no validation positive is
@@ -299,9 +305,9 @@ def heat_choice(run: Run, prepared: Prepared) -> pd.DataFrame | None:
 
 def _explain(
     folder: Path,
-    classifiers: Sequence[Run],
-    segmenters: Sequence[Run],
-    prepared: Prepared,
+    classifiers: Sequence[RunFolder],
+    segmenters: Sequence[RunFolder],
+    prepared: PreparedFolder,
     choice: pd.DataFrame,
     probability: pd.Series,
     threshold: float,
@@ -318,7 +324,7 @@ def _explain(
     explain.explain_prepared(classifiers[0], prepared, folder / FOLDER, wanted, answers, resamples, progress)
 
 
-def _write_board(folder: Path, prepared: Prepared, resamples: int) -> Board:
+def _write_board(folder: Path, prepared: PreparedFolder, resamples: int) -> Board:
     """Scores of the detector beside its parts, from the submissions as they were written, in ``board``."""
     truth = read_truth(prepared.folder)
     read = [read_submission(folder / place) for place in ("submission", "parts/segmenter", "parts/classifier")]

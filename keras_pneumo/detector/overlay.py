@@ -31,7 +31,7 @@ def mask_on(mask: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, lines: Sequence[str] = ()) -> np.ndarray:
+def overlay_mask(image: np.ndarray, mask: np.ndarray, lines: Sequence[str] = ()) -> np.ndarray:
     """The radiograph with the mask's outline and some lines of text in its lower left corner.
 
     Args:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.prepared.folder import Prepared, verify_files
+from keras_pneumo.data.prepared.folder import PreparedFolder, verify_files
 from keras_pneumo.evaluation.report.saliency_report import (
     ANSWERS,
     CHECK,
@@ -31,7 +31,7 @@ from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
 from keras_pneumo.explain.gradcam import heat_maps
 from keras_pneumo.explain.map_files import MAPS, compared_maps, write_maps
 from keras_pneumo.explain.method_selection import choose
-from keras_pneumo.explain.pictures import caption, overlay, write_overlay
+from keras_pneumo.explain.pictures import caption, overlay_heat_map, write_overlay
 from keras_pneumo.explain.positives import (
     image_probabilities,
     maps_of,
@@ -47,7 +47,7 @@ from keras_pneumo.explain.sanity import cascade, uninformative
 from keras_pneumo.explain.shortcut_regions import by_tube, known_devices, regions_of, shares_in
 from keras_pneumo.inference.ensemble import check_together, predict_classifiers
 from keras_pneumo.inference.predictor import Progress
-from keras_pneumo.inference.run import Run, checkpoints_of, load_model
+from keras_pneumo.inference.run import RunFolder, checkpoints_of, load_model
 from keras_pneumo.storage.files import write_json, write_table
 
 FORMAT = 1
@@ -65,7 +65,7 @@ class Asked:
     stage: int | None = None
     choice: pd.DataFrame | None = None
     """What :func:`choice.choose` says of the run, where that is known already."""
-    segmenters: Sequence[Run] = ()
+    segmenters: Sequence[RunFolder] = ()
     """Whose mean maps are scored beside the heat."""
     compare: Path | None = None
     """Maps of the same positives by the PyTorch twin, as ``experiments/torch_team/gradcam.py`` writes them."""
@@ -86,8 +86,8 @@ class Answers:
 
 
 def explain_prepared(
-    run: Run,
-    prepared: Prepared,
+    run: RunFolder,
+    prepared: PreparedFolder,
     folder: Path,
     wanted: Asked | None = None,
     answers: Answers | None = None,
@@ -144,7 +144,7 @@ def explain_prepared(
         word = "" if threshold is None else "found" if said >= threshold else "missed"
         radiograph = pixels_of(prepared, positives[number : number + 1], pictured, as_uint8=True)[0, ..., 0]
         beside = dict(zip(maps, heats, strict=True)).get(SEGMENTER)
-        picture = overlay(radiograph, heats[0], caption(said, method, stage, word), truth, beside)
+        picture = overlay_heat_map(radiograph, heats[0], caption(said, method, stage, word), truth, beside)
         write_overlay(folder / PICTURES / f"{positives[number]}.png", picture)
         if progress:
             progress(number + 1, len(positives))
@@ -205,7 +205,9 @@ def _keep(path: Path, table: pd.DataFrame | None) -> None:
         write_table(path, table)
 
 
-def _own_answers(run: Run, prepared: Prepared, subset: str, image_ids: Sequence[str], logits: np.ndarray) -> Answers:
+def _own_answers(
+    run: RunFolder, prepared: PreparedFolder, subset: str, image_ids: Sequence[str], logits: np.ndarray
+) -> Answers:
     """The run's probabilities by image id: a classifier's of the whole subset, a segmenter's of the positives."""
     if run.experiment.task == "classifier":
         probability = predict_classifiers([run], prepared, subset).set_index("image_id")["probability"]

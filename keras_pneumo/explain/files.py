@@ -22,11 +22,11 @@ from keras_pneumo.data.radiographs.reading import iter_images
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.report.saliency_report import FOLDER, PICTURES, RECORD
 from keras_pneumo.explain.gradcam import BATCH, raw_maps, shown
-from keras_pneumo.explain.pictures import caption, overlay, write_overlay
+from keras_pneumo.explain.pictures import caption, overlay_heat_map, write_overlay
 from keras_pneumo.explain.positives import image_probabilities, operating_threshold
 from keras_pneumo.inference.files import classifier_answers, pixels_at, unfit
 from keras_pneumo.inference.predictor import Progress
-from keras_pneumo.inference.run import Run, load_model
+from keras_pneumo.inference.run import RunFolder, load_model
 from keras_pneumo.storage.files import write_table
 from keras_pneumo.storage.tables import image_id_of, safe_columns, write_quarantine
 
@@ -47,7 +47,7 @@ class FilesExplained:
     set_aside: int
 
 
-def checked_for(run: Run) -> tuple[tuple[str, int], bool] | None:
+def checked_for(run: RunFolder) -> tuple[tuple[str, int], bool] | None:
     """The method and stage that a run was checked with, and whether validation chose them rather than a person.
 
     None where it was not checked.
@@ -68,7 +68,7 @@ def checked_for(run: Run) -> tuple[tuple[str, int], bool] | None:
 
 
 def explain_files(
-    run: Run,
+    run: RunFolder,
     data: Sequence[Path],
     folder: Path,
     method: str | None = None,
@@ -133,7 +133,7 @@ def explain_files(
 
 
 def _explain_one(
-    run: Run,
+    run: RunFolder,
     image: np.ndarray,
     heat: np.ndarray,
     probability: float,
@@ -144,7 +144,7 @@ def _explain_one(
     """Write one picture; the row of the table."""
     threshold = operating_threshold(run)
     side = "" if threshold is None else "above the threshold" if probability >= threshold else "below the threshold"
-    write_overlay(path, overlay(image, heat, caption(probability, *wanted, side), truth))
+    write_overlay(path, overlay_heat_map(image, heat, caption(probability, *wanted, side), truth))
     y, x = np.unravel_index(int(heat.argmax()), heat.shape)
     hottest = {} if heat.max() <= 0 else {"hottest_x": (x + 0.5) / len(heat), "hottest_y": (y + 0.5) / len(heat)}
     return {"probability": round(probability, 6), "picture": f"{PICTURES}/{path.name}", **hottest}

@@ -11,18 +11,18 @@ import keras
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.prepared.folder import Prepared, verify_files
+from keras_pneumo.data.prepared.folder import PreparedFolder, verify_files
 from keras_pneumo.evaluation.scoring.saliency import score_map
 from keras_pneumo.explain.gradcam import METHODS, STAGES, shown, slopes_of, weigh
 from keras_pneumo.explain.positives import batches_of, masks_of, pixels_of, positives_of
-from keras_pneumo.inference.run import Run
+from keras_pneumo.inference.run import RunFolder
 
 MOST_IMAGES = 100
 """Validation positives that are asked, drawn by lot where there are more: each is worked through at every stage."""
 
 
 def choose(
-    model: keras.Model, run: Run, prepared: Prepared, method: str | None = None, stage: int | None = None
+    model: keras.Model, run: RunFolder, prepared: PreparedFolder, method: str | None = None, stage: int | None = None
 ) -> pd.DataFrame:
     """Methods and stages by how well they point on the validation positives, the best first; the area under the
     precision-recall curve decides between equals.

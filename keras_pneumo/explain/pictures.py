@@ -50,7 +50,7 @@ def colour_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return np.rint(grey * (1 - cover) + colours * cover).astype(np.uint8)
 
 
-def overlay(
+def overlay_heat_map(
     image: np.ndarray,
     heat: np.ndarray,
     caption: str = "",
@@ -94,7 +94,7 @@ def caption(probability: float, method: str, stage: int, word: str = "") -> str:
 
 
 def write_overlay(path: Path, picture: np.ndarray) -> None:
-    """Write a picture of :func:`overlay` as PNG.
+    """Write a picture of :func:`overlay_heat_map` as PNG.
 
     Raises:
         PneumoError: it cannot be written.

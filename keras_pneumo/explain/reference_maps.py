@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
-from keras_pneumo.data.prepared.folder import Prepared, verify_files
+from keras_pneumo.data.prepared.folder import PreparedFolder, verify_files
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.scoring.saliency import centre_prior
 from keras_pneumo.explain.gradcam import RawMaps, shown
 from keras_pneumo.explain.positives import batches_of, pixels_of, usual_place
 from keras_pneumo.inference.ensemble import check_together
-from keras_pneumo.inference.run import Run
+from keras_pneumo.inference.run import RunFolder
 from keras_pneumo.inference.segment import mean_maps, open_members
 
 HEAT, TWIN, SEGMENTER, CENTRE, USUAL = "heat map", "PyTorch twin", "segmenter", "centre", "training masks"
@@ -25,7 +25,11 @@ HEAT, TWIN, SEGMENTER, CENTRE, USUAL = "heat map", "PyTorch twin", "segmenter", 
 
 
 def rivals(
-    run: Run, prepared: Prepared, image_ids: list[str], twin: RawMaps | None, segmenters: Sequence[Run]
+    run: RunFolder,
+    prepared: PreparedFolder,
+    image_ids: list[str],
+    twin: RawMaps | None,
+    segmenters: Sequence[RunFolder],
 ) -> dict[str, Iterator[np.ndarray]]:
     """Maps, float (S, S) at the run's size, by the name of their kind, in the order of ``image_ids``."""
     size = run.experiment.image_size
@@ -39,7 +43,7 @@ def rivals(
     return found
 
 
-def check_segmenters(segmenters: Sequence[Run], prepared: Prepared) -> None:
+def check_segmenters(segmenters: Sequence[RunFolder], prepared: PreparedFolder) -> None:
     """Refuse a run that has no masks, or was trained on another split.
 
     Raises:
@@ -62,7 +66,9 @@ def _always(heat: np.ndarray, count: int) -> Iterator[np.ndarray]:
     return (heat for _ in range(count))
 
 
-def _segmented(segmenters: Sequence[Run], prepared: Prepared, image_ids: list[str], size: int) -> Iterator[np.ndarray]:
+def _segmented(
+    segmenters: Sequence[RunFolder], prepared: PreparedFolder, image_ids: list[str], size: int
+) -> Iterator[np.ndarray]:
     """The segmenters' mean probabilities of each image, brought to another size."""
     sizes = {run.experiment.image_size for run in segmenters}
     for one in sizes:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from keras_pneumo.data.labels.devices import FILE as DEVICES
 from keras_pneumo.data.labels.devices import TUBE, Devices, kinds_of, read_devices
-from keras_pneumo.data.prepared.folder import Prepared
+from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.evaluation.scoring.saliency import coverage_at
 from keras_pneumo.evaluation.scoring.shortcuts import BORDER_REGION, answers_by_tube, border, region_shares
 from keras_pneumo.explain.positives import patients_of
@@ -21,7 +21,7 @@ NO_SHARES = (float("nan"), float("nan"))
 """Of a region that is not on an image."""
 
 
-def known_devices(prepared: Prepared, named: Path | None) -> Devices | None:
+def known_devices(prepared: PreparedFolder, named: Path | None) -> Devices | None:
     """Where tubes, leads and writing lie, by the table that was named, else by the folder's; None without any."""
     own = prepared.folder / DEVICES
     path = named or (own if own.is_file() else None)
@@ -52,7 +52,7 @@ def shares_in(
 
 
 def by_tube(
-    prepared: Prepared, probability: pd.Series, threshold: float, devices: Devices, resamples: int, seed: int
+    prepared: PreparedFolder, probability: pd.Series, threshold: float, devices: Devices, resamples: int, seed: int
 ) -> pd.DataFrame:
     """How often the answers are right with a chest tube and without; see :func:`shortcuts.answers_by_tube`."""
     image_ids = [str(image_id) for image_id in probability.index]

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 
 from keras_pneumo.data.batches.images import open_source
-from keras_pneumo.data.prepared.folder import Prepared
+from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.predictor import ALONE, Progress, Sharing, predict_probabilities
-from keras_pneumo.inference.run import Run, load_predictors
+from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, Progress, predict_probabilities
+from keras_pneumo.inference.run import RunFolder, load_predictors
 
 
-def check_together(runs: Sequence[Run], prepared: Prepared | None = None) -> None:
+def check_together(runs: Sequence[RunFolder], prepared: PreparedFolder | None = None) -> None:
     """Refuse runs that cannot answer as one, or about this prepared folder.
 
     Raises:
@@ -47,7 +47,7 @@ def check_together(runs: Sequence[Run], prepared: Prepared | None = None) -> Non
             )
 
 
-def check_gate(gate: Sequence[Run], runs: Sequence[Run]) -> None:
+def check_gate(gate: Sequence[RunFolder], runs: Sequence[RunFolder]) -> None:
     """Refuse runs that cannot say for segmenters whether an image may have a mask.
 
     Raises:
@@ -65,13 +65,13 @@ def check_gate(gate: Sequence[Run], runs: Sequence[Run]) -> None:
         )
 
 
-def by_fold(runs: Sequence[Run]) -> list[tuple[int, list[Run]]]:
+def by_fold(runs: Sequence[RunFolder]) -> list[tuple[int, list[RunFolder]]]:
     """The runs of each validation fold, folds rising."""
     folds = sorted({run.experiment.fold for run in runs})
     return [(fold, [run for run in runs if run.experiment.fold == fold]) for fold in folds]
 
 
-def asked(runs: Sequence[Run], prepared: Prepared, subset: str) -> list[tuple[list[Run], list[str]]]:
+def asked(runs: Sequence[RunFolder], prepared: PreparedFolder, subset: str) -> list[tuple[list[RunFolder], list[str]]]:
     """Which runs answer for which images of a subset: for ``validation`` each image by those that held it out.
 
     Raises:
@@ -89,11 +89,11 @@ def asked(runs: Sequence[Run], prepared: Prepared, subset: str) -> list[tuple[li
 
 
 def predict_classifiers(
-    runs: Sequence[Run],
-    prepared: Prepared,
+    runs: Sequence[RunFolder],
+    prepared: PreparedFolder,
     subset: str,
     progress: Progress | None = None,
-    sharing: Sharing = ALONE,
+    sharing: DistributedPredictor = SINGLE_DEVICE,
 ) -> pd.DataFrame:
     """``image_id, probability`` of one subset: the mean over all runs that may answer and all checkpoints they keep."""
     tables = []

@@ -32,7 +32,7 @@ import tensorflow as tf
 
 from keras_pneumo.config import Experiment
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.run import Run, build, load_model
+from keras_pneumo.inference.run import RunFolder, build, load_model
 from keras_pneumo.models.weights import from_torch, load_safetensors, save_safetensors
 from keras_pneumo.phantoms.cohort import PhantomSettings
 from keras_pneumo.phantoms.folder import render
@@ -61,7 +61,7 @@ class Exported:
     difference: float
 
 
-def export_run(run: Run, form: Format, path: Path) -> Exported:
+def export_run(run: RunFolder, form: Format, path: Path) -> Exported:
     """Export a run's best weights; see :func:`export_network`."""
     split = str(run.record.get("split_sha256", ""))
     return export_network(load_model(run), run.experiment, form, path, {"split_sha256": split, **_threshold(run)})
@@ -156,7 +156,7 @@ def describe(experiment: Experiment, form: Format) -> dict[str, str]:
     }
 
 
-def _threshold(run: Run) -> dict[str, str]:
+def _threshold(run: RunFolder) -> dict[str, str]:
     return {} if run.threshold is None else {"threshold": repr(run.threshold)}
 
 

@@ -15,10 +15,10 @@ from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage
 from keras_pneumo.data.radiographs.reading import iter_images
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import check_together
-from keras_pneumo.inference.maps import enlarge, levels_of
-from keras_pneumo.inference.postprocess import Rule
-from keras_pneumo.inference.predictor import ALONE, Progress, Sharing, probabilities_of
-from keras_pneumo.inference.run import Run
+from keras_pneumo.inference.maps import enlarge, quantise
+from keras_pneumo.inference.postprocess import PostprocessingParameters
+from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, Progress, probabilities_of
+from keras_pneumo.inference.run import RunFolder
 from keras_pneumo.inference.segment import OWN_HEAD, Members, answer, gate_name, mean_maps, open_members
 from keras_pneumo.storage.tables import shown
 
@@ -28,12 +28,12 @@ Answering = Callable[[Sequence[np.ndarray]], Answers]
 
 
 def predict_files(
-    runs: Sequence[Run],
+    runs: Sequence[RunFolder],
     data: Path,
     progress: Progress | None = None,
-    rule: Rule | None = None,
-    gate: Sequence[Run] = (),
-    sharing: Sharing = ALONE,
+    rule: PostprocessingParameters | None = None,
+    gate: Sequence[RunFolder] = (),
+    sharing: DistributedPredictor = SINGLE_DEVICE,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Predict every radiograph under a folder, through the same decoding and resizing as prepared images.
 
@@ -110,7 +110,7 @@ def mean_probability(members: Members, images: Sequence[np.ndarray]) -> np.ndarr
     return np.mean(found, axis=0)
 
 
-def classifier_answers(runs: Sequence[Run], sharing: Sharing = ALONE) -> Answering:
+def classifier_answers(runs: Sequence[RunFolder], sharing: DistributedPredictor = SINGLE_DEVICE) -> Answering:
     """The runs' networks, opened, as a function from radiographs to ``probability``."""
     members = open_members(runs, sharing)
 
@@ -120,7 +120,9 @@ def classifier_answers(runs: Sequence[Run], sharing: Sharing = ALONE) -> Answeri
     return answer_batch
 
 
-def _segmenter(runs: Sequence[Run], rule: Rule, gate: Sequence[Run], sharing: Sharing) -> Answering:
+def _segmenter(
+    runs: Sequence[RunFolder], rule: PostprocessingParameters, gate: Sequence[RunFolder], sharing: DistributedPredictor
+) -> Answering:
     wanted = rule.gate_source if rule.gate > 0 else ""
     given = gate_name(gate) if gate else OWN_HEAD
     if wanted and wanted != given:
@@ -136,7 +138,7 @@ def _segmenter(runs: Sequence[Run], rule: Rule, gate: Sequence[Run], sharing: Sh
             image = [float(str(row["probability"])) for row in ask(images)]
         else:
             image = [1.0] * len(images) if head is None else [float(one) for one in head]
-        levels = levels_of(maps)
+        levels = quantise(maps)
         return [answer(enlarge(one), rule, probability) for one, probability in zip(levels, image, strict=True)]
 
     return answer_batch

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.prepared.folder import Prepared
+from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.inference.predictor import Predictor
 
 LEVELS = 256
@@ -64,7 +64,7 @@ def predict_maps(
     return maps / len(passes), image / len(passes) if heads else None
 
 
-def levels_of(probability: np.ndarray) -> np.ndarray:
+def quantise(probability: np.ndarray) -> np.ndarray:
     """Probabilities as levels, uint8 of the same shape, rounded."""
     return np.rint(probability * (LEVELS - 1)).astype(np.uint8)
 
@@ -76,7 +76,7 @@ def enlarge(levels: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.resize(levels, (rle.MASK_SIZE, rle.MASK_SIZE), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
-def true_pixels(prepared: Prepared, image_ids: Sequence[str]) -> list[np.ndarray]:
+def true_pixels(prepared: PreparedFolder, image_ids: Sequence[str]) -> list[np.ndarray]:
     """Where the true mask of each image is: int32 positions in the flattened (1024, 1024) grid, rows first."""
     texts = prepared.truth.set_index("image_id")["encoded_pixels"].astype(str)
     empty = np.empty(0, np.int32)

@@ -44,7 +44,7 @@ FILE = "postprocess.json"
 
 
 @dataclass(frozen=True)
-class Rule:
+class PostprocessingParameters:
     """How a map becomes a mask. ``gate`` 0 leaves it open whatever the image-level answer says."""
 
     top: float
@@ -157,10 +157,10 @@ def gather(rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], components
 
 
 @dataclass(frozen=True)
-class Search:
+class PostprocessingSearch:
     """A fitted rule, its mean Dice on validation, and the surface that it is the top of."""
 
-    rule: Rule
+    rule: PostprocessingParameters
     dice: float
     dice_positives: float
     images: int
@@ -170,7 +170,7 @@ class Search:
     components: tuple[int, ...]
 
 
-def fit(tally: Tally, image_probability: np.ndarray | None = None, gate_source: str = "") -> Search:
+def fit(tally: Tally, image_probability: np.ndarray | None = None, gate_source: str = "") -> PostprocessingSearch:
     """Try every rule of the grid; the one with the highest mean Dice by the competition's rule wins.
 
     Among equals the one with the lowest top, the smallest area and no gate or component rule wins, in this order.
@@ -201,7 +201,7 @@ def fit(tally: Tally, image_probability: np.ndarray | None = None, gate_source: 
         surface[number][:, :, [bottom > top for bottom in BOTTOMS]] = np.nan
     best = np.unravel_index(int(np.nanargmax(np.round(surface, 7))), surface.shape)
     top, area, gate, bottom, component = (int(one) for one in best)
-    rule = Rule(
+    rule = PostprocessingParameters(
         TOPS[top],
         AREAS[area],
         BOTTOMS[bottom],
@@ -212,7 +212,7 @@ def fit(tally: Tally, image_probability: np.ndarray | None = None, gate_source: 
     dice = np.where(opened[top, area, gate], _dice(tally)[:, bottom, component], empty)
     positive = empty == 0
     found = float(dice[positive].mean()) if positive.any() else float("nan")
-    return Search(rule, float(dice.mean()), found, n, surface, gates, tally.components)
+    return PostprocessingSearch(rule, float(dice.mean()), found, n, surface, gates, tally.components)
 
 
 def _dice(tally: Tally) -> np.ndarray:
@@ -221,14 +221,14 @@ def _dice(tally: Tally) -> np.ndarray:
     return np.where(total == 0, 1.0, 2 * tally.shared / np.maximum(total, 1))
 
 
-def write_rule(folder: Path, search: Search) -> None:
+def write_postprocessing(folder: Path, search: PostprocessingSearch) -> None:
     """Write ``postprocess.json``: the rule, and what it was worth on the images it was fitted on."""
     fitted = {"dice": search.dice, "dice_positives": search.dice_positives, "images": search.images}
     plain: dict[str, Any] = {name: None if math.isnan(value) else value for name, value in fitted.items()}
     write_json(folder / FILE, {"rule": asdict(search.rule), "fitted_on_validation": plain})
 
 
-def read_rule(path: Path) -> Rule:
+def read_postprocessing(path: Path) -> PostprocessingParameters:
     """The rule of a ``postprocess.json``.
 
     Raises:
@@ -236,7 +236,7 @@ def read_rule(path: Path) -> Rule:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))["rule"]
-        rule = Rule(**values)
+        rule = PostprocessingParameters(**values)
         numbers = (rule.top, rule.bottom, rule.gate)
         whole = isinstance(rule.area, int) and isinstance(rule.component, int) and isinstance(rule.gate_source, str)
         if whole and all(0 <= number <= 1 for number in numbers) and min(rule.area, rule.component) >= 0:

@@ -24,7 +24,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pneumo.data.batches.images import Source
+from keras_pneumo.data.batches.images import ImageSet
 from keras_pneumo.data.batches.pipeline import evaluation_batches
 from keras_pneumo.errors import PneumoError
 
@@ -37,7 +37,7 @@ class Predictor(Protocol):
 
 
 @dataclass(frozen=True)
-class Sharing:
+class DistributedPredictor:
     """Where networks predict."""
 
     scope: Callable[[], contextlib.AbstractContextManager[Any]]
@@ -54,11 +54,11 @@ def _itself(model: keras.Model) -> Predictor:
     return model
 
 
-ALONE = Sharing(contextlib.nullcontext, _itself)
+SINGLE_DEVICE = DistributedPredictor(contextlib.nullcontext, _itself)
 """One device, TensorFlow's default."""
 
 
-class InParts:
+class MicroBatchPredictor:
     """A predictor's answers, found part by part; the parts are halved when one does not fit."""
 
     def __init__(
@@ -135,7 +135,7 @@ def probabilities_of(logits: np.ndarray) -> np.ndarray:
 
 
 def predict_probabilities(
-    model: Predictor, source: Source, batch_size: int, flip_averaging: bool, progress: Progress | None = None
+    model: Predictor, source: ImageSet, batch_size: int, flip_averaging: bool, progress: Progress | None = None
 ) -> np.ndarray:
     """Probability of pneumothorax for each image of ``source``, float64 (n,), in its order.
 

@@ -21,7 +21,7 @@ from keras_pneumo import __version__
 from keras_pneumo.config import Experiment, validated
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.postprocess import read_threshold
-from keras_pneumo.inference.predictor import ALONE, InParts, Predictor, Sharing
+from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, MicroBatchPredictor, Predictor
 from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.models.unet import build_unet
 
@@ -36,7 +36,7 @@ LIBRARIES = ("tensorflow", "keras", "numpy", "opencv-python-headless", "pydicom"
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """A finished training."""
 
     folder: Path
@@ -94,7 +94,7 @@ def hardware() -> str:
     return f"{psutil.cpu_count(logical=False) or 1} CPU cores ({platform.machine()})"
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunFolder:
     """A run folder, checked to be a finished one.
 
     Raises:
@@ -112,10 +112,10 @@ def read_run(folder: Path) -> Run:
     if not (folder / WEIGHTS).is_file():
         raise PneumoError(f"{folder} has no {WEIGHTS}: its training did not finish an epoch. Train again.")
     experiment = validated(Experiment, record.get("experiment", {}), str(record_path))
-    return Run(folder, experiment, record)
+    return RunFolder(folder, experiment, record)
 
 
-def load_model(run: Run) -> keras.Model:
+def load_model(run: RunFolder) -> keras.Model:
     """The run's network with its best weights, float32 whatever it was trained in.
 
     Weights are read into our own architecture; no object is ever made from what a file says.
@@ -129,7 +129,7 @@ def load_model(run: Run) -> keras.Model:
     return model
 
 
-def load_predictors(run: Run, sharing: Sharing = ALONE) -> list[Predictor]:
+def load_predictors(run: RunFolder, sharing: DistributedPredictor = SINGLE_DEVICE) -> list[Predictor]:
     """What predicts for a run: its :func:`load_models`, made and shared as told, in parts where memory is too small.
 
     A run that learnt in slices is asked about no more images at once than one of them held.
@@ -141,7 +141,9 @@ def load_predictors(run: Run, sharing: Sharing = ALONE) -> list[Predictor]:
     slices = int(run.record.get("slices", 1))
     at_once = max(-(-run.experiment.global_batch_size // slices), sharing.devices) if slices > 1 else None
     with sharing.scope():
-        return [InParts(sharing.share(model), at_once, sharing.devices, halved) for model in load_models(run)]
+        return [
+            MicroBatchPredictor(sharing.share(model), at_once, sharing.devices, halved) for model in load_models(run)
+        ]
 
 
 def _apart(images: int) -> None:
@@ -151,13 +153,13 @@ def _apart(images: int) -> None:
     )
 
 
-def checkpoints_of(run: Run) -> list[Path]:
+def checkpoints_of(run: RunFolder) -> list[Path]:
     """Files of the weights that the run predicts with: of its best epochs, where it keeps several, else the best."""
     kept = sorted((run.folder / CHECKPOINTS).glob("epoch_*.weights.h5"))
     return kept if run.experiment.top_k > 1 and len(kept) > 1 else [run.weights]
 
 
-def load_models(run: Run) -> list[keras.Model]:
+def load_models(run: RunFolder) -> list[keras.Model]:
     """The run's network once for each of the checkpoints that it predicts with; see ``Experiment.top_k``.
 
     Raises:

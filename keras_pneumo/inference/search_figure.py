@@ -11,12 +11,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from keras_pneumo.inference.postprocess import AREAS, BOTTOMS, TOPS, Search
+from keras_pneumo.inference.postprocess import AREAS, BOTTOMS, TOPS, PostprocessingSearch
 
 INK, BEST = "#333a45", "#c2410c"
 
 
-def draw_search(search: Search, path: Path) -> None:
+def draw_search(search: PostprocessingSearch, path: Path) -> None:
     """Mean Dice over top and bottom score, top score and area, and component and gate; the rest as fitted."""
     rule = search.rule
     top, area = TOPS.index(rule.top), AREAS.index(rule.area)

@@ -12,16 +12,23 @@ import pandas as pd
 from keras_pneumo.data.batches.images import open_source
 from keras_pneumo.data.batches.pipeline import evaluation_batches
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.prepared.folder import Prepared
+from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.inference.ensemble import asked, predict_classifiers
-from keras_pneumo.inference.maps import PackedMap, enlarge, level_counts, levels_of, predict_maps, true_pixels
-from keras_pneumo.inference.postprocess import Rule, Search, Tally, fit, gather, tally_one
-from keras_pneumo.inference.predictor import ALONE, Predictor, Progress, Sharing
-from keras_pneumo.inference.run import Run, load_predictors
+from keras_pneumo.inference.maps import PackedMap, enlarge, level_counts, predict_maps, quantise, true_pixels
+from keras_pneumo.inference.postprocess import (
+    PostprocessingParameters,
+    PostprocessingSearch,
+    Tally,
+    fit,
+    gather,
+    tally_one,
+)
+from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, Predictor, Progress
+from keras_pneumo.inference.run import RunFolder, load_predictors
 
 OWN_HEAD = "own head"
 
-Members = list[tuple[Run, list[Predictor]]]
+Members = list[tuple[RunFolder, list[Predictor]]]
 """Each run with the networks that it predicts with."""
 
 
@@ -35,11 +42,11 @@ class MapSet:
 
 
 def predict_map_set(
-    runs: Sequence[Run],
-    prepared: Prepared,
+    runs: Sequence[RunFolder],
+    prepared: PreparedFolder,
     subset: str,
     progress: Progress | None = None,
-    sharing: Sharing = ALONE,
+    sharing: DistributedPredictor = SINGLE_DEVICE,
 ) -> MapSet:
     """The maps of one subset, each the mean over all runs that may answer, their checkpoints and mirror images.
 
@@ -59,7 +66,7 @@ def predict_map_set(
         for batches in zip(*sources, strict=True):
             images = {size: batch.numpy() for size, batch in zip(sizes, batches, strict=True)}
             maps, image = mean_maps(members, lambda size, images=images: images[size])  # type: ignore[misc]
-            found.maps.extend(PackedMap.of(one) for one in levels_of(maps))
+            found.maps.extend(PackedMap.of(one) for one in quantise(maps))
             if image is not None:
                 heads.append(image)
             if progress:
@@ -67,7 +74,7 @@ def predict_map_set(
     return MapSet(found.image_ids, found.maps, np.concatenate(heads) if heads else None)
 
 
-def open_members(runs: Sequence[Run], sharing: Sharing = ALONE) -> Members:
+def open_members(runs: Sequence[RunFolder], sharing: DistributedPredictor = SINGLE_DEVICE) -> Members:
     """Load the networks of each run."""
     return [(run, load_predictors(run, sharing)) for run in runs]
 
@@ -101,7 +108,11 @@ def mean_maps(members: Members, images_at: Callable[[int], np.ndarray]) -> tuple
 
 
 def image_level(
-    found: MapSet, prepared: Prepared, subset: str, gate: Sequence[Run], sharing: Sharing = ALONE
+    found: MapSet,
+    prepared: PreparedFolder,
+    subset: str,
+    gate: Sequence[RunFolder],
+    sharing: DistributedPredictor = SINGLE_DEVICE,
 ) -> tuple[np.ndarray | None, str]:
     """What decides at the level of the image, and its name: classifiers given for it, else the own head, else none."""
     if not gate:
@@ -110,24 +121,26 @@ def image_level(
     return table.loc[found.image_ids].to_numpy(float), gate_name(gate)
 
 
-def gate_name(gate: Sequence[Run]) -> str:
+def gate_name(gate: Sequence[RunFolder]) -> str:
     """How the record names the classifiers that gate."""
     return " + ".join(run.experiment.name for run in gate)
 
 
-def fit_rule(found: MapSet, prepared: Prepared, image_probability: np.ndarray | None, source: str) -> Search:
+def fit_postprocessing(
+    found: MapSet, prepared: PreparedFolder, image_probability: np.ndarray | None, source: str
+) -> PostprocessingSearch:
     """The best rule for masks on these images, whose truth the prepared folder knows."""
     return fit(tally_of(found, prepared), image_probability, source)
 
 
-def tally_of(found: MapSet, prepared: Prepared) -> Tally:
+def tally_of(found: MapSet, prepared: PreparedFolder) -> Tally:
     """What the search for a rule needs to know of these maps and their truth."""
     truth = true_pixels(prepared, found.image_ids)
     rows = [tally_one(enlarge(one.levels()), pixels) for one, pixels in zip(found.maps, truth, strict=True)]
     return gather(rows)
 
 
-def answers(found: MapSet, rule: Rule, image_probability: np.ndarray | None) -> pd.DataFrame:
+def answers(found: MapSet, rule: PostprocessingParameters, image_probability: np.ndarray | None) -> pd.DataFrame:
     """``image_id, probability, encoded_pixels`` by a rule.
 
     The probability is the image-level one where the rule has a gate, else what the rule ranks images by (the highest
@@ -140,7 +153,7 @@ def answers(found: MapSet, rule: Rule, image_probability: np.ndarray | None) -> 
     return pd.DataFrame(rows)
 
 
-def answer(levels: np.ndarray, rule: Rule, image_probability: float) -> dict[str, object]:
+def answer(levels: np.ndarray, rule: PostprocessingParameters, image_probability: float) -> dict[str, object]:
     """``probability`` and ``encoded_pixels`` of one map, uint8 (1024, 1024)."""
     score = float(rule.score(level_counts(levels, np.empty(0, np.int32))[None])[0])
     return {
@@ -149,12 +162,12 @@ def answer(levels: np.ndarray, rule: Rule, image_probability: float) -> dict[str
     }
 
 
-def threshold_of(rule: Rule) -> float:
+def threshold_of(rule: PostprocessingParameters) -> float:
     """From which probability of :func:`answers` on the rule says yes."""
     return rule.gate if rule.gate > 0 else rule.top
 
 
-def pixel_counts(found: MapSet, prepared: Prepared) -> np.ndarray:
+def pixel_counts(found: MapSet, prepared: PreparedFolder) -> np.ndarray:
     """Pixels at each level, all and true ones, of each image: int32 (n, 2, 256), for the scores of pixels."""
     truth = true_pixels(prepared, found.image_ids)
     pairs = zip(found.maps, truth, strict=True)

@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.prepared.folder import Prepared
+from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.inputs.submission import Pretraining, SubmissionInfo, write_submission
 from keras_pneumo.evaluation.scoring.metrics import fit_threshold
 from keras_pneumo.inference.ensemble import check_gate, check_together, predict_classifiers
 from keras_pneumo.inference.files import predict_files
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
-from keras_pneumo.inference.postprocess import Search, read_rule, write_rule
-from keras_pneumo.inference.predictor import ALONE, Progress, Sharing
-from keras_pneumo.inference.run import Run
+from keras_pneumo.inference.postprocess import PostprocessingSearch, read_postprocessing, write_postprocessing
+from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, Progress
+from keras_pneumo.inference.run import RunFolder
 from keras_pneumo.inference.search_figure import draw_search
 from keras_pneumo.inference.segment import (
     MapSet,
     answers,
-    fit_rule,
+    fit_postprocessing,
     image_level,
     pixel_counts,
     predict_map_set,
@@ -43,7 +43,7 @@ class Written:
 
     threshold: float
     """On the probability, fitted on validation."""
-    search: Search | None = None
+    search: PostprocessingSearch | None = None
     pixels: np.ndarray | None = None
     """Pixels at each level, all and true ones, of each image in the order of the subset: int32 (n, 2, 256)."""
 
@@ -52,10 +52,10 @@ class Written:
 class Predicted:
     """What runs say of validation images and of a subset, before anything is fitted; from :func:`predict_subset`."""
 
-    runs: Sequence[Run]
-    prepared: Prepared
+    runs: Sequence[RunFolder]
+    prepared: PreparedFolder
     subset: str
-    gate: Sequence[Run]
+    gate: Sequence[RunFolder]
     held_out: pd.DataFrame | Outlined
     """Of validation: classifiers' ``image_id, probability``, or segmenters' maps."""
     found: pd.DataFrame | Outlined
@@ -72,12 +72,12 @@ class Outlined:
 
 
 def predict_subset(
-    runs: Sequence[Run],
-    prepared: Prepared,
+    runs: Sequence[RunFolder],
+    prepared: PreparedFolder,
     subset: str = "test",
     progress: Progress | None = None,
-    gate: Sequence[Run] = (),
-    sharing: Sharing = ALONE,
+    gate: Sequence[RunFolder] = (),
+    sharing: DistributedPredictor = SINGLE_DEVICE,
 ) -> Predicted:
     """Predict validation and ``subset``; with several workers each of them calls this, and each gets all answers.
 
@@ -119,7 +119,7 @@ def write_predicted(predicted: Predicted, folder: Path) -> Written:
     runs, prepared, held_out, found = predicted.runs, predicted.prepared, predicted.held_out, predicted.found
     if isinstance(held_out, Outlined):
         assert isinstance(found, Outlined)
-        search = fit_rule(held_out.maps, prepared, held_out.image, held_out.source)
+        search = fit_postprocessing(held_out.maps, prepared, held_out.image, held_out.source)
         threshold = threshold_of(search.rule)
         info = info_of([*runs, *predicted.gate], "joint", predicted.subset, threshold)
         tables = [answers(one.maps, search.rule, one.image) for one in (found, held_out)]
@@ -133,13 +133,13 @@ def write_predicted(predicted: Predicted, folder: Path) -> Written:
     return Written(threshold)
 
 
-def keep_search(search: Search, folder: Path) -> None:
+def keep_search(search: PostprocessingSearch, folder: Path) -> None:
     """Write the rule for masks and the picture of its search."""
-    write_rule(folder, search)
+    write_postprocessing(folder, search)
     draw_search(search, folder / "postprocess.png")
 
 
-def info_of(runs: Sequence[Run], task: str, subset: str, threshold: float) -> SubmissionInfo:
+def info_of(runs: Sequence[RunFolder], task: str, subset: str, threshold: float) -> SubmissionInfo:
     """What the submission of these runs declares."""
     first = runs[0]
     names = list(dict.fromkeys(run.experiment.name for run in runs))
@@ -178,13 +178,13 @@ class FilesSummary:
 
 
 def predict_folder(
-    runs: Sequence[Run],
+    runs: Sequence[RunFolder],
     data: Path,
     folder: Path,
     progress: Progress | None = None,
     rule_file: Path | None = None,
-    gate: Sequence[Run] = (),
-    sharing: Sharing = ALONE,
+    gate: Sequence[RunFolder] = (),
+    sharing: DistributedPredictor = SINGLE_DEVICE,
 ) -> FilesSummary:
     """Predict every radiograph under ``data``, which needs no labels; write predictions.csv and quarantine.csv.
 
@@ -209,7 +209,7 @@ def predict_folder(
     if runs[0].experiment.task == "segmenter":
         if rule_file is None and len(runs) == 1:
             rule_file = runs[0].folder / RULE_FILE
-        rule = read_rule(rule_file) if rule_file else None
+        rule = read_postprocessing(rule_file) if rule_file else None
         threshold = threshold_of(rule) if rule else None
     predictions, refused = predict_files(runs, data, progress, rule, gate, sharing)
     folder.mkdir(parents=True, exist_ok=True)

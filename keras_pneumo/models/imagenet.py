@@ -40,7 +40,7 @@ from keras_pneumo.models.torch_archive import load_torch_archive
 from keras_pneumo.models.weights import load_safetensors
 
 
-class Source(NamedTuple):
+class WeightSource(NamedTuple):
     """A published file: where it is, its SHA-256, and its length in bytes."""
 
     url: str
@@ -48,15 +48,15 @@ class Source(NamedTuple):
     size: int
 
 
-def _timm(name: str, commit: str, sha256: str, size: int) -> Source:
-    return Source(f"https://huggingface.co/timm/{name}/resolve/{commit}/model.safetensors", sha256, size)
+def _timm(name: str, commit: str, sha256: str, size: int) -> WeightSource:
+    return WeightSource(f"https://huggingface.co/timm/{name}/resolve/{commit}/model.safetensors", sha256, size)
 
 
-def _torchvision(name: str, sha256: str, size: int) -> Source:
-    return Source(f"https://download.pytorch.org/models/{name}-{sha256[:8]}.pth", sha256, size)
+def _torchvision(name: str, sha256: str, size: int) -> WeightSource:
+    return WeightSource(f"https://download.pytorch.org/models/{name}-{sha256[:8]}.pth", sha256, size)
 
 
-SOURCES: dict[str, tuple[Source, ...]] = {
+SOURCES: dict[str, tuple[WeightSource, ...]] = {
     "resnet18.imagenet_v1": (
         _timm(
             "resnet18.tv_in1k",
@@ -221,7 +221,7 @@ def _download(name: str, progress: Callable[[int, int], None] | None) -> Path:
     )
 
 
-def _cached_name(source: Source, name: str) -> str:
+def _cached_name(source: WeightSource, name: str) -> str:
     """Under which of the known names a download is kept."""
     return source.url.rsplit("/", 1)[-1] if source.url.endswith(".pth") else f"{name}.safetensors"
 
@@ -230,7 +230,7 @@ class _NotTheFileError(Exception):
     """What came is not what was published."""
 
 
-def _fetch(source: Source, target: Path, progress: Callable[[int, int], None] | None) -> None:
+def _fetch(source: WeightSource, target: Path, progress: Callable[[int, int], None] | None) -> None:
     """Download to a temporary name, check length and SHA-256, and rename; nothing is left behind otherwise."""
     request = urllib.request.Request(source.url, headers={"User-Agent": "keras-pneumo"})
     temporary = None

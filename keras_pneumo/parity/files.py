@@ -18,10 +18,10 @@ from keras_pneumo.evaluation.inputs.submission import (
     write_submission,
 )
 from keras_pneumo.evaluation.inputs.truth import read_truth
-from keras_pneumo.inference.maps import enlarge, levels_of, sigmoid
-from keras_pneumo.inference.postprocess import Rule
+from keras_pneumo.inference.maps import enlarge, quantise, sigmoid
+from keras_pneumo.inference.postprocess import PostprocessingParameters
 
-RULE = Rule(top=0.5, area=1, bottom=0.5)
+RULE = PostprocessingParameters(top=0.5, area=1, bottom=0.5)
 """A mask wherever the probability, enlarged to 1024x1024, is at least one half."""
 
 DIGITS = 12
@@ -34,7 +34,7 @@ def write_predictions(folder: Path, image_ids: list[str], logits: np.ndarray, ma
     """The submission that the package makes of logits (n, 1) and mask logits (n, s, s, 1)."""
     from keras_pneumo.inference.predictor import probabilities_of
 
-    levels = levels_of(sigmoid(masks[..., 0]))
+    levels = quantise(sigmoid(masks[..., 0]))
     table = pd.DataFrame(
         {
             "image_id": image_ids,

@@ -44,7 +44,7 @@ AUGMENTED_SIZE, PREDICTED = 128, 24
 
 
 @dataclass(frozen=True)
-class Plan:
+class LadderPlan:
     """How large the ladder's computations are."""
 
     encoder: str = "resnet50"
@@ -72,7 +72,7 @@ ONE_CYCLES = [
 ]
 
 
-def write_inputs(folder: Path, data: Path | None, plan: Plan) -> None:
+def write_inputs(folder: Path, data: Path | None, plan: LadderPlan) -> None:
     """Write all inputs into a folder.
 
     Raises:
@@ -154,7 +154,7 @@ def _readable(paths: list[Path]) -> tuple[list[Path], list[np.ndarray], int]:
     return files, images, len(paths) - len(files)
 
 
-def _network_inputs(rng: np.random.Generator, images: list[np.ndarray], plan: Plan) -> dict[str, np.ndarray]:
+def _network_inputs(rng: np.random.Generator, images: list[np.ndarray], plan: LadderPlan) -> dict[str, np.ndarray]:
     """Batches of the radiographs, their mirror images and both turned by 90 degrees, with truths drawn once for each.
 
     The truths are not the radiographs' own, since only equality is at issue.

@@ -15,7 +15,7 @@ from typing import Any
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.parity import backend as column
 from keras_pneumo.parity import processes as exchange
-from keras_pneumo.parity.inputs import Plan, write_inputs
+from keras_pneumo.parity.inputs import LadderPlan, write_inputs
 from keras_pneumo.parity.ladder import Ladder, judge
 from keras_pneumo.parity.page import write_page
 from keras_pneumo.parity.processes import KERAS, KERAS_ON_TORCH, TORCH
@@ -27,7 +27,7 @@ EXCHANGE, ANSWER, PAGE = "exchange", "parity.json", "parity.html"
 def run_ladder(
     out: Path,
     data: Path | None = None,
-    plan: Plan | None = None,
+    plan: LadderPlan | None = None,
     python: Path | None = None,
     script: Path | None = None,
     keep: bool = False,
@@ -56,7 +56,7 @@ def run_ladder(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         say("inputs")
-        write_inputs(folder, data, plan or Plan())
+        write_inputs(folder, data, plan or LadderPlan())
         process = exchange.start_torch(found, half, folder)
         try:
             column.climb(folder, KERAS, lambda rung: say(f"Keras on TensorFlow: {rung}"))

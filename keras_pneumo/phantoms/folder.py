@@ -44,9 +44,9 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.phantoms.cohort import PhantomSettings, case_of, films
 from keras_pneumo.phantoms.devices import device_rows
 from keras_pneumo.phantoms.dicom import dicom_of
-from keras_pneumo.phantoms.render import Radiograph, render_case
+from keras_pneumo.phantoms.render import PhantomImage, render_case
 
-__all__ = ["PhantomSettings", "PhantomSummary", "Radiograph", "render", "write_phantoms"]
+__all__ = ["PhantomImage", "PhantomSettings", "PhantomSummary", "render", "write_phantoms"]
 
 FORMAT = 1
 """Raised whenever the same settings give other radiographs, labels, patients or truth than before."""
@@ -80,7 +80,7 @@ class PhantomSummary:
     tubes: int
 
 
-def render(seed: int, patient: int, image: int, settings: PhantomSettings | None = None) -> Radiograph:
+def render(seed: int, patient: int, image: int, settings: PhantomSettings | None = None) -> PhantomImage:
     """One film, a pure function of its arguments: picture, masks (a row each) and facts.
 
     Args:

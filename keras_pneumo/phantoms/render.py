@@ -32,7 +32,7 @@ COMPACT_BONE = 0.42
 
 
 @dataclass(frozen=True)
-class Radiograph:
+class PhantomImage:
     """A film and its truth.
 
     ``image``: uint8, 1024x1024, bone white (MONOCHROME2). ``masks``: one bool mask per label row, none for a negative.
@@ -62,7 +62,7 @@ class Radiograph:
         return np.logical_or.reduce(self.masks) if self.masks else np.zeros((SIZE, SIZE), bool)
 
 
-def render_case(case: Case) -> Radiograph:
+def render_case(case: Case) -> PhantomImage:
     """Draw one film."""
     key = (case.seed, case.patient, case.image)
     build, stance, pose = posed(case)
@@ -113,7 +113,7 @@ def render_case(case: Case) -> Radiograph:
     grey[lit] += (250 - grey[lit]) * (words.ink[lit] / np.float32(255))
     image = cv2.convertScaleAbs(grey)  # rounds and clips
     field = np.logical_or(*(fill(pose.pixels(lung_outline(build, stance, one))) > 0.5 for one in (RIGHT, LEFT)))
-    return Radiograph(case, image, shape.rows if shape is not None else (), things.places, field)
+    return PhantomImage(case, image, shape.rows if shape is not None else (), things.places, field)
 
 
 def _lung_tissue(

@@ -19,9 +19,9 @@ from keras_pneumo.training.log import EpochRow, Log, Pace
 from keras_pneumo.training.optimization import inner_optimizer
 from keras_pneumo.training.state import State
 from keras_pneumo.training.step import Network
-from keras_pneumo.training.validation import Judge
+from keras_pneumo.training.validation import Validator
 
-__all__ = ["EpochRow", "Every", "NotFinite", "Saver", "Steps", "TrainProgress", "Validation"]
+__all__ = ["CheckpointInterval", "EpochRow", "NotFinite", "Saver", "Steps", "TrainProgress", "Validation"]
 
 TrainProgress = Callable[[int, int, str], None]
 """Called with images done, images in all, and a short note."""
@@ -108,7 +108,7 @@ class Validation(keras.callbacks.Callback):
         self,
         state: State,
         log: Log,
-        judge: Judge,
+        judge: Validator,
         phase: str,
         on_epoch: Callable[[EpochRow], None],
         patience: int | None = None,
@@ -142,14 +142,14 @@ class Validation(keras.callbacks.Callback):
 
 
 @dataclass(frozen=True)
-class Every:
+class CheckpointInterval:
     """How often a checkpoint is written: after so many seconds, or after so many steps."""
 
     seconds: float | None = 300.0
     steps: int | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Every:
+    def parse(cls, text: str) -> CheckpointInterval:
         """``300``, ``300s`` or ``5min`` (time), ``200steps``.
 
         Raises:
@@ -176,7 +176,7 @@ class Saver(keras.callbacks.Callback):
         epochs_end: int,
         next_phase: Callable[[], None],
         steps: int,
-        every: Every,
+        every: CheckpointInterval,
         save: Callable[[Network | None], None],
         interruption: Interruption,
         engine: Engine,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import tensorflow as tf
 
-from keras_pneumo.data.batches.images import Source
+from keras_pneumo.data.batches.images import ImageSet
 from keras_pneumo.data.batches.order import TrainingPlan
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.storage.files import write_table
@@ -32,7 +32,7 @@ MOST_SKIPPED = 0.1
 def not_finite(
     fault: NotFinite,
     folder: Path,
-    training: Source,
+    training: ImageSet,
     plan: TrainingPlan,
     skip_nan: bool,
     times: int,

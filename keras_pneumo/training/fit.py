@@ -12,11 +12,11 @@ from typing import Any
 import keras
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.batches.images import Source
+from keras_pneumo.data.batches.images import ImageSet
 from keras_pneumo.data.batches.pipeline import training_batches
-from keras_pneumo.data.prepared.folder import Prepared
+from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError, Stopped
-from keras_pneumo.inference.run import FORMAT, Run, hardware, versions
+from keras_pneumo.inference.run import FORMAT, RunFolder, hardware, versions
 from keras_pneumo.storage.files import folder_lock, remove_temporary, write_json
 from keras_pneumo.training import checkpoints, faults
 from keras_pneumo.training.averaging import estimate_statistics
@@ -31,10 +31,10 @@ from keras_pneumo.training.optimization import set_learning
 from keras_pneumo.training.origin import origin_of
 from keras_pneumo.training.start import start
 from keras_pneumo.training.state import check_identity, identity
-from keras_pneumo.training.validation import make_judge
-from keras_pneumo.training.work import Manner, Phase, Work, phases_of, plan_of
+from keras_pneumo.training.validation import make_validator
+from keras_pneumo.training.work import Phase, Trainer, TrainingOptions, phases_of, plan_of
 
-__all__ = ["Manner", "Outcome", "Phase", "phases_of", "plan_of", "train", "write_record"]
+__all__ = ["Outcome", "Phase", "TrainingOptions", "phases_of", "plan_of", "train", "write_record"]
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Outcome:
 
 def train(
     experiment: Experiment,
-    prepared: Prepared,
+    prepared: PreparedFolder,
     folder: Path,
     weights: Path | None = None,
     command: str = "",
     on_epoch: Callable[[EpochRow], None] = lambda row: None,
     progress: TrainProgress | None = None,
-    start_from: Run | None = None,
-    manner: Manner | None = None,
+    start_from: RunFolder | None = None,
+    manner: TrainingOptions | None = None,
 ) -> Outcome:
     """Train the experiment's network on the prepared folder's training images.
 
@@ -84,7 +84,7 @@ def train(
         Stopped: a signal came, or another worker is gone; the same call with ``resume`` goes on. After a
             signal that comes after the last step the training is done.
     """
-    manner = manner or Manner()
+    manner = manner or TrainingOptions()
     engine = manner.engine
     interruption = Interruption(manner.tell)
     with (
@@ -106,8 +106,8 @@ def train(
         if engine.chief:  # before any other file, by which a folder of a killed start is known for this training's
             write_record(folder, record)
         log = Log(folder, experiment.top_k, engine.chief)
-        work = Work(experiment, manner, folder, model, training, log, known, interruption, on_epoch, progress)
-        work.judge = make_judge(experiment, validation, prepared)
+        work = Trainer(experiment, manner, folder, model, training, log, known, interruption, on_epoch, progress)
+        work.judge = make_validator(experiment, validation, prepared)
         with contextlib.closing(work.events):
             learn(work, found, start_from is not None)
             if work.average is not None and experiment.swa_epochs:
@@ -140,7 +140,7 @@ def _stop_if_asked(interruption: Interruption, engine: Engine) -> None:
             )
 
 
-def _averaged(work: Work) -> EpochRow:
+def _averaged(work: Trainer) -> EpochRow:
     """The averaged weights, with statistics from the draws of the last epoch, judged as a further epoch."""
     started = time.monotonic()
     experiment = work.experiment
@@ -157,10 +157,10 @@ def _averaged(work: Work) -> EpochRow:
 
 def _record(
     experiment: Experiment,
-    prepared: Prepared,
+    prepared: PreparedFolder,
     model: keras.Model,
-    training: Source,
-    validation: Source,
+    training: ImageSet,
+    validation: ImageSet,
     command: str,
     engine: Engine,
 ) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from keras_pneumo.models.weights import save_safetensors
 from keras_pneumo.storage.files import write_table
 from keras_pneumo.training.checkpoints import flush_folder
 from keras_pneumo.training.optimization import inner_optimizer
-from keras_pneumo.training.validation import Judged
+from keras_pneumo.training.validation import ValidationResult
 
 DICE = ("validation_dice", "validation_dice_positives")
 
@@ -116,7 +116,14 @@ class Log:
         return found + [f"{CHECKPOINTS}/{checkpoint_name(row.epoch)}" for row in self._kept() if self.top_k > 1]
 
     def judged(
-        self, model: keras.Model, found: Judged, epoch: int, phase: str, loss: float, started: float, pace: Pace
+        self,
+        model: keras.Model,
+        found: ValidationResult,
+        epoch: int,
+        phase: str,
+        loss: float,
+        started: float,
+        pace: Pace,
     ) -> EpochRow:
         """Keep the weights, and what was fitted for them, if they are good enough; write the row."""
         score = found.auroc if np.isnan(found.dice) else found.dice

@@ -22,10 +22,10 @@ from keras_pneumo.training.optimization import image_losses, make_optimizer, set
 from keras_pneumo.training.schedules import Plateau
 from keras_pneumo.training.state import put_back_optimizer
 from keras_pneumo.training.step import Network, learner
-from keras_pneumo.training.work import Phase, Work, plan_of
+from keras_pneumo.training.work import Phase, Trainer, plan_of
 
 
-def learn(work: Work, found: checkpoints.Checkpoint | None, started_from: bool) -> None:
+def learn(work: Trainer, found: checkpoints.Checkpoint | None, started_from: bool) -> None:
     """All phases, from the beginning or from a checkpoint; faults lead back to the last one."""
     manner, engine = work.manner, work.manner.engine
     found = _agreed(work, found)
@@ -86,7 +86,7 @@ def learn(work: Work, found: checkpoints.Checkpoint | None, started_from: bool) 
         work.go_back(found)
 
 
-def _agreed(work: Work, found: checkpoints.Checkpoint | None) -> checkpoints.Checkpoint | None:
+def _agreed(work: Trainer, found: checkpoints.Checkpoint | None) -> checkpoints.Checkpoint | None:
     """The chief's checkpoint, on every worker.
 
     Raises:
@@ -109,14 +109,14 @@ def _number(folder: Path) -> int:
     return (int(epoch) + 1) * 10**6 + int(step)
 
 
-def _said(work: Work) -> str:
+def _said(work: Trainer) -> str:
     """What slices change, where they change anything."""
     if work.experiment.frozen_batchnorm:
         return ""
     return " BatchNorm learns from each slice's statistics, so the weights differ from those of whole batches."
 
 
-def _recalled(work: Work) -> int:
+def _recalled(work: Trainer) -> int:
     """Slices by what was found for this device before, or is now; the same on every worker."""
     fits = memory.recall(work.experiment)
     if work.manner.auto_batch:
@@ -128,7 +128,7 @@ def _recalled(work: Work) -> int:
     return work.manner.engine.largest(slices)
 
 
-def _alone(work: Work) -> Network:
+def _alone(work: Trainer) -> Network:
     """A network of the last phase on this device alone, to try out what fits.
 
     Under a strategy it is a copy: a device without memory must not leave the others waiting for its sums. The copy
@@ -143,7 +143,7 @@ def _alone(work: Work) -> Network:
     return learner(model, image_losses(work.experiment), optimizer)
 
 
-def _network(work: Work, phase: Phase, slices: int) -> tuple[Network, int]:
+def _network(work: Trainer, phase: Phase, slices: int) -> tuple[Network, int]:
     """The learning network of a phase with a new optimizer, and the steps of an epoch."""
     experiment, steps = work.experiment, len(work.sizes)
     with work.manner.engine.scope():
@@ -152,18 +152,18 @@ def _network(work: Work, phase: Phase, slices: int) -> tuple[Network, int]:
     return network, steps
 
 
-def judged_network(work: Work) -> Any:
+def judged_network(work: Trainer) -> Any:
     """What validates before anything was learnt: the model itself, or under a strategy one that is dealt out."""
     if work.manner.engine.strategy is None:
         return work.model
     return _network(work, work.phases[0], 1)[0]
 
 
-def _plan(work: Work) -> TrainingPlan:
+def _plan(work: Trainer) -> TrainingPlan:
     return plan_of(work.experiment, 0, work.experiment.total_epochs, skip=work.skip)
 
 
-def _run_phase(work: Work, found: checkpoints.Checkpoint | None) -> None:
+def _run_phase(work: Trainer, found: checkpoints.Checkpoint | None) -> None:
     """The phase that the state is in, from where it is to the phase's end."""
     experiment, state, engine = work.experiment, work.state, work.manner.engine
     number = state.phase

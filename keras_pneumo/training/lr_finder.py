@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.batches.images import Source
+from keras_pneumo.data.batches.images import ImageSet
 from keras_pneumo.data.batches.order import steps_per_epoch
 from keras_pneumo.data.batches.pipeline import training_batches
-from keras_pneumo.data.prepared.folder import Prepared
+from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training.curves import draw_rates
 from keras_pneumo.training.fit import phases_of, plan_of
@@ -58,7 +58,7 @@ class RateSearch:
 
 def search(
     experiment: Experiment,
-    prepared: Prepared,
+    prepared: PreparedFolder,
     weights: Path | None = None,
     steps: int = 100,
     progress: Callable[[int, int], None] | None = None,
@@ -83,7 +83,7 @@ def search(
 def find_rate(
     model: keras.Model,
     experiment: Experiment,
-    source: Source,
+    source: ImageSet,
     steps: int = 100,
     progress: Callable[[int, int], None] | None = None,
 ) -> RateSearch:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.run import Run
+from keras_pneumo.inference.run import RunFolder
 from keras_pneumo.storage.files import sha256_file
 from keras_pneumo.training.checkpoints import Checkpoint
 from keras_pneumo.training.place import record_of
@@ -18,7 +18,7 @@ from keras_pneumo.training.place import record_of
 Origin = dict[str, Any]
 
 
-def origin_of(start_from: Run | None, folder: Path, found: Checkpoint | None, resume: bool) -> Origin | None:
+def origin_of(start_from: RunFolder | None, folder: Path, found: Checkpoint | None, resume: bool) -> Origin | None:
     """What the record is to say of where the weights came from; None where they came from no other run.
 
     Args:
@@ -53,7 +53,7 @@ def origin_of(start_from: Run | None, folder: Path, found: Checkpoint | None, re
     return before or given
 
 
-def _described(run: Run) -> Origin:
+def _described(run: RunFolder) -> Origin:
     return {
         "name": run.experiment.name,
         "image_size": run.experiment.image_size,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.prepared.folder import Prepared
+from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import LOCK_NAME, TEMPORARY_SUFFIX, folder_lock
 
@@ -22,7 +22,7 @@ REPORT = "report.html"
 
 
 @dataclass(frozen=True)
-class Place:
+class RunLocation:
     """A run folder, which exists, and whether what it holds is to be gone on with."""
 
     folder: Path
@@ -34,7 +34,7 @@ class Place:
 Progress = Literal["empty", "other", "unfinished", "finished"]
 
 
-def progress_of(folder: Path, experiment: Experiment, prepared: Prepared) -> Progress:
+def progress_of(folder: Path, experiment: Experiment, prepared: PreparedFolder) -> Progress:
     """How far this experiment on these images has come in ``folder``; ``other`` where that holds something else."""
     if not folder.exists() or (folder.is_dir() and not _holds(folder)):
         return "empty"
@@ -54,7 +54,7 @@ def is_trained(folder: Path) -> bool:
     return "best_epoch" in record_of(folder)
 
 
-def find_place(wanted: Path | None, experiment: Experiment, prepared: Prepared, resume: bool) -> Place:
+def find_place(wanted: Path | None, experiment: Experiment, prepared: PreparedFolder, resume: bool) -> RunLocation:
     """The folder of one run: ``wanted``, or the last of runs/NAME, runs/NAME-2, ... if unfinished, else the next.
 
     Args:
@@ -74,19 +74,19 @@ def find_place(wanted: Path | None, experiment: Experiment, prepared: Prepared, 
     last = _numbered(experiment.name, number)
     unfinished = last.exists() and progress_of(last, experiment, prepared) == "unfinished"
     if unfinished and (resume or is_free(last)):
-        return Place(last, True)
+        return RunLocation(last, True)
     if resume:
         raise PneumoError(
             f"There is no unfinished training of {experiment.name} on these images to go on with in {last}. Name its "
             "folder with --out, or leave out --resume."
         )
-    return Place(new_folder(None, experiment.name), False)
+    return RunLocation(new_folder(None, experiment.name), False)
 
 
-def _named(wanted: Path, experiment: Experiment, prepared: Prepared, resume: bool) -> Place:
+def _named(wanted: Path, experiment: Experiment, prepared: PreparedFolder, resume: bool) -> RunLocation:
     found = progress_of(wanted, experiment, prepared)
     if found == "unfinished":
-        return Place(wanted, True)
+        return RunLocation(wanted, True)
     if resume:
         reasons = {
             "empty": "holds nothing",
@@ -94,7 +94,7 @@ def _named(wanted: Path, experiment: Experiment, prepared: Prepared, resume: boo
             "finished": "holds a finished training",
         }
         raise PneumoError(f"{wanted} {reasons[found]}, so there is nothing to go on with. Leave out --resume.")
-    return Place(new_folder(wanted, experiment.name), False)
+    return RunLocation(new_folder(wanted, experiment.name), False)
 
 
 def new_folder(wanted: Path | None, name: str) -> Path:
@@ -128,7 +128,7 @@ def new_folder(wanted: Path | None, name: str) -> Path:
 
 
 def find_folds_place(
-    wanted: Path | None, experiment: Experiment, prepared: Prepared, folds: list[int], resume: bool
+    wanted: Path | None, experiment: Experiment, prepared: PreparedFolder, folds: list[int], resume: bool
 ) -> Path:
     """The folder of a training of all folds: an unfinished one, or a new one.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from keras_pneumo.data.prepared.folder import Prepared
+from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.board.board import score
 from keras_pneumo.evaluation.board.verdict import verdict
@@ -24,7 +24,7 @@ from keras_pneumo.explain.explain import Answers, explain_prepared
 from keras_pneumo.explain.positives import can_be_checked
 from keras_pneumo.inference.postprocess import write_threshold
 from keras_pneumo.inference.predictor import Progress
-from keras_pneumo.inference.run import Run
+from keras_pneumo.inference.run import RunFolder
 from keras_pneumo.inference.submit import Predicted, keep_search, predict_subset, write_predicted
 from keras_pneumo.storage.files import sha256_file, write_bytes
 from keras_pneumo.storage.tables import table_text
@@ -42,8 +42,8 @@ class Finished:
 
 
 def finish(
-    run: Run,
-    prepared: Prepared,
+    run: RunFolder,
+    prepared: PreparedFolder,
     progress: Progress | None = None,
     resamples: int = RESAMPLES,
     engine: Engine = ONE,
@@ -79,7 +79,7 @@ def finish(
     return _report(run, predicted, resamples) if engine.chief else None
 
 
-def _report(run: Run, predicted: Predicted, resamples: int) -> Finished:
+def _report(run: RunFolder, predicted: Predicted, resamples: int) -> Finished:
     """Score what was predicted, and write all of it into the run folder."""
     prepared, folder = predicted.prepared, run.folder / "submission"
     written = write_predicted(predicted, folder)
@@ -118,7 +118,7 @@ def _report(run: Run, predicted: Predicted, resamples: int) -> Finished:
     return Finished(report, [found.headline, *found.sentences, *found.warnings, *looks])
 
 
-def rewrite_report(run: Run, prepared: Prepared) -> Path:
+def rewrite_report(run: RunFolder, prepared: PreparedFolder) -> Path:
     """Write a classifier's report again, with what its ``explain`` folder holds now; scores come from its submission.
 
     Raises:

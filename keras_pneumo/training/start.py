@@ -8,11 +8,11 @@ import keras
 import tensorflow as tf
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.batches.images import Source, open_source
-from keras_pneumo.data.prepared.folder import Prepared, verify_files
+from keras_pneumo.data.batches.images import ImageSet, open_source
+from keras_pneumo.data.prepared.folder import PreparedFolder, verify_files
 from keras_pneumo.data.prepared.split import check_split
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.run import Run, build, load_weights
+from keras_pneumo.inference.run import RunFolder, build, load_weights
 from keras_pneumo.models.imagenet import imagenet_weights
 from keras_pneumo.models.weights import from_torch
 from keras_pneumo.training.distributed.strategy import ONE, Engine
@@ -20,11 +20,11 @@ from keras_pneumo.training.distributed.strategy import ONE, Engine
 
 def start(
     experiment: Experiment,
-    prepared: Prepared,
+    prepared: PreparedFolder,
     weights: Path | None,
-    start_from: Run | None = None,
+    start_from: RunFolder | None = None,
     engine: Engine = ONE,
-) -> tuple[keras.Model, Source, Source]:
+) -> tuple[keras.Model, ImageSet, ImageSet]:
     """The network as it starts, and the training and validation images, all checked.
 
     Raises:
@@ -63,7 +63,7 @@ def starting_network(experiment: Experiment, weights: Path | None = None, engine
     return model
 
 
-def _check_start(experiment: Experiment, prepared: Prepared, origin: Run) -> None:
+def _check_start(experiment: Experiment, prepared: PreparedFolder, origin: RunFolder) -> None:
     other = origin.experiment
     differing = [
         f"{name} {getattr(other, name)} instead of {getattr(experiment, name)}"
@@ -82,7 +82,7 @@ def _check_start(experiment: Experiment, prepared: Prepared, origin: Run) -> Non
         )
 
 
-def _sources(experiment: Experiment, prepared: Prepared) -> tuple[Source, Source]:
+def _sources(experiment: Experiment, prepared: PreparedFolder) -> tuple[ImageSet, ImageSet]:
     check_split(prepared.split)
     size = experiment.image_size
     sizes = [int(known) for known in prepared.manifest["sizes"]]

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.prepared.folder import Prepared
+from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import sha256_bytes
 from keras_pneumo.training.averaging import WeightAverage
@@ -63,7 +63,7 @@ class State:
         self.phase, self.waited, self.plateau = phase, 0, None
 
 
-def identity(experiment: Experiment, prepared: Prepared, model: keras.Model) -> dict[str, str]:
+def identity(experiment: Experiment, prepared: PreparedFolder, model: keras.Model) -> dict[str, str]:
     """Hashes of what must be the same for a checkpoint to fit."""
     shapes = ";".join(f"{tuple(variable.shape)}{variable.dtype}" for variable in model.variables)
     return {

@@ -13,21 +13,21 @@ from pathlib import Path
 import keras
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.data.batches.images import Source
+from keras_pneumo.data.batches.images import ImageSet
 from keras_pneumo.data.batches.order import TrainingPlan
 from keras_pneumo.errors import Stopped
-from keras_pneumo.inference.predictor import InParts, Predictor
+from keras_pneumo.inference.predictor import MicroBatchPredictor, Predictor
 from keras_pneumo.inference.run import CHECKPOINTS
 from keras_pneumo.training import checkpoints, memory
 from keras_pneumo.training.averaging import WeightAverage
-from keras_pneumo.training.callbacks import Every, TrainProgress
+from keras_pneumo.training.callbacks import CheckpointInterval, TrainProgress
 from keras_pneumo.training.distributed.strategy import ONE, Engine
 from keras_pneumo.training.events import Events
 from keras_pneumo.training.interrupt import Interruption
 from keras_pneumo.training.log import EpochRow, Log
 from keras_pneumo.training.state import State, capture, position_of, put_back_model
 from keras_pneumo.training.step import Network
-from keras_pneumo.training.validation import Judge, Judged
+from keras_pneumo.training.validation import ValidationResult, Validator
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,16 @@ class Phase:
     learning_rate: float
 
 
-EVERY = Every()
+EVERY = CheckpointInterval()
 
 
 @dataclass(frozen=True)
-class Manner:
+class TrainingOptions:
     """How a training is carried out. What is learnt changes with two things only: images that are left out, and slices,
     where the memory is too small for whole batches and BatchNorm learns, which takes each slice's statistics."""
 
     engine: Engine = ONE
-    every: Every = EVERY
+    every: CheckpointInterval = EVERY
     """How often a checkpoint is written."""
     resume: bool = False
     """Whether the folder holds an unfinished training of the same experiment and data, to go on with."""
@@ -92,20 +92,20 @@ def plan_of(
 
 
 @dataclass
-class Work:
+class Trainer:
     """What the parts of one training share."""
 
     experiment: Experiment
-    manner: Manner
+    manner: TrainingOptions
     folder: Path
     model: keras.Model
-    training: Source
+    training: ImageSet
     log: Log
     known: dict[str, str]
     interruption: Interruption
     on_epoch: Callable[[EpochRow], None]
     progress: TrainProgress | None
-    judge: Judge = field(init=False)
+    judge: Validator = field(init=False)
     state: State = field(default_factory=State)
     average: WeightAverage | None = None
     slices: int = 1
@@ -156,14 +156,14 @@ class Work:
         fits = batch if self.slices == 1 else self.slice_size * replicas
         return min(batch, fits, self.predicted or batch)
 
-    def validate(self, network: Predictor) -> Judged:
+    def validate(self, network: Predictor) -> ValidationResult:
         """How good a network is on the validation images.
 
         Raises:
             PneumoError: the memory is too small to predict an image.
             Stopped: it is too small for what several workers predict at once; the next start predicts fewer.
         """
-        return self.judge(InParts(network, self.at_once, self.manner.engine.replicas, self._predict_fewer))
+        return self.judge(MicroBatchPredictor(network, self.at_once, self.manner.engine.replicas, self._predict_fewer))
 
     def recall_predicted(self) -> None:
         """Take what was found before of the images that validation can predict at once; the same on every worker."""

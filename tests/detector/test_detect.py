@@ -22,7 +22,7 @@ from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.detector.detect import caption, detect, find_files
 from keras_pneumo.detector.detector import Answer
 from keras_pneumo.detector.dicom_files import NoSource, is_uid, source_header
-from keras_pneumo.detector.overlay import mask_on, overlay
+from keras_pneumo.detector.overlay import mask_on, overlay_mask
 from keras_pneumo.detector.summary import meaning_of
 from keras_pneumo.errors import PneumoError
 
@@ -411,7 +411,7 @@ def test_an_odd_header_costs_its_objects_alone(few, tmp_path, monkeypatch, place
         raise ValueError("Unmistakable^Name")
 
     module = "dicom_files.source_header" if place == "dicom_files.source_header" else "dicom_objects.dicom_objects"
-    monkeypatch.setattr(f"keras_pneumo.prediction.{module}", odd)
+    monkeypatch.setattr(f"keras_pneumo.detector.{module}", odd)
     done = detect(known_detector(), [few], tmp_path, dicom=True)
     assert len(pd.read_csv(tmp_path / "predictions.csv")) == len(done.rows) == 3
     reasons = pd.read_csv(tmp_path / "quarantine.csv")["reason"]
@@ -522,4 +522,4 @@ def test_a_mask_keeps_its_place_on_any_grid(side):
         300 * factor,
         700 * factor,
     )
-    assert overlay(np.zeros((side, side), np.uint8), there).shape == (side, side, 3)
+    assert overlay_mask(np.zeros((side, side), np.uint8), there).shape == (side, side, 3)

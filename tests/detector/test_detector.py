@@ -21,7 +21,7 @@ from keras_pneumo.evaluation.inputs.submission import read_submission
 from keras_pneumo.evaluation.report.saliency_report import read_where
 from keras_pneumo.evaluation.scoring.saliency import score_map
 from keras_pneumo.explain.positives import masks_of, pixels_of
-from keras_pneumo.inference.maps import PackedMap, levels_of
+from keras_pneumo.inference.maps import PackedMap, quantise
 from keras_pneumo.inference.run import read_run
 from keras_pneumo.inference.segment import MapSet, mean_maps
 from keras_pneumo.storage.files import write_json
@@ -39,7 +39,7 @@ def asked_of(prepared, classifier, head=None, seed=0):
             small = rle.decode(truth[image_id])[::16, ::16].astype(np.float32)
         elif rng.random() < 0.5:
             small[20:30, 20:30] = 1
-        maps.append(PackedMap.of(levels_of(small * 0.9)))
+        maps.append(PackedMap.of(quantise(small * 0.9)))
     positive = np.array([not rle.is_empty(truth[image_id]) for image_id in ids])
     return Asked(MapSet(ids, maps, None if head is None else head(positive)), classifier(positive)), positive
 

@@ -6,7 +6,7 @@ import pytest
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.explain.pictures import OUTLINE, SIDE, caption, colour_heat, overlay, write_overlay
+from keras_pneumo.explain.pictures import OUTLINE, SIDE, caption, colour_heat, overlay_heat_map, write_overlay
 
 
 def test_captions():
@@ -39,7 +39,7 @@ def test_grey_on_the_left_heat_on_the_right(side):
     image = np.full((side, side), 90, np.uint8)
     heat = np.zeros((3, 3), np.float32)
     heat[0, 2] = 1
-    found = overlay(image, heat, "caption")
+    found = overlay_heat_map(image, heat, "caption")
     left, right = found[:SIDE, :SIDE], found[:SIDE, -SIDE:]
     assert (left == 90).all()
     assert (right[:100, -100:, 0] > 120).all()
@@ -51,8 +51,8 @@ def test_another_map_is_laid_over_a_third_picture():
     image = np.full((96, 96), 90, np.uint8)
     heat, other = np.zeros((3, 3), np.float32), np.zeros((6, 6), np.float32)
     heat[0, 2] = other[5, 0] = 1
-    found = overlay(image, heat, "caption", beside=other)
-    two = overlay(image, heat, "caption")
+    found = overlay_heat_map(image, heat, "caption", beside=other)
+    two = overlay_heat_map(image, heat, "caption")
     assert found.shape[1] - two.shape[1] == two.shape[1] - SIDE
     np.testing.assert_array_equal(found[:SIDE, : two.shape[1]], two[:SIDE])
     third = found[:SIDE, -SIDE:]
@@ -64,7 +64,7 @@ def test_the_outline_lies_on_the_edge_of_the_mask_in_both():
     mask = np.zeros((1024, 1024), np.uint8)
     mask[200:600, 300:500] = 1
     image = np.zeros((128, 128), np.uint8)
-    found = overlay(image, np.zeros((4, 4)), "", rle.runs_of(rle.encode(mask)))
+    found = overlay_heat_map(image, np.zeros((4, 4)), "", rle.runs_of(rle.encode(mask)))
     for left in (0, found.shape[1] - SIDE):
         part = found[:SIDE, left : left + SIDE]
         rows, columns = np.nonzero((part.astype(int) - OUTLINE).__abs__().sum(axis=-1) < 150)
@@ -76,7 +76,7 @@ def test_the_outline_lies_on_the_edge_of_the_mask_in_both():
 
 def test_every_picture_says_research_use_only_however_long_the_caption():
     image = np.zeros((64, 64), np.uint8)
-    feet = [overlay(image, np.zeros((2, 2)), words)[SIDE:] for words in ("", "short", "very long " * 60)]
+    feet = [overlay_heat_map(image, np.zeros((2, 2)), words)[SIDE:] for words in ("", "short", "very long " * 60)]
     notice = [foot[:, -170:] for foot in feet]
     assert notice[0].max() > 200
     np.testing.assert_array_equal(notice[0], notice[1])

@@ -12,7 +12,7 @@ from worker_lab import end, environment_of, free_ports
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import load_prepared
-from keras_pneumo.inference.predictor import Sharing
+from keras_pneumo.inference.predictor import DistributedPredictor
 from keras_pneumo.inference.run import load_models, load_predictors, read_run
 from keras_pneumo.training.distributed.strategy import ONE
 
@@ -61,7 +61,7 @@ def test_a_network_is_asked_where_it_is_told_to_be_made(tiny_runs):
         def predict_on_batch(self, x):
             return np.zeros((len(x), 1))
 
-    (found,) = load_predictors(run, Sharing(Scope, lambda model: seen.append(model.name) or Zeros()))
+    (found,) = load_predictors(run, DistributedPredictor(Scope, lambda model: seen.append(model.name) or Zeros()))
     assert seen == ["made here", "resnet18_classifier", "end"]
     assert not found.predict_on_batch(np.ones((3, 64, 64, 1))).any()
     images = np.random.default_rng(0).random((3, 64, 64, 1)).astype(np.float32)

@@ -12,13 +12,13 @@ import tensorflow as tf
 
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError, Stopped
-from keras_pneumo.inference.predictor import InParts, Sharing
+from keras_pneumo.inference.predictor import DistributedPredictor, MicroBatchPredictor
 from keras_pneumo.inference.run import load_predictors, read_run
 from keras_pneumo.inference.submit import predict_subset
 from keras_pneumo.training import memory
 from keras_pneumo.training import step as slices
-from keras_pneumo.training.fit import Manner, train
-from keras_pneumo.training.work import Work
+from keras_pneumo.training.fit import TrainingOptions, train
+from keras_pneumo.training.work import Trainer
 
 QUICK = crash_lab.SHORT.replace(
     frozen_epochs=0, epochs=2, swa_epochs=0, ema=0.0, top_k=1, schedule="constant", dropout=0.0, frozen_batchnorm=True
@@ -46,7 +46,7 @@ class Small:
 def test_a_part_that_does_not_fit_is_halved_and_no_image_is_lost(kind):
     network, told = Small(2), []
     batch = np.arange(14.0).reshape(7, 2)
-    found = InParts(network, 6, halved=told.append)
+    found = MicroBatchPredictor(network, 6, halved=told.append)
     for _ in range(2):
         answer = found.predict_on_batch(kind(batch))
         np.testing.assert_array_equal(answer["mask"], batch + 1)
@@ -58,17 +58,17 @@ def test_a_part_that_does_not_fit_is_halved_and_no_image_is_lost(kind):
 def test_a_batch_that_fits_is_asked_for_whole():
     network = Small(7)
     batch = np.zeros((7, 2))
-    assert InParts(network).predict_on_batch(batch)["mask"].shape == (7, 2)
-    assert InParts(network, 9).predict_on_batch(batch)["mask"].shape == (7, 2)
+    assert MicroBatchPredictor(network).predict_on_batch(batch)["mask"].shape == (7, 2)
+    assert MicroBatchPredictor(network, 9).predict_on_batch(batch)["mask"].shape == (7, 2)
     assert network.asked == [7, 7]
 
 
 def test_a_device_that_holds_not_one_image_is_said_and_each_device_keeps_a_row():
     with pytest.raises(PneumoError, match="too small to predict even one image at once"):
-        InParts(Small(0)).predict_on_batch(np.zeros((7, 2)))
+        MicroBatchPredictor(Small(0)).predict_on_batch(np.zeros((7, 2)))
     network = Small(2)
     with pytest.raises(PneumoError, match="too small to predict even 3 images"):
-        InParts(network, fewest=3).predict_on_batch(np.zeros((8, 2)))
+        MicroBatchPredictor(network, fewest=3).predict_on_batch(np.zeros((8, 2)))
     assert network.asked == [8, 4, 3]
 
 
@@ -97,7 +97,7 @@ def device(monkeypatch, tiny_network):
 def trained(prepared_folder, folder, experiment=QUICK, **more):
     folder.mkdir()
     said = []
-    train(experiment, load_prepared(prepared_folder), folder, manner=Manner(tell=said.append), **more)
+    train(experiment, load_prepared(prepared_folder), folder, manner=TrainingOptions(tell=said.append), **more)
     return said
 
 
@@ -153,15 +153,15 @@ def test_several_workers_stop_and_start_again_with_fewer(monkeypatch, tmp_path):
     engine = SimpleNamespace(workers=2, worker=1, replicas=2)
     work = SimpleNamespace(manner=SimpleNamespace(engine=engine), experiment=QUICK, predicted=None)
     with pytest.raises(Stopped, match="in validation on worker 1"):
-        Work._predict_fewer(work, 6)
+        Trainer._predict_fewer(work, 6)
     assert memory.recall(QUICK, predicting=True) == 3, "of each device"
     engine.largest = lambda parts: max(parts, 2)  # the other worker's
-    Work.recall_predicted(work)
+    Trainer.recall_predicted(work)
     assert work.predicted == 4
 
 
 def test_a_prediction_by_several_workers_that_does_not_fit_says_what_to_do(tiny_runs):
-    sharing = Sharing(contextlib.nullcontext, lambda model: Small(3), devices=2, workers=2)
+    sharing = DistributedPredictor(contextlib.nullcontext, lambda model: Small(3), devices=2, workers=2)
     (network,) = load_predictors(read_run(tiny_runs / "classifier"), sharing)
     with pytest.raises(PneumoError, match=r"only 4 images or fewer.*--strategy one"):
         network.predict_on_batch(np.zeros((8, 2)))
@@ -171,7 +171,7 @@ def test_a_run_that_learnt_in_slices_predicts_as_many_at_once_as_one_held(tiny_r
     run = read_run(tiny_runs / "classifier")
     network = Small(100)
     for record, wanted in (({}, [9]), ({"slices": 1}, [9]), ({"slices": 4}, [4, 4, 1])):
-        sharing = Sharing(contextlib.nullcontext, lambda model: network)
+        sharing = DistributedPredictor(contextlib.nullcontext, lambda model: network)
         experiment = run.experiment.replace(global_batch_size=13)
         (found,) = load_predictors(replace(run, experiment=experiment, record=run.record | record), sharing)
         found.predict_on_batch(np.zeros((9, 2)))

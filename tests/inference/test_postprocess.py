@@ -10,13 +10,13 @@ from keras_pneumo.inference.postprocess import (
     BOTTOMS,
     COMPONENTS,
     TOPS,
-    Rule,
+    PostprocessingParameters,
     fit,
     gather,
     level,
-    read_rule,
+    read_postprocessing,
     tally_one,
-    write_rule,
+    write_postprocessing,
 )
 from keras_pneumo.inference.search_figure import draw_search
 
@@ -35,21 +35,21 @@ def where(mask):
 
 def test_the_mask_opens_at_the_top_score_and_is_cut_at_the_bottom_one():
     levels = map_of((100, 100, 40, 120), (110, 110, 10, 220))  # 100 pixels pass 0.75, 1600 pass 0.3
-    assert Rule(0.75, 100, 0.3).mask(levels).sum() == 1600
-    assert Rule(0.75, 101, 0.3).mask(levels).sum() == 0, "one pixel short"
-    assert Rule(0.75, 100, 0.6).mask(levels).sum() == 100
-    assert Rule(0.9, 1, 0.3).mask(levels).sum() == 0
+    assert PostprocessingParameters(0.75, 100, 0.3).mask(levels).sum() == 1600
+    assert PostprocessingParameters(0.75, 101, 0.3).mask(levels).sum() == 0, "one pixel short"
+    assert PostprocessingParameters(0.75, 100, 0.6).mask(levels).sum() == 100
+    assert PostprocessingParameters(0.9, 1, 0.3).mask(levels).sum() == 0
 
 
 def test_small_components_go_and_corners_connect():
     levels = map_of((0, 0, 30, 255), (30, 30, 10, 255), (500, 500, 9, 255))
-    assert Rule(0.5, 1, 0.5, component=100).mask(levels).sum() == 900 + 100
-    assert Rule(0.5, 1, 0.5, component=1001).mask(levels).sum() == 0
+    assert PostprocessingParameters(0.5, 1, 0.5, component=100).mask(levels).sum() == 900 + 100
+    assert PostprocessingParameters(0.5, 1, 0.5, component=1001).mask(levels).sum() == 0
 
 
 def test_the_gate_shuts_the_mask():
     levels = map_of((0, 0, 30, 255))
-    rule = Rule(0.5, 1, 0.5, gate=0.4, gate_source="own head")
+    rule = PostprocessingParameters(0.5, 1, 0.5, gate=0.4, gate_source="own head")
     assert rule.mask(levels, 0.39).sum() == 0
     assert rule.mask(levels, 0.4).sum() == 900
 
@@ -58,7 +58,7 @@ def test_the_gate_shuts_the_mask():
 def test_the_image_score_says_yes_exactly_where_the_mask_opens(top):
     for value in (level(top) - 1, level(top)):
         levels = map_of((0, 0, 10, value))
-        rule = Rule(top, 100, 0.1)
+        rule = PostprocessingParameters(top, 100, 0.1)
         score = rule.score(level_counts(levels, where(levels * 0))[None])[0]
         assert (score >= top) == bool(rule.mask(levels).any()) == (value == level(top))
 
@@ -83,7 +83,7 @@ def test_the_tally_counts_what_the_rule_draws(seed):
     inside[truth] = True
     for row, bottom in enumerate(BOTTOMS):
         for column, component in enumerate(COMPONENTS):
-            mask = Rule(bottom, 1, bottom, component).mask(levels).ravel() > 0
+            mask = PostprocessingParameters(bottom, 1, bottom, component).mask(levels).ravel() > 0
             assert areas[row, column] == mask.sum()
             assert shared[row, column] == (mask & inside).sum()
 
@@ -126,8 +126,8 @@ def test_all_negatives_left_empty_is_perfect():
 
 def test_a_rule_is_written_read_and_drawn(tmp_path):
     search = fit(gather([tally_one(*random_case(seed)) for seed in range(4)]))
-    write_rule(tmp_path, search)
-    assert read_rule(tmp_path / "postprocess.json") == search.rule
+    write_postprocessing(tmp_path, search)
+    assert read_postprocessing(tmp_path / "postprocess.json") == search.rule
     draw_search(search, tmp_path / "search.png")
     assert (tmp_path / "search.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -136,9 +136,9 @@ def test_a_rule_is_written_read_and_drawn(tmp_path):
 def test_a_file_that_is_no_rule_is_refused(tmp_path, text):
     (tmp_path / "postprocess.json").write_text(text)
     with pytest.raises(PneumoError, match="no rule"):
-        read_rule(tmp_path / "postprocess.json")
+        read_postprocessing(tmp_path / "postprocess.json")
     with pytest.raises(PneumoError, match="There is no"):
-        read_rule(tmp_path / "gone.json")
+        read_postprocessing(tmp_path / "gone.json")
 
 
 def test_nothing_to_fit_on_is_said():

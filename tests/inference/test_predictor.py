@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_pneumo.cli.predict import predict_command
-from keras_pneumo.data.batches.images import Source
+from keras_pneumo.data.batches.images import ImageSet
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.predictor import predict_probabilities, probabilities_of
 from keras_pneumo.inference.run import read_run
@@ -27,7 +27,7 @@ def left_minus_right():
 
 def source(images):
     n = len(images)
-    return Source(tuple(map(str, range(n))), np.zeros(n, int), 4, ("",) * n, ("",) * n, images, None)
+    return ImageSet(tuple(map(str, range(n))), np.zeros(n, int), 4, ("",) * n, ("",) * n, images, None)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 50])
@@ -65,12 +65,12 @@ def test_raw_files_and_prepared_images_get_the_same_answer(tmp_path, phantoms, p
     from keras_pneumo.data.batches.images import open_source
     from keras_pneumo.data.prepared.folder import load_prepared
     from keras_pneumo.inference.files import predict_files
-    from keras_pneumo.inference.run import FORMAT, Run, build, versions
+    from keras_pneumo.inference.run import FORMAT, RunFolder, build, versions
 
     experiment = CLASSIFIER.replace(name="x", encoder="resnet18", weights="random", image_size=64)
     model = build(experiment)
     model.save_weights(tmp_path / "best.weights.h5")
-    run = Run(tmp_path, experiment, {"format": FORMAT, "versions": versions()})
+    run = RunFolder(tmp_path, experiment, {"format": FORMAT, "versions": versions()})
     few = tmp_path / "few"
     few.mkdir()
     for path in sorted(phantoms.rglob("*.dcm"))[:5]:

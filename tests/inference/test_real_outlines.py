@@ -18,8 +18,8 @@ from keras_pneumo.config import SEGMENTER
 from keras_pneumo.data.labels import rle
 from keras_pneumo.inference import segment
 from keras_pneumo.inference.files import predict_files
-from keras_pneumo.inference.postprocess import Rule
-from keras_pneumo.inference.run import FORMAT, Run, versions
+from keras_pneumo.inference.postprocess import PostprocessingParameters
+from keras_pneumo.inference.run import FORMAT, RunFolder, versions
 from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
 
 REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[3] / "shared")) / "siim_mini" / "dicom"
@@ -44,13 +44,15 @@ def known(monkeypatch, tmp_path):
     monkeypatch.setattr(segment, "load_predictors", lambda run, sharing: [bright_model()])
 
     def run_at(size):
-        return Run(tmp_path, SEGMENTER.replace(name="x", image_size=size), {"format": FORMAT, "versions": versions()})
+        return RunFolder(
+            tmp_path, SEGMENTER.replace(name="x", image_size=size), {"format": FORMAT, "versions": versions()}
+        )
 
     return run_at
 
 
 def check_folder(folder, run):
-    table, refused = predict_files([run], folder, rule=Rule(0.5, 1, 0.5))
+    table, refused = predict_files([run], folder, rule=PostprocessingParameters(0.5, 1, 0.5))
     assert not len(refused)
     assert isinstance(table, pd.DataFrame)
     for row in table.itertuples():

@@ -12,7 +12,7 @@ from keras_pneumo.config import SEGMENTER
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.postprocess import read_rule
+from keras_pneumo.inference.postprocess import read_postprocessing
 from keras_pneumo.inference.run import load_model, load_models, read_run
 from keras_pneumo.inference.segment import answers, predict_map_set
 from keras_pneumo.inference.submit import predict_folder, predict_subset, write_predicted
@@ -51,7 +51,7 @@ def test_a_run_leaves_masks_their_rule_and_a_report(finished, prepared_folder):
     assert set(rows.columns) == {"image_id", "probability", "encoded_pixels"}
     assert sorted(rows["image_id"]) == sorted(load_prepared(prepared_folder).subset("test"))
     assert json.loads((folder / "submission" / "submission.json").read_text())["task"] == "joint"
-    rule = read_rule(folder / "postprocess.json")
+    rule = read_postprocessing(folder / "postprocess.json")
     assert rule.bottom <= rule.top
     for name in ("postprocess.png", "submission/postprocess.png", "curves.png"):
         assert (folder / name).read_bytes()[:4] == b"\x89PNG"
@@ -120,7 +120,7 @@ def test_an_ensemble_is_predicted_as_one_submission(finished, tmp_path, prepared
     one = read_run(folder)
     written = write_predicted(predict_subset([one, one], load_prepared(prepared_folder)), tmp_path / "both")
     assert "2 runs" in json.loads((tmp_path / "both" / "submission.json").read_text())["team"]
-    assert written.search.rule == read_rule(tmp_path / "both" / "postprocess.json")
+    assert written.search.rule == read_postprocessing(tmp_path / "both" / "postprocess.json")
     alone = pd.read_csv(folder / "submission" / "predictions.csv")
     both = pd.read_csv(tmp_path / "both" / "predictions.csv")
     np.testing.assert_allclose(alone["probability"], both["probability"], atol=0.01)
@@ -139,7 +139,9 @@ def test_masks_of_raw_files_are_those_of_prepared_images(finished, tmp_path, pha
     summary = predict_folder([run], few, tmp_path / "out")
     found = pd.read_csv(summary.path, dtype=str).set_index("image_id")
     maps = predict_map_set([run], prepared, "test")
-    expected = answers(maps, read_rule(folder / "postprocess.json"), maps.image_probability).set_index("image_id")
+    expected = answers(maps, read_postprocessing(folder / "postprocess.json"), maps.image_probability).set_index(
+        "image_id"
+    )
     assert len(found) == len(wanted) == 4
     for image_id, row in found.iterrows():
         first, second = rle.decode(row["encoded_pixels"]), rle.decode(expected.loc[image_id, "encoded_pixels"])
@@ -203,10 +205,10 @@ def test_other_runs_are_refused_as_gate_or_company(finished, tmp_path, prepared_
 
 
 def test_packed_maps_enlarge_as_probabilities():
-    from keras_pneumo.inference.maps import PackedMap, enlarge, levels_of
+    from keras_pneumo.inference.maps import PackedMap, enlarge, quantise
 
     ramp = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
-    levels = PackedMap.of(levels_of(ramp)).levels()
+    levels = PackedMap.of(quantise(ramp)).levels()
     large = enlarge(levels)
     assert large.shape == (1024, 1024)
     assert len(np.unique(large)) > 200, "levels between the small map's are there"

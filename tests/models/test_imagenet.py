@@ -12,7 +12,7 @@ import safetensors.numpy
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models import imagenet
 from keras_pneumo.models.classifier import build_classifier
-from keras_pneumo.models.imagenet import SOURCES, Source, imagenet_weights
+from keras_pneumo.models.imagenet import SOURCES, WeightSource, imagenet_weights
 from keras_pneumo.models.weights import from_torch, to_torch
 
 STATE = {"conv1.weight": np.arange(8, dtype=np.float32).reshape(2, 4)}
@@ -64,7 +64,7 @@ def downloads(server, tmp_path, monkeypatch):
     """The server's file stands in the table as ResNet50's V1."""
     monkeypatch.delenv("KERAS_PNEUMO_WEIGHTS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    table = {**SOURCES, "resnet50.imagenet_v1": (Source(server.url, SHA256, len(CONTENT)),)}
+    table = {**SOURCES, "resnet50.imagenet_v1": (WeightSource(server.url, SHA256, len(CONTENT)),)}
     monkeypatch.setattr(imagenet, "SOURCES", table)
     return server
 
@@ -177,7 +177,7 @@ def test_an_error_of_the_server_says_what_to_do_by_hand(downloads):
 
 
 def test_the_second_source_is_tried(downloads, monkeypatch):
-    good = Source(downloads.url, SHA256, len(CONTENT))
+    good = WeightSource(downloads.url, SHA256, len(CONTENT))
     bad = good._replace(sha256="0" * 64)
     monkeypatch.setattr(imagenet, "SOURCES", {"resnet50.imagenet_v1": (bad, good)})
     assert imagenet_weights("resnet50", "imagenet_v1").sha256 == SHA256

@@ -9,7 +9,7 @@ from keras_pneumo.phantoms.cohort import Case, case_of, films, stream
 from keras_pneumo.phantoms.folder import PhantomSettings, render
 from keras_pneumo.phantoms.geometry import SIZE, Pose, fill, rounded, smooth_curve, tubes
 from keras_pneumo.phantoms.lungs import crescent, edge_curve
-from keras_pneumo.phantoms.render import Radiograph, render_case
+from keras_pneumo.phantoms.render import PhantomImage, render_case
 
 SETTINGS = PhantomSettings(positive_rate=0.6, several_rows_rate=0.5, tube_rate=0.5)
 
@@ -22,7 +22,7 @@ def some(count: int, **wanted: object) -> list[Case]:
 
 
 @pytest.fixture(scope="module")
-def positives() -> list[Radiograph]:
+def positives() -> list[PhantomImage]:
     return [render_case(case) for case in some(12, positive=True)]
 
 
@@ -34,7 +34,7 @@ def test_a_film_is_a_pure_function_of_its_numbers() -> None:
     assert not np.array_equal(first.image, render(7, 3, 0, SETTINGS).image)
 
 
-def test_a_film_is_a_full_eight_bit_picture(positives: list[Radiograph]) -> None:
+def test_a_film_is_a_full_eight_bit_picture(positives: list[PhantomImage]) -> None:
     for film in positives:
         assert film.image.shape == (SIZE, SIZE)
         assert film.image.dtype == np.uint8
@@ -42,7 +42,7 @@ def test_a_film_is_a_full_eight_bit_picture(positives: list[Radiograph]) -> None
         assert film.image.max() > 150
 
 
-def test_lungs_are_dark_and_what_lies_between_them_is_bright(positives: list[Radiograph]) -> None:
+def test_lungs_are_dark_and_what_lies_between_them_is_bright(positives: list[PhantomImage]) -> None:
     for film in positives:
         columns = np.flatnonzero(film.lungs.any(axis=0))
         rows = np.flatnonzero(film.lungs.any(axis=1))
@@ -52,7 +52,7 @@ def test_lungs_are_dark_and_what_lies_between_them_is_bright(positives: list[Rad
         assert np.median(film.image[film.lungs]) + 25 < np.median(middle)
 
 
-def test_the_air_lies_in_one_lung_and_has_the_drawn_size(positives: list[Radiograph]) -> None:
+def test_the_air_lies_in_one_lung_and_has_the_drawn_size(positives: list[PhantomImage]) -> None:
     for film in positives:
         assert not (film.air & ~film.lungs).any()
         half = SIZE // 2

@@ -18,8 +18,8 @@ from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.storage.files import folder_lock
 from keras_pneumo.training import checkpoints, fit, memory, start
 from keras_pneumo.training import step as slices
-from keras_pneumo.training.callbacks import Every
-from keras_pneumo.training.fit import Manner, train
+from keras_pneumo.training.callbacks import CheckpointInterval
+from keras_pneumo.training.fit import TrainingOptions, train
 from keras_pneumo.training.interrupt import Interruption, stopped_at_once
 from keras_pneumo.training.place import find_place, progress_of
 
@@ -38,7 +38,7 @@ def prepared(prepared_folder):
 def run(prepared, folder, experiment=QUICK, **manner):
     folder.mkdir(exist_ok=True)
     said = []
-    outcome = train(experiment, prepared, folder, manner=Manner(tell=said.append, **manner))
+    outcome = train(experiment, prepared, folder, manner=TrainingOptions(tell=said.append, **manner))
     return outcome, said
 
 
@@ -58,7 +58,7 @@ def poison(monkeypatch, when):
 def test_nan_stops_names_the_images_and_leaves_a_good_checkpoint(monkeypatch, tmp_path, prepared):
     poison(monkeypatch, lambda step: step == 7)
     with pytest.raises(PneumoError, match=r"loss is nan at epoch 2, step \d.*nan_batches.csv") as caught:
-        run(prepared, tmp_path / "run", every=Every(None, 1))
+        run(prepared, tmp_path / "run", every=CheckpointInterval(None, 1))
     table = pd.read_csv(tmp_path / "run/nan_batches.csv")
     assert set(table["action"]) == {"stopped"}
     assert len(table) in (6, 7, 8)
@@ -77,7 +77,7 @@ def test_nan_stops_names_the_images_and_leaves_a_good_checkpoint(monkeypatch, tm
 @pytest.mark.slow
 def test_skipping_nan_goes_on_without_these_images(monkeypatch, tmp_path, prepared):
     poison(monkeypatch, lambda step: step == 7)
-    _, said = run(prepared, tmp_path / "run", every=Every(None, 1), skip_nan=True)
+    _, said = run(prepared, tmp_path / "run", every=CheckpointInterval(None, 1), skip_nan=True)
     assert any("left out" in one for one in said)
     table = pd.read_csv(tmp_path / "run/nan_batches.csv")
     assert set(table["action"]) == {"skipped"}
@@ -302,16 +302,21 @@ def test_events_hold_the_log(tmp_path, prepared):
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("300", Every(300.0)), ("300s", Every(300.0)), ("5min", Every(300.0)), ("200steps", Every(None, 200))],
+    [
+        ("300", CheckpointInterval(300.0)),
+        ("300s", CheckpointInterval(300.0)),
+        ("5min", CheckpointInterval(300.0)),
+        ("200steps", CheckpointInterval(None, 200)),
+    ],
 )
 def test_how_often(text, wanted):
-    assert Every.parse(text) == wanted
+    assert CheckpointInterval.parse(text) == wanted
 
 
 @pytest.mark.parametrize("text", ["", "often", "0steps", "-3", "5 hours", "1.5steps"])
 def test_how_often_not(text):
     with pytest.raises(PneumoError, match="200steps"):
-        Every.parse(text)
+        CheckpointInterval.parse(text)
 
 
 def test_a_signal_is_caught_within_only():

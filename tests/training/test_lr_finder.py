@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from keras_pneumo.config import CLASSIFIER, NO_AUGMENTATION
-from keras_pneumo.data.batches.images import Source
+from keras_pneumo.data.batches.images import ImageSet
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training.lr_finder import HIGH, LOW, find_rate, suggest
 
@@ -30,7 +30,7 @@ def separable(n=32):
     """Bright images are positive: any working training learns this."""
     labels = np.arange(n) % 2
     pixels = np.where(labels[:, None, None, None] == 1, 200, 50) * np.ones((1, 32, 32, 1))
-    return Source(tuple(map(str, range(n))), labels, 32, ("",) * n, ("",) * n, pixels.astype(np.uint8), None)
+    return ImageSet(tuple(map(str, range(n))), labels, 32, ("",) * n, ("",) * n, pixels.astype(np.uint8), None)
 
 
 def test_it_searches_a_small_network_and_draws_its_plot(tmp_path):
@@ -70,7 +70,7 @@ def test_each_loss_is_the_steps_own_not_a_running_mean():
     labels = np.zeros(24, int)
     pixels = np.zeros((24, 32, 32, 1), np.uint8)
     pixels[5] = 255
-    source = Source(tuple(map(str, range(24))), labels, 32, ("",) * 24, ("",) * 24, pixels, None)
+    source = ImageSet(tuple(map(str, range(24))), labels, 32, ("",) * 24, ("",) * 24, pixels, None)
     experiment = CLASSIFIER.replace(global_batch_size=2, augmentation=NO_AUGMENTATION, weights="random")
     found = find_rate(Scripted(), experiment, source, 12)
     spikes = found.losses > 1

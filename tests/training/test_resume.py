@@ -19,10 +19,10 @@ from keras_pneumo.inference.run import read_run
 from keras_pneumo.training import fit, memory
 from keras_pneumo.training import step as slices
 from keras_pneumo.training.checkpoints import Checkpoint
-from keras_pneumo.training.fit import Manner, train
+from keras_pneumo.training.fit import TrainingOptions, train
 from keras_pneumo.training.interrupt import Interruption
 from keras_pneumo.training.place import find_folds_place, is_free, is_trained
-from keras_pneumo.training.work import Work
+from keras_pneumo.training.work import Trainer
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
 
@@ -43,7 +43,14 @@ def begin(prepared, folder, experiment=BRIEF, signal_after=0, number=signal.SIGT
         if row.epoch == signal_after:
             os.kill(os.getpid(), number)
 
-    train(experiment, prepared, folder, on_epoch=on_epoch, manner=Manner(resume=True, tell=said.append), **options)
+    train(
+        experiment,
+        prepared,
+        folder,
+        on_epoch=on_epoch,
+        manner=TrainingOptions(resume=True, tell=said.append),
+        **options,
+    )
     return said
 
 
@@ -225,8 +232,8 @@ def test_the_slices_of_a_checkpoint(tmp_path, state, note, wanted):
         memory.need(tmp_path, *note)
     engine = SimpleNamespace(replicas=1, largest=lambda value: value)
     work = SimpleNamespace(manner=SimpleNamespace(engine=engine), folder=tmp_path)
-    assert Work.kept_slices(work, Checkpoint(tmp_path, {}, state)) == wanted
-    assert Work.kept_slices(work, None) == 0
+    assert Trainer.kept_slices(work, Checkpoint(tmp_path, {}, state)) == wanted
+    assert Trainer.kept_slices(work, None) == 0
 
 
 def test_folds_killed_before_the_first_record_are_begun_again(tmp_path, prepared):

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import psutil
 
-from keras_pneumo.data.prepared.folder import Prepared
+from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ MEMORY_SHARE = 0.4
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSet:
     """Images (and masks) of one size, by their index in ``image_ids``.
 
     ``images`` is uint8 (N, S, S, 1) when all are held in memory, else None, and then ``paths`` are read when used;
@@ -43,8 +43,12 @@ class Source:
 
 
 def open_source(
-    prepared: Prepared, image_ids: Sequence[str], size: int, with_masks: bool = False, memory_bytes: int | None = None
-) -> Source:
+    prepared: PreparedFolder,
+    image_ids: Sequence[str],
+    size: int,
+    with_masks: bool = False,
+    memory_bytes: int | None = None,
+) -> ImageSet:
     """The images of ``image_ids`` at ``size``, held in memory when they fit.
 
     Args:
@@ -71,7 +75,7 @@ def open_source(
         log.info("Images take %.1f GB decoded; they are read from disk as they are used.", needed / 1e9)
     images = read_all(paths, size) if resident else None
     masks = read_all(mask_paths, size) if resident and with_masks else None
-    return Source(tuple(image_ids), labels, size, paths, mask_paths, images, masks)
+    return ImageSet(tuple(image_ids), labels, size, paths, mask_paths, images, masks)
 
 
 def free_memory() -> int:
@@ -106,7 +110,7 @@ def _read(path: str, size: int) -> np.ndarray:
     return pixels
 
 
-def masks_of(source: Source, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+def masks_of(source: ImageSet, rows: Sequence[int] | np.ndarray) -> np.ndarray:
     """The masks of some images of a source, uint8 (n, S, S, 1), 0 outside the mask."""
     if source.masks is not None:
         return source.masks[rows]

@@ -13,11 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pneumo.data.batches.augmentation import augment, augment_masks, crop
-from keras_pneumo.data.batches.images import Source, read_all
+from keras_pneumo.data.batches.images import ImageSet, read_all
 from keras_pneumo.data.batches.order import Share, TrainingPlan, steps_per_epoch
 
 
-def training_batches(source: Source, plan: TrainingPlan, share: Share | None = None) -> tf.data.Dataset:
+def training_batches(source: ImageSet, plan: TrainingPlan, share: Share | None = None) -> tf.data.Dataset:
     """Batches of all the plan's epochs, one after the other.
 
     Args:
@@ -89,7 +89,7 @@ def _shared(
     yield from itertools.cycle(parts)
 
 
-def evaluation_batches(source: Source, batch_size: int) -> tf.data.Dataset:
+def evaluation_batches(source: ImageSet, batch_size: int) -> tf.data.Dataset:
     """Every image once, in the order of ``source``, unchanged: Dataset of float32 (B, S, S, 1) in [0, 1].
 
     The last batch is as small as it comes: nothing is dropped.
@@ -103,7 +103,7 @@ def evaluation_batches(source: Source, batch_size: int) -> tf.data.Dataset:
     return order.map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
 
-def _loader(source: Source, paths: Sequence[str], held: np.ndarray | None) -> Callable[[tf.Tensor], tf.Tensor]:
+def _loader(source: ImageSet, paths: Sequence[str], held: np.ndarray | None) -> Callable[[tf.Tensor], tf.Tensor]:
     """A function from indices (B,) to uint8 pixels (B, S, S, 1)."""
     size = source.size
     if held is not None:

@@ -14,11 +14,11 @@ from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.patients import Grouping
 from keras_pneumo.data.labels.siim import Labels, Rejected
 from keras_pneumo.data.prepared.rendering import Rendered
-from keras_pneumo.data.prepared.sources import Source
+from keras_pneumo.data.prepared.sources import RadiographFile
 
 
 def cases_table(
-    sources: Sequence[Source], labels: Labels, grouping: Grouping, rendered: Mapping[str, Rendered]
+    sources: Sequence[RadiographFile], labels: Labels, grouping: Grouping, rendered: Mapping[str, Rendered]
 ) -> pd.DataFrame:
     """``cases.csv``: a row per prepared image, sorted by image id; mask_pixels are counted on the 1024x1024 grid."""
     rows = []

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.prepared.folder import Prepared, verify_files
+from keras_pneumo.data.prepared.folder import PreparedFolder, verify_files
 from keras_pneumo.data.prepared.split import SUBSETS
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import write_bytes
@@ -33,7 +33,7 @@ _ID_TAIL = 22
 
 
 def draw_contact_sheet(
-    prepared: Prepared, out: Path, size: int | None = None, per_group: int = 8, seed: int = 0
+    prepared: PreparedFolder, out: Path, size: int | None = None, per_group: int = 8, seed: int = 0
 ) -> Path:
     """Draw up to ``per_group`` positives and as many negatives of each subset, masks outlined in orange.
 
@@ -96,7 +96,7 @@ def _drawn(image_ids: list[str], count: int, seed: int) -> list[str]:
     return sorted(image_ids, key=lambda image_id: hashlib.sha256(f"{seed}:{image_id}".encode()).digest())[:count]
 
 
-def _tile(prepared: Prepared, image_id: str, size: int) -> Image.Image:
+def _tile(prepared: PreparedFolder, image_id: str, size: int) -> Image.Image:
     image = _read_grey(prepared.image_path(image_id, size))
     picture = cv2.cvtColor(cv2.resize(image, (_TILE, _TILE), interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2RGB)
     path = prepared.mask_path(image_id, size)

@@ -32,7 +32,7 @@ from keras_pneumo.storage.files import sha256_file
 
 __all__ = [
     "PrepareSummary",
-    "Prepared",
+    "PreparedFolder",
     "find_prepared",
     "is_prepared",
     "load_prepared",
@@ -43,7 +43,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedFolder:
     """A prepared folder whose tables are as they were written."""
 
     folder: Path
@@ -101,7 +101,7 @@ def find_prepared(folder: Path, split: str, sizes: Iterable[int]) -> Path:
     )
 
 
-def load_prepared(folder: Path) -> Prepared:
+def load_prepared(folder: Path) -> PreparedFolder:
     """Load a prepared folder; image files are not read (see :func:`verify_files`).
 
     Raises:
@@ -133,10 +133,10 @@ def load_prepared(folder: Path) -> Prepared:
     if named != (prepared_sha256(tables, pixels), split_sha256(split)):
         raise PneumoError(f"{folder / MANIFEST_NAME} was changed: its hashes do not fit the tables. {again}")
     check_split(split)
-    return Prepared(folder, read_table(folder / CASES), split, read_table(folder / TRUTH), manifest)
+    return PreparedFolder(folder, read_table(folder / CASES), split, read_table(folder / TRUTH), manifest)
 
 
-def verify_files(prepared: Prepared, size: int, image_ids: Iterable[str] | None = None) -> None:
+def verify_files(prepared: PreparedFolder, size: int, image_ids: Iterable[str] | None = None) -> None:
     """Check images and masks of one size against the manifest, byte for byte.
 
     Args:

@@ -18,9 +18,9 @@ import pandas as pd
 from keras_pneumo import __version__
 from keras_pneumo.data.labels.siim import Rejected
 from keras_pneumo.data.prepared.cases_table import cases_table, quarantine_table, truth_table
-from keras_pneumo.data.prepared.plan import Plan
+from keras_pneumo.data.prepared.plan import PreparationPlan
 from keras_pneumo.data.prepared.rendering import Rendered, expected_names
-from keras_pneumo.data.prepared.sources import Source
+from keras_pneumo.data.prepared.sources import RadiographFile
 from keras_pneumo.data.prepared.split import SUBSETS, make_split, split_sha256
 from keras_pneumo.data.radiographs.decoders import DECODERS
 from keras_pneumo.errors import PneumoError
@@ -36,7 +36,9 @@ _TEXT = ("image_id", "patient_id", "sex", "view", "subset", "encoded_pixels", "s
 _NUMBERS = ("age", "pixel_spacing_mm", "row")
 
 
-def write_folder(out: Path, plan: Plan, sizes: Sequence[int], rendered: Mapping[str, Rendered]) -> dict[str, Any]:
+def write_folder(
+    out: Path, plan: PreparationPlan, sizes: Sequence[int], rendered: Mapping[str, Rendered]
+) -> dict[str, Any]:
     """Write the tables of a prepared folder whose images are there, then its manifest, and return the latter.
 
     Raises:
@@ -167,7 +169,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _decoders(sources: Sequence[Source]) -> dict[str, str]:
+def _decoders(sources: Sequence[RadiographFile]) -> dict[str, str]:
     """Transfer syntax -> decoding plugin, for the compressed DICOM files among ``sources``."""
     syntaxes = sorted({source.transfer_syntax for source in sources})
     return {syntax: DECODERS[syntax][0] for syntax in syntaxes if syntax in DECODERS}

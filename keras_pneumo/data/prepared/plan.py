@@ -1,7 +1,8 @@
 """What is to be prepared, settled before any pixel is decoded, so that what cannot work is refused at once.
 
-In come the files of a data folder, a label csv and perhaps a patient table; out comes a :class:`Plan`: the images to
-prepare with labels and patients, all that is set aside, and hashes that tell whether a folder was made from the same.
+In come the files of a data folder, a label csv and perhaps a patient table; out comes a plan: the images
+to prepare with labels and patients, all that is set aside, and hashes
+that tell whether a folder was made from the same.
 """
 
 from __future__ import annotations
@@ -14,17 +15,24 @@ from keras_pneumo.data.labels.patients import Grouping, find_patient_table, grou
 from keras_pneumo.data.labels.siim import Labels, Rejected, find_label_csv, read_labels
 from keras_pneumo.data.prepared.cases_table import cases_table
 from keras_pneumo.data.prepared.rendering import Rendered
-from keras_pneumo.data.prepared.sources import Source, choose, folder_sha256, named_by_labels, require_decoders, scan
+from keras_pneumo.data.prepared.sources import (
+    RadiographFile,
+    choose,
+    folder_sha256,
+    named_by_labels,
+    require_decoders,
+    scan,
+)
 from keras_pneumo.data.prepared.split import make_split
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import sha256_file
 
 
 @dataclass(frozen=True)
-class Plan:
+class PreparationPlan:
     """The images of one preparation and everything known of them before they are decoded."""
 
-    sources: list[Source]
+    sources: list[RadiographFile]
     labels: Labels
     grouping: Grouping
     set_aside: list[Rejected]
@@ -43,7 +51,7 @@ def make_plan(
     patients_path: Path | None,
     seed: int,
     workers: int | None,
-) -> Plan:
+) -> PreparationPlan:
     """Everything that can be settled before pixels are decoded, and refused if it will not do."""
     sources = scan(data, paths, workers)
     require_decoders(sources)
@@ -66,7 +74,7 @@ def make_plan(
         "patients": {"file": patients_path.name, "sha256": sha256_file(patients_path)} if patients_path else None,
         "seed": seed,
     }
-    plan = Plan(chosen, labels, grouping, set_aside, notes + copies, record, seed)
+    plan = PreparationPlan(chosen, labels, grouping, set_aside, notes + copies, record, seed)
     # A split that cannot be made is said now, not after an hour of decoding.
     make_split(cases_table(chosen, labels, grouping, {s.image_id: Rendered(s.image_id) for s in chosen}), seed)
     return plan
@@ -77,7 +85,7 @@ def require_same(out: Path, earlier: Any, now: dict[str, Any]) -> None:
 
     Args:
         out: the folder.
-        earlier: the :attr:`Plan.record` found in it.
+        earlier: the :attr:`PreparationPlan.record` found in it.
         now: the one of this run.
 
     Raises:

@@ -31,7 +31,7 @@ from keras_pneumo.data.prepared.journal import (
     remove_journal,
 )
 from keras_pneumo.data.prepared.manifest import MANIFEST_NAME, TABLES, read_manifest, rendered_images, write_folder
-from keras_pneumo.data.prepared.plan import Plan, make_plan, require_same
+from keras_pneumo.data.prepared.plan import PreparationPlan, make_plan, require_same
 from keras_pneumo.data.prepared.rendering import Job, Rendered, expected_names, render
 from keras_pneumo.data.prepared.split import SUBSETS
 from keras_pneumo.errors import PneumoError
@@ -151,7 +151,7 @@ def _devices(data: Path) -> bytes | None:
     return path.read_bytes()
 
 
-def _earlier_work(out: Path, plan: Plan) -> tuple[dict[str, Rendered], set[int]]:
+def _earlier_work(out: Path, plan: PreparationPlan) -> tuple[dict[str, Rendered], set[int]]:
     """Images that are done according to the manifest and the journal in ``out``, and the sizes begun there.
 
     Raises:
@@ -177,7 +177,7 @@ def _earlier_work(out: Path, plan: Plan) -> tuple[dict[str, Rendered], set[int]]
 
 def _render_all(
     out: Path,
-    plan: Plan,
+    plan: PreparationPlan,
     sizes: tuple[int, ...],
     known: dict[str, Rendered],
     workers: int | None,

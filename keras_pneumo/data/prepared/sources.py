@@ -29,7 +29,7 @@ _MAX_ID = 180
 
 
 @dataclass(frozen=True)
-class Source:
+class RadiographFile:
     """One file of the data folder."""
 
     path: Path
@@ -46,24 +46,25 @@ class Source:
     """Why it cannot be used; blank when it may."""
 
 
-def scan(folder: Path, paths: Sequence[Path], workers: int | None = None) -> list[Source]:
+def scan(folder: Path, paths: Sequence[Path], workers: int | None = None) -> list[RadiographFile]:
     """Identify every file: its hash, image id and, for DICOM, transfer syntax; one entry per path, in their order."""
     sources = collect(_identify, [(path, shown(path.relative_to(folder).as_posix())) for path in paths], workers)
     crashed = "reading its header ends the program that does it"
     return [
-        source or Source(path, shown(path.relative_to(folder).as_posix()), "", shown(path.stem), "", error=crashed)
+        source
+        or RadiographFile(path, shown(path.relative_to(folder).as_posix()), "", shown(path.stem), "", error=crashed)
         for path, source in zip(paths, sources, strict=True)
     ]
 
 
-def _identify(job: tuple[Path, str]) -> Source:
+def _identify(job: tuple[Path, str]) -> RadiographFile:
     path, relative = job
     stem = image_id_of(path.name)
     try:
         data = read_limited(path)
     except UnreadableImage as error:
-        return Source(path, relative, stem, stem, "", error=str(error))
-    source = Source(path, relative, stem, stem, sha256_bytes(data))
+        return RadiographFile(path, relative, stem, stem, "", error=str(error))
+    source = RadiographFile(path, relative, stem, stem, sha256_bytes(data))
     if path.suffix.lower() in RASTER_SUFFIXES:
         return source
     try:
@@ -78,13 +79,13 @@ def _identify(job: tuple[Path, str]) -> Source:
     )
 
 
-def folder_sha256(sources: Sequence[Source]) -> str:
+def folder_sha256(sources: Sequence[RadiographFile]) -> str:
     """One hash for all files of the data folder, by their paths in it and their bytes."""
     lines = sorted(f"{source.sha256} {source.relative}\n" for source in sources)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def require_decoders(sources: Sequence[Source]) -> None:
+def require_decoders(sources: Sequence[RadiographFile]) -> None:
     """Say once, before any work, which decoder is missing for these files.
 
     Raises:
@@ -98,7 +99,7 @@ def require_decoders(sources: Sequence[Source]) -> None:
         raise PneumoError(f"Of {len(sources)} files {parts}, and the decoder is missing. Run: pip install {packages}")
 
 
-def named_by_labels(sources: Sequence[Source], label_ids: Collection[str]) -> list[Source]:
+def named_by_labels(sources: Sequence[RadiographFile], label_ids: Collection[str]) -> list[RadiographFile]:
     """Settle each source's image id: the SOPInstanceUID when the labels know it, else the file's name when they do.
 
     The competition's second-stage files are named ``ID_...`` and labelled by that name.
@@ -110,7 +111,7 @@ def named_by_labels(sources: Sequence[Source], label_ids: Collection[str]) -> li
     ]
 
 
-def choose(sources: Sequence[Source], labels: Labels) -> tuple[list[Source], list[Rejected], list[str]]:
+def choose(sources: Sequence[RadiographFile], labels: Labels) -> tuple[list[RadiographFile], list[Rejected], list[str]]:
     """Pick one usable source per labelled image.
 
     Returns:
@@ -118,7 +119,7 @@ def choose(sources: Sequence[Source], labels: Labels) -> tuple[list[Source], lis
     """
     set_aside = [Rejected(source.relative, None, source.error) for source in sources if source.error]
     notes: list[str] = []
-    groups: dict[str, list[Source]] = {}
+    groups: dict[str, list[RadiographFile]] = {}
     for source in sources:
         if source.error:
             continue
@@ -127,7 +128,7 @@ def choose(sources: Sequence[Source], labels: Labels) -> tuple[list[Source], lis
             set_aside.append(Rejected(source.relative, None, reason))
         else:
             groups.setdefault(source.image_id, []).append(source)
-    chosen: list[Source] = []
+    chosen: list[RadiographFile] = []
     for image_id, group in sorted(groups.items()):
         if len({source.sha256 for source in group}) > 1:
             names = ", ".join(source.relative for source in group)

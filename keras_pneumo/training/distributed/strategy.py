@@ -27,16 +27,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_pneumo.data.batches.images import Source
+from keras_pneumo.data.batches.images import ImageSet
 from keras_pneumo.data.batches.order import Share, TrainingPlan
 from keras_pneumo.data.batches.pipeline import training_batches
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.predictor import ALONE, Sharing
+from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor
 from keras_pneumo.training.distributed.cluster import WAIT_SECONDS, Cluster, choose, wait_for_all
 
 
 @dataclass(frozen=True)
-class Dealt:
+class DistributedNetwork:
     """A network whose batches are dealt out to all replicas; every worker gets the whole outputs."""
 
     predict_on_batch: Callable[[Any], Any]
@@ -66,7 +66,7 @@ class Engine:
         """Variables made within it live on every replica."""
         return self.strategy.scope() if self.strategy else contextlib.nullcontext()
 
-    def batches(self, source: Source, plan: TrainingPlan) -> Any:
+    def batches(self, source: ImageSet, plan: TrainingPlan) -> Any:
         """What ``fit`` iterates over.
 
         Raises:
@@ -133,11 +133,13 @@ class Engine:
 
         return predict
 
-    def sharing(self) -> Sharing:
+    def sharing(self) -> DistributedPredictor:
         """For predictions: networks made here, and asked on all replicas."""
         if not self.strategy:
-            return ALONE
-        return Sharing(self.scope, lambda model: Dealt(self.predictor(model)), self.replicas, self.workers)
+            return SINGLE_DEVICE
+        return DistributedPredictor(
+            self.scope, lambda model: DistributedNetwork(self.predictor(model)), self.replicas, self.workers
+        )
 
     def agree(self, value: int) -> int:
         """The chief's value, on every worker; each waits here for all others."""

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_pneumo.config import NO_AUGMENTATION, Augmentation
-from keras_pneumo.data.batches.images import Source, masks_of
+from keras_pneumo.data.batches.images import ImageSet, masks_of
 from keras_pneumo.data.batches.order import TrainingPlan
 from keras_pneumo.data.batches.pipeline import evaluation_batches, training_batches
 
@@ -32,7 +32,7 @@ def source(folder, held=True):
             ..., None
         ]
     ids = tuple(map(str, range(10)))
-    return Source(ids, np.arange(10) % 2, 32, paths, mask_paths, images, masks)
+    return ImageSet(ids, np.arange(10) % 2, 32, paths, mask_paths, images, masks)
 
 
 def plan(**changes):
@@ -104,7 +104,7 @@ def test_evaluation_drops_and_reorders_nothing(folder, held, batch_size):
 @given(epoch=st.integers(0, 5))
 def test_augmented_pixels_stay_in_range(tmp_path_factory, epoch):
     pixels = np.random.default_rng(epoch).integers(0, 256, (6, 32, 32, 1), np.uint8)
-    data = Source(tuple("abcdef"), np.array([0, 1] * 3), 32, ("",) * 6, ("",) * 6, pixels, None)
+    data = ImageSet(tuple("abcdef"), np.array([0, 1] * 3), 32, ("",) * 6, ("",) * 6, pixels, None)
     strong = Augmentation(brightness=0.5, contrast=0.9, gamma=0.9, noise=0.5, clahe=0.5)
     for images, *_ in training_batches(data, plan(first_epoch=epoch, last_epoch=epoch + 1, augmentation=strong)):
         assert float(np.min(images)) >= 0
@@ -128,7 +128,7 @@ def test_a_crop_is_cut_from_image_and_mask_alike_and_labelled_by_what_it_holds(t
         row, column = generator.integers(0, 56, 2)
         mask[row : row + 8, column : column + 8] = 255
     labels = np.array([1, 1, 1, 1, 0, 0])
-    made = Source(tuple("abcdef"), labels, 64, ("",) * 6, ("",) * 6, (masks > 0) * np.uint8(200), masks)
+    made = ImageSet(tuple("abcdef"), labels, 64, ("",) * 6, ("",) * 6, (masks > 0) * np.uint8(200), masks)
     places, found = set(), []
     crops = plan(with_masks=True, with_labels=True, crop=32, last_epoch=8)
     for images, target in training_batches(made, crops):

@@ -267,7 +267,8 @@ def test_added_size_that_an_image_cannot_have_is_refused(data, out):
 KILL = """
 import os, signal, sys
 from pathlib import Path
-from keras_pneumo.data import files, manifest, preparation
+from keras_pneumo.data.prepared import manifest, prepare as preparation
+from keras_pneumo.storage import files
 
 def die(*ignored):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -8,14 +8,14 @@ import keras
 import pytest
 
 from keras_pneumo.models import resnet
-from keras_pneumo.parity.inputs import Plan
+from keras_pneumo.parity.inputs import LadderPlan
 from keras_pneumo.parity.ladder import judge
 from keras_pneumo.parity.processes import KERAS
 from keras_pneumo.parity.run import as_json, run_ladder
 
 pytestmark = pytest.mark.slow
 
-SMALLEST = Plan(encoder="resnet18", size=32, forward_batch=8, batches=(8, 4), steps=20)
+SMALLEST = LadderPlan(encoder="resnet18", size=32, forward_batch=8, batches=(8, 4), steps=20)
 
 
 @pytest.fixture(scope="module")
