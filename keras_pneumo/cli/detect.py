@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 
 from keras_pneumo.cli.console import Progress, say, warn
-from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.data.prepared.folder import find_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.quiet import import_tensorflow
 from keras_pneumo.training.place import new_folder
 
 FEW = 5

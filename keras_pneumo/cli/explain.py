@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keras_pneumo.cli.console import Progress, say, warn
-from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.data.prepared.folder import is_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.quiet import import_tensorflow
 
 if TYPE_CHECKING:
     from keras_pneumo.inference.run import RunFolder

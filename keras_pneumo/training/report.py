@@ -28,8 +28,7 @@ from keras_pneumo.inference.run import RunFolder
 from keras_pneumo.inference.submit import Predicted, keep_search, predict_subset, write_predicted
 from keras_pneumo.storage.files import sha256_file, write_bytes
 from keras_pneumo.storage.tables import table_text
-from keras_pneumo.training.distributed.strategy import ONE, Engine
-from keras_pneumo.training.faults import lost_workers
+from keras_pneumo.training.distributed.strategy import ONE, Engine, lost_workers
 from keras_pneumo.training.fit import write_record
 
 
