@@ -61,8 +61,7 @@ def predict_command(
     import_tensorflow()
     from keras_pneumo.inference.run import read_run
     from keras_pneumo.inference.submit import predict_folder, predict_subset, write_predicted
-    from keras_pneumo.training.distributed.strategy import start_engine
-    from keras_pneumo.training.faults import lost_workers
+    from keras_pneumo.training.distributed.strategy import lost_workers, start_engine
 
     found = [read_run(run) for run in runs]
     gates = [read_run(run) for run in gate or []]
