@@ -13,18 +13,12 @@ from rich.measure import measure_renderables
 from rich.table import Table
 
 from keras_pneumo.cli.console import out, say, warn
-from keras_pneumo.evaluation.board.audits import audit_split
-from keras_pneumo.evaluation.board.findings import summary
+from keras_pneumo.evaluation.board.findings import terminal_rows
+from keras_pneumo.evaluation.board.split_audit import audit_split
 from keras_pneumo.evaluation.board.verdict import verdict
 from keras_pneumo.evaluation.compare import compare
 
 ROOMY = Console(width=10_000).options
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Register this module's commands."""
-    app.command("compare")(compare_command)
-    app.command("audit-split")(audit_split_command)
 
 
 def compare_command(
@@ -68,7 +62,7 @@ def compare_command(
         adjudicated=adjudicated,
         this_split=this_split,
     )
-    show_board(*summary(board, findings))
+    show_board(*terminal_rows(board, findings))
     found = verdict(board)
     say(found.headline)
     for sentence in found.sentences:

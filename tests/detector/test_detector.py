@@ -18,7 +18,7 @@ from keras_pneumo.detector.fitting import MemberPredictions, detector_answers, f
 from keras_pneumo.detector.record import content_hash
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.inputs.submission import read_submission
-from keras_pneumo.evaluation.report.saliency_report import read_where
+from keras_pneumo.evaluation.report.saliency_report import read_saliency_report
 from keras_pneumo.evaluation.scoring.saliency import score_map
 from keras_pneumo.explain.positives import masks_of, pixels_of
 from keras_pneumo.inference.maps import PackedMap, quantise
@@ -98,7 +98,7 @@ def test_a_copy_answers_the_same_and_as_its_submission(tiny_detector, tmp_path, 
     table = read_submission(tiny_detector / "submission").predictions.set_index("image_id")
     paths = {path.stem: path for path in phantoms.rglob("*.dcm")}
     ids = list(table.index[:3])
-    answers = detector.answer([read_radiograph(paths[image_id]).image for image_id in ids])
+    answers = detector.answer([read_radiograph(paths[image_id]).pixels for image_id in ids])
     for image_id, answer in zip(ids, answers, strict=True):
         assert answer.probability == pytest.approx(table.loc[image_id, "probability"], abs=2e-3)
         shown = rle.decode(str(table.loc[image_id, "encoded_pixels"]))
@@ -112,7 +112,7 @@ def test_a_copy_answers_the_same_and_as_its_submission(tiny_detector, tmp_path, 
 def test_onnx_runtime_answers_as_keras_does(tiny_detector, phantoms):
     pytest.importorskip("tf2onnx", reason="tf2onnx (extra export) is not installed")
     pytest.importorskip("onnxruntime", reason="onnxruntime (extra export) is not installed")
-    images = [read_radiograph(path).image for path in sorted(phantoms.rglob("*.dcm"))[:3]]
+    images = [read_radiograph(path).pixels for path in sorted(phantoms.rglob("*.dcm"))[:3]]
     pairs = [open_detector(tiny_detector, engine).answer(images) for engine in ("keras", "onnx")]
     for first, second in zip(*pairs, strict=True):
         assert first.classifier == pytest.approx(second.classifier, abs=1e-4)
@@ -141,7 +141,7 @@ def test_the_report_shows_where_the_classifier_looks_beside_the_joined_segmenter
     assert heat["pointing"] == pytest.approx(choice["pointing"], abs=1e-4)
     assert (record["resamples"], record["subset"], record["detector"]) == (100, "test", ["classifier"])
     assert record["segmenters"] == ["segmenter"]
-    rows = read_where(explained).rows
+    rows = read_saliency_report(explained).rows
     assert [row["map"] for row in rows] == [
         "The heat map", "The segmenter’s map", "The middle of every image", "Where training masks lie"]  # fmt: skip
     # Found and missed, and the probabilities, are the detector's.
@@ -192,10 +192,10 @@ def test_heat_maps_are_chosen_once(tiny_runs, prepared_folder, tmp_path, monkeyp
     classifier, segmenter = read_run(tiny_runs / "classifier"), read_run(tiny_runs / "segmenter")
     fit_detector([classifier, classifier], [segmenter, segmenter], prepared, tmp_path / "d", resamples=100)
     assert counted == ["classifier"]
-    where = read_where(tmp_path / "d" / "explain")
-    assert where.title == "Grad-CAM of stage 3"
-    assert "the first of 2 that are joined" in where.whose
-    assert "the mean of 2 segmenters’" in where.whose
+    saliency = read_saliency_report(tmp_path / "d" / "explain")
+    assert saliency.title == "Grad-CAM of stage 3"
+    assert "the first of 2 that are joined" in saliency.source
+    assert "the mean of 2 segmenters’" in saliency.source
 
 
 def spoil_weights(folder):
