@@ -61,7 +61,7 @@ def main() -> None:
         paths = [path for path, _ in find_files([folder / "films"])]
         for engine, flips in [(engine, flips) for engine in ("keras", "onnx") for flips in (True, False)]:
             detector = random_detector(given.size, flips, engine)
-            images = [read_radiograph(path).image for path in paths]
+            images = [read_radiograph(path).pixels for path in paths]
             detector.answer(images[:BATCH])  # compiles, which is paid once
             seconds = {}
             start = time.perf_counter()

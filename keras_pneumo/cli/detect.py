@@ -27,13 +27,6 @@ class EngineName(StrEnum):
     ONNX = "onnx"
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Register this module's commands."""
-    app.command("join")(join_command)
-    app.command("detect")(detect_command)
-    app.command("view")(view_command)
-
-
 def join_command(
     classifiers: Annotated[list[Path], typer.Argument(metavar="CLASSIFIER...", help="Runs that tell if there is any.")],
     segmenters: Annotated[list[Path], typer.Option("--segmenter", help="Run that outlines; may be given again.")],

@@ -21,12 +21,6 @@ from keras_pneumo.evaluation.compare import compare
 ROOMY = Console(width=10_000).options
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Register this module's commands."""
-    app.command("compare")(compare_command)
-    app.command("audit-split")(audit_split_command)
-
-
 def compare_command(
     submissions: Annotated[Path, typer.Argument(help="A submission, a run folder, or a folder of several.")],
     truth: Annotated[Path, typer.Option(help="A prepared folder, its truth.csv, or a SIIM label csv.")],

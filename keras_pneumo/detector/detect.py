@@ -144,7 +144,7 @@ def _answered(
             done.set_aside.append({"file": files[path], "reason": reason})
         elif isinstance(found, Radiograph):
             good.append((path, found))
-    answers = detector.answer([radiograph.image for _, radiograph in good]) if good else []
+    answers = detector.answer([radiograph.pixels for _, radiograph in good]) if good else []
     return [
         _Item(path, files[path], _free_name(radiograph.image_id, done.names), radiograph, answer, dicom, make_uids)
         for (path, radiograph), answer in zip(good, answers, strict=True)
@@ -190,8 +190,8 @@ def _enter(row: dict[str, Any], done: Detected) -> None:
 def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:
     """Write one answer; the row for the table. Runs in a writer thread."""
     radiograph, answer = item.radiograph, item.answer
-    mask = mask_on(answer.mask, radiograph.image.shape[0])
-    picture = overlay_mask(radiograph.image, mask, caption(detector, answer))
+    mask = mask_on(answer.mask, radiograph.pixels.shape[0])
+    picture = overlay_mask(radiograph.pixels, mask, caption(detector, answer))
     summary = {"file": item.file, **summary_of(detector, radiograph, answer), "overlay": f"{item.name}.png"}
     note, made_up = "", list[str]()
     clear_objects(out, item.name)

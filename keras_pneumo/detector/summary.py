@@ -66,7 +66,7 @@ def meaning_of(counts: Counts, positive: bool) -> Meaning:
 
 def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> dict[str, Any]:
     """An answer in plain values, the same for ``NAME.json`` and for the page."""
-    side = radiograph.image.shape[0]
+    side = radiograph.pixels.shape[0]
     pixels = int(answer.mask.sum())
     spacing = radiograph.pixel_spacing_mm
     yes = answer.probability >= detector.threshold

@@ -54,8 +54,8 @@ class Reader:
         if reason:
             raise UnreadableImage(reason[0].lower() + reason[1:].rstrip("."))
         with self._lock:  # networks answer one at a time
-            (answer,) = self.detector.answer([radiograph.image])
-            heat = mean_heat(self.detector, [radiograph.image])[0]
+            (answer,) = self.detector.answer([radiograph.pixels])
+            heat = mean_heat(self.detector, [radiograph.pixels])[0]
         summary = summary_of(self.detector, radiograph, answer)
         return {
             "key": sha256_bytes(data),
@@ -129,7 +129,7 @@ def mean_heat(detector: Detector, images: Sequence[np.ndarray]) -> np.ndarray:
 
 def facts_of(radiograph: Radiograph) -> list[str]:
     """What is said of the radiograph itself: size, view, age, sex; nothing that names the patient."""
-    side = radiograph.image.shape[0]
+    side = radiograph.pixels.shape[0]
     facts = [f"{side} × {side} pixels"]
     if radiograph.pixel_spacing_mm:
         facts.append(f"{radiograph.pixel_spacing_mm:.3f} mm each")
@@ -145,7 +145,7 @@ def facts_of(radiograph: Radiograph) -> list[str]:
 
 
 def _shown(radiograph: Radiograph) -> np.ndarray:
-    image = radiograph.image
+    image = radiograph.pixels
     if image.shape[0] <= MAX_SIDE:
         return image
     return np.asarray(cv2.resize(image, (MAX_SIDE, MAX_SIDE), interpolation=cv2.INTER_AREA), np.uint8)

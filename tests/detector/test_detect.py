@@ -209,7 +209,7 @@ def test_a_disagreement_of_answer_and_outline_is_said_everywhere(few, tmp_path, 
     detector = replace(detector, rule=replace(detector.rule, gate=0.0))
     detect(detector, [path], tmp_path, dicom=True)
     assert json.loads((tmp_path / f"{path.stem}.json").read_text())["disagreement"] == said
-    answer = detector.answer([read_radiograph(path).image])[0]
+    answer = detector.answer([read_radiograph(path).pixels])[0]
     assert caption(detector, answer)[:-2] == ([f"Answer and outline disagree: {said}"] if said else [])
     report = hd.sr.srread(tmp_path / "dicom" / path.stem / "report.dcm").content
     for group in [*report.get_image_measurement_groups(), *report.get_planar_roi_measurement_groups()]:
@@ -231,7 +231,7 @@ def test_an_answer_says_whose_it_is(few, tmp_path, gate, told):
     assert found["gate"] == told
     assert found["classifier_probability"] == pytest.approx(0.7, abs=1e-6)
     assert found["own_head_probability"] is None
-    assert found["probability"] == detector.answer([read_radiograph(path).image])[0].probability
+    assert found["probability"] == detector.answer([read_radiograph(path).pixels])[0].probability
 
 
 def as_siim_test_file(path, target):

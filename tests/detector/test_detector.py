@@ -97,7 +97,7 @@ def test_a_copy_answers_the_same_and_as_its_submission(tiny_detector, tmp_path, 
     table = read_submission(tiny_detector / "submission").predictions.set_index("image_id")
     paths = {path.stem: path for path in phantoms.rglob("*.dcm")}
     ids = list(table.index[:3])
-    answers = detector.answer([read_radiograph(paths[image_id]).image for image_id in ids])
+    answers = detector.answer([read_radiograph(paths[image_id]).pixels for image_id in ids])
     for image_id, answer in zip(ids, answers, strict=True):
         assert answer.probability == pytest.approx(table.loc[image_id, "probability"], abs=2e-3)
         shown = rle.decode(str(table.loc[image_id, "encoded_pixels"]))
@@ -111,7 +111,7 @@ def test_a_copy_answers_the_same_and_as_its_submission(tiny_detector, tmp_path, 
 def test_onnx_runtime_answers_as_keras_does(tiny_detector, phantoms):
     pytest.importorskip("tf2onnx", reason="tf2onnx (extra export) is not installed")
     pytest.importorskip("onnxruntime", reason="onnxruntime (extra export) is not installed")
-    images = [read_radiograph(path).image for path in sorted(phantoms.rglob("*.dcm"))[:3]]
+    images = [read_radiograph(path).pixels for path in sorted(phantoms.rglob("*.dcm"))[:3]]
     pairs = [open_detector(tiny_detector, engine).answer(images) for engine in ("keras", "onnx")]
     for first, second in zip(*pairs, strict=True):
         assert first.classifier == pytest.approx(second.classifier, abs=1e-4)

@@ -275,7 +275,7 @@ def test_a_file_that_ends_or_holds_the_decoder_costs_only_itself(monkeypatch, fi
             decoder.decode(data, "x")
         monkeypatch.undo()
         decoder.seconds = 60
-        assert decoder.decode(data, "x").image.shape == (1024, 1024)
+        assert decoder.decode(data, "x").pixels.shape == (1024, 1024)
     finally:
         decoder.close()
 
@@ -295,7 +295,7 @@ def test_the_page_ends_while_a_file_holds_the_decoder(monkeypatch, films, tmp_pa
 
 
 def test_bytes_are_told_apart_by_how_they_begin(films):
-    assert decode_bytes(next(films.iterdir()).read_bytes(), "any.png").image.shape == (1024, 1024)
+    assert decode_bytes(next(films.iterdir()).read_bytes(), "any.png").pixels.shape == (1024, 1024)
     assert "empty" in decode_bytes(b"", "x")
     assert "no DICOM file" in decode_bytes(b"GIF89a" + b"\0" * 300, "x.png")
 
