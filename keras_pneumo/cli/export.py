@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keras_pneumo.cli.console import say
-from keras_pneumo.cli.quiet import hushed, import_tensorflow
 from keras_pneumo.config import read_experiment
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.quiet import hushed, import_tensorflow
 
 if TYPE_CHECKING:
     from keras_pneumo.inference.export import Format

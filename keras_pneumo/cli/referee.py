@@ -13,8 +13,8 @@ from rich.measure import measure_renderables
 from rich.table import Table
 
 from keras_pneumo.cli.console import out, say, warn
-from keras_pneumo.evaluation.board.audits import audit_split
-from keras_pneumo.evaluation.board.findings import summary
+from keras_pneumo.evaluation.board.findings import terminal_rows
+from keras_pneumo.evaluation.board.split_audit import audit_split
 from keras_pneumo.evaluation.board.verdict import verdict
 from keras_pneumo.evaluation.compare import compare
 
@@ -68,7 +68,7 @@ def compare_command(
         adjudicated=adjudicated,
         this_split=this_split,
     )
-    show_board(*summary(board, findings))
+    show_board(*terminal_rows(board, findings))
     found = verdict(board)
     say(found.headline)
     for sentence in found.sentences:

@@ -35,11 +35,12 @@ from keras_pneumo.detector.calibration import Fitted, fit_calibration
 from keras_pneumo.detector.detector import OUTLINE, Counts, image_level_sources, outline_score
 from keras_pneumo.detector.record import FILE, FORMAT, content_hash
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.board.board import Board, score
-from keras_pneumo.evaluation.compare import check_all, image_loader, write_board
+from keras_pneumo.evaluation.board.board import Board, score_submissions
+from keras_pneumo.evaluation.compare import align_all, write_board
 from keras_pneumo.evaluation.inputs.submission import read_submission, write_submission
 from keras_pneumo.evaluation.inputs.truth import read_truth
-from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_where
+from keras_pneumo.evaluation.report.pictures import image_loader
+from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
 from keras_pneumo.evaluation.scoring.metrics import confusion, fit_threshold
 from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
 from keras_pneumo.explain import explain
@@ -328,6 +329,6 @@ def _write_board(folder: Path, prepared: PreparedFolder, resamples: int) -> Boar
     """Scores of the detector beside its parts, from the submissions as they were written, in ``board``."""
     truth = read_truth(prepared.folder)
     read = [read_submission(folder / place) for place in ("submission", "parts/segmenter", "parts/classifier")]
-    board = score(truth, check_all(read, truth, False, False, False), resamples=resamples)
-    write_board(board, folder / "board", image_loader(prepared.folder), where=read_where(folder / FOLDER))
+    board = score_submissions(truth, align_all(read, truth, False, False, False), resamples=resamples)
+    write_board(board, folder / "board", image_loader(prepared.folder), saliency=read_saliency_report(folder / FOLDER))
     return board

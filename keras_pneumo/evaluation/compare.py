@@ -10,19 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
-
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.board.board import Board, score
-from keras_pneumo.evaluation.board.findings import Findings, board_json, board_markdown, gather, ranked_table
+from keras_pneumo.evaluation.board.board import Board, score_submissions
+from keras_pneumo.evaluation.board.findings import Findings, analyse, board_json, board_markdown, ranked_table
 from keras_pneumo.evaluation.board.label_noise import read_adjudicated
-from keras_pneumo.evaluation.inputs.alignment import Answers, check_submission
+from keras_pneumo.evaluation.inputs.alignment import AlignedSubmission, align_submission
 from keras_pneumo.evaluation.inputs.submission import INFO_FILE, Submission, read_submission
 from keras_pneumo.evaluation.inputs.truth import Truth, read_truth
-from keras_pneumo.evaluation.report.pictures import ImageLoader
+from keras_pneumo.evaluation.report.pictures import ImageLoader, image_loader
 from keras_pneumo.evaluation.report.report import write_comparison_report
-from keras_pneumo.evaluation.report.saliency_report import Where
+from keras_pneumo.evaluation.report.saliency_report import SaliencyReport
 from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
 from keras_pneumo.storage.files import require_writable, write_bytes
 from keras_pneumo.storage.tables import one_line, table_text
@@ -62,7 +59,7 @@ def compare(
         subset: the scored subset.
         ids: image ids to score, when ``truth`` is a label file.
         patients: patient table, when ``truth`` has no patients.
-        allow_missing: see :func:`matching.check_submission`, as are ``allow_extra`` and ``clip_runs``.
+        allow_missing: see :func:`matching.align_submission`, as are ``allow_extra`` and ``clip_runs``.
         allow_extra: see there.
         clip_runs: see there.
         team: only the submission of this team (its declared name or its folder's name).
@@ -89,10 +86,10 @@ def compare(
         found = [read for read in found if read.info.split_sha256 == known.split_sha256]
         if not found:
             raise PneumoError(f"{folder} has no submission made on the split of {truth}. Train or predict on it first.")
-    answers = check_all(found, known, allow_missing, allow_extra, clip_runs)
+    answers = align_all(found, known, allow_missing, allow_extra, clip_runs)
     require_writable(Path(out))  # now, not when thousands of resamples are done
-    board = score(known, answers, seed, resamples, names=distinct_names(found))
-    comparison = Comparison(board, gather(board, judged))
+    board = score_submissions(known, answers, seed, resamples, names=distinct_names(found))
+    comparison = Comparison(board, analyse(board, judged))
     write_board(board, out, images or image_loader(truth), comparison.findings)
     return comparison
 
@@ -141,14 +138,14 @@ def read_all(folder: Path) -> list[Submission]:
     return found
 
 
-def check_all(
+def align_all(
     submissions: list[Submission], truth: Truth, allow_missing: bool, allow_extra: bool, clip_runs: bool
-) -> list[Answers]:
+) -> list[AlignedSubmission]:
     """Every submission laid against the truth; refusals of all of them in one message."""
     found, faults = [], []
     for submission in submissions:
         try:
-            found.append(check_submission(submission, truth, allow_missing, allow_extra, clip_runs))
+            found.append(align_submission(submission, truth, allow_missing, allow_extra, clip_runs))
         except PneumoError as error:
             faults.append(str(error))
     if faults:
@@ -171,38 +168,20 @@ def write_board(
     out: Path,
     images: ImageLoader | None = None,
     findings: Findings | None = None,
-    where: Where | None = None,
+    saliency: SaliencyReport | None = None,
 ) -> None:
     """Write ``per_image.csv`` first, then ``pairs.csv``, the board as CSV, JSON and Markdown, and the report.
 
-    Each file appears whole or not at all. ``where`` is what the report says of where one of the teams looks.
+    Each file appears whole or not at all. ``saliency`` is the saliency report of one of the teams.
     """
-    findings = findings or gather(board)
+    findings = findings or analyse(board)
     out = Path(out)
     write_bytes(out / "per_image.csv", table_text(board.per_image).encode())
     write_bytes(out / "pairs.csv", table_text(findings.pairs).encode())
     write_bytes(out / "board.csv", table_text(ranked_table(board, findings)).encode())
     write_bytes(out / "board.json", board_json(board, findings).encode())
     write_bytes(out / "board.md", board_markdown(board, findings).encode())
-    write_comparison_report(out / "report.html", board, images, findings, where)
-
-
-def image_loader(truth: Path) -> ImageLoader | None:
-    """Radiographs of the prepared folder that a truth is in, at the smallest size from 256 up; None without one."""
-    folder = Path(truth) if Path(truth).is_dir() else Path(truth).parent
-    sizes = sorted(int(p.name[7:]) for p in folder.glob("images_*") if p.is_dir() and p.name[7:].isdigit())
-    if not sizes:
-        return None
-    size = next((size for size in sizes if size >= 256), sizes[-1])
-
-    def load(image_id: str) -> np.ndarray:
-        path = folder / f"images_{size}" / f"{image_id}.png"
-        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE) if path.exists() else None
-        if image is None:
-            raise PneumoError(f"{path} is missing or damaged. Prepare the folder again.")
-        return np.asarray(image, np.uint8)
-
-    return load
+    write_comparison_report(out / "report.html", board, images, findings, saliency)
 
 
 def _submission_in(folder: Path) -> Path | None:

@@ -18,7 +18,7 @@ from keras_pneumo.detector.fitting import Asked, fit_joint, join, joined_answers
 from keras_pneumo.detector.record import content_hash
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.inputs.submission import read_submission
-from keras_pneumo.evaluation.report.saliency_report import read_where
+from keras_pneumo.evaluation.report.saliency_report import read_saliency_report
 from keras_pneumo.evaluation.scoring.saliency import score_map
 from keras_pneumo.explain.positives import masks_of, pixels_of
 from keras_pneumo.inference.maps import PackedMap, quantise
@@ -140,7 +140,7 @@ def test_the_report_shows_where_the_classifier_looks_beside_the_joined_segmenter
     assert heat["pointing"] == pytest.approx(choice["pointing"], abs=1e-4)
     assert (record["resamples"], record["subset"], record["detector"]) == (100, "test", ["classifier"])
     assert record["segmenters"] == ["segmenter"]
-    rows = read_where(explained).rows
+    rows = read_saliency_report(explained).rows
     assert [row["map"] for row in rows] == [
         "The heat map", "The segmenter’s map", "The middle of every image", "Where training masks lie"]  # fmt: skip
     # Found and missed, and the probabilities, are the detector's.
@@ -191,10 +191,10 @@ def test_heat_maps_are_chosen_once(tiny_runs, prepared_folder, tmp_path, monkeyp
     classifier, segmenter = read_run(tiny_runs / "classifier"), read_run(tiny_runs / "segmenter")
     join([classifier, classifier], [segmenter, segmenter], prepared, tmp_path / "d", resamples=100)
     assert counted == ["classifier"]
-    where = read_where(tmp_path / "d" / "explain")
-    assert where.title == "Grad-CAM of stage 3"
-    assert "the first of 2 that are joined" in where.whose
-    assert "the mean of 2 segmenters’" in where.whose
+    saliency = read_saliency_report(tmp_path / "d" / "explain")
+    assert saliency.title == "Grad-CAM of stage 3"
+    assert "the first of 2 that are joined" in saliency.source
+    assert "the mean of 2 segmenters’" in saliency.source
 
 
 def spoil_weights(folder):

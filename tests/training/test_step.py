@@ -7,7 +7,8 @@ import pytest
 from keras_pneumo.config import SEGMENTER
 from keras_pneumo.inference.run import build
 from keras_pneumo.training.averaging import WeightAverage, estimate_statistics
-from keras_pneumo.training.optimization import compile_model, image_losses, make_optimizer, set_learning
+from keras_pneumo.training.losses import image_losses
+from keras_pneumo.training.optimizers import compile_model, make_optimizer, set_learning
 from keras_pneumo.training.step import learner
 
 FROZEN = SEGMENTER.replace(

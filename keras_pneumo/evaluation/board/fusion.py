@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from pycocotools import mask as coco
 
+from keras_pneumo.evaluation.board.entries import Entry
 from keras_pneumo.evaluation.board.label_noise import cohen_kappa
-from keras_pneumo.evaluation.board.teams import Entry
 from keras_pneumo.evaluation.inputs.truth import Truth
 from keras_pneumo.evaluation.scoring import metrics
 from keras_pneumo.evaluation.scoring.masks import overlap

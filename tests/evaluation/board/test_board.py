@@ -11,10 +11,10 @@ import pytest
 from board_lab import board_of, predictions_of, submit, write_truth
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.board.board import SCORES, difference, score
+from keras_pneumo.evaluation.board.board import SCORES, paired_difference, score_submissions
 from keras_pneumo.evaluation.board.verdict import verdict
 from keras_pneumo.evaluation.compare import compare, find_submissions
-from keras_pneumo.evaluation.inputs.alignment import check_submission
+from keras_pneumo.evaluation.inputs.alignment import align_submission
 from keras_pneumo.evaluation.inputs.submission import SubmissionInfo, read_submission, write_submission
 from keras_pneumo.evaluation.inputs.truth import read_truth
 
@@ -78,7 +78,7 @@ def test_perfect_and_hopeless(tmp_path):
 def test_same_answers_differ_by_exactly_nothing(tmp_path):
     truth = write_truth(tmp_path)
     board = board_of(truth, submit(tmp_path / "a", truth, "A", 2), submit(tmp_path / "b", truth, "B", 2))
-    gap = difference(*board.teams, "auroc")
+    gap = paired_difference(*board.teams, "auroc")
     assert gap.value == gap.interval.low == gap.interval.high == 0
     assert not gap.certain
     assert verdict(board).headline == "A and B cannot be told apart."
@@ -172,7 +172,7 @@ def test_compare_looks_at_its_out_folder_before_it_resamples(tmp_path, monkeypat
     def fail(*args, **kwargs):
         raise AssertionError("resampling was begun")
 
-    monkeypatch.setattr("keras_pneumo.evaluation.compare.score", fail)
+    monkeypatch.setattr("keras_pneumo.evaluation.compare.score_submissions", fail)
     with pytest.raises(PneumoError, match="is a file, but a folder is to be written there"):
         compare(tmp_path / "a", tmp_path, tmp_path / "out")
 
@@ -258,8 +258,8 @@ def test_published_figures():
     tables = REAL / "siim_tables"
     truth = read_truth(tables / "train-rle.csv.gz", ids=tables / "stage1_test_ids.csv", patients=tables / "nih_id.csv")
     paths = [REAL / "submissions" / f"{name}.csv" for name in PUBLISHED]
-    answers = [check_submission(read_submission(path), truth, allow_extra=True) for path in paths]
-    board = score(truth, answers, resamples=50)
+    answers = [align_submission(read_submission(path), truth, allow_extra=True) for path in paths]
+    board = score_submissions(truth, answers, resamples=50)
     for entry in board.teams:
         row = board.table.set_index("team").loc[entry.team]
         counts = [int(row[f"mask_{k}"]) for k in ("true_positive", "false_positive", "false_negative", "true_negative")]
@@ -270,7 +270,7 @@ def test_published_figures():
 def test_published_figure_over_all_labels():
     truth = read_truth(REAL / "siim_tables" / "train-rle.csv.gz")
     read = read_submission(REAL / "submissions" / "VISHAKHNAIR16_simple_submission.csv")
-    board = score(truth, [check_submission(read, truth, allow_extra=True, clip_runs=True)], resamples=2)
+    board = score_submissions(truth, [align_submission(read, truth, allow_extra=True, clip_runs=True)], resamples=2)
     row = board.table.iloc[0]
     assert round(row.dice, 4) == 0.0059
     assert (row.mask_true_positive, row.mask_false_positive, row.images) == (2669, 9378, 12047)
