@@ -139,7 +139,9 @@ def _answered(
     """Answer for what could be read of a group, and set the rest aside in ``done``."""
     good: list[tuple[Path, Radiograph]] = []
     for path, found in group:
-        reason = found if isinstance(found, str) else CRASHED if found is None else unfit(found, detector.image_size)
+        reason = (
+            found if isinstance(found, str) else CRASHED if found is None else unfit(found.image, detector.image_size)
+        )
         if reason:
             done.set_aside.append({"file": files[path], "reason": reason})
         elif isinstance(found, Radiograph):

@@ -27,13 +27,13 @@ from keras_pneumo.config import Experiment, validated
 from keras_pneumo.detector.calibration import Calibration, log_odds, read_calibration
 from keras_pneumo.detector.record import FILE, check_files, networks_of, read_record
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.inference.ensemble import Members, mean_maps, mean_probability
 from keras_pneumo.inference.export import on_onnx
-from keras_pneumo.inference.files import mean_probability, pixels_at
+from keras_pneumo.inference.files import pixels_at
 from keras_pneumo.inference.maps import LEVELS, enlarge, level_counts, quantise
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
-from keras_pneumo.inference.postprocess import PostprocessingParameters, read_postprocessing
+from keras_pneumo.inference.postprocess import OWN_HEAD, PostprocessingParameters, read_postprocessing
 from keras_pneumo.inference.run import RunFolder, build
-from keras_pneumo.inference.segment import OWN_HEAD, Members, mean_maps
 from keras_pneumo.models.weights import from_torch, load_safetensors
 
 Engine = Literal["keras", "onnx"]
@@ -97,8 +97,12 @@ class Detector:
 
     def answer(self, images: Sequence[np.ndarray]) -> list[Answer]:
         """Answers for square uint8 radiographs, white dense, of any size from :attr:`image_size` up."""
-        classifier = mean_probability(self.classifiers, images)
-        maps, head = mean_maps(self.segmenters, lambda size: pixels_at(images, size))
+
+        def images_at(size: int) -> np.ndarray:
+            return pixels_at(images, size)
+
+        classifier = mean_probability(self.classifiers, images_at)
+        maps, head = mean_maps(self.segmenters, images_at)
         levels = quantise(maps)
         outline = np.array([outline_score(one, self.outline_area) for one in levels])
         sources = image_level_sources(classifier, head, outline)

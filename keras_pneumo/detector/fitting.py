@@ -46,13 +46,19 @@ from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
 from keras_pneumo.explain import explain
 from keras_pneumo.explain.method_selection import choose
 from keras_pneumo.explain.positives import outlined
-from keras_pneumo.inference.ensemble import check_gate, check_together, predict_classifiers
+from keras_pneumo.inference.ensemble import check_gate, check_together, predict_classifiers, predict_map_set
+from keras_pneumo.inference.maps import MapSet
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
-from keras_pneumo.inference.postprocess import PostprocessingSearch, fit
+from keras_pneumo.inference.postprocess import (
+    OWN_HEAD,
+    PostprocessingSearch,
+    count_maps,
+    fit_postprocessing,
+    postprocess_maps,
+)
 from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.inference.run import RunFolder, load_model, load_models, versions
-from keras_pneumo.inference.segment import OWN_HEAD, MapSet, answers, predict_map_set, tally_of, threshold_of
-from keras_pneumo.inference.submit import info_of, keep_search
+from keras_pneumo.inference.submission import submission_info, write_search
 from keras_pneumo.models.weights import save_safetensors
 from keras_pneumo.storage.files import sha256_file, write_json
 
@@ -73,7 +79,7 @@ class Joint:
     @property
     def sentences(self) -> list[str]:
         """What was decided, for a person."""
-        rule = self.search.rule
+        rule = self.search.parameters
         if rule.gate <= 0:
             gate = "Gating does not help on validation, so the gate stays open"
         elif rule.gate_source == OWN_HEAD:
@@ -98,21 +104,21 @@ class Asked:
 
     def sources(self, area: int) -> dict[str, np.ndarray]:
         """The image-level answers by name; ``area`` is what the outline's asks for."""
-        outline = np.array([outline_score(one.levels(), area) for one in self.maps.maps])
+        outline = np.array([outline_score(one.unpack(), area) for one in self.maps.maps])
         return image_level_sources(self.classifier, self.maps.image_probability, outline)
 
 
 def fit_joint(held_out: Asked, prepared: PreparedFolder) -> Joint:
     """Rule, probability and threshold on validation images; see the module for how."""
-    tally = tally_of(held_out.maps, prepared)
+    pixels = count_maps(held_out.maps, prepared)
     head = held_out.maps.image_probability
-    alone = fit(tally, head, OWN_HEAD if head is not None else "")
-    sources = held_out.sources(alone.rule.area)
+    alone = fit_postprocessing(pixels, head, OWN_HEAD if head is not None else "")
+    sources = held_out.sources(alone.parameters.area)
     best = alone
     for source, probability in sources.items():
         if source == OUTLINE:
             continue  # every rule asks the outline already
-        search = alone if source == OWN_HEAD else fit(tally, probability, source)
+        search = alone if source == OWN_HEAD else fit_postprocessing(pixels, probability, source)
         # Rounded as the search rounds, so that sums in another order decide nothing.
         if round(search.dice, 7) > round(best.dice, 7):
             best = search
@@ -129,8 +135,8 @@ def fit_joint(held_out: Asked, prepared: PreparedFolder) -> Joint:
 
 def joined_answers(asked: Asked, joint: Joint) -> pd.DataFrame:
     """``image_id, probability, encoded_pixels`` by the detector."""
-    rule, sources = joint.search.rule, asked.sources(joint.alone.rule.area)
-    table = answers(asked.maps, rule, sources[rule.gate_source] if rule.gate > 0 else None)
+    rule, sources = joint.search.parameters, asked.sources(joint.alone.parameters.area)
+    table = postprocess_maps(asked.maps, rule, sources[rule.gate_source] if rule.gate > 0 else None)
     return table.assign(probability=joint.fitted.calibration.apply(sources[joint.probability_source]))
 
 
@@ -174,7 +180,7 @@ def write_record(
         prepared: what it was fitted on.
         choice: methods and stages of heat maps, the best first, or None; see :func:`choice.choose`.
     """
-    keep_search(joint.search, folder)
+    write_search(joint.search, folder)
     files = [folder / RULE_FILE]
     for place in [*places["classifiers"], *places["segmenters"]]:
         files += sorted((folder / place).iterdir())
@@ -186,7 +192,7 @@ def write_record(
         **places,
         "calibration": joint.fitted.calibration.as_json(),
         "probability_source": joint.probability_source,
-        "outline_area": joint.alone.rule.area,
+        "outline_area": joint.alone.parameters.area,
         "threshold": joint.threshold,
         "split_sha256": prepared.manifest["split_sha256"],
         "validation": {
@@ -221,22 +227,22 @@ def write_submissions(
     prepared: PreparedFolder,
 ) -> None:
     """The detector's submission and, under ``parts``, those of its classifiers and its segmenters alone."""
-    rule = joint.alone.rule
+    rule = joint.alone.parameters
     truth = prepared.cases.set_index("image_id")["pneumothorax"].loc[held_out.maps.image_ids].to_numpy(bool)
 
     def by_classifier(some: Asked) -> pd.DataFrame:
         return pd.DataFrame({"image_id": some.maps.image_ids, "probability": some.classifier})
 
     def by_segmenter(some: Asked) -> pd.DataFrame:
-        return answers(some.maps, rule, some.maps.image_probability)
+        return postprocess_maps(some.maps, rule, some.maps.image_probability)
 
     parts: list[tuple[str, Sequence[RunFolder], str, float, Callable[[Asked], pd.DataFrame]]] = [
         ("submission", [*classifiers, *segmenters], "joint", joint.threshold, lambda some: joined_answers(some, joint)),
         ("parts/classifier", classifiers, "classification", fit_threshold(truth, held_out.classifier), by_classifier),
-        ("parts/segmenter", segmenters, "joint", threshold_of(rule), by_segmenter),
+        ("parts/segmenter", segmenters, "joint", rule.threshold, by_segmenter),
     ]
     for place, runs, task, threshold, table in parts:
-        info = info_of(runs, task, "test", threshold)
+        info = submission_info(runs, task, "test", threshold)
         if place == "submission":
             info = info.model_copy(update={"team": f"keras-pneumo {name} (joined)"[:80]})
         write_submission(folder / place, info, table(asked), table(held_out))

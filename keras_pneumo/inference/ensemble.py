@@ -157,7 +157,9 @@ def open_members(runs: Sequence[RunFolder], distributed: DistributedPredictor = 
     return [(run, load_predictors(run, distributed)) for run in runs]
 
 
-def prepared_batches(runs: Sequence[RunFolder], prepared: PreparedFolder, image_ids: Sequence[str]) -> Iterator[ImagesAt]:
+def prepared_batches(
+    runs: Sequence[RunFolder], prepared: PreparedFolder, image_ids: Sequence[str]
+) -> Iterator[ImagesAt]:
     """The prepared images, batch by batch, at each of the runs' image sizes."""
     sizes = sorted({run.experiment.image_size for run in runs})
     batch_size = min(run.experiment.global_batch_size for run in runs)
@@ -174,7 +176,7 @@ def mean_probability(members: Members, images_at: ImagesAt) -> np.ndarray:
         images = images_at(run.experiment.image_size)
         for network in networks:
             passes = predict_passes(network, images, run.experiment.flip_averaging)
-            means.append(np.mean([probabilities.image for probabilities in passes], axis=0))
+            means.append(np.mean([np.asarray(probabilities.image) for probabilities in passes], axis=0))
     return np.asarray(np.mean(means, axis=0))
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from keras_pneumo.data.labels.siim import find_files, find_images
 from keras_pneumo.data.prepared.rendering import resize_image
-from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage
+from keras_pneumo.data.radiographs.radiograph import UnreadableImage
 from keras_pneumo.data.radiographs.reading import iter_images
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import check_together, joined_names, mean_maps, mean_probability, open_members

@@ -21,9 +21,9 @@ from keras_pneumo.evaluation.inputs.submission import read_submission
 from keras_pneumo.evaluation.report.saliency_report import read_saliency_report
 from keras_pneumo.evaluation.scoring.saliency import score_map
 from keras_pneumo.explain.positives import masks_of, pixels_of
-from keras_pneumo.inference.maps import PackedMap, quantise
+from keras_pneumo.inference.ensemble import mean_maps
+from keras_pneumo.inference.maps import MapSet, PackedMap, quantise
 from keras_pneumo.inference.run import read_run
-from keras_pneumo.inference.segment import MapSet, mean_maps
 from keras_pneumo.storage.files import write_json
 
 
@@ -56,8 +56,8 @@ def test_a_good_classifier_shuts_false_masks(prepared_folder):
     prepared = load_prepared(prepared_folder)
     asked, positive = asked_of(prepared, right)
     joint = fit_joint(asked, prepared)
-    assert joint.search.rule.gate_source.startswith("classifier")
-    assert 0.3 < joint.search.rule.gate <= 0.75
+    assert joint.search.parameters.gate_source.startswith("classifier")
+    assert 0.3 < joint.search.parameters.gate <= 0.75
     assert joint.search.dice > joint.alone.dice + 0.05
     assert "opened by the classifier" in joint.sentences[0]
     table = joined_answers(asked, joint)
@@ -71,7 +71,7 @@ def test_a_useless_classifier_leaves_the_gate_open(prepared_folder):
     asked, _ = asked_of(prepared, lambda positive: np.full(len(positive), 0.5) + useless(positive) * 1e-9)
     joint = fit_joint(asked, prepared)
     assert joint.search.dice >= joint.alone.dice
-    assert joint.search.rule.gate == 0 or joint.search.dice > joint.alone.dice
+    assert joint.search.parameters.gate == 0 or joint.search.dice > joint.alone.dice
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -262,7 +262,7 @@ def test_runs_that_cannot_be_joined_are_refused(tiny_runs, prepared_folder, tmp_
     classifier, segmenter = read_run(tiny_runs / "classifier"), read_run(tiny_runs / "segmenter")
     with pytest.raises(PneumoError, match="no segmenter"):
         join([classifier], [classifier], prepared, tmp_path / "x")
-    with pytest.raises(PneumoError, match="no classifier"):
+    with pytest.raises(PneumoError, match="not a classifier"):
         join([segmenter], [segmenter], prepared, tmp_path / "x")
     assert not (tmp_path / "x").exists()
     assert keras.config.floatx() == "float32"
