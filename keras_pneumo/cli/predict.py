@@ -18,11 +18,6 @@ from keras_pneumo.storage.files import require_writable
 from keras_pneumo.training.distributed.cluster import cluster_for
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Register this module's command."""
-    app.command("predict")(predict_command)
-
-
 def predict_command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders that answer as one.")],
     data: Annotated[Path, typer.Option("--data", help="A prepared folder, or a folder of radiographs.")],

@@ -96,7 +96,7 @@ def heat_map(
         pixels = grey_pixels(image)
     else:
         try:
-            pixels = read_radiograph(Path(image)).image
+            pixels = read_radiograph(Path(image)).pixels
         except UnreadableImage as error:
             raise PneumoError(f"{image} cannot be read: {error}") from None
     size = run.experiment.image_size
@@ -147,11 +147,11 @@ def explain_files(
         images, about = [], []
         for path, found in batch:
             name = next(names)[1]
-            reason = str(found) if isinstance(found, UnreadableImage) else unfit(found.image, size)
+            reason = str(found) if isinstance(found, UnreadableImage) else unfit(found.pixels, size)
             if reason or isinstance(found, UnreadableImage):
                 refused.append({"file": name, "reason": reason})
                 continue
-            images.append(found.image)
+            images.append(found.pixels)
             about.append((found.image_id, name, _free_name(image_id_of(path.name), taken)))
         if images:
             raw = raw_maps(model, pixels_at(images, size), *wanted)

@@ -261,7 +261,7 @@ def _read(sources: Iterable[tuple[str, Path | np.ndarray]]) -> Iterator[tuple[st
         if isinstance(radiograph, UnreadableImage):
             yield name, "", str(radiograph)
         else:
-            yield name, radiograph.image_id, radiograph.image
+            yield name, radiograph.image_id, radiograph.pixels
 
 
 def _predictor(
