@@ -27,10 +27,10 @@ from keras_pneumo.training.distributed.strategy import Engine
 from keras_pneumo.training.interrupt import Interruption
 from keras_pneumo.training.log import EpochRow, Log, Pace
 from keras_pneumo.training.loop import judged_network, learn
-from keras_pneumo.training.optimization import set_learning
 from keras_pneumo.training.origin import origin_of
 from keras_pneumo.training.start import start
 from keras_pneumo.training.state import check_identity, identity
+from keras_pneumo.training.step import set_learning
 from keras_pneumo.training.validation import make_validator
 from keras_pneumo.training.work import Phase, Trainer, TrainingOptions, phases_of, plan_of
 

@@ -1,64 +1,19 @@
-"""What learns, by which loss, at which rate: from an experiment to a compiled network."""
+"""The experiment's optimizer with its schedule and its rates by depth."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.models.classifier import HEAD_GROUP, depth_groups, leaf_layers
-from keras_pneumo.training.losses import ClassificationLoss, SegmentationLoss
+from keras_pneumo.models.classifier import HEAD_GROUP, depth_groups
 from keras_pneumo.training.optimizers import SGD, AdamW
 from keras_pneumo.training.schedules import Tabulated, cosine, one_cycle, warm_restarts
 
 MOMENTUM_RANGE = (0.85, 0.95)
 """The one-cycle policy lowers momentum (AdamW's first beta) from the higher to the lower value as the rate rises."""
-
-
-def set_learning(model: keras.Model, experiment: Experiment, encoder_learns: bool) -> None:
-    """Say which layers learn; the network must be compiled after this.
-
-    A BatchNorm layer that does not learn keeps its statistics too, and normalises with them.
-    """
-    model.get_layer("encoder").trainable = encoder_learns
-    if experiment.frozen_batchnorm:
-        for layer in leaf_layers(model):
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.trainable = False
-
-
-def compile_model(model: keras.Model, experiment: Experiment, optimizer: keras.optimizers.Optimizer) -> None:
-    """Compile with the experiment's loss on the logits: of the image, of the mask, or of both."""
-    if experiment.task == "classifier":
-        model.compile(optimizer, ClassificationLoss(experiment.label_smoothing, experiment.positive_weight))
-    elif experiment.image_head:
-        model.compile(
-            optimizer,
-            {"mask": SegmentationLoss(experiment.loss), "image": ClassificationLoss()},
-            loss_weights={"mask": 1.0, "image": experiment.image_loss_weight},
-        )
-    else:
-        model.compile(optimizer, SegmentationLoss(experiment.loss))
-
-
-def image_losses(experiment: Experiment) -> Callable[[Any, Any], Any]:
-    """The same losses before any mean: from target and output to one value for each image, shape (batch,)."""
-    if experiment.task == "classifier":
-        return ClassificationLoss(experiment.label_smoothing, experiment.positive_weight).call
-    mask = SegmentationLoss(experiment.loss).call
-    if not experiment.image_head:
-        return mask
-    image = ClassificationLoss().call
-
-    def both(target: Any, output: Any) -> Any:
-        return mask(target["mask"], output["mask"]) + experiment.image_loss_weight * image(
-            target["image"], output["image"]
-        )
-
-    return both
 
 
 def make_optimizer(
