@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from keras_pneumo.data.prepared.split import split_sha256
-from keras_pneumo.evaluation.board.board import score
-from keras_pneumo.evaluation.inputs.alignment import check_submission
+from keras_pneumo.evaluation.board.board import score_submissions
+from keras_pneumo.evaluation.inputs.alignment import align_submission
 from keras_pneumo.evaluation.inputs.submission import SubmissionInfo, read_submission, write_submission
 from keras_pneumo.evaluation.inputs.truth import read_truth
 
@@ -49,5 +49,5 @@ def submit(folder, truth, team, skill, seed=0, **info):
 
 
 def board_of(truth, *folders, **options):
-    answers = [check_submission(read_submission(folder), truth) for folder in folders]
-    return score(truth, answers, resamples=options.pop("resamples", 400), **options)
+    answers = [align_submission(read_submission(folder), truth) for folder in folders]
+    return score_submissions(truth, answers, resamples=options.pop("resamples", 400), **options)

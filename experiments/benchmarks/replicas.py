@@ -61,8 +61,9 @@ def work(prepared_folder: Path, out: Path, way: str, steps: int, experiment: Exp
     from keras_pneumo.data.prepared.folder import load_prepared
     from keras_pneumo.inference.run import build
     from keras_pneumo.training.distributed.strategy import start_engine
-    from keras_pneumo.training.optimization import make_optimizer
-    from keras_pneumo.training.step import image_losses, training_network
+    from keras_pneumo.training.losses import image_losses
+    from keras_pneumo.training.optimizers import make_optimizer
+    from keras_pneumo.training.step import training_network
     from keras_pneumo.training.work import plan_of
 
     strategy, replicas = {

@@ -110,7 +110,7 @@ def explain_files(
             if reason or isinstance(found, UnreadableImage):
                 refused.append({"file": name, "reason": reason})
                 continue
-            images.append(found.image)
+            images.append(found.pixels)
             about.append((found.image_id, name, _free_name(image_id_of(path.name), taken)))
         if images:
             raw = raw_maps(model, pixels_at(images, size), *wanted)

@@ -78,7 +78,7 @@ def predict_files(
             if reason or isinstance(found, UnreadableImage):
                 refused.append({"file": file, "reason": reason})
                 continue
-            images.append(found.image)
+            images.append(found.pixels)
             names.append({"image_id": found.image_id, "file": file})
         if images:
             rows += [name | found for name, found in zip(names, answer_batch(images), strict=True)]
@@ -146,7 +146,7 @@ def _segmenter(
 
 def unfit(radiograph: Radiograph, size: int) -> str:
     """Why a radiograph cannot be brought to the network's size, or nothing."""
-    height, width = radiograph.image.shape
+    height, width = radiograph.pixels.shape
     if height != width:
         return (
             f"It has {height} rows and {width} columns; the network was trained on square images. Pad it to a square."

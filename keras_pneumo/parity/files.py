@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.evaluation.board.board import score
-from keras_pneumo.evaluation.inputs.alignment import check_submission
+from keras_pneumo.evaluation.board.board import score_submissions
+from keras_pneumo.evaluation.inputs.alignment import align_submission
 from keras_pneumo.evaluation.inputs.submission import (
     PREDICTIONS_FILE,
     SubmissionInfo,
@@ -69,8 +69,8 @@ def equal_to_the_last_digit(first: Path, second: Path) -> tuple[int, int]:
 def referee(truth: Path, folder: Path) -> dict[str, np.ndarray]:
     """The referee's AUROC and mean Dice of a column's submission."""
     known = read_truth(truth)
-    answers = check_submission(read_submission(folder / SUBMISSION), known)
-    point = score(known, [answers], resamples=100).teams[0].point
+    answers = align_submission(read_submission(folder / SUBMISSION), known)
+    point = score_submissions(known, [answers], resamples=100).teams[0].point
     return {name: np.array([point[name]]) for name in ("auroc", "dice")}
 
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from keras_pneumo.models.weights import State, from_torch, to_torch
 from keras_pneumo.parity.networks import EXPERIMENTS, RECIPE, is_trained, target_of, to_numpy
-from keras_pneumo.training.losses import TERMS, ClassificationLoss, SegmentationLoss
+from keras_pneumo.training.losses import TERMS, ClassificationLoss, SegmentationLoss, image_losses
 from keras_pneumo.training.optimizers import SGD, AdamW
 from keras_pneumo.training.schedules import Tabulated, one_cycle
-from keras_pneumo.training.step import image_losses, loss_and_gradients, training_network
+from keras_pneumo.training.step import loss_and_gradients, training_network
 
 OPTIMIZERS = ("sgd", "adamw")
 

@@ -24,7 +24,8 @@ from keras_pneumo.models.torch_names import module_name
 from keras_pneumo.models.unet import build_unet
 from keras_pneumo.models.weights import State, from_torch, to_torch
 from keras_pneumo.parity.comparison import summary_of
-from keras_pneumo.training.step import image_losses, loss_and_gradients
+from keras_pneumo.training.losses import image_losses
+from keras_pneumo.training.step import loss_and_gradients
 
 CLASSIFIER, UNET = "classifier", "unet"
 NETWORKS = (CLASSIFIER, UNET)

@@ -13,10 +13,9 @@ import numpy as np
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.training.averaging import averaged_weights, keep_average
 from keras_pneumo.training.distributed.strategy import Engine
-from keras_pneumo.training.events import Events
 from keras_pneumo.training.interrupt import Interruption
-from keras_pneumo.training.log import EpochRow, Log, Pace
-from keras_pneumo.training.optimization import inner_optimizer
+from keras_pneumo.training.log import EpochRow, Events, Log, Pace
+from keras_pneumo.training.optimizers import inner_optimizer
 from keras_pneumo.training.state import State
 from keras_pneumo.training.step import TrainingNetwork
 from keras_pneumo.training.validation import Validator

@@ -18,10 +18,11 @@ from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.training import checkpoints, faults, memory
 from keras_pneumo.training.callbacks import NotFinite, Saver, Steps, Validation
 from keras_pneumo.training.log import Pace
-from keras_pneumo.training.optimization import make_optimizer
+from keras_pneumo.training.losses import image_losses
+from keras_pneumo.training.optimizers import make_optimizer, set_learning
 from keras_pneumo.training.schedules import Plateau
 from keras_pneumo.training.state import put_back_optimizer
-from keras_pneumo.training.step import TrainingNetwork, image_losses, set_learning, training_network
+from keras_pneumo.training.step import TrainingNetwork, training_network
 from keras_pneumo.training.work import Phase, Trainer, plan_of
 
 

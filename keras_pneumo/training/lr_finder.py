@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from keras_pneumo.config import Experiment
 from keras_pneumo.data.batches.images import ImageSet
@@ -16,11 +17,12 @@ from keras_pneumo.data.batches.order import steps_per_epoch
 from keras_pneumo.data.batches.pipeline import training_batches
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.training.curves import draw_rates
 from keras_pneumo.training.fit import phases_of, plan_of
-from keras_pneumo.training.optimization import make_optimizer
+from keras_pneumo.training.log import BEST_COLOR, TRAINING_COLOR, VALIDATION_COLOR, save_figure
+from keras_pneumo.training.losses import image_losses
+from keras_pneumo.training.optimizers import make_optimizer, set_learning
 from keras_pneumo.training.start import start
-from keras_pneumo.training.step import image_losses, set_learning, training_network
+from keras_pneumo.training.step import training_network
 
 LOW, HIGH = 1e-7, 10.0
 """Range of rates tried, the same as fastai's ``lr_find``."""
@@ -152,3 +154,21 @@ def suggest(rates: np.ndarray, smoothed: np.ndarray) -> float:
     while came_from[start] >= 0:
         start = came_from[start]
     return float(rates[min(start + int((end - start) * 2 / 3), len(rates) - 1)])
+
+
+def draw_rates(rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, suggested: float, path: Path) -> None:
+    """The learning-rate finder's plot: loss against rate, both (n,), and the suggested rate."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(rates, losses, color=TRAINING_COLOR, linewidth=0.7, alpha=0.6, label="each step")
+    axis.plot(rates, smoothed, color=VALIDATION_COLOR, linewidth=2, label="smoothed")
+    axis.axvline(suggested, color=BEST_COLOR, linestyle="--", label=f"suggested: {suggested:.1e}")
+    axis.set_xscale("log")
+    low, high = float(smoothed.min()), float(smoothed[0])
+    axis.set_ylim(low - 0.2 * (high - low + 1e-3), high + 1.0 * (high - low + 1e-3))
+    axis.set_xlabel("learning rate of the head")
+    axis.set_ylabel("cross-entropy")
+    axis.set_title("Learning-rate finder")
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)

@@ -11,7 +11,7 @@ the result is that of the undivided batch. BatchNorm does look: while it learns,
 micro-batch (over all replicas), as in every gradient accumulation. In this way the weights of a large batch come out
 of a small memory; Keras's own accumulation fails under a strategy.
 
-:func:`image_losses` and :func:`loss_and_gradients` run on Keras's TensorFlow and PyTorch backends;
+The losses and :func:`loss_and_gradients` run on Keras's TensorFlow and PyTorch backends;
 :class:`TrainingNetwork` is a TensorFlow graph, so TensorFlow is imported only where Keras runs on it.
 """
 
@@ -24,51 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from keras_pneumo.models.classifier import leaf_layers
 from keras_pneumo.models.preprocessing import full_dtype
-from keras_pneumo.training.losses import ClassificationLoss, SegmentationLoss
+from keras_pneumo.training.losses import ImageLosses
 
 if TYPE_CHECKING:
-    from keras_pneumo.config import Experiment
     from keras_pneumo.training.distributed.strategy import Engine
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
-
-ImageLosses = Callable[[Any, Any], Any]
-"""From target and output to the loss of each image, shape (batch,)."""
-
-
-def set_learning(model: keras.Model, experiment: Experiment, encoder_learns: bool) -> None:
-    """Mark the layers that learn; a training network must be made after this.
-
-    A BatchNorm layer that does not learn keeps its statistics too, and normalises with them.
-    """
-    model.get_layer("encoder").trainable = encoder_learns
-    if experiment.frozen_batchnorm:
-        for layer in leaf_layers(model):
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.trainable = False
-
-
-def image_losses(experiment: Experiment) -> ImageLosses:
-    """The experiment's loss: a function from target and output (logits) to one value for each image, shape (batch,).
-
-    A segmenter with an image-level head has targets and outputs ``{"mask": ..., "image": ...}``; its loss is the mask's
-    plus ``image_loss_weight`` times the head's.
-    """
-    if experiment.task == "classifier":
-        return ClassificationLoss(experiment.label_smoothing, experiment.positive_weight).call
-    mask_loss = SegmentationLoss(experiment.loss).call
-    if not experiment.image_head:
-        return mask_loss
-    image_loss = ClassificationLoss().call
-
-    def both(target: Any, output: Any) -> Any:
-        head = image_loss(target["image"], output["image"])
-        return mask_loss(target["mask"], output["mask"]) + experiment.image_loss_weight * head
-
-    return both
 
 
 def loss_and_gradients(
@@ -83,7 +46,7 @@ def loss_and_gradients(
 
     Args:
         model: whose trainable variables the gradients are for; BatchNorm's statistics move.
-        losses_of: from :func:`image_losses`.
+        losses_of: from :func:`keras_pneumo.training.losses.image_losses`.
         images: (B, S, S, 1).
         target: of these images.
         weight: of each image, shape (B,); one over the number of images of the whole batch.
@@ -235,7 +198,7 @@ def training_network(
 
     Args:
         model: functional, with the layers learning that are to learn.
-        losses_of: from :func:`image_losses`.
+        losses_of: from :func:`keras_pneumo.training.losses.image_losses`.
         optimizer: a new one.
         micro_batches: into how many parts a replica divides its part of a batch.
         engine: the devices, within whose scope this is called; default: one device.

@@ -84,7 +84,7 @@ def test_skipping_nan_goes_on_without_these_images(monkeypatch, tmp_path, prepar
     assert len(pd.read_csv(tmp_path / "run/log.csv")) == 3
     plan = fit.plan_of(QUICK, 0, 3, skip=tuple(range(4)))
     labels = np.array([0, 1] * 10)
-    drawn = np.concatenate([indices for indices, *_ in plan.batches(labels)])
+    drawn = np.concatenate([plan.draws(labels, epoch)[0] for epoch in range(3)])
     assert set(range(4)) & set(drawn.tolist()) == set()
     assert len(drawn) == 60
 

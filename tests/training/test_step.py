@@ -7,9 +7,9 @@ import pytest
 from keras_pneumo.config import SEGMENTER
 from keras_pneumo.inference.run import build
 from keras_pneumo.training.averaging import WeightAverage, estimate_statistics
-from keras_pneumo.training.losses import ClassificationLoss, SegmentationLoss
-from keras_pneumo.training.optimization import make_optimizer
-from keras_pneumo.training.step import image_losses, set_learning, training_network
+from keras_pneumo.training.losses import ClassificationLoss, SegmentationLoss, image_losses
+from keras_pneumo.training.optimizers import make_optimizer, set_learning
+from keras_pneumo.training.step import training_network
 
 FROZEN = SEGMENTER.replace(
     name="x", encoder="resnet18", weights="random", image_size=32, frozen_batchnorm=True, dropout=0.0, clip_norm=1.0,

@@ -7,7 +7,7 @@ over. It exists because "0.874 beats 0.873" is not a result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from math import comb
 from typing import NamedTuple
@@ -28,7 +28,7 @@ class Interval(NamedTuple):
     high: float
 
 
-class Comparison(NamedTuple):
+class PairedTest(NamedTuple):
     """A two-sided test: what differs (first minus second), its standard error (NaN if the test has none), p."""
 
     difference: float
@@ -131,6 +131,55 @@ def exact_interval(hits: int, n: int, level: float = LEVEL) -> Interval:
     return Interval(float(found.low), float(found.high))
 
 
+def mean_by_patient(
+    values: np.ndarray, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, Interval]:
+    """Mean over the images that have a value, and its interval over patients; NaN where none has.
+
+    Args:
+        values: (images,), NaN where there is none.
+        patients: patient number from 0, (images,).
+        resamples: number of resamples of the patients.
+        seed: of the resamples.
+    """
+    known = np.isfinite(values)
+    if not known.any():
+        return float("nan"), Interval(float("nan"), float("nan"))
+    total = int(patients.max()) + 1
+    sums = np.bincount(patients[known], weights=values[known], minlength=total)
+    counts = np.bincount(patients[known], minlength=total)
+    value = float(values[known].mean())
+
+    def over(draws: Iterable[np.ndarray]) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.concatenate([(drawn @ sums) / (drawn @ counts) for drawn in draws])
+
+    return value, bca_interval(over(resample_patients(total, resamples, seed)), value, over(leave_one_out(total)))
+
+
+def mean_with_interval(values: np.ndarray, patients: np.ndarray, resamples: int, seed: int) -> tuple[float, Interval]:
+    """Mean and interval by patient; where all are 0 or all are 1, the exact binomial interval over the patients.
+
+    Args:
+        values: (images,); NaN for an image that does not count.
+        patients: number of each image's patient, (images,).
+        resamples: of the patients.
+        seed: of the resamples.
+    """
+    known = np.isfinite(values)
+    count = len(np.unique(patients[known]))
+    if all_alike(values):
+        value = float(values[known][0])
+        return value, exact_interval(count if value else 0, count)
+    return mean_by_patient(values, patients, resamples, seed)
+
+
+def all_alike(values: np.ndarray) -> bool:
+    """Whether all known values are 0, or all are 1: then a bootstrap has no width, and an exact interval has."""
+    known = values[np.isfinite(values)]
+    return len(known) > 0 and float(np.ptp(known)) == 0 and float(known[0]) in (0, 1)
+
+
 def delong(
     truth: np.ndarray, probabilities: np.ndarray, clusters: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -178,19 +227,19 @@ def _cluster_sums(values: np.ndarray, codes: np.ndarray, total: int) -> np.ndarr
 
 def delong_test(
     truth: np.ndarray, first: np.ndarray, second: np.ndarray, clusters: np.ndarray | None = None
-) -> Comparison:
+) -> PairedTest:
     """Paired test of two AUROCs on the same images; see :func:`delong`. p is 1 when the scores rank alike."""
     areas, covariance = delong(truth, np.stack([first, second]), clusters)
     difference = float(areas[0] - areas[1])
     error = float(np.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0.0)))
     if np.isnan(covariance).any():
-        return Comparison(difference, float("nan"), float("nan"))
+        return PairedTest(difference, float("nan"), float("nan"))
     if error < 1e-12:
-        return Comparison(difference, 0.0, 1.0 if abs(difference) < 1e-12 else 0.0)
-    return Comparison(difference, error, float(2 * stats.norm.sf(abs(difference) / error)))
+        return PairedTest(difference, 0.0, 1.0 if abs(difference) < 1e-12 else 0.0)
+    return PairedTest(difference, error, float(2 * stats.norm.sf(abs(difference) / error)))
 
 
-def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> Comparison:
+def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> PairedTest:
     """Exact McNemar test of two yes/no answers on the same images: are the images only one got right split evenly?
 
     Args:
@@ -205,12 +254,12 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> Comparison:
     only_second = int(np.sum(~first_right & second_right))
     difference = (only_first - only_second) / len(first_right) if len(first_right) else float("nan")
     if only_first + only_second == 0:
-        return Comparison(difference, float("nan"), 1.0)
-    p = 2 * stats.binom.cdf(min(only_first, only_second), only_first + only_second, 0.5)
-    return Comparison(difference, float("nan"), float(min(1.0, p)))
+        return PairedTest(difference, float("nan"), 1.0)
+    p = stats.binomtest(only_first, only_first + only_second).pvalue
+    return PairedTest(difference, float("nan"), float(p))
 
 
-def permutation_test(first: np.ndarray, second: np.ndarray, most: int = 20_000, seed: int = 0) -> Comparison:
+def permutation_test(first: np.ndarray, second: np.ndarray, most: int = 20_000, seed: int = 0) -> PairedTest:
     """Permutation test of two teams' means over their trainings: the label "which team" is dealt out anew.
 
     Args:
@@ -237,11 +286,15 @@ def permutation_test(first: np.ndarray, second: np.ndarray, most: int = 20_000, 
     sums = both[dealt].sum(axis=1)
     gaps = sums / k - (both.sum() - sums) / (len(both) - k)
     hits = int(np.sum(np.abs(gaps) >= abs(seen) - 1e-12))
-    return Comparison(seen, float("nan"), (hits + extra) / (len(gaps) + extra))
+    return PairedTest(seen, float("nan"), (hits + extra) / (len(gaps) + extra))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's step-down adjustment (1979) for several tests at once, in the order given; NaN stays NaN, uncounted."""
+    """Holm's step-down adjustment (1979) of several p values, in the order given; NaN stays NaN and is not counted.
+
+    Written here because scipy has only Benjamini and Hochberg's adjustment, and statsmodels would be a further
+    dependency for these few lines.
+    """
     p = np.asarray(p_values, float)
     adjusted = np.full(len(p), np.nan)
     order = [index for index in np.argsort(p, kind="stable") if not np.isnan(p[index])]

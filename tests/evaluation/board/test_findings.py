@@ -9,19 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from board_lab import board_of, predictions_of, submit, write_truth
-from sklearn.metrics import cohen_kappa_score
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.board.board import difference
-from keras_pneumo.evaluation.board.findings import board_json, board_markdown, gather, ranked_table
+from keras_pneumo.evaluation.board.board import paired_difference
+from keras_pneumo.evaluation.board.entries import contamination
+from keras_pneumo.evaluation.board.findings import analyse, board_json, board_markdown, ranked_table
 from keras_pneumo.evaluation.board.fusion import fuse
-from keras_pneumo.evaluation.board.label_noise import cohen_kappa, noise_ceiling, read_adjudicated
+from keras_pneumo.evaluation.board.label_noise import noise_ceiling, read_adjudicated
 from keras_pneumo.evaluation.board.ranking import compare_pairs, seed_tests, shared_ranks
-from keras_pneumo.evaluation.board.teams import contamination
 from keras_pneumo.evaluation.compare import compare
 from keras_pneumo.evaluation.inputs.submission import Pretraining, SubmissionInfo, write_submission
 from keras_pneumo.evaluation.inputs.truth import read_truth
-from keras_pneumo.evaluation.report.gallery import gallery
+from keras_pneumo.evaluation.report.pictures import gallery
 from keras_pneumo.evaluation.scoring import metrics
 
 REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[4] / "shared"))
@@ -77,13 +76,6 @@ def test_seeds(tmp_path, truth):
     assert seed_tests(board_of(truth, places[0], places[3])) == []
 
 
-def test_kappa_equals_scikit_learn():
-    rng = np.random.default_rng(0)
-    first, second = rng.random(300) < 0.3, rng.random(300) < 0.5
-    assert cohen_kappa(first, second) == pytest.approx(cohen_kappa_score(first, second))
-    assert np.isnan(cohen_kappa(np.ones(3, bool), np.ones(3, bool)))
-
-
 def test_ceiling_by_hand(tmp_path, truth):
     board = board_of(truth, submit(tmp_path / "a", truth, "A", 50))  # as good as the labels themselves
     ids = truth.cases.image_id[:10].tolist() + truth.development.image_id[:10].tolist()
@@ -96,7 +88,7 @@ def test_ceiling_by_hand(tmp_path, truth):
     row = ceiling.teams.iloc[0]
     assert (row.images, row.accuracy, row.labels) == (10, 0.9, 0.9)
     assert row.above
-    assert ranked_table(board, gather(board, adjudicated)).above_ceiling[0]
+    assert ranked_table(board, analyse(board, adjudicated)).above_ceiling[0]
 
 
 def test_adjudicated_labels_are_read_or_refused(tmp_path, truth):
@@ -169,7 +161,7 @@ def test_fusion_by_hand(tmp_path, truth):
 
 def test_the_board_for_programs(tmp_path, truth):
     board = board_of(truth, submit(tmp_path / "a", truth, "A", 2), submit(tmp_path / "b", truth, "B", 2, seed=1))
-    content = json.loads(board_json(board, gather(board)), parse_constant=lambda word: pytest.fail(word))
+    content = json.loads(board_json(board, analyse(board)), parse_constant=lambda word: pytest.fail(word))
     rows = {row["team"]: row for row in content["rows"]}
     entry = board.teams[0]
     assert rows[entry.team]["scores"]["auroc"]["value"] == pytest.approx(entry.point["auroc"])
@@ -178,13 +170,13 @@ def test_the_board_for_programs(tmp_path, truth):
     assert rows["Majority"]["rank"] is None
     assert content["scored"]["images"] == 200
     pair = next(pair for pair in content["pairs"] if pair["score"] == "auroc")
-    assert abs(pair["difference"]) == pytest.approx(abs(difference(*board.teams, "auroc").value))
+    assert abs(pair["difference"]) == pytest.approx(abs(paired_difference(*board.teams, "auroc").value))
 
 
 def test_the_board_for_a_pull_request_is_escaped(tmp_path, truth):
     hostile = "|x|<img src=x onerror=y>[l](http://evil) @all `a` www.x.y"
     board = board_of(truth, submit(tmp_path / "a", truth, hostile, 2), submit(tmp_path / "b", truth, "B", 2, seed=1))
-    text = board_markdown(board, gather(board))
+    text = board_markdown(board, analyse(board))
     assert "<img" not in text
     assert "](http" not in text
     assert "://" not in text

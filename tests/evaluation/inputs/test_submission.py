@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.inputs.alignment import check_submission
+from keras_pneumo.evaluation.inputs.alignment import align_submission
 from keras_pneumo.evaluation.inputs.submission import SubmissionInfo, read_submission, write_submission
 from keras_pneumo.evaluation.inputs.truth import read_truth
 from keras_pneumo.storage.tables import one_line, slug, spreadsheet_safe, table_text
@@ -42,7 +42,7 @@ GOOD = "image_id,probability,encoded_pixels\nb,0.25,-1\na,0.75,12 5\n"
 
 
 def test_good_folder_in_the_truths_order(tmp_path, truth):
-    answers = check_submission(read_submission(folder(tmp_path, GOOD)), truth)
+    answers = align_submission(read_submission(folder(tmp_path, GOOD)), truth)
     assert answers.probability.tolist() == [0.75, 0.25]
     assert [rle.area(runs) for runs in answers.runs] == [5, 0]
     assert answers.notes == []
@@ -75,7 +75,7 @@ def test_good_folder_in_the_truths_order(tmp_path, truth):
 )
 def test_faults_of_the_table(tmp_path, truth, predictions, sentence):
     with pytest.raises(PneumoError, match=sentence) as raised:
-        check_submission(read_submission(folder(tmp_path, predictions)), truth)
+        align_submission(read_submission(folder(tmp_path, predictions)), truth)
     assert "predictions.csv" in str(raised.value)
 
 
@@ -97,18 +97,18 @@ def test_faults_of_the_table(tmp_path, truth, predictions, sentence):
 )
 def test_faults_of_the_declaration(tmp_path, truth, info, sentence):
     with pytest.raises(PneumoError, match=sentence):
-        check_submission(read_submission(folder(tmp_path, GOOD, **info)), truth)
+        align_submission(read_submission(folder(tmp_path, GOOD, **info)), truth)
 
 
 def test_an_undeclared_split_is_marked(tmp_path, truth):
-    answers = check_submission(read_submission(folder(tmp_path, GOOD, split_sha256=None)), truth)
+    answers = align_submission(read_submission(folder(tmp_path, GOOD, split_sha256=None)), truth)
     assert answers.notes == ["its split is not declared"]
 
 
 def test_missing_and_extra_only_when_allowed_and_then_marked(tmp_path, truth):
     text = "image_id,probability,encoded_pixels\nb,0.5,-1\nx,0.9,0 9\n"
     read = read_submission(folder(tmp_path, text))
-    answers = check_submission(read, truth, allow_missing=True, allow_extra=True)
+    answers = align_submission(read, truth, allow_missing=True, allow_extra=True)
     assert answers.probability.tolist() == [0.0, 0.5]
     assert [rle.area(runs) for runs in answers.runs] == [0, 0]
     assert answers.notes == [
@@ -116,15 +116,15 @@ def test_missing_and_extra_only_when_allowed_and_then_marked(tmp_path, truth):
         "1 missing image counted as 'no pneumothorax' (--allow-missing)",
     ]
     with pytest.raises(PneumoError, match="--allow-missing"):
-        check_submission(read, truth, allow_extra=True)
+        align_submission(read, truth, allow_extra=True)
     with pytest.raises(PneumoError, match="--allow-extra"):
-        check_submission(read, truth, allow_missing=True)
+        align_submission(read, truth, allow_missing=True)
 
 
 def test_kaggle_rows_of_one_image_are_united(tmp_path, truth):
     path = tmp_path / "best.csv"
     path.write_text("ImageId,EncodedPixels\na,10 4\na,12 4\nb, -1\n")
-    answers = check_submission(read_submission(path), truth)
+    answers = align_submission(read_submission(path), truth)
     assert [rle.area(runs) for runs in answers.runs] == [6, 0]
     assert answers.info.team == "best"
     assert answers.notes == ["a bare file: its split is not declared"]
@@ -134,25 +134,25 @@ def test_kaggle_repeats_and_contradictions(tmp_path, truth):
     path = tmp_path / "k.csv"
     path.write_text("ImageId,EncodedPixels\na,10 4\na,10 4\nb,-1\nb,\n")
     with pytest.raises(PneumoError, match=r"repeats 2 rows word for word: row 3 \('a'\), row 5 \('b'\)"):
-        check_submission(read_submission(path), truth)
-    answers = check_submission(read_submission(path), truth, allow_extra=True)
+        align_submission(read_submission(path), truth)
+    answers = align_submission(read_submission(path), truth, allow_extra=True)
     assert [rle.area(runs) for runs in answers.runs] == [4, 0]
     path.write_text("ImageId,EncodedPixels\na,10 4\na,-1\nb,-1\n")
     with pytest.raises(
         PneumoError, match=r"both that they are empty and that they have a mask, first of 'a' \(rows 2, 3\)"
     ):
-        check_submission(read_submission(path), truth, allow_extra=True)
+        align_submission(read_submission(path), truth, allow_extra=True)
 
 
 def test_clip_cuts_at_the_last_pixel_and_mends_nothing_else(tmp_path, truth):
     path = tmp_path / "k.csv"
     path.write_text("ImageId,EncodedPixels\na,1 1048576\nb,5 4 2000000 7\n")
-    answers = check_submission(read_submission(path), truth, clip_runs=True)
+    answers = align_submission(read_submission(path), truth, clip_runs=True)
     assert [rle.area(runs) for runs in answers.runs] == [1048575, 4]
     assert "2 masks cut at the last pixel (--clip-runs)" in answers.notes
     path.write_text("ImageId,EncodedPixels\na,1 1048576 3\nb,-1\n")
     with pytest.raises(PneumoError, match=r"row 2 \(a\): EncodedPixels holds 3 numbers"):
-        check_submission(read_submission(path), truth, clip_runs=True)
+        align_submission(read_submission(path), truth, clip_runs=True)
 
 
 def test_masks_of_another_grid_are_refused(tmp_path):
@@ -161,7 +161,7 @@ def test_masks_of_another_grid_are_refused(tmp_path):
     path = tmp_path / "small.csv"
     path.write_text("ImageId,EncodedPixels\n" + "".join(f"{i},{n * 9} 50\n" for n, i in enumerate(ids)))
     with pytest.raises(PneumoError, match="all 12 masks end before pixel 262,144, as masks drawn at 512x512 do"):
-        check_submission(read_submission(path), read_truth(tmp_path / "truth.csv"))
+        align_submission(read_submission(path), read_truth(tmp_path / "truth.csv"))
 
 
 def test_a_huge_file_is_refused_before_reading(tmp_path):
@@ -231,15 +231,15 @@ def test_absolute_starts_are_named_and_never_clipped(tmp_path, truth, clip_runs)
     """Cut at the last pixel, such a mask would keep a run or two and be scored as nearly empty."""
     text = GOOD.replace("12 5", "500000 30 501024 30 502048 30")
     with pytest.raises(PneumoError, match=r"1 mask would end past the last pixel, .* absolute starts") as raised:
-        check_submission(read_submission(folder(tmp_path, text)), truth, clip_runs=clip_runs)
+        align_submission(read_submission(folder(tmp_path, text)), truth, clip_runs=clip_runs)
     assert "--clip-runs" not in str(raised.value)
 
 
 def test_gaps_past_the_end_are_not_taken_for_absolute_starts(tmp_path, truth):
     text = GOOD.replace("12 5", "1048500 30 5 60")
     with pytest.raises(PneumoError, match="--clip-runs"):
-        check_submission(read_submission(folder(tmp_path, text)), truth)
-    answers = check_submission(read_submission(tmp_path / "team"), truth, clip_runs=True)
+        align_submission(read_submission(folder(tmp_path, text)), truth)
+    answers = align_submission(read_submission(tmp_path / "team"), truth, clip_runs=True)
     assert rle.area(answers.runs[0]) == 30 + 1048576 - 1048535
 
 
@@ -312,13 +312,13 @@ def test_real_submissions_are_refused_by_default_where_they_should_be():
     tables = REAL / "siim_tables"
     truth = read_truth(tables / "train-rle.csv.gz", ids=tables / "stage1_test_ids.csv")
     folder = REAL / "submissions"
-    check_submission(read_submission(folder / "n01z3_sx101_nf8_0.5_1000_1.csv"), truth)
+    align_submission(read_submission(folder / "n01z3_sx101_nf8_0.5_1000_1.csv"), truth)
     with pytest.raises(PneumoError, match="1 rows of images that are not in the test subset: row 1342"):
-        check_submission(read_submission(folder / "tybrad11_Submission_v10.csv"), truth)
+        align_submission(read_submission(folder / "tybrad11_Submission_v10.csv"), truth)
     with pytest.raises(PneumoError, match="3,450 rows of images"):
-        check_submission(read_submission(folder / "kshannon_sample_submission.csv"), truth)
+        align_submission(read_submission(folder / "kshannon_sample_submission.csv"), truth)
     full = read_submission(folder / "VISHAKHNAIR16_simple_submission.csv")
     with pytest.raises(PneumoError, match="10,717 rows of images"):
-        check_submission(full, truth)
+        align_submission(full, truth)
     with pytest.raises(PneumoError, match=r"ends at pixel 1048577.*--clip-runs"):
-        check_submission(full, truth, allow_extra=True)
+        align_submission(full, truth, allow_extra=True)

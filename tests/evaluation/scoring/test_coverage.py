@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from keras_pneumo.evaluation.scoring.scores import make_sheet, point_scores, replicate_scores
+from keras_pneumo.evaluation.scoring.scores import point_scores, replicate_scores, sum_by_patient
 from keras_pneumo.evaluation.scoring.statistics import bca_interval, delong, leave_one_out, resample_patients
 
 STUDIES = 400
@@ -52,7 +52,7 @@ def test_interval_of_auroc_and_of_a_difference(patients, skills):
     hits, gaps = [], []
     for number in range(STUDIES):
         truth, owner, scores = study(rng, skills, patients)
-        first, _, gap = intervals([make_sheet(truth, owner, score) for score in scores], "auroc", number)
+        first, _, gap = intervals([sum_by_patient(truth, owner, score) for score in scores], "auroc", number)
         hits.append(holds(first, true[0]))
         gaps.append(holds(gap, true[0] - true[1]))
     assert likely(hits), np.mean(hits)
@@ -82,6 +82,6 @@ def test_interval_of_a_mean_over_clustered_images():
     hits = []
     for number in range(STUDIES):
         truth, owner, (score,) = study(rng, (1.5,), 150)
-        sheet = make_sheet(truth, owner, None, score >= special.ndtr(0.7))
+        sheet = sum_by_patient(truth, owner, None, score >= special.ndtr(0.7))
         hits.append(holds(intervals([sheet], "accuracy", number)[0], right))
     assert likely(hits), np.mean(hits)

@@ -11,7 +11,7 @@ from statsmodels.stats.multitest import multipletests
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.scoring import metrics
 from keras_pneumo.evaluation.scoring.masks import dice_parts, overlap
-from keras_pneumo.evaluation.scoring.scores import make_sheet, point_scores, replicate_scores, scores
+from keras_pneumo.evaluation.scoring.scores import point_scores, replicate_scores, scores, sum_by_patient
 from keras_pneumo.evaluation.scoring.statistics import (
     bca_interval,
     bca_p,
@@ -88,7 +88,7 @@ def test_delong_equals_r():
 def test_delong_and_bootstrap_agree_on_the_error():
     truth, probability, patients = cohort(n=600, patients=200, seed=4)
     codes = np.unique(patients, return_inverse=True)[1]
-    sheets = [make_sheet(truth, codes, p) for p in probability]
+    sheets = [sum_by_patient(truth, codes, p) for p in probability]
     drawn = replicate_scores(sheets, resample_patients(codes.max() + 1, 4000, 0))
     gap = drawn[0]["auroc"] - drawn[1]["auroc"]
     test = delong_test(truth, probability[0], probability[1], patients)
@@ -168,7 +168,7 @@ def test_weighted_scores_are_the_scores_of_repeated_images(seed):
     texts = np.where(truth, "0 20", "-1")
     answer = rng.choice(["-1", "0 10", "15 9", "0 20"], n)
     masks = overlap([rle.runs_of(t) for t in texts], [rle.runs_of(t) for t in answer])
-    sheet = make_sheet(truth, codes, probability, probability >= 0.5, masks, common_sensitivity=0.7)
+    sheet = sum_by_patient(truth, codes, probability, probability >= 0.5, masks, common_sensitivity=0.7)
     counts = rng.integers(0, 3, codes.max() + 1)
     if counts[codes].sum() == 0:
         return
@@ -193,7 +193,7 @@ def test_weighted_scores_are_the_scores_of_repeated_images(seed):
 def test_bootstrap_interval_equals_scipy_for_single_images():
     """With a patient per image, the BCa interval of a mean is scipy's, up to the draws."""
     truth, probability, _ = cohort(n=300)
-    sheet = make_sheet(truth, np.arange(300), probability[0])
+    sheet = sum_by_patient(truth, np.arange(300), probability[0])
     drawn = replicate_scores([sheet], resample_patients(300, 10_000, 1))[0]
     left_out = replicate_scores([sheet], leave_one_out(300))[0]
     ours = bca_interval(drawn["brier"], point_scores(sheet)["brier"], left_out["brier"])
@@ -214,8 +214,8 @@ def test_jackknife_leaves_each_patient_out_once():
 def test_clustering_widens_the_interval():
     """Every image twice under one patient: the interval is that of half the images, not a narrower one."""
     truth, probability, _ = cohort(n=80)
-    single = make_sheet(truth, np.arange(80), probability[0])
-    doubled = make_sheet(np.repeat(truth, 2), np.repeat(np.arange(80), 2), np.repeat(probability[0], 2))
+    single = sum_by_patient(truth, np.arange(80), probability[0])
+    doubled = sum_by_patient(np.repeat(truth, 2), np.repeat(np.arange(80), 2), np.repeat(probability[0], 2))
     first, second = replicate_scores([single, doubled], resample_patients(80, 500, 0))
     np.testing.assert_allclose(first["auroc"], second["auroc"])
 

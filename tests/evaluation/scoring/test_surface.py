@@ -3,8 +3,9 @@ import pytest
 from pycocotools import mask as coco
 from scipy.spatial import cKDTree
 
-from keras_pneumo.evaluation.scoring.pixels import average_precision, pixel_auprc
-from keras_pneumo.evaluation.scoring.surface import distances, mean_by_patient, surface_table
+from keras_pneumo.evaluation.scoring.masks import average_precision, pixel_auprc
+from keras_pneumo.evaluation.scoring.statistics import mean_by_patient
+from keras_pneumo.evaluation.scoring.surface import distances, surface_table
 
 
 def square(row, column, side, size=64):

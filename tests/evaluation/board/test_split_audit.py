@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.board.audits import audit_split
+from keras_pneumo.evaluation.board.split_audit import audit_split
 
 REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[4] / "shared"))
 needs_real = pytest.mark.skipif(not (REAL / "siim_tables").exists(), reason="the real tables are not at hand")
