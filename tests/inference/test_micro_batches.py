@@ -16,7 +16,7 @@ from keras_pneumo.inference.predictor import DistributedPredictor, MicroBatchPre
 from keras_pneumo.inference.run import load_predictors, read_run
 from keras_pneumo.inference.submission import predict_subset
 from keras_pneumo.training import memory
-from keras_pneumo.training import step as slices
+from keras_pneumo.training import step as training_step
 from keras_pneumo.training.fit import TrainingOptions, train
 from keras_pneumo.training.work import Trainer
 
@@ -76,10 +76,10 @@ def test_a_device_that_holds_not_one_image_is_said_and_each_device_keeps_a_row()
 def device(monkeypatch, tiny_network):
     """A device that learns from 4 images at once and predicts as many as ``limits["predict"]``; what it was asked."""
     limits, asked = {"learn": 4, "predict": 4}, []
-    take, predict = slices.Network.take_step, keras.Model.predict_on_batch
+    take, predict = training_step.TrainingNetwork.take_step, keras.Model.predict_on_batch
 
     def step(self, data):
-        if -(-int(data[0].shape[0]) // self.slices) > limits["learn"]:
+        if -(-int(data[0].shape[0]) // self.micro_batches) > limits["learn"]:
             raise exhausted(len(data[0]))
         return take(self, data)
 
@@ -89,7 +89,7 @@ def device(monkeypatch, tiny_network):
             raise exhausted(len(x))
         return predict(self, x)
 
-    monkeypatch.setattr(slices.Network, "take_step", step)
+    monkeypatch.setattr(training_step.TrainingNetwork, "take_step", step)
     monkeypatch.setattr(keras.Model, "predict_on_batch", answer)
     return limits, asked
 
