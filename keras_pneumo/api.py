@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -421,13 +421,13 @@ class Run:
 
         return predict_images([self._run], images)
 
-    def heat_map(self, image: PathLike | np.ndarray, method: str = "gradcam", stage: int = 5) -> np.ndarray:
+    def heat_map(self, image: PathLike | np.ndarray, method: str | None = None, stage: int | None = None) -> np.ndarray:
         """Draw where the network looks: how much each pixel speaks for a pneumothorax.
 
         Args:
             image: a file, or an array as for :meth:`predict`.
-            method: ``gradcam``, ``gradcam++`` or ``hirescam``.
-            stage: 1 (fine, shallow) to 5 (coarse, deep), which of the encoder's feature maps.
+            method: ``gradcam``, ``gradcam++`` or ``hirescam``; None: that of the run's saliency check, or Grad-CAM.
+            stage: 1 (fine, shallow) to 5 (coarse, deep), which of the encoder's feature maps; None: as the method.
 
         Returns:
             float32 (H, W) of the image, 0 to 1, where 1 is the image's highest; all 0 where nothing speaks for it.
@@ -435,18 +435,9 @@ class Run:
         Raises:
             PneumoError: the image cannot be read or is not square, or there is no such method or stage.
         """
-        import cv2
+        from keras_pneumo.explain.files import heat_map
 
-        from keras_pneumo.explain.gradcam import heat_maps
-        from keras_pneumo.inference.files import pixels_at, unfit
-
-        pixels = _pixels(image)
-        size = self.experiment.image_size
-        if reason := unfit(pixels, size):
-            raise PneumoError(reason)
-        (heat,) = heat_maps(self.model, pixels_at([pixels], size), method, stage)
-        rows, columns = pixels.shape
-        return np.asarray(cv2.resize(heat, (columns, rows), interpolation=cv2.INTER_LINEAR), np.float32)
+        return heat_map(self._run, image, method, stage, self.model)
 
     def _file(self, name: str) -> Path:
         path = self.folder / name
@@ -488,7 +479,21 @@ def train(
         >>> len(run.log)
         1
     """
-    raise NotImplementedError
+    chosen = experiment if isinstance(experiment, Experiment) else read_experiment(Path(experiment))
+    opened = prepared if isinstance(prepared, Prepared) else load_prepared(prepared)
+    import_tensorflow()
+    from keras_pneumo.inference.run import read_run
+    from keras_pneumo.training.fit import train as train_network
+    from keras_pneumo.training.place import find_place, is_trained
+    from keras_pneumo.training.report import finish
+    from keras_pneumo.training.work import TrainingOptions
+
+    where = find_place(_path(out), chosen, opened._prepared, False)
+    if not (where.resume and is_trained(where.folder)):
+        options = TrainingOptions(resume=where.resume)
+        train_network(chosen, opened._prepared, where.folder, _path(weights), "kp.train", manner=options)
+    finish(read_run(where.folder), opened._prepared)
+    return Run(read_run(where.folder))
 
 
 def load_detector(folder: PathLike) -> Detector:
@@ -604,10 +609,3 @@ def compare(
 
 def _path(path: PathLike | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-def _pixels(image: PathLike | np.ndarray) -> np.ndarray:
-    """A file's or an array's pixels, uint8 (H, W)."""
-    from keras_pneumo.inference.files import grey_pixels
-
-    return grey_pixels(image) if isinstance(image, np.ndarray) else read_radiograph(image).pixels
