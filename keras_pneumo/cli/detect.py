@@ -27,13 +27,6 @@ class EngineName(StrEnum):
     ONNX = "onnx"
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Register this module's commands."""
-    app.command("join")(join_command)
-    app.command("detect")(detect_command)
-    app.command("view")(view_command)
-
-
 def join_command(
     classifiers: Annotated[list[Path], typer.Argument(metavar="CLASSIFIER...", help="Runs that tell if there is any.")],
     segmenters: Annotated[list[Path], typer.Option("--segmenter", help="Run that outlines; may be given again.")],
@@ -52,7 +45,7 @@ def join_command(
     --data data/prepared/phantom-try --out runs/detector-try`
     """
     import_tensorflow()
-    from keras_pneumo.detector.fitting import join
+    from keras_pneumo.detector.fitting import fit_detector
     from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
     from keras_pneumo.inference.run import read_run
 
@@ -63,8 +56,8 @@ def join_command(
     folder = new_folder(out_folder, "detector")
     name = folder.name.removeprefix("detector-")
     with Progress("joining") as progress:
-        joint, board = join(runs, outliners, prepared, folder, name, progress.update, resamples)
-    for sentence in joint.sentences:
+        fitted, board = fit_detector(runs, outliners, prepared, folder, name, progress.update, resamples)
+    for sentence in fitted.sentences:
         say(sentence)
     table = board.table.set_index("team")
     say(f"On {board.extent} of the test set:")

@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from keras_pneumo.inference.run import RunFolder
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Register this module's command."""
-    app.command("explain")(explain_command)
-
-
 def explain_command(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, of a classifier or a segmenter.")],
     data: Annotated[

@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 FORMATS = ("torch", "savedmodel", "onnx", "litert")
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Register this module's commands."""
-    app.command("export")(export_command)
-
-
 def export_command(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or an experiment file.")],
     out: Annotated[Path, typer.Option("--out", help="The new file, or for savedmodel the new folder.")],

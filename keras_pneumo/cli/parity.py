@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from keras_pneumo.parity.ladder import Ladder
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Register this module's command."""
-    app.command("parity")(parity_command)
-
-
 def parity_command(
     torch_python: Annotated[
         Path | None, typer.Option(help="Python of PyTorch's environment; default: .venv-torch of the checkout.")

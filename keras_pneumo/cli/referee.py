@@ -21,12 +21,6 @@ from keras_pneumo.evaluation.compare import compare
 ROOMY = Console(width=10_000).options
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Register this module's commands."""
-    app.command("compare")(compare_command)
-    app.command("audit-split")(audit_split_command)
-
-
 def compare_command(
     submissions: Annotated[Path, typer.Argument(help="A submission, a run folder, or a folder of several.")],
     truth: Annotated[Path, typer.Option(help="A prepared folder, its truth.csv, or a SIIM label csv.")],
@@ -39,9 +33,9 @@ def compare_command(
     this_split: Annotated[bool, typer.Option(help="Pass over submissions made on another split.")] = False,
     allow_missing: Annotated[bool, typer.Option(help="Count images without an answer as answered 'no'.")] = False,
     allow_extra: Annotated[
-        bool, typer.Option(help="Pass over answers beyond what is scored: other images, and mask pixels past the last.")
+        bool, typer.Option(help="Leave out rows of images that are not scored, and rows given twice.")
     ] = False,
-    clip_runs: Annotated[bool, typer.Option(help="Cut masks that run past the last pixel.")] = False,
+    clip_runs: Annotated[bool, typer.Option(help="Cut masks that end past the last pixel.")] = False,
     team: Annotated[str | None, typer.Option(help="Score only this team's submission.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 0,
     resamples: Annotated[int, typer.Option(min=100, help="How often patients are resampled.")] = 10_000,
@@ -60,7 +54,7 @@ def compare_command(
         patients=patients,
         allow_missing=allow_missing,
         allow_extra=allow_extra,
-        clip_runs=clip_runs or allow_extra,
+        clip_runs=clip_runs,
         team=team,
         seed=seed,
         resamples=resamples,

@@ -40,12 +40,6 @@ WeightsOption = Annotated[
 ]
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Register this module's commands."""
-    app.command("train")(train_command)
-    app.command("find-lr")(find_lr_command)
-
-
 def train_command(
     experiment_file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A file of experiments/.")],
     data: DataArgument,

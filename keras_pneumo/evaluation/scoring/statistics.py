@@ -255,8 +255,8 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> PairedTest:
     difference = (only_first - only_second) / len(first_right) if len(first_right) else float("nan")
     if only_first + only_second == 0:
         return PairedTest(difference, float("nan"), 1.0)
-    p = 2 * stats.binom.cdf(min(only_first, only_second), only_first + only_second, 0.5)
-    return PairedTest(difference, float("nan"), float(min(1.0, p)))
+    p = stats.binomtest(only_first, only_first + only_second).pvalue
+    return PairedTest(difference, float("nan"), float(p))
 
 
 def permutation_test(first: np.ndarray, second: np.ndarray, most: int = 20_000, seed: int = 0) -> PairedTest:
@@ -290,7 +290,11 @@ def permutation_test(first: np.ndarray, second: np.ndarray, most: int = 20_000, 
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's step-down adjustment (1979) for several tests at once, in the order given; NaN stays NaN, uncounted."""
+    """Holm's step-down adjustment (1979) of several p values, in the order given; NaN stays NaN and is not counted.
+
+    Written here because scipy has only Benjamini and Hochberg's adjustment, and statsmodels would be a further
+    dependency for these few lines.
+    """
     p = np.asarray(p_values, float)
     adjusted = np.full(len(p), np.nan)
     order = [index for index in np.argsort(p, kind="stable") if not np.isnan(p[index])]

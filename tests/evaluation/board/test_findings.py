@@ -9,14 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from board_lab import board_of, predictions_of, submit, write_truth
-from sklearn.metrics import cohen_kappa_score
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.board.board import paired_difference
 from keras_pneumo.evaluation.board.entries import contamination
 from keras_pneumo.evaluation.board.findings import analyse, board_json, board_markdown, ranked_table
 from keras_pneumo.evaluation.board.fusion import fuse
-from keras_pneumo.evaluation.board.label_noise import cohen_kappa, noise_ceiling, read_adjudicated
+from keras_pneumo.evaluation.board.label_noise import noise_ceiling, read_adjudicated
 from keras_pneumo.evaluation.board.ranking import compare_pairs, seed_tests, shared_ranks
 from keras_pneumo.evaluation.compare import compare
 from keras_pneumo.evaluation.inputs.submission import Pretraining, SubmissionInfo, write_submission
@@ -75,13 +74,6 @@ def test_seeds(tmp_path, truth):
     means = [np.mean([board.teams[n].point["auroc"] for n in span]) for span in (range(3), range(3, 6))]
     assert test.means == pytest.approx(tuple(means))
     assert seed_tests(board_of(truth, places[0], places[3])) == []
-
-
-def test_kappa_equals_scikit_learn():
-    rng = np.random.default_rng(0)
-    first, second = rng.random(300) < 0.3, rng.random(300) < 0.5
-    assert cohen_kappa(first, second) == pytest.approx(cohen_kappa_score(first, second))
-    assert np.isnan(cohen_kappa(np.ones(3, bool), np.ones(3, bool)))
 
 
 def test_ceiling_by_hand(tmp_path, truth):
