@@ -71,7 +71,7 @@ def bca_interval(replicates: np.ndarray, point: float, jackknife: np.ndarray, le
     """Bias-corrected and accelerated bootstrap interval (Efron 1987, section 6).
 
     BCa and not the plain percentile, because test sets are small and scores near 1 are skewed: in the simulation of
-    ``tests/test_coverage.py`` with 40 patients and a true AUROC of 0.96 the percentile interval held the truth 90 times
+    ``tests/evaluation/scoring/test_statistics.py`` with 40 patients and a true AUROC of 0.96 the percentile interval held the truth 90 times
     in 100, this one 96 times; with 150 patients both 95 times.
 
     Args:
