@@ -22,8 +22,8 @@ from keras_pneumo.config import CLASSIFIER, SEGMENTER
 from keras_pneumo.data.labels.siim import find_files
 from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.detector.calibration import Calibration
-from keras_pneumo.detector.detect import BATCH, detect
-from keras_pneumo.detector.detector import Detector, ValidationCounts
+from keras_pneumo.detector.detect import detect
+from keras_pneumo.detector.detector import BATCH, Detector, ValidationCounts
 from keras_pneumo.detector.overlay import encode_png, mask_at_size, overlay_mask
 from keras_pneumo.detector.summary import caption
 from keras_pneumo.inference.export import on_onnx

@@ -23,7 +23,7 @@ import numpy as np
 from keras_pneumo.data.labels.siim import find_files
 from keras_pneumo.data.radiographs.radiograph import Radiograph
 from keras_pneumo.data.radiographs.reading import read_or_reason
-from keras_pneumo.detector.detector import Answer, Detector
+from keras_pneumo.detector.detector import BATCH, Answer, Detector
 from keras_pneumo.detector.dicom_files import UnusableSource, clear_objects, write_objects
 from keras_pneumo.detector.overlay import encode_png, mask_at_size, overlay_mask
 from keras_pneumo.detector.summary import caption, disagreement, summary_of
@@ -36,9 +36,6 @@ from keras_pneumo.storage.workers import work_through
 
 if TYPE_CHECKING:  # highdicom is an extra
     from keras_pneumo.detector.dicom_objects import Finding
-
-BATCH = 4
-"""Radiographs predicted together; at 512 pixels larger batches are no faster on CPU cores."""
 
 WRITERS = 2
 SECONDS = 60.0
@@ -140,7 +137,7 @@ def _answered(
     """Answer for the readable files of a group, and set the others aside in ``result``."""
     good: list[tuple[Path, Radiograph]] = []
     for path, read in group:
-        reason = read if isinstance(read, str) else CRASHED if read is None else unfit(read, detector.image_size)
+        reason = read if isinstance(read, str) else CRASHED if read is None else unfit(read.pixels, detector.image_size)
         if reason:
             result.set_aside.append({"file": files[path], "reason": reason})
         elif isinstance(read, Radiograph):

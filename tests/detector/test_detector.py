@@ -8,11 +8,13 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from known_detector import dice, expected_mask, known_detector
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.detector import fitting
+from keras_pneumo.detector.detect import detect
 from keras_pneumo.detector.detector import image_level_sources, open_detector
 from keras_pneumo.detector.fitting import MemberPredictions, detector_answers, fit_detector, fit_on_validation
 from keras_pneumo.detector.record import content_hash
@@ -21,9 +23,9 @@ from keras_pneumo.evaluation.inputs.submission import read_submission
 from keras_pneumo.evaluation.report.saliency_report import read_saliency_report
 from keras_pneumo.evaluation.scoring.saliency import score_map
 from keras_pneumo.explain.positives import masks_of, pixels_of
-from keras_pneumo.inference.maps import PackedMap, quantise
+from keras_pneumo.inference.ensemble import mean_maps
+from keras_pneumo.inference.maps import MapSet, PackedMap, quantise
 from keras_pneumo.inference.run import read_run
-from keras_pneumo.inference.segment import MapSet, mean_maps
 from keras_pneumo.storage.files import write_json
 
 
@@ -57,8 +59,8 @@ def test_a_good_classifier_shuts_false_masks(prepared_folder):
     prepared = load_prepared(prepared_folder)
     predictions, positive = predictions_of(prepared, right)
     fitted = fit_on_validation(predictions, prepared)
-    assert fitted.search.rule.gate_source.startswith("classifier")
-    assert 0.3 < fitted.search.rule.gate <= 0.75
+    assert fitted.search.parameters.gate_source.startswith("classifier")
+    assert 0.3 < fitted.search.parameters.gate <= 0.75
     assert fitted.search.dice > fitted.segmenter_search.dice + 0.05
     assert fitted.sentences[0].startswith("The classifier")
     table = detector_answers(predictions, fitted)
@@ -72,7 +74,7 @@ def test_a_useless_classifier_leaves_the_gate_open(prepared_folder):
     predictions, _ = predictions_of(prepared, lambda positive: np.full(len(positive), 0.5) + useless(positive) * 1e-9)
     fitted = fit_on_validation(predictions, prepared)
     assert fitted.search.dice >= fitted.segmenter_search.dice
-    assert fitted.search.rule.gate == 0 or fitted.search.dice > fitted.segmenter_search.dice
+    assert fitted.search.parameters.gate == 0 or fitted.search.dice > fitted.segmenter_search.dice
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -106,6 +108,56 @@ def test_a_copy_answers_the_same_and_as_its_submission(tiny_detector, tmp_path, 
     for path in copy.rglob("*.json"):
         assert "/a/place" not in path.read_text(), "the command of the training stays where it was"
     assert not list(copy.rglob("*.h5"))
+
+
+def test_predict_gives_what_detect_writes(phantoms, tmp_path):
+    detector = known_detector()
+    paths = sorted(phantoms.rglob("*.dcm"))[:5]
+    (tmp_path / "radiographs").mkdir()
+    for path in paths:
+        shutil.copy(path, tmp_path / "radiographs")
+    detect(detector, [tmp_path / "radiographs"], tmp_path / "out")
+    by_folder, by_paths = detector.predict(str(tmp_path / "radiographs")), detector.predict(paths)
+    arrays = [read_radiograph(path).pixels for path in paths]
+    by_arrays = detector.predict([arrays[0], *arrays[1:]])
+    assert [prediction.image_id for prediction in by_arrays] == list("01234")
+    for path, pixels, *predictions in zip(paths, arrays, by_folder, by_paths, by_arrays, strict=True):
+        written = json.loads((tmp_path / "out" / f"{path.stem}.json").read_text())
+        for prediction in predictions:
+            assert prediction.probability == written["probability"]
+            assert prediction.pneumothorax == written["pneumothorax"]
+            assert (prediction.mask.dtype, prediction.mask.shape) == (np.uint8, pixels.shape)
+            assert dice(prediction.mask, expected_mask(pixels)) > 0.95
+    assert [prediction.image_id for prediction in by_paths] == [path.stem for path in paths]
+    (single,) = detector.predict(arrays[2])
+    np.testing.assert_array_equal(single.mask, by_arrays[2].mask)
+
+
+def test_predict_leaves_out_what_it_cannot_read_and_warns(phantoms, tmp_path):
+    detector = known_detector()
+    (tmp_path / "broken.dcm").write_bytes(b"no radiograph")
+    path = min(phantoms.rglob("*.dcm"))
+    with pytest.warns(UserWarning, match=r"1 of 2 radiographs were left out: broken.dcm"):
+        (prediction,) = detector.predict([tmp_path / "broken.dcm", path])
+    assert prediction.image_id == path.stem
+    with pytest.raises(PneumoError, match=r"None of the 1 radiographs .* broken.dcm"):
+        detector.predict(tmp_path / "broken.dcm")
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ([], "list is empty"),
+        (np.zeros((64, 64)), "uint8"),
+        (np.zeros((64, 64, 3), np.uint8), r"\(64, 64, 3\)"),
+        (np.zeros((256, 300), np.uint8), "300 columns"),
+        (np.zeros((64, 64), np.uint8), "shorter than"),
+        ("nowhere.dcm", "There is no nowhere.dcm"),
+    ],
+)
+def test_predict_refuses_what_is_no_image_in_a_sentence(images, words):
+    with pytest.raises(PneumoError, match=words):
+        known_detector().predict(images)
 
 
 @pytest.mark.slow
@@ -263,7 +315,7 @@ def test_runs_that_cannot_be_joined_are_refused(tiny_runs, prepared_folder, tmp_
     classifier, segmenter = read_run(tiny_runs / "classifier"), read_run(tiny_runs / "segmenter")
     with pytest.raises(PneumoError, match="not a segmenter"):
         fit_detector([classifier], [classifier], prepared, tmp_path / "x")
-    with pytest.raises(PneumoError, match="no classifier"):
+    with pytest.raises(PneumoError, match="not a classifier"):
         fit_detector([segmenter], [segmenter], prepared, tmp_path / "x")
     assert not (tmp_path / "x").exists()
     assert keras.config.floatx() == "float32"
