@@ -50,9 +50,13 @@ def read_radiograph(path: PathLike) -> Radiograph:
         >>> radiograph.view in ("PA", "AP", "")
         True
     """
+    from keras_pneumo.data.radiographs.radiograph import UnreadableImage
     from keras_pneumo.data.radiographs.reading import read_radiograph as read
 
-    return read(Path(path))
+    try:
+        return read(Path(path))
+    except UnreadableImage as error:
+        raise PneumoError(f"{path} cannot be read: {error}.") from None
 
 
 def write_phantoms(
