@@ -58,6 +58,8 @@ def source_header(data: bytes, make_uids: bool = False) -> tuple[pydicom.Dataset
     with quiet():
         try:
             header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
+        except PneumoError:
+            raise
         except Exception:  # pydicom raises every class of error on damaged files, and may quote what it found
             raise NoSource("its header cannot be read whole, so a DICOM object cannot name it") from None
         lacking = [name for name in IDENTIFIERS if not is_uid(header.get(name))]
@@ -153,7 +155,7 @@ def write_objects(
     """
     try:
         source, made_up, files = _encoded(path.read_bytes(), finding, make_uids)
-    except NoSource:
+    except PneumoError:
         raise
     except OSError as error:
         raise NoSource(f"it cannot be read a second time ({type(error).__name__})") from None

@@ -74,6 +74,8 @@ def make_app(reader: Reader, files: Files, readings: Readings, port: int, keys: 
             found = await asyncio.shield(begun)  # it goes on for others if this request ends
         except UnreadableImage as error:
             return _refused(f"{name} cannot be shown: {_ended(str(error))}")
+        except PneumoError as error:
+            return _refused(str(error), 500)
         except Exception as error:  # whatever a file does, the page goes on
             return _refused(f"{name} cannot be shown: the detector failed on it ({type(error).__name__}).", 500)
         kept[place] = begun
