@@ -45,7 +45,7 @@ def join_command(
     --data data/prepared/phantom-try --out runs/detector-try`
     """
     import_tensorflow()
-    from keras_pneumo.detector.fitting import join
+    from keras_pneumo.detector.fitting import fit_detector
     from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
     from keras_pneumo.inference.run import read_run
 
@@ -56,8 +56,8 @@ def join_command(
     folder = new_folder(out_folder, "detector")
     name = folder.name.removeprefix("detector-")
     with Progress("joining") as progress:
-        joint, board = join(runs, outliners, prepared, folder, name, progress.update, resamples)
-    for sentence in joint.sentences:
+        fitted, board = fit_detector(runs, outliners, prepared, folder, name, progress.update, resamples)
+    for sentence in fitted.sentences:
         say(sentence)
     table = board.table.set_index("team")
     say(f"On {board.extent} of the test set:")

@@ -33,9 +33,9 @@ def compare_command(
     this_split: Annotated[bool, typer.Option(help="Pass over submissions made on another split.")] = False,
     allow_missing: Annotated[bool, typer.Option(help="Count images without an answer as answered 'no'.")] = False,
     allow_extra: Annotated[
-        bool, typer.Option(help="Pass over answers beyond what is scored: other images, and mask pixels past the last.")
+        bool, typer.Option(help="Leave out rows of images that are not scored, and rows given twice.")
     ] = False,
-    clip_runs: Annotated[bool, typer.Option(help="Cut masks that run past the last pixel.")] = False,
+    clip_runs: Annotated[bool, typer.Option(help="Cut masks that end past the last pixel.")] = False,
     team: Annotated[str | None, typer.Option(help="Score only this team's submission.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 0,
     resamples: Annotated[int, typer.Option(min=100, help="How often patients are resampled.")] = 10_000,
@@ -54,7 +54,7 @@ def compare_command(
         patients=patients,
         allow_missing=allow_missing,
         allow_extra=allow_extra,
-        clip_runs=clip_runs or allow_extra,
+        clip_runs=clip_runs,
         team=team,
         seed=seed,
         resamples=resamples,

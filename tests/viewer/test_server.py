@@ -346,8 +346,8 @@ def test_whose_heat_map_was_checked_is_said():
 )
 def test_what_part_the_classifier_has_is_said(source, gate, gate_source, said):
     detector = known_detector()
-    rule = replace(detector.rule, gate=gate, gate_source=gate_source)
-    sentence = heat_sentence(replace(detector, probability_source=source, rule=rule))
+    parameters = replace(detector.postprocessing, gate=gate, gate_source=gate_source)
+    sentence = heat_sentence(replace(detector, probability_source=source, postprocessing=parameters))
     assert said in sentence
     assert (NO_PART in sentence) == ("classifier" not in source)
 

@@ -125,15 +125,19 @@ def score_submissions(
     for baseline in given:
         if baseline.probability is not None:
             entries.append(baseline_entry(baseline, slug(baseline.name, [e.slug for e in entries]), truth))
-    sheets = [entry_sums(entry, truth, common_sensitivity) for entry in entries]
-    draws = resample_patients(truth.n_patients, resamples, seed)
-    replicates = replicate_scores(sheets, draws)
-    left_out = replicate_scores(sheets, leave_one_out(truth.n_patients))
-    drawn = zip(entries, sheets, replicates, left_out, strict=True)
-    scored = [with_scores(entry, sheet, draws, left, truth) for entry, sheet, draws, left in drawn]
-    return Board(
-        truth, scored, [b for b in given if b.probability is None], seed, resamples, common_sensitivity, headline
-    )
+    scored = score_entries(entries, truth, seed, resamples, common_sensitivity)
+    skipped = [baseline for baseline in given if baseline.probability is None]
+    return Board(truth, scored, skipped, seed, resamples, common_sensitivity, headline)
+
+
+def score_entries(
+    entries: list[Entry], truth: Truth, seed: int, resamples: int, common_sensitivity: float
+) -> list[Entry]:
+    """The entries with their scores and intervals, all from the same resamples, so that differences are paired."""
+    sums = [entry_sums(entry, truth, common_sensitivity) for entry in entries]
+    replicates = replicate_scores(sums, resample_patients(truth.n_patients, resamples, seed))
+    left_out = replicate_scores(sums, leave_one_out(truth.n_patients))
+    return [with_scores(*each, truth) for each in zip(entries, sums, replicates, left_out, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
