@@ -137,7 +137,7 @@ def _answered(
     """Answer for the readable files of a group, and set the others aside in ``result``."""
     good: list[tuple[Path, Radiograph]] = []
     for path, read in group:
-        reason = read if isinstance(read, str) else CRASHED if read is None else unfit(read, detector.image_size)
+        reason = read if isinstance(read, str) else CRASHED if read is None else unfit(read.pixels, detector.image_size)
         if reason:
             result.set_aside.append({"file": files[path], "reason": reason})
         elif isinstance(read, Radiograph):

@@ -180,7 +180,11 @@ class ClassificationLoss(keras.losses.Loss):
         return {**super().get_config(), **own}
 
 
-def image_losses(experiment: Experiment) -> Callable[[Any, Any], Any]:
+ImageLosses = Callable[[Any, Any], Any]
+"""A function from target and output to the loss of each image, shape (batch,)."""
+
+
+def image_losses(experiment: Experiment) -> ImageLosses:
     """The experiment's loss: from target and output to one value for each image, shape (batch,), before any mean."""
     if experiment.task == "classifier":
         return ClassificationLoss(experiment.label_smoothing, experiment.positive_weight).call

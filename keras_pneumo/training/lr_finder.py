@@ -19,8 +19,10 @@ from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training.fit import phases_of, plan_of
 from keras_pneumo.training.log import BEST_COLOR, TRAINING_COLOR, VALIDATION_COLOR, save_figure
-from keras_pneumo.training.optimizers import compile_model, make_optimizer, set_learning
+from keras_pneumo.training.losses import image_losses
+from keras_pneumo.training.optimizers import make_optimizer, set_learning
 from keras_pneumo.training.start import start
+from keras_pneumo.training.step import training_network
 
 LOW, HIGH = 1e-7, 10.0
 """Range of rates tried, the same as fastai's ``lr_find``."""
@@ -88,12 +90,12 @@ def find_rate(
     steps: int = 100,
     progress: Callable[[int, int], None] | None = None,
 ) -> RateSearch:
-    """Train ``model`` with a rate that rises geometrically from :data:`LOW` to :data:`HIGH`, or until it diverges.
+    """Train ``model`` by the training step with a rate that rises from :data:`LOW` to :data:`HIGH` by equal factors.
 
-    The model's weights are spoilt by this: build another one to train.
+    It ends earlier where the loss diverges. The model's weights are spoilt by this: build another one to train.
 
     Args:
-        model: the network, with the layers learning that are to learn.
+        model: the network (functional), with the layers learning that are to learn.
         experiment: says batch, augmentation and optimizer.
         source: training images.
         steps: how many rates to try.
@@ -103,15 +105,15 @@ def find_rate(
         PneumoError: the loss left the finite numbers before a rate could be judged.
     """
     rates = np.geomspace(LOW, HIGH, steps)
-    compile_model(model, experiment, make_optimizer(experiment.replace(schedule="constant", ema=0), model, LOW, steps))
+    optimizer = make_optimizer(experiment.replace(schedule="constant", ema=0), model, LOW, steps)
+    network = training_network(model, image_losses(experiment), optimizer)
     plan = plan_of(experiment, 0, -(-steps // steps_per_epoch(len(source), experiment.global_batch_size)))
     losses: list[float] = []
     smoothed: list[float] = []
     mean = 0.0
     for (images, target), rate in zip(training_batches(source, plan), rates, strict=False):
-        model.optimizer.learning_rate = rate
-        model.reset_metrics()  # else Keras gives the mean over all steps so far
-        loss = float(np.ravel(model.train_on_batch(images, target))[0])  # of several outputs, the sum
+        network.optimizer.learning_rate = rate
+        loss = float(network.train_on_batch(images, target, return_dict=True)["loss"])
         if not np.isfinite(loss):
             break
         losses.append(loss)

@@ -19,8 +19,7 @@ import numpy as np
 
 from keras_pneumo.config import Experiment
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.models.classifier import HEAD_GROUP, depth_groups, leaf_layers
-from keras_pneumo.training.losses import ClassificationLoss, SegmentationLoss
+from keras_pneumo.models.resnet import HEAD_GROUP, depth_groups, leaf_layers
 from keras_pneumo.training.schedules import Tabulated, cosine, one_cycle, warm_restarts
 
 Schedule: TypeAlias = keras.optimizers.schedules.LearningRateSchedule
@@ -256,20 +255,6 @@ def set_learning(model: keras.Model, experiment: Experiment, encoder_learns: boo
         for layer in leaf_layers(model):
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.trainable = False
-
-
-def compile_model(model: keras.Model, experiment: Experiment, optimizer: keras.optimizers.Optimizer) -> None:
-    """Compile with the experiment's loss on the logits: of the image, of the mask, or of both."""
-    if experiment.task == "classifier":
-        model.compile(optimizer, ClassificationLoss(experiment.label_smoothing, experiment.positive_weight))
-    elif experiment.image_head:
-        model.compile(
-            optimizer,
-            {"mask": SegmentationLoss(experiment.loss), "image": ClassificationLoss()},
-            loss_weights={"mask": 1.0, "image": experiment.image_loss_weight},
-        )
-    else:
-        model.compile(optimizer, SegmentationLoss(experiment.loss))
 
 
 def inner_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:

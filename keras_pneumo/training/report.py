@@ -25,7 +25,7 @@ from keras_pneumo.explain.positives import can_be_checked
 from keras_pneumo.inference.postprocess import write_threshold
 from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.inference.run import RunFolder
-from keras_pneumo.inference.submit import Predicted, keep_search, predict_subset, write_predicted
+from keras_pneumo.inference.submission import SubsetPredictions, predict_subset, write_predictions, write_search
 from keras_pneumo.storage.files import sha256_file, write_bytes
 from keras_pneumo.storage.tables import table_text
 from keras_pneumo.training.distributed.strategy import ONE, Engine, lost_workers
@@ -74,18 +74,18 @@ def finish(
                     f"Worker {engine.worker} finds other weights in {run.weights} than worker 0. The run folder must "
                     "be on a disk that all workers share. Start all again."
                 )
-        predicted = predict_subset([run], prepared, progress=progress, sharing=engine.sharing())
+        predicted = predict_subset([run], prepared, progress=progress, distributed=engine.sharing())
     return _report(run, predicted, resamples) if engine.chief else None
 
 
-def _report(run: RunFolder, predicted: Predicted, resamples: int) -> Finished:
+def _report(run: RunFolder, predicted: SubsetPredictions, resamples: int) -> Finished:
     """Score what was predicted, and write all of it into the run folder."""
     prepared, folder = predicted.prepared, run.folder / "submission"
-    written = write_predicted(predicted, folder)
+    written = write_predictions(predicted, folder)
     record = run.record | {"threshold": written.threshold}
     write_record(run.folder, record)
     if written.search is not None:
-        keep_search(written.search, run.folder)
+        write_search(written.search, run.folder)
     else:
         write_threshold(run.folder, written.threshold, len(prepared.subset("validation", fold=run.experiment.fold)))
 

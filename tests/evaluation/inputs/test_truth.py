@@ -3,18 +3,15 @@
 import gzip
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from board_lab import REAL, needs_real
 
 from keras_pneumo.data.prepared.split import split_sha256
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.inputs.truth import SINGLE_NOTE, read_truth
-
-REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[4] / "shared"))
-needs_real = pytest.mark.skipif(not (REAL / "siim_tables").exists(), reason="the real tables are not at hand")
 
 TRUTH = """image_id,patient_id,subset,fold,pneumothorax,encoded_pixels,sex,age,view,pixel_spacing_mm
 a,p1,test,-1,1,10 5,M,60,PA,0.14
