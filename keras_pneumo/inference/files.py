@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.labels.siim import find_images
 from keras_pneumo.data.prepared.rendering import resize_image
 from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage
-from keras_pneumo.data.radiographs.reading import iter_images
+from keras_pneumo.data.radiographs.reading import find_images, iter_images
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import check_together
 from keras_pneumo.inference.maps import enlarge, quantise
@@ -20,7 +19,7 @@ from keras_pneumo.inference.postprocess import PostprocessingParameters
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, Progress, probabilities_of
 from keras_pneumo.inference.run import RunFolder
 from keras_pneumo.inference.segment import OWN_HEAD, Members, answer, gate_name, mean_maps, open_members
-from keras_pneumo.storage.tables import shown
+from keras_pneumo.storage.tables import printable
 
 Answers = list[dict[str, object]]
 Answering = Callable[[Sequence[np.ndarray]], Answers]
@@ -73,7 +72,7 @@ def predict_files(
     while batch := list(itertools.islice(reader, min(run.experiment.global_batch_size for run in runs))):
         images, names = [], []
         for path, found in batch:
-            file = shown(path.relative_to(data).as_posix())
+            file = printable(path.relative_to(data).as_posix())
             reason = str(found) if isinstance(found, UnreadableImage) else unfit(found, size)
             if reason or isinstance(found, UnreadableImage):
                 refused.append({"file": file, "reason": reason})

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from label_lab import FORMS
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.errors import PneumoError
@@ -70,7 +71,7 @@ def test_good_folder_in_the_truths_order(tmp_path, truth):
         ("image_id,probability,encoded_pixels\n", "has no rows"),
         ("", "is empty"),
         ("image_id,probability,probability\na,1,1\n", "names the column 'probability' twice"),
-        (GOOD + "c,0.5,-1,4,5\n", "is not a comma-separated table"),
+        (GOOD + "c,0.5,-1,4,5\n", "line 4, has 5 cells, but the header has 3"),
     ],
 )
 def test_faults_of_the_table(tmp_path, truth, predictions, sentence):
@@ -119,6 +120,19 @@ def test_missing_and_extra_only_when_allowed_and_then_marked(tmp_path, truth):
         check_submission(read, truth, allow_extra=True)
     with pytest.raises(PneumoError, match="--allow-extra"):
         check_submission(read, truth, allow_missing=True)
+
+
+@pytest.mark.parametrize("content", FORMS)
+def test_a_bare_file_is_read_as_a_label_file_is(tmp_path, content):
+    path = tmp_path / "team.csv"
+    path.write_bytes(content.encode())
+    rows = read_submission(path).predictions
+    assert dict(zip(rows.image_id, rows.encoded_pixels.map(rle.is_empty), strict=True)) == {"a": True, "b": False}
+
+
+def test_ids_in_a_team_folder_may_be_file_names(tmp_path, truth):
+    answers = check_submission(read_submission(folder(tmp_path, GOOD.replace("a,", "a.dcm,"))), truth)
+    assert answers.notes == []
 
 
 def test_kaggle_rows_of_one_image_are_united(tmp_path, truth):
