@@ -95,11 +95,11 @@ def _write_tiny_runs(folder, prepared_folder):
 def tiny_detector(tmp_path_factory, tiny_runs, prepared_folder) -> Path:
     """A detector folder joined from the tiny runs. Read only."""
     from keras_pneumo.data.prepared.folder import load_prepared
-    from keras_pneumo.detector.fitting import join
+    from keras_pneumo.detector.fitting import fit_detector
     from keras_pneumo.inference.run import read_run
 
     def make(folder):
         runs = [read_run(tiny_runs / name) for name in ("classifier", "segmenter")]
-        join(runs[:1], runs[1:], load_prepared(prepared_folder), folder, name="tiny", resamples=100)
+        fit_detector(runs[:1], runs[1:], load_prepared(prepared_folder), folder, name="tiny", resamples=100)
 
     return _once(tmp_path_factory, "tiny_detector", make)

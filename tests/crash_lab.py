@@ -62,8 +62,8 @@ def slow_saves(seconds):
 MOMENTS = {
     "half a record": (Path, "replace"),
     "events": (Trainer, "new_average"),
-    "validation": (fit, "make_judge"),
-    "first network": (loop, "learner"),
+    "validation": (fit, "make_validator"),
+    "first network": (loop, "training_network"),
 }
 """Of each moment before the first step something that is called then."""
 

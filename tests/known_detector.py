@@ -1,4 +1,4 @@
-"""A detector whose answers are known: it outlines what is bright, and is as sure as it is told.
+"""A detector with known answers: it outlines bright pixels, and its probability is given.
 
 Its mask can be made from a file's own pixels with pydicom and cv2 and nothing of ours.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_pneumo.config import CLASSIFIER, SEGMENTER
 from keras_pneumo.detector.calibration import Calibration
-from keras_pneumo.detector.detector import Counts, Detector
+from keras_pneumo.detector.detector import Detector, ValidationCounts
 from keras_pneumo.inference.postprocess import PostprocessingParameters
 from keras_pneumo.inference.run import FORMAT, RunFolder, versions
 
@@ -49,12 +49,12 @@ def known_detector(size=128, probability=0.8, top=0.5, classifier_model=None):
         version="0.1.0+test",
         classifiers=[(classifier, [classifier_model or constant_model(probability)])],
         segmenters=[(segmenter, [bright_model()])],
-        rule=PostprocessingParameters(min(top, 1.0), 1 if top <= 1 else 2**30, 0.5),
+        postprocessing=PostprocessingParameters(min(top, 1.0), 1 if top <= 1 else 2**30, 0.5),
         outline_area=1,
         calibration=Calibration("isotonic", knots=((0.0, probability), (1.0, probability))),
         probability_source="classifier",
         threshold=0.5,
-        counts=Counts(200, 150, 30, 10, 8, 152),
+        counts=ValidationCounts(200, 150, 30, 10, 8, 152),
         record={},
     )
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training import fit, loop, start
-from keras_pneumo.training import step as slices
+from keras_pneumo.training import step as training_step
 from keras_pneumo.training.callbacks import CheckpointInterval
 from keras_pneumo.training.distributed.strategy import start_engine
 from keras_pneumo.training.fit import TrainingOptions
@@ -27,11 +27,15 @@ def main():
     given = json.loads(options)
     start.build = crash_lab.tiny
     losses, networks = [], []
-    take, make, trial = slices.Network.take_step, loop.learner, slices.Network.try_part
+    take, make, trial = (
+        training_step.TrainingNetwork.take_step,
+        loop.training_network,
+        training_step.TrainingNetwork.try_micro_batch,
+    )
     number = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {}).get("index", 0)
 
     def recorded(self, data):
-        if self.engine.worker == given.get("poor_worker") and self.slices == 1 and len(losses) == 9:
+        if self.engine.worker == given.get("poor_worker") and self.micro_batches == 1 and len(losses) == 9:
             raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
         found = take(self, data)
         losses.append(float(found["loss"]))
@@ -48,8 +52,8 @@ def main():
         networks.append(make(*arguments))
         return networks[-1]
 
-    slices.Network.take_step, slices.Network.try_part = recorded, tried
-    loop.learner = kept
+    training_step.TrainingNetwork.take_step, training_step.TrainingNetwork.try_micro_batch = recorded, tried
+    loop.training_network = kept
     experiment = crash_lab.SHORT.replace(**{"dropout": 0.0, "ema": 0.0, "top_k": 1, **given.get("changes", {})})
     if number:
         experiment = experiment.replace(**given.get("others", {}))

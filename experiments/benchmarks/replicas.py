@@ -61,8 +61,9 @@ def work(prepared_folder: Path, out: Path, way: str, steps: int, experiment: Exp
     from keras_pneumo.data.prepared.folder import load_prepared
     from keras_pneumo.inference.run import build
     from keras_pneumo.training.distributed.strategy import start_engine
-    from keras_pneumo.training.optimization import image_losses, make_optimizer
-    from keras_pneumo.training.step import learner
+    from keras_pneumo.training.losses import image_losses
+    from keras_pneumo.training.optimizers import make_optimizer
+    from keras_pneumo.training.step import training_network
     from keras_pneumo.training.work import plan_of
 
     strategy, replicas = {
@@ -81,7 +82,7 @@ def work(prepared_folder: Path, out: Path, way: str, steps: int, experiment: Exp
     with engine.scope():
         model = build(experiment, synchronized=engine.replicas > 1)
         optimizer = make_optimizer(experiment, model, experiment.learning_rate, steps)
-        network = learner(model, image_losses(experiment), optimizer, engine=engine)
+        network = training_network(model, image_losses(experiment), optimizer, engine=engine)
     if way == CONTROL:
         signs = np.random.default_rng(0)
         for variable in network.trainable_variables:

@@ -20,15 +20,6 @@ MARKS = {"ok": "[green]ok   [/]", "note": "[yellow]note [/]", "fault": "[red]FAU
 DEFAULT_SIZES = (256, 512)
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Register this module's commands."""
-    app.command("doctor")(doctor_command)
-    app.command("phantom")(phantom_command)
-    app.command("download")(download_command)
-    app.command("prepare")(prepare_command)
-    app.command("inspect")(inspect_command)
-
-
 def doctor_command(
     folder: Annotated[Path, typer.Option(help="Folder whose disk is meant to hold data and runs.")] = Path(),
 ) -> None:

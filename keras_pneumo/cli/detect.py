@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 
 from keras_pneumo.cli.console import Progress, say, warn
-from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.data.prepared.folder import find_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.quiet import import_tensorflow
 from keras_pneumo.training.place import new_folder
 
 FEW = 5
@@ -25,13 +25,6 @@ class EngineName(StrEnum):
 
     KERAS = "keras"
     ONNX = "onnx"
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Register this module's commands."""
-    app.command("join")(join_command)
-    app.command("detect")(detect_command)
-    app.command("view")(view_command)
 
 
 def join_command(
@@ -52,8 +45,8 @@ def join_command(
     --data data/prepared/phantom-try --out runs/detector-try`
     """
     import_tensorflow()
-    from keras_pneumo.detector.fitting import join
-    from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_where
+    from keras_pneumo.detector.fitting import fit_detector
+    from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
     from keras_pneumo.inference.run import read_run
 
     runs = [read_run(run) for run in classifiers]
@@ -63,8 +56,8 @@ def join_command(
     folder = new_folder(out_folder, "detector")
     name = folder.name.removeprefix("detector-")
     with Progress("joining") as progress:
-        joint, board = join(runs, outliners, prepared, folder, name, progress.update, resamples)
-    for sentence in joint.sentences:
+        fitted, board = fit_detector(runs, outliners, prepared, folder, name, progress.update, resamples)
+    for sentence in fitted.sentences:
         say(sentence)
     table = board.table.set_index("team")
     say(f"On {board.extent} of the test set:")
@@ -76,9 +69,9 @@ def join_command(
             if row.get(name) == row.get(name) and row.get(name) is not None
         ]
         say(f"  {entry.team}: {', '.join(parts)}")
-    where = read_where(folder / FOLDER)
-    if where is not None:
-        say(f"Where it looks ({where.title}): {where.sentences[0]}")
+    saliency = read_saliency_report(folder / FOLDER)
+    if saliency is not None:
+        say(f"Where it looks ({saliency.title}): {saliency.sentences[0]}")
     say(str(folder / "board" / "report.html"))
     say(str(folder))
 

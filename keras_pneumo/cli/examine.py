@@ -15,9 +15,9 @@ from typing import Literal
 import psutil
 
 from keras_pneumo import __version__
-from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.data.radiographs.decoders import decoder_report
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.quiet import import_tensorflow
 
 PACKAGES = ("numpy", "pandas", "scikit-learn", "opencv-python-headless", "pydicom", "pycocotools")
 TESTED_PYTHON = ((3, 11), (3, 13))

@@ -8,17 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keras_pneumo.cli.console import Progress, say, warn
-from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.data.prepared.folder import is_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.quiet import import_tensorflow
 
 if TYPE_CHECKING:
     from keras_pneumo.inference.run import RunFolder
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Register this module's command."""
-    app.command("explain")(explain_command)
 
 
 def explain_command(
@@ -68,7 +63,7 @@ def explain_command(
         raise PneumoError(
             "--subset, --segmenter, --compare and --devices are for the check, which needs a prepared folder."
         )
-    from keras_pneumo.evaluation.report.saliency_report import METHODS, whose_sentence
+    from keras_pneumo.evaluation.report.saliency_report import METHODS, source_sentence
     from keras_pneumo.explain.files import explain_files
     from keras_pneumo.inference.run import checkpoints_of
 
@@ -81,7 +76,7 @@ def explain_command(
             f"at nothing. Run keras-pneumo explain {run_folder} PREPARED first, and it is."
         )
     say(f"{done.explained} radiographs explained by {how}: {done.folder / 'explained.csv'}")
-    if whose := whose_sentence({"checkpoints": len(checkpoints_of(run))}):
+    if whose := source_sentence({"checkpoints": len(checkpoints_of(run))}):
         say(whose)
     if done.set_aside:
         warn(f"{done.set_aside} set aside, with reasons: {done.folder / 'quarantine.csv'}")
@@ -98,7 +93,7 @@ def _explain_prepared(
     compare: Path | None,
     devices: Path | None,
 ) -> None:
-    from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_where
+    from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
     from keras_pneumo.explain.explain import Asked, explain_prepared
     from keras_pneumo.training.report import rewrite_report
 
@@ -108,10 +103,10 @@ def _explain_prepared(
     wanted = Asked(subset, *settled, segmenters=segmenters, compare=compare, devices=devices)
     with Progress("heat maps") as progress:
         explain_prepared(run, prepared, folder, wanted, progress=progress.update)
-    found = read_where(folder)
+    found = read_saliency_report(folder)
     if found is None:
         raise PneumoError(f"{folder} lacks its record. Run the command again.")
-    say(f"{found.title}. {found.whose}".rstrip())
+    say(f"{found.title}. {found.source}".rstrip())
     for sentence in found.sentences:
         say(sentence)
     for row in found.shortcuts:

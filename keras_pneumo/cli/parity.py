@@ -13,16 +13,11 @@ from rich.measure import measure_renderables
 from rich.table import Table
 
 from keras_pneumo.cli.console import err, out, say
-from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.cli.referee import ROOMY
+from keras_pneumo.quiet import import_tensorflow
 
 if TYPE_CHECKING:
     from keras_pneumo.parity.ladder import Ladder
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Register this module's command."""
-    app.command("parity")(parity_command)
 
 
 def parity_command(

@@ -9,18 +9,13 @@ from typing import Annotated
 import typer
 
 from keras_pneumo.cli.console import Progress, say, warn
-from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together
 from keras_pneumo.data.prepared.folder import is_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.inputs.submission import require_replaceable
+from keras_pneumo.quiet import import_tensorflow
 from keras_pneumo.storage.files import require_writable
 from keras_pneumo.training.distributed.cluster import cluster_for
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Register this module's command."""
-    app.command("predict")(predict_command)
 
 
 def predict_command(
@@ -59,10 +54,10 @@ def predict_command(
     if len(runs) > 1 and out_folder is None:
         raise PneumoError("Several runs answer as one, which belongs to none of them: name a folder with --out.")
     import_tensorflow()
+    from keras_pneumo.inference.files import predict_folder
     from keras_pneumo.inference.run import read_run
-    from keras_pneumo.inference.submit import predict_folder, predict_subset, write_predicted
-    from keras_pneumo.training.distributed.strategy import start_engine
-    from keras_pneumo.training.faults import lost_workers
+    from keras_pneumo.inference.submission import predict_subset, write_predictions
+    from keras_pneumo.training.distributed.strategy import lost_workers, start_engine
 
     found = [read_run(run) for run in runs]
     gates = [read_run(run) for run in gate or []]
@@ -75,7 +70,7 @@ def predict_command(
             with lost_workers(engine):
                 predicted = predict_subset(found, prepared, subset, tell, gates, engine.sharing())
             if engine.chief:
-                write_predicted(predicted, folder)
+                write_predictions(predicted, folder)
                 say(str(folder))
             return
         summary = predict_folder(found, data, folder, progress.update, rule_file, gates, engine.sharing())

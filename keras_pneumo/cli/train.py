@@ -16,11 +16,11 @@ import typer
 
 from keras_pneumo.cli.console import Progress, duration, say, warn
 from keras_pneumo.cli.data import report_prepared
-from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together, shared_place
 from keras_pneumo.config import Experiment, read_experiment
 from keras_pneumo.data.prepared.folder import PreparedFolder, is_prepared, load_prepared, prepare
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.quiet import import_tensorflow
 from keras_pneumo.storage.files import folder_lock
 from keras_pneumo.training.distributed.cluster import cluster_for
 from keras_pneumo.training.place import RunLocation, new_folder
@@ -38,12 +38,6 @@ PatientsOption = Annotated[Path | None, typer.Option("--patients", help="Patient
 WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="File or folder with ImageNet weights as safetensors.")
 ]
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Register this module's commands."""
-    app.command("train")(train_command)
-    app.command("find-lr")(find_lr_command)
 
 
 def train_command(

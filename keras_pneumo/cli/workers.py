@@ -39,7 +39,7 @@ def shared_place(engine: Engine, find: Callable[[], RunLocation]) -> RunLocation
     """What the chief finds, on every worker."""
     if engine.workers == 1:
         return find()
-    from keras_pneumo.training.faults import lost_workers
+    from keras_pneumo.training.distributed.strategy import lost_workers
 
     place = find() if engine.chief else None
     with lost_workers(engine):
@@ -51,7 +51,7 @@ def shared_place(engine: Engine, find: Callable[[], RunLocation]) -> RunLocation
 @contextlib.contextmanager
 def ended_together(engine: Engine) -> Iterator[None]:
     """With several workers, leave at once on a fault: TensorFlow would wait for those that are gone."""
-    from keras_pneumo.training.faults import lost_workers
+    from keras_pneumo.training.distributed.strategy import lost_workers
     from keras_pneumo.training.interrupt import stopped_at_once
 
     if engine.workers == 1:

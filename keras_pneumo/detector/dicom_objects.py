@@ -22,7 +22,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian
 
 from keras_pneumo.data.radiographs.dicom import quiet
-from keras_pneumo.detector.overlay import USE
+from keras_pneumo.detector.overlay import RESEARCH_USE
 
 MANUFACTURER = "keras_pneumo"
 PNEUMOTHORAX = Code("36118008", "SCT", "Pneumothorax")
@@ -61,7 +61,7 @@ class Finding:
     @property
     def parameters(self) -> list[str]:
         """What stands beside the algorithm's name and version."""
-        return [USE, f"Calibrated probability {self.probability:.4f}; yes from {self.threshold:.4f} on"]
+        return [RESEARCH_USE, f"Calibrated probability {self.probability:.4f}; yes from {self.threshold:.4f} on"]
 
 
 def dicom_objects(source: pydicom.Dataset, finding: Finding) -> dict[str, pydicom.Dataset]:
@@ -89,7 +89,7 @@ def _segmentation(source: pydicom.Dataset, finding: Finding) -> pydicom.Dataset:
         family=codes.DCM.ArtificialIntelligence,
         version=finding.version,
         source=MANUFACTURER,
-        parameters={"use": USE},
+        parameters={"use": RESEARCH_USE},
     )
     segment = hd.seg.SegmentDescription(
         segment_number=1,
@@ -110,8 +110,8 @@ def _segmentation(source: pydicom.Dataset, finding: Finding) -> pydicom.Dataset:
         series_number=901,
         instance_number=1,
         content_label="PNEUMOTHORAX",
-        content_description=f"Pneumothorax. {USE}",
-        series_description=f"Pneumothorax outline. {USE}",
+        content_description=f"Pneumothorax. {RESEARCH_USE}",
+        series_description=f"Pneumothorax outline. {RESEARCH_USE}",
         **_maker(finding),
     )
     for shared in segmentation.SharedFunctionalGroupsSequence:
@@ -136,7 +136,7 @@ def _capture(source: pydicom.Dataset, finding: Finding) -> pydicom.Dataset:
         series_number=902,
         instance_number=1,
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        series_description=f"Pneumothorax overlay. {USE}",
+        series_description=f"Pneumothorax overlay. {RESEARCH_USE}",
         **_maker(finding),
     )
     # SIIM's files do not say which way they lie, so the overlay does not either.
@@ -148,7 +148,7 @@ def _capture(source: pydicom.Dataset, finding: Finding) -> pydicom.Dataset:
         if source.get(name):
             setattr(capture, name, source.get(name))
     capture.BurnedInAnnotation = "NO"  # of what identifies the patient: only the answer is drawn
-    capture.DerivationDescription = f"Outline by {finding.algorithm} {finding.version}. {USE}"
+    capture.DerivationDescription = f"Outline by {finding.algorithm} {finding.version}. {RESEARCH_USE}"
     reference = pydicom.Dataset()
     reference.ReferencedSOPClassUID = source.SOPClassUID
     reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
@@ -215,10 +215,10 @@ def _report(
         content=content[0],
         series_number=903,
         instance_number=1,
-        series_description=f"Pneumothorax report. {USE}",
+        series_description=f"Pneumothorax report. {RESEARCH_USE}",
         **_maker(finding),
     )
-    report.CompletionFlagDescription = USE
+    report.CompletionFlagDescription = RESEARCH_USE
     return report
 
 

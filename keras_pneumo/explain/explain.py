@@ -25,7 +25,7 @@ from keras_pneumo.evaluation.report.saliency_report import (
     SANITY,
     SHORTCUTS,
 )
-from keras_pneumo.evaluation.scoring.saliency import agreement, mask_at, score_map, summary
+from keras_pneumo.evaluation.scoring.saliency import agreement, mask_at, score_map, summarise_maps
 from keras_pneumo.evaluation.scoring.shortcuts import shares_table
 from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
 from keras_pneumo.explain.gradcam import heat_maps
@@ -151,7 +151,7 @@ def explain_prepared(
 
     tables = {name: pd.DataFrame(rows) for name, rows in scores.items()}
     area, patients = np.array(areas), patients_of(prepared, positives)
-    write_table(folder / CHECK, summary(tables, area, patients, resamples, seed))
+    write_table(folder / CHECK, summarise_maps(tables, area, patients, resamples, seed))
     write_table(folder / IMAGES, _per_image(positives, probability, threshold, area, tables))
     write_table(folder / SHORTCUTS, shares_table(shares, patients, resamples, seed))
     write_table(folder / CHOICE, choice)

@@ -14,7 +14,7 @@ from keras_pneumo.data.labels.devices import FILE as DEVICES
 from keras_pneumo.data.labels.devices import TUBE, Devices, kinds_of, read_devices
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.evaluation.scoring.saliency import coverage_at
-from keras_pneumo.evaluation.scoring.shortcuts import BORDER_REGION, answers_by_tube, border, region_shares
+from keras_pneumo.evaluation.scoring.shortcuts import BORDER_REGION, accuracy_by_tube, border, region_shares
 from keras_pneumo.explain.positives import patients_of
 
 NO_SHARES = (float("nan"), float("nan"))
@@ -54,9 +54,9 @@ def shares_in(
 def by_tube(
     prepared: PreparedFolder, probability: pd.Series, threshold: float, devices: Devices, resamples: int, seed: int
 ) -> pd.DataFrame:
-    """How often the answers are right with a chest tube and without; see :func:`shortcuts.answers_by_tube`."""
+    """How often the answers are right with a chest tube and without; see :func:`shortcuts.accuracy_by_tube`."""
     image_ids = [str(image_id) for image_id in probability.index]
     positive = prepared.cases.set_index("image_id")["pneumothorax"].astype(int).loc[image_ids].to_numpy() == 1
     tube = np.array([TUBE in devices.get(image_id, {}) for image_id in image_ids])
     decision = probability.to_numpy(float) >= threshold
-    return answers_by_tube(positive, decision, tube, patients_of(prepared, image_ids), resamples, seed)
+    return accuracy_by_tube(positive, decision, tube, patients_of(prepared, image_ids), resamples, seed)

@@ -2,8 +2,8 @@
 
 In: a finished run, or a network as it starts. Out: a file (savedmodel: a folder) that computes the network's logits
 from the input that the Keras network takes, float32 (batch, height, width, 1) in [0, 1]; the normalisation is inside.
-PyTorch's file holds weights only, under the names of torchvision or smp. Each is read back and run on a few phantoms
-before it gets its name, and what gives other logits is removed: a wrong export is worse than none.
+PyTorch's file holds weights only, under the names of torchvision or smp. Each is read back and run on a few test
+images before it gets its name, and what gives other logits is removed: a wrong export is worse than none.
 
 ONNX Runtime in place of Keras for predicting, where it is faster: the same weights, checked to give the same logits.
 
@@ -34,16 +34,14 @@ from keras_pneumo.config import Experiment
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.run import RunFolder, build, load_model
 from keras_pneumo.models.weights import from_torch, load_safetensors, save_safetensors
-from keras_pneumo.phantoms.cohort import PhantomSettings
-from keras_pneumo.phantoms.folder import render
 
 Format = Literal["torch", "savedmodel", "onnx", "litert"]
 
 BOUND = 1e-4
 """Largest difference of a logit that is accepted, as a share of the largest logit's size (at least of 1)."""
 
-PHANTOMS = 3
-"""Images that an export is tried on."""
+TEST_IMAGES = 3
+"""Images on which an export is compared with its network."""
 
 ONNX_PACKAGES = ("tf2onnx", "onnx", "onnxruntime")
 
@@ -89,7 +87,7 @@ def export_network(
     if form == "onnx" and (missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]):
         raise PneumoError(f"ONNX needs {', '.join(missing)}. Run: pip install 'keras-pneumo[export]'")
     record = {**describe(experiment, form), **(notes or {})}
-    images = phantoms(experiment.image_size)
+    images = make_test_images(experiment.image_size)
     expected = logits_of(model)(images)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,12 +110,20 @@ def export_network(
     return Exported(path, difference)
 
 
-def phantoms(size: int, count: int = PHANTOMS) -> np.ndarray:
-    """Synthetic radiographs, float32 (count, size, size, 1) in [0, 1]."""
-    settings = PhantomSettings(positive_rate=0.5)
-    films = [np.asarray(render(0, patient, 0, settings).image) for patient in range(count)]
-    small = [cv2.resize(film, (size, size), interpolation=cv2.INTER_AREA) for film in films]
-    return (np.stack(small)[..., None] / 255.0).astype(np.float32)
+def make_test_images(size: int, count: int = TEST_IMAGES) -> np.ndarray:
+    """Smooth random images with some grain, float32 (count, size, size, 1) in [0, 1]; the same each time.
+
+    Like a radiograph they have large bright and dark areas, edges and noise, so that every layer has something to do.
+    """
+    random = np.random.default_rng(0)
+    images = []
+    for _ in range(count):
+        image = 0.03 * random.normal(size=(size, size))
+        for cells, weight in ((4, 1.0), (16, 0.4)):
+            cloud = random.normal(size=(cells, cells)).astype(np.float32)
+            image += weight * cv2.resize(cloud, (size, size), interpolation=cv2.INTER_CUBIC)
+        images.append((image - image.min()) / (image.max() - image.min()))
+    return np.stack(images)[..., None].astype(np.float32)
 
 
 def logits_of(model: keras.Model) -> Runner:

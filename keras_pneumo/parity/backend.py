@@ -168,18 +168,17 @@ def _loss(column: Column) -> None:
 
 def _gradients(column: Column) -> None:
     from keras_pneumo.models.weights import from_torch
-    from keras_pneumo.parity.networks import build, loss_and_gradients, precision
+    from keras_pneumo.parity.networks import build, gradients_by_name, precision
 
     batch = column.task["gradient_batch"]
     truths = {head: column.inputs[f"truth_{head}"][:batch] for head in ("image", "mask")}
     for network in column.task["networks"]:
         for dtype in ("float64", "float32"):
-            with precision(dtype):
-                model = build(network, column.task["encoder"])
-            from_torch(model, column.state(network, "weights"))
             image = column.inputs["image"][:batch].astype(dtype)
-            with float64_kept() if dtype == "float64" else contextlib.nullcontext():
-                loss, gradients = loss_and_gradients(model, network, image, truths, training=True)
+            with precision(dtype), float64_kept() if dtype == "float64" else contextlib.nullcontext():
+                model = build(network, column.task["encoder"])
+                from_torch(model, column.state(network, "weights"))
+                loss, gradients = gradients_by_name(model, network, image, truths)
             column.write(f"gradients.{network}.{dtype}", {"loss": np.array([loss]), **gradients})
 
 

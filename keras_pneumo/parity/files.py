@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.evaluation.board.board import score
-from keras_pneumo.evaluation.inputs.alignment import check_submission
+from keras_pneumo.evaluation.board.board import score_submissions
+from keras_pneumo.evaluation.inputs.alignment import align_submission
 from keras_pneumo.evaluation.inputs.submission import (
     PREDICTIONS_FILE,
     SubmissionInfo,
@@ -18,7 +18,7 @@ from keras_pneumo.evaluation.inputs.submission import (
     write_submission,
 )
 from keras_pneumo.evaluation.inputs.truth import read_truth
-from keras_pneumo.inference.maps import enlarge, quantise, sigmoid
+from keras_pneumo.inference.maps import enlarge, quantise
 from keras_pneumo.inference.postprocess import PostprocessingParameters
 
 RULE = PostprocessingParameters(top=0.5, area=1, bottom=0.5)
@@ -32,13 +32,13 @@ SUBMISSION = "submission"
 
 def write_predictions(folder: Path, image_ids: list[str], logits: np.ndarray, masks: np.ndarray) -> None:
     """The submission that the package makes of logits (n, 1) and mask logits (n, s, s, 1)."""
-    from keras_pneumo.inference.predictor import probabilities_of
+    from keras_pneumo.inference.predictor import sigmoid
 
-    levels = quantise(sigmoid(masks[..., 0]))
+    levels = quantise(sigmoid(masks[..., 0], np.float32))
     table = pd.DataFrame(
         {
             "image_id": image_ids,
-            "probability": probabilities_of(logits[:, 0]),
+            "probability": sigmoid(logits[:, 0]),
             "encoded_pixels": [rle.encode(RULE.mask(enlarge(one))) for one in levels],
         }
     )
@@ -69,8 +69,8 @@ def equal_to_the_last_digit(first: Path, second: Path) -> tuple[int, int]:
 def referee(truth: Path, folder: Path) -> dict[str, np.ndarray]:
     """The referee's AUROC and mean Dice of a column's submission."""
     known = read_truth(truth)
-    answers = check_submission(read_submission(folder / SUBMISSION), known)
-    point = score(known, [answers], resamples=100).teams[0].point
+    answers = align_submission(read_submission(folder / SUBMISSION), known)
+    point = score_submissions(known, [answers], resamples=100).teams[0].point
     return {name: np.array([point[name]]) for name in ("auroc", "dice")}
 
 

@@ -146,7 +146,7 @@ def _readable(paths: list[Path]) -> tuple[list[Path], list[np.ndarray], int]:
     files, images = [], []
     for path in paths:
         try:
-            images.append(read_radiograph(path).image)
+            images.append(read_radiograph(path).pixels)
             files.append(path)
         except UnreadableImage:
             continue

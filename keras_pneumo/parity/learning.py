@@ -12,10 +12,11 @@ import keras
 import numpy as np
 
 from keras_pneumo.models.weights import State, from_torch, to_torch
-from keras_pneumo.parity.networks import RECIPE, is_trained, loss_functions, to_numpy
-from keras_pneumo.training.losses import TERMS, ClassificationLoss, SegmentationLoss
+from keras_pneumo.parity.networks import EXPERIMENTS, RECIPE, is_trained, target_of, to_numpy
+from keras_pneumo.training.losses import TERMS, ClassificationLoss, SegmentationLoss, image_losses
 from keras_pneumo.training.optimizers import SGD, AdamW
 from keras_pneumo.training.schedules import Tabulated, one_cycle
+from keras_pneumo.training.step import loss_and_gradients, training_network
 
 OPTIMIZERS = ("sgd", "adamw")
 
@@ -96,7 +97,10 @@ def tabulated(rates: np.ndarray) -> np.ndarray:
 def training_losses(
     model: keras.Model, network: str, images: np.ndarray, truths: Mapping[str, np.ndarray], plan: dict[str, Any]
 ) -> np.ndarray:
-    """The loss of each step of SGD with momentum under a one-cycle schedule, by the very ``train_step`` of ``fit``.
+    """The loss of each step of SGD with momentum under a one-cycle schedule, by the step of ``keras-pneumo train``.
+
+    On Keras's PyTorch backend, where there is no TensorFlow graph, the loss and the gradients are those of the same
+    :func:`keras_pneumo.training.step.loss_and_gradients`, and the optimizer is the same.
 
     Args:
         model: from where it starts.
@@ -107,13 +111,22 @@ def training_losses(
     """
     cycle = one_cycle(np.arange(plan["steps"]), plan["steps"], plan["peak"], momentum=tuple(plan["momentum"]))
     optimizer = SGD(learning_rate=Tabulated(cycle.rate), momentum=Tabulated(cycle.momentum))
-    losses = loss_functions(network)
-    heads = list(losses)
-    model.compile(optimizer, losses if len(heads) > 1 else losses[heads[0]], jit_compile=False)
-    found = []
+    losses_of = image_losses(EXPERIMENTS[network])
+    if keras.backend.backend() == "tensorflow":
+        learning = training_network(model, losses_of, optimizer)
+
+        def take_step(batch: np.ndarray, target: Any) -> Any:
+            return learning.train_on_batch(batch, target, return_dict=True)["loss"]
+    else:
+
+        def take_step(batch: np.ndarray, target: Any) -> Any:
+            weight = np.full(len(batch), 1 / len(batch), np.float32)
+            loss, gradients = loss_and_gradients(model, losses_of, batch, target, weight)
+            optimizer.apply(gradients, model.trainable_variables)
+            return loss
+
+    losses = []
     for step in range(plan["steps"]):
-        now = {head: truths[head][step] for head in heads}
-        model.reset_metrics()  # else Keras gives the mean since the first step
-        logs = model.train_on_batch(images[step], now if len(heads) > 1 else now[heads[0]], return_dict=True)
-        found.append(float(logs["loss"]))
-    return np.array(found)
+        target = target_of(network, {head: values[step] for head, values in truths.items()})
+        losses.append(float(to_numpy(take_step(images[step], target))))
+    return np.array(losses)

@@ -17,19 +17,24 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pneumo.models.classifier import build_classifier, leaf_layers
+from keras_pneumo import config
+from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.models.preprocessing import normalise
-from keras_pneumo.models.torch_names import module_name
+from keras_pneumo.models.resnet import leaf_layers
 from keras_pneumo.models.unet import build_unet
-from keras_pneumo.models.weights import State, from_torch, to_torch
+from keras_pneumo.models.weights import State, from_torch, module_name, to_torch
 from keras_pneumo.parity.comparison import summary_of
-from keras_pneumo.training.losses import ClassificationLoss, SegmentationLoss
+from keras_pneumo.training.losses import image_losses
+from keras_pneumo.training.step import loss_and_gradients
 
 CLASSIFIER, UNET = "classifier", "unet"
 NETWORKS = (CLASSIFIER, UNET)
 
 RECIPE = "3 bce + 1 dice + 4 focal"
 """The mask loss of the ladder, the competition's first place's."""
+
+EXPERIMENTS = {CLASSIFIER: config.CLASSIFIER, UNET: config.SEGMENTER.replace(loss=RECIPE)}
+"""What each network is trained by."""
 
 _SHOWN = (
     keras.layers.Conv2D,
@@ -50,16 +55,9 @@ def build(network: str, encoder: str) -> keras.Model:
     return build_unet(encoder, image_head=True, dropout=0.0)
 
 
-def loss_functions(network: str) -> dict[str, keras.losses.Loss]:
-    """The loss of each of a network's outputs, as an experiment would have them; their sum is what is minimised."""
-    if network == CLASSIFIER:
-        return {"image": ClassificationLoss()}
-    return {"mask": SegmentationLoss(RECIPE), "image": ClassificationLoss()}
-
-
-def named(outputs: Any) -> dict[str, Any]:
-    """The heads' logits by name."""
-    return outputs if isinstance(outputs, dict) else {"mask" if len(outputs.shape) == 4 else "image": outputs}
+def target_of(network: str, truths: Mapping[str, np.ndarray]) -> Any:
+    """The network's target: the labels, (n, 1), or by name the masks and the labels."""
+    return truths["image"] if network == CLASSIFIER else {head: truths[head] for head in ("mask", "image")}
 
 
 def randomise(model: keras.Model, rng: np.random.Generator, image: np.ndarray) -> None:
@@ -107,31 +105,14 @@ def activations(model: keras.Model, image: np.ndarray, training: bool) -> dict[s
     return arrays
 
 
-def loss_and_gradients(
-    model: keras.Model, network: str, image: np.ndarray, truths: Mapping[str, np.ndarray], training: bool
+def gradients_by_name(
+    model: keras.Model, network: str, image: np.ndarray, truths: Mapping[str, np.ndarray]
 ) -> tuple[float, State]:
-    """The summed loss of all heads, and its gradients by PyTorch's names, of trained tensors only."""
-    losses = loss_functions(network)
-    variables = model.trainable_variables
-
-    def total() -> Any:
-        outputs = named(model(image, training=training))
-        # The loss's own call: __call__ would round float64 logits to float32.
-        parts = [losses[head].call(truths[head], logits) for head, logits in outputs.items() if head in losses]
-        return sum(keras.ops.mean(values) for values in parts)
-
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            loss = total()
-        gradients = tape.gradient(loss, [variable.value for variable in variables])
-    else:
-        model.zero_grad()
-        loss = total()
-        loss.backward()
-        gradients = [variable.value.grad for variable in variables]
-    return float(to_numpy(loss)), by_torch_names(model, variables, gradients)
+    """The loss of the training step for one batch, and its gradients by PyTorch's names, of trained tensors only."""
+    weight = np.full(len(image), 1 / len(image))
+    losses = image_losses(EXPERIMENTS[network])
+    loss, gradients = loss_and_gradients(model, losses, image, target_of(network, truths), weight)
+    return float(to_numpy(loss)), by_torch_names(model, model.trainable_variables, gradients)
 
 
 def by_torch_names(model: keras.Model, variables: list[Any], values: list[Any]) -> State:

@@ -17,7 +17,7 @@ from keras_pneumo.data.radiographs.reading import read_radiograph
 
 def decoded(files: Sequence[Path]) -> dict[str, np.ndarray]:
     """uint8 pixels of each file, by its number and ending."""
-    return {f"file {number} ({path.suffix[1:]})": read_radiograph(path).image for number, path in enumerate(files)}
+    return {f"file {number} ({path.suffix[1:]})": read_radiograph(path).pixels for number, path in enumerate(files)}
 
 
 def resized(pixels: dict[str, np.ndarray], sizes: Sequence[int]) -> dict[str, np.ndarray]:

@@ -13,12 +13,11 @@ import numpy as np
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.training.averaging import averaged_weights, keep_average
 from keras_pneumo.training.distributed.strategy import Engine
-from keras_pneumo.training.events import Events
 from keras_pneumo.training.interrupt import Interruption
-from keras_pneumo.training.log import EpochRow, Log, Pace
-from keras_pneumo.training.optimization import inner_optimizer
+from keras_pneumo.training.log import EpochRow, Events, Log, Pace
+from keras_pneumo.training.optimizers import inner_optimizer
 from keras_pneumo.training.state import State
-from keras_pneumo.training.step import Network
+from keras_pneumo.training.step import TrainingNetwork
 from keras_pneumo.training.validation import Validator
 
 __all__ = ["CheckpointInterval", "EpochRow", "NotFinite", "Saver", "Steps", "TrainProgress", "Validation"]
@@ -61,7 +60,7 @@ class Steps(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Start the step's clock, and say whether this worker wishes to stop after it."""
         self.began = time.monotonic()
-        self.model.wish = int(self.interruption.wanted)
+        self.model.stop_request = int(self.interruption.wanted)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Take the step in."""
@@ -177,7 +176,7 @@ class Saver(keras.callbacks.Callback):
         next_phase: Callable[[], None],
         steps: int,
         every: CheckpointInterval,
-        save: Callable[[Network | None], None],
+        save: Callable[[TrainingNetwork | None], None],
         interruption: Interruption,
         engine: Engine,
     ) -> None:
@@ -209,7 +208,7 @@ class Saver(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save if it is time to, or if any worker was asked to stop."""
         self.since += 1
-        wished = float((logs or {}).get("wish", 0)) > 0
+        wished = float((logs or {}).get("stop_requests", 0)) > 0
         if wished or self._due():
             self._save(self.model)
         if wished:
@@ -234,7 +233,7 @@ class Saver(keras.callbacks.Callback):
             return self.since >= self.every.steps
         return self.every.seconds is not None and time.monotonic() - self.saved >= self.every.seconds
 
-    def _save(self, network: Network | None) -> None:
+    def _save(self, network: TrainingNetwork | None) -> None:
         self.save(network)
         self.saved, self.since = time.monotonic(), 0
 

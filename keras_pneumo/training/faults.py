@@ -1,29 +1,21 @@
-"""What a training does when a loss is no number any more, and when another worker is gone."""
+"""What a training does when a loss is no number any more."""
 
 from __future__ import annotations
 
-import contextlib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-import tensorflow as tf
 
 from keras_pneumo.data.batches.images import ImageSet
 from keras_pneumo.data.batches.order import TrainingPlan
-from keras_pneumo.errors import PneumoError, Stopped
+from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import write_table
 from keras_pneumo.training.callbacks import NotFinite
 from keras_pneumo.training.distributed.strategy import Engine
 
 FILE = "nan_batches.csv"
 """In the run folder: the images of each batch that gave no finite loss, and what was done about it."""
-
-OF_ANOTHER = re.compile(r"collective|incarnation|peer|socket|connection|recv|grpc|coordination|heartbeat", re.I)
-"""Words of TensorFlow 2.21's messages about a worker that is gone or does something else (its C++ sources)."""
-
-LONGEST = 300
 
 MOST_SKIPPED = 0.1
 """When more than this share of the images would be left out, they are not the cause."""
@@ -92,43 +84,3 @@ def _read(folder: Path) -> pd.DataFrame:
     return pd.DataFrame({"epoch": [], "step": [], "image_id": [], "action": []}).astype(
         {"epoch": int, "step": int, "image_id": str, "action": str}
     )
-
-
-@contextlib.contextmanager
-def lost_workers(engine: Engine) -> Iterator[None]:
-    """Within this context TensorFlow's complaints about another worker become one sentence.
-
-    Raises:
-        Stopped: another worker is gone.
-    """
-    try:
-        yield
-    except (
-        tf.errors.UnavailableError,
-        tf.errors.AbortedError,
-        tf.errors.CancelledError,
-        tf.errors.DeadlineExceededError,
-        tf.errors.InternalError,
-        tf.errors.FailedPreconditionError,
-    ) as error:
-        if engine.workers == 1 or not _of_another(error):
-            raise
-        raise Stopped(
-            f"Worker {engine.worker} of {engine.workers} has lost another one. Look at the output of the others for "
-            "the reason. Start all workers again, with the same command; they go on from the last checkpoint. "
-            f"(TensorFlow: {type(error).__name__}, {_reason(error)})"
-        ) from None
-
-
-def _of_another(error: tf.errors.OpError) -> bool:
-    """Whether TensorFlow complains of another worker; two of its classes may mean a fault of this one's own."""
-    if isinstance(error, tf.errors.InternalError | tf.errors.FailedPreconditionError):
-        return OF_ANOTHER.search(error.message) is not None
-    return True
-
-
-def _reason(error: tf.errors.OpError) -> str:
-    """The line of TensorFlow's message that names the cause; the others are headings and the graph's place."""
-    lines = [one.strip() for one in error.message.splitlines() if one.strip()]
-    line = next((one for one in lines if OF_ANOTHER.search(one)), lines[0] if lines else "no reason given")
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"

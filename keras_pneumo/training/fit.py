@@ -18,16 +18,15 @@ from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.inference.run import FORMAT, RunFolder, hardware, versions
 from keras_pneumo.storage.files import folder_lock, remove_temporary, write_json
-from keras_pneumo.training import checkpoints, faults
+from keras_pneumo.training import checkpoints
 from keras_pneumo.training.averaging import estimate_statistics
 from keras_pneumo.training.callbacks import TrainProgress
-from keras_pneumo.training.curves import draw_curves
 from keras_pneumo.training.distributed.agreement import check_agreement
-from keras_pneumo.training.distributed.strategy import Engine
+from keras_pneumo.training.distributed.strategy import Engine, lost_workers
 from keras_pneumo.training.interrupt import Interruption
-from keras_pneumo.training.log import EpochRow, Log, Pace
+from keras_pneumo.training.log import EpochRow, Log, Pace, draw_curves
 from keras_pneumo.training.loop import judged_network, learn
-from keras_pneumo.training.optimization import set_learning
+from keras_pneumo.training.optimizers import set_learning
 from keras_pneumo.training.origin import origin_of
 from keras_pneumo.training.start import start
 from keras_pneumo.training.state import check_identity, identity
@@ -90,7 +89,7 @@ def train(
     with (
         folder_lock(folder) if engine.chief else contextlib.nullcontext(),
         interruption.listening(),
-        faults.lost_workers(engine),
+        lost_workers(engine),
     ):
         if engine.chief:
             remove_temporary(folder)
@@ -131,7 +130,7 @@ def train(
 
 def _stop_if_asked(interruption: Interruption, engine: Engine) -> None:
     """End after the training, on all workers, where a signal came to any after its last step."""
-    with faults.lost_workers(engine):
+    with lost_workers(engine):
         if engine.largest(int(interruption.wanted)):
             raise Stopped(
                 f"{interruption.name} came after the last step; the training is done. Run the same command again to "

@@ -1,4 +1,7 @@
-"""The log of a training, ``log.csv``, and the weights of its best epochs."""
+"""The log of a training: its rows in ``log.csv``, the weights of its best epochs, TensorBoard's events, and its curves.
+
+The rows are the one source: events and ``curves.png`` are made from them.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ import numpy as np
 import pandas as pd
 import psutil
 import tensorflow as tf
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
@@ -22,8 +27,16 @@ from keras_pneumo.inference.run import CHECKPOINTS, TORCH_WEIGHTS, WEIGHTS
 from keras_pneumo.models.weights import save_safetensors
 from keras_pneumo.storage.files import write_table
 from keras_pneumo.training.checkpoints import flush_folder
-from keras_pneumo.training.optimization import inner_optimizer
+from keras_pneumo.training.optimizers import inner_optimizer
 from keras_pneumo.training.validation import ValidationResult
+
+EVENTS = "events"
+"""In a run folder: TensorBoard's files."""
+
+STEPS_BETWEEN_EVENTS = 10
+"""Steps between two points of the curves by step."""
+
+TRAINING_COLOR, VALIDATION_COLOR, BEST_COLOR, RATE_COLOR = "#8a94a6", "#0b6e99", "#c2410c", "#333a45"
 
 DICE = ("validation_dice", "validation_dice_positives")
 
@@ -219,3 +232,86 @@ def memory_gb() -> float:
     if tf.config.list_logical_devices("GPU"):
         return round(tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9, 3)
     return round(psutil.Process().memory_info().rss / 1e9, 3)
+
+
+class Events:
+    """TensorBoard's events of a run: every tenth step's figures, and every row of the log.
+
+    Written through TensorFlow's own summary writer; looking at them needs TensorBoard, training does not.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        """Open a file of events in the run folder; with None nothing is written."""
+        self.writer = tf.summary.create_file_writer(str(folder / EVENTS)) if folder else None
+        plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
+        self.kind = tf.compat.v1.SummaryMetadata(plugin_data=plugin)
+
+    def step(self, number: int, values: dict[str, float]) -> None:
+        """Values of a step, by the number of steps since the training began."""
+        if number % STEPS_BETWEEN_EVENTS == 0:
+            self._write(number, {f"step/{name}": value for name, value in values.items()})
+
+    def epoch(self, row: EpochRow) -> None:
+        """A row of the log."""
+        numbers = {name: value for name, value in asdict(row).items() if isinstance(value, (int, float))}
+        self._write(row.epoch, {f"epoch/{name}": value for name, value in numbers.items() if name != "epoch"})
+        if self.writer:
+            self.writer.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self.writer:
+            self.writer.close()
+
+    def _write(self, number: int, values: dict[str, float]) -> None:
+        if not self.writer:
+            return
+        with tf.device("CPU:0"), self.writer.as_default():
+            for name, value in values.items():
+                if value == value:  # a missing value is no point on a curve
+                    # Not tf.summary.scalar, which is TensorBoard's own code.
+                    tf.summary.write(name, tf.constant(value, tf.float32), step=number, metadata=self.kind)
+
+
+def draw_curves(log: pd.DataFrame, path: Path) -> None:
+    """Loss, AUROC or Dice, and learning rate by epoch, from the rows of ``log.csv``; the best epoch is marked."""
+    figure = Figure(figsize=(12, 3.4), layout="constrained")  # not pyplot, which would change a notebook's backend
+    axes = figure.subplots(1, 3)
+    epochs = log["epoch"]
+    axes[0].plot(epochs, log["loss"], color=TRAINING_COLOR, marker="o", markersize=3, label="training")
+    axes[0].plot(epochs, log["validation_loss"], color=VALIDATION_COLOR, marker="o", markersize=3, label="validation")
+    score, name = ("validation_dice", "Dice") if "validation_dice" in log else ("validation_auroc", "AUROC")
+    axes[0].set_title("Loss" if name == "Dice" else "Cross-entropy")
+    axes[0].legend(frameon=False)
+    axes[1].plot(epochs, log[score], color=VALIDATION_COLOR, marker="o", markersize=3)
+    if name == "AUROC":
+        axes[1].axhline(0.5, color=TRAINING_COLOR, linewidth=0.8, linestyle=":")
+    axes[1].set_title(f"Validation {name}")
+    best = log[log["best"] == 1].tail(1)
+    if len(best):
+        row = best.iloc[0]
+        axes[1].plot(row["epoch"], row[score], "o", markersize=9, fillstyle="none", color=BEST_COLOR)
+        axes[1].annotate(
+            f"best {row[score]:.3f}",
+            (row["epoch"], row[score]),
+            xytext=(0, -16),
+            textcoords="offset points",
+            ha="center",
+            color=BEST_COLOR,
+            fontsize=9,
+        )
+    axes[2].plot(epochs, log["learning_rate"], color=RATE_COLOR, marker="o", markersize=3)
+    axes[2].set_yscale("log")
+    axes[2].set_title("Learning rate at the epoch's end")
+    for axis in axes:
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a picture; the file replaces the one before at once."""
+    temporary = path.with_name(f"writing.{path.name}")
+    figure.savefig(temporary, dpi=110)
+    temporary.replace(path)

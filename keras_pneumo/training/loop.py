@@ -18,10 +18,11 @@ from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.training import checkpoints, faults, memory
 from keras_pneumo.training.callbacks import NotFinite, Saver, Steps, Validation
 from keras_pneumo.training.log import Pace
-from keras_pneumo.training.optimization import image_losses, make_optimizer, set_learning
+from keras_pneumo.training.losses import image_losses
+from keras_pneumo.training.optimizers import make_optimizer, set_learning
 from keras_pneumo.training.schedules import Plateau
 from keras_pneumo.training.state import put_back_optimizer
-from keras_pneumo.training.step import Network, learner
+from keras_pneumo.training.step import TrainingNetwork, training_network
 from keras_pneumo.training.work import Phase, Trainer, plan_of
 
 
@@ -128,7 +129,7 @@ def _recalled(work: Trainer) -> int:
     return work.manner.engine.largest(slices)
 
 
-def _alone(work: Trainer) -> Network:
+def _alone(work: Trainer) -> TrainingNetwork:
     """A network of the last phase on this device alone, to try out what fits.
 
     Under a strategy it is a copy: a device without memory must not leave the others waiting for its sums. The copy
@@ -140,15 +141,15 @@ def _alone(work: Trainer) -> Network:
     model = keras.models.clone_model(work.model)
     set_learning(model, work.experiment, True)
     optimizer = make_optimizer(work.experiment, model, work.phases[-1].learning_rate, 1, 1)
-    return learner(model, image_losses(work.experiment), optimizer)
+    return training_network(model, image_losses(work.experiment), optimizer)
 
 
-def _network(work: Trainer, phase: Phase, slices: int) -> tuple[Network, int]:
+def _network(work: Trainer, phase: Phase, slices: int) -> tuple[TrainingNetwork, int]:
     """The learning network of a phase with a new optimizer, and the steps of an epoch."""
     experiment, steps = work.experiment, len(work.sizes)
     with work.manner.engine.scope():
         optimizer = make_optimizer(experiment, work.model, phase.learning_rate, phase.epochs * steps, steps)
-        network = learner(work.model, image_losses(experiment), optimizer, slices, work.manner.engine)
+        network = training_network(work.model, image_losses(experiment), optimizer, slices, work.manner.engine)
     return network, steps
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import keras
 
+from keras_pneumo.config import Experiment
 from keras_pneumo.errors import PneumoError
 
 SMOOTHING = 1.0
@@ -177,3 +178,24 @@ class ClassificationLoss(keras.losses.Loss):
         """Smoothing and weight."""
         own = {"label_smoothing": self.label_smoothing, "positive_weight": self.positive_weight}
         return {**super().get_config(), **own}
+
+
+ImageLosses = Callable[[Any, Any], Any]
+"""A function from target and output to the loss of each image, shape (batch,)."""
+
+
+def image_losses(experiment: Experiment) -> ImageLosses:
+    """The experiment's loss: from target and output to one value for each image, shape (batch,), before any mean."""
+    if experiment.task == "classifier":
+        return ClassificationLoss(experiment.label_smoothing, experiment.positive_weight).call
+    mask = SegmentationLoss(experiment.loss).call
+    if not experiment.image_head:
+        return mask
+    image = ClassificationLoss().call
+
+    def both(target: Any, output: Any) -> Any:
+        return mask(target["mask"], output["mask"]) + experiment.image_loss_weight * image(
+            target["image"], output["image"]
+        )
+
+    return both

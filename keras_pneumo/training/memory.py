@@ -21,7 +21,7 @@ from keras_pneumo.config import Experiment
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.run import hardware
 from keras_pneumo.storage.files import write_json
-from keras_pneumo.training.step import Network
+from keras_pneumo.training.step import TrainingNetwork
 
 FILE = "memory.json"
 SLICES = "slices.json"
@@ -125,7 +125,7 @@ def fewest(fits: Callable[[int], bool], most: int) -> int:
     return high
 
 
-def trial(network: Network, experiment: Experiment, part: int) -> Callable[[int], bool]:
+def trial(network: TrainingNetwork, experiment: Experiment, part: int) -> Callable[[int], bool]:
     """A function that says whether a part of a batch fits in so many slices, by a forward and a backward pass.
 
     The network is one of this device alone: workers find out different things, and none must wait for another here.
@@ -136,7 +136,7 @@ def trial(network: Network, experiment: Experiment, part: int) -> Callable[[int]
         images = in_a_slice(part, slices)
         kept = [keras.ops.convert_to_numpy(variable) for variable in network.variables]
         try:
-            network.try_part(_made_up(experiment, images, size))
+            network.try_micro_batch(_made_up(experiment, images, size))
         except tf.errors.ResourceExhaustedError:
             return False
         finally:

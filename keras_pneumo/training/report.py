@@ -10,26 +10,25 @@ import pandas as pd
 
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.board.board import score
+from keras_pneumo.evaluation.board.board import score_submissions
 from keras_pneumo.evaluation.board.verdict import verdict
-from keras_pneumo.evaluation.compare import image_loader
-from keras_pneumo.evaluation.inputs.alignment import check_submission
+from keras_pneumo.evaluation.inputs.alignment import align_submission
 from keras_pneumo.evaluation.inputs.submission import read_submission
 from keras_pneumo.evaluation.inputs.truth import read_truth
 from keras_pneumo.evaluation.report.mask_report import mask_findings
+from keras_pneumo.evaluation.report.pictures import image_loader
 from keras_pneumo.evaluation.report.report import write_run_report
-from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_where
+from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
 from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
 from keras_pneumo.explain.explain import Answers, explain_prepared
 from keras_pneumo.explain.positives import can_be_checked
 from keras_pneumo.inference.postprocess import write_threshold
 from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.inference.run import RunFolder
-from keras_pneumo.inference.submit import Predicted, keep_search, predict_subset, write_predicted
+from keras_pneumo.inference.submission import SubsetPredictions, predict_subset, write_predictions, write_search
 from keras_pneumo.storage.files import sha256_file, write_bytes
 from keras_pneumo.storage.tables import table_text
-from keras_pneumo.training.distributed.strategy import ONE, Engine
-from keras_pneumo.training.faults import lost_workers
+from keras_pneumo.training.distributed.strategy import ONE, Engine, lost_workers
 from keras_pneumo.training.fit import write_record
 
 
@@ -75,25 +74,25 @@ def finish(
                     f"Worker {engine.worker} finds other weights in {run.weights} than worker 0. The run folder must "
                     "be on a disk that all workers share. Start all again."
                 )
-        predicted = predict_subset([run], prepared, progress=progress, sharing=engine.sharing())
+        predicted = predict_subset([run], prepared, progress=progress, distributed=engine.sharing())
     return _report(run, predicted, resamples) if engine.chief else None
 
 
-def _report(run: RunFolder, predicted: Predicted, resamples: int) -> Finished:
+def _report(run: RunFolder, predicted: SubsetPredictions, resamples: int) -> Finished:
     """Score what was predicted, and write all of it into the run folder."""
     prepared, folder = predicted.prepared, run.folder / "submission"
-    written = write_predicted(predicted, folder)
+    written = write_predictions(predicted, folder)
     record = run.record | {"threshold": written.threshold}
     write_record(run.folder, record)
     if written.search is not None:
-        keep_search(written.search, run.folder)
+        write_search(written.search, run.folder)
     else:
         write_threshold(run.folder, written.threshold, len(prepared.subset("validation", fold=run.experiment.fold)))
 
     truth = read_truth(prepared.folder)
-    team = check_submission(read_submission(folder), truth)
+    team = align_submission(read_submission(folder), truth)
     headline = "dice" if run.experiment.task == "segmenter" else "auroc"
-    board = score(truth, [team], run.experiment.seed, resamples, headline=headline)
+    board = score_submissions(truth, [team], run.experiment.seed, resamples, headline=headline)
     table, masks = board.table, None
     if written.pixels is not None:
         row_of = {image_id: row for row, image_id in enumerate(prepared.subset("test", fold=run.experiment.fold))}
@@ -108,13 +107,13 @@ def _report(run: RunFolder, predicted: Predicted, resamples: int) -> Finished:
         answers = Answers(said, written.threshold)
         explain_prepared(run, prepared, run.folder / FOLDER, answers=answers, resamples=resamples)
     log = pd.read_csv(run.folder / "log.csv")
-    where = read_where(run.folder / FOLDER)
+    saliency = read_saliency_report(run.folder / FOLDER)
     images = image_loader(prepared.folder)
     report = write_run_report(
-        run.folder / "report.html", board, log, record | ladder_fact(run.folder), images, masks, where
+        run.folder / "report.html", board, log, record | ladder_fact(run.folder), images, masks, saliency
     )
     found = verdict(board)
-    looks = [f"Where it looks ({where.title}): {where.sentences[0]}"] if where is not None else []
+    looks = [f"Where it looks ({saliency.title}): {saliency.sentences[0]}"] if saliency is not None else []
     return Finished(report, [found.headline, *found.sentences, *found.warnings, *looks])
 
 
@@ -125,12 +124,14 @@ def rewrite_report(run: RunFolder, prepared: PreparedFolder) -> Path:
         PneumoError: the submission does not fit the prepared folder.
     """
     truth = read_truth(prepared.folder)
-    board = score(truth, [check_submission(read_submission(run.folder / "submission"), truth)], run.experiment.seed)
+    board = score_submissions(
+        truth, [align_submission(read_submission(run.folder / "submission"), truth)], run.experiment.seed
+    )
     log = pd.read_csv(run.folder / "log.csv")
-    where = read_where(run.folder / FOLDER)
+    saliency = read_saliency_report(run.folder / FOLDER)
     images = image_loader(prepared.folder)
     facts = run.record | ladder_fact(run.folder)
-    return write_run_report(run.folder / "report.html", board, log, facts, images, where=where)
+    return write_run_report(run.folder / "report.html", board, log, facts, images, saliency=saliency)
 
 
 def ladder_fact(folder: Path) -> dict[str, str]:

@@ -22,11 +22,10 @@ from keras_pneumo.training import checkpoints, memory
 from keras_pneumo.training.averaging import WeightAverage
 from keras_pneumo.training.callbacks import CheckpointInterval, TrainProgress
 from keras_pneumo.training.distributed.strategy import ONE, Engine
-from keras_pneumo.training.events import Events
 from keras_pneumo.training.interrupt import Interruption
-from keras_pneumo.training.log import EpochRow, Log
+from keras_pneumo.training.log import EpochRow, Events, Log
 from keras_pneumo.training.state import State, capture, position_of, put_back_model
-from keras_pneumo.training.step import Network
+from keras_pneumo.training.step import TrainingNetwork
 from keras_pneumo.training.validation import ValidationResult, Validator
 
 
@@ -204,7 +203,7 @@ class Trainer:
         self.events.epoch(row)
         self.on_epoch(row)
 
-    def save(self, network: Network | None) -> None:
+    def save(self, network: TrainingNetwork | None) -> None:
         """Write a checkpoint, if this worker is the one that does."""
         if not self.manner.engine.chief:
             return

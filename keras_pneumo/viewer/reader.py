@@ -17,14 +17,13 @@ import numpy as np
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage
-from keras_pneumo.detector.detect import summary_of
 from keras_pneumo.detector.detector import CLASSIFIER, OUTLINE, Detector
-from keras_pneumo.detector.overlay import png_of
-from keras_pneumo.detector.summary import meaning_of
+from keras_pneumo.detector.overlay import encode_png
+from keras_pneumo.detector.summary import error_rate_of, summary_of
 from keras_pneumo.evaluation.report.pictures import outline
 from keras_pneumo.explain.gradcam import heat_maps
 from keras_pneumo.inference.files import pixels_at, unfit
-from keras_pneumo.inference.segment import OWN_HEAD
+from keras_pneumo.inference.postprocess import OWN_HEAD
 from keras_pneumo.storage.files import sha256_bytes
 from keras_pneumo.viewer.decoding import Decoder
 
@@ -50,25 +49,25 @@ class Reader:
             UnreadableImage: with the reason.
         """
         radiograph = self.decoder.decode(data, name)
-        reason = unfit(radiograph, self.detector.image_size)
+        reason = unfit(radiograph.pixels, self.detector.image_size)
         if reason:
             raise UnreadableImage(reason[0].lower() + reason[1:].rstrip("."))
         with self._lock:  # networks answer one at a time
-            (answer,) = self.detector.answer([radiograph.image])
-            heat = mean_heat(self.detector, [radiograph.image])[0]
+            (answer,) = self.detector.answer([radiograph.pixels])
+            heat = mean_heat(self.detector, [radiograph.pixels])[0]
         summary = summary_of(self.detector, radiograph, answer)
         return {
             "key": sha256_bytes(data),
             **summary,
-            "gate": self.detector.rule.gate,
-            "gate_source": self.detector.rule.gate_source,
+            "gate": self.detector.postprocessing.gate,
+            "gate_source": self.detector.postprocessing.gate_source,
             "whose": whose(self.detector.probability_source),
-            "evidence": meaning_of(self.detector.counts, bool(summary["pneumothorax"])).evidence,
+            "evidence": error_rate_of(self.detector.counts, bool(summary["pneumothorax"])).evidence,
             "outline": outline(rle.runs_of(summary["encoded_pixels"]), tolerance=0.4),
             "pixels": _png_address(_shown(radiograph)),
             "maps": {
                 "classifier": _png_address(np.rint(_at(heat, HEAT_SIDE) * 255).astype(np.uint8)),
-                "segmenter": _png_address(_at(answer.levels, HEAT_SIDE)),
+                "segmenter": _png_address(_at(answer.quantised_map, HEAT_SIDE)),
             },
             "facts": facts_of(radiograph),
         }
@@ -109,7 +108,7 @@ def part_sentence(detector: Detector) -> str:
 
     Validation chooses the probability and the outline's gate each for itself, so the classifier may have none.
     """
-    source, rule = whose(detector.probability_source), detector.rule
+    source, rule = whose(detector.probability_source), detector.postprocessing
     gate = whose(rule.gate_source) if rule.gate > 0 else ""
     part = "" if "classifier" in source else "; the classifier, whose map this is, has no part in it"
     kept = f", kept only where {gate} answer allows it" if "classifier" in gate else " alone"
@@ -129,7 +128,7 @@ def mean_heat(detector: Detector, images: Sequence[np.ndarray]) -> np.ndarray:
 
 def facts_of(radiograph: Radiograph) -> list[str]:
     """What is said of the radiograph itself: size, view, age, sex; nothing that names the patient."""
-    side = radiograph.image.shape[0]
+    side = radiograph.pixels.shape[0]
     facts = [f"{side} × {side} pixels"]
     if radiograph.pixel_spacing_mm:
         facts.append(f"{radiograph.pixel_spacing_mm:.3f} mm each")
@@ -145,7 +144,7 @@ def facts_of(radiograph: Radiograph) -> list[str]:
 
 
 def _shown(radiograph: Radiograph) -> np.ndarray:
-    image = radiograph.image
+    image = radiograph.pixels
     if image.shape[0] <= MAX_SIDE:
         return image
     return np.asarray(cv2.resize(image, (MAX_SIDE, MAX_SIDE), interpolation=cv2.INTER_AREA), np.uint8)
@@ -156,4 +155,4 @@ def _at(levels: np.ndarray, side: int) -> np.ndarray:
 
 
 def _png_address(image: np.ndarray) -> str:
-    return "data:image/png;base64," + base64.b64encode(png_of(image)).decode()
+    return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()

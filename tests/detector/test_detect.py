@@ -18,12 +18,12 @@ from known_detector import dice, expected_mask, known_detector
 from pydicom.uid import UID
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.radiographs.reading import read_radiograph
-from keras_pneumo.detector.detect import caption, detect, find_files
+from keras_pneumo.data.radiographs.reading import find_files, read_radiograph
+from keras_pneumo.detector.detect import detect
 from keras_pneumo.detector.detector import Answer
-from keras_pneumo.detector.dicom_files import NoSource, is_uid, source_header
-from keras_pneumo.detector.overlay import mask_on, overlay_mask
-from keras_pneumo.detector.summary import meaning_of
+from keras_pneumo.detector.dicom_files import UnusableSource, is_uid, source_header
+from keras_pneumo.detector.overlay import mask_at_size, overlay_mask
+from keras_pneumo.detector.summary import caption, error_rate_of
 from keras_pneumo.errors import PneumoError
 
 hd = pytest.importorskip("highdicom", reason="highdicom (extra dicom) is not installed")
@@ -206,10 +206,10 @@ def test_a_disagreement_of_answer_and_outline_is_said_everywhere(few, tmp_path, 
     (path,) = sorted(few.iterdir())[:1]
     # The classifier opens the gate all the same, as one does that is calibrated downwards.
     detector = known_detector(probability=probability, top=top)
-    detector = replace(detector, rule=replace(detector.rule, gate=0.0))
+    detector = replace(detector, postprocessing=replace(detector.postprocessing, gate=0.0))
     detect(detector, [path], tmp_path, dicom=True)
     assert json.loads((tmp_path / f"{path.stem}.json").read_text())["disagreement"] == said
-    answer = detector.answer([read_radiograph(path).image])[0]
+    answer = detector.answer([read_radiograph(path).pixels])[0]
     assert caption(detector, answer)[:-2] == ([f"Answer and outline disagree: {said}"] if said else [])
     report = hd.sr.srread(tmp_path / "dicom" / path.stem / "report.dcm").content
     for group in [*report.get_image_measurement_groups(), *report.get_planar_roi_measurement_groups()]:
@@ -223,15 +223,15 @@ def test_a_disagreement_of_answer_and_outline_is_said_everywhere(few, tmp_path, 
 def test_an_answer_says_whose_it_is(few, tmp_path, gate, told):
     (path,) = sorted(few.iterdir())[:1]
     detector = known_detector(probability=0.7)
-    rule = replace(detector.rule, gate=gate, gate_source="outline")
-    detector = replace(detector, rule=rule, probability_source="classifier and outline")
+    parameters = replace(detector.postprocessing, gate=gate, gate_source="outline")
+    detector = replace(detector, postprocessing=parameters, probability_source="classifier and outline")
     detect(detector, [path], tmp_path)
     found = json.loads((tmp_path / f"{path.stem}.json").read_text())
     assert found["probability_source"] == "classifier and outline"
     assert found["gate"] == told
     assert found["classifier_probability"] == pytest.approx(0.7, abs=1e-6)
     assert found["own_head_probability"] is None
-    assert found["probability"] == detector.answer([read_radiograph(path).image])[0].probability
+    assert found["probability"] == detector.answer([read_radiograph(path).pixels])[0].probability
 
 
 def as_siim_test_file(path, target):
@@ -416,7 +416,7 @@ def test_an_odd_header_costs_its_objects_alone(few, tmp_path, monkeypatch, place
     assert len(pd.read_csv(tmp_path / "predictions.csv")) == len(done.rows) == 3
     reasons = pd.read_csv(tmp_path / "quarantine.csv")["reason"]
     assert len(reasons) == 3
-    assert reasons.str.contains("without DICOM objects: its header holds what no DICOM object").all()
+    assert reasons.str.contains("without DICOM objects: its header holds a value that DICOM objects cannot").all()
     assert not reasons.str.contains("Unmistakable").any()
 
 
@@ -471,13 +471,13 @@ def test_nothing_to_read_is_refused(tmp_path):
 
 
 def test_what_no_object_can_name_is_said(tmp_path):
-    with pytest.raises(NoSource, match="no DICOM file"):
+    with pytest.raises(UnusableSource, match="not a DICOM file"):
         source_header(b"\x89PNG" + b"\0" * 200)
     dataset = pydicom.Dataset()
     dataset.PatientName = "X"
     stream = io.BytesIO()
     dataset.save_as(stream, implicit_vr=False, little_endian=True)
-    with pytest.raises(NoSource):
+    with pytest.raises(UnusableSource):
         source_header(b"\0" * 128 + b"DICM" + stream.getvalue())
 
 
@@ -490,10 +490,10 @@ def test_what_is_a_uid(text, right):
 
 def test_what_an_answer_means_is_exact():
     counts = known_detector().counts  # 30 right and 10 wrong yes, 152 right and 8 wrong no; 38 of 200 positive
-    yes, no = meaning_of(counts, True), meaning_of(counts, False)
-    assert (yes.wrong, yes.told, no.wrong, no.told) == (10, 40, 8, 160)
+    yes, no = error_rate_of(counts, True), error_rate_of(counts, False)
+    assert (yes.wrong, yes.answers, no.wrong, no.answers) == (10, 40, 8, 160)
     assert "about 25 have no pneumothorax" in yes.sentence
-    assert "about 5 have one all the same" in no.sentence
+    assert "about 5 have a pneumothorax" in no.sentence
     assert "19% of 200" in yes.sentence
     assert yes.low < 0.25 < yes.high
 
@@ -504,16 +504,16 @@ def test_a_mask_on_a_larger_grid_goes_by_the_middle_of_each_pixel(side):
     mask = (rng.random((1024, 1024)) < 0.5).astype(np.uint8)
     middle = (2 * np.arange(side) + 1) * 1024  # in parts of 1 / (2 * side), whole numbers
     at, free = middle // (2 * side), np.flatnonzero(middle % (2 * side))  # a middle on a border may go either way
-    there = mask_on(mask, side)
+    there = mask_at_size(mask, side)
     np.testing.assert_array_equal(there[free][:, free], mask[at][:, at][free][:, free])
-    np.testing.assert_array_equal(mask_on(mask[:, ::-1], side)[free][:, free], there[:, ::-1][free][:, free])
+    np.testing.assert_array_equal(mask_at_size(mask[:, ::-1], side)[free][:, free], there[:, ::-1][free][:, free])
 
 
 @pytest.mark.parametrize("side", [512, 1024, 2048])
 def test_a_mask_keeps_its_place_on_any_grid(side):
     mask = np.zeros((1024, 1024), np.uint8)
     mask[100:200, 300:700] = 1
-    there = mask_on(mask, side)
+    there = mask_at_size(mask, side)
     rows, columns = np.nonzero(there)
     factor = side / 1024
     assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (

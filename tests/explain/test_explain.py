@@ -13,8 +13,8 @@ from keras_pneumo.cli import main
 from keras_pneumo.config import CLASSIFIER, SEGMENTER
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.report.saliency_report import read_where
-from keras_pneumo.evaluation.scoring.saliency import SCORES, score_map
+from keras_pneumo.evaluation.report.saliency_report import read_saliency_report
+from keras_pneumo.evaluation.scoring.saliency import MAP_SCORES, score_map
 from keras_pneumo.explain.explain import Asked, explain_prepared
 from keras_pneumo.explain.files import explain_files
 from keras_pneumo.explain.gradcam import heat_maps
@@ -22,7 +22,7 @@ from keras_pneumo.explain.method_selection import choose
 from keras_pneumo.explain.positives import can_be_checked, masks_of, pixels_of, positives_of
 from keras_pneumo.inference.ensemble import predict_classifiers
 from keras_pneumo.inference.files import predict_files
-from keras_pneumo.inference.maps import predict_maps
+from keras_pneumo.inference.predictor import predict_passes
 from keras_pneumo.inference.run import FORMAT, WEIGHTS, build, load_model, read_run, versions
 from keras_pneumo.storage.files import write_json
 from keras_pneumo.training.report import finish
@@ -93,7 +93,7 @@ def test_the_figures_are_those_of_the_maps(explained, run, prepared):
     expected = pd.DataFrame([score_map(*pair) for pair in zip(heat, masks, strict=True)])
     per_image = pd.read_csv(folder / "per_image.csv")
     check = pd.read_csv(folder / "check.csv").set_index(["map", "score"])
-    for score in SCORES:
+    for score in MAP_SCORES:
         np.testing.assert_allclose(per_image[f"{score} (heat map)"], expected[score], atol=1e-6)
         assert check.loc[("heat map", score), "value"] == pytest.approx(expected[score].mean())
         assert check.loc[("heat map", score), "chance"] == pytest.approx(masks.mean())
@@ -128,10 +128,10 @@ def test_without_a_table_of_devices_the_border_is_all_that_is_known(tmp_path, ru
     (prepared_copy / "devices.csv").unlink()
     explain_prepared(run, load_prepared(prepared_copy), tmp_path / "e", Asked(method="gradcam", stage=4), resamples=100)
     assert pd.read_csv(tmp_path / "e" / "shortcuts.csv")["region"].tolist() == ["border"]
-    where = read_where(tmp_path / "e")
-    assert where.answers == []
-    assert where.choice == []
-    assert not any("chosen" in sentence for sentence in where.sentences)
+    saliency = read_saliency_report(tmp_path / "e")
+    assert saliency.tube_accuracy == []
+    assert saliency.methods == []
+    assert not any("chosen" in sentence for sentence in saliency.sentences)
 
 
 def test_the_twin_is_scored_alike_and_agrees_with_itself(tmp_path, run, prepared):
@@ -145,7 +145,7 @@ def test_the_twin_is_scored_alike_and_agrees_with_itself(tmp_path, run, prepared
     )
     check = pd.read_csv(tmp_path / "two" / "check.csv").set_index(["map", "score"])["value"]
     assert (check["heat map"] == check["PyTorch twin"]).all()
-    assert any("PyTorch twin" in sentence for sentence in read_where(tmp_path / "two").sentences)
+    assert any("PyTorch twin" in sentence for sentence in read_saliency_report(tmp_path / "two").sentences)
 
 
 def test_a_segmenter_beside_it_and_its_own_encoder(tmp_path, run, prepared):
@@ -177,13 +177,14 @@ def test_several_segmenters_are_scored_by_their_mean_map(tmp_path, run, prepared
     maps = []
     for one in runs:
         pixels = pixels_of(prepared, positives, one.experiment.image_size)
-        maps.append(predict_maps([load_model(one)], pixels, False)[0])
+        (predicted,) = predict_passes(load_model(one), pixels, flip_averaging=False)
+        maps.append(predicted.maps)
     small = np.stack([cv2.resize(one, (128, 128), interpolation=cv2.INTER_LINEAR) for one in maps[0]])
     mean = [cv2.resize(one, (64, 64), interpolation=cv2.INTER_AREA) for one in (small + maps[1]) / 2]
     expected = [score_map(*pair)["auprc"] for pair in zip(mean, masks_of(prepared, positives, 64), strict=True)]
     per_image = pd.read_csv(tmp_path / "e" / "per_image.csv")
     np.testing.assert_allclose(per_image["auprc (segmenter)"], expected, atol=1e-4)
-    assert read_where(tmp_path / "e").panels == 3
+    assert read_saliency_report(tmp_path / "e").panels == 3
     picture = cv2.imread(str(tmp_path / "e" / "overlays" / f"{positives[0]}.png"))
     assert picture.shape[1] > 3 * 500
 
@@ -195,7 +196,7 @@ def test_the_best_of_several_checkpoints_is_shown_and_said(tmp_path, run, prepar
     for epoch in (1, 2):
         build(experiment.replace(seed=epoch)).save_weights(mine.folder / f"checkpoints/epoch_{epoch:04d}.weights.h5")
     explain_prepared(mine, prepared, tmp_path / "e", Asked(method="hirescam", stage=2), resamples=100)
-    assert "best of its 2 checkpoints" in read_where(tmp_path / "e").whose
+    assert "best of its 2 checkpoints" in read_saliency_report(tmp_path / "e").whose
     positives = positives_of(mine, prepared, "test")
     heat = heat_maps(load_model(mine), pixels_of(prepared, positives, 64), "hirescam", 2)
     expected = [score_map(*pair)["energy"] for pair in zip(heat, masks_of(prepared, positives, 64), strict=True)]
@@ -221,8 +222,8 @@ def test_a_network_that_sees_nothing_is_marked_and_stops_nothing(tmp_path, run, 
     blind = shutil.copytree(run.folder, tmp_path / "blind")
     model.save_weights(blind / WEIGHTS)
     explain_prepared(read_run(blind), prepared, tmp_path / "e", resamples=100)
-    where = read_where(tmp_path / "e")
-    assert any("not one of these images has any heat" in sentence for sentence in where.sentences)
+    saliency = read_saliency_report(tmp_path / "e")
+    assert any("not one of these images has any heat" in sentence for sentence in saliency.sentences)
     check = pd.read_csv(tmp_path / "e" / "check.csv").set_index(["map", "score"])
     assert check.loc[("heat map", "pointing"), "above_chance"] == 0
 

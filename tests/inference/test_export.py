@@ -14,7 +14,14 @@ from safetensors import safe_open
 from keras_pneumo.config import CLASSIFIER, SEGMENTER
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference import export
-from keras_pneumo.inference.export import BOUND, export_network, export_run, largest_difference, logits_of, phantoms
+from keras_pneumo.inference.export import (
+    BOUND,
+    export_network,
+    export_run,
+    largest_difference,
+    logits_of,
+    make_test_images,
+)
 from keras_pneumo.inference.run import build, read_run
 from keras_pneumo.models.weights import load_safetensors, to_torch
 
@@ -60,13 +67,14 @@ def test_difference_is_a_share_of_the_largest_logit(found, share):
     assert largest_difference({"image_logit": np.array([[0.02]])}, small) == pytest.approx(0.01), "at least of 1"
 
 
-def test_phantoms_are_radiographs_of_the_size():
-    images = phantoms(64)
+def test_the_test_images_fill_the_range_and_differ():
+    images = make_test_images(64)
     assert images.shape == (3, 64, 64, 1)
     assert images.dtype == np.float32
     assert images.min() >= 0 <= images.max() <= 1
     assert images.std() > 0.1
     assert not np.array_equal(images[0], images[1])
+    np.testing.assert_array_equal(images, make_test_images(64))
 
 
 def test_torch_export_holds_the_runs_weights_and_what_they_are(run, tmp_path):

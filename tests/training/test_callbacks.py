@@ -10,8 +10,8 @@ import pytest
 from keras_pneumo.training import callbacks
 from keras_pneumo.training.callbacks import Steps, Validation
 from keras_pneumo.training.checkpoints import Checkpoint
-from keras_pneumo.training.events import Events
 from keras_pneumo.training.interrupt import Interruption
+from keras_pneumo.training.log import Events
 from keras_pneumo.training.state import State, position_of
 
 

@@ -17,7 +17,7 @@ from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.storage.files import folder_lock
 from keras_pneumo.training import checkpoints, fit, memory, start
-from keras_pneumo.training import step as slices
+from keras_pneumo.training import step as training_step
 from keras_pneumo.training.callbacks import CheckpointInterval
 from keras_pneumo.training.fit import TrainingOptions, train
 from keras_pneumo.training.interrupt import Interruption, stopped_at_once
@@ -44,7 +44,7 @@ def run(prepared, folder, experiment=QUICK, **manner):
 
 def poison(monkeypatch, when):
     """Steps whose images satisfy ``when(number of the step)`` give NaN, as an image of NaN would."""
-    take, count = slices.Network.take_step, [0]
+    take, count = training_step.TrainingNetwork.take_step, [0]
 
     def spoilt(self, data):
         count[0] += 1
@@ -52,7 +52,7 @@ def poison(monkeypatch, when):
             data = (data[0] * np.nan, *data[1:])
         return take(self, data)
 
-    monkeypatch.setattr(slices.Network, "take_step", spoilt)
+    monkeypatch.setattr(training_step.TrainingNetwork, "take_step", spoilt)
 
 
 def test_nan_stops_names_the_images_and_leaves_a_good_checkpoint(monkeypatch, tmp_path, prepared):
@@ -84,7 +84,7 @@ def test_skipping_nan_goes_on_without_these_images(monkeypatch, tmp_path, prepar
     assert len(pd.read_csv(tmp_path / "run/log.csv")) == 3
     plan = fit.plan_of(QUICK, 0, 3, skip=tuple(range(4)))
     labels = np.array([0, 1] * 10)
-    drawn = np.concatenate([indices for indices, *_ in plan.batches(labels)])
+    drawn = np.concatenate([plan.draws(labels, epoch)[0] for epoch in range(3)])
     assert set(range(4)) & set(drawn.tolist()) == set()
     assert len(drawn) == 60
 
@@ -97,14 +97,14 @@ def test_when_it_is_not_the_images_skipping_ends(monkeypatch, tmp_path, prepared
 
 def exhaust(monkeypatch, fewest):
     """As if only batches in at least ``fewest`` slices fitted."""
-    take = slices.Network.take_step
+    take = training_step.TrainingNetwork.take_step
 
     def short(self, data):
-        if self.slices < fewest:
+        if self.micro_batches < fewest:
             raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
         return take(self, data)
 
-    monkeypatch.setattr(slices.Network, "take_step", short)
+    monkeypatch.setattr(training_step.TrainingNetwork, "take_step", short)
 
 
 @pytest.mark.slow
@@ -152,7 +152,7 @@ def test_auto_batch_finds_the_largest_without_a_trace_in_the_weights(monkeypatch
         if len(data[0]) > 3:
             raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
 
-    monkeypatch.setattr(slices.Network, "try_part", small)
+    monkeypatch.setattr(training_step.TrainingNetwork, "try_micro_batch", small)
     _, said = run(prepared, tmp_path / "small", auto_batch=True)
     assert memory.recall(QUICK) == 3
     assert attempts[0] == max(attempts)
@@ -263,14 +263,14 @@ def test_stopping_between_the_last_step_and_the_validation_of_an_epoch(tmp_path,
     experiment = crash_lab.SHORT.replace(frozen_epochs=1, epochs=2)
     run(prepared, tmp_path / "whole", experiment)
     steps = len(fit.plan_of(experiment, 0, 1).rows(len(prepared.subset("train"))))
-    take, count = slices.Network.take_step, [0]
+    take, count = training_step.TrainingNetwork.take_step, [0]
 
     def stopping(self, data):
         found = take(self, data)
         count[0] += 1
-        return {**found, "wish": tf.constant(float(count[0] == 2 * steps))}
+        return {**found, "stop_requests": tf.constant(float(count[0] == 2 * steps))}
 
-    monkeypatch.setattr(slices.Network, "take_step", stopping)
+    monkeypatch.setattr(training_step.TrainingNetwork, "take_step", stopping)
     with pytest.raises(Stopped):
         run(prepared, tmp_path / "run", experiment)
     assert checkpoints.latest(tmp_path / "run").state["position"]["step"] == steps

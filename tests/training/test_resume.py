@@ -17,7 +17,7 @@ from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.inference.run import read_run
 from keras_pneumo.training import fit, memory
-from keras_pneumo.training import step as slices
+from keras_pneumo.training import step as training_step
 from keras_pneumo.training.checkpoints import Checkpoint
 from keras_pneumo.training.fit import TrainingOptions, train
 from keras_pneumo.training.interrupt import Interruption
@@ -163,15 +163,15 @@ def test_a_signal_to_another_worker_after_the_last_step_ends_this_one_too():
 
 def steps_taken(monkeypatch, fits=100):
     """The slices of each step; ``fits`` images fit into memory."""
-    take, found = slices.Network.take_step, []
+    take, found = training_step.TrainingNetwork.take_step, []
 
     def step(self, data):
-        if -(-len(data[0]) // self.slices) > fits:
+        if -(-len(data[0]) // self.micro_batches) > fits:
             raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
-        found.append(self.slices)
+        found.append(self.micro_batches)
         return take(self, data)
 
-    monkeypatch.setattr(slices.Network, "take_step", step)
+    monkeypatch.setattr(training_step.TrainingNetwork, "take_step", step)
     return found
 
 

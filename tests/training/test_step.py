@@ -7,8 +7,9 @@ import pytest
 from keras_pneumo.config import SEGMENTER
 from keras_pneumo.inference.run import build
 from keras_pneumo.training.averaging import WeightAverage, estimate_statistics
-from keras_pneumo.training.optimization import compile_model, image_losses, make_optimizer, set_learning
-from keras_pneumo.training.step import learner
+from keras_pneumo.training.losses import ClassificationLoss, SegmentationLoss, image_losses
+from keras_pneumo.training.optimizers import make_optimizer, set_learning
+from keras_pneumo.training.step import training_network
 
 FROZEN = SEGMENTER.replace(
     name="x", encoder="resnet18", weights="random", image_size=32, frozen_batchnorm=True, dropout=0.0, clip_norm=1.0,
@@ -28,7 +29,7 @@ def trained(experiment, slices, steps=1):
     model = build(experiment)
     set_learning(model, experiment, True)
     optimizer = make_optimizer(experiment, model, experiment.learning_rate, 10, 5)
-    network = learner(model, image_losses(experiment), optimizer, slices)
+    network = training_network(model, image_losses(experiment), optimizer, slices)
     images, target = batch()
     target = target if experiment.image_head else target["mask"]
     losses = [float(network.train_on_batch(images, target, return_dict=True)["loss"]) for _ in range(steps)]
@@ -52,12 +53,16 @@ def test_slices_give_the_weights_of_the_whole_batch_when_batchnorm_is_frozen(hea
 
 @pytest.mark.parametrize("head", [True, False])
 def test_the_step_is_that_of_keras(head):
-    """Loss and weights of Keras's own training step with the compiled losses."""
+    """Loss and weights of Keras's own training step with Keras's own sum of losses."""
     experiment = FROZEN.replace(image_head=head, clip_norm=None)
     ours, loss = trained(experiment, 1)
     model = build(experiment)
     set_learning(model, experiment, True)
-    compile_model(model, experiment, make_optimizer(experiment, model, experiment.learning_rate, 10, 5))
+    mask_loss = SegmentationLoss(experiment.loss)
+    model.compile(
+        make_optimizer(experiment, model, experiment.learning_rate, 10, 5),
+        {"mask": mask_loss, "image": ClassificationLoss()} if head else mask_loss,
+    )
     images, target = batch()
     target = target if head else target["mask"]
     theirs = model.train_on_batch(images, target, return_dict=True)["loss"]

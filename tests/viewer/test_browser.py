@@ -135,7 +135,7 @@ def check_shown(browser, path, tmp_path):
     pixels = dataset.pixel_array
     pixels = 255 - pixels if dataset.PhotometricInterpretation == "MONOCHROME1" else pixels
     shown = browser.pixels().astype(int)
-    decoded = decode_bytes(path.read_bytes(), path.name).image
+    decoded = decode_bytes(path.read_bytes(), path.name).pixels
     np.testing.assert_array_equal(shown, decoded.ravel()[::16], "what the detector sees is what is drawn")
     assert np.abs(shown - pixels.ravel()[::16].astype(int)).max() <= 1  # pydicom's JPEG decoder rounds otherwise
     expected = expected_mask(pixels)[8::16, 8::16]

@@ -275,7 +275,7 @@ def test_a_file_that_ends_or_holds_the_decoder_costs_only_itself(monkeypatch, fi
             decoder.decode(data, "x")
         monkeypatch.undo()
         decoder.seconds = 60
-        assert decoder.decode(data, "x").image.shape == (1024, 1024)
+        assert decoder.decode(data, "x").pixels.shape == (1024, 1024)
     finally:
         decoder.close()
 
@@ -295,7 +295,7 @@ def test_the_page_ends_while_a_file_holds_the_decoder(monkeypatch, films, tmp_pa
 
 
 def test_bytes_are_told_apart_by_how_they_begin(films):
-    assert decode_bytes(next(films.iterdir()).read_bytes(), "any.png").image.shape == (1024, 1024)
+    assert decode_bytes(next(films.iterdir()).read_bytes(), "any.png").pixels.shape == (1024, 1024)
     assert "empty" in decode_bytes(b"", "x")
     assert "no DICOM file" in decode_bytes(b"GIF89a" + b"\0" * 300, "x.png")
 
@@ -346,8 +346,8 @@ def test_whose_heat_map_was_checked_is_said():
 )
 def test_what_part_the_classifier_has_is_said(source, gate, gate_source, said):
     detector = known_detector()
-    rule = replace(detector.rule, gate=gate, gate_source=gate_source)
-    sentence = heat_sentence(replace(detector, probability_source=source, rule=rule))
+    parameters = replace(detector.postprocessing, gate=gate, gate_source=gate_source)
+    sentence = heat_sentence(replace(detector, probability_source=source, postprocessing=parameters))
     assert said in sentence
     assert (NO_PART in sentence) == ("classifier" not in source)
 

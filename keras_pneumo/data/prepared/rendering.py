@@ -76,7 +76,7 @@ def render(job: Job) -> Rendered:
     """
     try:
         radiograph = read_radiograph(job.path)
-        height, width = radiograph.image.shape
+        height, width = radiograph.pixels.shape
         if height != width:
             raise UnreadableImage(f"it has {height} rows and {width} columns; masks refer to a square image")
         if height < max(job.sizes):
@@ -85,7 +85,7 @@ def render(job: Job) -> Rendered:
         return Rendered(job.image_id, error=str(error))
     rendered = Rendered(
         job.image_id,
-        pixels_sha256=sha256_bytes(radiograph.image.tobytes()),
+        pixels_sha256=sha256_bytes(radiograph.pixels.tobytes()),
         sex=radiograph.sex,
         age=radiograph.age,
         view=radiograph.view,
@@ -94,7 +94,7 @@ def render(job: Job) -> Rendered:
     mask = rle.draw(job.runs) if rle.area(job.runs) else None
     for size in job.sizes:
         name = image_name(job.image_id, size)
-        rendered.files[name] = _write_png(job.out / name, resize_image(radiograph.image, size))
+        rendered.files[name] = _write_png(job.out / name, resize_image(radiograph.pixels, size))
         if mask is not None:
             small = resize_mask(mask, size)
             name = mask_name(job.image_id, size)

@@ -116,7 +116,7 @@ def _decode(dataset: pydicom.Dataset, stem: str) -> Radiograph:
             raise UnreadableImage(f"its pixels have {stored.ndim} dimensions; one 2-D frame is expected")
         image = _to_grey(stored, dataset)
         return Radiograph(
-            image=np.ascontiguousarray(255 - image if photometric == "MONOCHROME1" else image),
+            pixels=np.ascontiguousarray(255 - image if photometric == "MONOCHROME1" else image),
             image_id=text_of(dataset, "SOPInstanceUID") or stem,
             sex=_one_of(text_of(dataset, "PatientSex"), ("M", "F")),
             age=_age(text_of(dataset, "PatientAge")),

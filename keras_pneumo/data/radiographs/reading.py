@@ -103,7 +103,7 @@ def iter_images(paths: Iterable[Path]) -> Iterator[tuple[Path, Radiograph | Unre
     """Read files one after another; a bad one comes out as its error, so that it never stops the others.
 
     Yields:
-        The path with the radiograph, whose ``image`` is uint8 of shape (height, width), or with the reason.
+        The path with the radiograph, whose ``pixels`` are uint8 of shape (height, width), or with the reason.
     """
     for path in paths:
         try:

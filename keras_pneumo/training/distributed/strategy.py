@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +31,14 @@ import tensorflow as tf
 from keras_pneumo.data.batches.images import ImageSet
 from keras_pneumo.data.batches.order import Share, TrainingPlan
 from keras_pneumo.data.batches.pipeline import training_batches
-from keras_pneumo.errors import PneumoError
+from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor
 from keras_pneumo.training.distributed.cluster import WAIT_SECONDS, Cluster, choose, wait_for_all
+
+OF_ANOTHER = re.compile(r"collective|incarnation|peer|socket|connection|recv|grpc|coordination|heartbeat", re.I)
+"""Words of TensorFlow 2.21's messages about a worker that is gone or does something else (its C++ sources)."""
+
+LONGEST = 300
 
 
 @dataclass(frozen=True)
@@ -219,3 +225,43 @@ def start_engine(
     )
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     return Engine(strategy, choice.cluster, choice.text)
+
+
+@contextlib.contextmanager
+def lost_workers(engine: Engine) -> Iterator[None]:
+    """Within this context TensorFlow's complaints about another worker become one sentence.
+
+    Raises:
+        Stopped: another worker is gone.
+    """
+    try:
+        yield
+    except (
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+        tf.errors.InternalError,
+        tf.errors.FailedPreconditionError,
+    ) as error:
+        if engine.workers == 1 or not _of_another(error):
+            raise
+        raise Stopped(
+            f"Worker {engine.worker} of {engine.workers} has lost another one. Look at the output of the others for "
+            "the reason. Start all workers again, with the same command; they go on from the last checkpoint. "
+            f"(TensorFlow: {type(error).__name__}, {_reason(error)})"
+        ) from None
+
+
+def _of_another(error: tf.errors.OpError) -> bool:
+    """Whether TensorFlow complains of another worker; two of its classes may mean a fault of this one's own."""
+    if isinstance(error, tf.errors.InternalError | tf.errors.FailedPreconditionError):
+        return OF_ANOTHER.search(error.message) is not None
+    return True
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """The line of TensorFlow's message that names the cause; the others are headings and the graph's place."""
+    lines = [one.strip() for one in error.message.splitlines() if one.strip()]
+    line = next((one for one in lines if OF_ANOTHER.search(one)), lines[0] if lines else "no reason given")
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"

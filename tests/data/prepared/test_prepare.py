@@ -109,7 +109,7 @@ def test_images_and_masks_are_those_of_an_independent_computation(data, out):
     labels = read_labels(data / "train-rle.csv")
     for path in sorted(data.rglob("*.dcm")):
         image_id = path.stem
-        source = read_dicom(path).image
+        source = read_dicom(path).pixels
         small = source.reshape(32, 2, 32, 2).mean(axis=(1, 3))  # area of whole pixels: a plain mean
         assert (cv2.imread(str(prepared.image_path(image_id, 64)), cv2.IMREAD_UNCHANGED) == source).all()
         image = cv2.imread(str(prepared.image_path(image_id, 32)), cv2.IMREAD_UNCHANGED)

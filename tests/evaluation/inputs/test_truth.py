@@ -3,11 +3,11 @@
 import gzip
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from board_lab import REAL, needs_real
 from label_lab import FORMS
 
 from keras_pneumo.data.labels import rle
@@ -15,9 +15,6 @@ from keras_pneumo.data.labels.cases import read_labels
 from keras_pneumo.data.prepared.split import split_sha256
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.inputs.truth import SINGLE_NOTE, read_truth
-
-REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[4] / "shared"))
-needs_real = pytest.mark.skipif(not (REAL / "siim_tables").exists(), reason="the real tables are not at hand")
 
 TRUTH = """image_id,patient_id,subset,fold,pneumothorax,encoded_pixels,sex,age,view,pixel_spacing_mm
 a,p1,test,-1,1,10 5,M,60,PA,0.14
@@ -157,14 +154,8 @@ def test_ids_and_patients_beside_a_label_file(tmp_path):
     ("text", "sentence"),
     [
         ("ImageId,EncodedPixels\nx,1 2 3\n", "row 2: image x: EncodedPixels holds 3 numbers"),
-        (
-            "ImageId,EncodedPixels\ny,-1\nx,1 2\nx,-1\n",
-            r"row 3: image x: one row says that .* \(rows 3, 4\)",
-        ),
-        (
-            "image_id,pneumothorax,encoded_pixels\na,0,1 2\n",
-            "image a: the image has a mask but its pneumothorax is 0",
-        ),
+        ("ImageId,EncodedPixels\ny,-1\nx,1 2\nx,-1\n", r"row 3: image x: one row says that .* \(rows 3, 4\)"),
+        ("image_id,pneumothorax,encoded_pixels\na,0,1 2\n", "image a: the image has a mask but its pneumothorax is 0"),
         ("image_id,pneumothorax,encoded_pixels\na,1,1 2\nb,1,-1\n", "1 images have a pneumothorax but no mask"),
         ("image_id,pneumothorax\na,1\na,0\n", r"row 3: image a: the image was given before \(rows 2, 3\)"),
         ("image_id,pneumothorax\na,yes\n", "row 2: image a: pneumothorax is 'yes'; it must be 0 or 1"),

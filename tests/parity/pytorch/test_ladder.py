@@ -12,6 +12,7 @@ from keras_pneumo.parity.inputs import LadderPlan
 from keras_pneumo.parity.ladder import judge
 from keras_pneumo.parity.processes import KERAS
 from keras_pneumo.parity.run import as_json, run_ladder
+from keras_pneumo.training import step as training_step
 
 pytestmark = pytest.mark.slow
 
@@ -91,6 +92,21 @@ def test_a_wrong_batchnorm_momentum_shows_in_the_statistics_alone(climbed, monke
     broken = again(climbed, "forward")
     assert {one.number for one in broken} == {10}
     assert broken[0].keras.first == "bn1.running_mean"
+
+
+def test_a_smaller_loss_in_the_step_of_train_is_found_in_the_training(climbed, monkeypatch):
+    """The check of twenty steps learns by the step of ``keras-pneumo train``; one line of it is changed here."""
+    whole = training_step.loss_and_gradients
+
+    def less(*arguments):
+        loss, gradients = whole(*arguments)
+        return 0.9 * loss, [0.9 * gradient for gradient in gradients]
+
+    monkeypatch.setattr(training_step, "loss_and_gradients", less)
+    broken = again(climbed, "training")
+    assert {one.number for one in broken} == {12}
+    assert {one.keras.first for one in broken} == {"step 0"}, "for both networks, from the first step on"
+    assert len(broken) == 2
 
 
 def test_keras_own_adam_would_not_pass(climbed, monkeypatch):

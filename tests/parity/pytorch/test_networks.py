@@ -15,7 +15,7 @@ from keras_pneumo.models.preprocessing import normalise
 from keras_pneumo.models.resnet import depth_of, feature_channels, resnet
 from keras_pneumo.models.unet import build_unet
 from keras_pneumo.models.weights import from_torch, load_safetensors, to_torch
-from keras_pneumo.parity.networks import by_torch_names, named, randomise
+from keras_pneumo.parity.networks import by_torch_names, randomise
 
 TRUTH = np.array([[0.0], [1.0], [1.0]], np.float32)
 
@@ -34,6 +34,11 @@ def relative(ours, theirs):
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     assert ours.shape == theirs.shape
     return float(np.abs(ours - theirs).max() / np.ptp(theirs))
+
+
+def named(outputs):
+    """The heads' logits by name."""
+    return outputs if isinstance(outputs, dict) else {"mask" if len(outputs.shape) == 4 else "image": outputs}
 
 
 def gradients_of(model, image, truths, training):

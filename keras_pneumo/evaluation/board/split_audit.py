@@ -40,7 +40,7 @@ def read_split_table(split: Path, patients: Path | None, labels: Path | None) ->
     """``image_id``, ``patient_id``, ``pneumothorax`` and ``fold`` and/or ``subset`` per row, and notes to say aloud.
 
     Raises:
-        PneumoError: see :func:`keras_pneumo.evaluation.board.audits.audit_split`.
+        PneumoError: see :func:`keras_pneumo.evaluation.board.split_audit.audit_split`.
     """
     table = read_table(split)
     names = {column_name(name): name for name in table.columns if name != "row"}

@@ -1,8 +1,9 @@
-"""Import TensorFlow, and let it convert a network, without its notices.
+"""Imports TensorFlow without its notices.
 
 TensorFlow 2.21 writes notices about oneDNN and missing GPUs straight to file descriptor 2 while it is imported and when
-it first looks for devices, before its own ``TF_CPP_MIN_LOG_LEVEL`` is heeded. They would bury the first lines that a
-person reads, so the descriptor is turned aside for that moment; what was written is shown if what was tried fails.
+it first looks for devices. At that time it does not heed its own ``TF_CPP_MIN_LOG_LEVEL`` yet. The notices would bury
+the first lines that a person reads, and a notebook would show them in red. So the descriptor is redirected to a file
+for that moment. What was written is shown after all when the import fails.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ def import_tensorflow() -> None:
     Raises:
         PneumoError: one of the two is not installed.
     """
+    if "tensorflow" in sys.modules and "keras" in sys.modules:
+        return  # its notices, if any, were shown when it was imported
     if find_spec("tensorflow") is None or find_spec("keras") is None:
         raise PneumoError(
             "This needs TensorFlow and Keras, which are not installed. Run: pip install 'keras-pneumo[train]'"
@@ -33,13 +36,13 @@ def import_tensorflow() -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
-    # Its Python side warns of retracing when a last batch is smaller, which is as it should be here.
+    # Its Python side warns of retracing when the last batch is smaller. That is as it should be here.
     tf.get_logger().setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
-    """Within this context nothing reaches file descriptor 2; it is shown after all when an unforeseen error comes."""
+    """Nothing reaches file descriptor 2 within this context; after an unforeseen error it is shown."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as aside:

@@ -1,14 +1,9 @@
-"""Whether a team has seen the test images before, by what it declares.
+"""One row of the board: a submission's or a baseline's yes/no answers, masks, scores and intervals.
 
-In: declared pre-training images and the truth. Out: a note for the board, '' when there is nothing to say. SIIM's
-images are NIH ChestX-ray14 images under other names, so a network pre-trained on NIH has most likely seen the test
-set.
-
-One row of the board: from a team's answers, or a no-pixel answer, to its scores and their intervals.
-
-In: a :class:`Truth` and :class:`Answers` or a :class:`Baseline`. Out: an :class:`Entry` with its yes/no answers at its
-own threshold, its masks compared, and (after the shared resamples) its scores. Where the threshold came from is kept,
-since a threshold looked up on the test set is not a threshold.
+In: a :class:`Truth` and an :class:`AlignedSubmission` or a :class:`Baseline`. Out: an :class:`Entry` with its yes/no
+answers at its own threshold, its masks compared with the true ones, and (after the shared resamples) its scores. The
+entry also keeps where its threshold came from, because a threshold fitted on the test set makes a score too good, and
+a note where the declared pre-training may have used the test images.
 """
 
 from __future__ import annotations
@@ -21,12 +16,12 @@ import pandas as pd
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.evaluation.board.baselines import Baseline
-from keras_pneumo.evaluation.inputs.alignment import Answers
+from keras_pneumo.evaluation.inputs.alignment import AlignedSubmission
 from keras_pneumo.evaluation.inputs.submission import Pretraining, SubmissionInfo
 from keras_pneumo.evaluation.inputs.truth import Truth
 from keras_pneumo.evaluation.scoring import metrics
 from keras_pneumo.evaluation.scoring.masks import mask_areas, overlap
-from keras_pneumo.evaluation.scoring.scores import Scores, Sheet, make_sheet, point_scores
+from keras_pneumo.evaluation.scoring.scores import PatientSums, ScoreArrays, point_scores, sum_by_patient
 from keras_pneumo.evaluation.scoring.statistics import Interval, bca_interval, exact_interval
 from keras_pneumo.storage.tables import column_name, counted, image_id_of, one_line
 
@@ -84,11 +79,11 @@ class Entry:
     threshold: float | None
     threshold_source: str
     masks: pd.DataFrame | None
-    answers: Answers | None
+    answers: AlignedSubmission | None
     notes: list[str]
     point: dict[str, float] = field(default_factory=dict)
-    replicates: Scores = field(default_factory=dict, repr=False)
-    jackknife: Scores = field(default_factory=dict, repr=False)
+    replicates: ScoreArrays = field(default_factory=dict, repr=False)
+    jackknife: ScoreArrays = field(default_factory=dict, repr=False)
     intervals: dict[str, Interval] = field(default_factory=dict)
 
     @property
@@ -104,7 +99,7 @@ class Entry:
         return metrics.confusion(truth, self.decision)
 
 
-def team_entry(name: str, anchor: str, answers: Answers, truth: Truth) -> Entry:
+def team_entry(name: str, anchor: str, answers: AlignedSubmission, truth: Truth) -> Entry:
     """A team's row before scoring: its yes/no answers at its own threshold, its masks laid over the true ones."""
     masks = None
     if answers.runs is not None and truth.runs is not None:
@@ -127,7 +122,7 @@ def team_entry(name: str, anchor: str, answers: Answers, truth: Truth) -> Entry:
     )  # fmt: skip
 
 
-def _threshold(answers: Answers, truth: Truth) -> tuple[float | None, str]:
+def _threshold(answers: AlignedSubmission, truth: Truth) -> tuple[float | None, str]:
     if answers.probability is None:
         return None, ""
     if answers.info.threshold is not None:
@@ -156,14 +151,16 @@ def baseline_entry(baseline: Baseline, anchor: str, truth: Truth) -> Entry:
     )  # fmt: skip
 
 
-def sheet_of(entry: Entry, truth: Truth, common_sensitivity: float) -> Sheet:
+def entry_sums(entry: Entry, truth: Truth, common_sensitivity: float) -> PatientSums:
     """What the entry's scores are functions of."""
-    return make_sheet(
+    return sum_by_patient(
         truth.pneumothorax, truth.patient_codes, entry.probability, entry.decision, entry.masks, common_sensitivity
     )
 
 
-def with_scores(entry: Entry, sheet: Sheet, replicates: Scores, jackknife: Scores, truth: Truth) -> Entry:
+def with_scores(
+    entry: Entry, sheet: PatientSums, replicates: ScoreArrays, jackknife: ScoreArrays, truth: Truth
+) -> Entry:
     """The entry with its scores and their intervals."""
     point = point_scores(sheet)
     intervals = {name: bca_interval(values, point[name], jackknife[name]) for name, values in replicates.items()}
