@@ -137,7 +137,7 @@ def view_command(
     from keras_pneumo.data.radiographs.reading import find_files
     from keras_pneumo.detector.detector import open_detector
     from keras_pneumo.viewer.decoding import Decoder
-    from keras_pneumo.viewer.reader import Reader
+    from keras_pneumo.viewer.page_answer import PageDetector
     from keras_pneumo.viewer.readings import open_readings
     from keras_pneumo.viewer.server import listen, serve
 
@@ -147,7 +147,7 @@ def view_command(
             webbrowser.open(opened)
 
     files = find_files([folder]) if folder is not None else []
-    reader = Reader(open_detector(detector_folder), Decoder())
+    page_detector = PageDetector(open_detector(detector_folder), Decoder())
     with open_readings(readings_file) as readings:
-        serve(reader, files, readings, listen(port), started)
-        say(readings.agreement(reader.detector.version)["sentence"])
+        serve(page_detector, files, readings, listen(port), started)
+        say(readings.agreement(page_detector.detector.version)["sentence"])
