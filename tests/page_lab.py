@@ -8,7 +8,7 @@ import urllib.request
 
 from known_detector import known_detector
 
-from keras_pneumo.data.labels.siim import find_files
+from keras_pneumo.data.radiographs.reading import find_files
 from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.viewer.decoding import Decoder
 from keras_pneumo.viewer.guard import Keys, cookie_name

@@ -134,7 +134,7 @@ def view_command(
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise PneumoError("The page needs starlette and uvicorn. Run: pip install 'keras-pneumo[view]'")
     import_tensorflow()
-    from keras_pneumo.data.labels.siim import find_files
+    from keras_pneumo.data.radiographs.reading import find_files
     from keras_pneumo.detector.detector import open_detector
     from keras_pneumo.viewer.decoding import Decoder
     from keras_pneumo.viewer.page_answer import PageDetector

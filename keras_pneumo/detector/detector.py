@@ -26,8 +26,7 @@ import numpy as np
 from scipy.special import expit
 
 from keras_pneumo.config import Experiment, validated
-from keras_pneumo.data.labels.siim import find_files
-from keras_pneumo.data.radiographs.reading import read_or_reason
+from keras_pneumo.data.radiographs.reading import find_files, read_or_reason
 from keras_pneumo.detector.calibration import Calibration, log_odds, read_calibration
 from keras_pneumo.detector.overlay import mask_at_size
 from keras_pneumo.detector.record import FILE, check_files, networks_of, read_record
