@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.labels.siim import find_files, read_labels
+from keras_pneumo.data.labels.cases import read_labels
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
-from keras_pneumo.data.radiographs.reading import read_radiograph
+from keras_pneumo.data.radiographs.reading import find_files, read_radiograph
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.report.saliency_report import FOLDER, PICTURES, RECORD
 from keras_pneumo.explain.gradcam import BATCH, heat_maps, raw_maps, to_heat

@@ -16,9 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.labels.siim import find_files, find_images
 from keras_pneumo.data.prepared.rendering import resize_image
-from keras_pneumo.data.radiographs.reading import read_or_reason
+from keras_pneumo.data.radiographs.reading import find_files, find_images, read_or_reason
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import check_together, joined_names, mean_maps, mean_probability, open_members
 from keras_pneumo.inference.maps import enlarge, quantise
@@ -32,7 +31,7 @@ from keras_pneumo.inference.postprocess import (
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, Progress
 from keras_pneumo.inference.run import RunFolder
 from keras_pneumo.storage.files import write_table
-from keras_pneumo.storage.tables import listed, safe_columns, shown, write_quarantine
+from keras_pneumo.storage.tables import listed, printable, safe_columns, write_quarantine
 
 Image = str | Path | np.ndarray
 """A radiograph: a file, a folder of them, or grey pixels (H, W): uint8, or floats in [0, 1]."""
@@ -276,7 +275,7 @@ def predict_files(
     paths, _ = find_images(data)
     if not paths:
         raise PneumoError(f"{data} holds no DICOM, PNG or JPEG file. Name the folder that holds the radiographs.")
-    sources: list[Source] = [(shown(path.relative_to(data).as_posix()), path) for path in paths]
+    sources: list[Source] = [(printable(path.relative_to(data).as_posix()), path) for path in paths]
     rows, refused = _predict(runs, sources, parameters, gate, distributed, progress)
     if not rows:
         raise PneumoError(f"None of the {len(paths)} files of {data} can be read; the first: {refused[0]['reason']}")

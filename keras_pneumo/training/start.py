@@ -13,8 +13,7 @@ from keras_pneumo.data.prepared.folder import PreparedFolder, verify_files
 from keras_pneumo.data.prepared.split import check_split
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.run import RunFolder, build, load_weights
-from keras_pneumo.models.imagenet import imagenet_weights
-from keras_pneumo.models.weights import from_torch
+from keras_pneumo.models.imagenet import load_pretrained
 from keras_pneumo.training.distributed.strategy import ONE, Engine
 
 
@@ -58,8 +57,7 @@ def starting_network(experiment: Experiment, weights: Path | None = None, engine
     with engine.scope():
         model = build(experiment, synchronized=engine.replicas > 1)
     if experiment.weights != "random":
-        found = imagenet_weights(experiment.encoder, experiment.weights, weights)
-        from_torch(model.get_layer("encoder"), found.state, head="skip")
+        load_pretrained(model, experiment.encoder, experiment.weights, weights)
     return model
 
 
