@@ -36,18 +36,18 @@ def run(tmp_path_factory, prepared):
 
 
 def test_radiographs_as_they_come(tmp_path, run, phantoms, capsys):
-    folder = tmp_path / "films"
+    folder = tmp_path / "radiographs"
     folder.mkdir()
-    films = sorted(phantoms.rglob("*.dcm"))[:3]
-    for path in films:
+    paths = sorted(phantoms.rglob("*.dcm"))[:3]
+    for path in paths:
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "broken.dcm").write_bytes(b"nothing")
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as end:
-        main(["explain", str(run.folder), str(folder), str(films[0]), "--labels", str(phantoms / "train-rle.csv"),
+        main(["explain", str(run.folder), str(folder), str(paths[0]), "--labels", str(phantoms / "train-rle.csv"),
               "--out", str(out), "--method", "hirescam"])  # fmt: skip
     assert end.value.code == 1
-    assert "was not chosen on validation" in capsys.readouterr().err
+    assert "was not selected on validation" in capsys.readouterr().err
     table = pd.read_csv(out / "explained.csv")
     assert len(table) == 4
     assert table["picture"].is_unique  # the same file twice has two pictures
@@ -62,37 +62,37 @@ def test_radiographs_as_they_come(tmp_path, run, phantoms, capsys):
 
 def test_nothing_is_said_of_files_that_an_earlier_call_set_aside(tmp_path, run, phantoms):
     (tmp_path / "broken.dcm").write_bytes(b"nothing")
-    film = sorted(phantoms.rglob("*.dcm"))[0]
-    assert explain_files(run, [film, tmp_path / "broken.dcm"], tmp_path / "out").set_aside == 1
+    path = sorted(phantoms.rglob("*.dcm"))[0]
+    assert explain_files(run, [path, tmp_path / "broken.dcm"], tmp_path / "out").set_aside == 1
     assert (tmp_path / "out/quarantine.csv").exists()
-    assert explain_files(run, [film], tmp_path / "out").set_aside == 0
+    assert explain_files(run, [path], tmp_path / "out").set_aside == 0
     assert not (tmp_path / "out/quarantine.csv").exists()
 
 
 def test_files_are_explained_as_the_check_says_and_as_validation_chose(tmp_path, run, prepared, phantoms, capsys):
     mine = read_run(shutil.copytree(run.folder, tmp_path / "mine"))
-    film = sorted(phantoms.rglob("*.dcm"))[0]
+    path = sorted(phantoms.rglob("*.dcm"))[0]
     explain_prepared(mine, prepared, mine.folder / "explain", CheckOptions(method="gradcam++", stage=2), resamples=100)
-    done = explain_files(mine, [film], tmp_path / "out")
+    done = explain_files(mine, [path], tmp_path / "out")
     assert (done.method, done.stage, done.selected) == ("gradcam++", 2, False), "named by a person"
-    assert main_code("explain", mine.folder, film, "--out", tmp_path / "out") == 0
-    assert "Grad-CAM++ of stage 2 was not chosen on validation" in " ".join(capsys.readouterr().err.split())
+    assert main_code("explain", mine.folder, path, "--out", tmp_path / "out") == 0
+    assert "Grad-CAM++ of stage 2 was not selected on validation" in " ".join(capsys.readouterr().err.split())
     path = mine.folder / "explain/explain.json"
     record = json.loads(path.read_text())
     write_json(path, record | {"chosen_on_validation": True})
-    done = explain_files(mine, [film], tmp_path / "out")
+    done = explain_files(mine, [path], tmp_path / "out")
     assert (done.method, done.stage, done.selected) == ("gradcam++", 2, True)
-    other = explain_files(mine, [film], tmp_path / "out", stage=3)
+    other = explain_files(mine, [path], tmp_path / "out", stage=3)
     assert (other.method, other.stage, other.selected) == ("gradcam++", 3, False)
     del record["chosen_on_validation"]
     write_json(path, record)
     with pytest.raises(PneumoError, match="is damaged"):
-        explain_files(mine, [film], tmp_path / "out")
+        explain_files(mine, [path], tmp_path / "out")
 
 
 def test_pictures_of_an_earlier_call_are_no_radiographs(tmp_path, run, phantoms):
-    film = sorted(phantoms.rglob("*.dcm"))[0]
-    (tmp_path / "=1.dcm").write_bytes(film.read_bytes())
+    path = sorted(phantoms.rglob("*.dcm"))[0]
+    (tmp_path / "=1.dcm").write_bytes(path.read_bytes())
     for _ in range(2):
         done = explain_files(run, [tmp_path], tmp_path / "out")
         assert (done.explained, done.set_aside) == (1, 0)
