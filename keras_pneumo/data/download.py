@@ -87,6 +87,8 @@ def _fetch(out: Path, source: str) -> Path:
     try:
         with _environment("KAGGLEHUB_CACHE", str(cache.resolve())):
             got = Path(fetch(source))
+    except PneumoError:
+        raise
     except Exception as error:  # kagglehub's own errors share no base class
         raise PneumoError(_explain(error, source)) from error
     if cache.resolve() not in got.resolve().parents:

@@ -110,7 +110,7 @@ def _report(run: RunFolder, predicted: SubsetPredictions, resamples: int) -> Fin
     saliency = read_saliency_report(run.folder / FOLDER)
     images = image_loader(prepared.folder)
     report = write_run_report(
-        run.folder / "report.html", board, log, record | ladder_fact(run.folder), images, masks, saliency
+        run.folder / "report.html", board, log, record | ladder_fact(run), images, masks, saliency
     )
     found = verdict(board)
     looks = [f"Where it looks ({saliency.title}): {saliency.sentences[0]}"] if saliency is not None else []
@@ -130,14 +130,33 @@ def rewrite_report(run: RunFolder, prepared: PreparedFolder) -> Path:
     log = pd.read_csv(run.folder / "log.csv")
     saliency = read_saliency_report(run.folder / FOLDER)
     images = image_loader(prepared.folder)
-    facts = run.record | ladder_fact(run.folder)
+    facts = run.record | ladder_fact(run)
     return write_run_report(run.folder / "report.html", board, log, facts, images, saliency=saliency)
 
 
-def ladder_fact(folder: Path) -> dict[str, str]:
-    """What the ladder beside a run (``parity/parity.json``) says of comparing it with PyTorch; nothing without one."""
+def ladder_fact(run: RunFolder) -> dict[str, str]:
+    """Says whether the run can be compared with PyTorch, from the ladder beside it; nothing where there is none.
+
+    The ladder (``parity/parity.json`` beside the run folder) counts only where it was made for this run's encoder,
+    image size and package versions.
+    """
+    path = run.folder.parent / "parity/parity.json"
     try:
-        said = json.loads((folder.parent / "parity/parity.json").read_text(encoding="utf-8"))
-        return {"comparable with PyTorch": str(said["verdict"])}
-    except (OSError, ValueError, KeyError, TypeError):
+        ladder = json.loads(path.read_text(encoding="utf-8"))
+        verdict_text = str(ladder["verdict"])
+        own = {"encoder": run.experiment.encoder, "image size": run.experiment.image_size}
+        theirs = {"encoder": ladder["encoder"], "image size": ladder["size"]}
+        versions = {"keras_pneumo": ladder.get("keras_pneumo", "an earlier version"), **ladder["versions"]["keras"]}
+        run_versions = run.record.get("versions", {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+    own |= {name: version for name, version in run_versions.items() if name in versions and name != "python"}
+    theirs |= {name: versions[name] for name in own if name in versions}
+    differing = [f"{name} {theirs[name]} (this run: {value})" for name, value in own.items() if theirs[name] != value]
+    if not differing:
+        return {"comparable with PyTorch": verdict_text}
+    return {
+        "comparable with PyTorch": f"Not checked for this run. The ladder in {path.parent.name} is of another "
+        f"{', '.join(differing)}. Check this one with keras-pneumo parity --encoder {run.experiment.encoder} --size "
+        f"{run.experiment.image_size}."
+    }

@@ -74,6 +74,8 @@ def make_app(page_detector: PageDetector, files: Files, readings: Readings, port
             answer = await asyncio.shield(begun)  # it goes on for others if this request ends
         except UnreadableImage as error:
             return _refused(f"{name} cannot be shown: {_with_full_stop(str(error))}")
+        except PneumoError as error:
+            return _refused(str(error), 500)
         except Exception as error:  # whatever a file does, the page goes on
             return _refused(f"{name} cannot be shown: the detector failed on it ({type(error).__name__}).", 500)
         cache[key] = begun

@@ -210,8 +210,6 @@ def _read_info(path: Path, max_bytes: int) -> SubmissionInfo:
     try:
         content = json.loads(read_text(path, max_bytes))
     except (ValueError, RecursionError) as error:
-        if isinstance(error, PneumoError):
-            raise
         raise PneumoError(f"{path} is not JSON ({one_line(str(error))}).") from None
     if not isinstance(content, dict):
         raise PneumoError(f"{path} must hold one JSON object with the fields team, task, ...")
