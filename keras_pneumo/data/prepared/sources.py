@@ -48,9 +48,8 @@ class RadiographFile:
 
 def scan(folder: Path, paths: Sequence[Path], workers: int | None = None) -> list[RadiographFile]:
     """Identify every file: its hash, image id and, for DICOM, transfer syntax; one entry per path, in their order."""
-    sources = results_in_order(
-        _identify, [(path, printable(path.relative_to(folder).as_posix())) for path in paths], workers
-    )
+    jobs = [(path, printable(path.relative_to(folder).as_posix())) for path in paths]
+    sources = results_in_order(_identify, jobs, workers)
     crashed = "reading its header ends the program that does it"
     return [
         source or RadiographFile(path, relative, "", printable(path.stem), "", error=crashed)
