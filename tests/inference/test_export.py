@@ -18,8 +18,8 @@ from keras_pneumo.inference.export import (
     BOUND,
     export_network,
     export_run,
+    keras_runner,
     largest_difference,
-    logits_of,
     make_test_images,
 )
 from keras_pneumo.inference.run import build, read_run
@@ -98,7 +98,7 @@ def test_torch_export_holds_the_runs_weights_and_what_they_are(run, tmp_path):
 def test_an_export_that_differs_is_removed(run, tmp_path, monkeypatch):
     def wrong(model, experiment, path, record):
         path.write_bytes(b"something")
-        return lambda images: {"image_logit": logits_of(model)(images)["image_logit"] + 10 * BOUND}
+        return lambda images: {"image_logit": keras_runner(model)(images)["image_logit"] + 10 * BOUND}
 
     monkeypatch.setitem(export._WRITERS, "onnx", wrong)
     with pytest.raises(PneumoError, match="other logits"):
@@ -123,7 +123,7 @@ def test_a_note_that_stands_beside_stays_too(run, tmp_path, monkeypatch):
     def with_a_second_file(model, experiment, path, record):
         path.write_bytes(b"")
         path.with_name("more.data").write_bytes(b"")
-        return logits_of(model)
+        return keras_runner(model)
 
     monkeypatch.setitem(export._WRITERS, "onnx", with_a_second_file)
     monkeypatch.setattr(export, "ONNX_PACKAGES", ())
@@ -150,10 +150,10 @@ def test_a_segmenter_runs_elsewhere(tmp_path, form):
     assert exported.difference <= BOUND
     images = np.random.default_rng(3).uniform(0, 1, (2, 64, 64, 1)).astype(np.float32)
     found = run_elsewhere(exported.path, form, images)
-    assert largest_difference(found, logits_of(model)(images)) <= BOUND
+    assert largest_difference(found, keras_runner(model)(images)) <= BOUND
     if form != "litert":
         larger = np.random.default_rng(4).uniform(0, 1, (1, 96, 128, 1)).astype(np.float32)
-        assert largest_difference(run_elsewhere(exported.path, form, larger), logits_of(model)(larger)) <= BOUND
+        assert largest_difference(run_elsewhere(exported.path, form, larger), keras_runner(model)(larger)) <= BOUND
     left = {path.name for path in tmp_path.iterdir()}
     assert left == ({"model", "model.json"} if form == "litert" else {"model"})
 
