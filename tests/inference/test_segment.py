@@ -17,8 +17,8 @@ from keras_pneumo.inference.run import load_model, load_models, read_run
 from keras_pneumo.inference.segment import answers, predict_map_set
 from keras_pneumo.inference.submit import predict_folder, predict_subset, write_predicted
 from keras_pneumo.storage.files import LOCK_NAME, write_json
-from keras_pneumo.training.fit import train
 from keras_pneumo.training.report import finish
+from keras_pneumo.training.trainer import train
 
 TINY = SEGMENTER.replace(
     name="tiny",

@@ -83,7 +83,7 @@ def test_files_of_the_run_come_back_as_they_were(tmp_path):
         (tmp_path / "new").write_bytes(content)
         (tmp_path / "new").replace(path)
     (tmp_path / "checkpoints/epoch_001.weights.h5").unlink()
-    checkpoints.put_back(tmp_path, checkpoints.latest(tmp_path), "checkpoints/epoch_*.weights.h5")
+    checkpoints.restore_files(tmp_path, checkpoints.latest(tmp_path), "checkpoints/epoch_*.weights.h5")
     assert best.read_bytes() == b"first"
     assert sorted(path.name for path in tmp_path.glob("checkpoints/epoch_*")) == ["epoch_001.weights.h5"]
 
