@@ -54,8 +54,9 @@ def predict_command(
     if len(runs) > 1 and out_folder is None:
         raise PneumoError("Several runs answer as one, which belongs to none of them: name a folder with --out.")
     import_tensorflow()
+    from keras_pneumo.inference.files import predict_folder
     from keras_pneumo.inference.run import read_run
-    from keras_pneumo.inference.submit import predict_folder, predict_subset, write_predicted
+    from keras_pneumo.inference.submission import predict_subset, write_predictions
     from keras_pneumo.training.distributed.strategy import lost_workers, start_engine
 
     found = [read_run(run) for run in runs]
@@ -69,7 +70,7 @@ def predict_command(
             with lost_workers(engine):
                 predicted = predict_subset(found, prepared, subset, tell, gates, engine.sharing())
             if engine.chief:
-                write_predicted(predicted, folder)
+                write_predictions(predicted, folder)
                 say(str(folder))
             return
         summary = predict_folder(found, data, folder, progress.update, rule_file, gates, engine.sharing())

@@ -26,20 +26,18 @@ import numpy as np
 from scipy.special import expit
 
 from keras_pneumo.config import Experiment, validated
-from keras_pneumo.data.labels.siim import find_files
-from keras_pneumo.data.radiographs.radiograph import Radiograph
-from keras_pneumo.data.radiographs.reading import read_or_reason
+from keras_pneumo.data.radiographs.reading import find_files, read_or_reason
 from keras_pneumo.detector.calibration import Calibration, log_odds, read_calibration
 from keras_pneumo.detector.overlay import mask_at_size
 from keras_pneumo.detector.record import FILE, check_files, networks_of, read_record
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.inference.ensemble import Members, mean_maps, mean_probability
 from keras_pneumo.inference.export import on_onnx
-from keras_pneumo.inference.files import mean_probability, pixels_at, unfit
+from keras_pneumo.inference.files import pixels_at, unfit
 from keras_pneumo.inference.maps import LEVELS, enlarge, level_counts, quantise
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
-from keras_pneumo.inference.postprocess import PostprocessingParameters, read_postprocessing
+from keras_pneumo.inference.postprocess import OWN_HEAD, PostprocessingParameters, read_postprocessing
 from keras_pneumo.inference.run import RunFolder, build
-from keras_pneumo.inference.segment import OWN_HEAD, Members, mean_maps
 from keras_pneumo.models.weights import from_torch, load_safetensors
 from keras_pneumo.storage.tables import listed
 
@@ -145,7 +143,7 @@ class Detector:
             good: list[tuple[str, np.ndarray]] = []
             for name, source in sources[start : start + BATCH]:
                 image_id, pixels = _read(name, source)
-                reason = pixels if isinstance(pixels, str) else unfit(Radiograph(pixels, image_id), self.image_size)
+                reason = pixels if isinstance(pixels, str) else unfit(pixels, self.image_size)
                 if reason:
                     refused.append(f"{name} ({reason})")
                 elif not isinstance(pixels, str):
@@ -164,8 +162,12 @@ class Detector:
 
     def answer(self, images: Sequence[np.ndarray]) -> list[Answer]:
         """Answers for square uint8 radiographs, white dense, of any size from :attr:`image_size` up."""
-        classifier = mean_probability(self.classifiers, images)
-        maps, head = mean_maps(self.segmenters, lambda size: pixels_at(images, size))
+
+        def images_at(size: int) -> np.ndarray:
+            return pixels_at(images, size)
+
+        classifier = mean_probability(self.classifiers, images_at)
+        maps, head = mean_maps(self.segmenters, images_at)
         quantised = quantise(maps)
         outline = np.array([outline_score(image_map, self.outline_area) for image_map in quantised])
         sources = image_level_sources(classifier, head, outline)

@@ -40,13 +40,19 @@ from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
 from keras_pneumo.explain import explain
 from keras_pneumo.explain.method_selection import choose
 from keras_pneumo.explain.positives import outlined
-from keras_pneumo.inference.ensemble import check_gate, check_together, predict_classifiers
+from keras_pneumo.inference.ensemble import check_gate, check_together, predict_classifiers, predict_map_set
+from keras_pneumo.inference.maps import MapSet
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
-from keras_pneumo.inference.postprocess import PostprocessingSearch, fit
+from keras_pneumo.inference.postprocess import (
+    OWN_HEAD,
+    PostprocessingSearch,
+    count_maps,
+    fit_postprocessing,
+    postprocess_maps,
+)
 from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.inference.run import RunFolder, load_model, load_models, versions
-from keras_pneumo.inference.segment import OWN_HEAD, MapSet, answers, predict_map_set, tally_of, threshold_of
-from keras_pneumo.inference.submit import info_of, keep_search
+from keras_pneumo.inference.submission import submission_info, write_search
 from keras_pneumo.models.weights import save_safetensors
 from keras_pneumo.storage.files import sha256_file, write_json
 
@@ -66,7 +72,7 @@ class MemberPredictions:
         Args:
             area: pixels at 1024x1024 that the source ``outline`` needs.
         """
-        outline = np.array([outline_score(packed.levels(), area) for packed in self.maps.maps])
+        outline = np.array([outline_score(packed.unpack(), area) for packed in self.maps.maps])
         return image_level_sources(self.classifier, self.maps.image_probability, outline)
 
 
@@ -86,7 +92,7 @@ class DetectorFit:
     @property
     def sentences(self) -> list[str]:
         """What was chosen, for a person."""
-        parameters = self.search.rule
+        parameters = self.search.parameters
         if parameters.gate <= 0:
             gate = "A gate does not help on validation, so there is none"
         elif parameters.gate_source == OWN_HEAD:
@@ -173,15 +179,15 @@ def predict_members(
 
 def fit_on_validation(validation: MemberPredictions, prepared: PreparedFolder) -> DetectorFit:
     """Fit postprocessing, probability and threshold; the module's docstring says how."""
-    tally = tally_of(validation.maps, prepared)
+    pixels = count_maps(validation.maps, prepared)
     head = validation.maps.image_probability
-    segmenter_search = fit(tally, head, OWN_HEAD if head is not None else "")
-    sources = validation.sources(segmenter_search.rule.area)
+    segmenter_search = fit_postprocessing(pixels, head, OWN_HEAD if head is not None else "")
+    sources = validation.sources(segmenter_search.parameters.area)
     best = segmenter_search
     for source, probability in sources.items():
         if source == OUTLINE:
             continue  # the parameters for masks look at the outline already
-        search = segmenter_search if source == OWN_HEAD else fit(tally, probability, source)
+        search = segmenter_search if source == OWN_HEAD else fit_postprocessing(pixels, probability, source)
         # Rounded as the search rounds, so that sums in another order decide nothing.
         if round(search.dice, 7) > round(best.dice, 7):
             best = search
@@ -198,9 +204,9 @@ def fit_on_validation(validation: MemberPredictions, prepared: PreparedFolder) -
 
 def detector_answers(predictions: MemberPredictions, fitted: DetectorFit) -> pd.DataFrame:
     """The detector's answers: ``image_id, probability, encoded_pixels``."""
-    parameters, sources = fitted.search.rule, predictions.sources(fitted.segmenter_search.rule.area)
+    parameters, sources = fitted.search.parameters, predictions.sources(fitted.segmenter_search.parameters.area)
     gate = sources[parameters.gate_source] if parameters.gate > 0 else None
-    table = answers(predictions.maps, parameters, gate)
+    table = postprocess_maps(predictions.maps, parameters, gate)
     return table.assign(probability=fitted.calibration.calibration.apply(sources[fitted.probability_source]))
 
 
@@ -253,7 +259,7 @@ def write_record(
         prepared: what it was fitted on.
         heat_maps: from :func:`select_heat_maps`.
     """
-    keep_search(fitted.search, folder)
+    write_search(fitted.search, folder)
     files = [folder / RULE_FILE]
     for member in [*members["classifiers"], *members["segmenters"]]:
         files += sorted((folder / member).iterdir())
@@ -265,7 +271,7 @@ def write_record(
         **members,
         "calibration": fitted.calibration.calibration.as_json(),
         "probability_source": fitted.probability_source,
-        "outline_area": fitted.segmenter_search.rule.area,
+        "outline_area": fitted.segmenter_search.parameters.area,
         "threshold": fitted.threshold,
         "split_sha256": prepared.manifest["split_sha256"],
         "validation": {
@@ -300,7 +306,7 @@ def write_submissions(
     prepared: PreparedFolder,
 ) -> None:
     """Write the detector's submission and, under ``parts``, those of the classifiers and of the segmenters alone."""
-    parameters = fitted.segmenter_search.rule
+    parameters = fitted.segmenter_search.parameters
     truth = prepared.cases.set_index("image_id")["pneumothorax"].loc[validation.maps.image_ids].to_numpy(bool)
 
     def by_detector(predictions: MemberPredictions) -> pd.DataFrame:
@@ -310,16 +316,16 @@ def write_submissions(
         return pd.DataFrame({"image_id": predictions.maps.image_ids, "probability": predictions.classifier})
 
     def by_segmenter(predictions: MemberPredictions) -> pd.DataFrame:
-        return answers(predictions.maps, parameters, predictions.maps.image_probability)
+        return postprocess_maps(predictions.maps, parameters, predictions.maps.image_probability)
 
     classifier_threshold = fit_threshold(truth, validation.classifier)
     teams: list[tuple[str, Sequence[RunFolder], str, float, Callable[[MemberPredictions], pd.DataFrame]]] = [
         ("submission", [*classifiers, *segmenters], "joint", fitted.threshold, by_detector),
         ("parts/classifier", classifiers, "classification", classifier_threshold, by_classifier),
-        ("parts/segmenter", segmenters, "joint", threshold_of(parameters), by_segmenter),
+        ("parts/segmenter", segmenters, "joint", parameters.threshold, by_segmenter),
     ]
     for subfolder, runs, task, threshold, answer in teams:
-        info = info_of(runs, task, "test", threshold)
+        info = submission_info(runs, task, "test", threshold)
         if subfolder == "submission":
             info = info.model_copy(update={"team": f"keras-pneumo {name} (joined)"[:80]})
         write_submission(folder / subfolder, info, answer(test), answer(validation))

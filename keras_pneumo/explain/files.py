@@ -12,19 +12,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+import keras
 import numpy as np
 import pandas as pd
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.labels.siim import find_files, read_labels
+from keras_pneumo.data.labels.cases import read_labels
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
-from keras_pneumo.data.radiographs.reading import iter_images
+from keras_pneumo.data.radiographs.reading import find_files, iter_images, read_radiograph
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.report.saliency_report import FOLDER, PICTURES, RECORD
-from keras_pneumo.explain.gradcam import BATCH, raw_maps, shown
+from keras_pneumo.explain.gradcam import BATCH, heat_maps, raw_maps, shown
 from keras_pneumo.explain.pictures import caption, overlay_heat_map, write_overlay
 from keras_pneumo.explain.positives import image_probabilities, operating_threshold
-from keras_pneumo.inference.files import classifier_answers, pixels_at, unfit
+from keras_pneumo.inference.ensemble import mean_probability, open_members
+from keras_pneumo.inference.files import Image, grey_pixels, pixels_at, unfit
 from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.inference.run import RunFolder, load_model
 from keras_pneumo.storage.files import write_table
@@ -67,6 +70,44 @@ def checked_for(run: RunFolder) -> tuple[tuple[str, int], bool] | None:
         ) from error
 
 
+def heat_map(
+    run: RunFolder,
+    image: Image,
+    method: str | None = None,
+    stage: int | None = None,
+    model: keras.Model | None = None,
+) -> np.ndarray:
+    """The heat map of one radiograph: what speaks for a pneumothorax, as a share of the highest.
+
+    Args:
+        run: a finished run.
+        image: a file, or square grey pixels as :func:`keras_pneumo.inference.files.predict_images` takes them.
+        method: ``gradcam``, ``gradcam++`` or ``hirescam``; None for that of the run's check, or Grad-CAM without one.
+        stage: 1 (fine) to 5 (coarse); None for that of the run's check, or 5 without one.
+        model: the run's network where it is loaded already.
+
+    Returns:
+        float32 (H, W) with the image's rows and columns, 0 to 1; all 0 where nothing speaks for a pneumothorax.
+
+    Raises:
+        PneumoError: the image cannot be read or is not square, or there is no such method or stage.
+    """
+    if isinstance(image, np.ndarray):
+        pixels = grey_pixels(image)
+    else:
+        try:
+            pixels = read_radiograph(Path(image)).pixels
+        except UnreadableImage as error:
+            raise PneumoError(f"{image} cannot be read: {error}") from None
+    size = run.experiment.image_size
+    if reason := unfit(pixels, size):
+        raise PneumoError(reason)
+    (checked_method, checked_stage), _ = checked_for(run) or (CONVENTION, False)
+    model = load_model(run) if model is None else model
+    maps = heat_maps(model, pixels_at([pixels], size), method or checked_method, stage or checked_stage)
+    return np.asarray(cv2.resize(maps[0], pixels.shape[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
+
+
 def explain_files(
     run: RunFolder,
     data: Sequence[Path],
@@ -96,7 +137,7 @@ def explain_files(
     truths = {name: label.runs for name, label in read_labels(labels).images.items()} if labels else {}
     size = run.experiment.image_size
     model = load_model(run)
-    ask = classifier_answers([run]) if run.experiment.task == "classifier" else None
+    members = open_members([run]) if run.experiment.task == "classifier" else []
     rows: list[dict[str, object]] = []
     refused: list[dict[str, object]] = []
     taken: set[str] = set()
@@ -106,7 +147,7 @@ def explain_files(
         images, about = [], []
         for path, found in batch:
             name = next(names)[1]
-            reason = str(found) if isinstance(found, UnreadableImage) else unfit(found, size)
+            reason = str(found) if isinstance(found, UnreadableImage) else unfit(found.pixels, size)
             if reason or isinstance(found, UnreadableImage):
                 refused.append({"file": name, "reason": reason})
                 continue
@@ -115,8 +156,8 @@ def explain_files(
         if images:
             raw = raw_maps(model, pixels_at(images, size), *wanted)
             heats = shown(raw.maps, size)
-            if ask is not None:  # as predict answers, mirror images and all
-                said = [float(str(row["probability"])) for row in ask(images)]
+            if members:  # as predict does, mirror images and all
+                said = mean_probability(members, lambda size, batch=images: pixels_at(batch, size)).tolist()  # type: ignore[misc]
             else:
                 said = image_probabilities(run, raw.logits).tolist()
             for image, heat, probability, (image_id, name, short) in zip(images, heats, said, about, strict=True):

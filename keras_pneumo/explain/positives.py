@@ -19,8 +19,8 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.scoring.saliency import coverage_at, mask_at
 from keras_pneumo.explain.gradcam import BATCH, RawMaps, raw_maps
 from keras_pneumo.explain.pictures import SIDE
-from keras_pneumo.inference.ensemble import asked
-from keras_pneumo.inference.predictor import probabilities_of
+from keras_pneumo.inference.ensemble import held_out_images
+from keras_pneumo.inference.predictor import sigmoid
 from keras_pneumo.inference.run import RunFolder
 
 
@@ -38,7 +38,7 @@ def positives_of(run: RunFolder, prepared: PreparedFolder, subset: str) -> list[
 
 def outlined(run: RunFolder, prepared: PreparedFolder, subset: str) -> list[str]:
     """As :func:`positives_of`, but none where there is none."""
-    ids = [image_id for _, group in asked([run], prepared, subset) for image_id in group]
+    ids = [image_id for _, group in held_out_images([run], prepared, subset) for image_id in group]
     pixels = prepared.cases.set_index("image_id")["mask_pixels"].astype(int)
     return [image_id for image_id in ids if pixels[image_id] > 0]
 
@@ -56,7 +56,7 @@ def operating_threshold(run: RunFolder) -> float | None:
 def image_probabilities(run: RunFolder, logits: np.ndarray) -> np.ndarray:
     """A segmenter's probabilities that there is any pneumothorax, by its image-level head; NaN without one."""
     if run.experiment.image_head:
-        return probabilities_of(logits)
+        return sigmoid(logits)
     return np.full(len(logits), np.nan)
 
 

@@ -16,9 +16,8 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.scoring.saliency import centre_prior
 from keras_pneumo.explain.gradcam import RawMaps, shown
 from keras_pneumo.explain.positives import batches_of, pixels_of, usual_place
-from keras_pneumo.inference.ensemble import check_together
+from keras_pneumo.inference.ensemble import check_together, mean_maps, open_members
 from keras_pneumo.inference.run import RunFolder
-from keras_pneumo.inference.segment import mean_maps, open_members
 
 HEAT, TWIN, SEGMENTER, CENTRE, USUAL = "heat map", "PyTorch twin", "segmenter", "centre", "training masks"
 """Kinds of map that are scored: the last two know nothing of the image."""

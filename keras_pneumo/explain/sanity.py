@@ -17,8 +17,8 @@ import pandas as pd
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.scoring.saliency import UNINFORMATIVE, rank_correlation
-from keras_pneumo.models.classifier import leaf_layers
-from keras_pneumo.models.torch_names import module_name
+from keras_pneumo.models.resnet import leaf_layers
+from keras_pneumo.models.weights import module_name
 
 HeatMaker = Callable[[keras.Model, np.ndarray], np.ndarray]
 """From a network and images, float32 (B, S, S, 1), to heat, float32 (B, S, S)."""

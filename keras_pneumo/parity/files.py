@@ -18,7 +18,7 @@ from keras_pneumo.evaluation.inputs.submission import (
     write_submission,
 )
 from keras_pneumo.evaluation.inputs.truth import read_truth
-from keras_pneumo.inference.maps import enlarge, quantise, sigmoid
+from keras_pneumo.inference.maps import enlarge, quantise
 from keras_pneumo.inference.postprocess import PostprocessingParameters
 
 RULE = PostprocessingParameters(top=0.5, area=1, bottom=0.5)
@@ -32,13 +32,13 @@ SUBMISSION = "submission"
 
 def write_predictions(folder: Path, image_ids: list[str], logits: np.ndarray, masks: np.ndarray) -> None:
     """The submission that the package makes of logits (n, 1) and mask logits (n, s, s, 1)."""
-    from keras_pneumo.inference.predictor import probabilities_of
+    from keras_pneumo.inference.predictor import sigmoid
 
-    levels = quantise(sigmoid(masks[..., 0]))
+    levels = quantise(sigmoid(masks[..., 0], np.float32))
     table = pd.DataFrame(
         {
             "image_id": image_ids,
-            "probability": probabilities_of(logits[:, 0]),
+            "probability": sigmoid(logits[:, 0]),
             "encoded_pixels": [rle.encode(RULE.mask(enlarge(one))) for one in levels],
         }
     )

@@ -18,11 +18,11 @@ import keras
 import numpy as np
 
 from keras_pneumo import config
-from keras_pneumo.models.classifier import build_classifier, leaf_layers
+from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.models.preprocessing import normalise
-from keras_pneumo.models.torch_names import module_name
+from keras_pneumo.models.resnet import leaf_layers
 from keras_pneumo.models.unet import build_unet
-from keras_pneumo.models.weights import State, from_torch, to_torch
+from keras_pneumo.models.weights import State, from_torch, module_name, to_torch
 from keras_pneumo.parity.comparison import summary_of
 from keras_pneumo.training.losses import image_losses
 from keras_pneumo.training.step import loss_and_gradients

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from keras_pneumo import __version__
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.parity import backend as column
 from keras_pneumo.parity import processes as exchange
@@ -92,6 +93,7 @@ def as_json(ladder: Ladder) -> dict[str, Any]:
         "passed": not ladder.broken,
         "rungs": rungs,
         "versions": ladder.versions,
+        "keras_pneumo": __version__,
         "encoder": ladder.task["encoder"],
         "size": ladder.task["size"],
         "data": ladder.task["data"],

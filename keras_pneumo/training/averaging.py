@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pneumo.models.classifier import leaf_layers
+from keras_pneumo.models.resnet import leaf_layers
 from keras_pneumo.training.optimizers import inner_optimizer
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from keras_pneumo.config import Experiment
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.models.classifier import HEAD_GROUP, depth_groups, leaf_layers
+from keras_pneumo.models.resnet import HEAD_GROUP, depth_groups, leaf_layers
 from keras_pneumo.training.schedules import Tabulated, cosine, one_cycle, warm_restarts
 
 Schedule: TypeAlias = keras.optimizers.schedules.LearningRateSchedule

@@ -25,7 +25,7 @@ from keras_pneumo.explain.positives import can_be_checked
 from keras_pneumo.inference.postprocess import write_threshold
 from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.inference.run import RunFolder
-from keras_pneumo.inference.submit import Predicted, keep_search, predict_subset, write_predicted
+from keras_pneumo.inference.submission import SubsetPredictions, predict_subset, write_predictions, write_search
 from keras_pneumo.storage.files import sha256_file, write_bytes
 from keras_pneumo.storage.tables import table_text
 from keras_pneumo.training.distributed.strategy import ONE, Engine, lost_workers
@@ -74,18 +74,18 @@ def finish(
                     f"Worker {engine.worker} finds other weights in {run.weights} than worker 0. The run folder must "
                     "be on a disk that all workers share. Start all again."
                 )
-        predicted = predict_subset([run], prepared, progress=progress, sharing=engine.sharing())
+        predicted = predict_subset([run], prepared, progress=progress, distributed=engine.sharing())
     return _report(run, predicted, resamples) if engine.chief else None
 
 
-def _report(run: RunFolder, predicted: Predicted, resamples: int) -> Finished:
+def _report(run: RunFolder, predicted: SubsetPredictions, resamples: int) -> Finished:
     """Score what was predicted, and write all of it into the run folder."""
     prepared, folder = predicted.prepared, run.folder / "submission"
-    written = write_predicted(predicted, folder)
+    written = write_predictions(predicted, folder)
     record = run.record | {"threshold": written.threshold}
     write_record(run.folder, record)
     if written.search is not None:
-        keep_search(written.search, run.folder)
+        write_search(written.search, run.folder)
     else:
         write_threshold(run.folder, written.threshold, len(prepared.subset("validation", fold=run.experiment.fold)))
 
@@ -110,7 +110,7 @@ def _report(run: RunFolder, predicted: Predicted, resamples: int) -> Finished:
     saliency = read_saliency_report(run.folder / FOLDER)
     images = image_loader(prepared.folder)
     report = write_run_report(
-        run.folder / "report.html", board, log, record | ladder_fact(run.folder), images, masks, saliency
+        run.folder / "report.html", board, log, record | ladder_fact(run), images, masks, saliency
     )
     found = verdict(board)
     looks = [f"Where it looks ({saliency.title}): {saliency.sentences[0]}"] if saliency is not None else []
@@ -130,14 +130,33 @@ def rewrite_report(run: RunFolder, prepared: PreparedFolder) -> Path:
     log = pd.read_csv(run.folder / "log.csv")
     saliency = read_saliency_report(run.folder / FOLDER)
     images = image_loader(prepared.folder)
-    facts = run.record | ladder_fact(run.folder)
+    facts = run.record | ladder_fact(run)
     return write_run_report(run.folder / "report.html", board, log, facts, images, saliency=saliency)
 
 
-def ladder_fact(folder: Path) -> dict[str, str]:
-    """What the ladder beside a run (``parity/parity.json``) says of comparing it with PyTorch; nothing without one."""
+def ladder_fact(run: RunFolder) -> dict[str, str]:
+    """Says whether the run can be compared with PyTorch, from the ladder beside it; nothing where there is none.
+
+    The ladder (``parity/parity.json`` beside the run folder) counts only where it was made for this run's encoder,
+    image size and package versions.
+    """
+    path = run.folder.parent / "parity/parity.json"
     try:
-        said = json.loads((folder.parent / "parity/parity.json").read_text(encoding="utf-8"))
-        return {"comparable with PyTorch": str(said["verdict"])}
-    except (OSError, ValueError, KeyError, TypeError):
+        ladder = json.loads(path.read_text(encoding="utf-8"))
+        verdict_text = str(ladder["verdict"])
+        own = {"encoder": run.experiment.encoder, "image size": run.experiment.image_size}
+        theirs = {"encoder": ladder["encoder"], "image size": ladder["size"]}
+        versions = {"keras_pneumo": ladder.get("keras_pneumo", "an earlier version"), **ladder["versions"]["keras"]}
+        run_versions = run.record.get("versions", {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+    own |= {name: version for name, version in run_versions.items() if name in versions and name != "python"}
+    theirs |= {name: versions[name] for name in own if name in versions}
+    differing = [f"{name} {theirs[name]} (this run: {value})" for name, value in own.items() if theirs[name] != value]
+    if not differing:
+        return {"comparable with PyTorch": verdict_text}
+    return {
+        "comparable with PyTorch": f"Not checked for this run. The ladder in {path.parent.name} is of another "
+        f"{', '.join(differing)}. Check this one with keras-pneumo parity --encoder {run.experiment.encoder} --size "
+        f"{run.experiment.image_size}."
+    }

@@ -37,8 +37,7 @@ from keras_pneumo.data.prepared.split import check_split
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.inference.predictor import MicroBatchPredictor, Predictor
 from keras_pneumo.inference.run import CHECKPOINTS, FORMAT, RunFolder, build, hardware, load_weights, read_run, versions
-from keras_pneumo.models.imagenet import imagenet_weights
-from keras_pneumo.models.weights import from_torch
+from keras_pneumo.models.imagenet import load_pretrained
 from keras_pneumo.storage.files import folder_lock, remove_temporary, write_table
 from keras_pneumo.training import checkpoints, memory
 from keras_pneumo.training.averaging import WeightAverage, estimate_statistics
@@ -833,8 +832,7 @@ def starting_network(
     with engine.scope():
         model = build(experiment, synchronized=engine.replicas > 1)
     if experiment.weights != "random":
-        imagenet = imagenet_weights(experiment.encoder, experiment.weights, weights)
-        from_torch(model.get_layer("encoder"), imagenet.state, head="skip")
+        load_pretrained(model, experiment.encoder, experiment.weights, weights)
     return model
 
 

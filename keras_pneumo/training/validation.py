@@ -14,16 +14,18 @@ from keras_pneumo.data.batches.images import ImageSet, masks_of
 from keras_pneumo.data.batches.pipeline import evaluation_batches
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.evaluation.scoring.metrics import auroc, fit_threshold
-from keras_pneumo.inference.maps import enlarge, outputs_of, quantise, sigmoid, true_pixels
+from keras_pneumo.inference.maps import enlarge, quantise, true_pixels
 from keras_pneumo.inference.postprocess import (
+    OWN_HEAD,
+    ImageCounts,
     PostprocessingSearch,
-    fit,
-    gather,
-    tally_one,
+    count_pixels,
+    fit_postprocessing,
+    stack_counts,
     write_postprocessing,
     write_threshold,
 )
-from keras_pneumo.inference.predictor import Predictor, predict_logits, probabilities_of
+from keras_pneumo.inference.predictor import Predictor, predict_logits, sigmoid
 from keras_pneumo.training.losses import SegmentationLoss
 
 
@@ -62,8 +64,8 @@ def _classifier_judge(experiment: Experiment, source: ImageSet) -> Validator:
     batches = evaluation_batches(source, experiment.global_batch_size)
 
     def judge(model: Predictor) -> ValidationResult:
-        logits = predict_logits(model, batches)
-        probability = probabilities_of(logits)
+        logits = np.concatenate([np.asarray(predict_logits(model, images).image) for images in batches])
+        probability = sigmoid(logits)
         finite = bool(np.isfinite(logits).all())
         threshold = fit_threshold(source.labels, probability) if finite else float("nan")
         return ValidationResult(
@@ -87,28 +89,29 @@ def _segmenter_judge(experiment: Experiment, source: ImageSet, truth: list[np.nd
 
     def judge(model: Predictor) -> ValidationResult:
         losses: list[np.ndarray] = []
-        rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        rows: list[ImageCounts] = []
         heads: list[np.ndarray] = []
         for images in batches:
-            logits, image_logits = outputs_of(model, images)
+            image_logits, logits = predict_logits(model, images)
+            assert logits is not None  # a segmenter's
             which = np.arange(len(rows), len(rows) + len(logits))
             mask = (masks_of(source, which) > 0).astype(np.float32)
             losses.append(np.asarray(keras.ops.convert_to_numpy(criterion(mask, logits[..., None]))))
             if image_logits is not None:
                 heads.append(image_logits)
-            levels = quantise(np.nan_to_num(sigmoid(logits)))
-            rows += [tally_one(enlarge(one), truth[row], (0,)) for one, row in zip(levels, which, strict=True)]
+            maps = quantise(np.nan_to_num(sigmoid(logits, np.float32)))
+            rows += [count_pixels(enlarge(each), truth[row], (0,)) for each, row in zip(maps, which, strict=True)]
         loss = float(np.mean(np.concatenate(losses)))
-        tally = gather(rows, (0,))
+        counts = stack_counts(rows, (0,))
         if not heads:
-            found = fit(tally)
-            ranked = auroc(source.labels, found.rule.score(tally.counts))
-            return ValidationResult(loss, ranked, found.dice, found.dice_positives, found)
+            search = fit_postprocessing(counts)
+            ranked = auroc(source.labels, search.parameters.score(counts.levels))
+            return ValidationResult(loss, ranked, search.dice, search.dice_positives, search)
         logit = np.concatenate(heads)
         loss += experiment.image_loss_weight * _cross_entropy(source.labels, logit)
-        probability = probabilities_of(np.nan_to_num(logit))
-        found = fit(tally, probability, "own head")
-        return ValidationResult(loss, auroc(source.labels, probability), found.dice, found.dice_positives, found)
+        probability = sigmoid(np.nan_to_num(logit))
+        search = fit_postprocessing(counts, probability, OWN_HEAD)
+        return ValidationResult(loss, auroc(source.labels, probability), search.dice, search.dice_positives, search)
 
     return judge
 

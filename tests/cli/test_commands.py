@@ -103,7 +103,7 @@ def test_doctor_has_a_line_for_each_thing(tmp_path):
         (["train", str(REPOSITORY / "experiments/demo_classifier.py"), "--data", "nowhere"], ["no folder nowhere"]),
         (["prepare", "nowhere", "--out", "p"], ["nowhere"]),
         (["inspect", "nowhere"], ["nowhere"]),
-        (["predict", "nowhere", "--data", "x"], ["nowhere is no run folder"]),
+        (["predict", "nowhere", "--data", "x"], ["nowhere is not a run folder"]),
         (["compare", "nowhere", "--truth", "x", "--out", "o"], []),
         (["phantom", "p", "--size-scale", "-1"], ["size_scale"]),
         (["phantom", "p", "--images", "0"], ["--images"]),

@@ -23,9 +23,9 @@ from keras_pneumo.evaluation.inputs.submission import read_submission
 from keras_pneumo.evaluation.report.saliency_report import read_saliency_report
 from keras_pneumo.evaluation.scoring.saliency import score_map
 from keras_pneumo.explain.positives import masks_of, pixels_of
-from keras_pneumo.inference.maps import PackedMap, quantise
+from keras_pneumo.inference.ensemble import mean_maps
+from keras_pneumo.inference.maps import MapSet, PackedMap, quantise
 from keras_pneumo.inference.run import read_run
-from keras_pneumo.inference.segment import MapSet, mean_maps
 from keras_pneumo.storage.files import write_json
 
 
@@ -59,8 +59,8 @@ def test_a_good_classifier_shuts_false_masks(prepared_folder):
     prepared = load_prepared(prepared_folder)
     predictions, positive = predictions_of(prepared, right)
     fitted = fit_on_validation(predictions, prepared)
-    assert fitted.search.rule.gate_source.startswith("classifier")
-    assert 0.3 < fitted.search.rule.gate <= 0.75
+    assert fitted.search.parameters.gate_source.startswith("classifier")
+    assert 0.3 < fitted.search.parameters.gate <= 0.75
     assert fitted.search.dice > fitted.segmenter_search.dice + 0.05
     assert fitted.sentences[0].startswith("The classifier")
     table = detector_answers(predictions, fitted)
@@ -74,7 +74,7 @@ def test_a_useless_classifier_leaves_the_gate_open(prepared_folder):
     predictions, _ = predictions_of(prepared, lambda positive: np.full(len(positive), 0.5) + useless(positive) * 1e-9)
     fitted = fit_on_validation(predictions, prepared)
     assert fitted.search.dice >= fitted.segmenter_search.dice
-    assert fitted.search.rule.gate == 0 or fitted.search.dice > fitted.segmenter_search.dice
+    assert fitted.search.parameters.gate == 0 or fitted.search.dice > fitted.segmenter_search.dice
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -315,7 +315,7 @@ def test_runs_that_cannot_be_joined_are_refused(tiny_runs, prepared_folder, tmp_
     classifier, segmenter = read_run(tiny_runs / "classifier"), read_run(tiny_runs / "segmenter")
     with pytest.raises(PneumoError, match="not a segmenter"):
         fit_detector([classifier], [classifier], prepared, tmp_path / "x")
-    with pytest.raises(PneumoError, match="no classifier"):
+    with pytest.raises(PneumoError, match="not a classifier"):
         fit_detector([segmenter], [segmenter], prepared, tmp_path / "x")
     assert not (tmp_path / "x").exists()
     assert keras.config.floatx() == "float32"

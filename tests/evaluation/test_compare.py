@@ -193,3 +193,18 @@ assert not {{"tensorflow", "keras", "torch"}} & set(sys.modules)
     assert "A" in done.stdout
     assert "B" in done.stdout
     assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_metadata_baselines_and_all_files(tmp_path):
+    truth = write_truth(tmp_path, n=200)
+    labels = pd.concat([truth.cases, truth.development])[["image_id", "pneumothorax"]]
+    table = labels.assign(Visits=labels.pneumothorax * 2 + np.arange(len(labels)) % 2, Ward="A", Note=labels.image_id)
+    table.drop(columns="pneumothorax").to_csv(tmp_path / "meta.csv", index=False)
+    submit(tmp_path / "teams" / "a", truth, "A", 2)
+    submit(tmp_path / "teams" / "b", truth, "B", 2, seed=1)
+    board = compare(tmp_path / "teams", tmp_path, tmp_path / "out", metadata=tmp_path / "meta.csv", resamples=100).board
+    entry = next(entry for entry in board.entries if entry.team == "Table: Visits")
+    assert entry.point["auroc"] == 1  # Visits gives the label away; Ward never changes and Note is free text
+    assert not any(entry.team in ("Table: Ward", "Table: Note") for entry in board.entries)
+    names = {"board.csv", "board.json", "board.md", "pairs.csv", "per_image.csv", "report.html"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names

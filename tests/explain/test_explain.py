@@ -22,7 +22,7 @@ from keras_pneumo.explain.method_selection import choose
 from keras_pneumo.explain.positives import can_be_checked, masks_of, pixels_of, positives_of
 from keras_pneumo.inference.ensemble import predict_classifiers
 from keras_pneumo.inference.files import predict_files
-from keras_pneumo.inference.maps import predict_maps
+from keras_pneumo.inference.predictor import predict_passes
 from keras_pneumo.inference.run import FORMAT, WEIGHTS, build, load_model, read_run, versions
 from keras_pneumo.storage.files import write_json
 from keras_pneumo.training.report import finish
@@ -177,7 +177,8 @@ def test_several_segmenters_are_scored_by_their_mean_map(tmp_path, run, prepared
     maps = []
     for one in runs:
         pixels = pixels_of(prepared, positives, one.experiment.image_size)
-        maps.append(predict_maps([load_model(one)], pixels, False)[0])
+        (predicted,) = predict_passes(load_model(one), pixels, flip_averaging=False)
+        maps.append(predicted.maps)
     small = np.stack([cv2.resize(one, (128, 128), interpolation=cv2.INTER_LINEAR) for one in maps[0]])
     mean = [cv2.resize(one, (64, 64), interpolation=cv2.INTER_AREA) for one in (small + maps[1]) / 2]
     expected = [score_map(*pair)["auprc"] for pair in zip(mean, masks_of(prepared, positives, 64), strict=True)]

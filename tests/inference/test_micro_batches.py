@@ -14,7 +14,7 @@ from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.inference.predictor import DistributedPredictor, MicroBatchPredictor
 from keras_pneumo.inference.run import load_predictors, read_run
-from keras_pneumo.inference.submit import predict_subset
+from keras_pneumo.inference.submission import predict_subset
 from keras_pneumo.training import memory
 from keras_pneumo.training.step import TrainingNetwork
 from keras_pneumo.training.trainer import Trainer, TrainingOptions, train
@@ -45,7 +45,7 @@ class Small:
 def test_a_part_that_does_not_fit_is_halved_and_no_image_is_lost(kind):
     network, told = Small(2), []
     batch = np.arange(14.0).reshape(7, 2)
-    found = MicroBatchPredictor(network, 6, halved=told.append)
+    found = MicroBatchPredictor(network, 6, on_halved=told.append)
     for _ in range(2):
         answer = found.predict_on_batch(kind(batch))
         np.testing.assert_array_equal(answer["mask"], batch + 1)
@@ -67,7 +67,7 @@ def test_a_device_that_holds_not_one_image_is_said_and_each_device_keeps_a_row()
         MicroBatchPredictor(Small(0)).predict_on_batch(np.zeros((7, 2)))
     network = Small(2)
     with pytest.raises(PneumoError, match="too small to predict even 3 images"):
-        MicroBatchPredictor(network, fewest=3).predict_on_batch(np.zeros((8, 2)))
+        MicroBatchPredictor(network, smallest=3).predict_on_batch(np.zeros((8, 2)))
     assert network.asked == [8, 4, 3]
 
 
@@ -145,9 +145,9 @@ def test_a_finished_run_predicts_what_fits(monkeypatch, tmp_path, tiny_runs, pre
     parts = predict_subset([run], prepared)
     assert max(asked) > 3 >= min(asked)
     if task == "classifier":
-        np.testing.assert_allclose(parts.found["probability"], whole.found["probability"], atol=1e-5)
+        np.testing.assert_allclose(parts.predictions["probability"], whole.predictions["probability"], atol=1e-5)
         return
-    levels = [np.stack([one.levels() for one in found.found.maps.maps]).astype(int) for found in (parts, whole)]
+    levels = [np.stack([one.unpack() for one in some.predictions.maps.maps]).astype(int) for some in (parts, whole)]
     assert np.abs(levels[0] - levels[1]).max() <= 1
 
 
@@ -164,8 +164,8 @@ def test_several_workers_stop_and_start_again_with_fewer(monkeypatch, tmp_path):
 
 
 def test_a_prediction_by_several_workers_that_does_not_fit_says_what_to_do(tiny_runs):
-    sharing = DistributedPredictor(contextlib.nullcontext, lambda model: Small(3), devices=2, workers=2)
-    (network,) = load_predictors(read_run(tiny_runs / "classifier"), sharing)
+    distributed = DistributedPredictor(contextlib.nullcontext, lambda model: Small(3), devices=2, workers=2)
+    (network,) = load_predictors(read_run(tiny_runs / "classifier"), distributed)
     with pytest.raises(PneumoError, match=r"only 4 images or fewer.*--strategy one"):
         network.predict_on_batch(np.zeros((8, 2)))
 
@@ -174,9 +174,9 @@ def test_a_run_that_learnt_in_slices_predicts_as_many_at_once_as_one_held(tiny_r
     run = read_run(tiny_runs / "classifier")
     network = Small(100)
     for record, wanted in (({}, [9]), ({"slices": 1}, [9]), ({"slices": 4}, [4, 4, 1])):
-        sharing = DistributedPredictor(contextlib.nullcontext, lambda model: network)
+        distributed = DistributedPredictor(contextlib.nullcontext, lambda model: network)
         experiment = run.experiment.replace(global_batch_size=13)
-        (found,) = load_predictors(replace(run, experiment=experiment, record=run.record | record), sharing)
+        (found,) = load_predictors(replace(run, experiment=experiment, record=run.record | record), distributed)
         found.predict_on_batch(np.zeros((9, 2)))
         assert network.asked == wanted
         network.asked.clear()

@@ -1,4 +1,5 @@
 import shutil
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -8,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_pneumo.cli.predict import predict_command
-from keras_pneumo.data.batches.images import ImageSet
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.predictor import predict_probabilities, probabilities_of
+from keras_pneumo.inference.ensemble import mean_probability
+from keras_pneumo.inference.files import predict_folder
+from keras_pneumo.inference.predictor import predict_passes, sigmoid
 from keras_pneumo.inference.run import read_run
-from keras_pneumo.inference.submit import predict_folder
 
 
 def left_minus_right():
@@ -25,35 +26,39 @@ def left_minus_right():
     return model
 
 
-def source(images):
-    n = len(images)
-    return ImageSet(tuple(map(str, range(n))), np.zeros(n, int), 4, ("",) * n, ("",) * n, images, None)
+def test_every_image_is_predicted_in_order():
+    images = np.zeros((7, 4, 4, 1), np.float32)
+    images[:, :, :2] = (np.arange(7) * 30)[:, None, None, None] / np.float32(255)
+    (once,) = predict_passes(left_minus_right(), images, flip_averaging=False)
+    np.testing.assert_allclose(once.image, 1 / (1 + np.exp(-np.arange(7) * 30 / 255)), rtol=1e-6)
+    assert once.maps is None
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 7, 50])
-def test_every_image_is_answered_in_order_whatever_the_batch(batch_size):
-    images = np.zeros((7, 4, 4, 1), np.uint8)
-    images[:, :, :2] = (np.arange(7) * 30)[:, None, None, None]
-    found = predict_probabilities(left_minus_right(), source(images), batch_size, flip_averaging=False)
-    np.testing.assert_allclose(found, 1 / (1 + np.exp(-np.arange(7) * 30 / 255)), rtol=1e-6)
+def test_flip_averaging_predicts_the_mirror_image_too():
+    images = np.zeros((2, 4, 4, 1), np.float32)
+    images[0, :, :2] = 1
+    passes = list(predict_passes(left_minus_right(), images, flip_averaging=True))
+    left = 1 / (1 + np.exp(-1))
+    np.testing.assert_allclose([one.image for one in passes], [[left, 0.5], [1 - left, 0.5]], rtol=1e-6)
+    run = SimpleNamespace(experiment=SimpleNamespace(image_size=4, flip_averaging=True))
+    mean = mean_probability([(run, [left_minus_right()])], lambda size: images)
+    np.testing.assert_allclose(mean, [0.5, 0.5], rtol=1e-6)
 
 
-def test_flip_averaging_is_the_mean_of_both_probabilities():
-    images = np.zeros((2, 4, 4, 1), np.uint8)
-    images[0, :, :2] = 255
-    told = []
-    found = predict_probabilities(
-        left_minus_right(), source(images), 2, flip_averaging=True, progress=lambda *now: told.append(now)
-    )
-    sigmoid = 1 / (1 + np.exp(-1))
-    np.testing.assert_allclose(found, [(sigmoid + (1 - sigmoid)) / 2, 0.5], rtol=1e-6)
-    assert told == [(2, 4), (4, 4)]
+def test_maps_of_mirror_images_are_turned_back():
+    images = np.random.default_rng(0).random((2, 4, 6, 1)).astype(np.float32)
+    pixels = keras.Input((None, None, 1))
+    same = keras.Model(pixels, keras.layers.Activation("linear")(pixels))
+    first, second = predict_passes(same, images, flip_averaging=True)
+    np.testing.assert_array_equal(first.maps, second.maps)
+    np.testing.assert_allclose(first.maps, 1 / (1 + np.exp(-images[..., 0])), rtol=1e-6)
+    assert first.image is None
 
 
 @given(st.floats(-1e6, 1e6))
 def test_probabilities_never_overflow(logit):
     with np.errstate(all="raise", under="ignore"):
-        found = probabilities_of(np.array([logit]))[0]
+        found = sigmoid(np.array([logit]))[0]
     assert 0 <= found <= 1
     if abs(logit) < 30:
         assert found == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-9)
@@ -82,7 +87,8 @@ def test_raw_files_and_prepared_images_get_the_same_answer(tmp_path, phantoms, p
     assert refused["reason"].str.len().gt(10).all()
     prepared = load_prepared(prepared_folder)
     ids = predictions["image_id"].tolist()
-    expected = predict_probabilities(model, open_source(prepared, ids, 64), 4, experiment.flip_averaging)
+    pixels = open_source(prepared, ids, 64).images.astype(np.float32) / np.float32(255)
+    expected = np.mean([one.image for one in predict_passes(model, pixels, experiment.flip_averaging)], axis=0)
     np.testing.assert_allclose(predictions["probability"], expected, rtol=1e-5)
     assert isinstance(predictions, pd.DataFrame)
 
@@ -110,8 +116,8 @@ def nothing_is_predicted(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("a prediction was begun")
 
-    for name in ("predict_subset", "predict_folder"):
-        monkeypatch.setattr(f"keras_pneumo.inference.submit.{name}", fail)
+    monkeypatch.setattr("keras_pneumo.inference.submission.predict_subset", fail)
+    monkeypatch.setattr("keras_pneumo.inference.files.predict_folder", fail)
 
 
 def test_a_folder_of_other_files_is_refused_before_anything_is_predicted(

@@ -16,7 +16,7 @@ import pytest
 
 from keras_pneumo.config import SEGMENTER
 from keras_pneumo.data.labels import rle
-from keras_pneumo.inference import segment
+from keras_pneumo.inference import ensemble
 from keras_pneumo.inference.files import predict_files
 from keras_pneumo.inference.postprocess import PostprocessingParameters
 from keras_pneumo.inference.run import FORMAT, RunFolder, versions
@@ -41,7 +41,7 @@ def dice(first, second):
 
 @pytest.fixture
 def known(monkeypatch, tmp_path):
-    monkeypatch.setattr(segment, "load_predictors", lambda run, sharing: [bright_model()])
+    monkeypatch.setattr(ensemble, "load_predictors", lambda run, distributed: [bright_model()])
 
     def run_at(size):
         return RunFolder(
@@ -52,7 +52,7 @@ def known(monkeypatch, tmp_path):
 
 
 def check_folder(folder, run):
-    table, refused = predict_files([run], folder, rule=PostprocessingParameters(0.5, 1, 0.5))
+    table, refused = predict_files([run], folder, parameters=PostprocessingParameters(0.5, 1, 0.5))
     assert not len(refused)
     assert isinstance(table, pd.DataFrame)
     for row in table.itertuples():

@@ -12,10 +12,11 @@ from keras_pneumo.config import SEGMENTER
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.postprocess import read_postprocessing
+from keras_pneumo.inference.ensemble import predict_map_set
+from keras_pneumo.inference.files import predict_folder
+from keras_pneumo.inference.postprocess import postprocess_maps, read_postprocessing
 from keras_pneumo.inference.run import load_model, load_models, read_run
-from keras_pneumo.inference.segment import answers, predict_map_set
-from keras_pneumo.inference.submit import predict_folder, predict_subset, write_predicted
+from keras_pneumo.inference.submission import predict_subset, write_predictions
 from keras_pneumo.storage.files import LOCK_NAME, write_json
 from keras_pneumo.training.report import finish
 from keras_pneumo.training.trainer import train
@@ -111,16 +112,16 @@ def test_two_runs_are_the_mean_of_their_maps(finished, prepared_folder):
     single = predict_map_set([one], prepared, "test")
     double = predict_map_set([one, one], prepared, "test")
     for first, second in zip(single.maps, double.maps, strict=True):
-        np.testing.assert_allclose(first.levels().astype(int), second.levels().astype(int), atol=1)
+        np.testing.assert_allclose(first.unpack().astype(int), second.unpack().astype(int), atol=1)
     np.testing.assert_allclose(single.image_probability, double.image_probability, rtol=1e-5)
 
 
 def test_an_ensemble_is_predicted_as_one_submission(finished, tmp_path, prepared_folder):
     folder, *_ = finished
     one = read_run(folder)
-    written = write_predicted(predict_subset([one, one], load_prepared(prepared_folder)), tmp_path / "both")
+    written = write_predictions(predict_subset([one, one], load_prepared(prepared_folder)), tmp_path / "both")
     assert "2 runs" in json.loads((tmp_path / "both" / "submission.json").read_text())["team"]
-    assert written.search.rule == read_postprocessing(tmp_path / "both" / "postprocess.json")
+    assert written.search.parameters == read_postprocessing(tmp_path / "both" / "postprocess.json")
     alone = pd.read_csv(folder / "submission" / "predictions.csv")
     both = pd.read_csv(tmp_path / "both" / "predictions.csv")
     np.testing.assert_allclose(alone["probability"], both["probability"], atol=0.01)
@@ -139,9 +140,8 @@ def test_masks_of_raw_files_are_those_of_prepared_images(finished, tmp_path, pha
     summary = predict_folder([run], few, tmp_path / "out")
     found = pd.read_csv(summary.path, dtype=str).set_index("image_id")
     maps = predict_map_set([run], prepared, "test")
-    expected = answers(maps, read_postprocessing(folder / "postprocess.json"), maps.image_probability).set_index(
-        "image_id"
-    )
+    parameters = read_postprocessing(folder / "postprocess.json")
+    expected = postprocess_maps(maps, parameters, maps.image_probability).set_index("image_id")
     assert len(found) == len(wanted) == 4
     for image_id, row in found.iterrows():
         first, second = rle.decode(row["encoded_pixels"]), rle.decode(expected.loc[image_id, "encoded_pixels"])
@@ -192,7 +192,7 @@ def test_a_batch_that_makes_nan_is_named_and_the_best_weights_come_back(tmp_path
 def test_other_runs_are_refused_as_gate_or_company(finished, tmp_path, prepared_folder):
     run = read_run(finished[0])
     prepared = load_prepared(prepared_folder)
-    with pytest.raises(PneumoError, match="no classifier"):
+    with pytest.raises(PneumoError, match="not a classifier"):
         predict_subset([run], prepared, gate=[run])
     other = tmp_path / "other"
     other.mkdir()
@@ -208,7 +208,7 @@ def test_packed_maps_enlarge_as_probabilities():
     from keras_pneumo.inference.maps import PackedMap, enlarge, quantise
 
     ramp = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
-    levels = PackedMap.of(quantise(ramp)).levels()
+    levels = PackedMap.of(quantise(ramp)).unpack()
     large = enlarge(levels)
     assert large.shape == (1024, 1024)
     assert len(np.unique(large)) > 200, "levels between the small map's are there"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.models.resnet import STRIDES, depth_of, feature_channels, resnet
+from keras_pneumo.models.classifier import build_classifier
+from keras_pneumo.models.resnet import STRIDES, depth_groups, depth_of, feature_channels, leaf_layers, resnet
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +88,14 @@ def test_names_of_depths():
         depth_of("resnet101")
     with pytest.raises(PneumoError, match="depth 101"):
         resnet(101)
+
+
+def test_depth_groups_cover_every_variable_once():
+    classifier = build_classifier("resnet18", dropout=0.5)
+    groups = depth_groups(classifier)
+    assert groups.keys() == {v.path for v in classifier.variables if "seed" not in v.path}
+    assert groups["conv1/kernel"] == groups["bn1/gamma"] == 0
+    assert groups["layer1-0-conv1/kernel"] == 1
+    assert groups["layer4-1-bn2/beta"] == 4
+    assert groups["fc/kernel"] == groups["fc/bias"] == 5
+    assert {layer.name for layer in leaf_layers(classifier)} >= {"conv1", "layer2-0-downsample-1", "fc"}

@@ -201,19 +201,6 @@ def test_arrays_keep_their_order_on_the_way(tmp_path):
     assert list(exchange.read_arrays(tmp_path / "x" / "y.npz")) == names
 
 
-def test_a_run_beside_a_ladder_quotes_it(tmp_path):
-    from keras_pneumo.training.report import ladder_fact
-
-    run = tmp_path / "runs/demo"
-    assert ladder_fact(run) == {}
-    answer = tmp_path / "runs/parity/parity.json"
-    answer.parent.mkdir(parents=True)
-    answer.write_text(json.dumps(as_json(ladder(result()))))
-    assert ladder_fact(run)["comparable with PyTorch"].startswith("Yes: on all 1 rungs")
-    answer.write_text("[")
-    assert ladder_fact(run) == {}
-
-
 @pytest.mark.parametrize(("found", "code"), [(result(), 0), (result(keras=Difference(1, 1, 1, "a", "a", 1)), 1)])
 def test_the_exit_code_tells_whether_a_rung_is_broken(monkeypatch, found, code):
     from keras_pneumo.parity import run

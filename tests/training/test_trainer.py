@@ -11,7 +11,7 @@ from keras_pneumo.config import CLASSIFIER
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.run import build, load_model, read_run
-from keras_pneumo.models.classifier import depth_groups
+from keras_pneumo.models.resnet import depth_groups
 from keras_pneumo.training.optimizers import make_optimizer
 from keras_pneumo.training.trainer import TrainingOptions, phases_of, set_precision, train
 

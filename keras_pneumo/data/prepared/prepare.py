@@ -21,7 +21,6 @@ from typing import Any
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.devices import FILE as DEVICES
 from keras_pneumo.data.labels.devices import read_devices
-from keras_pneumo.data.labels.siim import find_images
 from keras_pneumo.data.prepared.journal import (
     JOURNAL_NAME,
     add_to_journal,
@@ -34,6 +33,7 @@ from keras_pneumo.data.prepared.manifest import MANIFEST_NAME, TABLES, read_mani
 from keras_pneumo.data.prepared.plan import PreparationPlan, make_plan, require_same
 from keras_pneumo.data.prepared.rendering import Job, Rendered, expected_names, render
 from keras_pneumo.data.prepared.split import SUBSETS
+from keras_pneumo.data.radiographs.reading import find_images
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import folder_lock, remove_temporary, require_writable, write_bytes
 from keras_pneumo.storage.workers import work_through

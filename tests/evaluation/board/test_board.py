@@ -1,21 +1,15 @@
 """The board: real submissions to the published figures, exact small boards, and the files of a comparison."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
-from board_lab import board_of, predictions_of, submit, write_truth
+from board_lab import REAL, board_of, needs_real, submit, write_truth
 
-from keras_pneumo.evaluation.board.board import SCORES, paired_difference, score_submissions
+from keras_pneumo.evaluation.board.board import SCORES, score_submissions
 from keras_pneumo.evaluation.board.verdict import verdict
 from keras_pneumo.evaluation.inputs.alignment import align_submission
 from keras_pneumo.evaluation.inputs.submission import SubmissionInfo, read_submission, write_submission
 from keras_pneumo.evaluation.inputs.truth import read_truth
-
-REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[4] / "shared"))
-needs_real = pytest.mark.skipif(not (REAL / "submissions").exists(), reason="the real submissions are not at hand")
 
 PUBLISHED = {
     # file: Dice, then images with a mask: true positive, false positive, false negative, true negative
@@ -71,25 +65,6 @@ def test_perfect_and_hopeless(tmp_path):
     assert empty.point["auroc"] == 0.5
 
 
-def test_same_answers_differ_by_exactly_nothing(tmp_path):
-    truth = write_truth(tmp_path)
-    board = board_of(truth, submit(tmp_path / "a", truth, "A", 2), submit(tmp_path / "b", truth, "B", 2))
-    gap = paired_difference(*board.teams, "auroc")
-    assert gap.value == gap.interval.low == gap.interval.high == 0
-    assert not gap.certain
-    assert verdict(board).headline == "A and B cannot be told apart."
-
-
-def test_a_better_team_is_told_apart_and_named_first(tmp_path):
-    truth = write_truth(tmp_path, n=300)
-    board = board_of(
-        truth, submit(tmp_path / "a", truth, "Weak", 0.5), submit(tmp_path / "b", truth, "Strong", 5, seed=1)
-    )
-    assert verdict(board).headline == "Strong beats Weak."
-    assert board.table.team[0] == "Strong"
-    assert "300 images of 150 patients" in verdict(board).sentences[0]
-
-
 def test_the_same_seed_gives_the_same_board(tmp_path):
     truth = write_truth(tmp_path)
     place = submit(tmp_path / "a", truth, "A", 2)
@@ -111,31 +86,6 @@ def test_one_class_only(tmp_path, share, word):
     said = verdict(board)
     assert said.headline == "AUROC cannot be computed."
     assert said.sentences == [f"All 5 images are {word}, so there is nothing to rank them against."]
-
-
-def test_thresholds_declared_fitted_or_assumed(tmp_path):
-    truth = write_truth(tmp_path)
-    table = predictions_of(truth, 3)
-    held_out = truth.development[truth.development.subset == "validation"]
-    validation = pd.DataFrame({"image_id": held_out.image_id, "probability": 0.2 + 0.4 * held_out.pneumothorax})
-    info = SubmissionInfo(team="A", task="classification", split_sha256=truth.split_sha256)
-    declared = write_submission(tmp_path / "1", info.model_copy(update={"threshold": 0.3}), table)
-    fitted = write_submission(tmp_path / "2", info, table, validation)
-    assumed = write_submission(tmp_path / "3", info, table)
-    entries = board_of(truth, declared, fitted, assumed).teams
-    assert [entry.threshold for entry in entries] == [0.3, pytest.approx(0.4), 0.5]
-    assert entries[1].threshold_source == "fitted on the team's validation predictions"
-    assert entries[2].notes == ["no threshold declared: 0.5 used"]
-
-
-def test_masks_alone_answer_yes_where_they_are_not_empty(tmp_path):
-    truth = write_truth(tmp_path)
-    table = predictions_of(truth, 3)
-    info = SubmissionInfo(team="A", task="segmentation", split_sha256=truth.split_sha256)
-    entry = board_of(truth, write_submission(tmp_path / "a", info, table.drop(columns="probability"))).teams[0]
-    assert "auroc" not in entry.point
-    assert (entry.decision == (table.probability > 0.5).to_numpy()).all()
-    assert entry.point["accuracy"] == entry.point["mask_accuracy"]
 
 
 @needs_real
@@ -163,17 +113,3 @@ def test_published_figure_over_all_labels():
         row.notes
         == "42 rows of other images set aside (--allow-extra); 12,047 masks cut at the last pixel (--clip-runs)"
     )
-
-
-def test_too_few_resamples_for_the_pairs_are_said(tmp_path):
-    truth = write_truth(tmp_path)
-    teams = [submit(tmp_path / name, truth, name, seed) for seed, name in enumerate("abc")]
-
-    def said(*folders, resamples):
-        return any(
-            "too few to tell" in text for text in verdict(board_of(truth, *folders, resamples=resamples)).warnings
-        )
-
-    assert said(*teams, resamples=119), "three pairs need 2 x 3 / 0.05 = 120 resamples"
-    assert not said(*teams, resamples=120)
-    assert not said(teams[0], resamples=20), "one team makes no pair"

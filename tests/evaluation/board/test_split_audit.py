@@ -1,17 +1,13 @@
 """What a split leaks, by hand and on the real folds made image by image."""
 
 import json
-import os
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from board_lab import REAL, needs_real
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.board.split_audit import audit_split
-
-REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[4] / "shared"))
-needs_real = pytest.mark.skipif(not (REAL / "siim_tables").exists(), reason="the real tables are not at hand")
 
 
 def written(path, text):

@@ -9,7 +9,15 @@ from hypothesis.extra import numpy as hnp
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.scoring.masks import dice, dice_parts, mask_areas, overlap, size_of
+from keras_pneumo.evaluation.scoring.masks import (
+    average_precision,
+    dice,
+    dice_parts,
+    mask_areas,
+    overlap,
+    pixel_auprc,
+    size_of,
+)
 
 
 def runs(*texts):
@@ -137,3 +145,27 @@ def test_dice_of_tables_unites_the_rows_of_an_image():
 def test_dice_refuses_what_is_no_mask(truth, prediction, sentence):
     with pytest.raises(PneumoError, match=sentence):
         dice(truth, prediction)
+
+
+def test_average_precision_of_pixels_is_scikit_learns():
+    from sklearn.metrics import average_precision_score
+
+    generator = np.random.default_rng(0)
+    truth = generator.random((6, 500)) < 0.1
+    levels = np.clip(generator.normal(80 + 60 * truth, 40), 0, 255).astype(int)
+    counts = np.stack(
+        [
+            np.stack([np.bincount(row, minlength=256), np.bincount(row[right], minlength=256)])
+            for row, right in zip(levels, truth, strict=True)
+        ]
+    )
+    value, interval = pixel_auprc(counts, np.array([0, 0, 1, 2, 3, 4]), 300)
+    assert value == pytest.approx(average_precision_score(truth.ravel(), levels.ravel()))
+    assert interval.low < value < interval.high
+
+
+def test_one_score_for_every_pixel_is_worth_the_share_of_true_ones():
+    counts = np.zeros((2, 256))
+    counts[0, 7], counts[1, 7] = 200, 20
+    assert average_precision(counts) == pytest.approx(0.1)
+    assert np.isnan(average_precision(np.zeros((2, 256))))

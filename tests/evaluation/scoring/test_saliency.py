@@ -14,7 +14,6 @@ from keras_pneumo.evaluation.scoring.saliency import (
     coverage_at,
     energy,
     mask_at,
-    mean_with_interval,
     rank_correlation,
     score_map,
     summarise_maps,
@@ -113,20 +112,6 @@ def test_summary_is_by_patient_beside_chance_and_paired():
     ahead = found.loc[("flat", "pointing")]
     assert ahead.ahead == pytest.approx((good["pointing"] - chance).mean())
     assert ahead.ahead_low > 0
-
-
-def test_an_interval_by_image_would_be_narrower():
-    values = np.repeat(np.random.default_rng(1).random(12) < 0.5, 5).astype(float)
-    by_patient = mean_with_interval(values, np.repeat(np.arange(12), 5), 2000, 0)[1]
-    by_image = mean_with_interval(values, np.arange(60), 2000, 0)[1]
-    assert by_patient.high - by_patient.low > 1.5 * (by_image.high - by_image.low)
-
-
-def test_all_hits_have_an_exact_interval():
-    value, interval = mean_with_interval(np.ones(10), np.repeat(np.arange(5), 2), 500, 0)
-    assert value == 1
-    assert interval.low == pytest.approx(0.025 ** (1 / 5))
-    assert interval.high == 1
 
 
 def test_rank_correlation():

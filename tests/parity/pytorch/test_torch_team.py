@@ -19,10 +19,10 @@ from keras_pneumo.evaluation.board.verdict import verdict
 from keras_pneumo.evaluation.compare import compare
 from keras_pneumo.evaluation.inputs.submission import read_submission
 from keras_pneumo.evaluation.scoring.metrics import auroc, fit_threshold
+from keras_pneumo.inference.ensemble import predict_map_set
 from keras_pneumo.inference.export import export_network
-from keras_pneumo.inference.postprocess import PostprocessingParameters
+from keras_pneumo.inference.postprocess import PostprocessingParameters, postprocess_maps
 from keras_pneumo.inference.run import read_run
-from keras_pneumo.inference.segment import answers, predict_map_set
 from keras_pneumo.models.fastai import build_fastai_classifier
 from keras_pneumo.models.weights import from_torch, load_safetensors
 from keras_pneumo.training.losses import ClassificationLoss, SegmentationLoss
@@ -163,7 +163,7 @@ def test_segmenters_that_learn_nothing_draw_alike(both_teams, tmp_path, prepared
     fitted = json.loads((tmp_path / "runs" / "torch" / "rule.json").read_text())
     cut = fitted["cut"] / 255
     rule = PostprocessingParameters(top=cut, area=fitted["area"], bottom=cut, gate=fitted["gate"])
-    pair = answers(found, rule, found.image_probability).merge(theirs.predictions, on="image_id")
+    pair = postprocess_maps(found, rule, found.image_probability).merge(theirs.predictions, on="image_id")
     assert len(pair) == len(found.image_ids) == len(theirs.predictions)
     # Levels are whole numbers of 255, enlarged by two libraries.
     np.testing.assert_allclose(pair["probability_x"], pair["probability_y"], atol=2 / 255)
