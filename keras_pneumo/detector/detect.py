@@ -32,7 +32,7 @@ from keras_pneumo.inference.files import unfit
 from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.storage.files import require_writable, write_bytes, write_json, write_table
 from keras_pneumo.storage.tables import one_line, safe_columns, write_quarantine
-from keras_pneumo.storage.workers import work_through
+from keras_pneumo.storage.workers import map_in_processes
 
 if TYPE_CHECKING:  # highdicom is an extra
     from keras_pneumo.detector.dicom_objects import Finding
@@ -101,7 +101,7 @@ def detect(
     result = DetectionResult(out)
     pending: deque[Future[dict[str, Any]]] = deque()
     # Never in this process: a decoder that crashes or hangs then costs only its own file.
-    read = work_through(read_or_reason, list(files), workers, apart=True, seconds=SECONDS)
+    read = map_in_processes(read_or_reason, list(files), workers, isolated=True, seconds=SECONDS)
     try:
         with ThreadPoolExecutor(WRITERS) as writers:
             count = 0

@@ -67,6 +67,20 @@ def predict_images(
         PneumoError: an array is not an image as above, there is no radiograph, or none that can be read; the runs
             cannot predict together; parameters or a gate are missing.
     """
+    sources = image_sources(images)
+    if parameters is None:
+        parameters = own_postprocessing(runs)
+    rows, refused = _predict(runs, sources, parameters, gate, SINGLE_DEVICE, progress)
+    warn_of_refused(refused, len(sources))
+    return pd.DataFrame(rows).drop(columns="file")
+
+
+def image_sources(images: Image | Sequence[Image]) -> list[tuple[str, Path | np.ndarray]]:
+    """Name and file, or number and pixels, of each radiograph.
+
+    Raises:
+        PneumoError: there is no radiograph, or an array is not one; see :func:`grey_pixels`.
+    """
     given = [images] if isinstance(images, str | Path | np.ndarray) else list(images)
     sources: list[tuple[str, Path | np.ndarray]] = []
     for number, image in enumerate(given):
@@ -76,15 +90,25 @@ def predict_images(
             sources += [(name, path) for path, name in find_files([Path(image)])]
     if not sources:
         raise PneumoError("There is no radiograph to predict: the list is empty.")
-    if parameters is None:
-        parameters = own_postprocessing(runs)
-    rows, refused = _predict(runs, sources, parameters, gate, SINGLE_DEVICE, progress)
-    if not rows:
-        raise PneumoError(f"None of the {len(sources)} radiographs can be predicted; the first: {refused[0]['reason']}")
+    return sources
+
+
+def warn_of_refused(refused: Sequence[dict[str, object]], count: int) -> None:
+    """Warn the caller's caller of the radiographs, of ``count``, that were left out.
+
+    Args:
+        refused: ``file`` and ``reason`` of each.
+        count: radiographs in all.
+
+    Raises:
+        PneumoError: all were left out.
+    """
+    if len(refused) == count:
+        first = f"{refused[0]['file']} ({refused[0]['reason']})"
+        raise PneumoError(f"None of the {count} radiographs can be predicted; the first: {first}")
     if refused:
         texts = listed((f"{row['file']} ({row['reason']})" for row in refused), most=3)
-        warnings.warn(f"{len(refused)} of {len(sources)} radiographs were left out: {texts}", stacklevel=2)
-    return pd.DataFrame(rows).drop(columns="file")
+        warnings.warn(f"{len(refused)} of {count} radiographs were left out: {texts}", stacklevel=3)
 
 
 def grey_pixels(image: np.ndarray) -> np.ndarray:
@@ -232,24 +256,40 @@ def _predict(
     batch_size = min(run.experiment.global_batch_size for run in runs)
     rows: list[dict[str, object]] = []
     refused: list[dict[str, object]] = []
+    for batch in usable_batches(sources, size, batch_size, refused):
+        if batch:
+            names = [{"image_id": image_id, "file": name} for name, image_id, _ in batch]
+            predicted = predict_batch([pixels for _, _, pixels in batch])
+            rows += [name | columns for name, columns in zip(names, predicted, strict=True)]
+        if progress:
+            progress(len(rows) + len(refused), len(sources))
+    return rows, refused
+
+
+def usable_batches(
+    sources: Sequence[tuple[str, Path | np.ndarray]], size: int, batch_size: int, refused: list[dict[str, object]]
+) -> Iterator[list[tuple[str, str, np.ndarray]]]:
+    """Read radiographs a batch at a time.
+
+    Args:
+        sources: from :func:`image_sources`.
+        size: of the networks' images, (size, size).
+        batch_size: radiographs read together.
+        refused: gets ``file`` and ``reason`` of each radiograph that cannot be read or resized.
+
+    Yields:
+        Name, image id and pixels, uint8 (H, W), of the others; a batch may be smaller than ``batch_size``, also empty.
+    """
     read = _read(sources)
-    done = 0
     while batch := list(itertools.islice(read, batch_size)):
-        images: list[np.ndarray] = []
-        names: list[dict[str, object]] = []
-        for name, image_id, image in batch:
-            reason = image if isinstance(image, str) else unfit(image, size)
+        usable: list[tuple[str, str, np.ndarray]] = []
+        for name, image_id, pixels in batch:
+            reason = pixels if isinstance(pixels, str) else unfit(pixels, size)
             if reason:
                 refused.append({"file": name, "reason": reason})
-            elif not isinstance(image, str):
-                images.append(image)
-                names.append({"image_id": image_id, "file": name})
-        if images:
-            rows += [name | columns for name, columns in zip(names, predict_batch(images), strict=True)]
-        done += len(batch)
-        if progress:
-            progress(done, len(sources))
-    return rows, refused
+            elif not isinstance(pixels, str):
+                usable.append((name, image_id, pixels))
+        yield usable
 
 
 def _read(sources: Iterable[tuple[str, Path | np.ndarray]]) -> Iterator[tuple[str, str, np.ndarray | str]]:

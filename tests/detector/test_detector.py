@@ -148,7 +148,8 @@ def test_predict_leaves_out_what_it_cannot_read_and_warns(phantoms, tmp_path):
     ("images", "words"),
     [
         ([], "list is empty"),
-        (np.zeros((64, 64)), "uint8"),
+        (np.full((64, 64), 255.0), "Divide it by 255"),
+        (np.zeros((64, 64), np.int32), "uint8"),
         (np.zeros((64, 64, 3), np.uint8), r"\(64, 64, 3\)"),
         (np.zeros((256, 300), np.uint8), "300 columns"),
         (np.zeros((64, 64), np.uint8), "shorter than"),

@@ -288,7 +288,7 @@ def test_the_page_ends_while_a_file_holds_the_decoder(monkeypatch, radiographs, 
         with Page(radiographs, tmp_path / "readings.csv") as page:
             page.page_detector.decoder.seconds = 300
             asked = pool.submit(page.json, "/api/folder/0")
-            while not page.page_detector.decoder._pool or not page.page_detector.decoder._pool._processes:
+            while not page.page_detector.decoder.worker.is_running:
                 time.sleep(0.05)
         assert not page.thread.is_alive()
         status, told = asked.result(60)

@@ -22,7 +22,7 @@ from keras_pneumo.data.radiographs.reading import RASTER_SUFFIXES
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import sha256_bytes
 from keras_pneumo.storage.tables import image_id_of, printable
-from keras_pneumo.storage.workers import collect
+from keras_pneumo.storage.workers import results_in_order
 
 _MAX_ID = 180
 """Bytes of an image id: file systems allow 255 for a name, and ours gets an ending and a temporary one."""
@@ -48,14 +48,12 @@ class RadiographFile:
 
 def scan(folder: Path, paths: Sequence[Path], workers: int | None = None) -> list[RadiographFile]:
     """Identify every file: its hash, image id and, for DICOM, transfer syntax; one entry per path, in their order."""
-    sources = collect(_identify, [(path, printable(path.relative_to(folder).as_posix())) for path in paths], workers)
+    jobs = [(path, printable(path.relative_to(folder).as_posix())) for path in paths]
+    sources = results_in_order(_identify, jobs, workers)
     crashed = "reading its header ends the program that does it"
     return [
-        source
-        or RadiographFile(
-            path, printable(path.relative_to(folder).as_posix()), "", printable(path.stem), "", error=crashed
-        )
-        for path, source in zip(paths, sources, strict=True)
+        source or RadiographFile(path, relative, "", printable(path.stem), "", error=crashed)
+        for (path, relative), source in zip(jobs, sources, strict=True)
     ]
 
 
