@@ -13,8 +13,8 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.postprocess import read_postprocessing
 from keras_pneumo.inference.run import load_model, load_models, read_run
 from keras_pneumo.storage.files import LOCK_NAME
-from keras_pneumo.training.fit import train
 from keras_pneumo.training.report import finish
+from keras_pneumo.training.trainer import train
 
 TINY = SEGMENTER.replace(
     name="tiny",
