@@ -12,9 +12,6 @@ from worker_lab import end, environment_of, free_ports
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import load_prepared
-from keras_pneumo.inference.predictor import DistributedPredictor
-from keras_pneumo.inference.run import load_models, load_predictors, read_run
-from keras_pneumo.training.distributed.strategy import ONE
 
 REPOSITORY = Path(__file__).parents[2]
 SMALLEST = REPOSITORY / "experiments/smallest_classifier.py"
@@ -45,28 +42,6 @@ def alike(one, other, task):
             masks = [[rle.decode(text) for text in table["encoded_pixels"].fillna("-1")] for table in (first, second)]
             assert any(mask.any() for mask in masks[0])
             assert np.mean([a != b for a, b in zip(*masks, strict=True)]) < 1e-3
-
-
-def test_a_network_is_asked_where_it_is_told_to_be_made(tiny_runs):
-    run, seen = read_run(tiny_runs / "classifier"), []
-
-    class Scope:
-        def __enter__(self):
-            seen.append("made here")
-
-        def __exit__(self, *_):
-            seen.append("end")
-
-    class Zeros:
-        def predict_on_batch(self, x):
-            return np.zeros((len(x), 1))
-
-    (found,) = load_predictors(run, DistributedPredictor(Scope, lambda model: seen.append(model.name) or Zeros()))
-    assert seen == ["made here", "resnet18_classifier", "end"]
-    assert not found.predict_on_batch(np.ones((3, 64, 64, 1))).any()
-    images = np.random.default_rng(0).random((3, 64, 64, 1)).astype(np.float32)
-    (alone,), (model,) = load_predictors(run, ONE.sharing()), load_models(run)
-    np.testing.assert_array_equal(alone.predict_on_batch(images), model.predict_on_batch(images))
 
 
 @pytest.mark.slow
