@@ -101,7 +101,7 @@ def test_pictures_of_an_earlier_call_are_no_radiographs(tmp_path, run, phantoms)
 
 def main_code(*arguments):
     with pytest.raises(SystemExit) as end:
-        main([str(one) for one in arguments])
+        main([str(argument) for argument in arguments])
     return end.value.code
 
 

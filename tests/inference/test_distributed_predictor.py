@@ -30,10 +30,12 @@ def two(*arguments):
     return [begin(*arguments, cluster=(ports, number)) for number in range(2)]
 
 
-def alike(one, other, task):
+def alike(folder, other, task):
     """The same images in the same order with the same answers, to float32's rounding."""
     for file in ("predictions.csv", "validation.csv"):
-        first, second = (pd.read_csv(folder / file, dtype={"encoded_pixels": str}) for folder in (one, other))
+        first, second = (
+            pd.read_csv(folder / file, dtype={"encoded_pixels": str}) for folder in (first_folder, second_folder)
+        )
         assert list(first["image_id"]) == list(second["image_id"])
         # A segmenter's is the level of a pixel, one of 256.
         apart = 1e-5 if task == "classifier" else 1 / 255 + 1e-6
@@ -57,9 +59,9 @@ def test_two_devices_and_two_workers_predict_as_one(tmp_path, tiny_runs, prepare
 
 @pytest.mark.slow
 def test_workers_do_not_share_a_folder_of_radiographs(tmp_path, tiny_runs, phantoms):
-    (said,) = end(begin("predict", tiny_runs / "classifier", "--data", phantoms, cluster=([1, 2], 0)), code=2)
-    assert "--strategy one" in said
-    assert "is no prepared folder" in said
+    (error,) = end(begin("predict", tiny_runs / "classifier", "--data", phantoms, cluster=([1, 2], 0)), code=2)
+    assert "--strategy one" in error
+    assert "is no prepared folder" in error
 
 
 @pytest.mark.slow
@@ -110,8 +112,8 @@ def test_a_training_of_all_folds_that_was_killed_goes_on_with_the_fold_it_was_in
     assert (folder / "fold_0/report.html").stat().st_mtime_ns == done
     assert all((folder / f"fold_{number}/report.html").is_file() for number in range(5))
     end(begin("train", SMALLEST, "--data", prepared_folder, "--fold", 1, "--out", tmp_path / "alone"))
-    place = "best.safetensors"
-    assert (folder / "fold_1" / place).read_bytes() == (tmp_path / "alone" / place).read_bytes()
+    name = "best.safetensors"
+    assert (folder / "fold_1" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
     process = begin(*given, "--resume")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
