@@ -33,9 +33,7 @@ def two(*arguments):
 def alike(folder, other, task):
     """The same images in the same order with the same answers, to float32's rounding."""
     for file in ("predictions.csv", "validation.csv"):
-        first, second = (
-            pd.read_csv(folder / file, dtype={"encoded_pixels": str}) for folder in (first_folder, second_folder)
-        )
+        first, second = (pd.read_csv(path / file, dtype={"encoded_pixels": str}) for path in (folder, other))
         assert list(first["image_id"]) == list(second["image_id"])
         # A segmenter's is the level of a pixel, one of 256.
         apart = 1e-5 if task == "classifier" else 1 / 255 + 1e-6
