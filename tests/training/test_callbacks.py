@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_pneumo.training import callbacks
-from keras_pneumo.training.callbacks import Interruption, Steps, Validation
+from keras_pneumo.training.callbacks import EpochValidation, Interruption, StepCounter
 from keras_pneumo.training.checkpoints import Checkpoint, State, position_of
 from keras_pneumo.training.log import Events
 
@@ -26,13 +26,13 @@ def test_the_mean_gradient_leaves_out_the_steps_that_overflowed(monkeypatch, nor
     """In float16 the loss scale leaves such a step out; its norm is no number. Batches of 8, 4 and 4 images."""
     found, given = State(), []
     network = SimpleNamespace(optimizer=SimpleNamespace(inner_optimizer=None), data_seconds=0.0)
-    steps = Steps(found, [8, 4, 4], 1, Interruption(), Events(None), None)
+    steps = StepCounter(found, [8, 4, 4], 1, Interruption(), Events(None), None)
     steps.set_model(network)
     for norm in norms:
         steps.on_train_batch_end(0, {"loss": 1.0, "gradient_norm": norm})
     monkeypatch.setattr(callbacks, "averaged_weights", lambda model: contextlib.nullcontext())
     log = SimpleNamespace(best=None, judged=lambda *row: given.append(row[-1]) or SimpleNamespace(score=0.5))
-    validation = Validation(found, log, lambda model: None, "whole", lambda row: None)
+    validation = EpochValidation(found, log, lambda model: None, "whole", lambda row: None)
     validation.set_model(network)
     validation.on_epoch_end(0)
     assert given[0].gradient_norm == pytest.approx(wanted, nan_ok=True)
