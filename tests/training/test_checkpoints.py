@@ -1,5 +1,6 @@
 """Checkpoints are whole or absent, and a damaged one is passed over."""
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -10,6 +11,7 @@ import pytest
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training import checkpoints
+from keras_pneumo.training.checkpoints import Checkpoint, State, position_of
 
 ARRAYS = {"model.0000": np.arange(6.0).reshape(2, 3), "optimizer.0000": np.array(7, np.int64)}
 STATE = {"position": {"epoch": 1}, "note": float("nan")}
@@ -141,3 +143,11 @@ def test_a_disk_that_fills_up_during_a_save(small_disk):
     assert not list(small_disk.glob("checkpoints/.writing*"))
     write(small_disk, 0, 3)
     assert checkpoints.latest(small_disk).folder.name == "at_0000_000003"
+
+
+@pytest.mark.parametrize("norm_sum", [12.0, float("nan")])
+def test_a_checkpoint_of_an_earlier_version_counts_every_step_of_its_gradients(tmp_path, norm_sum):
+    position = dataclasses.asdict(State(epoch=1, step=2, images=16, norm_sum=norm_sum, norm_images=16))
+    position.pop("norm_images")
+    found = position_of(Checkpoint(tmp_path, {}, {"position": position}))
+    assert (found.norm_sum, found.norm_images) == ((12.0, 16) if norm_sum == 12 else (0.0, 0))

@@ -19,7 +19,7 @@ from keras_pneumo.inference.run import read_run
 from keras_pneumo.training import memory, trainer
 from keras_pneumo.training.callbacks import Interruption
 from keras_pneumo.training.checkpoints import Checkpoint
-from keras_pneumo.training.run_folder import find_folds_folder, is_free, is_trained
+from keras_pneumo.training.run_folder import is_free, is_trained
 from keras_pneumo.training.step import TrainingNetwork
 from keras_pneumo.training.trainer import Trainer, TrainingOptions, train
 
@@ -233,17 +233,3 @@ def test_the_micro_batches_of_a_checkpoint(tmp_path, state, note, wanted):
     training = SimpleNamespace(engine=engine, folder=tmp_path)
     assert Trainer.kept_micro_batches(training, Checkpoint(tmp_path, {}, state)) == wanted
     assert Trainer.kept_micro_batches(training, None) == 0
-
-
-def test_folds_killed_before_the_first_record_are_begun_again(tmp_path, prepared):
-    out, folds = tmp_path / "folds", [0, 1]
-    assert find_folds_folder(out, BRIEF, prepared, folds, False) == out
-    (out / "fold_0").mkdir()
-    (out / "fold_0/.lock").touch()
-    (out / "fold_0/.experiment.json.abc.part").write_text("{")
-    assert find_folds_folder(out, BRIEF, prepared, folds, False) == out
-    with pytest.raises(PneumoError, match="no unfinished training of all folds"):
-        find_folds_folder(out, BRIEF, prepared, folds, True)
-    (out / "notes.txt").touch()
-    with pytest.raises(PneumoError, match="is not empty"):
-        find_folds_folder(out, BRIEF, prepared, folds, False)
