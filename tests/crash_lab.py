@@ -5,6 +5,7 @@ Commands come on stdin, one JSON object a line; each child's process id, and ``f
 stdout.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -18,11 +19,10 @@ from keras_pneumo.config import CLASSIFIER
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.preprocessing import Normalise
-from keras_pneumo.training import checkpoints, fit, loop, start
+from keras_pneumo.training import checkpoints, trainer
 from keras_pneumo.training.callbacks import CheckpointInterval
 from keras_pneumo.training.distributed.strategy import start_engine
-from keras_pneumo.training.fit import TrainingOptions, train
-from keras_pneumo.training.work import Trainer
+from keras_pneumo.training.trainer import Trainer, TrainingOptions, train
 
 SHORT = CLASSIFIER.replace(
     name="short", encoder="resnet18", weights="random", image_size=64, frozen_epochs=2, epochs=4, global_batch_size=8,
@@ -62,8 +62,8 @@ def slow_saves(seconds):
 MOMENTS = {
     "half a record": (Path, "replace"),
     "events": (Trainer, "new_average"),
-    "validation": (fit, "make_validator"),
-    "first network": (loop, "training_network"),
+    "validation": (trainer, "make_validator"),
+    "first network": (trainer, "training_network"),
 }
 """Of each moment before the first step something that is called then."""
 
@@ -73,11 +73,10 @@ def killed_at(moment):
     setattr(*MOMENTS[moment], lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def work(prepared, folder, experiment, **manner):
+def work(prepared, folder, experiment, **options):
     """Train with the tiny network, on from what ``folder`` holds."""
-    start.build = tiny
     folder.mkdir(exist_ok=True)
-    return train(experiment, load_prepared(prepared), folder, manner=TrainingOptions(resume=True, **manner))
+    return train(experiment, load_prepared(prepared), folder, TrainingOptions(resume=True, build=tiny, **options))
 
 
 def child(command):
@@ -89,7 +88,6 @@ def child(command):
             print("first step", flush=True)
             told.append(1)
 
-    start.build = tiny
     if command.get("slow"):
         slow_saves(command["slow"])
     if command.get("kill"):
@@ -97,11 +95,15 @@ def child(command):
     folder = Path(command["folder"])
     folder.mkdir(exist_ok=True)
     experiment = {"short": SHORT, "long": LONG}[command["experiment"]].replace(**command.get("changes", {}))
-    manner = TrainingOptions(
-        start_engine("one"), CheckpointInterval.parse(command.get("every", "1steps")), command.get("resume", True)
+    options = TrainingOptions(
+        start_engine("one"),
+        CheckpointInterval.parse(command.get("every", "1steps")),
+        command.get("resume", True),
+        show_progress=lambda title: contextlib.nullcontext(first),
+        build=tiny,
     )
     try:
-        train(experiment, load_prepared(Path(command["prepared"])), folder, progress=first, manner=manner)
+        train(experiment, load_prepared(Path(command["prepared"])), folder, options)
     except PneumoError as fault:
         print(json.dumps(str(fault)), file=sys.stderr, flush=True)
         return getattr(fault, "exit_code", 2)

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 
 from keras_pneumo.training import callbacks
-from keras_pneumo.training.callbacks import Steps, Validation
-from keras_pneumo.training.checkpoints import Checkpoint
-from keras_pneumo.training.interrupt import Interruption
+from keras_pneumo.training.callbacks import Interruption, Steps, Validation
+from keras_pneumo.training.checkpoints import Checkpoint, State, position_of
 from keras_pneumo.training.log import Events
-from keras_pneumo.training.state import State, position_of
 
 
 @pytest.mark.parametrize("norm_sum", [12.0, float("nan")])

@@ -63,14 +63,22 @@ def test_a_damaged_one_is_passed_over_with_a_sentence(tmp_path, name, how):
     said = []
     assert checkpoints.latest(tmp_path, said.append).folder.name == "at_0000_000005"
     assert "at_0000_000009 is passed over" in said[0]
+    if how == "missing":
+        assert f"it is not complete ({victim.name}: No such file" in said[0]
+    else:
+        assert f"{name} is damaged; its content does not fit its hash" in said[0]
+        assert "not complete" not in said[0]
 
 
 def test_one_without_its_marker_or_with_a_broken_one_is_none(tmp_path):
     folder = write(tmp_path)
+    messages = []
     (folder / "COMPLETE.json").write_text("{")
-    assert checkpoints.latest(tmp_path) is None
+    assert checkpoints.latest(tmp_path, messages.append) is None
+    assert "COMPLETE.json is damaged" in messages[0]
     (folder / "COMPLETE.json").unlink()
-    assert checkpoints.latest(tmp_path) is None
+    assert checkpoints.latest(tmp_path, messages.append) is None
+    assert "it is not complete (COMPLETE.json" in messages[1]
 
 
 def test_files_of_the_run_come_back_as_they_were(tmp_path):
@@ -83,7 +91,7 @@ def test_files_of_the_run_come_back_as_they_were(tmp_path):
         (tmp_path / "new").write_bytes(content)
         (tmp_path / "new").replace(path)
     (tmp_path / "checkpoints/epoch_001.weights.h5").unlink()
-    checkpoints.put_back(tmp_path, checkpoints.latest(tmp_path), "checkpoints/epoch_*.weights.h5")
+    checkpoints.restore_files(tmp_path, checkpoints.latest(tmp_path), "checkpoints/epoch_*.weights.h5")
     assert best.read_bytes() == b"first"
     assert sorted(path.name for path in tmp_path.glob("checkpoints/epoch_*")) == ["epoch_001.weights.h5"]
 

@@ -16,14 +16,13 @@ from safetensors.numpy import load_file
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.storage.files import folder_lock
-from keras_pneumo.training import checkpoints, fit, memory, start
-from keras_pneumo.training import step as training_step
-from keras_pneumo.training.callbacks import CheckpointInterval
-from keras_pneumo.training.fit import TrainingOptions, train
-from keras_pneumo.training.interrupt import Interruption, stopped_at_once
-from keras_pneumo.training.place import find_place, progress_of
+from keras_pneumo.training import checkpoints, memory
+from keras_pneumo.training.callbacks import CheckpointInterval, Interruption, stopped_at_once
+from keras_pneumo.training.run_folder import find_run_folder, progress_of
+from keras_pneumo.training.step import TrainingNetwork
+from keras_pneumo.training.trainer import TrainingOptions, plan_of, train
 
-pytestmark = pytest.mark.usefixtures("tiny_network")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 QUICK = crash_lab.SHORT.replace(
     frozen_epochs=1, epochs=2, swa_epochs=0, ema=0.0, top_k=1, schedule="constant", plateau_patience=2, dropout=0.0
@@ -35,38 +34,38 @@ def prepared(prepared_folder):
     return load_prepared(prepared_folder)
 
 
-def run(prepared, folder, experiment=QUICK, **manner):
+def run(prepared, folder, experiment=QUICK, **options):
+    """Train the tiny network; gives the result, and the messages."""
     folder.mkdir(exist_ok=True)
-    said = []
-    outcome = train(experiment, prepared, folder, manner=TrainingOptions(tell=said.append, **manner))
-    return outcome, said
+    messages = []
+    options = TrainingOptions(notify=messages.append, build=crash_lab.tiny, **options)
+    return train(experiment, prepared, folder, options), messages
 
 
-def poison(monkeypatch, when):
-    """Steps whose images satisfy ``when(number of the step)`` give NaN, as an image of NaN would."""
-    take, count = training_step.TrainingNetwork.take_step, [0]
+def poisoned(when):
+    """Networks whose steps give NaN where ``when(number of the step)``, as an image of NaN would."""
+    count = [0]
 
-    def spoilt(self, data):
-        count[0] += 1
-        if when(count[0]):
-            data = (data[0] * np.nan, *data[1:])
-        return take(self, data)
+    class Poisoned(TrainingNetwork):
+        def take_step(self, data):
+            count[0] += 1
+            if when(count[0]):
+                data = (data[0] * np.nan, *data[1:])
+            return super().take_step(data)
 
-    monkeypatch.setattr(training_step.TrainingNetwork, "take_step", spoilt)
+    return Poisoned
 
 
-def test_nan_stops_names_the_images_and_leaves_a_good_checkpoint(monkeypatch, tmp_path, prepared):
-    poison(monkeypatch, lambda step: step == 7)
+def test_nan_stops_names_the_images_and_leaves_a_good_checkpoint(tmp_path, prepared):
+    bad = poisoned(lambda step: step == 7)
     with pytest.raises(PneumoError, match=r"loss is nan at epoch 2, step \d.*nan_batches.csv") as caught:
-        run(prepared, tmp_path / "run", every=CheckpointInterval(None, 1))
+        run(prepared, tmp_path / "run", checkpoint_every=CheckpointInterval(None, 1), network_class=bad)
     table = pd.read_csv(tmp_path / "run/nan_batches.csv")
     assert set(table["action"]) == {"stopped"}
     assert len(table) in (6, 7, 8)
     assert all(image_id in str(caught.value) for image_id in table["image_id"])
     found = checkpoints.latest(tmp_path / "run")
     assert all(np.isfinite(value).all() for value in found.arrays.values())
-    monkeypatch.undo()
-    monkeypatch.setattr(start, "build", crash_lab.tiny)
     run(prepared, tmp_path / "run", resume=True)
     run(prepared, tmp_path / "whole")
     first, second = (load_file(tmp_path / name / "best.safetensors") for name in ("run", "whole"))
@@ -75,61 +74,59 @@ def test_nan_stops_names_the_images_and_leaves_a_good_checkpoint(monkeypatch, tm
 
 
 @pytest.mark.slow
-def test_skipping_nan_goes_on_without_these_images(monkeypatch, tmp_path, prepared):
-    poison(monkeypatch, lambda step: step == 7)
-    _, said = run(prepared, tmp_path / "run", every=CheckpointInterval(None, 1), skip_nan=True)
+def test_skipping_nan_goes_on_without_these_images(tmp_path, prepared):
+    bad = poisoned(lambda step: step == 7)
+    every_step = CheckpointInterval(None, 1)
+    _, said = run(prepared, tmp_path / "run", checkpoint_every=every_step, skip_nan=True, network_class=bad)
     assert any("left out" in one for one in said)
     table = pd.read_csv(tmp_path / "run/nan_batches.csv")
     assert set(table["action"]) == {"skipped"}
     assert len(pd.read_csv(tmp_path / "run/log.csv")) == 3
-    plan = fit.plan_of(QUICK, 0, 3, skip=tuple(range(4)))
+    plan = plan_of(QUICK, 0, 3, skip=tuple(range(4)))
     labels = np.array([0, 1] * 10)
     drawn = np.concatenate([plan.draws(labels, epoch)[0] for epoch in range(3)])
     assert set(range(4)) & set(drawn.tolist()) == set()
     assert len(drawn) == 60
 
 
-def test_when_it_is_not_the_images_skipping_ends(monkeypatch, tmp_path, prepared):
-    poison(monkeypatch, lambda step: step >= 3)
+def test_when_it_is_not_the_images_skipping_ends(tmp_path, prepared):
     with pytest.raises(PneumoError, match="not the images"):
-        run(prepared, tmp_path / "run", skip_nan=True)
+        run(prepared, tmp_path / "run", skip_nan=True, network_class=poisoned(lambda step: step >= 3))
 
 
-def exhaust(monkeypatch, fewest):
-    """As if only batches in at least ``fewest`` slices fitted."""
-    take = training_step.TrainingNetwork.take_step
+def exhausted(fewest):
+    """Networks that learn only from batches in at least ``fewest`` micro-batches."""
 
-    def short(self, data):
-        if self.micro_batches < fewest:
-            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
-        return take(self, data)
+    class Exhausted(TrainingNetwork):
+        def take_step(self, data):
+            if self.micro_batches < fewest:
+                raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+            return super().take_step(data)
 
-    monkeypatch.setattr(training_step.TrainingNetwork, "take_step", short)
+    return Exhausted
 
 
 @pytest.mark.slow
-def test_too_little_memory_halves_the_batch_keeps_its_effect_and_is_remembered(monkeypatch, tmp_path, prepared):
+def test_too_little_memory_halves_the_batch_keeps_its_effect_and_is_remembered(tmp_path, prepared):
     experiment = QUICK.replace(frozen_batchnorm=True)
     run(prepared, tmp_path / "whole", experiment)
-    exhaust(monkeypatch, 3)
-    _, said = run(prepared, tmp_path / "run", experiment)
+    _, said = run(prepared, tmp_path / "run", experiment, network_class=exhausted(3))
     assert [one for one in said if "Out of memory" in one] == [
-        "Out of memory: 4 images are taken at once from now on, in 2 slices, with the same effective batch.",
-        "Out of memory: 2 images are taken at once from now on, in 4 slices, with the same effective batch.",
+        "Out of memory: 4 images are taken at once from now on, in 2 micro-batches, with the same effective batch.",
+        "Out of memory: 2 images are taken at once from now on, in 4 micro-batches, with the same effective batch.",
     ]
     first, second = (load_file(tmp_path / name / "best.safetensors") for name in ("run", "whole"))
     for name, value in first.items():
         np.testing.assert_allclose(value, second[name], atol=1e-4, err_msg=name)
     assert memory.recall(experiment) == 2
     assert memory.recall(experiment.replace(image_size=128)) is None
-    _, said = run(prepared, tmp_path / "again", experiment)
+    _, said = run(prepared, tmp_path / "again", experiment, network_class=exhausted(3))
     assert not any("Out of memory" in one for one in said), "the next run starts with what was found"
 
 
-def test_no_memory_at_all_is_said(monkeypatch, tmp_path, prepared):
-    exhaust(monkeypatch, 100)
+def test_no_memory_at_all_is_said(tmp_path, prepared):
     with pytest.raises(PneumoError, match="too small even for"):
-        run(prepared, tmp_path / "run")
+        run(prepared, tmp_path / "run", network_class=exhausted(100))
 
 
 @pytest.mark.parametrize(("need", "most"), [(1, 8), (2, 8), (3, 8), (5, 6), (8, 8)])
@@ -138,7 +135,7 @@ def test_the_fewest_slices_that_fit(need, most):
 
 
 @pytest.mark.slow
-def test_auto_batch_finds_the_largest_without_a_trace_in_the_weights(monkeypatch, tmp_path, prepared):
+def test_auto_batch_finds_the_largest_without_a_trace_in_the_weights(tmp_path, prepared):
     run(prepared, tmp_path / "whole")
     _, said = run(prepared, tmp_path / "run", auto_batch=True)
     assert any("fit into memory at once" in one for one in said)
@@ -147,13 +144,13 @@ def test_auto_batch_finds_the_largest_without_a_trace_in_the_weights(monkeypatch
         np.testing.assert_array_equal(value, second[name])
     attempts = []
 
-    def small(self, data):
-        attempts.append(len(data[0]))
-        if len(data[0]) > 3:
-            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+    class Small(TrainingNetwork):
+        def try_micro_batch(self, data):
+            attempts.append(len(data[0]))
+            if len(data[0]) > 3:
+                raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
 
-    monkeypatch.setattr(training_step.TrainingNetwork, "try_micro_batch", small)
-    _, said = run(prepared, tmp_path / "small", auto_batch=True)
+    run(prepared, tmp_path / "small", auto_batch=True, network_class=Small)
     assert memory.recall(QUICK) == 3
     assert attempts[0] == max(attempts)
 
@@ -235,44 +232,43 @@ def test_two_runs_in_one_folder_are_refused(tmp_path, prepared):
 
 def test_a_folder_is_gone_on_with_only_where_it_is_unfinished_and_the_same(tmp_path, monkeypatch, prepared):
     monkeypatch.chdir(tmp_path)
-    assert find_place(None, QUICK, prepared, False).folder.name == "short"
-    poison(monkeypatch, lambda step: step == 5)
+    assert find_run_folder(None, QUICK, prepared, False).folder.name == "short"
     with pytest.raises(PneumoError):
-        run(prepared, tmp_path / "runs/short")
+        run(prepared, tmp_path / "runs/short", network_class=poisoned(lambda step: step == 5))
     assert progress_of(tmp_path / "runs/short", QUICK, prepared) == "unfinished"
-    place = find_place(None, QUICK, prepared, False)
+    place = find_run_folder(None, QUICK, prepared, False)
     assert (place.folder.name, place.resume) == ("short", True)
-    assert find_place(tmp_path / "runs/short", QUICK, prepared, True).resume
+    assert find_run_folder(tmp_path / "runs/short", QUICK, prepared, True).resume
     other = QUICK.replace(seed=5)
-    assert find_place(None, other, prepared, False).folder.name == "short-2"
+    assert find_run_folder(None, other, prepared, False).folder.name == "short-2"
     with pytest.raises(PneumoError, match=r"not empty.*another experiment"):
-        find_place(tmp_path / "runs/short", other, prepared, False)
+        find_run_folder(tmp_path / "runs/short", other, prepared, False)
     with folder_lock(tmp_path / "runs/short"):
-        assert find_place(None, QUICK, prepared, False).folder.name != "short"
+        assert find_run_folder(None, QUICK, prepared, False).folder.name != "short"
     record = json.loads((tmp_path / "runs/short/experiment.json").read_text())
     (tmp_path / "runs/short/experiment.json").write_text(json.dumps(record | {"best_epoch": 1}))
     assert progress_of(tmp_path / "runs/short", QUICK, prepared) == "unfinished", "its report is missing"
     (tmp_path / "runs/short/report.html").touch()
     assert progress_of(tmp_path / "runs/short", QUICK, prepared) == "finished"
     with pytest.raises(PneumoError, match=r"finished training.*nothing to go on with"):
-        find_place(tmp_path / "runs/short", QUICK, prepared, True)
+        find_run_folder(tmp_path / "runs/short", QUICK, prepared, True)
 
 
-def test_stopping_between_the_last_step_and_the_validation_of_an_epoch(tmp_path, prepared, monkeypatch):
+def test_stopping_between_the_last_step_and_the_validation_of_an_epoch(tmp_path, prepared):
     """Every fifth step ends an epoch; a checkpoint there has still to be validated."""
     experiment = crash_lab.SHORT.replace(frozen_epochs=1, epochs=2)
     run(prepared, tmp_path / "whole", experiment)
-    steps = len(fit.plan_of(experiment, 0, 1).rows(len(prepared.subset("train"))))
-    take, count = training_step.TrainingNetwork.take_step, [0]
+    steps = len(plan_of(experiment, 0, 1).rows(len(prepared.subset("train"))))
+    count = [0]
 
-    def stopping(self, data):
-        found = take(self, data)
-        count[0] += 1
-        return {**found, "stop_requests": tf.constant(float(count[0] == 2 * steps))}
+    class Stopping(TrainingNetwork):
+        def take_step(self, data):
+            found = super().take_step(data)
+            count[0] += 1
+            return {**found, "stop_requests": tf.constant(float(count[0] == 2 * steps))}
 
-    monkeypatch.setattr(training_step.TrainingNetwork, "take_step", stopping)
     with pytest.raises(Stopped):
-        run(prepared, tmp_path / "run", experiment)
+        run(prepared, tmp_path / "run", experiment, network_class=Stopping)
     assert checkpoints.latest(tmp_path / "run").state["position"]["step"] == steps
     assert len(pd.read_csv(tmp_path / "run/log.csv")) == 1
     run(prepared, tmp_path / "run", experiment, resume=True)

@@ -6,7 +6,7 @@ import sys
 
 WORK = """
 import sys, time
-from keras_pneumo.training.interrupt import Interruption
+from keras_pneumo.training.callbacks import Interruption
 found = Interruption(lambda text: print(text, flush=True))
 with found.listening():
     print("listens", flush=True)

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from keras_pneumo.data.prepared.folder import load_prepared
-from keras_pneumo.training.place import find_place, is_trained
+from keras_pneumo.training.run_folder import find_run_folder, is_trained
 
 TIMES = ["seconds", "images_per_second", "data_seconds", "memory_gb"]
 
@@ -125,15 +125,15 @@ def test_killed_before_the_first_step_the_same_command_trains(lab, tmp_path, pre
     prepared = load_prepared(prepared_folder)
     for moment in crash_lab.MOMENTS:
         out = tmp_path / moment
-        lab.begin(out, "short", kill=moment, resume=find_place(out, crash_lab.SHORT, prepared, False).resume)
+        lab.begin(out, "short", kill=moment, resume=find_run_folder(out, crash_lab.SHORT, prepared, False).resume)
         assert lab.line() == "ended -9", lab.said()
         left = {path.name for path in out.iterdir()} - {".lock"}
         assert left, "it was at work"
-        place = find_place(out, crash_lab.SHORT, prepared, False)
+        place = find_run_folder(out, crash_lab.SHORT, prepared, False)
         assert place.resume == ("experiment.json" in left)
     assert lab.finish(out, "short", resume=place.resume) == 0, lab.said()
     assert is_trained(out)
     half = tmp_path / "half a record"
-    assert not find_place(half, crash_lab.SHORT, prepared, False).resume, "nothing is written yet"
+    assert not find_run_folder(half, crash_lab.SHORT, prepared, False).resume, "nothing is written yet"
     assert lab.finish(half, "short", resume=False) == 0, lab.said()
     assert not list(half.glob(".*.part"))

@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import keras
@@ -11,9 +12,8 @@ from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.run import build, load_model, read_run
 from keras_pneumo.models.resnet import depth_groups
-from keras_pneumo.training.fit import phases_of, train
 from keras_pneumo.training.optimizers import make_optimizer
-from keras_pneumo.training.start import set_precision
+from keras_pneumo.training.trainer import TrainingOptions, phases_of, set_precision, train
 
 TINY = CLASSIFIER.replace(
     name="tiny",
@@ -37,9 +37,15 @@ def finished(tmp_path_factory, prepared_folder):
     folder = tmp_path_factory.mktemp("run")
     told, rows = [], []
     outcome = train(
-        TINY, load_prepared(prepared_folder), folder, command="keras-pneumo train tiny", on_epoch=rows.append,
-        progress=lambda *now: told.append(now),
-    )  # fmt: skip
+        TINY,
+        load_prepared(prepared_folder),
+        folder,
+        TrainingOptions(
+            command="keras-pneumo train tiny",
+            on_epoch=rows.append,
+            show_progress=lambda title: contextlib.nullcontext(lambda *now: told.append(now)),
+        ),
+    )
     return folder, outcome, rows, told
 
 
@@ -93,7 +99,7 @@ def test_a_frozen_encoder_keeps_weights_and_statistics(tmp_path, prepared_folder
     def remember(row):
         saved[row.phase] = load_file(tmp_path / "best.safetensors")
 
-    train(frozen_only, load_prepared(prepared_folder), tmp_path, on_epoch=remember)
+    train(frozen_only, load_prepared(prepared_folder), tmp_path, TrainingOptions(on_epoch=remember))
     from keras_pneumo.models.weights import to_torch
 
     start = to_torch(build(frozen_only))
