@@ -116,12 +116,6 @@ def killed_at(moment):
     setattr(*MOMENTS[moment], lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def work(prepared, folder, experiment, **options):
-    """Train with the tiny network, on from what ``folder`` holds."""
-    folder.mkdir(exist_ok=True)
-    return train(experiment, load_prepared(prepared), folder, TrainingOptions(resume=True, build=tiny, **options))
-
-
 def child(command):
     sys.stdin.close()
     told = []

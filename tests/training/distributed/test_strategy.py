@@ -158,8 +158,8 @@ def test_workers_that_mean_different_trainings_refuse_before_the_first_step(tmp_
 def test_auto_batch_with_one_worker_that_lacks_memory_halves_the_batch_on_all(tmp_path, prepared_folder):
     changes = {"changes": {"frozen_batchnorm": True}, "poor_trial": 1}
     rich, poor = end(*two(prepared_folder, tmp_path / "run", tmp_path / "out", **changes))
-    assert "4 images fit into memory at once; each batch is worked through in 1 slices" in rich
-    assert "2 images fit into memory at once; each batch is worked through in 2 slices" in poor
+    assert "4 images fit into memory at once; each batch is taken in 1 micro-batches" in rich
+    assert "2 images fit into memory at once; each batch is taken in 2 micro-batches" in poor
     first, second = (np.load(tmp_path / f"out{number}.npz") for number in range(2))
     np.testing.assert_array_equal(first["losses"], second["losses"])
 
