@@ -118,12 +118,12 @@ def killed_at(moment):
 
 def child(command):
     sys.stdin.close()
-    told = []
+    done = []
 
     def first(*_):
-        if not told:
+        if not done:
             print("first step", flush=True)
-            told.append(1)
+            done.append(1)
 
     if command.get("slow"):
         slow_saves(command["slow"])

@@ -27,19 +27,19 @@ from keras_pneumo.training.log import Events
 @pytest.mark.parametrize(("norms", "wanted"), [([1.0, np.inf, 4.0], 2.0), ([np.nan] * 3, np.nan)])
 def test_the_mean_gradient_leaves_out_the_steps_that_overflowed(monkeypatch, norms, wanted):
     """In float16 the loss scale leaves such a step out; its norm is no number. Batches of 8, 4 and 4 images."""
-    found, given = State(), []
+    state, given = State(), []
     network = SimpleNamespace(optimizer=SimpleNamespace(inner_optimizer=None), data_seconds=0.0)
-    steps = StepCounter(found, [8, 4, 4], 1, Interruption(), Events(None), None)
+    steps = StepCounter(state, [8, 4, 4], 1, Interruption(), Events(None), None)
     steps.set_model(network)
     for norm in norms:
         steps.on_train_batch_end(0, {"loss": 1.0, "gradient_norm": norm})
     monkeypatch.setattr(callbacks, "averaged_weights", lambda model: contextlib.nullcontext())
     log = SimpleNamespace(best=None, judged=lambda *row: given.append(row[-1]) or SimpleNamespace(score=0.5))
-    validation = EpochValidation(found, log, lambda model: None, "whole", lambda row: None)
+    validation = EpochValidation(state, log, lambda model: None, "whole", lambda row: None)
     validation.set_model(network)
     validation.on_epoch_end(0)
     assert given[0].gradient_norm == pytest.approx(wanted, nan_ok=True)
-    assert found.images == 16
+    assert state.images == 16
 
 
 @pytest.mark.parametrize(
@@ -51,25 +51,25 @@ def test_the_mean_gradient_leaves_out_the_steps_that_overflowed(monkeypatch, nor
         ("200steps", CheckpointInterval(None, 200)),
     ],
 )
-def test_how_often(text, wanted):
+def test_checkpoint_intervals(text, wanted):
     assert CheckpointInterval.parse(text) == wanted
 
 
 @pytest.mark.parametrize("text", ["", "often", "0steps", "-3", "5 hours", "1.5steps"])
-def test_how_often_not(text):
+def test_what_is_no_checkpoint_interval_is_refused(text):
     with pytest.raises(PneumoError, match="200steps"):
         CheckpointInterval.parse(text)
 
 
 def test_a_signal_is_caught_within_only():
     before = signal.getsignal(signal.SIGTERM)
-    told = []
-    found = Interruption(told.append)
-    with found.listening():
+    messages = []
+    interruption = Interruption(messages.append)
+    with interruption.listening():
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert (found.wanted, found.exit_code, found.name) == (True, 75, "SIGUSR1")
+        assert (interruption.wanted, interruption.exit_code, interruption.name) == (True, 75, "SIGUSR1")
     assert signal.getsignal(signal.SIGTERM) is before
-    assert "finished and saved" in told[0]
+    assert "finished and saved" in messages[0]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 75), (signal.SIGINT, 130)])
@@ -81,17 +81,17 @@ def test_a_signal_while_there_is_nothing_to_save_ends_at_once_with_its_code(numb
         os.kill(os.getpid(), number)
         time.sleep(5)
 
-    with pytest.raises(Stopped, match=r"came\. The training is done") as found:
+    with pytest.raises(Stopped, match=r"came\. The training is done") as stopped:
         report()
-    assert found.value.exit_code == code
+    assert stopped.value.exit_code == code
     assert signal.getsignal(number) is before
 
 
 WORK = """
 import sys, time
 from keras_pneumo.training.callbacks import Interruption
-found = Interruption(lambda text: print(text, flush=True))
-with found.listening():
+interruption = Interruption(lambda text: print(text, flush=True))
+with interruption.listening():
     print("listens", flush=True)
     while True:
         time.sleep(0.01)

@@ -97,12 +97,12 @@ def test_events_hold_the_log(tmp_path, prepared):
     assert (log["gradient_norm"] > 0).all()
     assert (log["memory_gb"] > 0).all()
     (file,) = (tmp_path / "run/events").iterdir()
-    found = {}
+    points = {}
     for record in tf.data.TFRecordDataset(str(file)):
         event = tf.compat.v1.Event.FromString(record.numpy())
         for value in event.summary.value:
-            found.setdefault(value.tag, {})[event.step] = tf.make_ndarray(value.tensor).item()
-    assert found["epoch/validation_auroc"] == pytest.approx(
+            points.setdefault(value.tag, {})[event.step] = tf.make_ndarray(value.tensor).item()
+    assert points["epoch/validation_auroc"] == pytest.approx(
         dict(zip(log["epoch"], log["validation_auroc"], strict=True))
     )
-    assert {"step/loss", "step/gradient_norm", "step/images_per_second", "epoch/learning_rate"} <= set(found)
+    assert {"step/loss", "step/gradient_norm", "step/images_per_second", "epoch/learning_rate"} <= set(points)

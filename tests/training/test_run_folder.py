@@ -24,8 +24,8 @@ def test_a_folder_is_gone_on_with_only_where_it_is_unfinished_and_the_same(tmp_p
     with pytest.raises(PneumoError):
         train_tiny(prepared, tmp_path / "runs/short", network_class=poisoned(lambda step: step == 5))
     assert progress_of(tmp_path / "runs/short", QUICK, prepared) == "unfinished"
-    place = find_run_folder(None, QUICK, prepared, False)
-    assert (place.folder.name, place.resume) == ("short", True)
+    location = find_run_folder(None, QUICK, prepared, False)
+    assert (location.folder.name, location.resume) == ("short", True)
     assert find_run_folder(tmp_path / "runs/short", QUICK, prepared, True).resume
     other = QUICK.replace(seed=5)
     assert find_run_folder(None, other, prepared, False).folder.name == "short-2"

@@ -36,16 +36,16 @@ def trained(experiment, micro_batches, steps=1):
 
 @pytest.mark.parametrize("head", [True, False])
 def test_micro_batches_give_the_weights_of_the_whole_batch_when_batchnorm_is_frozen(head):
-    """5 images in 2 micro_batches, so the micro_batches are unequal too. To 1e-6."""
+    """5 images in 2 micro-batches, so these are unequal too. To 1e-6."""
     experiment = FROZEN.replace(image_head=head)
     start = build(experiment).get_weights()
     whole, loss = trained(experiment, 1)
-    micro_batches, sliced_loss = trained(experiment, 2)
-    assert sliced_loss == pytest.approx(loss, rel=1e-5)
+    divided, divided_loss = trained(experiment, 2)
+    assert divided_loss == pytest.approx(loss, rel=1e-5)
     moved = 0.0
-    for before, one, other in zip(start, whole, micro_batches, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6, rtol=0)
-        moved = max(moved, float(np.abs(one - before).max()))
+    for before, first, second in zip(start, whole, divided, strict=True):
+        np.testing.assert_allclose(first, second, atol=1e-6, rtol=0)
+        moved = max(moved, float(np.abs(first - before).max()))
     assert moved > 1e-3, "the step changed the weights"
 
 
@@ -53,7 +53,7 @@ def test_micro_batches_give_the_weights_of_the_whole_batch_when_batchnorm_is_fro
 def test_the_step_is_that_of_keras(head):
     """Loss and weights of Keras's own training step with Keras's own sum of losses."""
     experiment = FROZEN.replace(image_head=head, clip_norm=None)
-    ours, loss = trained(experiment, 1)
+    weights, loss = trained(experiment, 1)
     model = build(experiment)
     set_learning(model, experiment, True)
     mask_loss = SegmentationLoss(experiment.loss)
@@ -65,8 +65,8 @@ def test_the_step_is_that_of_keras(head):
     target = target if head else target["mask"]
     theirs = model.train_on_batch(images, target, return_dict=True)["loss"]
     assert loss[0] == pytest.approx(float(theirs), rel=1e-5)
-    for one, other in zip(ours, model.get_weights(), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6, rtol=0)
+    for first, second in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_allclose(first, second, atol=1e-6, rtol=0)
 
 
 def test_frozen_batchnorm_keeps_its_statistics_and_scale():
@@ -78,8 +78,8 @@ def test_frozen_batchnorm_keeps_its_statistics_and_scale():
 
 
 @pytest.mark.slow
-def test_learning_batchnorm_takes_the_statistics_of_the_micro_batches():
-    """What is stated of BatchNorm: it is the one place where micro_batches are not the whole batch."""
+def test_learning_batchnorm_takes_the_statistics_of_each_micro_batch():
+    """What is stated of BatchNorm: it is the one place where micro-batches are not the whole batch."""
     learning = FROZEN.replace(frozen_batchnorm=False)
-    whole, micro_batches = trained(learning, 1)[0], trained(learning, 5)[0]
-    assert max(float(np.abs(one - other).max()) for one, other in zip(whole, micro_batches, strict=True)) > 1e-4
+    whole, divided = trained(learning, 1)[0], trained(learning, 5)[0]
+    assert max(float(np.abs(first - second).max()) for first, second in zip(whole, divided, strict=True)) > 1e-4

@@ -35,22 +35,22 @@ TINY = CLASSIFIER.replace(
 def finished(tmp_path_factory, prepared_folder):
     """A tiny run, made once; read only."""
     folder = tmp_path_factory.mktemp("run")
-    told, rows = [], []
-    outcome = train(
+    calls, rows = [], []
+    result = train(
         TINY,
         load_prepared(prepared_folder),
         folder,
         TrainingOptions(
             command="keras-pneumo train tiny",
             on_epoch=rows.append,
-            show_progress=lambda title: contextlib.nullcontext(lambda *now: told.append(now)),
+            show_progress=lambda title: contextlib.nullcontext(lambda *now: calls.append(now)),
         ),
     )
-    return folder, outcome, rows, told
+    return folder, result, rows, calls
 
 
 def test_a_run_leaves_its_record_log_weights_and_curves(finished, prepared_folder):
-    folder, outcome, rows, told = finished
+    folder, result, rows, calls = finished
     record = json.loads((folder / "experiment.json").read_text())
     manifest = load_prepared(prepared_folder).manifest
     assert record["experiment"] == json.loads(TINY.model_dump_json())
@@ -64,9 +64,9 @@ def test_a_run_leaves_its_record_log_weights_and_curves(finished, prepared_folde
     assert log["phase"].tolist() == ["frozen", "whole"]
     assert log["best"].iloc[0] == 1
     assert np.isfinite(log[["loss", "validation_loss", "learning_rate", "images_per_second"]]).all(axis=None)
-    assert outcome.best.epoch == record["best_epoch"] == log[log["best"] == 1]["epoch"].iloc[-1]
+    assert result.best.epoch == record["best_epoch"] == log[log["best"] == 1]["epoch"].iloc[-1]
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    assert told[-1][0] == told[-1][1] == 2 * record["training_images"]
+    assert calls[-1][0] == calls[-1][1] == 2 * record["training_images"]
     assert not list(folder.glob("writing*"))
 
 

@@ -31,8 +31,8 @@ def test_nan_stops_names_the_images_and_leaves_a_good_checkpoint(tmp_path, prepa
     assert set(table["action"]) == {"stopped"}
     assert len(table) in (6, 7, 8)
     assert all(image_id in str(caught.value) for image_id in table["image_id"])
-    found = checkpoints.latest(tmp_path / "run")
-    assert all(np.isfinite(value).all() for value in found.arrays.values())
+    checkpoint = checkpoints.latest(tmp_path / "run")
+    assert all(np.isfinite(value).all() for value in checkpoint.arrays.values())
     train_tiny(prepared, tmp_path / "run", resume=True)
     train_tiny(prepared, tmp_path / "whole")
     first, second = (load_file(tmp_path / name / "best.safetensors") for name in ("run", "whole"))
@@ -44,8 +44,8 @@ def test_nan_stops_names_the_images_and_leaves_a_good_checkpoint(tmp_path, prepa
 def test_skipping_nan_goes_on_without_these_images(tmp_path, prepared):
     bad = poisoned(lambda step: step == 7)
     every_step = CheckpointInterval(None, 1)
-    _, said = train_tiny(prepared, tmp_path / "run", checkpoint_every=every_step, skip_nan=True, network_class=bad)
-    assert any("left out" in one for one in said)
+    _, messages = train_tiny(prepared, tmp_path / "run", checkpoint_every=every_step, skip_nan=True, network_class=bad)
+    assert any("left out" in message for message in messages)
     table = pd.read_csv(tmp_path / "run/nan_batches.csv")
     assert set(table["action"]) == {"skipped"}
     assert len(pd.read_csv(tmp_path / "run/log.csv")) == 3
@@ -65,8 +65,8 @@ def test_when_it_is_not_the_images_skipping_ends(tmp_path, prepared):
 def test_too_little_memory_halves_the_batch_keeps_its_effect_and_is_remembered(tmp_path, prepared):
     experiment = QUICK.replace(frozen_batchnorm=True)
     train_tiny(prepared, tmp_path / "whole", experiment)
-    _, said = train_tiny(prepared, tmp_path / "run", experiment, network_class=exhausted(3))
-    assert [one for one in said if "Out of memory" in one] == [
+    _, messages = train_tiny(prepared, tmp_path / "run", experiment, network_class=exhausted(3))
+    assert [message for message in messages if "Out of memory" in message] == [
         "Out of memory: 4 images are taken at once from now on, in 2 micro-batches, with the same effective batch.",
         "Out of memory: 2 images are taken at once from now on, in 4 micro-batches, with the same effective batch.",
     ]
@@ -75,11 +75,11 @@ def test_too_little_memory_halves_the_batch_keeps_its_effect_and_is_remembered(t
         np.testing.assert_allclose(value, second[name], atol=1e-4, err_msg=name)
     assert memory.recall(experiment) == 2
     assert memory.recall(experiment.replace(image_size=128)) is None
-    _, said = train_tiny(prepared, tmp_path / "again", experiment, network_class=exhausted(3))
-    assert not any("Out of memory" in one for one in said), "the next run starts with what was found"
+    _, messages = train_tiny(prepared, tmp_path / "again", experiment, network_class=exhausted(3))
+    assert not any("Out of memory" in message for message in messages), "the next run starts with fewer"
 
 
-def test_no_memory_at_all_is_said(tmp_path, prepared):
+def test_no_memory_at_all_is_refused(tmp_path, prepared):
     with pytest.raises(PneumoError, match="too small even for"):
         train_tiny(prepared, tmp_path / "run", network_class=exhausted(100))
 
@@ -87,8 +87,8 @@ def test_no_memory_at_all_is_said(tmp_path, prepared):
 @pytest.mark.slow
 def test_auto_batch_finds_the_largest_without_a_trace_in_the_weights(tmp_path, prepared):
     train_tiny(prepared, tmp_path / "whole")
-    _, said = train_tiny(prepared, tmp_path / "run", auto_batch=True)
-    assert any("fit into memory at once" in one for one in said)
+    _, messages = train_tiny(prepared, tmp_path / "run", auto_batch=True)
+    assert any("fit into memory at once" in message for message in messages)
     first, second = (load_file(tmp_path / name / "best.safetensors") for name in ("run", "whole"))
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name])
@@ -118,10 +118,10 @@ def test_a_checkpoint_of_other_images_split_or_network_is_refused(tmp_path, prep
     other = type(prepared)(**{**prepared.__dict__, "manifest": manifest})
     with pytest.raises(PneumoError, match="another split and another prepared images"):
         train_tiny(other, tmp_path / "run", resume=True)
-    found = checkpoints.latest(tmp_path / "run")
-    state = found.state
+    checkpoint = checkpoints.latest(tmp_path / "run")
+    state = checkpoint.state
     state["identity"]["network"] = "0"
-    checkpoints.save(tmp_path / "run", 99, 0, found.arrays, state, [])
+    checkpoints.save(tmp_path / "run", 99, 0, checkpoint.arrays, state, [])
     with pytest.raises(PneumoError, match="another network"):
         train_tiny(prepared, tmp_path / "run", resume=True)
 
@@ -141,9 +141,9 @@ def test_stopping_between_the_last_step_and_the_validation_of_an_epoch(tmp_path,
 
     class Stopping(TrainingNetwork):
         def take_step(self, data):
-            found = super().take_step(data)
+            values = super().take_step(data)
             count[0] += 1
-            return {**found, "stop_requests": tf.constant(float(count[0] == 2 * steps))}
+            return {**values, "stop_requests": tf.constant(float(count[0] == 2 * steps))}
 
     with pytest.raises(Stopped):
         train_tiny(prepared, tmp_path / "run", experiment, network_class=Stopping)
