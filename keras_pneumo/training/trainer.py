@@ -442,7 +442,7 @@ class Trainer:
         if validate_first:
             network, started = self.unlearnt_network(), time.monotonic()
             result = self.validate(network)
-            self.tell_epoch(self.log.judged(network, result, 0, "start", float("nan"), started, Pace()))
+            self.report_epoch(self.log.judged(network, result, 0, "start", float("nan"), started, Pace()))
         self.save(None)
         return None
 
@@ -512,7 +512,7 @@ class Trainer:
         every, stop = self.options.checkpoint_every, self.interruption
         callbacks: list[keras.callbacks.Callback] = [
             StepCounter(state, self.sizes, experiment.total_epochs, stop, self.events, self.progress),
-            EpochValidation(state, self.log, self.validate, phase.name, self.tell_epoch, experiment.patience),
+            EpochValidation(state, self.log, self.validate, phase.name, self.report_epoch, experiment.patience),
             *([self.average] if self.average else []),
             CheckpointSaver(state, end, self.next_phase, steps, every, self.save, stop, self.engine),
         ]
@@ -561,7 +561,7 @@ class Trainer:
         values |= {"slices": self.micro_batches, "replicas": self.engine.replicas}
         checkpoints.save(self.folder, self.state.epoch, self.state.step, arrays, values, self.log.files())
 
-    def tell_epoch(self, row: EpochRow) -> None:
+    def report_epoch(self, row: EpochRow) -> None:
         """Pass on a row of the log."""
         self.events.epoch(row)
         self.options.on_epoch(row)
@@ -744,7 +744,7 @@ class Trainer:
         estimate_statistics(self.model, (images for images, _ in training_batches(self.training, last)))
         network, epoch = self.unlearnt_network(), experiment.total_epochs + 1
         result = self.validate(network)
-        self.tell_epoch(self.log.judged(network, result, epoch, "average", float("nan"), started, Pace()))
+        self.report_epoch(self.log.judged(network, result, epoch, "average", float("nan"), started, Pace()))
 
     def finish(self) -> TrainingResult:
         """Draw the curves, complete the record, and keep the last checkpoint only.
