@@ -22,6 +22,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.inputs.submission import read_submission
 from keras_pneumo.evaluation.report.saliency_report import read_saliency_report
 from keras_pneumo.evaluation.scoring.saliency import score_map
+from keras_pneumo.explain import saliency_check
 from keras_pneumo.explain.positives import pixels_of, true_masks
 from keras_pneumo.inference.ensemble import mean_maps
 from keras_pneumo.inference.maps import MapSet, PackedMap, quantise
@@ -240,8 +241,8 @@ def test_heat_maps_are_chosen_once(tiny_runs, prepared_folder, tmp_path, monkeyp
         return pd.DataFrame([{"method": "gradcam", "stage": stage, "pointing": 0.5, "auprc": 0.1, "energy": 0.1,
                               "chance": 0.1, "images": 3} for stage in (3, 4)])  # fmt: skip
 
-    monkeypatch.setattr(fitting, "choose", choice_of)
-    monkeypatch.setattr(fitting.explain, "choose", choice_of)
+    monkeypatch.setattr(fitting, "select_method", choice_of)
+    monkeypatch.setattr(saliency_check, "select_method", choice_of)
     classifier, segmenter = read_run(tiny_runs / "classifier"), read_run(tiny_runs / "segmenter")
     fit_detector([classifier, classifier], [segmenter, segmenter], prepared, tmp_path / "d", resamples=100)
     assert counted == ["classifier"]

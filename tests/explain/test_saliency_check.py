@@ -176,7 +176,7 @@ def test_the_best_of_several_checkpoints_is_shown_and_said(tmp_path, run, prepar
     for epoch in (1, 2):
         build(experiment.replace(seed=epoch)).save_weights(mine.folder / f"checkpoints/epoch_{epoch:04d}.weights.h5")
     explain_prepared(mine, prepared, tmp_path / "e", CheckOptions(method="hirescam", stage=2), resamples=100)
-    assert "best of its 2 checkpoints" in read_saliency_report(tmp_path / "e").whose
+    assert "best of its 2 checkpoints" in read_saliency_report(tmp_path / "e").source
     positives = positives_of(mine, prepared, "test")
     heat = heat_maps(load_model(mine), pixels_of(prepared, positives, 64), "hirescam", 2)
     expected = [score_map(*pair)["energy"] for pair in zip(heat, true_masks(prepared, positives, 64), strict=True)]

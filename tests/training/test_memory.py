@@ -1,4 +1,4 @@
-"""Validation predicts no more images at once than fit into memory."""
+"""How many micro-batches fit into memory, and how many images validation predicts at once."""
 
 from types import SimpleNamespace
 
@@ -87,3 +87,8 @@ def test_several_workers_stop_and_start_again_with_fewer(monkeypatch, tmp_path):
     engine.largest = lambda parts: max(parts, 2)  # the other worker's
     Trainer.recall_images_at_once(training)
     assert training.images_at_once == 4
+
+
+@pytest.mark.parametrize(("need", "most"), [(1, 8), (2, 8), (3, 8), (5, 6), (8, 8)])
+def test_the_fewest_micro_batches_that_fit(need, most):
+    assert memory.fewest(lambda count: count >= need, most) == need
