@@ -1,0 +1,31 @@
+"""The ladder's answer as JSON, and a run's report that quotes it."""
+
+import json
+
+import numpy as np
+from ladder_lab import ladder, result
+
+from keras_pneumo.parity.comparison import Difference
+from keras_pneumo.parity.run import as_json
+
+
+def test_the_answer_as_json_keeps_what_is_infinite():
+    endless = Difference(np.inf, np.inf, np.inf, "conv1", "conv1", 1)
+    answer = as_json(ladder(result(keras=endless, third=None, absent="no Keras")))
+    again = json.loads(json.dumps(answer, allow_nan=False))
+    assert again["passed"] is False
+    assert again["rungs"][0]["keras"]["relative"] == "infinite"
+    assert again["rungs"][0]["keras_on_torch"] is None
+
+
+def test_a_run_beside_a_ladder_quotes_it(tmp_path):
+    from keras_pneumo.training.report import ladder_fact
+
+    run = tmp_path / "runs/demo"
+    assert ladder_fact(run) == {}
+    answer = tmp_path / "runs/parity/parity.json"
+    answer.parent.mkdir(parents=True)
+    answer.write_text(json.dumps(as_json(ladder(result()))))
+    assert ladder_fact(run)["comparable with PyTorch"].startswith("Yes: in all 1 checks")
+    answer.write_text("[")
+    assert ladder_fact(run) == {}
