@@ -14,7 +14,7 @@ from keras_pneumo.cli.console import Progress, say, warn
 from keras_pneumo.data.prepared.folder import find_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
-from keras_pneumo.training.place import new_folder
+from keras_pneumo.training.run_folder import new_folder
 
 FEW = 5
 """Files set aside that are named on the screen; all are in quarantine.csv."""
@@ -134,10 +134,10 @@ def view_command(
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise PneumoError("The page needs starlette and uvicorn. Run: pip install 'keras-pneumo[view]'")
     import_tensorflow()
-    from keras_pneumo.data.labels.siim import find_files
+    from keras_pneumo.data.radiographs.reading import find_files
     from keras_pneumo.detector.detector import open_detector
     from keras_pneumo.viewer.decoding import Decoder
-    from keras_pneumo.viewer.reader import Reader
+    from keras_pneumo.viewer.page_answer import PageDetector
     from keras_pneumo.viewer.readings import open_readings
     from keras_pneumo.viewer.server import listen, serve
 
@@ -147,7 +147,7 @@ def view_command(
             webbrowser.open(opened)
 
     files = find_files([folder]) if folder is not None else []
-    reader = Reader(open_detector(detector_folder), Decoder())
+    page_detector = PageDetector(open_detector(detector_folder), Decoder())
     with open_readings(readings_file) as readings:
-        serve(reader, files, readings, listen(port), started)
-        say(readings.agreement(reader.detector.version)["sentence"])
+        serve(page_detector, files, readings, listen(port), started)
+        say(readings.agreement(page_detector.detector.version)["sentence"])

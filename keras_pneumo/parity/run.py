@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from keras_pneumo import __version__
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.parity import backends, checks
 from keras_pneumo.parity.backends import KERAS, KERAS_ON_TORCH, TORCH
@@ -93,6 +94,7 @@ def as_json(ladder: Ladder) -> dict[str, Any]:
         "passed": not ladder.broken,
         "rungs": results,
         "versions": ladder.versions,
+        "keras_pneumo": __version__,
         "encoder": ladder.task["encoder"],
         "size": ladder.task["size"],
         "data": ladder.task["data"],

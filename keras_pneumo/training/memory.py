@@ -2,7 +2,7 @@
 
 What is found is the largest part of a batch that one device takes in one slice, and, where validation had to predict
 fewer, how many it predicts at once. It is kept for the device, the network, the image size and the precision in
-``memory.json`` in ``$KERAS_PNEUMO_CACHE`` (default: ``~/.cache/keras_pneumo``), and the next training starts from it.
+``memory.json`` in the user's cache folder (see :func:`~.files.cache_folder`), and the next training starts from it.
 The effective batch never changes: see ``slices``.
 """
 
@@ -20,17 +20,12 @@ import tensorflow as tf
 from keras_pneumo.config import Experiment
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.run import hardware
-from keras_pneumo.storage.files import write_json
+from keras_pneumo.storage.files import cache_folder, write_json
 from keras_pneumo.training.step import TrainingNetwork
 
 FILE = "memory.json"
 SLICES = "slices.json"
 """In a run folder: the slices that a worker needs which ran out of memory there."""
-
-
-def cache_folder() -> Path:
-    """Where what was found is kept, for all runs of this user."""
-    return Path(os.environ.get("KERAS_PNEUMO_CACHE") or Path.home() / ".cache" / "keras_pneumo")
 
 
 def key_of(experiment: Experiment, predicting: bool = False) -> str:
@@ -45,7 +40,7 @@ def key_of(experiment: Experiment, predicting: bool = False) -> str:
 
 def recall(experiment: Experiment, predicting: bool = False) -> int | None:
     """Images that fit in one slice, or that one device can predict at once, if that was found before."""
-    found = _read(cache_folder() / FILE).get(key_of(experiment, predicting))
+    found = _remembered().get(key_of(experiment, predicting))
     return found if isinstance(found, int) and found > 0 else None
 
 
@@ -55,9 +50,16 @@ def remember(experiment: Experiment, images: int, predicting: bool = False) -> N
     Where the folder cannot be written, nothing is kept.
     """
     try:
-        write_json(cache_folder() / FILE, _read(cache_folder() / FILE) | {key_of(experiment, predicting): images})
+        write_json(cache_folder() / FILE, _remembered() | {key_of(experiment, predicting): images})
     except PneumoError:
         return
+
+
+def _remembered() -> dict[str, object]:
+    """What was kept, also by earlier versions, which did not look at ``$XDG_CACHE_HOME``."""
+    if os.environ.get("KERAS_PNEUMO_CACHE"):
+        return _read(cache_folder() / FILE)
+    return _read(Path.home() / ".cache" / "keras_pneumo" / FILE) | _read(cache_folder() / FILE)
 
 
 def need(folder: Path, slices: int, replicas: int) -> None:

@@ -20,8 +20,8 @@ from keras_pneumo.evaluation.report.pictures import image_loader
 from keras_pneumo.evaluation.report.report import write_run_report
 from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
 from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
-from keras_pneumo.explain.explain import Answers, explain_prepared
 from keras_pneumo.explain.positives import can_be_checked
+from keras_pneumo.explain.saliency_check import SubsetProbabilities, explain_prepared
 from keras_pneumo.inference.postprocess import write_threshold
 from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.inference.run import RunFolder
@@ -29,7 +29,7 @@ from keras_pneumo.inference.submission import SubsetPredictions, predict_subset,
 from keras_pneumo.storage.files import sha256_file, write_bytes
 from keras_pneumo.storage.tables import table_text
 from keras_pneumo.training.distributed.strategy import ONE, Engine, lost_workers
-from keras_pneumo.training.fit import write_record
+from keras_pneumo.training.run_folder import write_record
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,13 @@ def _report(run: RunFolder, predicted: SubsetPredictions, resamples: int) -> Fin
     write_bytes(run.folder / "board.csv", table_text(table).encode())
     if run.experiment.task == "classifier" and can_be_checked(run, prepared):
         said = pd.Series(board.teams[0].probability, index=truth.cases.image_id)
-        answers = Answers(said, written.threshold)
-        explain_prepared(run, prepared, run.folder / FOLDER, answers=answers, resamples=resamples)
+        answers = SubsetProbabilities(said, written.threshold)
+        explain_prepared(run, prepared, run.folder / FOLDER, predicted=answers, resamples=resamples)
     log = pd.read_csv(run.folder / "log.csv")
     saliency = read_saliency_report(run.folder / FOLDER)
     images = image_loader(prepared.folder)
     report = write_run_report(
-        run.folder / "report.html", board, log, record | ladder_fact(run.folder), images, masks, saliency
+        run.folder / "report.html", board, log, record | ladder_fact(run), images, masks, saliency
     )
     found = verdict(board)
     looks = [f"Where it looks ({saliency.title}): {saliency.sentences[0]}"] if saliency is not None else []
@@ -130,14 +130,33 @@ def rewrite_report(run: RunFolder, prepared: PreparedFolder) -> Path:
     log = pd.read_csv(run.folder / "log.csv")
     saliency = read_saliency_report(run.folder / FOLDER)
     images = image_loader(prepared.folder)
-    facts = run.record | ladder_fact(run.folder)
+    facts = run.record | ladder_fact(run)
     return write_run_report(run.folder / "report.html", board, log, facts, images, saliency=saliency)
 
 
-def ladder_fact(folder: Path) -> dict[str, str]:
-    """What the ladder beside a run (``parity/parity.json``) says of comparing it with PyTorch; nothing without one."""
+def ladder_fact(run: RunFolder) -> dict[str, str]:
+    """Says whether the run can be compared with PyTorch, from the ladder beside it; nothing where there is none.
+
+    The ladder (``parity/parity.json`` beside the run folder) counts only where it was made for this run's encoder,
+    image size and package versions.
+    """
+    path = run.folder.parent / "parity/parity.json"
     try:
-        said = json.loads((folder.parent / "parity/parity.json").read_text(encoding="utf-8"))
-        return {"comparable with PyTorch": str(said["verdict"])}
-    except (OSError, ValueError, KeyError, TypeError):
+        ladder = json.loads(path.read_text(encoding="utf-8"))
+        verdict_text = str(ladder["verdict"])
+        own = {"encoder": run.experiment.encoder, "image size": run.experiment.image_size}
+        theirs = {"encoder": ladder["encoder"], "image size": ladder["size"]}
+        versions = {"keras_pneumo": ladder.get("keras_pneumo", "an earlier version"), **ladder["versions"]["keras"]}
+        run_versions = run.record.get("versions", {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+    own |= {name: version for name, version in run_versions.items() if name in versions and name != "python"}
+    theirs |= {name: versions[name] for name in own if name in versions}
+    differing = [f"{name} {theirs[name]} (this run: {value})" for name, value in own.items() if theirs[name] != value]
+    if not differing:
+        return {"comparable with PyTorch": verdict_text}
+    return {
+        "comparable with PyTorch": f"Not checked for this run. The ladder in {path.parent.name} is of another "
+        f"{', '.join(differing)}. Check this one with keras-pneumo parity --encoder {run.experiment.encoder} --size "
+        f"{run.experiment.image_size}."
+    }

@@ -18,8 +18,7 @@ from known_detector import dice, expected_mask, known_detector
 from pydicom.uid import UID
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.labels.siim import find_files
-from keras_pneumo.data.radiographs.reading import read_radiograph
+from keras_pneumo.data.radiographs.reading import find_files, read_radiograph
 from keras_pneumo.detector.detect import detect
 from keras_pneumo.detector.detector import Answer
 from keras_pneumo.detector.dicom_files import UnusableSource, is_uid, source_header

@@ -1,4 +1,4 @@
-"""The ladder's answer as JSON, and a run's report that quotes it."""
+"""The ladder's answer as JSON."""
 
 import json
 
@@ -16,16 +16,3 @@ def test_the_answer_as_json_keeps_what_is_infinite():
     assert again["passed"] is False
     assert again["rungs"][0]["keras"]["relative"] == "infinite"
     assert again["rungs"][0]["keras_on_torch"] is None
-
-
-def test_a_run_beside_a_ladder_quotes_it(tmp_path):
-    from keras_pneumo.training.report import ladder_fact
-
-    run = tmp_path / "runs/demo"
-    assert ladder_fact(run) == {}
-    answer = tmp_path / "runs/parity/parity.json"
-    answer.parent.mkdir(parents=True)
-    answer.write_text(json.dumps(as_json(ladder(result()))))
-    assert ladder_fact(run)["comparable with PyTorch"].startswith("Yes: in all 1 checks")
-    answer.write_text("[")
-    assert ladder_fact(run) == {}

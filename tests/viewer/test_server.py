@@ -32,23 +32,24 @@ from keras_pneumo.explain.gradcam import heat_maps
 from keras_pneumo.inference.files import pixels_at
 from keras_pneumo.viewer.decoding import Decoder, decode_bytes
 from keras_pneumo.viewer.guard import Guard, Keys, cookie_name
-from keras_pneumo.viewer.reader import Reader, heat_of, heat_sentence, mean_heat
+from keras_pneumo.viewer.page_answer import PageDetector, heat_map_method, heat_map_sentences, mean_heat
 from keras_pneumo.viewer.server import MAX_DROP, listen, serve
 
-NO_PART = "the classifier, whose map this is, has no part in it"
+NO_PART = "not from the classifier of this heat map"
+ALONE = "The outline comes from the segmenter alone."
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory, phantoms):
-    folder = tmp_path_factory.mktemp("films")
+def radiographs(tmp_path_factory, phantoms):
+    folder = tmp_path_factory.mktemp("radiographs")
     for path in sorted(phantoms.rglob("*.dcm"))[:2]:
         (folder / path.name).write_bytes(path.read_bytes())
     return folder
 
 
 @pytest.fixture(scope="module")
-def page(films, tmp_path_factory):
-    with Page(films, tmp_path_factory.mktemp("readings") / "readings.csv") as found:
+def page(radiographs, tmp_path_factory):
+    with Page(radiographs, tmp_path_factory.mktemp("readings") / "readings.csv") as found:
         yield found
 
 
@@ -59,13 +60,13 @@ def test_the_page_asks_nothing_of_the_network(page):
     policy = headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "http" not in policy
-    for name in ("page.css", "app.js", "film.js", "panel.js"):
+    for name in ("page.css", "app.js", "radiograph.js", "panel.js"):
         status, _, part = page.ask(f"/page/{name}")
         assert status == 200
         assert "http:" not in part
         assert "https:" not in part
     assert page.ask("/page/../server.py")[0] == 404
-    assert page.place.getsockname()[0] == "127.0.0.1"
+    assert page.listener.getsockname()[0] == "127.0.0.1"
 
 
 def test_another_host_or_origin_is_refused(page):
@@ -132,18 +133,18 @@ def test_an_answer_has_all_that_the_page_shows(page):
     assert set(found["maps"]) == {"classifier", "segmenter"}
     assert "10 of 40" in found["evidence"]
     assert (found["probability_source"], found["gate"], found["gate_source"]) == ("classifier", 0.0, "")
-    assert found["whose"] == "the classifier's"
+    assert found["probability_from"] == "the classifier"
     about = page.json("/api/about")[1]
     assert (about["sensitivity"], about["specificity"]) == (pytest.approx(30 / 38), pytest.approx(152 / 162))
     assert about["files"] == [name for _, name in page.files]
 
 
-def test_a_bad_file_gets_a_sentence_and_the_page_goes_on(page, films):
+def test_a_bad_file_gets_a_sentence_and_the_page_goes_on(page, radiographs):
     header = struct.pack(">I4sIIBBBBB", 13, b"IHDR", 60000, 60000, 8, 0, 0, 0, 0)
     bad = {
         "empty.dcm": b"",
         "text.dcm": b"not a radiograph",
-        "cut.dcm": next(films.iterdir()).read_bytes()[:3000],
+        "cut.dcm": next(radiographs.iterdir()).read_bytes()[:3000],
         "bomb.png": b"\x89PNG\r\n\x1a\n" + header + b"\0" * 4,
         "<img src=x>.dcm": b"\0" * 128 + b"DICM" + os.urandom(200),
     }
@@ -157,7 +158,7 @@ def test_a_bad_file_gets_a_sentence_and_the_page_goes_on(page, films):
     status, told = page.json(large, b"x", Content_Length=str(MAX_DROP + 1))
     assert status == 413
     assert "64 MiB" in told["error"]
-    status, found = page.json("/api/drop?name=good.dcm", next(films.iterdir()).read_bytes())
+    status, found = page.json("/api/drop?name=good.dcm", next(radiographs.iterdir()).read_bytes())
     assert status == 200
     assert found["name"] == "good.dcm"
     assert page.json("/api/folder/7")[0] == 404
@@ -179,16 +180,16 @@ def test_a_reading_is_kept_and_counted(page):
     assert page.json("/api/reading", json.dumps({"key": "0", "verdict": "agree"}).encode())[0] == 404
 
 
-def test_a_radiograph_asked_for_twice_at_once_is_read_once(page, films, monkeypatch):
-    data = next(films.iterdir()).read_bytes() + b"\0\0"  # bytes that nobody has read yet
-    let_go, read, names = threading.Event(), page.reader.read, []
+def test_a_radiograph_asked_for_twice_at_once_is_read_once(page, radiographs, monkeypatch):
+    data = next(radiographs.iterdir()).read_bytes() + b"\0\0"  # bytes that nobody has read yet
+    let_go, read, names = threading.Event(), page.page_detector.answer, []
 
     def slow(*given):
         names.append(given[1])
         assert let_go.wait(60)
         return read(*given)
 
-    monkeypatch.setattr(page.reader, "read", slow)
+    monkeypatch.setattr(page.page_detector, "answer", slow)
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(page.json, f"/api/drop?name={name}.dcm", data) for name in "abc"]
         time.sleep(1)
@@ -228,7 +229,7 @@ def test_readings_are_gone_on_with_and_other_files_refused(tmp_path):
     assert len(table) == 2
     assert not table["file"].str.startswith("=").any()
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(PneumoError, match="no csv of readings"):
+    with pytest.raises(PneumoError, match="not a csv of readings"):
         Readings(tmp_path / "other.csv")
 
 
@@ -246,10 +247,10 @@ def test_a_csv_of_readings_is_held_by_one_page(tmp_path):
         assert again.verdicts("d") == {"k1": "agree"}
     csv.write_text("a,b\n1,2\n")
     for _ in range(2):  # a refusal holds nothing
-        with pytest.raises(PneumoError, match="no csv of readings"), open_readings(csv):
+        with pytest.raises(PneumoError, match="not a csv of readings"), open_readings(csv):
             pass
     (tmp_path / "file").touch()
-    with pytest.raises(PneumoError, match=r"cannot be kept in .* --readings"), open_readings(tmp_path / "file/r.csv"):
+    with pytest.raises(PneumoError, match=r"cannot be saved in .* --readings"), open_readings(tmp_path / "file/r.csv"):
         pass
 
 
@@ -262,8 +263,8 @@ def hang(data, name):
 
 
 @pytest.mark.slow
-def test_a_file_that_ends_or_holds_the_decoder_costs_only_itself(monkeypatch, films):
-    data = next(films.iterdir()).read_bytes()
+def test_a_file_that_ends_or_holds_the_decoder_costs_only_itself(monkeypatch, radiographs):
+    data = next(radiographs.iterdir()).read_bytes()
     decoder = Decoder(seconds=30)
     try:
         monkeypatch.setattr(decoding, "decode_bytes", crash)
@@ -281,73 +282,78 @@ def test_a_file_that_ends_or_holds_the_decoder_costs_only_itself(monkeypatch, fi
 
 
 @pytest.mark.slow
-def test_the_page_ends_while_a_file_holds_the_decoder(monkeypatch, films, tmp_path):
+def test_the_page_ends_while_a_file_holds_the_decoder(monkeypatch, radiographs, tmp_path):
     monkeypatch.setattr(decoding, "decode_bytes", hang)
     with ThreadPoolExecutor(1) as pool:
-        with Page(films, tmp_path / "readings.csv") as page:
-            page.reader.decoder.seconds = 300
+        with Page(radiographs, tmp_path / "readings.csv") as page:
+            page.page_detector.decoder.seconds = 300
             asked = pool.submit(page.json, "/api/folder/0")
-            while not page.reader.decoder._pool or not page.reader.decoder._pool._processes:
+            while not page.page_detector.decoder.worker.is_running:
                 time.sleep(0.05)
         assert not page.thread.is_alive()
         status, told = asked.result(60)
     assert (status, "the program is ending" in told["error"]) == (422, True)
 
 
-def test_bytes_are_told_apart_by_how_they_begin(films):
-    assert decode_bytes(next(films.iterdir()).read_bytes(), "any.png").pixels.shape == (1024, 1024)
+def test_bytes_are_told_apart_by_how_they_begin(radiographs):
+    assert decode_bytes(next(radiographs.iterdir()).read_bytes(), "any.png").pixels.shape == (1024, 1024)
     assert "empty" in decode_bytes(b"", "x")
     assert "no DICOM file" in decode_bytes(b"GIF89a" + b"\0" * 300, "x.png")
 
 
 def test_heat_maps_are_those_that_validation_chose(tiny_detector):
     detector = open_detector(tiny_detector)
-    method, stage = heat_of(detector)
+    method, stage = heat_map_method(detector)
     chosen = detector.record["heat"]
     assert (chosen["method"], chosen["stage"]) == (method, stage)
     image = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
     (_, (model,)) = detector.classifiers[0]
     expected = heat_maps(model, pixels_at([image], 64), method, stage)
     assert mean_heat(detector, [image]).mean() == pytest.approx(expected.mean(), abs=5e-3)
-    assert heat_of(known_detector()) == ("gradcam", 5)
+    assert heat_map_method(known_detector()) == ("gradcam", 5)
 
 
 def test_whose_heat_map_was_checked_is_said():
     detector = known_detector()
     heat = {"method": "hirescam", "stage": 1, "pointing": 0.5, "chance": 0.06, "images": 30}
     detector = replace(detector, record={"heat": heat})
-    assert heat_sentence(detector) == (
-        "The classifier's map is HiResCAM of stage 1: its hottest point lies in the pneumothorax in 50% of 30 "
-        "validation positives (6% by chance). The probability is the classifier's; the outline is the segmenter's "
-        "alone."
+    assert heat_map_sentences(detector) == (
+        "Heat map of the classifier: HiResCAM of stage 1. Its hottest point lies in the pneumothorax in 50% of 30 "
+        "validation positives (6% by chance). The probability comes from the classifier. The outline comes from the "
+        "segmenter alone."
     )
     ((run, models),) = detector.classifiers
-    both = heat_sentence(replace(detector, classifiers=[(run, models * 2)]))
-    assert "the mean of 2 networks', HiResCAM of stage 1: the first one's hottest point" in both
+    both = heat_map_sentences(replace(detector, classifiers=[(run, models * 2)]))
+    assert "HiResCAM of stage 1, mean of 2 networks. The first network's hottest point lies in" in both
 
 
 @pytest.mark.parametrize(
     ("source", "gate", "gate_source", "said"),
     [
-        ("classifier", 0, "", "The probability is the classifier's; the outline is the segmenter's alone."),
-        ("outline", 0, "", f"The probability is the segmenter's; {NO_PART}; the outline is the segmenter's alone."),
-        ("own head", 0.4, "own head", f"the segmenter's; {NO_PART}; the outline is the segmenter's alone."),
-        ("outline", 0, "classifier", f"the segmenter's; {NO_PART}; the outline is the segmenter's alone."),
-        ("outline", 0.4, "classifier", f"{NO_PART}; the outline is the segmenter's, kept only where the classifier's"),
-        ("classifier and outline", 0, "", "The probability is the classifier's and the segmenter's; the outline"),
+        ("classifier", 0, "", f"The probability comes from the classifier. {ALONE}"),
+        ("outline", 0, "", f"The probability comes from the segmenter, {NO_PART}. {ALONE}"),
+        ("own head", 0.4, "own head", f"from the segmenter, {NO_PART}. {ALONE}"),
+        ("outline", 0, "classifier", f"from the segmenter, {NO_PART}. {ALONE}"),
+        (
+            "outline",
+            0.4,
+            "classifier",
+            "the segmenter, where the probability of the classifier is at least 0.400.",
+        ),
+        ("classifier and outline", 0, "", "The probability comes from the classifier and the segmenter. The outline"),
         (
             "classifier, own head and outline",
             0.4,
             "classifier and own head",
-            "The probability is the classifier's and the segmenter's; the outline is the segmenter's, kept only where "
-            "the classifier's and the segmenter's answer allows it.",
+            "The probability comes from the classifier and the segmenter. The outline comes from the segmenter, where "
+            "the probability of the classifier and the segmenter is at least 0.400.",
         ),
     ],
 )
 def test_what_part_the_classifier_has_is_said(source, gate, gate_source, said):
     detector = known_detector()
     parameters = replace(detector.postprocessing, gate=gate, gate_source=gate_source)
-    sentence = heat_sentence(replace(detector, probability_source=source, postprocessing=parameters))
+    sentence = heat_map_sentences(replace(detector, probability_source=source, postprocessing=parameters))
     assert said in sentence
     assert (NO_PART in sentence) == ("classifier" not in source)
 
@@ -357,14 +363,14 @@ def test_the_address_is_told_when_it_can_be_opened():
         pass
 
     def started(shown, opened):
-        assert shown.startswith(f"http://127.0.0.1:{place.getsockname()[1]}/?token=")
-        assert opened.startswith(f"http://127.0.0.1:{place.getsockname()[1]}/?token=")
+        assert shown.startswith(f"http://127.0.0.1:{listener.getsockname()[1]}/?token=")
+        assert opened.startswith(f"http://127.0.0.1:{listener.getsockname()[1]}/?token=")
         assert shown != opened
-        socket.create_connection(place.getsockname(), timeout=10).close()
+        socket.create_connection(listener.getsockname(), timeout=10).close()
         raise EnoughError
 
-    with listen(0) as place, pytest.raises(EnoughError):
-        serve(Reader(known_detector(), Decoder()), [], Readings(Path("never written.csv")), place, started)
+    with listen(0) as listener, pytest.raises(EnoughError):
+        serve(PageDetector(known_detector(), Decoder()), [], Readings(Path("never written.csv")), listener, started)
 
 
 def test_at_http_s_own_port_browsers_leave_it_out():

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from keras_pneumo.data.labels import rle
+from keras_pneumo.data.labels.cases import Labels, Rejected
 from keras_pneumo.data.labels.patients import Grouping
-from keras_pneumo.data.labels.siim import Labels, Rejected
 from keras_pneumo.data.prepared.rendering import Rendered
 from keras_pneumo.data.prepared.sources import RadiographFile
 

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from keras_pneumo import __version__
-from keras_pneumo.data.labels.siim import Rejected
+from keras_pneumo.data.labels.cases import Rejected
 from keras_pneumo.data.prepared.cases_table import cases_table, quarantine_table, truth_table
 from keras_pneumo.data.prepared.plan import PreparationPlan
 from keras_pneumo.data.prepared.rendering import Rendered, expected_names

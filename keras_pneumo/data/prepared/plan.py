@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keras_pneumo.data.labels.cases import Labels, Rejected, read_labels
 from keras_pneumo.data.labels.patients import Grouping, find_patient_table, group_images, read_patients
-from keras_pneumo.data.labels.siim import Labels, Rejected, find_label_csv, read_labels
+from keras_pneumo.data.labels.siim import find_label_csv
 from keras_pneumo.data.prepared.cases_table import cases_table
 from keras_pneumo.data.prepared.rendering import Rendered
 from keras_pneumo.data.prepared.sources import (
@@ -58,7 +59,7 @@ def make_plan(
     if labels_path is None:
         labels_path = find_label_csv(data, {name for s in sources for name in (s.image_id, s.stem)}, skip=[out])
     labels = read_labels(labels_path)
-    sources = named_by_labels(sources, {*labels.images, *labels.spoilt})
+    sources = named_by_labels(sources, {*labels.images, *labels.rejected_rows})
     chosen, set_aside, copies = choose(sources, labels)
     if not chosen:
         reasons = "; ".join(sorted({item.reason for item in set_aside})[:3])

@@ -21,7 +21,6 @@ from typing import Any
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.devices import FILE as DEVICES
 from keras_pneumo.data.labels.devices import read_devices
-from keras_pneumo.data.labels.siim import find_images
 from keras_pneumo.data.prepared.journal import (
     JOURNAL_NAME,
     add_to_journal,
@@ -34,9 +33,10 @@ from keras_pneumo.data.prepared.manifest import MANIFEST_NAME, TABLES, read_mani
 from keras_pneumo.data.prepared.plan import PreparationPlan, make_plan, require_same
 from keras_pneumo.data.prepared.rendering import Job, Rendered, expected_names, render
 from keras_pneumo.data.prepared.split import SUBSETS
+from keras_pneumo.data.radiographs.reading import find_images
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import folder_lock, remove_temporary, require_writable, write_bytes
-from keras_pneumo.storage.workers import work_through
+from keras_pneumo.storage.workers import map_in_processes
 
 SMALLEST_SIZE = 32
 """Side in pixels below which no U-Net with strides up to 32 has anything left to look at."""
@@ -205,7 +205,7 @@ def _render_all(
         return done, 0
     head = {"source": plan.record, "sizes": list(sizes)}
     with open_journal(out, head, done) as journal:
-        for number, (job, result) in enumerate(work_through(render, jobs, workers), start=1):
+        for number, (job, result) in enumerate(map_in_processes(render, jobs, workers), start=1):
             image = result or Rendered(job.image_id, error="decoding it ends the program that does it")
             done[job.image_id] = _merged(out, done.get(job.image_id), image)
             add_to_journal(journal, done[job.image_id])

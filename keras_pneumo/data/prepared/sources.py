@@ -12,8 +12,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from keras_pneumo.data.labels.cases import Labels, Rejected
 from keras_pneumo.data.labels.patients import pseudonym
-from keras_pneumo.data.labels.siim import Labels, Rejected
 from keras_pneumo.data.radiographs.decoders import decoder_report
 from keras_pneumo.data.radiographs.dicom import read_header
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
@@ -21,8 +21,8 @@ from keras_pneumo.data.radiographs.raster import read_limited
 from keras_pneumo.data.radiographs.reading import RASTER_SUFFIXES
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import sha256_bytes
-from keras_pneumo.storage.tables import image_id_of, shown
-from keras_pneumo.storage.workers import collect
+from keras_pneumo.storage.tables import image_id_of, printable
+from keras_pneumo.storage.workers import results_in_order
 
 _MAX_ID = 180
 """Bytes of an image id: file systems allow 255 for a name, and ours gets an ending and a temporary one."""
@@ -48,12 +48,12 @@ class RadiographFile:
 
 def scan(folder: Path, paths: Sequence[Path], workers: int | None = None) -> list[RadiographFile]:
     """Identify every file: its hash, image id and, for DICOM, transfer syntax; one entry per path, in their order."""
-    sources = collect(_identify, [(path, shown(path.relative_to(folder).as_posix())) for path in paths], workers)
+    jobs = [(path, printable(path.relative_to(folder).as_posix())) for path in paths]
+    sources = results_in_order(_identify, jobs, workers)
     crashed = "reading its header ends the program that does it"
     return [
-        source
-        or RadiographFile(path, shown(path.relative_to(folder).as_posix()), "", shown(path.stem), "", error=crashed)
-        for path, source in zip(paths, sources, strict=True)
+        source or RadiographFile(path, relative, "", printable(path.stem), "", error=crashed)
+        for (path, relative), source in zip(jobs, sources, strict=True)
     ]
 
 
@@ -138,8 +138,8 @@ def choose(sources: Sequence[RadiographFile], labels: Labels) -> tuple[list[Radi
         notes += [f"{source.relative} is a copy of {group[0].relative} and was left out." for source in group[1:]]
         if image_id in labels.images:
             chosen.append(group[0])
-        elif image_id in labels.spoilt:
-            rows = ", ".join(map(str, labels.spoilt[image_id]))
+        elif image_id in labels.rejected_rows:
+            rows = ", ".join(map(str, labels.rejected_rows[image_id]))
             set_aside.append(
                 Rejected(group[0].relative, None, f"its label in {labels.path.name} (row {rows}) cannot be used")
             )

@@ -26,12 +26,13 @@ from small_siim import (
 )
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.labels.siim import find_files, read_labels
+from keras_pneumo.data.labels.cases import read_labels
 from keras_pneumo.data.prepared import prepare as preparation
 from keras_pneumo.data.prepared.folder import find_prepared, load_prepared, prepare, verify_files
 from keras_pneumo.data.prepared.rendering import resize_image, resize_mask
 from keras_pneumo.data.radiographs import decoders
 from keras_pneumo.data.radiographs.dicom import read_dicom
+from keras_pneumo.data.radiographs.reading import find_files
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import folder_lock
 

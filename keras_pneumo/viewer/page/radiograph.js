@@ -1,11 +1,11 @@
-// The radiograph: grey values through window and level, a heat map and an outline over it, moved and zoomed together.
+// The view of the radiograph: grey values through window and level, with a heat map and an outline on top.
 
 const HEAT = heatColours();
 
-/** Least and most of what the film keeps; at a window of 256 and a level of 128 every grey value is shown as it is. */
+/** Limits of window and level; at a window of 256 and a level of 128 every grey value is shown as it is. */
 export const RANGES = { window: [8, 512], level: [0, 256] };
 
-/** A grey picture from a data address: {side, values: Uint8Array of side * side}. */
+/** A grey picture from a data URL: {side, values: Uint8Array of side * side}. */
 export async function greyOf(address) {
   const image = new Image();
   image.src = address;
@@ -19,10 +19,10 @@ export async function greyOf(address) {
   return { side: image.width, values };
 }
 
-export class Film {
+export class RadiographView {
   constructor(root, changed) {
     this.root = root;
-    this.changed = changed; // told when the mouse has changed the view
+    this.changed = changed; // called when the mouse has changed the view
     this.stage = root.querySelector("#stage");
     this.grey = root.querySelector("#grey");
     this.heat = root.querySelector("#heat");
@@ -30,23 +30,23 @@ export class Film {
     this.picture = null;
     this.reset();
     this.listen();
-    new ResizeObserver(() => this.place()).observe(root);
+    new ResizeObserver(() => this.layout()).observe(root);
   }
 
   reset() {
     Object.assign(this, { window: 256, level: 128, invert: false, zoom: 1, x: 0, y: 0 });
   }
 
-  /** Show a radiograph: `found` as the server answers, `picture` and `maps` from greyOf. */
-  show(found, picture, maps) {
+  /** Show a radiograph: `answer` from the server, `picture` and `maps` from greyOf. */
+  show(answer, picture, maps) {
     this.picture = picture;
     this.maps = maps;
     this.grey.width = this.grey.height = picture.side;
     this.pixels = new ImageData(picture.side, picture.side);
-    for (const path of this.outline.querySelectorAll("path")) path.setAttribute("d", found.outline);
+    for (const path of this.outline.querySelectorAll("path")) path.setAttribute("d", answer.outline);
     this.stage.hidden = false;
     this.draw();
-    this.place();
+    this.layout();
   }
 
   /** Keep window and level within their ranges. */
@@ -85,8 +85,8 @@ export class Film {
     return Math.min(this.root.clientWidth, this.root.clientHeight);
   }
 
-  /** Put the stage where zoom and offset say; the offset is of the film's middle, in parts of the radiograph's side. */
-  place() {
+  /** Move and scale the stage by zoom and offset: how far the middle moved, as a share of the radiograph's side. */
+  layout() {
     const side = this.fit() * this.zoom;
     const free = Math.max(0, (1 - 1 / this.zoom) / 2);
     this.x = Math.min(free, Math.max(-free, this.x));
@@ -109,7 +109,7 @@ export class Film {
       this.y += dy / this.zoom - dy / zoom;
     }
     this.zoom = zoom;
-    this.place();
+    this.layout();
   }
 
   listen() {
@@ -137,7 +137,7 @@ export class Film {
         const side = this.fit() * this.zoom;
         this.x -= event.movementX / side;
         this.y -= event.movementY / side;
-        this.place();
+        this.layout();
       }
       this.changed();
     });
