@@ -98,7 +98,7 @@ def networks_of(folder: Path, record: dict[str, Any], member: str) -> list[Path]
     unlisted = sorted(path.name for path in member_folder.glob(NETWORKS) if path.relative_to(folder) not in listed)
     if unlisted:
         raise PneumoError(
-            f"{member_folder} holds {', '.join(unlisted[:5])}, which {FILE} does not list. Copy the detector into an empty "
-            "folder, not over another one."
+            f"{member_folder} holds {', '.join(unlisted[:5])}, which {FILE} does not list. Copy the detector into an "
+            "empty folder, not over another one."
         )
     return [folder / path for path in listed]
