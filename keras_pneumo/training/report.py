@@ -29,7 +29,7 @@ from keras_pneumo.inference.submission import SubsetPredictions, predict_subset,
 from keras_pneumo.storage.files import sha256_file, write_bytes
 from keras_pneumo.storage.tables import table_text
 from keras_pneumo.training.distributed.strategy import ONE, Engine, lost_workers
-from keras_pneumo.training.fit import write_record
+from keras_pneumo.training.run_folder import write_record
 
 
 @dataclass(frozen=True)

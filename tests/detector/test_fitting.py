@@ -17,6 +17,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.inputs.submission import read_submission
 from keras_pneumo.evaluation.report.saliency_report import read_saliency_report
 from keras_pneumo.evaluation.scoring.saliency import score_map
+from keras_pneumo.explain import saliency_check
 from keras_pneumo.explain.positives import pixels_of, true_masks
 from keras_pneumo.inference.ensemble import mean_maps
 from keras_pneumo.inference.maps import MapSet, PackedMap, quantise
@@ -137,19 +138,19 @@ def test_without_outlined_positives_there_is_no_heat_map_check(tiny_runs, prepar
 
 
 @pytest.mark.slow
-def test_heat_maps_are_chosen_once(tiny_runs, prepared_folder, tmp_path, monkeypatch):
-    prepared, counted = load_prepared(prepared_folder), []
+def test_the_heat_map_method_is_selected_once(tiny_runs, prepared_folder, tmp_path, monkeypatch):
+    prepared, selected_for = load_prepared(prepared_folder), []
 
-    def choice_of(model, run, prepared, *more):
-        counted.append(run.experiment.name)
+    def select(model, run, prepared, *more):
+        selected_for.append(run.experiment.name)
         return pd.DataFrame([{"method": "gradcam", "stage": stage, "pointing": 0.5, "auprc": 0.1, "energy": 0.1,
                               "chance": 0.1, "images": 3} for stage in (3, 4)])  # fmt: skip
 
-    monkeypatch.setattr(fitting, "choose", choice_of)
-    monkeypatch.setattr(fitting.explain, "choose", choice_of)
+    monkeypatch.setattr(fitting, "select_method", select)
+    monkeypatch.setattr(saliency_check, "select_method", select)
     classifier, segmenter = read_run(tiny_runs / "classifier"), read_run(tiny_runs / "segmenter")
     fit_detector([classifier, classifier], [segmenter, segmenter], prepared, tmp_path / "d", resamples=100)
-    assert counted == ["classifier"]
+    assert selected_for == ["classifier"]
     saliency = read_saliency_report(tmp_path / "d" / "explain")
     assert saliency.title == "Grad-CAM of stage 3"
     assert "the first of 2 that are joined" in saliency.source
