@@ -19,6 +19,7 @@ import pandas as pd
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import read_labels
+from keras_pneumo.data.radiographs.geometry import size_fault
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
 from keras_pneumo.data.radiographs.reading import find_files, iter_images, read_radiograph
 from keras_pneumo.errors import PneumoError
@@ -27,7 +28,7 @@ from keras_pneumo.explain.gradcam import BATCH, heat_maps, raw_maps, shown
 from keras_pneumo.explain.pictures import caption, overlay_heat_map, write_overlay
 from keras_pneumo.explain.positives import image_probabilities, operating_threshold
 from keras_pneumo.inference.ensemble import mean_probability, open_members
-from keras_pneumo.inference.files import Image, grey_pixels, pixels_at, unfit
+from keras_pneumo.inference.files import Image, grey_pixels, pixels_at
 from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.inference.run import RunFolder, load_model
 from keras_pneumo.storage.files import write_table
@@ -100,7 +101,7 @@ def heat_map(
         except UnreadableImage as error:
             raise PneumoError(f"{image} cannot be read: {error}") from None
     size = run.experiment.image_size
-    if reason := unfit(pixels, size):
+    if reason := size_fault(pixels, size):
         raise PneumoError(reason)
     (checked_method, checked_stage), _ = checked_for(run) or (CONVENTION, False)
     model = load_model(run) if model is None else model
@@ -147,7 +148,7 @@ def explain_files(
         images, about = [], []
         for path, found in batch:
             name = next(names)[1]
-            reason = str(found) if isinstance(found, UnreadableImage) else unfit(found.pixels, size)
+            reason = str(found) if isinstance(found, UnreadableImage) else size_fault(found.pixels, size)
             if reason or isinstance(found, UnreadableImage):
                 refused.append({"file": name, "reason": reason})
                 continue

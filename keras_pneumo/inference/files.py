@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.prepared.rendering import resize_image
+from keras_pneumo.data.radiographs.geometry import resize_image, size_fault
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
 from keras_pneumo.data.radiographs.reading import find_files, find_images, iter_images
 from keras_pneumo.errors import PneumoError
@@ -284,7 +284,7 @@ def usable_batches(
     while batch := list(itertools.islice(read, batch_size)):
         usable: list[tuple[str, str, np.ndarray]] = []
         for name, image_id, pixels in batch:
-            reason = pixels if isinstance(pixels, str) else unfit(pixels, size)
+            reason = pixels if isinstance(pixels, str) else size_fault(pixels, size)
             if reason:
                 refused.append({"file": name, "reason": reason})
             elif not isinstance(pixels, str):
@@ -346,13 +346,3 @@ def _predictor(
 def pixels_at(images: Sequence[np.ndarray], size: int) -> np.ndarray:
     """Square uint8 radiographs as a batch for a network: float32 (n, size, size, 1) in [0, 1]."""
     return np.stack([resize_image(image, size) for image in images])[..., None].astype(np.float32) / np.float32(255)
-
-
-def unfit(image: np.ndarray, size: int) -> str:
-    """Why an image (H, W) cannot be resized to the network's size, in a sentence; empty where it can."""
-    height, width = image.shape
-    if height != width:
-        return (
-            f"It has {height} rows and {width} columns; the network was trained on square images. Pad it to a square."
-        )
-    return f"Its side of {height} pixels is shorter than the network's {size}." if height < size else ""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_pneumo.data.prepared.rendering import resize_image
+from keras_pneumo.data.radiographs.geometry import resize_image
 from keras_pneumo.data.radiographs.reading import read_radiograph
 
 
