@@ -64,7 +64,7 @@ def work(prepared_folder: Path, out: Path, way: str, steps: int, experiment: Exp
     from keras_pneumo.training.losses import image_losses
     from keras_pneumo.training.optimizers import make_optimizer
     from keras_pneumo.training.step import training_network
-    from keras_pneumo.training.work import plan_of
+    from keras_pneumo.training.trainer import plan_of
 
     strategy, replicas = {
         "1": ("one", None),

@@ -14,7 +14,7 @@ from keras_pneumo.cli.console import Progress, say, warn
 from keras_pneumo.data.prepared.folder import find_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
-from keras_pneumo.training.place import new_folder
+from keras_pneumo.training.run_folder import new_folder
 
 FEW = 5
 """Files set aside that are named on the screen; all are in quarantine.csv."""

@@ -31,7 +31,7 @@ from keras_pneumo.detector.record import FILE, check_files, networks_of, read_re
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import Members, mean_maps, mean_probability
 from keras_pneumo.inference.export import on_onnx
-from keras_pneumo.inference.files import Image, image_sources, pixels_at, usable_batches, warn_of_refused
+from keras_pneumo.inference.files import Image, check_readable, image_sources, pixels_at, read_batches
 from keras_pneumo.inference.maps import LEVELS, enlarge, level_counts, quantise
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
 from keras_pneumo.inference.postprocess import OWN_HEAD, PostprocessingParameters, read_postprocessing
@@ -120,8 +120,8 @@ class Detector:
         Files are decoded in this process; ``detect`` decodes them in processes of their own and survives hostile ones.
 
         Args:
-            images: one radiograph, one folder of them, or several of either. An array is (H, W) or (H, W, 1), square,
-                white = dense: uint8, or floats in [0, 1].
+            images: one radiograph, one folder of them, or several of either. An array is (H, W), square, white = dense:
+                uint8, or floats in [0, 1].
 
         Returns:
             One prediction for each radiograph in the order given, those of a folder by name. Files that cannot be read
@@ -133,13 +133,13 @@ class Detector:
         sources = image_sources(images)
         predictions: list[Prediction] = []
         refused: list[dict[str, object]] = []
-        for batch in usable_batches(sources, self.image_size, BATCH, refused):
-            answers = self.answer([pixels for _, _, pixels in batch]) if batch else []
-            for (_, image_id, pixels), answer in zip(batch, answers, strict=True):
-                mask = mask_at_size(answer.mask, pixels.shape[0])
+        for batch in read_batches(sources, self.image_size, BATCH, refused):
+            answers = self.answer([image.pixels for image in batch]) if batch else []
+            for image, answer in zip(batch, answers, strict=True):
+                mask = mask_at_size(answer.mask, image.pixels.shape[0])
                 yes = answer.probability >= self.threshold
-                predictions.append(Prediction(image_id, answer.probability, yes, mask))
-        warn_of_refused(refused, len(sources))
+                predictions.append(Prediction(image.image_id, answer.probability, yes, mask))
+        check_readable(sources, refused)
         return predictions
 
     def answer(self, images: Sequence[np.ndarray]) -> list[Answer]:

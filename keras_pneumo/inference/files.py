@@ -7,18 +7,17 @@ read and predicted a batch at a time, so memory does not grow with their number.
 
 from __future__ import annotations
 
-import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from keras_pneumo.data.radiographs.geometry import resize_image, size_fault
-from keras_pneumo.data.radiographs.radiograph import UnreadableImage
-from keras_pneumo.data.radiographs.reading import find_files, find_images, iter_images
+from keras_pneumo.data.radiographs.reading import find_files, find_images, read_or_reason
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import check_together, joined_names, mean_maps, mean_probability, open_members
 from keras_pneumo.inference.maps import enlarge, quantise
@@ -36,6 +35,9 @@ from keras_pneumo.storage.tables import listed, printable, safe_columns, write_q
 
 Image = str | Path | np.ndarray
 """A radiograph: a file, a folder of them, or grey pixels (H, W): uint8, or floats in [0, 1]."""
+
+Source = tuple[str, Path | np.ndarray]
+"""A radiograph's name with its file or its pixels, uint8 (H, W)."""
 
 PredictImages = Callable[[Sequence[np.ndarray]], list[dict[str, object]]]
 """From square uint8 radiographs of any size to the predicted columns of each."""
@@ -71,18 +73,18 @@ def predict_images(
     if parameters is None:
         parameters = own_postprocessing(runs)
     rows, refused = _predict(runs, sources, parameters, gate, SINGLE_DEVICE, progress)
-    warn_of_refused(refused, len(sources))
+    check_readable(sources, refused)
     return pd.DataFrame(rows).drop(columns="file")
 
 
-def image_sources(images: Image | Sequence[Image]) -> list[tuple[str, Path | np.ndarray]]:
-    """Name and file, or number and pixels, of each radiograph.
+def image_sources(images: Image | Sequence[Image]) -> list[Source]:
+    """One radiograph, one folder of them or several of either, each with the name that it has in messages.
 
     Raises:
-        PneumoError: there is no radiograph, or an array is not one; see :func:`grey_pixels`.
+        PneumoError: an array is not an image (:func:`grey_pixels`), a path does not exist, or there is no radiograph.
     """
     given = [images] if isinstance(images, str | Path | np.ndarray) else list(images)
-    sources: list[tuple[str, Path | np.ndarray]] = []
+    sources: list[Source] = []
     for number, image in enumerate(given):
         if isinstance(image, np.ndarray):
             sources.append((str(number), grey_pixels(image)))
@@ -91,24 +93,6 @@ def image_sources(images: Image | Sequence[Image]) -> list[tuple[str, Path | np.
     if not sources:
         raise PneumoError("There is no radiograph to predict: the list is empty.")
     return sources
-
-
-def warn_of_refused(refused: Sequence[dict[str, object]], count: int) -> None:
-    """Warn the caller's caller of the radiographs, of ``count``, that were left out.
-
-    Args:
-        refused: ``file`` and ``reason`` of each.
-        count: radiographs in all.
-
-    Raises:
-        PneumoError: all were left out.
-    """
-    if len(refused) == count:
-        first = f"{refused[0]['file']} ({refused[0]['reason']})"
-        raise PneumoError(f"None of the {count} radiographs can be predicted; the first: {first}")
-    if refused:
-        texts = listed((f"{row['file']} ({row['reason']})" for row in refused), most=3)
-        warnings.warn(f"{len(refused)} of {count} radiographs were left out: {texts}", stacklevel=3)
 
 
 def grey_pixels(image: np.ndarray) -> np.ndarray:
@@ -131,6 +115,65 @@ def grey_pixels(image: np.ndarray) -> np.ndarray:
             "255, or give uint8."
         )
     return np.rint(image * 255).astype(np.uint8)
+
+
+class SquareImage(NamedTuple):
+    """A radiograph that a network can take."""
+
+    name: str
+    """Its name in messages and in the column ``file``."""
+    image_id: str
+    """SOPInstanceUID of a DICOM file, name of another file, number of an array."""
+    pixels: np.ndarray
+    """uint8 (S, S), white = dense."""
+
+
+def read_batches(
+    sources: Sequence[Source], size: int, batch_size: int, refused: list[dict[str, object]]
+) -> Iterator[list[SquareImage]]:
+    """Read radiographs one batch at a time.
+
+    Args:
+        sources: names, each with a file or with pixels.
+        size: the networks' image size; smaller radiographs are refused.
+        batch_size: radiographs read at once.
+        refused: gets ``file, reason`` of each that cannot be read, or that no network can take.
+
+    Yields:
+        Those of a batch that can be predicted; a batch may be empty.
+    """
+    for start in range(0, len(sources), batch_size):
+        batch: list[SquareImage] = []
+        for name, source in sources[start : start + batch_size]:
+            image_id, pixels = name, source
+            if isinstance(source, Path):
+                radiograph = read_or_reason(source)
+                if isinstance(radiograph, str):
+                    refused.append({"file": name, "reason": radiograph})
+                    continue
+                image_id, pixels = radiograph.image_id, radiograph.pixels
+            assert isinstance(pixels, np.ndarray)
+            if reason := size_fault(pixels, size):
+                refused.append({"file": name, "reason": reason})
+            else:
+                batch.append(SquareImage(name, image_id, pixels))
+        yield batch
+
+
+def check_readable(sources: Sequence[Source], refused: Sequence[dict[str, object]]) -> None:
+    """Warn of radiographs that were left out.
+
+    Raises:
+        PneumoError: all were.
+    """
+    if len(refused) == len(sources):
+        first = refused[0]
+        raise PneumoError(
+            f"None of the {len(sources)} radiographs can be predicted; the first, {first['file']}: {first['reason']}"
+        )
+    if refused:
+        texts = listed((f"{row['file']} ({row['reason']})" for row in refused), most=3)
+        warnings.warn(f"{len(refused)} of {len(sources)} radiographs were left out: {texts}", stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -232,9 +275,7 @@ def predict_files(
     paths, _ = find_images(data)
     if not paths:
         raise PneumoError(f"{data} holds no DICOM, PNG or JPEG file. Name the folder that holds the radiographs.")
-    sources: list[tuple[str, Path | np.ndarray]] = [
-        (printable(path.relative_to(data).as_posix()), path) for path in paths
-    ]
+    sources: list[Source] = [(printable(path.relative_to(data).as_posix()), path) for path in paths]
     rows, refused = _predict(runs, sources, parameters, gate, distributed, progress)
     if not rows:
         raise PneumoError(f"None of the {len(paths)} files of {data} can be read; the first: {refused[0]['reason']}")
@@ -243,66 +284,26 @@ def predict_files(
 
 def _predict(
     runs: Sequence[RunFolder],
-    sources: Sequence[tuple[str, Path | np.ndarray]],
+    sources: Sequence[Source],
     parameters: PostprocessingParameters | None,
     gate: Sequence[RunFolder],
     distributed: DistributedPredictor,
     progress: Progress | None,
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """Rows of the named radiographs that could be read, and ``file, reason`` of the others."""
+    """Rows of the radiographs that can be predicted, and ``file, reason`` of the others."""
     check_together(runs)
     predict_batch = _predictor(runs, parameters, gate, distributed)
     size = max(run.experiment.image_size for run in [*runs, *gate])
     batch_size = min(run.experiment.global_batch_size for run in runs)
     rows: list[dict[str, object]] = []
     refused: list[dict[str, object]] = []
-    for batch in usable_batches(sources, size, batch_size, refused):
-        if batch:
-            names = [{"image_id": image_id, "file": name} for name, image_id, _ in batch]
-            predicted = predict_batch([pixels for _, _, pixels in batch])
-            rows += [name | columns for name, columns in zip(names, predicted, strict=True)]
+    for batch in read_batches(sources, size, batch_size, refused):
+        columns = predict_batch([image.pixels for image in batch]) if batch else []
+        for image, predicted in zip(batch, columns, strict=True):
+            rows.append({"image_id": image.image_id, "file": image.name, **predicted})
         if progress:
             progress(len(rows) + len(refused), len(sources))
     return rows, refused
-
-
-def usable_batches(
-    sources: Sequence[tuple[str, Path | np.ndarray]], size: int, batch_size: int, refused: list[dict[str, object]]
-) -> Iterator[list[tuple[str, str, np.ndarray]]]:
-    """Read radiographs a batch at a time.
-
-    Args:
-        sources: from :func:`image_sources`.
-        size: of the networks' images, (size, size).
-        batch_size: radiographs read together.
-        refused: gets ``file`` and ``reason`` of each radiograph that cannot be read or resized.
-
-    Yields:
-        Name, image id and pixels, uint8 (H, W), of the others; a batch may be smaller than ``batch_size``, also empty.
-    """
-    read = _read(sources)
-    while batch := list(itertools.islice(read, batch_size)):
-        usable: list[tuple[str, str, np.ndarray]] = []
-        for name, image_id, pixels in batch:
-            reason = pixels if isinstance(pixels, str) else size_fault(pixels, size)
-            if reason:
-                refused.append({"file": name, "reason": reason})
-            elif not isinstance(pixels, str):
-                usable.append((name, image_id, pixels))
-        yield usable
-
-
-def _read(sources: Iterable[tuple[str, Path | np.ndarray]]) -> Iterator[tuple[str, str, np.ndarray | str]]:
-    """Name, image id, and pixels or the reason why there are none, of each radiograph."""
-    for name, source in sources:
-        if isinstance(source, np.ndarray):
-            yield name, name, source
-            continue
-        ((_, radiograph),) = iter_images([source])
-        if isinstance(radiograph, UnreadableImage):
-            yield name, "", str(radiograph)
-        else:
-            yield name, radiograph.image_id, radiograph.pixels
 
 
 def _predictor(

@@ -95,6 +95,16 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
             Path(temporary).unlink(missing_ok=True)
 
 
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's names to the disk; some network disks do not know how, and then their server does it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def write_json(path: Path, value: Any) -> str:
     """Write ``value`` as JSON with sorted keys, the same bytes for the same value; returns the hash."""
     return write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())

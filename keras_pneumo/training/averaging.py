@@ -24,7 +24,7 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
     if not optimizer.use_ema:
         yield
         return
-    variables = optimizer._trainable_variables
+    variables = model.trainable_variables
     current = [keras.ops.convert_to_numpy(variable) for variable in variables]
     for variable, average in zip(variables, optimizer._model_variables_moving_average, strict=True):
         variable.assign(keras.ops.convert_to_numpy(average))
@@ -39,9 +39,7 @@ def keep_average(model: keras.Model) -> None:
     """Give the model its optimizer's averaged weights for good, if it keeps such an average: the end of a phase."""
     optimizer = inner_optimizer(model)
     if optimizer.use_ema:
-        for variable, average in zip(
-            optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True
-        ):
+        for variable, average in zip(model.trainable_variables, optimizer._model_variables_moving_average, strict=True):
             variable.assign(keras.ops.convert_to_numpy(average))
 
 

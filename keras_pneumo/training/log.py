@@ -25,8 +25,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
 from keras_pneumo.inference.run import CHECKPOINTS, TORCH_WEIGHTS, WEIGHTS
 from keras_pneumo.models.weights import save_safetensors
-from keras_pneumo.storage.files import write_table
-from keras_pneumo.training.checkpoints import flush_folder
+from keras_pneumo.storage.files import flush_folder, write_table
 from keras_pneumo.training.optimizers import inner_optimizer
 from keras_pneumo.training.validation import ValidationResult
 

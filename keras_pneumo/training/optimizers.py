@@ -36,8 +36,8 @@ def decays(variable: Any) -> bool:
 class _TorchOptimizer(keras.optimizers.Optimizer):
     """What both optimizers share: a rate per variable, and schedules counted in optimizer steps.
 
-    Clipping (``global_clipnorm``), ``use_ema`` and ``gradient_accumulation_steps`` are the base class's. Its
-    ``weight_decay`` is not used, because it knows one rate only.
+    Clipping (``global_clipnorm``) and ``use_ema`` are the base class's. Its ``weight_decay`` is not used, because it
+    knows one rate only.
     """
 
     def __init__(
@@ -77,12 +77,6 @@ class _TorchOptimizer(keras.optimizers.Optimizer):
         if unknown:
             raise PneumoError(f"Rate multipliers are given for variables the model lacks: {', '.join(unknown[:10])}.")
 
-    def _get_current_learning_rate(self) -> Any:
-        if isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-            # Optimizer steps, not batches: the base class would run the schedule too fast under accumulation.
-            return self._learning_rate(self.iterations)
-        return super()._get_current_learning_rate()
-
     def _at_this_step(self, value: float | Schedule) -> Any:
         return value(self.iterations) if callable(value) else value
 
@@ -112,7 +106,7 @@ class AdamW(_TorchOptimizer):
             weight_decay: each step multiplies the variable by ``1 - rate * weight_decay``.
             rate_multipliers: multiples of the rate by variable path (``variable.path``); 1 where none is given.
             decay_applies: which variables decay.
-            **kwargs: the base class's: ``global_clipnorm``, ``use_ema``, ``gradient_accumulation_steps``, ``name``.
+            **kwargs: the base class's: ``global_clipnorm``, ``use_ema``, ``name``.
         """
         super().__init__(learning_rate, weight_decay, rate_multipliers, decay_applies, **kwargs)
         self.beta_1 = beta_1
@@ -168,7 +162,7 @@ class SGD(_TorchOptimizer):
             nesterov: look ahead by one step.
             rate_multipliers: multiples of the rate by variable path; 1 where none is given.
             decay_applies: which variables decay.
-            **kwargs: the base class's: ``global_clipnorm``, ``use_ema``, ``gradient_accumulation_steps``, ``name``.
+            **kwargs: the base class's: ``global_clipnorm``, ``use_ema``, ``name``.
         """
         super().__init__(learning_rate, weight_decay, rate_multipliers, decay_applies, **kwargs)
         self.momentum = momentum

@@ -20,8 +20,8 @@ from keras_pneumo.evaluation.report.pictures import image_loader
 from keras_pneumo.evaluation.report.report import write_run_report
 from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
 from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
-from keras_pneumo.explain.explain import Answers, explain_prepared
 from keras_pneumo.explain.positives import can_be_checked
+from keras_pneumo.explain.saliency_check import SubsetProbabilities, explain_prepared
 from keras_pneumo.inference.postprocess import write_threshold
 from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.inference.run import RunFolder
@@ -29,7 +29,7 @@ from keras_pneumo.inference.submission import SubsetPredictions, predict_subset,
 from keras_pneumo.storage.files import sha256_file, write_bytes
 from keras_pneumo.storage.tables import table_text
 from keras_pneumo.training.distributed.strategy import ONE, Engine, lost_workers
-from keras_pneumo.training.fit import write_record
+from keras_pneumo.training.run_folder import write_record
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def _report(run: RunFolder, predicted: SubsetPredictions, resamples: int) -> Fin
     write_bytes(run.folder / "board.csv", table_text(table).encode())
     if run.experiment.task == "classifier" and can_be_checked(run, prepared):
         said = pd.Series(board.teams[0].probability, index=truth.cases.image_id)
-        answers = Answers(said, written.threshold)
-        explain_prepared(run, prepared, run.folder / FOLDER, answers=answers, resamples=resamples)
+        answers = SubsetProbabilities(said, written.threshold)
+        explain_prepared(run, prepared, run.folder / FOLDER, predicted=answers, resamples=resamples)
     log = pd.read_csv(run.folder / "log.csv")
     saliency = read_saliency_report(run.folder / FOLDER)
     images = image_loader(prepared.folder)

@@ -52,7 +52,7 @@ class PageDetector:
         radiograph = self.decoder.decode(data, name)
         reason = size_fault(radiograph.pixels, self.detector.image_size)
         if reason:
-            raise UnreadableImage(reason[0].lower() + reason[1:].rstrip("."))
+            raise UnreadableImage(reason)
         with self._lock:  # networks answer one at a time
             (answer,) = self.detector.answer([radiograph.pixels])
             heat = mean_heat(self.detector, [radiograph.pixels])[0]

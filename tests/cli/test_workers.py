@@ -4,9 +4,9 @@ import signal
 
 import pytest
 
-from keras_pneumo.cli.workers import ended_together, shared_place
+from keras_pneumo.cli.workers import ended_together
 from keras_pneumo.errors import PneumoError, Stopped
-from keras_pneumo.training.place import RunLocation
+from keras_pneumo.training.run_folder import RunLocation
 
 tf = pytest.importorskip("tensorflow")
 
@@ -91,8 +91,10 @@ def test_a_lost_worker_is_told_from_a_fault_of_ones_own(leaves, capsys, fault, c
 
 
 def test_a_worker_whose_chief_refused_a_folder_says_so(leaves, capsys):
+    from keras_pneumo.training.trainer import shared_location
+
     engine = Worker(failing(tf.errors.UnavailableError(None, None, "Collective ops is aborted")))
-    assert leaves(lambda: shared_place(engine, lambda: RunLocation(None, False)), engine) == 75
+    assert leaves(lambda: shared_location(engine, lambda: RunLocation(None, False)), engine) == 75
     assert "has lost another one" in " ".join(capsys.readouterr().err.split())
 
 

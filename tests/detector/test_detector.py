@@ -22,7 +22,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.inputs.submission import read_submission
 from keras_pneumo.evaluation.report.saliency_report import read_saliency_report
 from keras_pneumo.evaluation.scoring.saliency import score_map
-from keras_pneumo.explain.positives import masks_of, pixels_of
+from keras_pneumo.explain.positives import pixels_of, true_masks
 from keras_pneumo.inference.ensemble import mean_maps
 from keras_pneumo.inference.maps import MapSet, PackedMap, quantise
 from keras_pneumo.inference.run import read_run
@@ -148,8 +148,8 @@ def test_predict_leaves_out_what_it_cannot_read_and_warns(phantoms, tmp_path):
     ("images", "words"),
     [
         ([], "list is empty"),
-        (np.full((64, 64), 255.0), "Divide it by 255"),
-        (np.zeros((64, 64), np.int32), "uint8"),
+        (np.full((64, 64), 200.0), "from 0 to 1"),
+        (np.zeros((64, 64), int), "uint8"),
         (np.zeros((64, 64, 3), np.uint8), r"\(64, 64, 3\)"),
         (np.zeros((256, 300), np.uint8), "300 columns"),
         (np.zeros((64, 64), np.uint8), "shorter than"),
@@ -208,7 +208,7 @@ def test_the_report_shows_where_the_classifier_looks_beside_the_joined_segmenter
     detector = open_detector(tiny_detector)
     ids = list(per_image.index)
     maps, _ = mean_maps(detector.segmenters, lambda size: pixels_of(prepared, ids, size))
-    expected = [score_map(*pair)["auprc"] for pair in zip(maps, masks_of(prepared, ids, 64), strict=True)]
+    expected = [score_map(*pair)["auprc"] for pair in zip(maps, true_masks(prepared, ids, 64), strict=True)]
     np.testing.assert_allclose(per_image["auprc (segmenter)"], expected, atol=1e-4)
     page = (tiny_detector / "board" / "report.html").read_text()
     assert "The heat maps are of the classifier classifier." in page

@@ -130,7 +130,7 @@ def test_a_training_of_all_folds_that_was_killed_goes_on_with_the_fold_it_was_in
     out, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert "fold_1 is an unfinished run" in out
-    assert "Goes on from at_" in errors
+    assert "goes on from at_" in errors
     assert "fold_0: " not in out
     assert (folder / "fold_0/report.html").stat().st_mtime_ns == done
     assert all((folder / f"fold_{number}/report.html").is_file() for number in range(5))

@@ -16,9 +16,8 @@ from keras_pneumo.inference.predictor import DistributedPredictor, MicroBatchPre
 from keras_pneumo.inference.run import load_predictors, read_run
 from keras_pneumo.inference.submission import predict_subset
 from keras_pneumo.training import memory
-from keras_pneumo.training import step as training_step
-from keras_pneumo.training.fit import TrainingOptions, train
-from keras_pneumo.training.work import Trainer
+from keras_pneumo.training.step import TrainingNetwork
+from keras_pneumo.training.trainer import Trainer, TrainingOptions, train
 
 QUICK = crash_lab.SHORT.replace(
     frozen_epochs=0, epochs=2, swa_epochs=0, ema=0.0, top_k=1, schedule="constant", dropout=0.0, frozen_batchnorm=True
@@ -73,15 +72,19 @@ def test_a_device_that_holds_not_one_image_is_said_and_each_device_keeps_a_row()
 
 
 @pytest.fixture
-def device(monkeypatch, tiny_network):
-    """A device that learns from 4 images at once and predicts as many as ``limits["predict"]``; what it was asked."""
-    limits, asked = {"learn": 4, "predict": 4}, []
-    take, predict = training_step.TrainingNetwork.take_step, keras.Model.predict_on_batch
+def device(monkeypatch, own_cache):
+    """A device that learns from 4 images at once and predicts as many as ``limits["predict"]``.
 
-    def step(self, data):
-        if -(-int(data[0].shape[0]) // self.micro_batches) > limits["learn"]:
-            raise exhausted(len(data[0]))
-        return take(self, data)
+    Gives the limits, the numbers of images that it was to predict, and the class of its networks.
+    """
+    limits, asked = {"learn": 4, "predict": 4}, []
+    predict = keras.Model.predict_on_batch
+
+    class Limited(TrainingNetwork):
+        def take_step(self, data):
+            if -(-int(data[0].shape[0]) // self.micro_batches) > limits["learn"]:
+                raise exhausted(len(data[0]))
+            return super().take_step(data)
 
     def answer(self, x):
         asked.append(len(x))
@@ -89,40 +92,40 @@ def device(monkeypatch, tiny_network):
             raise exhausted(len(x))
         return predict(self, x)
 
-    monkeypatch.setattr(training_step.TrainingNetwork, "take_step", step)
     monkeypatch.setattr(keras.Model, "predict_on_batch", answer)
-    return limits, asked
+    return limits, asked, Limited
 
 
-def trained(prepared_folder, folder, experiment=QUICK, **more):
+def trained(prepared_folder, folder, kind, experiment=QUICK, start_from=None):
     folder.mkdir()
     said = []
-    train(experiment, load_prepared(prepared_folder), folder, manner=TrainingOptions(tell=said.append), **more)
+    options = TrainingOptions(notify=said.append, build=crash_lab.tiny, network_class=kind)
+    train(experiment, load_prepared(prepared_folder), folder, options, start_from=start_from)
     return said
 
 
 def test_validation_predicts_no_more_at_once_than_a_slice_holds(device, tmp_path, prepared_folder):
-    _, asked = device
-    said = trained(prepared_folder, tmp_path / "run")
+    _, asked, kind = device
+    said = trained(prepared_folder, tmp_path / "run", kind)
     assert max(asked) == 4
     assert sum("Out of memory" in one for one in said) == 1
     assert (memory.recall(QUICK), memory.recall(QUICK, predicting=True)) == (4, None)
 
 
 def test_memory_that_validation_lacks_is_not_taken_from_the_slices(device, tmp_path, prepared_folder):
-    limits, asked = device
+    limits, asked, kind = device
     limits |= {"learn": 100, "predict": 3}
-    said = trained(prepared_folder, tmp_path / "origin")
+    said = trained(prepared_folder, tmp_path / "origin", kind)
     wanted = "Out of memory in validation: 3 images are predicted at once from now on."
     assert [one for one in said if "Out of memory" in one][-1] == wanted
     assert (memory.recall(QUICK), memory.recall(QUICK, predicting=True)) == (None, 3)
     asked.clear()
-    said = trained(prepared_folder, tmp_path / "run", start_from=read_run(tmp_path / "origin"))
+    said = trained(prepared_folder, tmp_path / "run", kind, start_from=read_run(tmp_path / "origin"))
     assert max(asked) == 3, "remembered, also before the first step"
     assert not any("Out of memory" in one for one in said)
     limits["predict"] = 0
     with pytest.raises(PneumoError, match="too small to predict even one image at once"):
-        trained(prepared_folder, tmp_path / "none")
+        trained(prepared_folder, tmp_path / "none", kind)
     assert memory.recall(QUICK) is None
 
 
@@ -151,13 +154,13 @@ def test_a_finished_run_predicts_what_fits(monkeypatch, tmp_path, tiny_runs, pre
 def test_several_workers_stop_and_start_again_with_fewer(monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_PNEUMO_CACHE", str(tmp_path / "cache"))
     engine = SimpleNamespace(workers=2, worker=1, replicas=2)
-    work = SimpleNamespace(manner=SimpleNamespace(engine=engine), experiment=QUICK, predicted=None)
+    training = SimpleNamespace(engine=engine, experiment=QUICK, images_at_once=None)
     with pytest.raises(Stopped, match="in validation on worker 1"):
-        Trainer._predict_fewer(work, 6)
+        Trainer.predict_fewer(training, 6)
     assert memory.recall(QUICK, predicting=True) == 3, "of each device"
     engine.largest = lambda parts: max(parts, 2)  # the other worker's
-    Trainer.recall_predicted(work)
-    assert work.predicted == 4
+    Trainer.recall_images_at_once(training)
+    assert training.images_at_once == 4
 
 
 def test_a_prediction_by_several_workers_that_does_not_fit_says_what_to_do(tiny_runs):

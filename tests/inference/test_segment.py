@@ -18,8 +18,8 @@ from keras_pneumo.inference.postprocess import postprocess_maps, read_postproces
 from keras_pneumo.inference.run import load_model, load_models, read_run
 from keras_pneumo.inference.submission import predict_subset, write_predictions
 from keras_pneumo.storage.files import LOCK_NAME, write_json
-from keras_pneumo.training.fit import train
 from keras_pneumo.training.report import finish
+from keras_pneumo.training.trainer import train
 
 TINY = SEGMENTER.replace(
     name="tiny",

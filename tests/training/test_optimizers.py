@@ -156,20 +156,6 @@ def test_state_is_saved_and_restored_midway():
     np.testing.assert_array_equal(np.array(again[0]), expected)
 
 
-@pytest.mark.parametrize("kind", [AdamW, SGD])
-def test_accumulation_gives_the_large_batchs_steps_and_schedule(kind):
-    gradients = np.random.default_rng(6).normal(size=(6, 2, 2)).astype(np.float32)
-    rates = Tabulated([0.1, 0.2, 0.3])
-    small, large = (keras.Variable(np.ones((2, 2), np.float32)) for _ in range(2))
-    accumulating = kind(rates, weight_decay=0.1, gradient_accumulation_steps=2)
-    whole = kind(rates, weight_decay=0.1)
-    for gradient in gradients:
-        accumulating.apply([keras.ops.convert_to_tensor(gradient)], [small])
-    for pair in gradients.reshape(3, 2, 2, 2):
-        whole.apply([keras.ops.convert_to_tensor(pair.mean(0))], [large])
-    np.testing.assert_allclose(np.array(small), np.array(large), rtol=1e-6)
-
-
 def test_steps_under_a_distribution_strategy_equal_the_plain_ones():
     import tensorflow as tf
 

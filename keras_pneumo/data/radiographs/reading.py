@@ -7,7 +7,7 @@ brings no TensorFlow and no pandas, because every worker process that reads file
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -97,19 +97,6 @@ def read_or_reason(path: Path) -> Radiograph | str:
         return read_radiograph(path)
     except UnreadableImage as error:
         return str(error)
-
-
-def iter_images(paths: Iterable[Path]) -> Iterator[tuple[Path, Radiograph | UnreadableImage]]:
-    """Read files one after another; a bad one comes out as its error, so that it never stops the others.
-
-    Yields:
-        The path with the radiograph, whose ``pixels`` are uint8 of shape (height, width), or with the reason.
-    """
-    for path in paths:
-        try:
-            yield path, read_radiograph(path)
-        except UnreadableImage as error:
-            yield path, error
 
 
 def _raise_unreadable(error: OSError) -> NoReturn:

@@ -30,7 +30,7 @@ def check_agreement(engine: Engine, known: Mapping[str, str], folder: Path, seco
 
     Args:
         engine: the workers.
-        known: hashes of what must be the same, by name; see :func:`keras_pneumo.training.state.identity`.
+        known: hashes of what must be the same, by name; see :func:`keras_pneumo.training.checkpoints.identity`.
         folder: the run folder.
         seconds: how long a worker looks for what the chief has put into the folder.
 

@@ -33,7 +33,7 @@ from keras_pneumo.data.batches.order import Share, TrainingPlan
 from keras_pneumo.data.batches.pipeline import training_batches
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor
-from keras_pneumo.training.distributed.cluster import WAIT_SECONDS, Cluster, choose, wait_for_all
+from keras_pneumo.training.distributed.cluster import WAIT_SECONDS, Cluster, choose_strategy, wait_for_all
 
 OF_ANOTHER = re.compile(r"collective|incarnation|peer|socket|connection|recv|grpc|coordination|heartbeat", re.I)
 """Words of TensorFlow 2.21's messages about a worker that is gone or does something else (its C++ sources)."""
@@ -194,7 +194,7 @@ def start_engine(
     """Take the devices; called once, before anything else asks TensorFlow for one.
 
     Args:
-        wanted: see :func:`keras_pneumo.training.distributed.cluster.choose`.
+        wanted: see :func:`keras_pneumo.training.distributed.cluster.choose_strategy`.
         replicas: see there.
         wait_seconds: how long workers wait for one another.
         tell: is told what a worker waits for.
@@ -204,7 +204,7 @@ def start_engine(
         Stopped: a worker did not come.
     """
     gpus = tf.config.list_physical_devices("GPU")
-    choice = choose(wanted, os.environ, len(gpus), replicas)
+    choice = choose_strategy(wanted, os.environ, len(gpus), replicas)
     if choice.kind == "one":
         return Engine(text=choice.text)
     if gpus and replicas:

@@ -18,10 +18,10 @@ from real_networks import NETWORKS
 from keras_pneumo.config import CLASSIFIER, SEGMENTER
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.evaluation.scoring.saliency import agreement
-from keras_pneumo.explain.explain import Asked, explain_prepared
-from keras_pneumo.explain.gradcam import METHODS, STAGES, raw_maps, shown
-from keras_pneumo.explain.map_files import compared_maps, write_maps
+from keras_pneumo.explain.gradcam import METHODS, STAGES, raw_maps, to_heat
+from keras_pneumo.explain.map_files import read_twin_maps, write_maps
 from keras_pneumo.explain.positives import pixels_of
+from keras_pneumo.explain.saliency_check import CheckOptions, explain_prepared
 from keras_pneumo.inference.run import FORMAT, WEIGHTS, build, read_run
 from keras_pneumo.models.weights import save_safetensors
 from keras_pneumo.parity.networks import randomise
@@ -104,10 +104,10 @@ def test_pytorchs_own_maps_are_ours(tmp_path, torch_python, twin, prepared_folde
     ours = raw_maps(model, pixels, method, stage)
     write_maps(tmp_path / "ours.npz", image_ids, ours, method, stage)
     start(torch_python, SCRIPT, run, prepared_folder, "--maps", tmp_path / "ours.npz", "--out", tmp_path / "twin.npz")
-    theirs = compared_maps(tmp_path / "twin.npz", image_ids, method, stage, ours.maps.shape[1:])
+    theirs = read_twin_maps(tmp_path / "twin.npz", image_ids, method, stage, ours.maps.shape[1:])
     np.testing.assert_allclose(ours.logits, theirs.logits, rtol=1e-4, atol=1e-4)
     check_maps(ours.maps, theirs.maps)
-    found = agreement(shown(ours.maps, 64), shown(theirs.maps, 64))
+    found = agreement(to_heat(ours.maps, 64), to_heat(theirs.maps, 64))
     assert found["rank_correlation"] > 0.999
     assert found["same_peak"] == 1
 
@@ -115,10 +115,10 @@ def test_pytorchs_own_maps_are_ours(tmp_path, torch_python, twin, prepared_folde
 def test_explain_scores_the_twin_beside_ours(tmp_path, torch_python, twin, prepared_folder):
     folder, *_ = twin
     run, prepared = read_run(folder), load_prepared(prepared_folder)
-    explain_prepared(run, prepared, tmp_path / "explain", Asked(method="hirescam", stage=4), resamples=100)
+    explain_prepared(run, prepared, tmp_path / "explain", CheckOptions(method="hirescam", stage=4), resamples=100)
     made = tmp_path / "twin.npz"
     start(torch_python, SCRIPT, folder, prepared_folder, "--maps", tmp_path / "explain" / "maps.npz", "--out", made)
-    asked = Asked(method="hirescam", stage=4, compare=made)
+    asked = CheckOptions(method="hirescam", stage=4, compare=made)
     explain_prepared(run, prepared, tmp_path / "explain", asked, resamples=100)
     found = json.loads((tmp_path / "explain" / "explain.json").read_text())["twin"]
     assert found["lowest"] > 0.999

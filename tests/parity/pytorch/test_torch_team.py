@@ -25,10 +25,9 @@ from keras_pneumo.inference.postprocess import PostprocessingParameters, postpro
 from keras_pneumo.inference.run import read_run
 from keras_pneumo.models.fastai import build_fastai_classifier
 from keras_pneumo.models.weights import from_torch, load_safetensors
-from keras_pneumo.training.fit import train
 from keras_pneumo.training.losses import ClassificationLoss, SegmentationLoss
 from keras_pneumo.training.report import finish
-from keras_pneumo.training.start import starting_network
+from keras_pneumo.training.trainer import starting_network, train
 
 TEAM = Path(__file__).resolve().parents[3] / "experiments" / "torch_team"
 RECIPES = ["bce", "2.7 bce + 0.9 dice", "3 BCE + 1 Dice + 4 * focal", "lovasz"]

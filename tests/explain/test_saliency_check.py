@@ -1,4 +1,4 @@
-"""From a run and phantoms to heat maps, the check, and the report's section; and radiographs as they come."""
+"""The check of heat maps: from a run and phantoms to the maps, the tables and the report's section."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from explain_lab import untrained
 
 from keras_pneumo.cli import main
 from keras_pneumo.config import CLASSIFIER, SEGMENTER
@@ -15,39 +16,16 @@ from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.report.saliency_report import read_saliency_report
 from keras_pneumo.evaluation.scoring.saliency import MAP_SCORES, score_map
-from keras_pneumo.explain.explain import Asked, explain_prepared
-from keras_pneumo.explain.files import explain_files
 from keras_pneumo.explain.gradcam import heat_maps
-from keras_pneumo.explain.method_selection import choose
-from keras_pneumo.explain.positives import can_be_checked, masks_of, pixels_of, positives_of
+from keras_pneumo.explain.positives import can_be_checked, pixels_of, positives_of, true_masks
+from keras_pneumo.explain.saliency_check import CheckOptions, explain_prepared, select_method
 from keras_pneumo.inference.ensemble import predict_classifiers
-from keras_pneumo.inference.files import predict_files
 from keras_pneumo.inference.predictor import predict_passes
-from keras_pneumo.inference.run import FORMAT, WEIGHTS, build, load_model, read_run, versions
+from keras_pneumo.inference.run import WEIGHTS, build, load_model, read_run
 from keras_pneumo.storage.files import write_json
 from keras_pneumo.training.report import finish
 
 pytestmark = pytest.mark.slow
-
-
-def untrained(folder, experiment, prepared, **more):
-    """A run whose network has never learnt anything, as a training would leave it."""
-    folder.mkdir(parents=True)
-    model = build(experiment)
-    model.save_weights(folder / WEIGHTS)
-    record = {
-        "format": FORMAT,
-        "experiment": experiment.model_dump(mode="json"),
-        "split_sha256": prepared.manifest["split_sha256"],
-        "versions": versions(),
-        "hardware": "none",
-        **more,
-    }
-    write_json(folder / "experiment.json", record)
-    log = pd.DataFrame([{"epoch": 1, "phase": "whole", "loss": 0.7, "validation_loss": 0.7, "validation_auroc": 0.5,
-                         "learning_rate": 1e-3}])  # fmt: skip
-    log.to_csv(folder / "log.csv", index=False)
-    return read_run(folder)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +67,7 @@ def test_the_figures_are_those_of_the_maps(explained, run, prepared):
     record = json.loads((folder / "explain.json").read_text())
     positives = positives_of(run, prepared, "test")
     heat = heat_maps(load_model(run), pixels_of(prepared, positives, 64), record["method"], record["stage"])
-    masks = masks_of(prepared, positives, 64)
+    masks = true_masks(prepared, positives, 64)
     expected = pd.DataFrame([score_map(*pair) for pair in zip(heat, masks, strict=True)])
     per_image = pd.read_csv(folder / "per_image.csv")
     check = pd.read_csv(folder / "check.csv").set_index(["map", "score"])
@@ -110,7 +88,7 @@ def test_validation_chooses_and_only_validation(explained, run, prepared):
     validation = positives_of(run, prepared, "validation")
     assert set(validation).isdisjoint(positives_of(run, prepared, "test"))
     assert (choice["images"] == len(validation)).all()
-    settled = choose(load_model(run), run, prepared, "gradcam", 4)
+    settled = select_method(load_model(run), run, prepared, "gradcam", 4)
     assert settled[["method", "stage"]].to_numpy().tolist() == [["gradcam", 4]]
 
 
@@ -126,7 +104,9 @@ def test_tubes_are_known_and_counted(explained, prepared):
 
 def test_without_a_table_of_devices_the_border_is_all_that_is_known(tmp_path, run, prepared_copy):
     (prepared_copy / "devices.csv").unlink()
-    explain_prepared(run, load_prepared(prepared_copy), tmp_path / "e", Asked(method="gradcam", stage=4), resamples=100)
+    explain_prepared(
+        run, load_prepared(prepared_copy), tmp_path / "e", CheckOptions(method="gradcam", stage=4), resamples=100
+    )
     assert pd.read_csv(tmp_path / "e" / "shortcuts.csv")["region"].tolist() == ["border"]
     saliency = read_saliency_report(tmp_path / "e")
     assert saliency.tube_accuracy == []
@@ -135,9 +115,9 @@ def test_without_a_table_of_devices_the_border_is_all_that_is_known(tmp_path, ru
 
 
 def test_the_twin_is_scored_alike_and_agrees_with_itself(tmp_path, run, prepared):
-    plan = Asked(method="hirescam", stage=3)
+    plan = CheckOptions(method="hirescam", stage=3)
     explain_prepared(run, prepared, tmp_path / "one", plan, resamples=100)
-    twin = Asked(method="hirescam", stage=3, compare=tmp_path / "one" / "maps.npz")
+    twin = CheckOptions(method="hirescam", stage=3, twin_maps=tmp_path / "one" / "maps.npz")
     explain_prepared(run, prepared, tmp_path / "two", twin, resamples=100)
     record = json.loads((tmp_path / "two" / "explain.json").read_text())
     assert record["twin"] == pytest.approx(
@@ -153,15 +133,15 @@ def test_a_segmenter_beside_it_and_its_own_encoder(tmp_path, run, prepared):
         name="unet", encoder="resnet18", weights="random", image_size=128, flip_averaging=False
     )
     segmenter = untrained(tmp_path / "unet", experiment, prepared)
-    plan = Asked(method="gradcam", stage=4, segmenters=[segmenter])
+    plan = CheckOptions(method="gradcam", stage=4, segmenters=[segmenter])
     explain_prepared(run, prepared, tmp_path / "beside", plan, resamples=100)
     assert "segmenter" in set(pd.read_csv(tmp_path / "beside" / "check.csv")["map"])
-    explain_prepared(segmenter, prepared, tmp_path / "own", Asked(method="gradcam", stage=2), resamples=100)
+    explain_prepared(segmenter, prepared, tmp_path / "own", CheckOptions(method="gradcam", stage=2), resamples=100)
     record = json.loads((tmp_path / "own" / "explain.json").read_text())
     assert record["grid"] == [32, 32]
     assert record["task"] == "segmenter"
-    with pytest.raises(PneumoError, match="is no segmenter"):
-        explain_prepared(run, prepared, tmp_path / "no", Asked(segmenters=[run]), resamples=100)
+    with pytest.raises(PneumoError, match="is not a segmenter"):
+        explain_prepared(run, prepared, tmp_path / "no", CheckOptions(segmenters=[run]), resamples=100)
 
 
 def test_several_segmenters_are_scored_by_their_mean_map(tmp_path, run, prepared):
@@ -171,7 +151,7 @@ def test_several_segmenters_are_scored_by_their_mean_map(tmp_path, run, prepared
                   flip_averaging=False, seed=size), prepared)
         for name, size in sizes.items()
     ]  # fmt: skip
-    plan = Asked(method="gradcam", stage=4, segmenters=runs)
+    plan = CheckOptions(method="gradcam", stage=4, segmenters=runs)
     explain_prepared(run, prepared, tmp_path / "e", plan, resamples=100)
     positives = positives_of(run, prepared, "test")
     maps = []
@@ -181,7 +161,7 @@ def test_several_segmenters_are_scored_by_their_mean_map(tmp_path, run, prepared
         maps.append(predicted.maps)
     small = np.stack([cv2.resize(one, (128, 128), interpolation=cv2.INTER_LINEAR) for one in maps[0]])
     mean = [cv2.resize(one, (64, 64), interpolation=cv2.INTER_AREA) for one in (small + maps[1]) / 2]
-    expected = [score_map(*pair)["auprc"] for pair in zip(mean, masks_of(prepared, positives, 64), strict=True)]
+    expected = [score_map(*pair)["auprc"] for pair in zip(mean, true_masks(prepared, positives, 64), strict=True)]
     per_image = pd.read_csv(tmp_path / "e" / "per_image.csv")
     np.testing.assert_allclose(per_image["auprc (segmenter)"], expected, atol=1e-4)
     assert read_saliency_report(tmp_path / "e").panels == 3
@@ -195,11 +175,11 @@ def test_the_best_of_several_checkpoints_is_shown_and_said(tmp_path, run, prepar
     (mine.folder / "checkpoints").mkdir()
     for epoch in (1, 2):
         build(experiment.replace(seed=epoch)).save_weights(mine.folder / f"checkpoints/epoch_{epoch:04d}.weights.h5")
-    explain_prepared(mine, prepared, tmp_path / "e", Asked(method="hirescam", stage=2), resamples=100)
+    explain_prepared(mine, prepared, tmp_path / "e", CheckOptions(method="hirescam", stage=2), resamples=100)
     assert "best of its 2 checkpoints" in read_saliency_report(tmp_path / "e").whose
     positives = positives_of(mine, prepared, "test")
     heat = heat_maps(load_model(mine), pixels_of(prepared, positives, 64), "hirescam", 2)
-    expected = [score_map(*pair)["energy"] for pair in zip(heat, masks_of(prepared, positives, 64), strict=True)]
+    expected = [score_map(*pair)["energy"] for pair in zip(heat, true_masks(prepared, positives, 64), strict=True)]
     per_image = pd.read_csv(tmp_path / "e" / "per_image.csv")
     np.testing.assert_allclose(per_image["energy (heat map)"], expected, atol=1e-6)
     answered = predict_classifiers([mine], prepared, "test").set_index("image_id")["probability"]
@@ -256,91 +236,3 @@ def test_the_report_shows_it_and_the_command_says_it(tmp_path, run, prepared, ca
         main(["explain", str(mine.folder), str(prepared.folder), "--method", "gradcam", "--stage", "5"])
     assert end.value.code == 0
     assert "could not be written again" in capsys.readouterr().err
-
-
-def test_radiographs_as_they_come(tmp_path, run, phantoms, capsys):
-    folder = tmp_path / "films"
-    folder.mkdir()
-    films = sorted(phantoms.rglob("*.dcm"))[:3]
-    for path in films:
-        (folder / path.name).write_bytes(path.read_bytes())
-    (folder / "broken.dcm").write_bytes(b"nothing")
-    out = tmp_path / "out"
-    with pytest.raises(SystemExit) as end:
-        main(["explain", str(run.folder), str(folder), str(films[0]), "--labels", str(phantoms / "train-rle.csv"),
-              "--out", str(out), "--method", "hirescam"])  # fmt: skip
-    assert end.value.code == 1
-    assert "was not chosen on validation" in capsys.readouterr().err
-    table = pd.read_csv(out / "explained.csv")
-    assert len(table) == 4
-    assert table["picture"].is_unique  # the same file twice has two pictures
-    for picture in table["picture"]:
-        assert cv2.imread(str(out / picture)).shape[1] > 1000
-    assert pd.read_csv(out / "quarantine.csv")["file"].tolist() == ["broken.dcm"]
-    assert table["hottest_x"].between(0, 1).all()
-    predicted, _ = predict_files([run], folder)
-    same = table.drop_duplicates("image_id").set_index("image_id")["probability"]
-    np.testing.assert_allclose(same.loc[predicted["image_id"]], predicted["probability"], atol=1e-6)
-
-
-def test_nothing_is_said_of_files_that_an_earlier_call_set_aside(tmp_path, run, phantoms):
-    (tmp_path / "broken.dcm").write_bytes(b"nothing")
-    film = sorted(phantoms.rglob("*.dcm"))[0]
-    assert explain_files(run, [film, tmp_path / "broken.dcm"], tmp_path / "out").set_aside == 1
-    assert (tmp_path / "out/quarantine.csv").exists()
-    assert explain_files(run, [film], tmp_path / "out").set_aside == 0
-    assert not (tmp_path / "out/quarantine.csv").exists()
-
-
-def test_files_are_explained_as_the_check_says_and_as_validation_chose(tmp_path, run, prepared, phantoms, capsys):
-    mine = read_run(shutil.copytree(run.folder, tmp_path / "mine"))
-    film = sorted(phantoms.rglob("*.dcm"))[0]
-    explain_prepared(mine, prepared, mine.folder / "explain", Asked(method="gradcam++", stage=2), resamples=100)
-    done = explain_files(mine, [film], tmp_path / "out")
-    assert (done.method, done.stage, done.chosen) == ("gradcam++", 2, False), "a person named them"
-    assert main_code("explain", mine.folder, film, "--out", tmp_path / "out") == 0
-    assert "Grad-CAM++ of stage 2 was not chosen on validation" in " ".join(capsys.readouterr().err.split())
-    path = mine.folder / "explain/explain.json"
-    record = json.loads(path.read_text())
-    write_json(path, record | {"chosen_on_validation": True})
-    done = explain_files(mine, [film], tmp_path / "out")
-    assert (done.method, done.stage, done.chosen) == ("gradcam++", 2, True)
-    other = explain_files(mine, [film], tmp_path / "out", stage=3)
-    assert (other.method, other.stage, other.chosen) == ("gradcam++", 3, False)
-    del record["chosen_on_validation"]
-    write_json(path, record)
-    with pytest.raises(PneumoError, match="is damaged"):
-        explain_files(mine, [film], tmp_path / "out")
-
-
-def test_pictures_of_an_earlier_call_are_no_radiographs(tmp_path, run, phantoms):
-    film = sorted(phantoms.rglob("*.dcm"))[0]
-    (tmp_path / "=1.dcm").write_bytes(film.read_bytes())
-    for _ in range(2):
-        done = explain_files(run, [tmp_path], tmp_path / "out")
-        assert (done.explained, done.set_aside) == (1, 0)
-    assert pd.read_csv(tmp_path / "out/explained.csv")["file"].tolist() == ["'=1.dcm"]
-
-
-def main_code(*arguments):
-    with pytest.raises(SystemExit) as end:
-        main([str(one) for one in arguments])
-    return end.value.code
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["nowhere"], "There is no nowhere"),
-        ([".", "--method", "lime"], "no heat map method 'lime'"),
-        ([".", "--stage", "9"], "no encoder stage '9'"),
-        ([".", "--segmenter", "x"], ""),
-        ([".", "--subset", "test"], "--subset, --segmenter, --compare and --devices are for the check"),
-    ],
-)
-def test_refusals(tmp_path, monkeypatch, run, arguments, message, capsys):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
-        main(["explain", str(run.folder), *arguments])
-    assert end.value.code == 2
-    assert message in capsys.readouterr().err.replace("\n", " ")

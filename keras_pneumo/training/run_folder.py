@@ -1,7 +1,9 @@
-"""Which folder a training goes to, and whether it goes on with an unfinished one that lies there.
+"""The run folder of a training: which one it is, whether to resume what it holds, and its record.
 
 In: what the user named, the experiment and the prepared folder. Out: a folder, and whether to resume. A run is finished
 when its report is written; an unfinished one of the same experiment and data is gone on with, whatever command made it.
+The record, ``experiment.json``, also says which run's weights the training began from (its provenance), by which
+submissions declare what the weights have seen. No TensorFlow here: the command line looks before it is loaded.
 """
 
 from __future__ import annotations
@@ -10,20 +12,25 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from keras_pneumo.config import Experiment
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import LOCK_NAME, TEMPORARY_SUFFIX, folder_lock
+from keras_pneumo.storage.files import LOCK_NAME, TEMPORARY_SUFFIX, folder_lock, sha256_file, write_json
+
+if TYPE_CHECKING:
+    from keras_pneumo.inference.run import RunFolder
+    from keras_pneumo.training.checkpoints import Checkpoint
 
 RUNS = Path("runs")
+RECORD = "experiment.json"
 REPORT = "report.html"
 
 
 @dataclass(frozen=True)
 class RunLocation:
-    """A run folder, which exists, and whether what it holds is to be gone on with."""
+    """A run folder, which exists, and whether the training in it is to be resumed."""
 
     folder: Path
     resume: bool
@@ -38,7 +45,7 @@ def progress_of(folder: Path, experiment: Experiment, prepared: PreparedFolder) 
     """How far this experiment on these images has come in ``folder``; ``other`` where that holds something else."""
     if not folder.exists() or (folder.is_dir() and not _holds(folder)):
         return "empty"
-    record = record_of(folder)
+    record = read_record(folder)
     wanted = {
         "experiment": json.loads(experiment.model_dump_json()),
         "split_sha256": prepared.manifest["split_sha256"],
@@ -51,10 +58,10 @@ def progress_of(folder: Path, experiment: Experiment, prepared: PreparedFolder) 
 
 def is_trained(folder: Path) -> bool:
     """Whether the training in a run folder has ended, and only its predictions and report may be missing."""
-    return "best_epoch" in record_of(folder)
+    return "best_epoch" in read_record(folder)
 
 
-def find_place(wanted: Path | None, experiment: Experiment, prepared: PreparedFolder, resume: bool) -> RunLocation:
+def find_run_folder(wanted: Path | None, experiment: Experiment, prepared: PreparedFolder, resume: bool) -> RunLocation:
     """The folder of one run: ``wanted``, or the last of runs/NAME, runs/NAME-2, ... if unfinished, else the next.
 
     Args:
@@ -84,8 +91,8 @@ def find_place(wanted: Path | None, experiment: Experiment, prepared: PreparedFo
 
 
 def _named(wanted: Path, experiment: Experiment, prepared: PreparedFolder, resume: bool) -> RunLocation:
-    found = progress_of(wanted, experiment, prepared)
-    if found == "unfinished":
+    progress = progress_of(wanted, experiment, prepared)
+    if progress == "unfinished":
         return RunLocation(wanted, True)
     if resume:
         reasons = {
@@ -93,7 +100,7 @@ def _named(wanted: Path, experiment: Experiment, prepared: PreparedFolder, resum
             "other": "holds something else, or a training of another experiment, data set or split",
             "finished": "holds a finished training",
         }
-        raise PneumoError(f"{wanted} {reasons[found]}, so there is nothing to go on with. Leave out --resume.")
+        raise PneumoError(f"{wanted} {reasons[progress]}, so there is nothing to go on with. Leave out --resume.")
     return RunLocation(new_folder(wanted, experiment.name), False)
 
 
@@ -106,7 +113,7 @@ def new_folder(wanted: Path | None, name: str) -> Path:
     if wanted is not None:
         if wanted.exists() and (not wanted.is_dir() or _holds(wanted)):
             what = "is not empty"
-            if wanted.is_dir() and record_of(wanted):
+            if wanted.is_dir() and read_record(wanted):
                 finished = (wanted / REPORT).is_file()
                 what += (
                     ": it holds a finished training"
@@ -127,26 +134,26 @@ def new_folder(wanted: Path | None, name: str) -> Path:
             return folder
 
 
-def find_folds_place(
+def find_folds_folder(
     wanted: Path | None, experiment: Experiment, prepared: PreparedFolder, folds: list[int], resume: bool
 ) -> Path:
     """The folder of a training of all folds: an unfinished one, or a new one.
 
     Raises:
-        PneumoError: as :func:`find_place`.
+        PneumoError: as :func:`find_run_folder`.
     """
     name = f"{experiment.name}-folds"
     number = 1
     while wanted is None and _numbered(name, number + 1).exists():
         number += 1
     last = wanted or _numbered(name, number)
-    found = {progress_of(last / f"fold_{fold}", experiment.replace(fold=fold), prepared) for fold in folds}
-    if "other" not in found and found - {"empty"} and found != {"finished"}:
+    progress = {progress_of(last / f"fold_{fold}", experiment.replace(fold=fold), prepared) for fold in folds}
+    if "other" not in progress and progress - {"empty"} and progress != {"finished"}:
         return last
     if resume:
         raise PneumoError(f"{last} holds no unfinished training of all folds of {experiment.name} on these images.")
     begun = {f"fold_{fold}" for fold in folds}  # killed before the first one's first file
-    if wanted is not None and wanted.is_dir() and found == {"empty"} and not _holds(wanted, begun):
+    if wanted is not None and wanted.is_dir() and progress == {"empty"} and not _holds(wanted, begun):
         return wanted
     return new_folder(wanted, name)
 
@@ -160,19 +167,71 @@ def is_free(folder: Path) -> bool:
         return False
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """A run folder's ``experiment.json``; empty where there is none that can be read."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write ``experiment.json``."""
+    write_json(folder / RECORD, record)
+
+
+def provenance_of(
+    start_from: RunFolder | None, folder: Path, checkpoint: Checkpoint | None, resume: bool
+) -> dict[str, Any] | None:
+    """The record's ``start_from``: which run's weights the training began from; None where it was no other run.
+
+    Args:
+        start_from: the run that the user named for this start of the program, if any.
+        folder: the run folder.
+        checkpoint: the one that is resumed from.
+        resume: whether the folder may hold this training's record.
+
+    Raises:
+        PneumoError: the training in the folder began from other weights, or has to begin anew and the run that it is to
+            start from is not named.
+    """
+    given = _provenance(start_from) if start_from is not None else None
+    record = read_record(folder) if resume else {}
+    if not record:
+        return given
+    before: dict[str, Any] | None = record.get("start_from")
+    if given is None:
+        if before is not None and checkpoint is None:
+            raise PneumoError(
+                f"The training in {folder} is to start from the weights of {before.get('name', 'another run')} and has "
+                "no checkpoint yet. Name that run with --start-from again."
+            )
+        return before
+    began = "its own first weights" if before is None else f"other weights, those of {before.get('name', 'a run')}"
+    # Earlier versions forgot the provenance when they resumed; the log still has the row of such a start.
+    forgotten = before is None and checkpoint is not None and any(row["epoch"] == 0 for row in checkpoint.state["rows"])
+    if not forgotten and (before is None or before.get("weights_sha256") != given["weights_sha256"]):
+        raise PneumoError(
+            f"The training in {folder} began from {began}, not from {given['name']}'s as --start-from says. Go on with "
+            "it as it began, or train into another folder with --out."
+        )
+    return before or given
+
+
+def _provenance(run: RunFolder) -> dict[str, Any]:
+    return {
+        "name": run.experiment.name,
+        "image_size": run.experiment.image_size,
+        "weights_sha256": sha256_file(run.weights),
+        "pretraining": run.pretraining,
+    }
+
+
 def _numbered(name: str, number: int) -> Path:
     return RUNS / (name if number == 1 else f"{name}-{number}")
 
 
-def _holds(folder: Path, known: Collection[str] = ()) -> bool:
-    """Whether anything is in the folder but what is known, a lock, and the half-written files of a killed start."""
-    return any(path.name not in {LOCK_NAME, *known} and path.suffix != TEMPORARY_SUFFIX for path in folder.iterdir())
-
-
-def record_of(folder: Path) -> dict[str, Any]:
-    """What a run folder's ``experiment.json`` says; nothing where there is none that can be read."""
-    try:
-        found = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _holds(folder: Path, but: Collection[str] = ()) -> bool:
+    """Whether the folder holds anything but these names, a lock, and the half-written files of a killed start."""
+    return any(path.name not in {LOCK_NAME, *but} and path.suffix != TEMPORARY_SUFFIX for path in folder.iterdir())

@@ -1,4 +1,4 @@
-"""A training that is gone on with is the one that was begun: its average, its origin, its slices, its signals."""
+"""A resumed training is the one that was begun: its average, its provenance, its micro-batches, its signals."""
 
 import json
 import os
@@ -16,15 +16,14 @@ from safetensors.numpy import load_file
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.inference.run import read_run
-from keras_pneumo.training import fit, memory
-from keras_pneumo.training import step as training_step
+from keras_pneumo.training import memory, trainer
+from keras_pneumo.training.callbacks import Interruption
 from keras_pneumo.training.checkpoints import Checkpoint
-from keras_pneumo.training.fit import TrainingOptions, train
-from keras_pneumo.training.interrupt import Interruption
-from keras_pneumo.training.place import find_folds_place, is_free, is_trained
-from keras_pneumo.training.work import Trainer
+from keras_pneumo.training.run_folder import is_free, is_trained
+from keras_pneumo.training.step import TrainingNetwork
+from keras_pneumo.training.trainer import Trainer, TrainingOptions, train
 
-pytestmark = pytest.mark.usefixtures("tiny_network")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 BRIEF = crash_lab.SHORT.replace(frozen_epochs=1, epochs=2, swa_epochs=0, top_k=1)
 
@@ -34,28 +33,26 @@ def prepared(prepared_folder):
     return load_prepared(prepared_folder)
 
 
-def begin(prepared, folder, experiment=BRIEF, signal_after=0, number=signal.SIGTERM, **options):
+def begin(
+    prepared, folder, experiment=BRIEF, signal_after=0, number=signal.SIGTERM, start_from=None, kind=TrainingNetwork
+):
     """Train, or go on; with ``signal_after`` a signal comes in that epoch's validation."""
     folder.mkdir(exist_ok=True)
-    said = []
+    messages = []
 
     def on_epoch(row):
         if row.epoch == signal_after:
             os.kill(os.getpid(), number)
 
-    train(
-        experiment,
-        prepared,
-        folder,
-        on_epoch=on_epoch,
-        manner=TrainingOptions(resume=True, tell=said.append),
-        **options,
+    options = TrainingOptions(
+        resume=True, notify=messages.append, on_epoch=on_epoch, build=crash_lab.tiny, network_class=kind
     )
-    return said
+    train(experiment, prepared, folder, options, start_from=start_from)
+    return messages
 
 
-def same_weights(one, other):
-    first, second = (load_file(folder / "best.safetensors") for folder in (one, other))
+def same_weights(first_run, second_run):
+    first, second = (load_file(folder / "best.safetensors") for folder in (first_run, second_run))
     assert first.keys() == second.keys()
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name], err_msg=name)
@@ -89,7 +86,7 @@ def origins(tmp_path, prepared):
     return read_run(tmp_path / "first"), read_run(tmp_path / "second")
 
 
-def test_where_the_weights_came_from_outlives_a_start_that_does_not_say_it(tmp_path, prepared, origins):
+def test_the_provenance_of_the_weights_outlives_a_start_that_does_not_name_it(tmp_path, prepared, origins):
     first, second = origins
     out = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -106,7 +103,7 @@ def test_where_the_weights_came_from_outlives_a_start_that_does_not_say_it(tmp_p
     assert read_run(out).pretraining == "ImageNet-1k, CheXpert"
 
 
-def test_an_origin_that_nothing_knows_of_is_refused_and_a_missing_one_asked_for(tmp_path, prepared, origins):
+def test_another_run_to_start_from_is_refused_and_a_missing_one_asked_for(tmp_path, prepared, origins):
     first, _ = origins
     out = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -121,7 +118,7 @@ def test_an_origin_that_nothing_knows_of_is_refused_and_a_missing_one_asked_for(
         begin(prepared, tmp_path / "other")
 
 
-def test_a_record_that_an_earlier_version_robbed_of_its_origin_takes_it_again(tmp_path, prepared, origins):
+def test_a_record_whose_provenance_an_earlier_version_lost_takes_it_again(tmp_path, prepared, origins):
     first, _ = origins
     out = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -138,13 +135,13 @@ def test_a_record_that_an_earlier_version_robbed_of_its_origin_takes_it_again(tm
 def test_a_signal_after_the_last_step_ends_a_training_that_is_done(
     monkeypatch, tmp_path, prepared, moment, number, code
 ):
-    out, work = tmp_path / "run", getattr(fit, moment)
+    out, work = tmp_path / "run", getattr(trainer, moment)
 
     def signalled(*arguments):
         os.kill(os.getpid(), number)
         return work(*arguments)
 
-    monkeypatch.setattr(fit, moment, signalled)
+    monkeypatch.setattr(trainer, moment, signalled)
     with pytest.raises(Stopped, match="the training is done") as caught:
         begin(prepared, out, BRIEF.replace(swa_epochs=1))
     assert caught.value.exit_code == code
@@ -154,65 +151,67 @@ def test_a_signal_after_the_last_step_ends_a_training_that_is_done(
 
 
 def test_a_signal_to_another_worker_after_the_last_step_ends_this_one_too():
-    asked = []
-    engine = SimpleNamespace(largest=lambda value: asked.append(value) or 1, workers=2, worker=0)
+    values = []
+    engine = SimpleNamespace(largest=lambda value: values.append(value) or 1, workers=2, worker=0)
     with pytest.raises(Stopped, match="A signal to another worker came after the last step") as caught:
-        fit._stop_if_asked(Interruption(), engine)
-    assert (asked, caught.value.exit_code) == ([0], 75)
+        trainer.stop_if_requested(Interruption(), engine)
+    assert (values, caught.value.exit_code) == ([0], 75)
 
 
-def steps_taken(monkeypatch, fits=100):
-    """The slices of each step; ``fits`` images fit into memory."""
-    take, found = training_step.TrainingNetwork.take_step, []
+def counting(fits=100):
+    """Networks that note the micro-batches of each step, and the notes; ``fits`` images fit into memory."""
+    taken = []
 
-    def step(self, data):
-        if -(-len(data[0]) // self.micro_batches) > fits:
-            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
-        found.append(self.micro_batches)
-        return take(self, data)
+    class Counting(TrainingNetwork):
+        def take_step(self, data):
+            if -(-len(data[0]) // self.micro_batches) > fits:
+                raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+            taken.append(self.micro_batches)
+            return super().take_step(data)
 
-    monkeypatch.setattr(training_step.TrainingNetwork, "take_step", step)
-    return found
-
-
-BATCHNORM = "BatchNorm learns from each slice's statistics, so the weights differ from those of whole batches."
+    return Counting, taken
 
 
-def test_what_was_found_meanwhile_changes_nothing_for_a_training_that_goes_on(monkeypatch, tmp_path, prepared):
-    """Neither where it was broken with whole batches, nor where it was broken with slices."""
-    taken = steps_taken(monkeypatch)
-    said = begin(prepared, tmp_path / "whole")
-    assert not any("slices" in one for one in said)
+BATCHNORM = "BatchNorm learns from each micro-batch, so the weights differ from those of whole batches."
+
+
+def test_what_the_memory_file_says_meanwhile_changes_nothing_for_a_resumed_training(tmp_path, prepared):
+    """Neither where it was broken with whole batches, nor where it was broken with micro-batches."""
+    kind, taken = counting()
+    messages = begin(prepared, tmp_path / "whole", kind=kind)
+    assert not any("micro-batches" in message for message in messages)
     assert record_of(tmp_path / "whole")["slices"] == 1
     with pytest.raises(Stopped):
-        begin(prepared, tmp_path / "broken", signal_after=2)
+        begin(prepared, tmp_path / "broken", signal_after=2, kind=kind)
     memory.remember(BRIEF, 2)
-    begin(prepared, tmp_path / "broken")
+    begin(prepared, tmp_path / "broken", kind=kind)
     assert set(taken) == {1}
     same_weights(tmp_path / "whole", tmp_path / "broken")
 
     taken.clear()
-    (said,) = begin(prepared, tmp_path / "sliced")
-    assert said == f"2 images are taken at once, in 4 slices, as was found to fit on this device. {BATCHNORM}"
+    (message,) = begin(prepared, tmp_path / "sliced", kind=kind)
+    assert message == f"2 images are taken at once, in 4 micro-batches, as was found to fit on this device. {BATCHNORM}"
     assert record_of(tmp_path / "sliced")["slices"] == 4
     with pytest.raises(Stopped):
-        begin(prepared, tmp_path / "other", signal_after=2)
+        begin(prepared, tmp_path / "other", signal_after=2, kind=kind)
     memory.remember(BRIEF, 8)
-    said = begin(prepared, tmp_path / "other")
-    assert f"2 images are taken at once, in 4 slices, as this training began. {BATCHNORM}" in said
+    messages = begin(prepared, tmp_path / "other", kind=kind)
+    assert f"2 images are taken at once, in 4 micro-batches, as this training began. {BATCHNORM}" in messages
     assert set(taken) == {4}
     same_weights(tmp_path / "sliced", tmp_path / "other")
     first, second = (load_file(tmp_path / name / "best.safetensors") for name in ("whole", "sliced"))
     assert any(np.abs(value - second[name]).max() > 1e-4 for name, value in first.items()), "which is why"
 
 
-def test_memory_that_runs_out_counts_also_when_going_on(monkeypatch, tmp_path, prepared):
+def test_memory_that_runs_out_after_resuming_divides_the_batch(tmp_path, prepared):
     with pytest.raises(Stopped):
         begin(prepared, tmp_path / "run", signal_after=2)
-    taken = steps_taken(monkeypatch, fits=4)
-    said = begin(prepared, tmp_path / "run")
-    wanted = "Out of memory: 4 images are taken at once from now on, in 2 slices, with the same effective batch. "
-    assert wanted + BATCHNORM in said
+    kind, taken = counting(fits=4)
+    messages = begin(prepared, tmp_path / "run", kind=kind)
+    wanted = (
+        "Out of memory: 4 images are taken at once from now on, in 2 micro-batches, with the same effective batch. "
+    )
+    assert wanted + BATCHNORM in messages
     assert set(taken) == {2}
     assert record_of(tmp_path / "run")["slices"] == 2
 
@@ -227,24 +226,10 @@ def test_memory_that_runs_out_counts_also_when_going_on(monkeypatch, tmp_path, p
         ({"slices": 2, "replicas": 1}, (4, 2), 2),
     ],
 )
-def test_the_slices_of_a_checkpoint(tmp_path, state, note, wanted):
+def test_the_micro_batches_of_a_checkpoint(tmp_path, state, note, wanted):
     if note:
         memory.need(tmp_path, *note)
     engine = SimpleNamespace(replicas=1, largest=lambda value: value)
-    work = SimpleNamespace(manner=SimpleNamespace(engine=engine), folder=tmp_path)
-    assert Trainer.kept_slices(work, Checkpoint(tmp_path, {}, state)) == wanted
-    assert Trainer.kept_slices(work, None) == 0
-
-
-def test_folds_killed_before_the_first_record_are_begun_again(tmp_path, prepared):
-    out, folds = tmp_path / "folds", [0, 1]
-    assert find_folds_place(out, BRIEF, prepared, folds, False) == out
-    (out / "fold_0").mkdir()
-    (out / "fold_0/.lock").touch()
-    (out / "fold_0/.experiment.json.abc.part").write_text("{")
-    assert find_folds_place(out, BRIEF, prepared, folds, False) == out
-    with pytest.raises(PneumoError, match="no unfinished training of all folds"):
-        find_folds_place(out, BRIEF, prepared, folds, True)
-    (out / "notes.txt").touch()
-    with pytest.raises(PneumoError, match="is not empty"):
-        find_folds_place(out, BRIEF, prepared, folds, False)
+    training = SimpleNamespace(engine=engine, folder=tmp_path)
+    assert Trainer.kept_micro_batches(training, Checkpoint(tmp_path, {}, state)) == wanted
+    assert Trainer.kept_micro_batches(training, None) == 0
