@@ -14,7 +14,7 @@ from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.inference.predictor import DistributedPredictor
 from keras_pneumo.inference.run import load_models, load_predictors, read_run
-from keras_pneumo.training.distributed.strategy import ONE
+from keras_pneumo.training.distributed.strategy import ONE_DEVICE
 
 REPOSITORY = Path(__file__).parents[2]
 SMALLEST = REPOSITORY / "experiments/smallest_classifier.py"
@@ -65,7 +65,7 @@ def test_a_network_is_asked_where_it_is_told_to_be_made(tiny_runs):
     assert seen == ["made here", "resnet18_classifier", "end"]
     assert not found.predict_on_batch(np.ones((3, 64, 64, 1))).any()
     images = np.random.default_rng(0).random((3, 64, 64, 1)).astype(np.float32)
-    (alone,), (model,) = load_predictors(run, ONE.sharing()), load_models(run)
+    (alone,), (model,) = load_predictors(run, ONE_DEVICE.distributed_predictor()), load_models(run)
     np.testing.assert_array_equal(alone.predict_on_batch(images), model.predict_on_batch(images))
 
 

@@ -18,7 +18,7 @@ from keras_pneumo.inference.postprocess import postprocess_maps, read_postproces
 from keras_pneumo.inference.run import load_model, load_models, read_run
 from keras_pneumo.inference.submission import predict_subset, write_predictions
 from keras_pneumo.storage.files import LOCK_NAME, write_json
-from keras_pneumo.training.report import finish
+from keras_pneumo.training.report import report_run
 from keras_pneumo.training.trainer import train
 
 TINY = SEGMENTER.replace(
@@ -39,7 +39,7 @@ def finished(tmp_path_factory, prepared_folder):
     folder = tmp_path_factory.mktemp("segmenter")
     prepared = load_prepared(prepared_folder)
     outcome = train(TINY, prepared, folder)
-    done = finish(read_run(folder), prepared, resamples=200)
+    done = report_run(read_run(folder), prepared, resamples=200)
     return folder, outcome, done
 
 
@@ -59,7 +59,7 @@ def test_a_run_leaves_masks_their_rule_and_a_report(finished, prepared_folder):
     board = pd.read_csv(folder / "board.csv").set_index("team")
     assert board.loc["All empty", "dice"] == pytest.approx(1 - board["positives"].iloc[0] / board["images"].iloc[0])
     assert 0 < board["pixel_auprc"].iloc[0] <= 1
-    page = done.report.read_text()
+    page = done.path.read_text()
     assert "The outlines, taken apart" in page
     assert "Outlining nothing" in page
     assert "Pixel AUPRC" in page

@@ -131,7 +131,7 @@ def test_no_memory_at_all_is_said(tmp_path, prepared):
 
 @pytest.mark.parametrize(("need", "most"), [(1, 8), (2, 8), (3, 8), (5, 6), (8, 8)])
 def test_the_fewest_slices_that_fit(need, most):
-    assert memory.fewest(lambda slices: slices >= need, most) == need
+    assert memory.fewest_micro_batches(lambda slices: slices >= need, most) == need
 
 
 @pytest.mark.slow

@@ -152,9 +152,9 @@ def test_a_signal_after_the_last_step_ends_a_training_that_is_done(
 
 def test_a_signal_to_another_worker_after_the_last_step_ends_this_one_too():
     asked = []
-    engine = SimpleNamespace(largest=lambda value: asked.append(value) or 1, workers=2, worker=0)
+    distribution = SimpleNamespace(maximum=lambda value: asked.append(value) or 1, workers=2, worker=0)
     with pytest.raises(Stopped, match="A signal to another worker came after the last step") as caught:
-        trainer.stop_if_requested(Interruption(), engine)
+        trainer.stop_if_requested(Interruption(), distribution)
     assert (asked, caught.value.exit_code) == ([0], 75)
 
 
@@ -228,9 +228,9 @@ def test_memory_that_runs_out_counts_also_when_going_on(tmp_path, prepared):
 )
 def test_the_micro_batches_of_a_checkpoint(tmp_path, state, note, wanted):
     if note:
-        memory.need(tmp_path, *note)
-    engine = SimpleNamespace(replicas=1, largest=lambda value: value)
-    training = SimpleNamespace(engine=engine, folder=tmp_path)
+        memory.write_needed(tmp_path, *note)
+    distribution = SimpleNamespace(replicas=1, maximum=lambda value: value)
+    training = SimpleNamespace(distribution=distribution, folder=tmp_path)
     assert Trainer.kept_micro_batches(training, Checkpoint(tmp_path, {}, state)) == wanted
     assert Trainer.kept_micro_batches(training, None) == 0
 
