@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from keras_pneumo.config import CLASSIFIER
 from keras_pneumo.data.prepared.folder import load_prepared
@@ -22,6 +24,7 @@ from keras_pneumo.models.preprocessing import Normalise
 from keras_pneumo.training import checkpoints, trainer
 from keras_pneumo.training.callbacks import CheckpointInterval
 from keras_pneumo.training.distributed.strategy import start_distribution
+from keras_pneumo.training.step import TrainingNetwork
 from keras_pneumo.training.trainer import Trainer, TrainingOptions, train
 
 SHORT = CLASSIFIER.replace(
@@ -46,6 +49,46 @@ def tiny(experiment, synchronized=False):
     x = keras.layers.GlobalAveragePooling2D()(x)
     x = keras.layers.Dropout(experiment.dropout, name="dropout")(x)
     return keras.Model(image, keras.layers.Dense(1, name="fc")(x), name="tiny")
+
+
+QUICK = SHORT.replace(
+    frozen_epochs=1, epochs=2, swa_epochs=0, ema=0.0, top_k=1, schedule="constant", plateau_patience=2, dropout=0.0
+)
+"""Two short phases without averages."""
+
+
+def train_tiny(prepared, folder, experiment=QUICK, **options):
+    """Train the tiny network; gives the result, and the messages."""
+    folder.mkdir(exist_ok=True)
+    messages = []
+    options = TrainingOptions(notify=messages.append, build=tiny, **options)
+    return train(experiment, prepared, folder, options), messages
+
+
+def poisoned(when):
+    """Networks whose steps give NaN where ``when(number of the step)``, as an image of NaN would."""
+    count = [0]
+
+    class Poisoned(TrainingNetwork):
+        def take_step(self, data):
+            count[0] += 1
+            if when(count[0]):
+                data = (data[0] * np.nan, *data[1:])
+            return super().take_step(data)
+
+    return Poisoned
+
+
+def exhausted(fewest):
+    """Networks that learn only from batches in at least ``fewest`` micro-batches."""
+
+    class Exhausted(TrainingNetwork):
+        def take_step(self, data):
+            if self.micro_batches < fewest:
+                raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+            return super().take_step(data)
+
+    return Exhausted
 
 
 def slow_saves(seconds):
@@ -73,20 +116,14 @@ def killed_at(moment):
     setattr(*MOMENTS[moment], lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def work(prepared, folder, experiment, **options):
-    """Train with the tiny network, on from what ``folder`` holds."""
-    folder.mkdir(exist_ok=True)
-    return train(experiment, load_prepared(prepared), folder, TrainingOptions(resume=True, build=tiny, **options))
-
-
 def child(command):
     sys.stdin.close()
-    told = []
+    done = []
 
     def first(*_):
-        if not told:
+        if not done:
             print("first step", flush=True)
-            told.append(1)
+            done.append(1)
 
     if command.get("slow"):
         slow_saves(command["slow"])

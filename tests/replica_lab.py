@@ -33,12 +33,12 @@ def main():
         def take_step(self, data):
             if self.distribution.worker == given.get("poor_worker") and self.micro_batches == 1 and len(losses) == 9:
                 raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
-            found = super().take_step(data)
-            losses.append(float(found["loss"]))
+            values = super().take_step(data)
+            losses.append(float(values["loss"]))
             if given.get("say"):
                 print(f"step {len(losses)}", flush=True)
             networks.append(self)
-            return found
+            return values
 
         def try_micro_batch(self, data):
             if number == given.get("poor_trial") and len(data[0]) > 2:

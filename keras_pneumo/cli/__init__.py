@@ -69,7 +69,7 @@ COMMANDS = {
         "detect",
         "Open a local page that shows each radiograph with its outline, heat maps, and what the answer means.",
     ),
-    "export": Command("export", "Export a run's best weights, checked on phantoms against the run itself."),
+    "export": Command("export", "Export a run's best weights, checked on test images against the run itself."),
     "compare": Command(
         "referee", "Score submissions of any framework by patient, beside the answers that use no pixels."
     ),
@@ -79,7 +79,7 @@ COMMANDS = {
     ),
     "parity": Command(
         "parity",
-        "Climb from DICOM pixels to scores with Keras and PyTorch, rung by rung, and say where they part, if they do.",
+        "Compare Keras with PyTorch, check by check, from DICOM pixels to scores, and show where they differ.",
     ),
 }
 

@@ -71,7 +71,7 @@ def train_command(
 ) -> None:
     """Train, predict the test patients, score them, and write report.html.
 
-    An unfinished run of the same experiment and data is gone on with: in OUT, or else the last of runs/EXPERIMENT.
+    An unfinished run of the same experiment and data goes on: in OUT, or else the last of runs/EXPERIMENT.
     SIGTERM, SIGUSR1 and Ctrl-C finish the step and save (exit codes 75, 75 and 130). With --all-folds, --start-from may
     be a folder of fold_K runs.
 
@@ -158,12 +158,12 @@ def find_lr_command(
 
     folder = new_folder(out_folder, f"{experiment.name}-rates")
     with Progress("rates") as progress:
-        found = search(experiment, prepared, weights, steps, progress.update)
-    found.save(folder)
-    say(f"Suggested learning_rate: {found.suggested:.2e}")
-    if found.fall < CLEAR_FALL:
+        rates = search(experiment, prepared, weights, steps, progress.update)
+    rates.save(folder)
+    say(f"Suggested learning_rate: {rates.suggested:.2e}")
+    if rates.fall < CLEAR_FALL:
         warn(
-            f"The loss fell by {max(found.fall, 0):.1%} only, so this is mostly noise, as is usual from a random "
+            f"The loss fell by {max(rates.fall, 0):.1%} only, so this is mostly noise, as is usual from a random "
             "start. Look at the plot, try more --steps, and stay ten times under the rate at which the loss rises."
         )
     say(str(folder / "learning_rates.png"))

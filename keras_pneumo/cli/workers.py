@@ -43,7 +43,7 @@ def ended_together(distribution: Distribution) -> Iterator[None]:
         return
     try:
         yield
-        # The others wait for the chief's report, lest it find them gone.
+        # The others wait for the chief's report, so that it does not find them gone.
         with stopped_at_once("The same command again predicts and reports."), lost_workers(distribution):
             distribution.broadcast(0)
     except PneumoError as fault:

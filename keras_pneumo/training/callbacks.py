@@ -36,7 +36,7 @@ TrainProgress = Callable[..., None]
 
 
 class Interruption:
-    """Whether a signal has asked for an end."""
+    """Catches the signals that ask a training to stop, and remembers the first one."""
 
     def __init__(self, notify: Callable[[str], None] = lambda message: None) -> None:
         """``notify`` is called with a message when a signal comes."""
@@ -75,16 +75,16 @@ class Interruption:
 
 
 def stopped_at_once(sentence: str) -> contextlib.AbstractContextManager[None]:
-    """Within this context the same signals end the work where it is, since there is nothing to save.
+    """A context in which these signals end the work at once, since there is nothing to save.
 
     Raises:
         Stopped: a signal came; ``sentence`` says what a new start does.
     """
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        found = Interruption()
-        found.number = number
-        raise Stopped(f"{found.name} came. {sentence}", found.exit_code)
+        interruption = Interruption()
+        interruption.number = number
+        raise Stopped(f"{interruption.name} came. {sentence}", interruption.exit_code)
 
     return _handled_by(stop)
 
@@ -103,16 +103,16 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
             signal.signal(number, former)
 
 
-class NotFinite(Exception):  # noqa: N818 a finding, caught by the training itself
+class NotFinite(Exception):  # noqa: N818 caught by the training itself
     """A step's loss or gradient is no finite number; ``epoch`` and ``step`` count from 0."""
 
     def __init__(self, epoch: int, step: int, what: str) -> None:
-        """Where it happened, and what was found."""
+        """Where it happened, and which number was not finite."""
         super().__init__(what)
         self.epoch, self.step, self.what = epoch, step, what
 
 
-class Steps(keras.callbacks.Callback):
+class StepCounter(keras.callbacks.Callback):
     """Counts each step into the state, reports it, and ends the phase on a loss that is not finite."""
 
     def __init__(
@@ -135,14 +135,18 @@ class Steps(keras.callbacks.Callback):
         self.began = time.monotonic()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Start the step's clock, and say whether this worker wishes to stop after it."""
+        """Start the step's clock, and pass on whether this worker has a request to stop after it."""
         self.began = time.monotonic()
         self.model.stop_request = int(self.interruption.wanted)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Take the step in."""
-        found = logs or {}
-        loss, norm = float(found["loss"]), float(found["gradient_norm"])
+        """Add the step's loss and gradient norm to the state.
+
+        Raises:
+            NotFinite: one of the two is no finite number.
+        """
+        values = logs or {}
+        loss, norm = float(values["loss"]), float(values["gradient_norm"])
         state, network = self.state, self.model
         seconds = time.monotonic() - self.began
         scaled = hasattr(network.optimizer, "inner_optimizer")  # which itself leaves out steps whose gradient is not
@@ -173,7 +177,7 @@ class Steps(keras.callbacks.Callback):
             self.progress(done, self.total_epochs * sum(self.sizes), f"epoch {state.epoch + 1}, loss {loss:.3f}")
 
 
-class Validation(keras.callbacks.Callback):
+class EpochValidation(keras.callbacks.Callback):
     """After each epoch: exact scores on all validation images, a row of the log, and the best weights saved.
 
     With an exponential moving average, the averaged weights are what is validated and saved; BatchNorm's statistics,
@@ -184,16 +188,16 @@ class Validation(keras.callbacks.Callback):
         self,
         state: State,
         log: Log,
-        judge: Validator,
+        validate: Validator,
         phase: str,
         on_epoch: Callable[[EpochRow], None],
         patience: int | None = None,
     ) -> None:
-        """Validate with ``judge``."""
+        """Validate with ``validate``."""
         super().__init__()
         self.state = state
         self.log = log
-        self.judge = judge
+        self.validate = validate
         self.phase = phase
         self.on_epoch = on_epoch
         self.patience = patience
@@ -204,13 +208,11 @@ class Validation(keras.callbacks.Callback):
         images = max(state.images, 1)
         before = self.log.best
         norm = state.norm_sum / state.norm_images if state.norm_images else float("nan")
-        measures = EpochMeasures(state.seconds, state.images, state.data_seconds, norm)
+        pace = EpochMeasures(state.seconds, state.images, state.data_seconds, norm)
         started = time.monotonic() - state.seconds
         with averaged_weights(self.model):
-            found = self.judge(self.model)
-            row = self.log.add_epoch(
-                self.model, found, epoch + 1, self.phase, state.loss_sum / images, started, measures
-            )
+            result = self.validate(self.model)
+            row = self.log.add_epoch(self.model, result, epoch + 1, self.phase, state.loss_sum / images, started, pace)
         self.on_epoch(row)
         if state.plateau is not None:
             inner_optimizer(self.model).learning_rate = state.plateau.step(row.score)
@@ -242,10 +244,10 @@ class CheckpointInterval:
                 return cls(None, int(digits))
             if scale and digits.replace(".", "", 1).isdigit():
                 return cls(float(digits) * scale)
-        raise PneumoError(f"{text!r} says no time between checkpoints. Write seconds (300, 300s, 5min) or 200steps.")
+        raise PneumoError(f"{text!r} is no time between checkpoints. Write seconds (300, 300s, 5min) or 200steps.")
 
 
-class Saver(keras.callbacks.Callback):
+class CheckpointSaver(keras.callbacks.Callback):
     """Writes checkpoints, moves the state on when an epoch or a phase ends, and stops when a signal asks for it."""
 
     def __init__(
@@ -259,7 +261,7 @@ class Saver(keras.callbacks.Callback):
         interruption: Interruption,
         distribution: Distribution,
     ) -> None:
-        """See the attributes.
+        """Where the training stands, and when and how to save it.
 
         Args:
             state: moved on when an epoch ends.
@@ -280,17 +282,17 @@ class Saver(keras.callbacks.Callback):
         self.save = save
         self.interruption = interruption
         self.distribution = distribution
-        self.alone = distribution.workers == 1
+        self.only_worker = distribution.workers == 1
         self.saved = time.monotonic()
         self.since = 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save if it is time to, or if any worker was asked to stop."""
+        """Save if it is time to, or if any worker has a request to stop."""
         self.since += 1
-        wished = float((logs or {}).get("stop_requests", 0)) > 0
-        if wished or self._due():
+        requested = float((logs or {}).get("stop_requests", 0)) > 0
+        if requested or self._due():
             self._save(self.model)
-        if wished:
+        if requested:
             self._stop()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -302,9 +304,9 @@ class Saver(keras.callbacks.Callback):
             self._save(None)
         else:
             self.state.begin_epoch(epoch + 1)
-            if self._due() or (self.interruption.wanted and self.alone):
+            if self._due() or (self.interruption.wanted and self.only_worker):
                 self._save(self.model)
-        if self.interruption.wanted and self.alone:
+        if self.interruption.wanted and self.only_worker:
             self._stop()
 
     def _due(self) -> bool:

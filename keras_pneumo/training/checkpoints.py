@@ -40,7 +40,7 @@ from keras_pneumo.training.schedules import Plateau
 FORMAT = 1
 FOLDER = "checkpoints"
 ARRAYS, STATE, KEPT, MARKER = "arrays.safetensors", "state.json", "kept", "COMPLETE.json"
-COMPLETE_ONES = 2
+KEPT_CHECKPOINTS = 2
 """How many complete checkpoints stay; the older one is there for the case that the disk damages the newer."""
 
 Arrays = dict[str, np.ndarray]
@@ -114,13 +114,17 @@ def capture(
     average: WeightAverage | None,
     identities: dict[str, str],
 ) -> tuple[Arrays, dict[str, Any]]:
-    """Everything, as arrays and JSON; ``optimizer`` is None where the next step is the first one of a phase."""
-    arrays = {f"model.{number:04d}": _value(one) for number, one in enumerate(model.variables)}
+    """The whole state of a training as arrays and plain JSON.
+
+    ``optimizer`` is None where the next step is the first one of a phase.
+    """
+    arrays = {f"model.{number:04d}": _value(variable) for number, variable in enumerate(model.variables)}
     if optimizer is not None:
-        arrays |= {f"optimizer.{number:04d}": _value(one) for number, one in enumerate(optimizer.variables)}
+        variables = enumerate(optimizer.variables)
+        arrays |= {f"optimizer.{number:04d}": _value(variable) for number, variable in variables}
     if average is not None:
-        arrays |= {f"average.{number:04d}": one for number, one in enumerate(average.sums)}
-    written = {
+        arrays |= {f"average.{number:04d}": total for number, total in enumerate(average.sums)}
+    values = {
         "format": FORMAT,
         "identity": identities,
         "position": asdict(state),
@@ -128,7 +132,7 @@ def capture(
         "rows": [asdict(row) for row in log.rows],
         "random": _random_state(),
     }
-    return arrays, written
+    return arrays, values
 
 
 def save(run: Path, epoch: int, step: int, arrays: Arrays, state: dict[str, Any], files: Iterable[str]) -> Path:
@@ -173,7 +177,7 @@ def save(run: Path, epoch: int, step: int, arrays: Arrays, state: dict[str, Any]
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    keep(run, COMPLETE_ONES)
+    keep(run, KEPT_CHECKPOINTS)
     return target
 
 
@@ -240,8 +244,8 @@ def check_identity(checkpoint: Checkpoint, wanted: dict[str, str]) -> None:
     """
     if checkpoint.state.get("format") != FORMAT:
         raise PneumoError(f"{checkpoint.folder} is not of format {FORMAT}, the one this version reads. Train anew.")
-    found = checkpoint.state["identity"]
-    if other := [name for name, value in wanted.items() if found.get(name) != value]:
+    saved = checkpoint.state["identity"]
+    if other := [name for name, value in wanted.items() if saved.get(name) != value]:
         raise PneumoError(
             f"{checkpoint.folder} is of another {' and another '.join(other)}, so this training cannot go on from it. "
             "Give the experiment and data it was made with, or train into another folder with --out."
@@ -255,8 +259,9 @@ def position_of(checkpoint: Checkpoint) -> State:
     if "norm_images" not in values:  # an earlier version counted every step
         finite = math.isfinite(values["norm_sum"])
         values |= {"norm_images": values["images"]} if finite else {"norm_images": 0, "norm_sum": 0.0}
-    known = {field.name for field in fields(State)}
-    return State(**{k: v for k, v in values.items() if k in known}, plateau=Plateau(**plateau) if plateau else None)
+    names = {field.name for field in fields(State)}
+    values = {name: value for name, value in values.items() if name in names}
+    return State(**values, plateau=Plateau(**plateau) if plateau else None)
 
 
 def restore_model(checkpoint: Checkpoint, model: keras.Model, log: Log, average: WeightAverage | None) -> None:
@@ -293,12 +298,12 @@ def restore_files(run: Path, checkpoint: Checkpoint, removable: str) -> None:
 
 
 def _assign(checkpoint: Checkpoint, kind: str, variables: list[Any]) -> None:
-    found = [checkpoint.arrays[name] for name in sorted(checkpoint.arrays) if name.startswith(f"{kind}.")]
-    if [one.shape for one in found] != [tuple(one.shape) for one in variables]:
+    arrays = [checkpoint.arrays[name] for name in sorted(checkpoint.arrays) if name.startswith(f"{kind}.")]
+    if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:
         raise PneumoError(
             f"{checkpoint.folder} does not fit: its {kind} has other variables. Train into another folder."
         )
-    for variable, value in zip(variables, found, strict=True):
+    for variable, value in zip(variables, arrays, strict=True):
         variable.assign(value)
 
 
@@ -315,10 +320,10 @@ def _random_state() -> dict[str, Any]:
     }
 
 
-def _restore_random(found: dict[str, Any]) -> None:
-    version, inner, gauss = found["python"]
+def _restore_random(saved: dict[str, Any]) -> None:
+    version, inner, gauss = saved["python"]
     random.setstate((version, tuple(inner), gauss))
-    kind, keys, *rest = found["numpy"]
+    kind, keys, *rest = saved["numpy"]
     np.random.set_state((kind, np.array(keys, np.uint32), *rest))
 
 
@@ -328,7 +333,7 @@ def _kept(folder: Path) -> dict[str, Path]:
 
 
 def _write(path: Path, content: bytes) -> str:
-    """Write and flush; the hash is of what was meant, so what the disk made of it is found out."""
+    """Write and flush; the hash is of the content given, so that a fault of the disk is seen when it is read."""
     with path.open("wb") as stream:
         stream.write(content)
         stream.flush()

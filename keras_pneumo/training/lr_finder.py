@@ -101,7 +101,7 @@ def find_rate(
         progress: called with images done and images in all.
 
     Raises:
-        PneumoError: the loss left the finite numbers before a rate could be judged.
+        PneumoError: the loss left the finite numbers before a rate could be suggested.
     """
     rates = np.geomspace(LOW, HIGH, steps)
     optimizer = make_optimizer(experiment.replace(schedule="constant", ema=0), model, LOW, steps)
@@ -128,8 +128,8 @@ def find_rate(
             f"The loss stayed finite and within {DIVERGED:g} times its least value at {len(losses)} rates only; from "
             "so few no rate can be suggested. Check the images and labels, or try more steps."
         )
-    judged = slice(len(losses) // 10, -5)  # as fastai: the mean is unsteady at its start, and diverges at its end
-    return RateSearch(tried, np.array(losses), np.array(smoothed), suggest(tried[judged], np.array(smoothed)[judged]))
+    usable = slice(len(losses) // 10, -5)  # as fastai: the mean is unsteady at its start, and diverges at its end
+    return RateSearch(tried, np.array(losses), np.array(smoothed), suggest(tried[usable], np.array(smoothed)[usable]))
 
 
 def suggest(rates: np.ndarray, smoothed: np.ndarray) -> float:

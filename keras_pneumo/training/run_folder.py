@@ -30,7 +30,7 @@ REPORT = "report.html"
 
 @dataclass(frozen=True)
 class RunLocation:
-    """A run folder, which exists, and whether what it holds is to be gone on with."""
+    """A run folder, which exists, and whether the training in it is to be resumed."""
 
     folder: Path
     resume: bool
@@ -91,8 +91,8 @@ def find_run_folder(wanted: Path | None, experiment: Experiment, prepared: Prepa
 
 
 def _named(wanted: Path, experiment: Experiment, prepared: PreparedFolder, resume: bool) -> RunLocation:
-    found = progress_of(wanted, experiment, prepared)
-    if found == "unfinished":
+    progress = progress_of(wanted, experiment, prepared)
+    if progress == "unfinished":
         return RunLocation(wanted, True)
     if resume:
         reasons = {
@@ -100,7 +100,7 @@ def _named(wanted: Path, experiment: Experiment, prepared: PreparedFolder, resum
             "other": "holds something else, or a training of another experiment, data set or split",
             "finished": "holds a finished training",
         }
-        raise PneumoError(f"{wanted} {reasons[found]}, so there is nothing to go on with. Leave out --resume.")
+        raise PneumoError(f"{wanted} {reasons[progress]}, so there is nothing to go on with. Leave out --resume.")
     return RunLocation(new_folder(wanted, experiment.name), False)
 
 
@@ -147,13 +147,13 @@ def find_folds_folder(
     while wanted is None and _numbered(name, number + 1).exists():
         number += 1
     last = wanted or _numbered(name, number)
-    found = {progress_of(last / f"fold_{fold}", experiment.replace(fold=fold), prepared) for fold in folds}
-    if "other" not in found and found - {"empty"} and found != {"finished"}:
+    progress = {progress_of(last / f"fold_{fold}", experiment.replace(fold=fold), prepared) for fold in folds}
+    if "other" not in progress and progress - {"empty"} and progress != {"finished"}:
         return last
     if resume:
         raise PneumoError(f"{last} holds no unfinished training of all folds of {experiment.name} on these images.")
     begun = {f"fold_{fold}" for fold in folds}  # killed before the first one's first file
-    if wanted is not None and wanted.is_dir() and found == {"empty"} and not _holds(wanted, begun):
+    if wanted is not None and wanted.is_dir() and progress == {"empty"} and not _holds(wanted, begun):
         return wanted
     return new_folder(wanted, name)
 
@@ -193,7 +193,8 @@ def provenance_of(
         resume: whether the folder may hold this training's record.
 
     Raises:
-        PneumoError: the training in the folder began otherwise, or has to begin anew and its origin is not named.
+        PneumoError: the training in the folder began from other weights, or has to begin anew and the run that it is to
+            start from is not named.
     """
     given = _provenance(start_from) if start_from is not None else None
     record = read_record(folder) if resume else {}
@@ -208,7 +209,7 @@ def provenance_of(
             )
         return before
     began = "its own first weights" if before is None else f"other weights, those of {before.get('name', 'a run')}"
-    # Earlier versions forgot the origin when they went on; the log still has the row of such a start.
+    # Earlier versions forgot the provenance when they resumed; the log still has the row of such a start.
     forgotten = before is None and checkpoint is not None and any(row["epoch"] == 0 for row in checkpoint.state["rows"])
     if not forgotten and (before is None or before.get("weights_sha256") != given["weights_sha256"]):
         raise PneumoError(
@@ -231,6 +232,6 @@ def _numbered(name: str, number: int) -> Path:
     return RUNS / (name if number == 1 else f"{name}-{number}")
 
 
-def _holds(folder: Path, known: Collection[str] = ()) -> bool:
-    """Whether anything is in the folder but what is known, a lock, and the half-written files of a killed start."""
-    return any(path.name not in {LOCK_NAME, *known} and path.suffix != TEMPORARY_SUFFIX for path in folder.iterdir())
+def _holds(folder: Path, but: Collection[str] = ()) -> bool:
+    """Whether the folder holds anything but these names, a lock, and the half-written files of a killed start."""
+    return any(path.name not in {LOCK_NAME, *but} and path.suffix != TEMPORARY_SUFFIX for path in folder.iterdir())

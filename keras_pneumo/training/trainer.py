@@ -43,12 +43,12 @@ from keras_pneumo.training import checkpoints, memory
 from keras_pneumo.training.averaging import WeightAverage, estimate_statistics
 from keras_pneumo.training.callbacks import (
     CheckpointInterval,
+    CheckpointSaver,
+    EpochValidation,
     Interruption,
     NotFinite,
-    Saver,
-    Steps,
+    StepCounter,
     TrainProgress,
-    Validation,
     stopped_at_once,
 )
 from keras_pneumo.training.checkpoints import Checkpoint, State, capture, check_identity, identity, position_of
@@ -447,7 +447,7 @@ class Trainer:
         if validate_first:
             network, started = self.unlearnt_network(), time.monotonic()
             result = self.validate(network)
-            self.tell_epoch(self.log.add_epoch(network, result, 0, "start", float("nan"), started, EpochMeasures()))
+            self.report_epoch(self.log.add_epoch(network, result, 0, "start", float("nan"), started, EpochMeasures()))
         self.save(None)
         return None
 
@@ -516,10 +516,10 @@ class Trainer:
         end = phase.first_epoch + phase.epochs
         every, stop = self.options.checkpoint_every, self.interruption
         callbacks: list[keras.callbacks.Callback] = [
-            Steps(state, self.sizes, experiment.total_epochs, stop, self.events, self.progress),
-            Validation(state, self.log, self.validate, phase.name, self.tell_epoch, experiment.patience),
+            StepCounter(state, self.sizes, experiment.total_epochs, stop, self.events, self.progress),
+            EpochValidation(state, self.log, self.validate, phase.name, self.report_epoch, experiment.patience),
             *([self.average] if self.average else []),
-            Saver(state, end, self.next_phase, steps, every, self.save, stop, self.distribution),
+            CheckpointSaver(state, end, self.next_phase, steps, every, self.save, stop, self.distribution),
         ]
         while state.phase == number:
             if state.step == steps:  # stopped between an epoch's last step and its validation
@@ -566,7 +566,7 @@ class Trainer:
         values |= {"slices": self.micro_batches, "replicas": self.distribution.replicas}
         checkpoints.save(self.folder, self.state.epoch, self.state.step, arrays, values, self.log.files())
 
-    def tell_epoch(self, row: EpochRow) -> None:
+    def report_epoch(self, row: EpochRow) -> None:
         """Pass on a row of the log."""
         self.events.epoch(row)
         self.options.on_epoch(row)
@@ -751,7 +751,7 @@ class Trainer:
         estimate_statistics(self.model, (images for images, _ in training_batches(self.training, last)))
         network, epoch = self.unlearnt_network(), experiment.total_epochs + 1
         result = self.validate(network)
-        self.tell_epoch(self.log.add_epoch(network, result, epoch, "average", float("nan"), started, EpochMeasures()))
+        self.report_epoch(self.log.add_epoch(network, result, epoch, "average", float("nan"), started, EpochMeasures()))
 
     def finish(self) -> TrainingResult:
         """Draw the curves, complete the record, and keep the last checkpoint only.
@@ -928,7 +928,7 @@ def _image_sets(experiment: Experiment, prepared: PreparedFolder) -> tuple[Image
     """The training and the validation images, checked against the manifest."""
     check_split(prepared.split)
     size = experiment.image_size
-    sizes = [int(known) for known in prepared.manifest["sizes"]]
+    sizes = [int(text) for text in prepared.manifest["sizes"]]
     if size not in sizes:
         raise PneumoError(
             f"{prepared.folder} holds sizes {', '.join(map(str, sizes))}, but the experiment needs {size}. "

@@ -86,7 +86,7 @@ def test_a_lost_worker_is_told_from_a_fault_of_ones_own(leaves, capsys, fault, c
     distribution = Worker(failing(fault))
     assert leaves(distribution=distribution) == code
     heard = " ".join(capsys.readouterr().err.split())
-    assert ("has lost another one" in heard) is (code == 75)
+    assert ("has lost another worker" in heard) is (code == 75)
     assert fault.message in heard, "the cause is told in either case"
 
 
@@ -95,7 +95,7 @@ def test_a_worker_whose_chief_refused_a_folder_says_so(leaves, capsys):
 
     distribution = Worker(failing(tf.errors.UnavailableError(None, None, "Collective ops is aborted")))
     assert leaves(lambda: shared_location(distribution, lambda: RunLocation(None, False)), distribution) == 75
-    assert "has lost another one" in " ".join(capsys.readouterr().err.split())
+    assert "has lost another worker" in " ".join(capsys.readouterr().err.split())
 
 
 def test_who_is_alone_keeps_his_faults(leaves):

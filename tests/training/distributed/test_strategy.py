@@ -104,7 +104,7 @@ def test_two_workers_give_the_losses_of_one_and_a_killed_one_ends_the_other(one_
     assert "go on" in said
     workers[1].wait()
     said = end(*two(prepared_folder, tmp_path / "broken", tmp_path / "broken", every="1steps"))
-    assert all("Goes on from at_" in text for text in said)
+    assert all("goes on from at_" in text for text in said)
     rest = np.load(tmp_path / "broken0.npz")["losses"]
     assert 5 < len(rest) < len(one_device["losses"]), "it did not begin anew"
     (last,) = tmp_path.glob("whole/checkpoints/at_*")
@@ -137,7 +137,7 @@ def test_a_worker_without_memory_ends_both_and_a_restart_halves_the_batch_on_eac
     (kept,) = json.loads((tmp_path / "run-host1/memory.json").read_text()).values()
     assert kept == 2, "half of worker 1's part of a batch of 8"
     said = end(*two(prepared_folder, tmp_path / "run", tmp_path / "out", **given))
-    assert all("Goes on from at_" in text for text in said)
+    assert all("goes on from at_" in text for text in said)
     rest, whole = (np.load(tmp_path / f"{name}0.npz") for name in ("out", "rich"))
     assert 5 < len(rest["losses"]) < len(whole["losses"])
     np.testing.assert_allclose(rest["losses"], whole["losses"][-len(rest["losses"]) :], atol=1e-5, rtol=0)
@@ -158,8 +158,8 @@ def test_workers_that_mean_different_trainings_refuse_before_the_first_step(tmp_
 def test_auto_batch_with_one_worker_that_lacks_memory_halves_the_batch_on_all(tmp_path, prepared_folder):
     changes = {"changes": {"frozen_batchnorm": True}, "poor_trial": 1}
     rich, poor = end(*two(prepared_folder, tmp_path / "run", tmp_path / "out", **changes))
-    assert "4 images fit into memory at once; each batch is worked through in 1 slices" in rich
-    assert "2 images fit into memory at once; each batch is worked through in 2 slices" in poor
+    assert "4 images fit into memory at once; each batch is taken in 1 micro-batches" in rich
+    assert "2 images fit into memory at once; each batch is taken in 2 micro-batches" in poor
     first, second = (np.load(tmp_path / f"out{number}.npz") for number in range(2))
     np.testing.assert_array_equal(first["losses"], second["losses"])
 

@@ -1,4 +1,4 @@
-"""A training that is gone on with is the one that was begun: its average, its origin, its slices, its signals."""
+"""A resumed training is the one that was begun: its average, its provenance, its micro-batches, its signals."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from keras_pneumo.inference.run import read_run
 from keras_pneumo.training import memory, trainer
 from keras_pneumo.training.callbacks import Interruption
 from keras_pneumo.training.checkpoints import Checkpoint
-from keras_pneumo.training.run_folder import find_folds_folder, is_free, is_trained
+from keras_pneumo.training.run_folder import is_free, is_trained
 from keras_pneumo.training.step import TrainingNetwork
 from keras_pneumo.training.trainer import Trainer, TrainingOptions, train
 
@@ -38,21 +38,21 @@ def begin(
 ):
     """Train, or go on; with ``signal_after`` a signal comes in that epoch's validation."""
     folder.mkdir(exist_ok=True)
-    said = []
+    messages = []
 
     def on_epoch(row):
         if row.epoch == signal_after:
             os.kill(os.getpid(), number)
 
     options = TrainingOptions(
-        resume=True, notify=said.append, on_epoch=on_epoch, build=crash_lab.tiny, network_class=kind
+        resume=True, notify=messages.append, on_epoch=on_epoch, build=crash_lab.tiny, network_class=kind
     )
     train(experiment, prepared, folder, options, start_from=start_from)
-    return said
+    return messages
 
 
-def same_weights(one, other):
-    first, second = (load_file(folder / "best.safetensors") for folder in (one, other))
+def same_weights(first_run, second_run):
+    first, second = (load_file(folder / "best.safetensors") for folder in (first_run, second_run))
     assert first.keys() == second.keys()
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name], err_msg=name)
@@ -86,7 +86,7 @@ def origins(tmp_path, prepared):
     return read_run(tmp_path / "first"), read_run(tmp_path / "second")
 
 
-def test_where_the_weights_came_from_outlives_a_start_that_does_not_say_it(tmp_path, prepared, origins):
+def test_the_provenance_of_the_weights_outlives_a_start_that_does_not_name_it(tmp_path, prepared, origins):
     first, second = origins
     out = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -103,7 +103,7 @@ def test_where_the_weights_came_from_outlives_a_start_that_does_not_say_it(tmp_p
     assert read_run(out).pretraining == "ImageNet-1k, CheXpert"
 
 
-def test_an_origin_that_nothing_knows_of_is_refused_and_a_missing_one_asked_for(tmp_path, prepared, origins):
+def test_another_run_to_start_from_is_refused_and_a_missing_one_asked_for(tmp_path, prepared, origins):
     first, _ = origins
     out = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -118,7 +118,7 @@ def test_an_origin_that_nothing_knows_of_is_refused_and_a_missing_one_asked_for(
         begin(prepared, tmp_path / "other")
 
 
-def test_a_record_that_an_earlier_version_robbed_of_its_origin_takes_it_again(tmp_path, prepared, origins):
+def test_a_record_whose_provenance_an_earlier_version_lost_takes_it_again(tmp_path, prepared, origins):
     first, _ = origins
     out = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -151,11 +151,11 @@ def test_a_signal_after_the_last_step_ends_a_training_that_is_done(
 
 
 def test_a_signal_to_another_worker_after_the_last_step_ends_this_one_too():
-    asked = []
-    distribution = SimpleNamespace(maximum=lambda value: asked.append(value) or 1, workers=2, worker=0)
+    values = []
+    distribution = SimpleNamespace(maximum=lambda value: values.append(value) or 1, workers=2, worker=0)
     with pytest.raises(Stopped, match="A signal to another worker came after the last step") as caught:
         trainer.stop_if_requested(Interruption(), distribution)
-    assert (asked, caught.value.exit_code) == ([0], 75)
+    assert (values, caught.value.exit_code) == ([0], 75)
 
 
 def counting(fits=100):
@@ -175,11 +175,11 @@ def counting(fits=100):
 BATCHNORM = "BatchNorm learns from each micro-batch, so the weights differ from those of whole batches."
 
 
-def test_what_was_found_meanwhile_changes_nothing_for_a_training_that_goes_on(tmp_path, prepared):
+def test_what_the_memory_file_says_meanwhile_changes_nothing_for_a_resumed_training(tmp_path, prepared):
     """Neither where it was broken with whole batches, nor where it was broken with micro-batches."""
     kind, taken = counting()
-    said = begin(prepared, tmp_path / "whole", kind=kind)
-    assert not any("micro-batches" in one for one in said)
+    messages = begin(prepared, tmp_path / "whole", kind=kind)
+    assert not any("micro-batches" in message for message in messages)
     assert record_of(tmp_path / "whole")["slices"] == 1
     with pytest.raises(Stopped):
         begin(prepared, tmp_path / "broken", signal_after=2, kind=kind)
@@ -189,29 +189,29 @@ def test_what_was_found_meanwhile_changes_nothing_for_a_training_that_goes_on(tm
     same_weights(tmp_path / "whole", tmp_path / "broken")
 
     taken.clear()
-    (said,) = begin(prepared, tmp_path / "sliced", kind=kind)
-    assert said == f"2 images are taken at once, in 4 micro-batches, as was found to fit on this device. {BATCHNORM}"
+    (message,) = begin(prepared, tmp_path / "sliced", kind=kind)
+    assert message == f"2 images are taken at once, in 4 micro-batches, as was found to fit on this device. {BATCHNORM}"
     assert record_of(tmp_path / "sliced")["slices"] == 4
     with pytest.raises(Stopped):
         begin(prepared, tmp_path / "other", signal_after=2, kind=kind)
     memory.remember(BRIEF, 8)
-    said = begin(prepared, tmp_path / "other", kind=kind)
-    assert f"2 images are taken at once, in 4 micro-batches, as this training began. {BATCHNORM}" in said
+    messages = begin(prepared, tmp_path / "other", kind=kind)
+    assert f"2 images are taken at once, in 4 micro-batches, as this training began. {BATCHNORM}" in messages
     assert set(taken) == {4}
     same_weights(tmp_path / "sliced", tmp_path / "other")
     first, second = (load_file(tmp_path / name / "best.safetensors") for name in ("whole", "sliced"))
     assert any(np.abs(value - second[name]).max() > 1e-4 for name, value in first.items()), "which is why"
 
 
-def test_memory_that_runs_out_counts_also_when_going_on(tmp_path, prepared):
+def test_memory_that_runs_out_after_resuming_divides_the_batch(tmp_path, prepared):
     with pytest.raises(Stopped):
         begin(prepared, tmp_path / "run", signal_after=2)
     kind, taken = counting(fits=4)
-    said = begin(prepared, tmp_path / "run", kind=kind)
+    messages = begin(prepared, tmp_path / "run", kind=kind)
     wanted = (
         "Out of memory: 4 images are taken at once from now on, in 2 micro-batches, with the same effective batch. "
     )
-    assert wanted + BATCHNORM in said
+    assert wanted + BATCHNORM in messages
     assert set(taken) == {2}
     assert record_of(tmp_path / "run")["slices"] == 2
 
@@ -233,17 +233,3 @@ def test_the_micro_batches_of_a_checkpoint(tmp_path, state, note, wanted):
     training = SimpleNamespace(distribution=distribution, folder=tmp_path)
     assert Trainer.kept_micro_batches(training, Checkpoint(tmp_path, {}, state)) == wanted
     assert Trainer.kept_micro_batches(training, None) == 0
-
-
-def test_folds_killed_before_the_first_record_are_begun_again(tmp_path, prepared):
-    out, folds = tmp_path / "folds", [0, 1]
-    assert find_folds_folder(out, BRIEF, prepared, folds, False) == out
-    (out / "fold_0").mkdir()
-    (out / "fold_0/.lock").touch()
-    (out / "fold_0/.experiment.json.abc.part").write_text("{")
-    assert find_folds_folder(out, BRIEF, prepared, folds, False) == out
-    with pytest.raises(PneumoError, match="no unfinished training of all folds"):
-        find_folds_folder(out, BRIEF, prepared, folds, True)
-    (out / "notes.txt").touch()
-    with pytest.raises(PneumoError, match="is not empty"):
-        find_folds_folder(out, BRIEF, prepared, folds, False)
