@@ -32,7 +32,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import Members, mean_maps, mean_probability
 from keras_pneumo.inference.export import on_onnx
 from keras_pneumo.inference.files import Image, check_readable, image_sources, pixels_at, read_batches
-from keras_pneumo.inference.maps import LEVELS, enlarge, level_counts, quantise
+from keras_pneumo.inference.maps import LEVELS, enlarge, level_histogram, quantise
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
 from keras_pneumo.inference.postprocess import OWN_HEAD, PostprocessingParameters, read_postprocessing
 from keras_pneumo.inference.run import RunFolder, build
@@ -175,7 +175,7 @@ def outline_score(quantised_map: np.ndarray, area: int) -> float:
         quantised_map: probability times 255, uint8 (S, S).
         area: pixels at 1024x1024.
     """
-    counts = level_counts(enlarge(quantised_map), np.empty(0, np.int32))
+    counts = level_histogram(enlarge(quantised_map), np.empty(0, np.int32))
     return float(PostprocessingParameters(1.0, area, 1.0).score(counts[None])[0])
 
 

@@ -105,7 +105,7 @@ def _segmenter_judge(experiment: Experiment, source: ImageSet, truth: list[np.nd
         counts = stack_counts(rows, (0,))
         if not heads:
             search = fit_postprocessing(counts)
-            ranked = auroc(source.labels, search.parameters.score(counts.levels))
+            ranked = auroc(source.labels, search.parameters.score(counts.histograms))
             return ValidationResult(loss, ranked, search.dice, search.dice_positives, search)
         logit = np.concatenate(heads)
         loss += experiment.image_loss_weight * _cross_entropy(source.labels, logit)

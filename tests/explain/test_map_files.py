@@ -17,9 +17,9 @@ def path(tmp_path):
 
 
 def test_there_and_back_in_the_order_asked_for(path):
-    found = read_twin_maps(path, ["c", "a"], "hirescam", 3, (4, 5))
-    np.testing.assert_array_equal(found.maps, RAW.maps[[2, 0]])
-    np.testing.assert_array_equal(found.logits, RAW.logits[[2, 0]])
+    maps = read_twin_maps(path, ["c", "a"], "hirescam", 3, (4, 5))
+    np.testing.assert_array_equal(maps.maps, RAW.maps[[2, 0]])
+    np.testing.assert_array_equal(maps.logits, RAW.logits[[2, 0]])
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from keras_pneumo.inference.ensemble import predict_classifiers
 from keras_pneumo.inference.predictor import predict_passes
 from keras_pneumo.inference.run import WEIGHTS, build, load_model, read_run
 from keras_pneumo.storage.files import write_json
-from keras_pneumo.training.report import finish
+from keras_pneumo.training.report import report_run
 
 pytestmark = pytest.mark.slow
 
@@ -42,15 +42,15 @@ def run(tmp_path_factory, prepared):
 @pytest.fixture(scope="module")
 def explained(tmp_path_factory, run, prepared):
     folder = tmp_path_factory.mktemp("explain")
-    told = []
-    explain_prepared(run, prepared, folder, resamples=200, progress=lambda *now: told.append(now))
-    return folder, told
+    calls = []
+    explain_prepared(run, prepared, folder, resamples=200, progress=lambda *now: calls.append(now))
+    return folder, calls
 
 
 def test_the_folder_holds_maps_pictures_and_tables(explained, run, prepared):
-    folder, told = explained
+    folder, calls = explained
     positives = positives_of(run, prepared, "test")
-    assert told[-1] == (len(positives), len(positives))
+    assert calls[-1] == (len(positives), len(positives))
     per_image = pd.read_csv(folder / "per_image.csv", dtype={"image_id": str})
     assert per_image["image_id"].tolist() == positives
     assert {path.stem for path in (folder / "overlays").glob("*.png")} == set(positives)
@@ -155,12 +155,12 @@ def test_several_segmenters_are_scored_by_their_mean_map(tmp_path, run, prepared
     explain_prepared(run, prepared, tmp_path / "e", plan, resamples=100)
     positives = positives_of(run, prepared, "test")
     maps = []
-    for one in runs:
-        pixels = pixels_of(prepared, positives, one.experiment.image_size)
-        (predicted,) = predict_passes(load_model(one), pixels, flip_averaging=False)
+    for each in runs:
+        pixels = pixels_of(prepared, positives, each.experiment.image_size)
+        (predicted,) = predict_passes(load_model(each), pixels, flip_averaging=False)
         maps.append(predicted.maps)
-    small = np.stack([cv2.resize(one, (128, 128), interpolation=cv2.INTER_LINEAR) for one in maps[0]])
-    mean = [cv2.resize(one, (64, 64), interpolation=cv2.INTER_AREA) for one in (small + maps[1]) / 2]
+    small = np.stack([cv2.resize(each, (128, 128), interpolation=cv2.INTER_LINEAR) for each in maps[0]])
+    mean = [cv2.resize(each, (64, 64), interpolation=cv2.INTER_AREA) for each in (small + maps[1]) / 2]
     expected = [score_map(*pair)["auprc"] for pair in zip(mean, true_masks(prepared, positives, 64), strict=True)]
     per_image = pd.read_csv(tmp_path / "e" / "per_image.csv")
     np.testing.assert_allclose(per_image["auprc (segmenter)"], expected, atol=1e-4)
@@ -176,7 +176,7 @@ def test_the_best_of_several_checkpoints_is_shown_and_said(tmp_path, run, prepar
     for epoch in (1, 2):
         build(experiment.replace(seed=epoch)).save_weights(mine.folder / f"checkpoints/epoch_{epoch:04d}.weights.h5")
     explain_prepared(mine, prepared, tmp_path / "e", CheckOptions(method="hirescam", stage=2), resamples=100)
-    assert "best of its 2 checkpoints" in read_saliency_report(tmp_path / "e").whose
+    assert "best of its 2 checkpoints" in read_saliency_report(tmp_path / "e").source
     positives = positives_of(mine, prepared, "test")
     heat = heat_maps(load_model(mine), pixels_of(prepared, positives, 64), "hirescam", 2)
     expected = [score_map(*pair)["energy"] for pair in zip(heat, true_masks(prepared, positives, 64), strict=True)]
@@ -192,7 +192,7 @@ def test_without_outlines_a_training_ends_without_the_section(tmp_path, run, pre
     test = prepared.cases["image_id"].isin(prepared.subset("test"))
     nowhere = replace(prepared, cases=prepared.cases.assign(mask_pixels=prepared.cases["mask_pixels"].mask(test, 0)))
     assert not can_be_checked(mine, nowhere)
-    finish(mine, nowhere, resamples=100)
+    report_run(mine, nowhere, resamples=100)
     assert "Where it looks" not in (mine.folder / "report.html").read_text()
 
 
@@ -218,7 +218,7 @@ def test_another_split_is_refused(tmp_path, run, prepared):
 
 def test_the_report_shows_it_and_the_command_says_it(tmp_path, run, prepared, capsys):
     mine = read_run(shutil.copytree(run.folder, tmp_path / "mine"))
-    lines = finish(mine, prepared, resamples=200).lines
+    lines = report_run(mine, prepared, resamples=200).sentences
     assert any(line.startswith("Where it looks") for line in lines)
     page = (mine.folder / "report.html").read_text()
     assert "Where it looks" in page
@@ -227,9 +227,9 @@ def test_the_report_shows_it_and_the_command_says_it(tmp_path, run, prepared, ca
     with pytest.raises(SystemExit) as end:
         main(["explain", str(mine.folder), str(prepared.folder), "--method", "gradcam", "--stage", "5"])
     assert end.value.code == 0
-    said = capsys.readouterr().out
-    assert "Grad-CAM of stage 5." in said
-    assert "The hottest pixel lies in the true outline on" in said
+    output = capsys.readouterr().out
+    assert "Grad-CAM of stage 5." in output
+    assert "The hottest pixel lies in the true outline on" in output
     assert "Where it looks: Grad-CAM of stage 5" in (mine.folder / "report.html").read_text()
     shutil.rmtree(mine.folder / "submission")
     with pytest.raises(SystemExit) as end:

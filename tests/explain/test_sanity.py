@@ -71,7 +71,7 @@ def test_each_step_randomises_on_top_of_the_ones_before(classifier, images):
         return edges(model, some)
 
     cascade(classifier, images, watch)
-    changed = [sum((one != other).any() for one, other in zip(state, seen[0], strict=True)) for state in seen[1:]]
+    changed = [sum((value != other).any() for value, other in zip(state, seen[0], strict=True)) for state in seen[1:]]
     assert changed == sorted(changed)
     assert changed[0] == 2  # kernel and bias of fc
 

@@ -8,10 +8,13 @@ import pytest
 from keras_pneumo.cli.predict import predict_command
 from keras_pneumo.config import CLASSIFIER
 from keras_pneumo.data.batches.images import open_source
+from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.inference.ensemble import predict_map_set
 from keras_pneumo.inference.files import predict_files, predict_folder, predict_images
+from keras_pneumo.inference.postprocess import postprocess_maps, read_postprocessing
 from keras_pneumo.inference.predictor import predict_passes
 from keras_pneumo.inference.run import FORMAT, RunFolder, build, read_run, versions
 
@@ -99,21 +102,20 @@ def test_raw_files_and_prepared_images_get_the_same_prediction(tmp_path, radiogr
     prepared = load_prepared(prepared_folder)
     ids = predictions["image_id"].tolist()
     pixels = open_source(prepared, ids, 64).images.astype(np.float32) / np.float32(255)
-    expected = np.mean([one.image for one in predict_passes(model, pixels, experiment.flip_averaging)], axis=0)
+    expected = np.mean([each.image for each in predict_passes(model, pixels, experiment.flip_averaging)], axis=0)
     np.testing.assert_allclose(predictions["probability"], expected, rtol=1e-5)
     assert isinstance(predictions, pd.DataFrame)
 
 
 def test_unused_options_are_refused(tmp_path, tiny_runs, prepared_folder, phantoms):
     from keras_pneumo.cli.train import open_data
-    from keras_pneumo.config import CLASSIFIER
 
     run, segmenter = tiny_runs / "classifier", tiny_runs / "segmenter"
-    for options in ({"gate": [run]}, {"rule_file": tmp_path / "rule.json"}):
+    for options in ({"gate": [run]}, {"parameters_file": tmp_path / "rule.json"}):
         with pytest.raises(PneumoError, match="are for segmenters' masks"):
             predict_command([run], data=phantoms, out_folder=tmp_path / "out", **options)
-    with pytest.raises(PneumoError, match="--postprocess would count for nothing"):
-        predict_command([segmenter], data=prepared_folder, out_folder=tmp_path, rule_file=tmp_path / "rule.json")
+    with pytest.raises(PneumoError, match="--postprocess is not used"):
+        predict_command([segmenter], data=prepared_folder, out_folder=tmp_path, parameters_file=tmp_path / "rule.json")
     table = tmp_path / "patients.csv"
     with pytest.raises(PneumoError, match="so --labels and --patients would count for nothing"):
         open_data(prepared_folder, CLASSIFIER, None, table, table)
@@ -165,3 +167,31 @@ def test_names_are_no_formulas_in_the_table_and_an_old_quarantine_is_removed(tmp
     (row,) = pd.read_csv(out / "predictions.csv").to_dict("records")
     assert (row["image_id"], row["file"]) == ("'=1+1", "'=1+1.png")
     assert [path.name for path in out.iterdir()] == ["predictions.csv"]
+
+
+def test_masks_of_raw_files_are_those_of_prepared_images(tmp_path, tiny_runs, phantoms, prepared_folder):
+    run, prepared = read_run(shutil.copytree(tiny_runs / "segmenter", tmp_path / "run")), load_prepared(prepared_folder)
+    (run.folder / "postprocess.json").write_text(json.dumps({"rule": {"top": 0.4, "area": 1, "bottom": 0.4}}))
+    image_ids = set(prepared.subset("test")[:4])
+    folder = tmp_path / "radiographs"
+    folder.mkdir()
+    for path in phantoms.rglob("*.dcm"):
+        if path.stem in image_ids:
+            shutil.copy(path, folder)
+    summary = predict_folder([run], folder, tmp_path / "out")
+    table = pd.read_csv(summary.path, dtype=str).set_index("image_id")
+    maps = predict_map_set([run], prepared, "test")
+    parameters = read_postprocessing(run.folder / "postprocess.json")
+    expected = postprocess_maps(maps, parameters, maps.image_probability).set_index("image_id")
+    assert len(table) == len(image_ids) == 4
+    masks = {image_id: rle.decode(text) for image_id, text in table["encoded_pixels"].items()}
+    assert any(mask.any() for mask in masks.values())
+    for image_id, mask in masks.items():
+        prepared_mask = rle.decode(expected.loc[image_id, "encoded_pixels"])
+        assert np.count_nonzero(mask != prepared_mask) <= 0.001 * mask.size
+
+
+def test_several_runs_need_a_postprocessing_for_raw_files(tiny_runs, tmp_path, phantoms):
+    run = read_run(tiny_runs / "segmenter")
+    with pytest.raises(PneumoError, match="postprocess"):
+        predict_folder([run, run], phantoms, tmp_path / "out")

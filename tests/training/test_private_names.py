@@ -33,7 +33,7 @@ METHODS = {
 }
 """Private methods of Keras's classes that a class of ours overrides or calls."""
 
-IMPORTS = {"keras.src.backend.common": "parity.backend"}
+IMPORTS = {"keras.src.backend.common": "parity.checks"}
 """Private modules, by the module that imports them."""
 
 

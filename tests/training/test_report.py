@@ -7,7 +7,7 @@ import pytest
 from keras_pneumo.config import CLASSIFIER
 from keras_pneumo.inference.run import FORMAT, RunFolder, versions
 from keras_pneumo.parity.comparison import Difference
-from keras_pneumo.parity.ladder import Ladder, Result
+from keras_pneumo.parity.ladder import CheckResult, Ladder
 from keras_pneumo.parity.run import as_json
 from keras_pneumo.training.report import ladder_fact
 
@@ -25,7 +25,7 @@ def write_ladder(run, **changes):
     """The answer of a ladder beside the run, of the same encoder, size and versions but for what is changed."""
     keras = {name: version for name, version in versions().items() if name != "keras_pneumo"}
     ladder = Ladder(
-        [Result(1, "DICOM pixels", "", "1e-4 of the range", 1e-4, EQUAL, EQUAL, "", "")],
+        [CheckResult(1, "DICOM pixels", "", "1e-4 of the range", 1e-4, EQUAL, EQUAL, "", "")],
         {"encoder": "resnet50", "size": 256, "data": ""},
         {"torch": {"torch": "2.14.1"}, "keras": keras, "keras_on_torch": keras},
     )
@@ -37,7 +37,7 @@ def write_ladder(run, **changes):
 
 def test_a_ladder_of_the_same_network_and_versions_is_quoted(run):
     write_ladder(run)
-    assert ladder_fact(run)["comparable with PyTorch"].startswith("Yes: on all 1 ")
+    assert ladder_fact(run)["comparable with PyTorch"].startswith("Yes: in all 1 ")
 
 
 @pytest.mark.parametrize(

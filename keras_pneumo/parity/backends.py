@@ -1,7 +1,8 @@
-"""Between the processes: which Python has PyTorch, how it is started, and the files that go to and fro.
+"""The three backends of the ladder: their processes, and the files that they exchange.
 
-Every process gets the ladder's folder and writes into a folder of its own there: an npz for each rung, arrays by name
-in the order of the computation, and ``absent.json`` with the reason for each rung that it cannot climb. TensorFlow and
+PyTorch, our code on TensorFlow, and our code on Keras's torch backend. Every process gets the ladder's folder and
+writes into a folder of its own there: an npz for each computation, arrays by name in the order of the computation, and
+``absent.json`` with the reason for each computation that it cannot do. TensorFlow and
 the CUDA build of torch end in a segmentation fault when they meet in one process, so they never do.
 """
 
@@ -12,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,44 @@ from keras_pneumo.storage.files import write_json
 
 ENVIRONMENT = "KERAS_PNEUMO_TORCH_PYTHON"
 CHECKOUT = Path(__file__).parents[2]
-TASK, ABSENT = "task.json", "absent.json"
+TASK, INPUTS, ABSENT, VERSIONS = "task.json", "inputs.npz", "absent.json", "versions.json"
 SCRIPT = Path("experiments/torch_team/ladder.py")
 
 TORCH, KERAS, KERAS_ON_TORCH = "torch", "keras", "keras_on_torch"
-"""The columns: PyTorch, our code on TensorFlow, our code on Keras's torch backend; also the names of their folders."""
+"""PyTorch, our code on TensorFlow, our code on Keras's torch backend; also the names of their folders."""
 
 SECONDS = 900
-"""No process takes longer than this; a rung takes seconds."""
+"""Time limit of a process; a check takes seconds."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One of our two backends: where it reads and writes, and what it was given."""
+
+    folder: Path
+    """The ladder's."""
+    name: str
+    task: dict[str, Any]
+    inputs: dict[str, np.ndarray]
+
+    @property
+    def own(self) -> Path:
+        """The backend's own folder."""
+        return self.folder / self.name
+
+    def write(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        """Write the arrays of a check."""
+        write_arrays(self.own / f"{name}.npz", arrays)
+
+    def state(self, network: str, kind: str) -> dict[str, np.ndarray]:
+        """Read weights or gradients that all backends share."""
+        from keras_pneumo.models.weights import load_safetensors
+
+        return load_safetensors(self.folder / f"{network}.{kind}.safetensors")
 
 
 def torch_python(given: Path | None = None) -> Path:
-    """The Python that has PyTorch: the one given, $KERAS_PNEUMO_TORCH_PYTHON, or .venv-torch of checkout or folder.
+    """Find the Python that has PyTorch: as given, $KERAS_PNEUMO_TORCH_PYTHON, or .venv-torch of checkout or folder.
 
     Raises:
         PneumoError: there is none, or the one that is named does not exist.
@@ -41,7 +69,7 @@ def torch_python(given: Path | None = None) -> Path:
     named = given or (Path(os.environ[ENVIRONMENT]) if os.environ.get(ENVIRONMENT) else None)
     if named is not None:
         if not named.exists():
-            raise PneumoError(f"There is no Python {named}; name that of PyTorch's environment.")
+            raise PneumoError(f"There is no Python {named}. Name the Python of PyTorch's environment.")
         return named
     for folder in (CHECKOUT, Path.cwd()):
         python = folder / ".venv-torch/bin/python"
@@ -54,7 +82,7 @@ def torch_python(given: Path | None = None) -> Path:
 
 
 def torch_script(given: Path | None = None) -> Path:
-    """PyTorch's half of the ladder, which is no part of the package.
+    """Find PyTorch's script of the ladder, which is not part of the package.
 
     Raises:
         PneumoError: it was not found.
@@ -63,19 +91,19 @@ def torch_script(given: Path | None = None) -> Path:
         if path.is_file():
             return path
     raise PneumoError(
-        f"PyTorch's half of the ladder, {given or SCRIPT}, was not found. Run this in a checkout of the project, or "
+        f"PyTorch's script of the ladder, {given or SCRIPT}, was not found. Run this in a checkout of the project, or "
         "name the file with --torch-script."
     )
 
 
 def start_torch(python: Path, script: Path, folder: Path) -> subprocess.Popen[bytes]:
-    """PyTorch's process, climbing every rung."""
+    """Start PyTorch's process, which computes every check."""
     return _start([str(python), str(script), str(folder)], folder / TORCH, {})
 
 
 def start_keras_on_torch(python: Path, folder: Path) -> subprocess.Popen[bytes]:
-    """The package's own code in PyTorch's environment, on Keras's torch backend."""
-    command = [str(python), "-m", "keras_pneumo.parity.backend", str(folder), KERAS_ON_TORCH]
+    """Start the package's own code in PyTorch's environment, on Keras's torch backend."""
+    command = [str(python), "-m", "keras_pneumo.parity.checks", str(folder), KERAS_ON_TORCH]
     return _start(command, folder / KERAS_ON_TORCH, {"KERAS_BACKEND": "torch", "PYTHONPATH": str(CHECKOUT)})
 
 
@@ -85,17 +113,17 @@ def _start(command: list[str], log: Path, variables: Mapping[str, str]) -> subpr
         return subprocess.Popen(command, stdout=output, stderr=output, env={**inherited, **variables})
 
 
-def wait_for(process: subprocess.Popen[bytes], folder: Path, column: str) -> str:
-    """Wait for a process to end; what it wrote last, where it failed, and nothing where it did not."""
+def wait_for(process: subprocess.Popen[bytes], folder: Path, backend: str) -> str:
+    """Wait for a process to end. Return "" where it succeeded, else the last line that it wrote."""
     try:
         code = process.wait(SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-        return f"it had not ended after {SECONDS} seconds"
+        return f"it did not end within {SECONDS} seconds"
     if code == 0:
         return ""
-    lines = (folder / f"{column}.log").read_text(errors="replace").strip().splitlines()
+    lines = (folder / f"{backend}.log").read_text(errors="replace").strip().splitlines()
     return lines[-1][:300] if lines else f"it ended with {code}"
 
 
@@ -107,41 +135,41 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def read_task(folder: Path) -> dict[str, Any]:
-    """What every process is told."""
+    """Read the task that every process gets."""
     return dict(json.loads((folder / TASK).read_text(encoding="utf-8")))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """An npz whose names keep their order."""
+    """Write an npz whose names keep their order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, **dict(arrays))  # type: ignore[arg-type]
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an npz, in the order in which they were written."""
-    with np.load(path, allow_pickle=False) as found:
-        return {name: found[name] for name in found.files}
+    """Read the arrays of an npz, in the order in which they were written."""
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
 def write_absent(folder: Path, reasons: Mapping[str, str]) -> None:
-    """Why a column has no answer for some rungs."""
+    """Write why a backend has no answer to some checks."""
     write_json(folder / ABSENT, dict(reasons))
 
 
 def read_absent(folder: Path) -> dict[str, str]:
-    """The reasons, by rung."""
+    """Read the reasons, by computation."""
     path = folder / ABSENT
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def versions_of(names: list[str]) -> dict[str, str]:
-    """Versions of the packages that a column computes with, and of its Python."""
+    """Return the versions of the packages that a backend computes with, and of its Python."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in names:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

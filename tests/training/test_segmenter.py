@@ -1,24 +1,19 @@
-"""The segmenter from training to report, ensembles and starts from other runs, on tiny networks."""
+"""A segmenter from training to report, and trainings that start from other runs, on tiny networks."""
 
 import json
 
-import cv2
 import keras
 import numpy as np
 import pandas as pd
 import pytest
 
 from keras_pneumo.config import SEGMENTER
-from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.ensemble import predict_map_set
-from keras_pneumo.inference.files import predict_folder
-from keras_pneumo.inference.postprocess import postprocess_maps, read_postprocessing
+from keras_pneumo.inference.postprocess import read_postprocessing
 from keras_pneumo.inference.run import load_model, load_models, read_run
-from keras_pneumo.inference.submission import predict_subset, write_predictions
-from keras_pneumo.storage.files import LOCK_NAME, write_json
-from keras_pneumo.training.report import finish
+from keras_pneumo.storage.files import LOCK_NAME
+from keras_pneumo.training.report import report_run
 from keras_pneumo.training.trainer import train
 
 TINY = SEGMENTER.replace(
@@ -39,11 +34,11 @@ def finished(tmp_path_factory, prepared_folder):
     folder = tmp_path_factory.mktemp("segmenter")
     prepared = load_prepared(prepared_folder)
     outcome = train(TINY, prepared, folder)
-    done = finish(read_run(folder), prepared, resamples=200)
+    done = report_run(read_run(folder), prepared, resamples=200)
     return folder, outcome, done
 
 
-def test_a_run_leaves_masks_their_rule_and_a_report(finished, prepared_folder):
+def test_a_run_holds_masks_their_postprocessing_and_a_report(finished, prepared_folder):
     folder, outcome, done = finished
     log = pd.read_csv(folder / "log.csv")
     assert log.loc[0, "validation_dice"] == pytest.approx(outcome.best.validation_dice)
@@ -52,14 +47,14 @@ def test_a_run_leaves_masks_their_rule_and_a_report(finished, prepared_folder):
     assert set(rows.columns) == {"image_id", "probability", "encoded_pixels"}
     assert sorted(rows["image_id"]) == sorted(load_prepared(prepared_folder).subset("test"))
     assert json.loads((folder / "submission" / "submission.json").read_text())["task"] == "joint"
-    rule = read_postprocessing(folder / "postprocess.json")
-    assert rule.bottom <= rule.top
+    parameters = read_postprocessing(folder / "postprocess.json")
+    assert parameters.bottom <= parameters.top
     for name in ("postprocess.png", "submission/postprocess.png", "curves.png"):
         assert (folder / name).read_bytes()[:4] == b"\x89PNG"
     board = pd.read_csv(folder / "board.csv").set_index("team")
     assert board.loc["All empty", "dice"] == pytest.approx(1 - board["positives"].iloc[0] / board["images"].iloc[0])
     assert 0 < board["pixel_auprc"].iloc[0] <= 1
-    page = done.report.read_text()
+    page = done.path.read_text()
     assert "The outlines, taken apart" in page
     assert "Outlining nothing" in page
     assert "Pixel AUPRC" in page
@@ -105,55 +100,6 @@ def test_a_start_from_another_network_or_fold_is_refused(finished, tmp_path, pre
     assert {path.name for path in tmp_path.iterdir()} <= {LOCK_NAME}
 
 
-def test_two_runs_are_the_mean_of_their_maps(finished, prepared_folder):
-    folder, *_ = finished
-    prepared = load_prepared(prepared_folder)
-    one = read_run(folder)
-    single = predict_map_set([one], prepared, "test")
-    double = predict_map_set([one, one], prepared, "test")
-    for first, second in zip(single.maps, double.maps, strict=True):
-        np.testing.assert_allclose(first.unpack().astype(int), second.unpack().astype(int), atol=1)
-    np.testing.assert_allclose(single.image_probability, double.image_probability, rtol=1e-5)
-
-
-def test_an_ensemble_is_predicted_as_one_submission(finished, tmp_path, prepared_folder):
-    folder, *_ = finished
-    one = read_run(folder)
-    written = write_predictions(predict_subset([one, one], load_prepared(prepared_folder)), tmp_path / "both")
-    assert "2 runs" in json.loads((tmp_path / "both" / "submission.json").read_text())["team"]
-    assert written.search.parameters == read_postprocessing(tmp_path / "both" / "postprocess.json")
-    alone = pd.read_csv(folder / "submission" / "predictions.csv")
-    both = pd.read_csv(tmp_path / "both" / "predictions.csv")
-    np.testing.assert_allclose(alone["probability"], both["probability"], atol=0.01)
-
-
-def test_masks_of_raw_files_are_those_of_prepared_images(finished, tmp_path, phantoms, prepared_folder):
-    folder, *_ = finished
-    run = read_run(folder)
-    prepared = load_prepared(prepared_folder)
-    few = tmp_path / "few"
-    few.mkdir()
-    wanted = set(prepared.subset("test")[:4])
-    for path in phantoms.rglob("*.dcm"):
-        if path.stem in wanted:
-            (few / path.name).write_bytes(path.read_bytes())
-    summary = predict_folder([run], few, tmp_path / "out")
-    found = pd.read_csv(summary.path, dtype=str).set_index("image_id")
-    maps = predict_map_set([run], prepared, "test")
-    parameters = read_postprocessing(folder / "postprocess.json")
-    expected = postprocess_maps(maps, parameters, maps.image_probability).set_index("image_id")
-    assert len(found) == len(wanted) == 4
-    for image_id, row in found.iterrows():
-        first, second = rle.decode(row["encoded_pixels"]), rle.decode(expected.loc[image_id, "encoded_pixels"])
-        assert np.count_nonzero(first != second) <= 0.001 * first.size
-
-
-def test_several_runs_need_a_rule_for_raw_files(finished, tmp_path, phantoms):
-    run = read_run(finished[0])
-    with pytest.raises(PneumoError, match="postprocess"):
-        predict_folder([run, run], phantoms, tmp_path / "out")
-
-
 @pytest.mark.slow
 def test_averaged_weights_checkpoints_and_accumulation_in_one_run(tmp_path, prepared_folder):
     experiment = TINY.replace(
@@ -187,30 +133,3 @@ def test_a_batch_that_makes_nan_is_named_and_the_best_weights_come_back(tmp_path
         train(explosive, prepared, tmp_path)
     named = [image_id for image_id in prepared.subset("train") if image_id in str(refusal.value)]
     assert 1 <= len(named) <= explosive.global_batch_size
-
-
-def test_other_runs_are_refused_as_gate_or_company(finished, tmp_path, prepared_folder):
-    run = read_run(finished[0])
-    prepared = load_prepared(prepared_folder)
-    with pytest.raises(PneumoError, match="not a classifier"):
-        predict_subset([run], prepared, gate=[run])
-    other = tmp_path / "other"
-    other.mkdir()
-    for name in ("best.weights.h5", "experiment.json"):
-        (other / name).write_bytes((finished[0] / name).read_bytes())
-    record = json.loads((other / "experiment.json").read_text())
-    write_json(other / "experiment.json", record | {"split_sha256": "0" * 64})
-    with pytest.raises(PneumoError, match="split"):
-        predict_subset([run, read_run(other)], prepared)
-
-
-def test_packed_maps_enlarge_as_probabilities():
-    from keras_pneumo.inference.maps import PackedMap, enlarge, quantise
-
-    ramp = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
-    levels = PackedMap.of(quantise(ramp)).unpack()
-    large = enlarge(levels)
-    assert large.shape == (1024, 1024)
-    assert len(np.unique(large)) > 200, "levels between the small map's are there"
-    back = cv2.resize(large, (64, 64), interpolation=cv2.INTER_AREA)
-    assert np.abs(back[:, 1:-1].astype(int) - levels[:, 1:-1]).max() <= 1
