@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_pneumo.data.prepared.rendering import resize_image
+from keras_pneumo.data.radiographs.geometry import resize_image
 from keras_pneumo.parity import comparison as comparing
 from keras_pneumo.parity import submissions
 from keras_pneumo.parity.backends import KERAS, TORCH, read_arrays, read_task

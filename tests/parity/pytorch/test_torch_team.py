@@ -26,7 +26,7 @@ from keras_pneumo.inference.run import read_run
 from keras_pneumo.models.fastai import build_fastai_classifier
 from keras_pneumo.models.weights import from_torch, load_safetensors
 from keras_pneumo.training.losses import ClassificationLoss, SegmentationLoss
-from keras_pneumo.training.report import finish
+from keras_pneumo.training.report import report_run
 from keras_pneumo.training.trainer import starting_network, train
 
 TEAM = Path(__file__).resolve().parents[3] / "experiments" / "torch_team"
@@ -120,7 +120,7 @@ def both_teams(other_team, prepared_folder, tmp_path):
         keras_run.mkdir(parents=True)
         prepared = load_prepared(prepared_folder)
         train(experiment, prepared, keras_run)
-        finish(read_run(keras_run), prepared, resamples=200)
+        report_run(read_run(keras_run), prepared, resamples=200)
         torch_run = tmp_path / "runs" / "torch"
         paths = ["--data", prepared_folder, "--out", torch_run]
         done = other_team(f"{experiment.task}.py", "--experiment", start, "--init", start, *paths)
