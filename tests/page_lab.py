@@ -6,7 +6,7 @@ import time
 import urllib.error
 import urllib.request
 
-from known_detector import known_detector
+from detector_lab import known_detector
 
 from keras_pneumo.data.radiographs.reading import find_files
 from keras_pneumo.models.classifier import build_classifier

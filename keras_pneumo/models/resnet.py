@@ -35,11 +35,6 @@ HEAD_GROUP = 5
 """Depth group of everything after the encoder; the stem is 0 and the four stages 1 to 4."""
 
 
-def feature_channels(depth: int) -> tuple[int, int, int, int, int]:
-    """Return the channels of the five feature maps of a ResNet of this depth."""
-    return (64, 256, 512, 1024, 2048) if depth == 50 else (64, 64, 128, 256, 512)
-
-
 def depth_of(encoder: str) -> int:
     """Return the depth in an encoder's name: ``resnet50`` is 50.
 

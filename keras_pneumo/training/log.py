@@ -69,7 +69,7 @@ class EpochRow:
 
 
 @dataclass(frozen=True)
-class Pace:
+class EpochMeasures:
     """How an epoch went, besides its loss."""
 
     seconds: float = 0.0
@@ -127,7 +127,7 @@ class Log:
             found.append(RULE_FILE)
         return found + [f"{CHECKPOINTS}/{checkpoint_name(row.epoch)}" for row in self._kept() if self.top_k > 1]
 
-    def judged(
+    def add_epoch(
         self,
         model: keras.Model,
         found: ValidationResult,
@@ -135,7 +135,7 @@ class Log:
         phase: str,
         loss: float,
         started: float,
-        pace: Pace,
+        measures: EpochMeasures,
     ) -> EpochRow:
         """Keep the weights, and what was fitted for them, if they are good enough; write the row."""
         score = found.auroc if np.isnan(found.dice) else found.dice
@@ -155,12 +155,12 @@ class Log:
             validation_auroc=found.auroc,
             learning_rate=float(rate),
             seconds=round(time.monotonic() - started, 3),
-            images_per_second=round(pace.images / max(pace.seconds, 1e-9), 2),
+            images_per_second=round(measures.images / max(measures.seconds, 1e-9), 2),
             best=int(best),
             validation_dice=found.dice,
             validation_dice_positives=found.dice_positives,
-            data_seconds=round(pace.data_seconds, 3),
-            gradient_norm=pace.gradient_norm,
+            data_seconds=round(measures.data_seconds, 3),
+            gradient_norm=measures.gradient_norm,
             memory_gb=memory_gb(),
         )
         self.add(row)

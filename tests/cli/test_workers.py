@@ -12,12 +12,12 @@ tf = pytest.importorskip("tensorflow")
 
 
 class Worker:
-    """An engine of two workers, of which this is the second."""
+    """A distribution of two workers, of which this is the second."""
 
     workers, worker, chief = 2, 1, False
 
-    def __init__(self, agree=lambda value: value):
-        self.agree = self.agree_text = agree
+    def __init__(self, broadcast=lambda value: value):
+        self.broadcast = self.broadcast_text = broadcast
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def leaves(monkeypatch):
 
     monkeypatch.setattr("keras_pneumo.cli.workers.os._exit", left)
 
-    def run(work=lambda: None, engine=None):
+    def run(work=lambda: None, distribution=None):
         try:
-            with ended_together(engine or Worker()):
+            with ended_together(distribution or Worker()):
                 work()
         except SystemExit as end:
             return end.code
@@ -69,7 +69,7 @@ def test_one_worker_that_waits_for_the_report_and_gets_a_signal_may_be_started_a
         return value
 
     before = signal.getsignal(signal.SIGUSR1)
-    assert leaves(engine=Worker(waiting)) == 75
+    assert leaves(distribution=Worker(waiting)) == 75
     assert "The same command again" in " ".join(capsys.readouterr().err.split())
     assert signal.getsignal(signal.SIGUSR1) is before
 
@@ -83,19 +83,19 @@ def test_one_worker_that_waits_for_the_report_and_gets_a_signal_may_be_started_a
     ],
 )
 def test_a_lost_worker_is_told_from_a_fault_of_ones_own(leaves, capsys, fault, code):
-    engine = Worker(failing(fault))
-    assert leaves(engine=engine) == code
+    distribution = Worker(failing(fault))
+    assert leaves(distribution=distribution) == code
     heard = " ".join(capsys.readouterr().err.split())
-    assert ("has lost another one" in heard) is (code == 75)
+    assert ("has lost another worker" in heard) is (code == 75)
     assert fault.message in heard, "the cause is told in either case"
 
 
 def test_a_worker_whose_chief_refused_a_folder_says_so(leaves, capsys):
     from keras_pneumo.training.trainer import shared_location
 
-    engine = Worker(failing(tf.errors.UnavailableError(None, None, "Collective ops is aborted")))
-    assert leaves(lambda: shared_location(engine, lambda: RunLocation(None, False)), engine) == 75
-    assert "has lost another one" in " ".join(capsys.readouterr().err.split())
+    distribution = Worker(failing(tf.errors.UnavailableError(None, None, "Collective ops is aborted")))
+    assert leaves(lambda: shared_location(distribution, lambda: RunLocation(None, False)), distribution) == 75
+    assert "has lost another worker" in " ".join(capsys.readouterr().err.split())
 
 
 def test_who_is_alone_keeps_his_faults(leaves):

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from known_detector import dice, expected_mask
+from detector_lab import dice, expected_mask
 
 pytest.importorskip("uvicorn", reason="the page (extra view) is not installed")
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -111,14 +111,6 @@ class Browser:
         log = self.driver.get_log("browser")
         severe = [entry["message"] for entry in log if entry["level"] == "SEVERE"]
         return [message for message in severe if "Failed to load resource" not in message]
-
-
-@pytest.fixture(scope="module")
-def radiographs(tmp_path_factory, phantoms):
-    folder = tmp_path_factory.mktemp("radiographs")
-    for path in sorted(phantoms.rglob("*.dcm"))[:2]:
-        (folder / path.name).write_bytes(path.read_bytes())
-    return folder
 
 
 @pytest.fixture

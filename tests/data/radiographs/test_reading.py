@@ -3,7 +3,7 @@
 import pytest
 from small_siim import radiograph, write_dicom, write_png
 
-from keras_pneumo.data.radiographs.reading import find_images
+from keras_pneumo.data.radiographs.reading import find_files, find_images
 from keras_pneumo.errors import PneumoError
 
 
@@ -35,3 +35,10 @@ def test_linked_folders_are_followed_once(tmp_path):
 def test_data_folder_that_is_none(tmp_path):
     with pytest.raises(PneumoError, match="not a folder"):
         find_images(tmp_path / "none")
+
+
+def test_no_radiograph_at_all_is_refused(tmp_path):
+    with pytest.raises(PneumoError, match="There is no"):
+        find_files([tmp_path / "nowhere"])
+    with pytest.raises(PneumoError, match="no DICOM"):
+        find_files([tmp_path])

@@ -1,4 +1,4 @@
-"""Whether workers mean the same training: with engines of threads, which agree as those of processes do."""
+"""Whether workers mean the same training: with distributions of threads, which agree as those of processes do."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,13 +8,13 @@ import pytest
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import LOCK_NAME
 from keras_pneumo.training.distributed.agreement import check_agreement
-from keras_pneumo.training.distributed.strategy import ONE
+from keras_pneumo.training.distributed.strategy import ONE_DEVICE
 
 KNOWN = {"experiment": "a", "split": "b", "prepared images": "c"}
 
 
 class Threads:
-    """What an engine says, for workers that are threads."""
+    """A distribution, for workers that are threads."""
 
     def __init__(self, worker, shared):
         self.worker, self.shared, self.chief, self.workers = worker, shared, worker == 0, shared.parties
@@ -26,12 +26,12 @@ class Threads:
         self.shared.wait(timeout=20)
         return found
 
-    def agree(self, value):
+    def broadcast(self, value):
         return self.all(value)[0]
 
-    agree_text = agree
+    broadcast_text = broadcast
 
-    def largest(self, value):
+    def maximum(self, value):
         return max(self.all(value).values())
 
 
@@ -56,7 +56,7 @@ def test_workers_that_mean_the_same_go_on(tmp_path):
 
 
 def test_one_worker_alone_is_not_asked(tmp_path):
-    check_agreement(ONE, KNOWN, tmp_path)
+    check_agreement(ONE_DEVICE, KNOWN, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -150,6 +150,6 @@ def test_a_chief_that_refuses_ends_the_job_with_its_code(slurm, tmp_path, prepar
     assert result.returncode == 2, said[0][-3000:] + said[1][-3000:]
     assert "requeue" not in called
     assert "is not empty" in said[0]
-    assert "has lost another one" in said[1]
+    assert "has lost another worker" in said[1]
     assert "Traceback" not in said[0] + said[1]
     assert (tmp_path / "run/mine.txt").read_text() == "kept"

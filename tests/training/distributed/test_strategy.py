@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 from worker_lab import REPOSITORY, begin, end, free_ports
 
-from keras_pneumo.training.distributed.strategy import ONE
+from keras_pneumo.training.distributed.strategy import ONE_DEVICE
 
 
 def two(prepared, folder, out, **options):
@@ -165,4 +165,9 @@ def test_auto_batch_with_one_worker_that_lacks_memory_halves_the_batch_on_all(tm
 
 
 def test_one_device_agrees_with_itself():
-    assert (ONE.agree(7), ONE.largest(3), ONE.agree_text("ü"), ONE.chief) == (7, 3, "ü", True)
+    assert (ONE_DEVICE.broadcast(7), ONE_DEVICE.maximum(3), ONE_DEVICE.broadcast_text("ü"), ONE_DEVICE.chief) == (
+        7,
+        3,
+        "ü",
+        True,
+    )

@@ -3,6 +3,8 @@
 Its mask can be made from a file's own pixels with pydicom and cv2 and nothing of ours.
 """
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import cv2
@@ -16,6 +18,8 @@ from keras_pneumo.inference.postprocess import PostprocessingParameters
 from keras_pneumo.inference.run import FORMAT, RunFolder, versions
 
 BRIGHT = 0.45
+DCIODVFY = shutil.which("dciodvfy")
+"""The validator of DICOM files in Debian's dicom3tools, where it is installed."""
 
 
 def bright_model():
@@ -67,3 +71,12 @@ def expected_mask(pixels, size=128):
 
 def dice(first, second):
     return 2 * np.logical_and(first, second).sum() / (first.sum() + second.sum())
+
+
+def check_valid(out):
+    """dciodvfy finds no error in any object."""
+    made = sorted(path for path in (out / "dicom").rglob("*.dcm") if path.name != "source.dcm")
+    assert made
+    for path in made:
+        validation = subprocess.run([DCIODVFY, "-new", path], capture_output=True, text=True)
+        assert "Error" not in validation.stderr + validation.stdout, f"{path.name}: {validation.stderr}"
