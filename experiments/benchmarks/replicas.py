@@ -147,7 +147,7 @@ def main() -> None:
     if given.way:
         work(Path(given.prepared), Path(given.out), given.way, given.steps, experiment, given.precision)
         return
-    from keras_pneumo.data.prepared.folder import prepare
+    from keras_pneumo.data.prepared.prepare import prepare
     from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
 
     with tempfile.TemporaryDirectory() as name:

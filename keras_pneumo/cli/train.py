@@ -17,7 +17,8 @@ from keras_pneumo.cli.console import Progress, duration, say, warn
 from keras_pneumo.cli.data import report_prepared
 from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together
 from keras_pneumo.config import Experiment, read_experiment
-from keras_pneumo.data.prepared.folder import PreparedFolder, is_prepared, load_prepared, prepare
+from keras_pneumo.data.prepared.folder import PreparedFolder, is_prepared, load_prepared
+from keras_pneumo.data.prepared.prepare import prepare
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
 from keras_pneumo.training.distributed.cluster import cluster_for

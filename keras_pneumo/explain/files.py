@@ -18,6 +18,7 @@ import pandas as pd
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import read_labels
+from keras_pneumo.data.radiographs.geometry import size_fault
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
 from keras_pneumo.data.radiographs.reading import find_files, read_radiograph
 from keras_pneumo.errors import PneumoError
@@ -26,7 +27,7 @@ from keras_pneumo.explain.gradcam import BATCH, heat_maps, raw_maps, to_heat
 from keras_pneumo.explain.pictures import caption, overlay_heat_map, write_overlay
 from keras_pneumo.explain.positives import image_probabilities, operating_threshold
 from keras_pneumo.inference.ensemble import mean_probability, open_members
-from keras_pneumo.inference.files import Image, Source, grey_pixels, pixels_at, read_batches, unfit
+from keras_pneumo.inference.files import Image, Source, grey_pixels, pixels_at, read_batches
 from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.inference.run import RunFolder, load_model
 from keras_pneumo.storage.files import write_table
@@ -99,8 +100,8 @@ def heat_map(
         except UnreadableImage as error:
             raise PneumoError(f"{image} cannot be read: {error}") from None
     size = run.experiment.image_size
-    if reason := unfit(pixels, size):
-        raise PneumoError(reason)
+    if reason := size_fault(pixels, size):
+        raise PneumoError(f"The image cannot be used: {reason}.")
     (checked_method, checked_stage), _ = checked_with(run) or (CONVENTION, False)
     model = load_model(run) if model is None else model
     maps = heat_maps(model, pixels_at([pixels], size), method or checked_method, stage or checked_stage)
