@@ -16,7 +16,7 @@ from keras_pneumo.training.schedules import Plateau, Tabulated, cosine, one_cycl
 GOLDEN = json.loads((Path(__file__).parents[1] / "parity" / "pytorch" / "golden" / "schedules.json").read_text())
 
 
-def ours(plan):
+def rates_and_momenta(plan):
     """The rates, and the momenta where there are any, that our function gives for one of PyTorch's plans."""
     arguments, steps = dict(plan["arguments"]), np.arange(plan["steps"])
     if plan["kind"] == "OneCycleLR":
@@ -42,7 +42,7 @@ def ours(plan):
 
 @pytest.mark.parametrize("plan", GOLDEN, ids=lambda plan: f"{plan['kind']}-{plan['steps']}")
 def test_equal_to_pytorch_at_every_step(plan):
-    rates, momenta = ours(plan)
+    rates, momenta = rates_and_momenta(plan)
     # PyTorch multiplies the cosine's rate on from step to step, so its zero is a rounding error of the first rate.
     np.testing.assert_allclose(rates, plan["rates"], rtol=1e-9, atol=1e-15)
     if momenta is not None:
@@ -53,7 +53,7 @@ def test_equal_to_pytorch_at_every_step(plan):
 def test_the_graphs_table_is_the_function_rounded_to_float32(plan):
     import tensorflow as tf
 
-    rates, momenta = ours(plan)
+    rates, momenta = rates_and_momenta(plan)
     for values in (rates, momenta):
         schedule = Tabulated(values)
         in_graph = tf.function(schedule)
