@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.training.schedules import Plateau, Tabulated, constant, cosine, one_cycle, warm_restarts
+from keras_pneumo.training.schedules import Plateau, Tabulated, cosine, one_cycle, warm_restarts
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "parity" / "pytorch" / "golden" / "schedules.json").read_text())
 
@@ -88,10 +88,6 @@ def test_one_cycle_climbs_once_and_falls_once(total, rise, peak):
 def test_a_plan_without_room_is_refused(total, options):
     with pytest.raises(PneumoError):
         one_cycle(0, total, **options)
-
-
-def test_constant():
-    np.testing.assert_array_equal(constant(np.arange(3), 0.5), [0.5, 0.5, 0.5])
 
 
 def test_cosine_by_hand():
