@@ -42,7 +42,7 @@ def phantoms(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def prepared_folder(tmp_path_factory, phantoms) -> Path:
     """The phantoms prepared at 64 and 128. Read only."""
-    from keras_pneumo.data.prepared.folder import prepare
+    from keras_pneumo.data.prepared.prepare import prepare
 
     return _once(
         tmp_path_factory,

@@ -23,7 +23,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.preprocessing import Normalise
 from keras_pneumo.training import checkpoints, trainer
 from keras_pneumo.training.callbacks import CheckpointInterval
-from keras_pneumo.training.distributed.strategy import start_engine
+from keras_pneumo.training.distributed.strategy import start_distribution
 from keras_pneumo.training.step import TrainingNetwork
 from keras_pneumo.training.trainer import Trainer, TrainingOptions, train
 
@@ -133,7 +133,7 @@ def child(command):
     folder.mkdir(exist_ok=True)
     experiment = {"short": SHORT, "long": LONG}[command["experiment"]].replace(**command.get("changes", {}))
     options = TrainingOptions(
-        start_engine("one"),
+        start_distribution("one"),
         CheckpointInterval.parse(command.get("every", "1steps")),
         command.get("resume", True),
         show_progress=lambda title: contextlib.nullcontext(first),

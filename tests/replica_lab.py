@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training.callbacks import CheckpointInterval
-from keras_pneumo.training.distributed.strategy import start_engine
+from keras_pneumo.training.distributed.strategy import start_distribution
 from keras_pneumo.training.step import TrainingNetwork
 from keras_pneumo.training.trainer import TrainingOptions, train
 
@@ -31,7 +31,7 @@ def main():
         """Keeps its losses; may be without memory at one step, or for more than two images."""
 
         def take_step(self, data):
-            if self.engine.worker == given.get("poor_worker") and self.micro_batches == 1 and len(losses) == 9:
+            if self.distribution.worker == given.get("poor_worker") and self.micro_batches == 1 and len(losses) == 9:
                 raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
             values = super().take_step(data)
             losses.append(float(values["loss"]))
@@ -50,9 +50,9 @@ def main():
         experiment = experiment.replace(**given.get("others", {}))
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     try:
-        engine = start_engine(given["strategy"], given.get("replicas"), given.get("wait", 60), say)
+        distribution = start_distribution(given["strategy"], given.get("replicas"), given.get("wait", 60), say)
         options = TrainingOptions(
-            engine,
+            distribution,
             CheckpointInterval.parse(given.get("every", "10min")),
             resume=True,
             notify=say,
@@ -73,7 +73,7 @@ def main():
         one=networks[-1].predict_on_batch(tf.constant(images[:1])),
         moving=np.concatenate([np.ravel(value) for value in networks[-1].get_weights()]),
     )
-    engine.agree(0)
+    distribution.broadcast(0)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def _strategy(gpus: int) -> Finding:
     from keras_pneumo.training.distributed.cluster import choose_strategy
 
     try:
-        return Finding("strategy", "ok", choose_strategy("auto", os.environ, gpus).text)
+        return Finding("strategy", "ok", choose_strategy("auto", os.environ, gpus).description)
     except PneumoError as fault:
         return Finding("strategy", "fault", "the workers cannot be told", str(fault))
 

@@ -60,23 +60,27 @@ def predict_command(
     from keras_pneumo.inference.files import predict_folder
     from keras_pneumo.inference.run import read_run
     from keras_pneumo.inference.submission import predict_subset, write_predictions
-    from keras_pneumo.training.distributed.strategy import lost_workers, start_engine
+    from keras_pneumo.training.distributed.strategy import lost_workers, start_distribution
 
     opened = [read_run(run) for run in runs]
     gates = [read_run(run) for run in gate or []]
     folder = out_folder or runs[0] / ("submission" if from_prepared else "predictions")
     require_writable(require_replaceable(folder).parent if from_prepared else folder)
-    engine = start_engine(strategy, replicas, wait_for_workers, warn)
-    with ended_together(engine), Progress("prediction") as progress:
+    distribution = start_distribution(strategy, replicas, wait_for_workers, warn)
+    with ended_together(distribution), Progress("prediction") as progress:
         if from_prepared:
-            prepared, update = load_prepared(data), progress.update if engine.chief else None
-            with lost_workers(engine):
-                predicted = predict_subset(opened, prepared, subset, update, gates, engine.sharing())
-            if engine.chief:
+            prepared, update = load_prepared(data), progress.update if distribution.chief else None
+            with lost_workers(distribution):
+                predicted = predict_subset(
+                    opened, prepared, subset, update, gates, distribution.distributed_predictor()
+                )
+            if distribution.chief:
                 write_predictions(predicted, folder)
                 say(str(folder))
             return
-        summary = predict_folder(opened, data, folder, progress.update, parameters_file, gates, engine.sharing())
+        summary = predict_folder(
+            opened, data, folder, progress.update, parameters_file, gates, distribution.distributed_predictor()
+        )
     say(str(summary))
     if summary.set_aside:
         raise typer.Exit(1)

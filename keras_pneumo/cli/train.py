@@ -17,7 +17,8 @@ from keras_pneumo.cli.console import Progress, duration, say, warn
 from keras_pneumo.cli.data import report_prepared
 from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together
 from keras_pneumo.config import Experiment, read_experiment
-from keras_pneumo.data.prepared.folder import PreparedFolder, is_prepared, load_prepared, prepare
+from keras_pneumo.data.prepared.folder import PreparedFolder, is_prepared, load_prepared
+from keras_pneumo.data.prepared.prepare import prepare
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
 from keras_pneumo.training.distributed.cluster import cluster_for
@@ -25,7 +26,7 @@ from keras_pneumo.training.run_folder import new_folder
 
 if TYPE_CHECKING:
     from keras_pneumo.training.log import EpochRow
-    from keras_pneumo.training.report import Finished
+    from keras_pneumo.training.report import RunReport
     from keras_pneumo.training.trainer import TrainingResult
 
 DataArgument = Annotated[Path, typer.Option("--data", help="A prepared folder, or raw data to prepare first.")]
@@ -89,28 +90,28 @@ def train_command(
     prepared = open_data(data, experiment, prepared_folder, labels, patients)
     import_tensorflow()
     from keras_pneumo.training.callbacks import CheckpointInterval
-    from keras_pneumo.training.distributed.strategy import start_engine
+    from keras_pneumo.training.distributed.strategy import start_distribution
     from keras_pneumo.training.trainer import TrainingOptions, run_folds, run_training
 
     checkpoint_interval = CheckpointInterval.parse(checkpoint_every)
-    engine = start_engine(strategy, replicas, wait_for_workers, warn)
+    distribution = start_distribution(strategy, replicas, wait_for_workers, warn)
     options = TrainingOptions(
-        engine,
+        distribution,
         checkpoint_interval,
         skip_nan=skip_nan,
         auto_batch=auto_batch,
         command=shlex.join(["keras-pneumo", *sys.argv[1:]]),
         notify=warn,
         say=say,
-        on_epoch=_say_epoch if engine.chief else lambda row: None,
+        on_epoch=_say_epoch if distribution.chief else lambda row: None,
         on_trained=_say_trained,
-        show_progress=_show_progress if engine.chief else lambda title: contextlib.nullcontext(None),
+        show_progress=_show_progress if distribution.chief else lambda title: contextlib.nullcontext(None),
     )
-    with ended_together(engine):
+    with ended_together(distribution):
         common: dict[str, Any] = {"must_resume": resume, "weights": weights, "start_from": start_from}
         if all_folds:
             folders = run_folds(experiment, prepared, out_folder, options, on_report=_say_report, **common)
-            if engine.chief:
+            if distribution.chief:
                 runs = " ".join(map(str, folders))
                 say(
                     f"All {len(folders)} folds are trained. Predict with all of them: keras-pneumo predict {runs} "
@@ -130,10 +131,10 @@ def _say_trained(result: TrainingResult) -> None:
     say(f"Trained in {duration(result.seconds)}; best epoch {result.best.epoch}.")
 
 
-def _say_report(finished: Finished) -> None:
-    for line in finished.lines:
+def _say_report(report: RunReport) -> None:
+    for line in report.sentences:
         say(line)
-    say(str(finished.report))
+    say(str(report.path))
 
 
 def find_lr_command(

@@ -15,7 +15,7 @@ from keras_pneumo.cli.console import REFUSED, exit_code_of, report
 from keras_pneumo.errors import PneumoError
 
 if TYPE_CHECKING:
-    from keras_pneumo.training.distributed.strategy import Engine
+    from keras_pneumo.training.distributed.strategy import Distribution
 
 StrategyOption = Annotated[
     str,
@@ -33,19 +33,19 @@ WaitOption = Annotated[
 
 
 @contextlib.contextmanager
-def ended_together(engine: Engine) -> Iterator[None]:
+def ended_together(distribution: Distribution) -> Iterator[None]:
     """With several workers, leave at once on a fault: TensorFlow would wait for those that are gone."""
     from keras_pneumo.training.callbacks import stopped_at_once
     from keras_pneumo.training.distributed.strategy import lost_workers
 
-    if engine.workers == 1:
+    if distribution.workers == 1:
         yield
         return
     try:
         yield
         # The others wait for the chief's report, so that it does not find them gone.
-        with stopped_at_once("The same command again predicts and reports."), lost_workers(engine):
-            engine.agree(0)
+        with stopped_at_once("The same command again predicts and reports."), lost_workers(distribution):
+            distribution.broadcast(0)
     except PneumoError as fault:
         report(fault)
         _leave(exit_code_of(fault))

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from keras_pneumo.data.radiographs.geometry import size_fault
 from keras_pneumo.data.radiographs.radiograph import Radiograph
 from keras_pneumo.data.radiographs.reading import find_files, read_or_reason
 from keras_pneumo.detector.detector import BATCH, Answer, Detector
@@ -28,7 +29,6 @@ from keras_pneumo.detector.dicom_files import UnusableSource, clear_objects, wri
 from keras_pneumo.detector.overlay import encode_png, mask_at_size, overlay_mask
 from keras_pneumo.detector.summary import caption, disagreement, summary_of
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.files import unfit
 from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.storage.files import require_writable, write_bytes, write_json, write_table
 from keras_pneumo.storage.tables import one_line, safe_columns, write_quarantine
@@ -137,7 +137,9 @@ def _answered(
     """Answer for the readable files of a group, and set the others aside in ``result``."""
     good: list[tuple[Path, Radiograph]] = []
     for path, read in group:
-        reason = read if isinstance(read, str) else CRASHED if read is None else unfit(read.pixels, detector.image_size)
+        reason = (
+            read if isinstance(read, str) else CRASHED if read is None else size_fault(read.pixels, detector.image_size)
+        )
         if reason:
             result.set_aside.append({"file": files[path], "reason": reason})
         elif isinstance(read, Radiograph):

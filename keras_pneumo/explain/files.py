@@ -18,6 +18,7 @@ import pandas as pd
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import read_labels
+from keras_pneumo.data.radiographs.geometry import size_fault
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
 from keras_pneumo.data.radiographs.reading import find_files, read_radiograph
 from keras_pneumo.errors import PneumoError
@@ -26,7 +27,7 @@ from keras_pneumo.explain.gradcam import BATCH, heat_maps, raw_maps, to_heat
 from keras_pneumo.explain.pictures import caption, overlay_heat_map, write_overlay
 from keras_pneumo.explain.positives import image_probabilities, operating_threshold
 from keras_pneumo.inference.ensemble import mean_probability, open_members
-from keras_pneumo.inference.files import Image, Source, grey_pixels, pixels_at, read_batches, unfit
+from keras_pneumo.inference.files import Image, Source, grey_pixels, pixels_at, read_batches
 from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.inference.run import RunFolder, load_model
 from keras_pneumo.storage.files import write_table
@@ -99,11 +100,11 @@ def heat_map(
         except UnreadableImage as error:
             raise PneumoError(f"{image} cannot be read: {error}") from None
     size = run.experiment.image_size
-    if reason := unfit(pixels, size):
-        raise PneumoError(reason)
-    (checked_method, checked_stage), _ = checked_with(run) or (CONVENTION, False)
+    if reason := size_fault(pixels, size):
+        raise PneumoError(f"The image cannot be used: {reason}.")
+    checked, _ = checked_with(run) or (CONVENTION, False)
     model = load_model(run) if model is None else model
-    maps = heat_maps(model, pixels_at([pixels], size), method or checked_method, stage or checked_stage)
+    maps = heat_maps(model, pixels_at([pixels], size), *_named_or(checked, method, stage))
     return np.asarray(cv2.resize(maps[0], pixels.shape[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
 
 
@@ -132,7 +133,7 @@ def explain_files(
     """
     sources: list[Source] = [(name, path) for path, name in find_files(data, folder)]
     checked, selected = checked_with(run) or (CONVENTION, False)
-    shown = (method or checked[0], stage or checked[1])
+    shown = _named_or(checked, method, stage)
     truths = {name: label.runs for name, label in read_labels(labels).images.items()} if labels else {}
     size = run.experiment.image_size
     model = load_model(run)
@@ -159,6 +160,11 @@ def explain_files(
     write_table(folder / "explained.csv", safe_columns(pd.DataFrame(rows), "image_id", "file"))
     write_quarantine(folder, refused)
     return FilesExplained(folder, *shown, selected and shown == checked, len(rows), len(refused))
+
+
+def _named_or(checked: tuple[str, int], method: str | None, stage: int | None) -> tuple[str, int]:
+    """The method and stage that are named, else those of the run's check."""
+    return checked[0] if method is None else method, checked[1] if stage is None else stage
 
 
 def _explain_one(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.prepared.rendering import resize_image
+from keras_pneumo.data.radiographs.geometry import resize_image, size_fault
 from keras_pneumo.data.radiographs.reading import find_files, find_images, read_or_reason
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import check_together, joined_names, mean_maps, mean_probability, open_members
@@ -153,7 +153,7 @@ def read_batches(
                     continue
                 image_id, pixels = radiograph.image_id, radiograph.pixels
             assert isinstance(pixels, np.ndarray)
-            if reason := unfit(pixels, size):
+            if reason := size_fault(pixels, size):
                 refused.append({"file": name, "reason": reason})
             else:
                 batch.append(SquareImage(name, image_id, pixels))
@@ -347,13 +347,3 @@ def _predictor(
 def pixels_at(images: Sequence[np.ndarray], size: int) -> np.ndarray:
     """Square uint8 radiographs as a batch for a network: float32 (n, size, size, 1) in [0, 1]."""
     return np.stack([resize_image(image, size) for image in images])[..., None].astype(np.float32) / np.float32(255)
-
-
-def unfit(image: np.ndarray, size: int) -> str:
-    """Why an image (H, W) cannot be resized to the network's size, in a sentence; empty where it can."""
-    height, width = image.shape
-    if height != width:
-        return (
-            f"It has {height} rows and {width} columns; the network was trained on square images. Pad it to a square."
-        )
-    return f"Its side of {height} pixels is shorter than the network's {size}." if height < size else ""

@@ -20,7 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_pneumo.data.prepared.rendering import resize_image
+from keras_pneumo.data.radiographs.geometry import resize_image
 from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.models.preprocessing import normalise
 from keras_pneumo.models.weights import State, from_torch, to_torch

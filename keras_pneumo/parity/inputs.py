@@ -20,7 +20,7 @@ from keras_pneumo.config import Augmentation
 from keras_pneumo.data.batches.augmentation import draw_parameters
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import is_prepared
-from keras_pneumo.data.prepared.rendering import resize_image
+from keras_pneumo.data.radiographs.geometry import resize_image
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
 from keras_pneumo.data.radiographs.reading import RASTER_SUFFIXES, find_images, read_radiograph
 from keras_pneumo.errors import PneumoError

@@ -22,8 +22,8 @@ import numpy as np
 from keras_pneumo.errors import AGAIN, PneumoError, Stopped
 from keras_pneumo.training.averaging import averaged_weights, keep_average
 from keras_pneumo.training.checkpoints import State
-from keras_pneumo.training.distributed.strategy import Engine
-from keras_pneumo.training.log import EpochRow, Events, Log, Pace
+from keras_pneumo.training.distributed.strategy import Distribution
+from keras_pneumo.training.log import EpochMeasures, EpochRow, Events, Log
 from keras_pneumo.training.optimizers import inner_optimizer
 from keras_pneumo.training.step import TrainingNetwork
 from keras_pneumo.training.validation import Validator
@@ -208,11 +208,11 @@ class EpochValidation(keras.callbacks.Callback):
         images = max(state.images, 1)
         before = self.log.best
         norm = state.norm_sum / state.norm_images if state.norm_images else float("nan")
-        pace = Pace(state.seconds, state.images, state.data_seconds, norm)
+        pace = EpochMeasures(state.seconds, state.images, state.data_seconds, norm)
         started = time.monotonic() - state.seconds
         with averaged_weights(self.model):
             result = self.validate(self.model)
-            row = self.log.judged(self.model, result, epoch + 1, self.phase, state.loss_sum / images, started, pace)
+            row = self.log.add_epoch(self.model, result, epoch + 1, self.phase, state.loss_sum / images, started, pace)
         self.on_epoch(row)
         if state.plateau is not None:
             inner_optimizer(self.model).learning_rate = state.plateau.step(row.score)
@@ -259,7 +259,7 @@ class CheckpointSaver(keras.callbacks.Callback):
         every: CheckpointInterval,
         save: Callable[[TrainingNetwork | None], None],
         interruption: Interruption,
-        engine: Engine,
+        distribution: Distribution,
     ) -> None:
         """Where the training stands, and when and how to save it.
 
@@ -271,7 +271,7 @@ class CheckpointSaver(keras.callbacks.Callback):
             every: how often to write.
             save: writes a checkpoint; of the network with its optimizer, or None between two phases.
             interruption: the signals.
-            engine: tells whether there are other workers, which have to stop at the same step.
+            distribution: tells whether there are other workers, which have to stop at the same step.
         """
         super().__init__()
         self.state = state
@@ -281,8 +281,8 @@ class CheckpointSaver(keras.callbacks.Callback):
         self.every = every
         self.save = save
         self.interruption = interruption
-        self.engine = engine
-        self.only_worker = engine.workers == 1
+        self.distribution = distribution
+        self.only_worker = distribution.workers == 1
         self.saved = time.monotonic()
         self.since = 0
 
@@ -319,7 +319,7 @@ class CheckpointSaver(keras.callbacks.Callback):
         self.saved, self.since = time.monotonic(), 0
 
     def _stop(self) -> None:
-        self.engine.agree(0)  # no worker leaves before the chief has saved: a scheduler may then end them all
+        self.distribution.broadcast(0)  # no worker leaves before the chief has saved: a scheduler may then end them all
         position = f"epoch {self.state.epoch + 1}, step {self.state.step}"
         raise Stopped(
             f"{self.interruption.name} came at {position}; everything is saved. Run the same command again to go on.",

@@ -53,11 +53,11 @@ from keras_pneumo.training.callbacks import (
 )
 from keras_pneumo.training.checkpoints import Checkpoint, State, capture, check_identity, identity, position_of
 from keras_pneumo.training.distributed.agreement import check_agreement
-from keras_pneumo.training.distributed.strategy import ONE, Engine, lost_workers
-from keras_pneumo.training.log import EpochRow, Events, Log, Pace, draw_curves
+from keras_pneumo.training.distributed.strategy import ONE_DEVICE, Distribution, lost_workers
+from keras_pneumo.training.log import EpochMeasures, EpochRow, Events, Log, draw_curves
 from keras_pneumo.training.losses import image_losses
 from keras_pneumo.training.optimizers import make_optimizer, set_learning
-from keras_pneumo.training.report import Finished, finish
+from keras_pneumo.training.report import RunReport, report_run
 from keras_pneumo.training.run_folder import (
     RunLocation,
     find_folds_folder,
@@ -93,7 +93,7 @@ class TrainingOptions:
     for whole batches and BatchNorm learns, which takes the statistics of each micro-batch.
     """
 
-    engine: Engine = ONE
+    distribution: Distribution = ONE_DEVICE
     """The devices."""
     checkpoint_every: CheckpointInterval = EVERY_FIVE_MINUTES
     """How often a checkpoint is written."""
@@ -154,7 +154,7 @@ def run_training(
     must_resume: bool = False,
     weights: Path | None = None,
     start_from: Path | None = None,
-) -> Finished | None:
+) -> RunReport | None:
     """Train one run, predict the test images with it, score them and write the report.
 
     An unfinished run of the same experiment and data is gone on with: in ``out``, or else the last of
@@ -170,14 +170,14 @@ def run_training(
         start_from: a run folder whose best weights are the start.
 
     Returns:
-        The report, in the run folder (``report.parent``); None on a worker that writes none.
+        The report, in the run folder (``report.path``); None on a worker that writes none.
 
     Raises:
         PneumoError: as :func:`train`; or ``out`` holds something else; or there is nothing to resume.
         Stopped: as :func:`train`.
     """
     options = options or TrainingOptions()
-    location = shared_location(options.engine, lambda: find_run_folder(out, experiment, prepared, must_resume))
+    location = shared_location(options.distribution, lambda: find_run_folder(out, experiment, prepared, must_resume))
     return _train_and_report(experiment, prepared, location, options, weights, start_from)
 
 
@@ -190,7 +190,7 @@ def run_folds(
     must_resume: bool = False,
     weights: Path | None = None,
     start_from: Path | None = None,
-    on_report: Callable[[Finished], None] = lambda report: None,
+    on_report: Callable[[RunReport], None] = lambda report: None,
 ) -> list[Path]:
     """Train one run for each fold of the split, into ``fold_0``, ``fold_1``, ... of one folder; finished ones stay.
 
@@ -214,13 +214,16 @@ def run_folds(
     options = options or TrainingOptions()
     folds = sorted({int(fold) for fold in prepared.split["fold"] if int(fold) >= 0})
     folder = shared_location(
-        options.engine, lambda: RunLocation(find_folds_folder(out, experiment, prepared, folds, must_resume), False)
+        options.distribution,
+        lambda: RunLocation(find_folds_folder(out, experiment, prepared, folds, must_resume), False),
     ).folder
     folders = []
     for fold in folds:
         of_fold = experiment.replace(fold=fold)
         origin = start_from / f"fold_{fold}" if start_from is not None else None
-        location = shared_location(options.engine, partial(_fold_location, folder / f"fold_{fold}", of_fold, prepared))
+        location = shared_location(
+            options.distribution, partial(_fold_location, folder / f"fold_{fold}", of_fold, prepared)
+        )
         folders.append(location.folder)
         if not location.finished:
             report = _train_and_report(of_fold, prepared, location, options, weights, origin)
@@ -235,14 +238,14 @@ def _fold_location(folder: Path, experiment: Experiment, prepared: PreparedFolde
     return find_run_folder(folder, experiment, prepared, False)
 
 
-def shared_location(engine: Engine, find: Callable[[], RunLocation]) -> RunLocation:
+def shared_location(distribution: Distribution, find: Callable[[], RunLocation]) -> RunLocation:
     """The run folder that the chief finds, on every worker."""
-    if engine.workers == 1:
+    if distribution.workers == 1:
         return find()
-    location = find() if engine.chief else None
-    with lost_workers(engine):
+    location = find() if distribution.chief else None
+    with lost_workers(distribution):
         values = [str(location.folder), location.resume, location.finished] if location else None
-        text = engine.agree_text(json.dumps(values) if values else "")
+        text = distribution.broadcast_text(json.dumps(values) if values else "")
     folder, resume, finished = json.loads(text)
     return RunLocation(Path(folder), resume, finished)
 
@@ -254,16 +257,16 @@ def _train_and_report(
     options: TrainingOptions,
     weights: Path | None,
     start_from: Path | None,
-) -> Finished | None:
+) -> RunReport | None:
     keras.utils.clear_session()  # of one fold, before the next is trained in the same process
-    folder, engine = location.folder, options.engine
-    say = options.say if engine.chief else lambda message: None
+    folder, distribution = location.folder, options.distribution
+    say = options.say if distribution.chief else lambda message: None
     if location.resume:
         say(f"{folder} is an unfinished run of this experiment on these images; going on with it.")
     # The chief's view for all: a folder may look different for a while on another host.
-    if not engine.agree(int(location.resume and is_trained(folder))):
+    if not distribution.broadcast(int(location.resume and is_trained(folder))):
         network = f"{experiment.encoder} at {experiment.image_size}"
-        say(f"Training {experiment.name}: {network}, on {engine.text}, into {folder}")
+        say(f"Training {experiment.name}: {network}, on {distribution.description}, into {folder}")
         result = train(
             experiment,
             prepared,
@@ -272,12 +275,14 @@ def _train_and_report(
             weights=weights,
             start_from=read_run(start_from) if start_from is not None else None,
         )
-        if engine.chief:
+        if distribution.chief:
             options.on_trained(result)
     again = "The training is done; the same command again predicts and reports."
-    lock = folder_lock(folder) if engine.chief else contextlib.nullcontext()
+    lock = folder_lock(folder) if distribution.chief else contextlib.nullcontext()
     with options.show_progress("prediction") as progress, lock, stopped_at_once(again):
-        return finish(read_run(folder), prepared, progress if engine.chief else None, engine=engine)
+        return report_run(
+            read_run(folder), prepared, progress if distribution.chief else None, distribution=distribution
+        )
 
 
 # ---------------------------------------------------------------- the training alone
@@ -329,7 +334,7 @@ class Trainer:
         self.prepared = prepared
         self.folder = folder
         self.options = options
-        self.engine = options.engine
+        self.distribution = options.distribution
         self.phases = phases_of(experiment)
         self.interruption = Interruption(options.notify)
         self.state = State()
@@ -348,9 +353,9 @@ class Trainer:
     def run(self, weights: Path | None, start_from: RunFolder | None) -> TrainingResult:
         """The whole training; see :func:`train`."""
         with (
-            folder_lock(self.folder) if self.engine.chief else contextlib.nullcontext(),
+            folder_lock(self.folder) if self.distribution.chief else contextlib.nullcontext(),
             self.interruption.listening(),
-            lost_workers(self.engine),
+            lost_workers(self.distribution),
             self.options.show_progress("training") as self.progress,
         ):
             checkpoint = self.set_up(weights, start_from)
@@ -359,21 +364,21 @@ class Trainer:
                 self.run_phases(checkpoint)
                 self.validate_average()
             result = self.finish()
-        stop_if_requested(self.interruption, self.engine)  # a signal may have been promised an end until here
+        stop_if_requested(self.interruption, self.distribution)  # a signal may have been promised an end until here
         return result
 
     # ------------------------------------------------------------ set-up
 
     def set_up(self, weights: Path | None, start_from: RunFolder | None) -> Checkpoint | None:
         """Read and check everything, write the first record, and find the checkpoint to resume from."""
-        chief, notify = self.engine.chief, self.options.notify
+        chief, notify = self.distribution.chief, self.options.notify
         if chief:
             remove_temporary(self.folder)
         self.model, self.training, self.validation = starting_point(
-            self.experiment, self.prepared, weights, start_from, self.engine, self.options.build
+            self.experiment, self.prepared, weights, start_from, self.distribution, self.options.build
         )
         self.identity = identity(self.experiment, self.prepared, self.model)
-        check_agreement(self.engine, self.identity, self.folder)
+        check_agreement(self.distribution, self.identity, self.folder)
         checkpoint = checkpoints.latest(self.folder, notify) if self.options.resume else None
         if checkpoint is not None:
             check_identity(checkpoint, self.identity)
@@ -406,8 +411,8 @@ class Trainer:
             "parameters": self.model.count_params(),
             "versions": versions(),
             "hardware": hardware(),
-            "strategy": self.engine.text,
-            "replicas": self.engine.replicas,
+            "strategy": self.distribution.description,
+            "replicas": self.distribution.replicas,
             "precision": keras.config.dtype_policy().name,
             "command": self.options.command,
         }
@@ -442,7 +447,7 @@ class Trainer:
         if validate_first:
             network, started = self.unlearnt_network(), time.monotonic()
             result = self.validate(network)
-            self.report_epoch(self.log.judged(network, result, 0, "start", float("nan"), started, Pace()))
+            self.report_epoch(self.log.add_epoch(network, result, 0, "start", float("nan"), started, EpochMeasures()))
         self.save(None)
         return None
 
@@ -452,9 +457,9 @@ class Trainer:
         Raises:
             PneumoError: this worker does not see it: the folder is not shared, or not yet up to date.
         """
-        if self.engine.workers == 1:
+        if self.distribution.workers == 1:
             return checkpoint
-        wanted = self.engine.agree(0 if checkpoint is None else _number(checkpoint.folder))
+        wanted = self.distribution.broadcast(0 if checkpoint is None else _number(checkpoint.folder))
         if wanted == 0:
             return None
         if checkpoint is None or _number(checkpoint.folder) != wanted:
@@ -467,7 +472,7 @@ class Trainer:
         self.state = position_of(checkpoint)
         self.new_average()
         checkpoints.restore_model(checkpoint, self.model, self.log, self.average)
-        if self.engine.chief:
+        if self.distribution.chief:
             checkpoints.restore_files(self.folder, checkpoint, f"{CHECKPOINTS}/epoch_*.weights.h5")
             self.log.write()
 
@@ -514,7 +519,7 @@ class Trainer:
             StepCounter(state, self.sizes, experiment.total_epochs, stop, self.events, self.progress),
             EpochValidation(state, self.log, self.validate, phase.name, self.report_epoch, experiment.patience),
             *([self.average] if self.average else []),
-            CheckpointSaver(state, end, self.next_phase, steps, every, self.save, stop, self.engine),
+            CheckpointSaver(state, end, self.next_phase, steps, every, self.save, stop, self.distribution),
         ]
         while state.phase == number:
             if state.step == steps:  # stopped between an epoch's last step and its validation
@@ -528,7 +533,7 @@ class Trainer:
             until = state.epoch + 1 if state.step else end
             plan = plan_of(experiment, state.epoch, until - state.epoch, state.step, self.skip)
             network.fit(
-                self.engine.batches(self.training, plan),
+                self.distribution.batches(self.training, plan),
                 initial_epoch=state.epoch,
                 epochs=until,
                 steps_per_epoch=steps - state.step,
@@ -540,10 +545,10 @@ class Trainer:
     def network(self, phase: Phase, micro_batches: int) -> TrainingNetwork:
         """The training network of a phase, with a new optimizer."""
         experiment, steps = self.experiment, len(self.sizes)
-        with self.engine.scope():
+        with self.distribution.scope():
             optimizer = make_optimizer(experiment, self.model, phase.learning_rate, phase.epochs * steps, steps)
             losses_of, kind = image_losses(experiment), self.options.network_class
-            return training_network(self.model, losses_of, optimizer, micro_batches, self.engine, kind)
+            return training_network(self.model, losses_of, optimizer, micro_batches, self.distribution, kind)
 
     def next_phase(self) -> None:
         """Move the state to the start of the next phase, or past the last one."""
@@ -553,12 +558,12 @@ class Trainer:
 
     def save(self, network: TrainingNetwork | None) -> None:
         """Write a checkpoint, if this worker is the one that does."""
-        if not self.engine.chief:
+        if not self.distribution.chief:
             return
         self.state.elapsed = self.elapsed()
         optimizer = network.optimizer if network is not None else None
         arrays, values = capture(self.state, self.model, optimizer, self.log, self.average, self.identity)
-        values |= {"slices": self.micro_batches, "replicas": self.engine.replicas}
+        values |= {"slices": self.micro_batches, "replicas": self.distribution.replicas}
         checkpoints.save(self.folder, self.state.epoch, self.state.step, arrays, values, self.log.files())
 
     def report_epoch(self, row: EpochRow) -> None:
@@ -579,7 +584,7 @@ class Trainer:
             PneumoError: the memory is too small to predict an image.
             Stopped: it is too small for what several workers predict at once; the next start predicts fewer.
         """
-        replicas = self.engine.replicas
+        replicas = self.distribution.replicas
         batch = self.experiment.global_batch_size
         fits = batch if self.micro_batches == 1 else self.micro_batch_size * replicas
         at_once = min(batch, fits, self.images_at_once or batch)
@@ -587,22 +592,22 @@ class Trainer:
 
     def unlearnt_network(self) -> Any:
         """What validates before anything was learnt: the model itself, or under a strategy one on all devices."""
-        return self.model if self.engine.strategy is None else self.network(self.phases[0], 1)
+        return self.model if self.distribution.strategy is None else self.network(self.phases[0], 1)
 
     def recall_images_at_once(self) -> None:
         """Take what was found before of the images that validation can predict at once; the same on every worker."""
-        batch, replicas = self.experiment.global_batch_size, self.engine.replicas
+        batch, replicas = self.experiment.global_batch_size, self.distribution.replicas
         fits = memory.recall(self.experiment, predicting=True)
-        parts = self.engine.largest(-(-batch // (fits * replicas)) if fits else 1)
+        parts = self.distribution.maximum(-(-batch // (fits * replicas)) if fits else 1)
         self.images_at_once = -(-batch // parts)
 
     def predict_fewer(self, images: int) -> None:
         """Predict at most ``images`` at once from now on, and remember it for this device."""
         self.images_at_once = images
-        memory.remember(self.experiment, max(images // self.engine.replicas, 1), predicting=True)
-        if self.engine.workers > 1:
+        memory.remember(self.experiment, max(images // self.distribution.replicas, 1), predicting=True)
+        if self.distribution.workers > 1:
             raise Stopped(
-                f"Out of memory in validation on worker {self.engine.worker}. From now on {images} images are "
+                f"Out of memory in validation on worker {self.distribution.worker}. From now on {images} images are "
                 "predicted at once. Start all workers again; they go on from the last checkpoint."
             )
         self.options.notify(f"Out of memory in validation: {images} images are predicted at once from now on.")
@@ -612,17 +617,17 @@ class Trainer:
     @property
     def part(self) -> int:
         """Images of the largest part of a batch that one replica takes."""
-        return -(-max(self.sizes) // self.engine.replicas)
+        return -(-max(self.sizes) // self.distribution.replicas)
 
     @property
     def most_micro_batches(self) -> int:
         """With more, a part of the smallest batch would leave one empty."""
-        return max(min(self.sizes) // self.engine.replicas, 1)
+        return max(min(self.sizes) // self.distribution.replicas, 1)
 
     @property
     def micro_batch_size(self) -> int:
         """Images of the largest micro-batch, those that one replica takes at once."""
-        return memory.in_a_slice(self.part, self.micro_batches)
+        return memory.micro_batch_size(self.part, self.micro_batches)
 
     @property
     def batchnorm_note(self) -> str:
@@ -639,20 +644,22 @@ class Trainer:
         """
         if checkpoint is None:
             return 0
-        replicas, values = self.engine.replicas, checkpoint.state
+        replicas, values = self.distribution.replicas, checkpoint.state
         had = int(values.get("slices", 0)) if values.get("replicas") == replicas else 0
-        return self.engine.largest(max(had, memory.needed(self.folder, replicas)))
+        return self.distribution.maximum(max(had, memory.read_needed(self.folder, replicas)))
 
     def micro_batches_that_fit(self) -> int:
         """Micro-batches by what was found for this device before, or is now; the same on every worker."""
         fits = memory.recall(self.experiment)
         if self.options.auto_batch:
-            trial = memory.trial(self.network_of_one_device(), self.experiment, self.part)
-            count = memory.fewest(trial, self.most_micro_batches)
-            fits = memory.in_a_slice(self.part, count)
+            trial = memory.make_trial(self.network_of_one_device(), self.experiment, self.part)
+            count = memory.fewest_micro_batches(trial, self.most_micro_batches)
+            fits = memory.micro_batch_size(self.part, count)
             memory.remember(self.experiment, fits)
             self.options.notify(f"{fits} images fit into memory at once; each batch is taken in {count} micro-batches.")
-        return self.engine.largest(memory.slices_for(self.part, fits, self.most_micro_batches) if fits else 1)
+        return self.distribution.maximum(
+            memory.micro_batches_for(self.part, fits, self.most_micro_batches) if fits else 1
+        )
 
     def network_of_one_device(self) -> TrainingNetwork:
         """A network of the last phase on this device alone, to try out what fits.
@@ -661,7 +668,7 @@ class Trainer:
         takes some of the memory, so that what is found is on the safe side.
         """
         set_learning(self.model, self.experiment, True)
-        if self.engine.strategy is None:
+        if self.distribution.strategy is None:
             return self.network(self.phases[-1], 1)
         model = keras.models.clone_model(self.model)
         set_learning(model, self.experiment, True)
@@ -676,14 +683,14 @@ class Trainer:
             PneumoError: they cannot be halved any more.
             Stopped: there are other workers, which have to start again with the same micro-batches.
         """
-        self.micro_batches = memory.halved(self.micro_batches, self.part, self.most_micro_batches)
+        self.micro_batches = memory.halve_micro_batch(self.micro_batches, self.part, self.most_micro_batches)
         images = self.micro_batch_size
         memory.remember(self.experiment, images)
-        if self.engine.workers > 1:
-            memory.need(self.folder, self.micro_batches, self.engine.replicas)
+        if self.distribution.workers > 1:
+            memory.write_needed(self.folder, self.micro_batches, self.distribution.replicas)
             raise Stopped(
-                f"Out of memory on worker {self.engine.worker}. From now on {images} images are taken at once, with "
-                "the same effective batch. Start all workers again; they go on from the last checkpoint."
+                f"Out of memory on worker {self.distribution.worker}. From now on {images} images are taken at once, "
+                "with the same effective batch. Start all workers again; they go on from the last checkpoint."
             ) from None
         self.options.notify(
             f"Out of memory: {images} images are taken at once from now on, in {self.micro_batches} micro-batches, "
@@ -710,7 +717,7 @@ class Trainer:
         too_many = len(all_skipped) > MOST_SKIPPED * len(self.training) and times > 1
         skips = self.options.skip_nan and not too_many
         path = self.folder / NAN_BATCHES
-        if self.engine.chief:
+        if self.distribution.chief:
             table = _read_nan_batches(self.folder)
             for image_id in image_ids:
                 table.loc[len(table)] = [fault.epoch + 1, fault.step + 1, image_id, "skipped" if skips else "stopped"]
@@ -744,7 +751,7 @@ class Trainer:
         estimate_statistics(self.model, (images for images, _ in training_batches(self.training, last)))
         network, epoch = self.unlearnt_network(), experiment.total_epochs + 1
         result = self.validate(network)
-        self.report_epoch(self.log.judged(network, result, epoch, "average", float("nan"), started, Pace()))
+        self.report_epoch(self.log.add_epoch(network, result, epoch, "average", float("nan"), started, EpochMeasures()))
 
     def finish(self) -> TrainingResult:
         """Draw the curves, complete the record, and keep the last checkpoint only.
@@ -753,28 +760,28 @@ class Trainer:
             PneumoError: no epoch gave a finite score.
         """
         seconds, best = self.elapsed(), self.log.best
-        if self.engine.chief:
+        if self.distribution.chief:
             draw_curves(self.log.frame(), self.folder / "curves.png")
         if best is None:
             raise PneumoError(
                 "No epoch gave a finite validation score, so there are no weights to keep. Lower the rate."
             )
-        if self.engine.chief:
+        if self.distribution.chief:
             ended = {"training_seconds": round(seconds, 1), "best_epoch": best.epoch, "slices": self.micro_batches}
             write_record(self.folder, self.record | ended)
             checkpoints.keep(self.folder, 1)
-        self.engine.agree(0)  # no worker goes on before the chief has written all this
+        self.distribution.broadcast(0)  # no worker goes on before the chief has written all this
         return TrainingResult(self.folder, best, seconds)
 
 
-def stop_if_requested(interruption: Interruption, engine: Engine) -> None:
+def stop_if_requested(interruption: Interruption, distribution: Distribution) -> None:
     """End after the training, on all workers, where a signal came to any after its last step.
 
     Raises:
         Stopped: a signal came.
     """
-    with lost_workers(engine):
-        if engine.largest(int(interruption.wanted)):
+    with lost_workers(distribution):
+        if distribution.maximum(int(interruption.wanted)):
             raise Stopped(
                 f"{interruption.name} came after the last step; the training is done. Run the same command again to "
                 "predict and report.",
@@ -790,7 +797,7 @@ def starting_point(
     prepared: PreparedFolder,
     weights: Path | None,
     start_from: RunFolder | None = None,
-    engine: Engine = ONE,
+    distribution: Distribution = ONE_DEVICE,
     build: Callable[..., keras.Model] = build,
 ) -> tuple[keras.Model, ImageSet, ImageSet]:
     """The network with its first weights, and the training and validation images, all checked.
@@ -805,9 +812,9 @@ def starting_point(
     # Same seed, same weights: without this, threads add the same numbers in another order from run to run.
     tf.config.experimental.enable_op_determinism()
     if start_from is None:
-        return starting_network(experiment, weights, engine, build), training, validation
-    with engine.scope():
-        model = build(experiment, synchronized=engine.replicas > 1)
+        return starting_network(experiment, weights, distribution, build), training, validation
+    with distribution.scope():
+        model = build(experiment, synchronized=distribution.replicas > 1)
     load_weights(model, start_from.weights)
     return model, training, validation
 
@@ -815,7 +822,7 @@ def starting_point(
 def starting_network(
     experiment: Experiment,
     weights: Path | None = None,
-    engine: Engine = ONE,
+    distribution: Distribution = ONE_DEVICE,
     build: Callable[..., keras.Model] = build,
 ) -> keras.Model:
     """The experiment's network with its first weights: random ones by its seed, the encoder's perhaps ImageNet's.
@@ -823,14 +830,14 @@ def starting_network(
     Args:
         experiment: says which.
         weights: as in :func:`train`.
-        engine: where its variables live.
+        distribution: where its variables live.
         build: makes the network.
 
     Raises:
         PneumoError: the ImageNet weights cannot be had.
     """
-    with engine.scope():
-        model = build(experiment, synchronized=engine.replicas > 1)
+    with distribution.scope():
+        model = build(experiment, synchronized=distribution.replicas > 1)
     if experiment.weights != "random":
         load_pretrained(model, experiment.encoder, experiment.weights, weights)
     return model

@@ -16,13 +16,14 @@ import cv2
 import numpy as np
 
 from keras_pneumo.data.labels import rle
+from keras_pneumo.data.radiographs.geometry import size_fault
 from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage
 from keras_pneumo.detector.detector import CLASSIFIER, OUTLINE, Detector
 from keras_pneumo.detector.overlay import encode_png
 from keras_pneumo.detector.summary import error_rate_of, summary_of
 from keras_pneumo.evaluation.report.pictures import outline
 from keras_pneumo.explain.gradcam import heat_maps
-from keras_pneumo.inference.files import pixels_at, unfit
+from keras_pneumo.inference.files import pixels_at
 from keras_pneumo.inference.postprocess import OWN_HEAD
 from keras_pneumo.storage.files import sha256_bytes
 from keras_pneumo.viewer.decoding import Decoder
@@ -49,9 +50,9 @@ class PageDetector:
             UnreadableImage: with the reason.
         """
         radiograph = self.decoder.decode(data, name)
-        reason = unfit(radiograph.pixels, self.detector.image_size)
+        reason = size_fault(radiograph.pixels, self.detector.image_size)
         if reason:
-            raise UnreadableImage(reason[0].lower() + reason[1:].rstrip("."))
+            raise UnreadableImage(reason)
         with self._lock:  # networks answer one at a time
             (answer,) = self.detector.answer([radiograph.pixels])
             heat = mean_heat(self.detector, [radiograph.pixels])[0]

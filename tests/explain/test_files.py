@@ -119,11 +119,13 @@ def test_the_heat_map_of_one_image_is_that_of_the_network_at_the_images_size(tmp
     assert np.abs(other - heat).max() > 0.1
     for image, words in (
         (pixels * 1.0, "from 0 to 1"),
-        (pixels[:, :-1], "Pad it to a square"),
+        (pixels[:, :-1], "pad it to a square"),
         (pixels[:9, :9], "shorter"),
     ):
         with pytest.raises(PneumoError, match=words):
             heat_map(run, image)
+    with pytest.raises(PneumoError, match="no encoder stage 0"):
+        heat_map(run, pixels, stage=0)
     (tmp_path / "broken.dcm").write_bytes(b"nothing")
     with pytest.raises(PneumoError, match=r"broken\.dcm cannot be read: "):
         heat_map(run, tmp_path / "broken.dcm")

@@ -23,7 +23,7 @@ from keras_pneumo.inference.ensemble import predict_classifiers
 from keras_pneumo.inference.predictor import predict_passes
 from keras_pneumo.inference.run import WEIGHTS, build, load_model, read_run
 from keras_pneumo.storage.files import write_json
-from keras_pneumo.training.report import finish
+from keras_pneumo.training.report import report_run
 
 pytestmark = pytest.mark.slow
 
@@ -192,7 +192,7 @@ def test_without_outlines_a_training_ends_without_the_section(tmp_path, run, pre
     test = prepared.cases["image_id"].isin(prepared.subset("test"))
     nowhere = replace(prepared, cases=prepared.cases.assign(mask_pixels=prepared.cases["mask_pixels"].mask(test, 0)))
     assert not can_be_checked(mine, nowhere)
-    finish(mine, nowhere, resamples=100)
+    report_run(mine, nowhere, resamples=100)
     assert "Where it looks" not in (mine.folder / "report.html").read_text()
 
 
@@ -218,7 +218,7 @@ def test_another_split_is_refused(tmp_path, run, prepared):
 
 def test_the_report_shows_it_and_the_command_says_it(tmp_path, run, prepared, capsys):
     mine = read_run(shutil.copytree(run.folder, tmp_path / "mine"))
-    lines = finish(mine, prepared, resamples=200).lines
+    lines = report_run(mine, prepared, resamples=200).sentences
     assert any(line.startswith("Where it looks") for line in lines)
     page = (mine.folder / "report.html").read_text()
     assert "Where it looks" in page

@@ -34,7 +34,7 @@ def test_the_mean_gradient_leaves_out_the_steps_that_overflowed(monkeypatch, nor
     for norm in norms:
         steps.on_train_batch_end(0, {"loss": 1.0, "gradient_norm": norm})
     monkeypatch.setattr(callbacks, "averaged_weights", lambda model: contextlib.nullcontext())
-    log = SimpleNamespace(best=None, judged=lambda *row: given.append(row[-1]) or SimpleNamespace(score=0.5))
+    log = SimpleNamespace(best=None, add_epoch=lambda *row: given.append(row[-1]) or SimpleNamespace(score=0.5))
     validation = EpochValidation(state, log, lambda model: None, "whole", lambda row: None)
     validation.set_model(network)
     validation.on_epoch_end(0)

@@ -79,16 +79,16 @@ def test_memory_that_validation_lacks_is_not_taken_from_the_micro_batches(device
 
 def test_several_workers_stop_and_start_again_with_fewer(monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_PNEUMO_CACHE", str(tmp_path / "cache"))
-    engine = SimpleNamespace(workers=2, worker=1, replicas=2)
-    training = SimpleNamespace(engine=engine, experiment=QUICK, images_at_once=None)
+    distribution = SimpleNamespace(workers=2, worker=1, replicas=2)
+    training = SimpleNamespace(distribution=distribution, experiment=QUICK, images_at_once=None)
     with pytest.raises(Stopped, match="in validation on worker 1"):
         Trainer.predict_fewer(training, 6)
     assert memory.recall(QUICK, predicting=True) == 3, "of each device"
-    engine.largest = lambda parts: max(parts, 2)  # the other worker's
+    distribution.maximum = lambda parts: max(parts, 2)  # the other worker's
     Trainer.recall_images_at_once(training)
     assert training.images_at_once == 4
 
 
 @pytest.mark.parametrize(("need", "most"), [(1, 8), (2, 8), (3, 8), (5, 6), (8, 8)])
 def test_the_fewest_micro_batches_that_fit(need, most):
-    assert memory.fewest(lambda count: count >= need, most) == need
+    assert memory.fewest_micro_batches(lambda count: count >= need, most) == need

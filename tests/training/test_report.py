@@ -37,7 +37,7 @@ def write_ladder(run, **changes):
 
 def test_a_ladder_of_the_same_network_and_versions_is_quoted(run):
     write_ladder(run)
-    assert ladder_fact(run)["comparable with PyTorch"].startswith("Yes: on all 1 ")
+    assert ladder_fact(run)["comparable with PyTorch"].startswith("Yes: in all 1 ")
 
 
 @pytest.mark.parametrize(

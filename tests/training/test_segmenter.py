@@ -13,7 +13,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.postprocess import read_postprocessing
 from keras_pneumo.inference.run import load_model, load_models, read_run
 from keras_pneumo.storage.files import LOCK_NAME
-from keras_pneumo.training.report import finish
+from keras_pneumo.training.report import report_run
 from keras_pneumo.training.trainer import train
 
 TINY = SEGMENTER.replace(
@@ -34,7 +34,7 @@ def finished(tmp_path_factory, prepared_folder):
     folder = tmp_path_factory.mktemp("segmenter")
     prepared = load_prepared(prepared_folder)
     outcome = train(TINY, prepared, folder)
-    done = finish(read_run(folder), prepared, resamples=200)
+    done = report_run(read_run(folder), prepared, resamples=200)
     return folder, outcome, done
 
 
@@ -54,7 +54,7 @@ def test_a_run_holds_masks_their_postprocessing_and_a_report(finished, prepared_
     board = pd.read_csv(folder / "board.csv").set_index("team")
     assert board.loc["All empty", "dice"] == pytest.approx(1 - board["positives"].iloc[0] / board["images"].iloc[0])
     assert 0 < board["pixel_auprc"].iloc[0] <= 1
-    page = done.report.read_text()
+    page = done.path.read_text()
     assert "The outlines, taken apart" in page
     assert "Outlining nothing" in page
     assert "Pixel AUPRC" in page

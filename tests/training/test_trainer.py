@@ -119,16 +119,16 @@ def test_a_run_goes_from_the_prepared_folder_to_its_report_without_the_command_l
 
     options = TrainingOptions(say=said.append, on_trained=trained.append, show_progress=show_progress)
     finished = run_training(experiment, prepared, tmp_path / "run", options)
-    assert finished.report == tmp_path / "run/report.html"
-    assert finished.report.is_file()
-    assert finished.lines
+    assert finished.path == tmp_path / "run/report.html"
+    assert finished.path.is_file()
+    assert finished.sentences
     assert (tmp_path / "run/submission/predictions.csv").is_file()
     assert said == [f"Training tiny: resnet18 at 64, on one device, into {tmp_path / 'run'}"]
     assert shown == ["training", "prediction"]
     assert [result.best.epoch for result in trained] == [1]
     with pytest.raises(PneumoError, match="finished training"):
         run_training(experiment, prepared, tmp_path / "run", options)
-    finished.report.unlink()
+    finished.path.unlink()
     again = run_training(experiment, prepared, tmp_path / "run", options, must_resume=True)
     assert again.report.is_file()
     assert len(trained) == 1, "the training itself was done"

@@ -152,9 +152,9 @@ def test_a_signal_after_the_last_step_ends_a_training_that_is_done(
 
 def test_a_signal_to_another_worker_after_the_last_step_ends_this_one_too():
     values = []
-    engine = SimpleNamespace(largest=lambda value: values.append(value) or 1, workers=2, worker=0)
+    distribution = SimpleNamespace(maximum=lambda value: values.append(value) or 1, workers=2, worker=0)
     with pytest.raises(Stopped, match="A signal to another worker came after the last step") as caught:
-        trainer.stop_if_requested(Interruption(), engine)
+        trainer.stop_if_requested(Interruption(), distribution)
     assert (values, caught.value.exit_code) == ([0], 75)
 
 
@@ -228,8 +228,8 @@ def test_memory_that_runs_out_after_resuming_divides_the_batch(tmp_path, prepare
 )
 def test_the_micro_batches_of_a_checkpoint(tmp_path, state, note, wanted):
     if note:
-        memory.need(tmp_path, *note)
-    engine = SimpleNamespace(replicas=1, largest=lambda value: value)
-    training = SimpleNamespace(engine=engine, folder=tmp_path)
+        memory.write_needed(tmp_path, *note)
+    distribution = SimpleNamespace(replicas=1, maximum=lambda value: value)
+    training = SimpleNamespace(distribution=distribution, folder=tmp_path)
     assert Trainer.kept_micro_batches(training, Checkpoint(tmp_path, {}, state)) == wanted
     assert Trainer.kept_micro_batches(training, None) == 0

@@ -49,6 +49,11 @@ class Label:
     positive: bool
     """Whether there is a pneumothorax: by the column ``pneumothorax`` where there is one, else by the mask."""
 
+    @property
+    def lacks_mask(self) -> bool:
+        """Whether there is a pneumothorax but no mask of it."""
+        return self.positive and rle.area(self.runs) == 0
+
 
 @dataclass(frozen=True)
 class Labels:

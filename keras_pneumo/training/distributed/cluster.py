@@ -53,7 +53,7 @@ class StrategyChoice:
     """The strategy that a training takes, also in words, and its workers."""
 
     kind: Kind
-    text: str
+    description: str
     cluster: Cluster | None = None
 
 

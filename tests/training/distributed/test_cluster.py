@@ -80,9 +80,9 @@ def test_variables_that_do_not_fit_together_are_refused(monkeypatch, environment
 
 
 def test_auto_takes_the_devices_that_are_there():
-    assert choose_strategy("auto", {}, 0).text == "one device, CPU:0"
-    assert choose_strategy("auto", {}, 1).text == "one device, GPU:0"
-    assert (choose_strategy("auto", {}, 4).kind, choose_strategy("auto", {}, 4).text) == (
+    assert choose_strategy("auto", {}, 0).description == "one device, CPU:0"
+    assert choose_strategy("auto", {}, 1).description == "one device, GPU:0"
+    assert (choose_strategy("auto", {}, 4).kind, choose_strategy("auto", {}, 4).description) == (
         "mirrored",
         "mirrored, 4 GPUs",
     )
@@ -90,8 +90,8 @@ def test_auto_takes_the_devices_that_are_there():
     assert choose_strategy("one", config(["a:1", "b:2"], 0), 4).kind == "one"
     choice = choose_strategy("auto", config(["a:1", "b:2"], 1), 0)
     assert (choice.kind, choice.cluster.index) == ("multiworker", 1)
-    assert "ring" in choice.text
-    assert "NCCL" in choose_strategy("auto", config(["a:1", "b:2"], 1), 8).text
+    assert "ring" in choice.description
+    assert "NCCL" in choose_strategy("auto", config(["a:1", "b:2"], 1), 8).description
 
 
 @pytest.mark.parametrize(
