@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from keras_pneumo.detector.detector import Detector
     from keras_pneumo.evaluation.compare import Comparison, Scores
     from keras_pneumo.inference.run import RunFolder
+    from keras_pneumo.training.log import EpochRow
 
 PathLike = str | Path
 
@@ -487,17 +488,29 @@ def train(
     opened = prepared if isinstance(prepared, Prepared) else load_prepared(prepared)
     import_tensorflow()
     from keras_pneumo.inference.run import read_run
-    from keras_pneumo.training.fit import train as train_network
-    from keras_pneumo.training.place import find_place, is_trained
-    from keras_pneumo.training.report import finish
-    from keras_pneumo.training.work import TrainingOptions
+    from keras_pneumo.training.trainer import TrainingOptions, run_training
 
-    where = find_place(_path(out), chosen, opened._prepared, False)
-    if not (where.resume and is_trained(where.folder)):
-        options = TrainingOptions(resume=where.resume)
-        train_network(chosen, opened._prepared, where.folder, _path(weights), "kp.train", manner=options)
-    finish(read_run(where.folder), opened._prepared)
-    return Run(read_run(where.folder))
+    def say(message: str) -> None:
+        if verbose:
+            print(message, flush=True)
+
+    def say_epoch(row: EpochRow) -> None:
+        segmenter = chosen.task == "segmenter"
+        score = f"Dice {row.validation_dice:.3f}" if segmenter else f"AUROC {row.validation_auroc:.3f}"
+        say(f"epoch {row.epoch}: loss {row.loss:.4f}, validation loss {row.validation_loss:.4f}, validation {score}")
+
+    options = TrainingOptions(
+        command="kp.train",
+        notify=lambda message: warnings.warn(message, stacklevel=2),
+        say=say,
+        on_epoch=say_epoch,
+    )
+    report = run_training(chosen, opened._prepared, _path(out), options, weights=_path(weights))
+    assert report is not None  # one process writes its own report
+    for sentence in report.sentences:
+        say(sentence)
+    say(f"Report: {report.path}")
+    return Run(read_run(report.path.parent))
 
 
 def load_detector(folder: PathLike) -> Detector:

@@ -1,18 +1,18 @@
-"""Pretrained weights: ImageNet's by name, found on this machine or downloaded and checked, or a file of the user's.
+"""Pretrained weights: ImageNet's by name, found on this machine or downloaded and checked, or a file by its path.
 
 In: an encoder (``resnet18``, ``resnet34``, ``resnet50``) and a set (``imagenet_v1``; ``imagenet_v2``, which exists for
 ResNet50 only). Out: torchvision's state dict as numpy arrays, the 1000-class head included. Looked for in this order:
 
 1. the file or folder the user names;
 2. the file or folder in ``$KERAS_PNEUMO_WEIGHTS``;
-3. the cache, ``$XDG_CACHE_HOME/keras_pneumo`` or ``~/.cache/keras_pneumo``;
+3. the cache: ``$KERAS_PNEUMO_CACHE``, then ``$XDG_CACHE_HOME/keras_pneumo`` or ``~/.cache/keras_pneumo``;
 4. the sources below, downloaded into the cache.
 
 In a folder these names count: ``resnet50.imagenet_v1.safetensors``; timm's repository layout,
 ``resnet50.tv_in1k/model.safetensors`` (``tv2_in1k`` for V2); a Hugging Face cache of it,
 ``models--timm--resnet50.tv_in1k/snapshots/*/model.safetensors``; and torchvision's own ``resnet50-0676ba61.pth``, as
-PyTorch's cache ``~/.cache/torch/hub/checkpoints`` holds it. Our own and timm's names are trusted as the user's; a file
-under torchvision's name must have torchvision's checksum, since that name promises it.
+PyTorch's cache ``~/.cache/torch/hub/checkpoints`` holds it. Files under our own and timm's names are trusted; a file
+under torchvision's name must have torchvision's checksum, which is part of that name.
 
 Where the checksums come from. V1: timm's copies of torchvision's weights, pinned to a commit, with the SHA-256 that the
 Hugging Face hub shows on the file's page (Git LFS; for ResNet34 that page was not at hand, and the sum is that of a
@@ -27,7 +27,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +38,7 @@ import numpy as np
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.torch_archive import load_torch_archive
 from keras_pneumo.models.weights import from_torch, load_safetensors
+from keras_pneumo.storage.files import cache_folder, default_cache_folder, replacing
 
 
 class WeightSource(NamedTuple):
@@ -160,16 +160,11 @@ def imagenet_weights(
     for candidate, source in ((location, "given"), (named, "named by $KERAS_PNEUMO_WEIGHTS")):
         if candidate:
             return _from_location(Path(candidate).expanduser(), encoder, weights, source)
-    cached = _in_folder(cache_folder(), encoder, weights)
-    if cached is not None:
-        return _load(cached, name)
+    for folder in (cache_folder(), default_cache_folder()):  # the second is where earlier versions kept them
+        cached = _in_folder(folder, encoder, weights)
+        if cached is not None:
+            return _load(cached, name)
     return _load(_download(name, progress), name)
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: ``$XDG_CACHE_HOME/keras_pneumo``, else ``~/.cache/keras_pneumo``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "keras_pneumo"
 
 
 def _from_location(location: Path, encoder: str, weights: str, source: str) -> ImageNetWeights:
@@ -188,7 +183,7 @@ def _from_location(location: Path, encoder: str, weights: str, source: str) -> I
 
 
 def _names(encoder: str, weights: str) -> Iterator[str]:
-    """Names, relative to a folder, under which the weights may lie; ``*`` stands for any commit."""
+    """Yield names, relative to a folder, that the weights may have; ``*`` stands for any commit."""
     name, timm = f"{encoder}.{weights}", f"{encoder}.{_TIMM_TAGS[weights]}"
     yield f"{name}.safetensors"
     yield f"{timm}/model.safetensors"
@@ -234,7 +229,6 @@ def _download(name: str, progress: Callable[[int, int], None] | None) -> Path:
     for source in SOURCES[name]:
         target = folder / _cached_name(source, name)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             _fetch(source, target, progress)
             return target
         except (OSError, http.client.HTTPException, _NotTheFileError) as error:
@@ -258,31 +252,19 @@ class _NotTheFileError(Exception):
 
 
 def _fetch(source: WeightSource, target: Path, progress: Callable[[int, int], None] | None) -> None:
-    """Download to a temporary name, check length and SHA-256, and rename; nothing is left behind otherwise."""
+    """Download a file, checking its length and SHA-256 before it gets its name."""
     request = urllib.request.Request(source.url, headers={"User-Agent": "keras-pneumo"})
-    temporary = None
-    try:
-        with (
-            urllib.request.urlopen(request, timeout=30) as response,
-            tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file,
-        ):
-            temporary = Path(file.name)
-            digest, length = hashlib.sha256(), 0
-            while chunk := response.read(1 << 20):
-                length += len(chunk)
-                if length > source.size:
-                    raise _NotTheFileError(f"more than the published {source.size} bytes came")
-                digest.update(chunk)
-                file.write(chunk)
-                if progress is not None:
-                    progress(length, source.size)
-            if length != source.size:
-                raise _NotTheFileError(f"{length} bytes came instead of {source.size}")
-            if digest.hexdigest() != source.sha256:
-                raise _NotTheFileError(f"its SHA-256 is {digest.hexdigest()} instead of {source.sha256}")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    with urllib.request.urlopen(request, timeout=30) as response, replacing(target) as file:
+        digest, length = hashlib.sha256(), 0
+        while chunk := response.read(1 << 20):
+            length += len(chunk)
+            if length > source.size:
+                raise _NotTheFileError(f"more than the published {source.size} bytes came")
+            digest.update(chunk)
+            file.write(chunk)
+            if progress is not None:
+                progress(length, source.size)
+        if length != source.size:
+            raise _NotTheFileError(f"{length} bytes came instead of {source.size}")
+        if digest.hexdigest() != source.sha256:
+            raise _NotTheFileError(f"its SHA-256 is {digest.hexdigest()} instead of {source.sha256}")

@@ -21,17 +21,12 @@ import csv
 import ctypes
 import io
 import json
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
-from filelock import FileLock, Timeout
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.devices import FILE as DEVICES
@@ -41,9 +36,11 @@ from keras_pneumo.phantoms.cohort import PhantomSettings, list_images, make_case
 from keras_pneumo.phantoms.devices import device_rows
 from keras_pneumo.phantoms.dicom import encode_dicom
 from keras_pneumo.phantoms.render import render
+from keras_pneumo.storage.files import LOCK_NAME, folder_lock, remove_temporary, write_bytes
+from keras_pneumo.storage.workers import available_cores, map_in_processes
 
 FORMAT = 1
-"""Raised whenever the same settings give other radiographs, labels, patients or truth than before."""
+"""Increased whenever the same settings give other radiographs, labels, patients or truth than before."""
 
 IMAGES, LABELS, PATIENTS, TRUTH, STATE = (
     "dicom-images-train",
@@ -52,7 +49,8 @@ IMAGES, LABELS, PATIENTS, TRUTH, STATE = (
     "phantom.csv",
     "phantom.json",
 )
-_LOCK = ".phantom.lock"
+_LOCKS = (LOCK_NAME, ".phantom.lock")
+"""Locks of this and of earlier versions: a folder that holds nothing else is empty."""
 
 TRUTH_COLUMNS = (
     "image_id", "patient_id", "side", "area_fraction", "tube", "tube_pixels", "marker_x", "marker_y", "marker_width",
@@ -104,14 +102,11 @@ def write_phantoms(
                 _write_devices_again(out, settings)
             return _summary(out, written=False)
         out.mkdir(parents=True, exist_ok=True)
-        with FileLock(out / _LOCK, timeout=0):
-            for left_over in out.rglob(".*.tmp"):  # of a run that was killed while writing
-                left_over.unlink()
-            write_atomically(out / STATE, _state(settings, complete=False))
-            _write_all(out, settings, workers or os.cpu_count() or 1, progress)
-            write_atomically(out / STATE, _state(settings, complete=True))
-    except Timeout:
-        raise PneumoError(f"Another run is writing phantoms to {out}. Wait for it, or choose another folder.") from None
+        with folder_lock(out):
+            remove_temporary(out)
+            write_bytes(out / STATE, _state(settings, complete=False), durable=False)
+            _write_all(out, settings, workers or available_cores(), progress)
+            write_bytes(out / STATE, _state(settings, complete=True), durable=False)
     except OSError as error:
         raise PneumoError(f"Phantoms could not be written to {out}: {error.strerror or error}.") from error
     return _summary(out, written=True)
@@ -121,7 +116,7 @@ def _is_complete(out: Path, settings: PhantomSettings) -> bool:
     """Return whether ``out`` already holds these phantoms; refuse a folder that holds anything else."""
     if out.exists() and not out.is_dir():
         raise PneumoError(f"{out} is a file. Give the name of a new folder.")
-    if not out.exists() or not any(entry.name != _LOCK for entry in out.iterdir()):
+    if not out.exists() or not any(entry.name not in _LOCKS for entry in out.iterdir()):
         return False
     try:
         state = json.loads((out / STATE).read_text(encoding="utf-8"))
@@ -146,18 +141,18 @@ def _write_all(out: Path, settings: PhantomSettings, workers: int, progress: Cal
     labels = [(fact["truth"]["image_id"], row) for fact in facts for row in fact["rows"]]
     patients = [(fact["truth"]["image_id"], fact["truth"]["patient_id"]) for fact in facts]
     truth = [[fact["truth"][column] for column in TRUTH_COLUMNS] for fact in facts]
-    write_atomically(out / DEVICES, devices_csv(row for fact in facts for row in fact["devices"]))
-    write_atomically(out / TRUTH, _csv(TRUTH_COLUMNS, truth))
-    write_atomically(out / PATIENTS, _csv(("ImageId", "patient_id"), patients))
+    write_bytes(out / DEVICES, devices_csv(row for fact in facts for row in fact["devices"]), durable=False)
+    write_bytes(out / TRUTH, _csv(TRUTH_COLUMNS, truth), durable=False)
+    write_bytes(out / PATIENTS, _csv(("ImageId", "patient_id"), patients), durable=False)
     # The space before EncodedPixels stands in the real file's first line.
-    write_atomically(out / LABELS, _csv(("ImageId", " EncodedPixels"), labels))
+    write_bytes(out / LABELS, _csv(("ImageId", " EncodedPixels"), labels), durable=False)
 
 
 def _write_devices_again(out: Path, settings: PhantomSettings) -> None:
     """Write the table of tubes, leads and writing of images that were drawn before."""
     pairs = list_images(settings.seed, settings.images, settings.positive_rate)
     cases = sorted((make_case(settings.seed, *pair, settings) for pair in pairs), key=lambda case: case.image_id)
-    write_atomically(out / DEVICES, devices_csv(row for case in cases for row in device_rows(case)))
+    write_bytes(out / DEVICES, devices_csv(row for case in cases for row in device_rows(case)), durable=False)
 
 
 def _truth(out: Path) -> list[dict[str, str]]:
@@ -202,44 +197,29 @@ def write_radiographs(
     Raises:
         PneumoError: a process died.
     """
-    if workers == 1:
-        threads = cv2.getNumThreads()
-        try:
-            for pair in pairs:
-                yield write_radiograph(out, settings, *pair)
-        finally:
-            cv2.setNumThreads(threads)
-        return
-    # Spawned, not forked: the caller may hold threads (TensorFlow's, above all) that a fork would break.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_keep_memory)
+    threads = cv2.getNumThreads()
+    jobs = [(out, settings, patient, image) for patient, image in pairs]
     try:
-        waiting = list(reversed(pairs))
-        running: set[Future[dict[str, Any]]] = set()
-        while True:
-            while waiting and len(running) < 4 * workers:
-                running.add(pool.submit(write_radiograph, out, settings, *waiting.pop()))
-            if not running:
-                return
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
-    except BrokenProcessPool:
-        raise PneumoError(
-            f"A process that was making phantoms for {out} died, perhaps for want of memory. Run again with one "
-            'worker; a script of your own must call this below if __name__ == "__main__":, as each process imports it.'
-        ) from None
+        for _, facts in map_in_processes(write_radiograph, jobs, workers, initializer=_keep_memory):
+            if facts is None:
+                raise PneumoError(
+                    f"A process that was making phantoms for {out} died, perhaps for want of memory. Run again with "
+                    'one worker; a script of your own must call this below if __name__ == "__main__":, as each process '
+                    "imports it."
+                )
+            yield facts
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        cv2.setNumThreads(threads)
 
 
-def write_radiograph(out: Path, settings: PhantomSettings, patient: int, image: int) -> dict[str, Any]:
-    """Draw one radiograph, write its file, and return its rows of the tables."""
+def write_radiograph(job: tuple[Path, PhantomSettings, int, int]) -> dict[str, Any]:
+    """Draw one radiograph (folder, settings, patient, image), write its file, and return its rows of the tables."""
+    out, settings, patient, image = job
     cv2.setNumThreads(1)  # the images are made in parallel already
     phantom = render(settings.seed, patient, image, settings)
     case = phantom.case
     path = out / IMAGES / case.study_uid / case.series_uid / f"{case.image_id}.dcm"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, encode_dicom(phantom.image, case))
+    write_bytes(path, encode_dicom(phantom.image, case), durable=False)
     x, y, width, height = phantom.marker_box
     truth = {
         "image_id": case.image_id,
@@ -273,13 +253,3 @@ def _keep_memory() -> None:
         return
     for option, size in ((-1, 2**29), (-3, 2**24)):  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
         mallopt(option, size)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary name beside ``path`` and rename: whatever happens, no half file bears the name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

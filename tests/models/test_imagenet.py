@@ -25,6 +25,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 def nowhere(tmp_path, monkeypatch):
     """No weights in the environment, an empty cache, and no way to the network."""
     monkeypatch.delenv("KERAS_PNEUMO_WEIGHTS", raising=False)
+    monkeypatch.delenv("KERAS_PNEUMO_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def refuse(*_arguments, **_keywords):
@@ -64,6 +65,7 @@ def server(monkeypatch):
 def downloads(server, tmp_path, monkeypatch):
     """The server's file stands in the table as ResNet50's V1."""
     monkeypatch.delenv("KERAS_PNEUMO_WEIGHTS", raising=False)
+    monkeypatch.delenv("KERAS_PNEUMO_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     table = {**SOURCES, "resnet50.imagenet_v1": (WeightSource(server.url, SHA256, len(CONTENT)),)}
     monkeypatch.setattr(imagenet, "SOURCES", table)

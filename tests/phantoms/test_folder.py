@@ -41,7 +41,7 @@ def test_files_lie_as_in_the_competition(folder: Path) -> None:
     for path in files:
         dataset = pydicom.dcmread(path, stop_before_pixels=True)
         assert path.parts[-3:] == (dataset.StudyInstanceUID, dataset.SeriesInstanceUID, f"{dataset.SOPInstanceUID}.dcm")
-    assert not list(folder.rglob("*.tmp"))
+    assert not list(folder.rglob("*.part"))
 
 
 def test_the_label_file_has_every_oddity_of_the_real_one(folder: Path) -> None:
@@ -143,7 +143,7 @@ def test_an_interrupted_folder_is_finished_to_the_same_bytes(tmp_path: Path) -> 
     with pytest.raises(StopError):
         write_phantoms(broken, settings, workers=1, progress=stop_at_two)
     assert not (broken / "train-rle.csv").exists()
-    (next(broken.rglob("*.dcm")).parent / ".x.dcm.1.tmp").write_bytes(b"half")
+    (next(broken.rglob("*.dcm")).parent / ".x.dcm.abcdefgh.part").write_bytes(b"half")
     assert write_phantoms(broken, settings, workers=1).written
     assert hashes(broken) == hashes(whole)
 
@@ -188,9 +188,9 @@ def test_a_full_disk_is_reported_and_leaves_nothing_half(tmp_path: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(PneumoError, match=r"could not be written to .*No space left on device"):
+    with pytest.raises(PneumoError, match=r"Cannot write .*No space left on device"):
         write_phantoms(tmp_path / "out", PhantomSettings(images=1), workers=1)
-    assert [path.name for path in (tmp_path / "out").rglob("*") if path.name != ".phantom.lock"] == []
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.name != ".lock"] == []
 
 
 def test_no_workers_is_refused(tmp_path: Path) -> None:

@@ -18,13 +18,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.labels import rle
-from keras_pneumo.data.labels.label_csv import read_kaggle, read_table
+from keras_pneumo.data.labels.cases import read_labels, refuse_rejected
 from keras_pneumo.data.labels.patients import read_patients
 from keras_pneumo.data.prepared.manifest import MANIFEST_NAME, read_manifest
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.scoring.metrics import auroc
-from keras_pneumo.storage.tables import IMAGE_COLUMNS, column_name, counted, image_id_of
+from keras_pneumo.storage.tables import IMAGE_COLUMNS, column_name, counted, image_id_of, read_table
 
 _LABELS = ("pneumothorax", "existlabels", "label", "target")
 _SPLITS = ("fold", "subset")
@@ -138,9 +137,9 @@ def _file_labels(found: pd.DataFrame, split: Path, labels: Path | None) -> pd.Se
         raise PneumoError(
             f"{split} has no label column (pneumothorax, exist_labels). Give the label file with --labels."
         )
-    rows = read_kaggle(labels)
-    known = rows.assign(y=(~rows.encoded_pixels.map(rle.is_empty)).astype(int)).groupby("image_id").y.max()
-    values = found.image_id.map(known)
+    read = read_labels(labels, need_masks=False)
+    refuse_rejected(labels, read.rejected)
+    values = found.image_id.map({image_id: int(label.positive) for image_id, label in read.images.items()})
     if values.isna().any():
         first = found[values.isna()].iloc[0]
         raise PneumoError(

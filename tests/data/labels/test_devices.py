@@ -17,7 +17,8 @@ from keras_pneumo.data.labels.devices import (
     kinds_of,
     read_devices,
 )
-from keras_pneumo.data.prepared.folder import load_prepared, prepare
+from keras_pneumo.data.prepared.folder import load_prepared
+from keras_pneumo.data.prepared.prepare import prepare
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.phantoms.cohort import list_images, make_case
 from keras_pneumo.phantoms.devices import device_rows, draw_devices, position_patient
