@@ -27,7 +27,7 @@ def tf_config(ports, index):
 
 
 def environment_of(cluster=None, **more):
-    """What a process sees that is alone, or worker ``cluster``, (ports, number)."""
+    """The environment of a single process, or of one worker: ``cluster`` is (ports, number)."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "TF_CONFIG"))}
     if cluster is not None:
         environment["TF_CONFIG"] = tf_config(*cluster)

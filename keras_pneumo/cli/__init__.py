@@ -95,9 +95,9 @@ class _Commands(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         module = importlib.import_module(f"keras_pneumo.cli.{COMMANDS[name].module}")
-        alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
-        alone.command(name)(getattr(module, f"{name.replace('-', '_')}_command"))
-        return typer.main.get_command(alone)
+        single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+        single.command(name)(getattr(module, f"{name.replace('-', '_')}_command"))
+        return typer.main.get_command(single)
 
 
 class _Group(typer.core.TyperGroup):

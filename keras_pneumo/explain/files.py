@@ -102,9 +102,9 @@ def heat_map(
     size = run.experiment.image_size
     if reason := size_fault(pixels, size):
         raise PneumoError(f"The image cannot be used: {reason}.")
-    (checked_method, checked_stage), _ = checked_with(run) or (CONVENTION, False)
+    checked, _ = checked_with(run) or (CONVENTION, False)
     model = load_model(run) if model is None else model
-    maps = heat_maps(model, pixels_at([pixels], size), method or checked_method, stage or checked_stage)
+    maps = heat_maps(model, pixels_at([pixels], size), *_named_or(checked, method, stage))
     return np.asarray(cv2.resize(maps[0], pixels.shape[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
 
 
@@ -133,7 +133,7 @@ def explain_files(
     """
     sources: list[Source] = [(name, path) for path, name in find_files(data, folder)]
     checked, selected = checked_with(run) or (CONVENTION, False)
-    shown = (method or checked[0], stage or checked[1])
+    shown = _named_or(checked, method, stage)
     truths = {name: label.runs for name, label in read_labels(labels).images.items()} if labels else {}
     size = run.experiment.image_size
     model = load_model(run)
@@ -160,6 +160,11 @@ def explain_files(
     write_table(folder / "explained.csv", safe_columns(pd.DataFrame(rows), "image_id", "file"))
     write_quarantine(folder, refused)
     return FilesExplained(folder, *shown, selected and shown == checked, len(rows), len(refused))
+
+
+def _named_or(checked: tuple[str, int], method: str | None, stage: int | None) -> tuple[str, int]:
+    """The method and stage that are named, else those of the run's check."""
+    return checked[0] if method is None else method, checked[1] if stage is None else stage
 
 
 def _explain_one(

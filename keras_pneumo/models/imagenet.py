@@ -1,4 +1,4 @@
-"""Pretrained weights: ImageNet's by name, found on this machine or downloaded and checked, or a file of the user's.
+"""Pretrained weights: ImageNet's by name, found on this machine or downloaded and checked, or a file by its path.
 
 In: an encoder (``resnet18``, ``resnet34``, ``resnet50``) and a set (``imagenet_v1``; ``imagenet_v2``, which exists for
 ResNet50 only). Out: torchvision's state dict as numpy arrays, the 1000-class head included. Looked for in this order:
@@ -11,8 +11,8 @@ ResNet50 only). Out: torchvision's state dict as numpy arrays, the 1000-class he
 In a folder these names count: ``resnet50.imagenet_v1.safetensors``; timm's repository layout,
 ``resnet50.tv_in1k/model.safetensors`` (``tv2_in1k`` for V2); a Hugging Face cache of it,
 ``models--timm--resnet50.tv_in1k/snapshots/*/model.safetensors``; and torchvision's own ``resnet50-0676ba61.pth``, as
-PyTorch's cache ``~/.cache/torch/hub/checkpoints`` holds it. Our own and timm's names are trusted as the user's; a file
-under torchvision's name must have torchvision's checksum, since that name promises it.
+PyTorch's cache ``~/.cache/torch/hub/checkpoints`` holds it. Files under our own and timm's names are trusted; a file
+under torchvision's name must have torchvision's checksum, which is part of that name.
 
 Where the checksums come from. V1: timm's copies of torchvision's weights, pinned to a commit, with the SHA-256 that the
 Hugging Face hub shows on the file's page (Git LFS; for ResNet34 that page was not at hand, and the sum is that of a
@@ -183,7 +183,7 @@ def _from_location(location: Path, encoder: str, weights: str, source: str) -> I
 
 
 def _names(encoder: str, weights: str) -> Iterator[str]:
-    """Names, relative to a folder, under which the weights may lie; ``*`` stands for any commit."""
+    """Yield names, relative to a folder, that the weights may have; ``*`` stands for any commit."""
     name, timm = f"{encoder}.{weights}", f"{encoder}.{_TIMM_TAGS[weights]}"
     yield f"{name}.safetensors"
     yield f"{timm}/model.safetensors"

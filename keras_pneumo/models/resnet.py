@@ -1,7 +1,7 @@
 """torchvision's ResNet 18, 34 and 50 (v1.5) as Keras encoders, layer for layer.
 
 In: float tensor, shape (batch, height, width, 3), normalised. Out: a list of five feature maps at strides 2, 4, 8, 16
-and 32. They exist so that a weight file of the PyTorch world gives the same numbers here: PyTorch's padding on every
+and 32. So a weight file of the PyTorch world gives the same numbers here: PyTorch's padding on every
 side, no convolution bias, BatchNorm epsilon 1e-5 and momentum 0.9, the stride of a bottleneck on its 3x3 convolution.
 ``keras.applications`` differs in each of these.
 
@@ -129,7 +129,7 @@ def batch_norm(x: Any, name: str, synchronized: bool = False) -> Any:
 
 
 def _basic(x: Any, width: int, stride: int, name: str, synchronized: bool) -> Any:
-    """Two 3x3 convolutions and a shortcut (ResNet 18 and 34); ``width`` is also the number of output channels."""
+    """Add two 3x3 convolutions and a shortcut (ResNet 18 and 34); ``width`` is also the number of output channels."""
     shortcut = _shortcut(x, width, stride, name, synchronized)
     x = convolution(x, width, 3, stride=stride, name=f"{name}-conv1")
     x = batch_norm(x, f"{name}-bn1", synchronized)
@@ -141,7 +141,7 @@ def _basic(x: Any, width: int, stride: int, name: str, synchronized: bool) -> An
 
 
 def _bottleneck(x: Any, width: int, stride: int, name: str, synchronized: bool) -> Any:
-    """1x1, 3x3 (with the stride) and 1x1 convolutions and a shortcut (ResNet 50); four times ``width`` channels out."""
+    """Add 1x1, 3x3 (with the stride) and 1x1 convolutions and a shortcut (ResNet 50); 4 x ``width`` channels out."""
     shortcut = _shortcut(x, 4 * width, stride, name, synchronized)
     x = convolution(x, width, 1, name=f"{name}-conv1")
     x = batch_norm(x, f"{name}-bn1", synchronized)
@@ -156,7 +156,7 @@ def _bottleneck(x: Any, width: int, stride: int, name: str, synchronized: bool) 
 
 
 def _shortcut(x: Any, channels: int, stride: int, name: str, synchronized: bool) -> Any:
-    """The block's input, or its projection by a 1x1 convolution where the shape changes."""
+    """Return the block's input, or its projection by a 1x1 convolution where the shape changes."""
     if stride == 1 and x.shape[-1] == channels:
         return x
     x = convolution(x, channels, 1, stride=stride, name=f"{name}-downsample-0")

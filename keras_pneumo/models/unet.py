@@ -2,7 +2,7 @@
 
 In: radiograph, float, shape (batch, height, width, 1), 0 to 1; both sides divide by 32. Out: one logit per pixel,
 float32, shape (batch, height, width, 1); with the image-level head a dictionary of that as ``mask`` and one logit per
-image as ``image``, shape (batch, 1). Layers carry smp's module names (with ``-`` for ``.``), so its weights load here
+image as ``image``, shape (batch, 1). Layers have smp's module names (with ``-`` for ``.``), so its weights load here
 and ours there.
 
 Source: ``smp.Unet`` 0.6.0 (``decoders/unet/decoder.py``, ``base/heads.py``, ``base/modules.py``); Ronneberger et al.,
@@ -95,7 +95,7 @@ def check_size(height: int, width: int) -> None:
 
 
 def _decoder_block(x: Any, skip: Any, channels: int, name: str, scse: bool, synchronized: bool) -> Any:
-    """Twice the size by nearest neighbour, the encoder's features beside it, two 3x3 convolutions."""
+    """Add a decoder block: twice the size by nearest neighbour, the encoder's features, two 3x3 convolutions."""
     x = keras.layers.UpSampling2D(2, data_format="channels_last", interpolation="nearest", name=f"{name}-up")(x)
     attention = f"{name}-attention1-attention"
     if skip is not None:
@@ -120,15 +120,15 @@ def _decoder_block(x: Any, skip: Any, channels: int, name: str, scse: bool, sync
 
 
 def _kaiming_uniform() -> keras.initializers.Initializer:
-    """smp's start of every decoder convolution, ``kaiming_uniform_(fan_in, relu)``.
+    """Make smp's initializer of every decoder convolution, ``kaiming_uniform_(fan_in, relu)``.
 
-    A new one for each layer: an initializer draws the same numbers whenever it is asked.
+    A new one for each layer: an initializer draws the same numbers every time.
     """
     return keras.initializers.VarianceScaling(2.0, "fan_in", "uniform")
 
 
 def _scse(x: Any, name: str) -> Any:
-    """Spatial and channel squeeze and excitation: x times a weight per channel plus x times one per pixel."""
+    """Add spatial and channel squeeze and excitation: x times a weight per channel plus x times one per pixel."""
     channels = x.shape[-1]
 
     def pointwise(value: Any, filters: int, activation: str, part: str) -> Any:
@@ -151,7 +151,7 @@ def _scse(x: Any, name: str) -> Any:
 
 
 def _scse_shapes(channels: int) -> dict[str, tuple[int, ...]]:
-    """smp's tensors of one SCSE module, by name, in PyTorch's order of axes."""
+    """Return the shapes of smp's tensors of one SCSE module, by name, in PyTorch's order of axes."""
     narrow = channels // REDUCTION
     return {
         "cSE.1.weight": (narrow, channels, 1, 1),
@@ -164,7 +164,7 @@ def _scse_shapes(channels: int) -> dict[str, tuple[int, ...]]:
 
 
 def _image_head(features: Any, dropout: float) -> Any:
-    """smp's classification head: average pooling, dropout, one logit."""
+    """Add smp's classification head: average pooling, dropout, one logit."""
     pool = keras.layers.GlobalAveragePooling2D(
         data_format="channels_last", dtype=full_dtype(), name="classification_head-0"
     )

@@ -193,11 +193,11 @@ class UnusedTensors(keras.layers.Layer):
     """Tensors that the PyTorch module has and never uses; the input passes through unchanged.
 
     smp makes an attention for the skip of every decoder block, also of the last, which has no skip. A strict exchange
-    of weights must carry them. They are not trained here; in PyTorch they get no gradient.
+    of weights must include them. They are not trained here; in PyTorch they get no gradient.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], **kwargs: Any) -> None:
-        """Shapes by the tensors' names after this layer's own, in PyTorch's order of axes."""
+        """Take the shapes by the tensors' names after this layer's own, in PyTorch's order of axes."""
         super().__init__(**kwargs)
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
 
@@ -210,11 +210,11 @@ class UnusedTensors(keras.layers.Layer):
             self.add_weight(shape=shape, initializer=start, trainable=False, name=name.replace(".", "-"))
 
     def call(self, x: Any) -> Any:
-        """The input."""
+        """Return the input."""
         return x
 
     def get_config(self) -> dict[str, Any]:
-        """The shapes."""
+        """Return the layer's settings with the shapes."""
         return {**super().get_config(), "shapes": self.shapes}
 
 

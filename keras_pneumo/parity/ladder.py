@@ -2,7 +2,7 @@
 
 In: the ladder's folder after every backend has run. Out: a :class:`CheckResult` for each check: how far our code on
 TensorFlow and on Keras's torch backend is from PyTorch. Later checks do not depend on earlier ones: each starts from
-the same given inputs, so the first broken check is where the two frameworks part.
+the same given inputs, so the first broken check shows where the two frameworks differ.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def target_of(network: str, truths: Mapping[str, np.ndarray]) -> Any:
 
 
 def randomise(model: keras.Model, rng: np.random.Generator, image: np.ndarray) -> None:
-    """Draw every BatchNorm vector at random, since fresh statistics hide mistakes.
+    """Draw every BatchNorm vector at random: fresh statistics would hide mistakes.
 
     The statistics are drawn around those of the image; others would let the activations grow from layer to layer until
     float32 has no digits left to compare.

@@ -69,9 +69,9 @@ def initial(folder: Path, expected: Arrays) -> str:
 def forward(folder: Path, expected: Arrays) -> str:
     """Check 6: layers forward."""
     return (
-        f"{len(expected)} layers, random weights and random BatchNorm statistics. What remains is the order in which a "
-        "convolution's products are summed in float32; where a channel hardly varies, BatchNorm in training mode makes "
-        "it larger for the layers in between."
+        f"{len(expected)} layers, random weights and random BatchNorm statistics. The order in which a convolution's "
+        "products are summed in float32 remains; where a channel hardly varies, BatchNorm in training mode makes this "
+        "larger for the layers in between."
     )
 
 
@@ -94,14 +94,15 @@ def gradients(network: str) -> Remark:
         if path.exists():
             single = read_arrays(folder / TORCH / f"gradients.{network}.float32.npz")
             between = comparing.compare(single, read_arrays(path), comparing.of_norm, np.inf).relative
-            text += f" In float32 ours is up to {between:.1e} of the norm off PyTorch's;"
-        return f"{text} PyTorch's own float32 is up to {own:.1e} off its float64, where a ReLU goes the other way."
+            text += f" In float32 our gradients differ from PyTorch's by up to {between:.1e} of the norm;"
+        text += f" PyTorch's own float32 differs from its float64 by up to {own:.1e}"
+        return f"{text}, where a ReLU's input changes sign."
 
     return remark
 
 
 def own_rounding(folder: Path, network: str, exact: Arrays) -> float:
-    """How far PyTorch's own float32 gradients are off its float64 ones, as a share of the norm of the worst tensor."""
+    """Return how far PyTorch's float32 gradients are off its float64 ones, as a share of the worst tensor's norm."""
     single = read_arrays(folder / TORCH / f"gradients.{network}.float32.npz")
     wanted = {name: array.astype(np.float32) for name, array in exact.items()}
     return comparing.compare(wanted, single, comparing.of_norm, np.inf).relative
@@ -110,15 +111,13 @@ def own_rounding(folder: Path, network: str, exact: Arrays) -> float:
 def step(network: str, kind: str) -> Remark:
     """Check 9: optimizer steps."""
     why = {
-        "sgd": "keras.optimizers.SGD keeps the rate inside its momentum, so it parts when the rate changes",
+        "sgd": "keras.optimizers.SGD keeps the rate inside its momentum, so it differs when the rate changes",
         "adamw": "keras.optimizers.AdamW adds an epsilon of 1e-7 before the bias correction, PyTorch 1e-8 after it",
     }[kind]
 
     def remark(folder: Path, expected: Arrays) -> str:
         path = folder / KERAS / f"keras_own.{network}.{kind}.npz"
-        text = (
-            "Two steps with the same gradients, the second at half the rate. What remains is the rounding of weights."
-        )
+        text = "Two steps with the same gradients, the second at half the rate. The rounding of the weights remains."
         if not path.exists():
             return text
         own = read_arrays(path)
@@ -138,11 +137,11 @@ def statistics(network: str) -> Remark:
         path = folder / KERAS / f"statistics.{network}.npz"
         text = (
             f"Keras keeps the batch's biased variance, PyTorch the unbiased one: n/(n-1) times as much, n from {least} "
-            f"to {most} positions here. It is multiplied out before comparing"
+            f"to {most} positions here. This factor is removed before comparing"
         )
         if path.exists():
             off = comparing.compare(expected, read_arrays(path), comparing.of_value, np.inf).relative
-            text += f"; left in, a running variance is up to {off:.1%} off"
+            text += f"; with it, a running variance differs by up to {off:.1%}"
         return (
             f"{text}. At 512 pixels and 16 images n is at least 4096, and the difference 0.02%; losses in training "
             "mode do not depend on it."
@@ -168,9 +167,10 @@ def training(network: str) -> Remark:
     def remark(folder: Path, expected: Arrays) -> str:
         losses = [float(value[0]) for value in expected.values()]
         return (
-            "The same weights (residual branches shut at first) and batches, at a rate at which PyTorch repeats "
-            f"itself; the losses lie between {min(losses):.3f} and {max(losses):.3f}. Rounding grows from step to "
-            "step. Running variances differ (check 10), but no loss of training depends on them."
+            "The same weights (residual branches shut at first) and batches, at a rate so low that rounding alone "
+            f"changes little in PyTorch itself. The losses are between {min(losses):.3f} and {max(losses):.3f}. "
+            "Rounding grows from step to step. Running variances differ (check 10), but no loss of training depends "
+            "on them."
         )
 
     return remark
@@ -192,8 +192,8 @@ def score(folder: Path, expected: Arrays) -> str:
     same = all(first[name] == second[name] for name in first)
     values = ", ".join(f"{name.upper() if name == 'auroc' else 'Dice'} {float(first[name][0]):.4f}" for name in first)
     return (
-        f"The referee's scores of both files are {'equal' if same else 'NOT equal'} ({values}); compared with them is "
-        "a scorer of PyTorch's process that shares no code with ours."
+        f"The referee's scores of both files are {'equal' if same else 'NOT equal'} ({values}). They are "
+        "compared with a scorer in PyTorch's process that shares no code with ours."
     )
 
 

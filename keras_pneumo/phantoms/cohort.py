@@ -94,8 +94,9 @@ class PhantomSettings:
 class Case:
     """Everything about one image but its pixels.
 
-    ``areas`` holds the share of the image of each label row of a positive (empty for a negative); ``overlap`` says
-    whether those rows should overlap. ``sex`` is M or F, ``age`` in years, ``view`` PA or AP.
+    ``area`` is the share of the image that a pneumothorax covers (0 for a negative), ``rows`` the number of its label
+    rows (0 for a negative); ``overlap`` says whether two rows should overlap. ``sex`` is M or F, ``age`` in years,
+    ``view`` PA or AP, ``side`` right or left.
     """
 
     seed: int

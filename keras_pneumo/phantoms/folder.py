@@ -40,7 +40,7 @@ from keras_pneumo.storage.files import LOCK_NAME, folder_lock, remove_temporary,
 from keras_pneumo.storage.workers import available_cores, map_in_processes
 
 FORMAT = 1
-"""Raised whenever the same settings give other radiographs, labels, patients or truth than before."""
+"""Increased whenever the same settings give other radiographs, labels, patients or truth than before."""
 
 IMAGES, LABELS, PATIENTS, TRUTH, STATE = (
     "dicom-images-train",

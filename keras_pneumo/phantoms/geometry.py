@@ -88,7 +88,7 @@ def stroke(canvas: np.ndarray, curve: np.ndarray, value: int, width: int = 1, cl
 
 
 def stroke_all(canvas: np.ndarray, curves: np.ndarray, value: int, width: int) -> None:
-    """Draw many curves, shape (n, points, 2) in pixels, alike onto a uint8 canvas, with smooth edges."""
+    """Draw many curves, shape (n, points, 2) in pixels, onto a uint8 canvas, with smooth edges."""
     cv2.polylines(canvas, list(_fixed(curves)), False, int(value), max(1, int(width)), cv2.LINE_AA, _SHIFT)
 
 
@@ -105,7 +105,7 @@ def rounded(mask: np.ndarray, radius: float) -> np.ndarray:
 
 
 def slab(outline: np.ndarray, radius: float, size: int = HALF) -> np.ndarray:
-    """:func:`rounded` of an outline in pixels: float32 (size, size). Only the outline's surroundings are worked on."""
+    """Return :func:`rounded` of an outline in pixels, float32 (size, size); only its surroundings are computed."""
     low = np.clip(np.floor(outline.min(axis=0)).astype(int) - 2, 0, size - 1)
     high = np.clip(np.ceil(outline.max(axis=0)).astype(int) + 3, 1, size)
     canvas = np.zeros((high[1] - low[1], high[0] - low[0]), np.uint8)
@@ -191,12 +191,12 @@ def hollow(offset: np.ndarray, depth: float, wall: float) -> np.ndarray:
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur with ``sigma`` in pixels; the border is reflected."""
+    """Blur by a Gaussian with ``sigma`` in pixels; the border is reflected."""
     return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
 
 
 def wide_blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur with a large ``sigma``, made on a reduced image: same size out, a few per cent of the time."""
+    """Blur by a Gaussian with a large ``sigma``, on a reduced image: same size out, a few per cent of the time."""
     step = max(1, int(2 ** np.floor(np.log2(max(1.0, sigma / 3)))))
     small = cv2.resize(image, None, fx=1 / step, fy=1 / step, interpolation=cv2.INTER_AREA)
     return enlarge(blur(small, sigma / step), image.shape[0])

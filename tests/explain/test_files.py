@@ -124,6 +124,8 @@ def test_the_heat_map_of_one_image_is_that_of_the_network_at_the_images_size(tmp
     ):
         with pytest.raises(PneumoError, match=words):
             heat_map(run, image)
+    with pytest.raises(PneumoError, match="no encoder stage 0"):
+        heat_map(run, pixels, stage=0)
     (tmp_path / "broken.dcm").write_bytes(b"nothing")
     with pytest.raises(PneumoError, match=r"broken\.dcm cannot be read: "):
         heat_map(run, tmp_path / "broken.dcm")
