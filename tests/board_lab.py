@@ -1,15 +1,22 @@
 """A small truth and submissions of chosen skill, for tests of the board and its reports."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from keras_pneumo.data.prepared.split import split_sha256
-from keras_pneumo.evaluation.board.board import score
-from keras_pneumo.evaluation.inputs.alignment import check_submission
+from keras_pneumo.evaluation.board.board import score_submissions
+from keras_pneumo.evaluation.inputs.alignment import align_submission
 from keras_pneumo.evaluation.inputs.submission import SubmissionInfo, read_submission, write_submission
 from keras_pneumo.evaluation.inputs.truth import read_truth
+
+REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[2] / "shared"))
+"""Folder of real submissions and SIIM's tables; tests that need it are skipped without it."""
+needs_real = pytest.mark.skipif(not (REAL / "siim_tables").exists(), reason="the real tables are not at hand")
 
 
 def write_truth(folder, n=60, seed=0):
@@ -49,5 +56,18 @@ def submit(folder, truth, team, skill, seed=0, **info):
 
 
 def board_of(truth, *folders, **options):
-    answers = [check_submission(read_submission(folder), truth) for folder in folders]
-    return score(truth, answers, resamples=options.pop("resamples", 400), **options)
+    answers = [align_submission(read_submission(folder), truth) for folder in folders]
+    return score_submissions(truth, answers, resamples=options.pop("resamples", 400), **options)
+
+
+GOOD_PREDICTIONS = "image_id,probability,encoded_pixels\nb,0.25,-1\na,0.75,12 5\n"
+
+
+def team_folder(tmp_path, predictions=GOOD_PREDICTIONS, **info):
+    """A team's folder as another framework might write it, right or wrong."""
+    folder = tmp_path / "team"
+    folder.mkdir()
+    declared = {"format": 1, "team": "Team", "task": "joint", "split_sha256": "f" * 64} | info
+    (folder / "submission.json").write_text(json.dumps(declared))
+    (folder / "predictions.csv").write_text(predictions)
+    return folder

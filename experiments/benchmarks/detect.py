@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from keras_pneumo.config import CLASSIFIER, SEGMENTER
-from keras_pneumo.data.radiographs.reading import read_radiograph
+from keras_pneumo.data.radiographs.reading import find_files, read_radiograph
 from keras_pneumo.detector.calibration import Calibration
-from keras_pneumo.detector.detect import BATCH, caption, detect, find_files
-from keras_pneumo.detector.detector import Counts, Detector
-from keras_pneumo.detector.overlay import mask_on, overlay_mask, png_of
+from keras_pneumo.detector.detect import detect
+from keras_pneumo.detector.detector import BATCH, Detector, ValidationCounts
+from keras_pneumo.detector.overlay import encode_png, mask_at_size, overlay_mask
+from keras_pneumo.detector.summary import caption
 from keras_pneumo.inference.export import on_onnx
 from keras_pneumo.inference.postprocess import PostprocessingParameters
 from keras_pneumo.inference.run import FORMAT, RunFolder, build, versions
@@ -41,9 +42,9 @@ def random_detector(size: int, flips: bool, engine: str) -> Detector:
         members = [[(run, [on_onnx(model, run.experiment)]) for run, (model,) in part] for part in members]
     return Detector(
         folder=Path(), name="random", version="0", classifiers=members[0], segmenters=members[1],
-        rule=PostprocessingParameters(0.0, 1, 0.0), outline_area=1,
+        postprocessing=PostprocessingParameters(0.0, 1, 0.0), outline_area=1,
         calibration=Calibration("none"), probability_source="classifier",
-        threshold=0.5, counts=Counts(2, 2, 1, 0, 0, 1), record={},
+        threshold=0.5, counts=ValidationCounts(2, 2, 1, 0, 0, 1), record={},
     )  # fmt: skip
 
 
@@ -57,11 +58,11 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_phantoms(folder / "films", PhantomSettings(images=given.images, seed=0), workers=1)
-        paths = [path for path, _ in find_files([folder / "films"])]
+        write_phantoms(folder / "radiographs", PhantomSettings(images=given.images, seed=0), workers=1)
+        paths = [path for path, _ in find_files([folder / "radiographs"])]
         for engine, flips in [(engine, flips) for engine in ("keras", "onnx") for flips in (True, False)]:
             detector = random_detector(given.size, flips, engine)
-            images = [read_radiograph(path).image for path in paths]
+            images = [read_radiograph(path).pixels for path in paths]
             detector.answer(images[:BATCH])  # compiles, which is paid once
             seconds = {}
             start = time.perf_counter()
@@ -73,14 +74,14 @@ def main() -> None:
             seconds["predict"] = time.perf_counter() - start
             start = time.perf_counter()
             for number, (image, answer) in enumerate(zip(images, answers, strict=True)):
-                picture = overlay_mask(image, mask_on(answer.mask, image.shape[0]), caption(detector, answer))
-                (folder / f"{number}.png").write_bytes(png_of(picture))
+                picture = overlay_mask(image, mask_at_size(answer.mask, image.shape[0]), caption(detector, answer))
+                (folder / f"{number}.png").write_bytes(encode_png(picture))
             seconds["write"] = time.perf_counter() - start
             start = time.perf_counter()
-            detect(detector, [folder / "films"], folder / f"out-{engine}-{flips}")
+            detect(detector, [folder / "radiographs"], folder / f"out-{engine}-{flips}")
             whole = time.perf_counter() - start
             start = time.perf_counter()
-            detect(detector, [folder / "films"], folder / f"dicom-{engine}-{flips}", dicom=True)
+            detect(detector, [folder / "radiographs"], folder / f"dicom-{engine}-{flips}", dicom=True)
             with_dicom = time.perf_counter() - start
             each = {stage: value / len(paths) for stage, value in seconds.items()}
             kind = f"{engine}, {'image and mirror image' if flips else 'image alone'}"

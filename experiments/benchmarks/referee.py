@@ -20,7 +20,7 @@ import pandas as pd
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.evaluation.compare import compare
-from keras_pneumo.evaluation.inputs.alignment import check_submission
+from keras_pneumo.evaluation.inputs.alignment import align_submission
 from keras_pneumo.evaluation.inputs.submission import SubmissionInfo, read_submission, write_submission
 from keras_pneumo.evaluation.inputs.truth import Truth, read_truth
 from keras_pneumo.evaluation.scoring.masks import overlap
@@ -61,7 +61,7 @@ def made(folder: Path, images: int, teams: int) -> Truth:
 
 def dice_by_runs(folder: Path, truth: Truth) -> np.ndarray:
     """Dice per image, from the csv text."""
-    answers = check_submission(read_submission(folder), truth)
+    answers = align_submission(read_submission(folder), truth)
     assert truth.runs is not None
     assert answers.runs is not None
     return overlap(truth.runs, answers.runs, truth.areas).dice.to_numpy()

@@ -1,42 +1,140 @@
 """The command line: the only place that parses arguments and prints to a person.
 
+A command's module is imported when that command is asked for, so that ``keras-pneumo --help`` comes at once and
+``keras-pneumo compare`` works without TensorFlow.
+
 Exit codes: 0 done, 1 done but something was set aside, 2 refused, 75 stopped and to be run again, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import typer
+import typer.core
 
 from keras_pneumo import __version__
-from keras_pneumo.cli import data, detect, explain, export, parity, predict, referee, train
 from keras_pneumo.cli.console import REFUSED, err, exit_code_of, out, report
 from keras_pneumo.errors import PneumoError
 
 INTERRUPTED = 130
 
+
+class Command(NamedTuple):
+    """Where a command is written (``NAME_command`` in a module of this package), and its line in the list of all."""
+
+    module: str
+    summary: str
+    """The first paragraph of the command's docstring."""
+
+
+COMMANDS = {
+    "doctor": Command("data", "Say what this machine has and lacks, a line for each thing, with what to do."),
+    "phantom": Command(
+        "data", "Write synthetic chest radiographs as a folder like SIIM-ACR's: DICOM files, label csv, patient table."
+    ),
+    "download": Command(
+        "data",
+        "Fetch the SIIM-ACR images and labels from Kaggle, with your own account and after you accepted their rules.",
+    ),
+    "prepare": Command(
+        "data", "Turn radiographs into checked PNGs at one or more sizes, with a patient-level split and a manifest."
+    ),
+    "inspect": Command("data", "Draw a sheet of images with their masks outlined, by subset and label."),
+    "train": Command("train", "Train, predict the test patients, score them, and write report.html."),
+    "find-lr": Command("train", "Raise the learning rate step by step, draw the loss, and suggest a rate."),
+    "predict": Command(
+        "predict",
+        "Predict a prepared subset, or any folder of radiographs: the probability, and by segmenters the mask.",
+    ),
+    "explain": Command(
+        "explain", "Draw heat maps of where a network looks; on a prepared folder also check what they are worth."
+    ),
+    "join": Command(
+        "detect", "Join classifiers and segmenters into one detector: a folder that can be copied to another machine."
+    ),
+    "detect": Command(
+        "detect",
+        "Detect and outline pneumothorax on radiographs: a json and an overlay PNG each, and DICOM objects "
+        "with --dicom.",
+    ),
+    "view": Command(
+        "detect",
+        "Open a local page that shows each radiograph with its outline, heat maps, and how often such an "
+        "answer is wrong.",
+    ),
+    "export": Command("export", "Export a run's best weights, checked on test images against the run itself."),
+    "compare": Command(
+        "referee", "Score submissions of any framework by patient, beside the answers that use no pixels."
+    ),
+    "audit-split": Command(
+        "referee",
+        "Say how many validation images share a patient with training, and what knowing the patient alone is worth.",
+    ),
+    "parity": Command(
+        "parity", "Compare Keras with PyTorch, check by check, from DICOM pixels to scores, and show where they differ."
+    ),
+}
+
+
+class _Commands(Mapping[str, Any]):
+    """The commands by name, each imported when it is looked up."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+    def __contains__(self, name: object) -> bool:
+        return name in COMMANDS
+
+    def __getitem__(self, name: str) -> Any:
+        module = importlib.import_module(f"keras_pneumo.cli.{COMMANDS[name].module}")
+        single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+        single.command(name)(getattr(module, f"{name.replace('-', '_')}_command"))
+        return typer.main.get_command(single)
+
+
+class _Group(typer.core.TyperGroup):
+    """The group of all commands; its help names them without importing them."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _Commands()  # type: ignore[assignment] # typer adds none when all are given here
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        summaries = [typer.core.TyperCommand(name, help=command.summary) for name, command in COMMANDS.items()]
+        plain = typer.core.TyperGroup(
+            name=self.name,
+            help=self.help,
+            params=self.params,
+            commands=summaries,
+            rich_markup_mode=self.rich_markup_mode,
+        )
+        plain.format_help(ctx, formatter)
+
+
 app = typer.Typer(
     name="keras-pneumo",
+    cls=_Group,
     help="Find pneumothorax on chest radiographs, and compare results fairly. Research use only.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-data.add_commands(app)
-train.add_commands(app)
-predict.add_commands(app)
-explain.add_commands(app)
-detect.add_commands(app)
-export.add_commands(app)
-referee.add_commands(app)
-parity.add_commands(app)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         out.print(f"keras-pneumo {__version__}", highlight=False)
         raise typer.Exit
 
@@ -50,7 +148,7 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit with its code; faults of the user's become one sentence, never a traceback."""
+    """Run one command and exit with its code; a user's mistake becomes one sentence, never a traceback."""
     try:
         app(args=arguments)  # ends in SystemExit, and says what is wrong with the arguments itself
     except PneumoError as error:
@@ -60,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
         _refuse(f"{error.strerror or error}: {error.filename}." if error.filename else f"{error}.")
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            err.print("Interrupted; what was complete is kept.", highlight=False)
+            err.print("Interrupted. Everything that was complete is kept.", highlight=False)
         raise
 
 

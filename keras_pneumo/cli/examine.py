@@ -15,9 +15,9 @@ from typing import Literal
 import psutil
 
 from keras_pneumo import __version__
-from keras_pneumo.cli.quiet import import_tensorflow
 from keras_pneumo.data.radiographs.decoders import decoder_report
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.quiet import import_tensorflow
 
 PACKAGES = ("numpy", "pandas", "scikit-learn", "opencv-python-headless", "pydicom", "pycocotools")
 TESTED_PYTHON = ((3, 11), (3, 13))
@@ -95,10 +95,10 @@ def _engine() -> list[Finding]:
 
 def _strategy(gpus: int) -> Finding:
     """What ``train --strategy auto`` would run on, by the same choice."""
-    from keras_pneumo.training.distributed.cluster import choose
+    from keras_pneumo.training.distributed.cluster import choose_strategy
 
     try:
-        return Finding("strategy", "ok", choose("auto", os.environ, gpus).text)
+        return Finding("strategy", "ok", choose_strategy("auto", os.environ, gpus).description)
     except PneumoError as fault:
         return Finding("strategy", "fault", "the workers cannot be told", str(fault))
 

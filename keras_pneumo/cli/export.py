@@ -8,19 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keras_pneumo.cli.console import say
-from keras_pneumo.cli.quiet import hushed, import_tensorflow
 from keras_pneumo.config import read_experiment
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.quiet import hushed, import_tensorflow
 
 if TYPE_CHECKING:
     from keras_pneumo.inference.export import Format
 
 FORMATS = ("torch", "savedmodel", "onnx", "litert")
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Register this module's commands."""
-    app.command("export")(export_command)
 
 
 def export_command(
@@ -31,7 +26,7 @@ def export_command(
         Path | None, typer.Option("--weights", help="ImageNet weights, for an experiment that starts from them.")
     ] = None,
 ) -> None:
-    """Export a run's best weights, checked on phantoms against the run itself.
+    """Export a run's best weights, checked on test images against the run itself.
 
     torch: safetensors under PyTorch's names, for torchvision's ResNet or smp.Unet with load_state_dict(strict=True).
     savedmodel, onnx (needs the extra `export`), litert: the whole network, float32 (batch, height, width, 1) in [0, 1]
@@ -49,7 +44,7 @@ def export_command(
     import_tensorflow()
     from keras_pneumo.inference.export import BOUND, export_network, export_run
     from keras_pneumo.inference.run import read_run
-    from keras_pneumo.training.start import starting_network
+    from keras_pneumo.training.trainer import starting_network
 
     chosen: Format = form  # type: ignore[assignment]
     with hushed():
@@ -57,5 +52,5 @@ def export_command(
             exported = export_run(read_run(source), chosen, out)
         else:
             exported = export_network(starting_network(experiment, weights), experiment, chosen, out)
-    say(f"Logits on phantoms differ by {exported.difference:.1e} of the largest; up to {BOUND:.0e} is accepted.")
+    say(f"The logits differ by {exported.difference:.1e} of the largest; up to {BOUND:.0e} is accepted.")
     say(str(exported.path))

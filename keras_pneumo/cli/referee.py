@@ -13,18 +13,12 @@ from rich.measure import measure_renderables
 from rich.table import Table
 
 from keras_pneumo.cli.console import out, say, warn
-from keras_pneumo.evaluation.board.audits import audit_split
-from keras_pneumo.evaluation.board.findings import summary
+from keras_pneumo.evaluation.board.findings import terminal_rows
+from keras_pneumo.evaluation.board.split_audit import audit_split
 from keras_pneumo.evaluation.board.verdict import verdict
 from keras_pneumo.evaluation.compare import compare
 
 ROOMY = Console(width=10_000).options
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Register this module's commands."""
-    app.command("compare")(compare_command)
-    app.command("audit-split")(audit_split_command)
 
 
 def compare_command(
@@ -39,9 +33,9 @@ def compare_command(
     this_split: Annotated[bool, typer.Option(help="Pass over submissions made on another split.")] = False,
     allow_missing: Annotated[bool, typer.Option(help="Count images without an answer as answered 'no'.")] = False,
     allow_extra: Annotated[
-        bool, typer.Option(help="Pass over answers beyond what is scored: other images, and mask pixels past the last.")
+        bool, typer.Option(help="Leave out rows of images that are not scored, and rows given twice.")
     ] = False,
-    clip_runs: Annotated[bool, typer.Option(help="Cut masks that run past the last pixel.")] = False,
+    clip_runs: Annotated[bool, typer.Option(help="Cut masks that end past the last pixel.")] = False,
     team: Annotated[str | None, typer.Option(help="Score only this team's submission.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 0,
     resamples: Annotated[int, typer.Option(min=100, help="How often patients are resampled.")] = 10_000,
@@ -60,7 +54,7 @@ def compare_command(
         patients=patients,
         allow_missing=allow_missing,
         allow_extra=allow_extra,
-        clip_runs=clip_runs or allow_extra,
+        clip_runs=clip_runs,
         team=team,
         seed=seed,
         resamples=resamples,
@@ -68,7 +62,7 @@ def compare_command(
         adjudicated=adjudicated,
         this_split=this_split,
     )
-    show_board(*summary(board, findings))
+    show_board(*terminal_rows(board, findings))
     found = verdict(board)
     say(found.headline)
     for sentence in found.sentences:

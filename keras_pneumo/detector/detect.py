@@ -1,8 +1,8 @@
-"""Radiographs to answers on disk, in a pipeline: worker processes decode, this thread predicts, threads write.
+"""Detection: radiographs to answers on disk. Worker processes decode, this thread predicts, threads write.
 
 In: an opened detector and files. Out, for each radiograph that could be read: ``NAME.json``, ``NAME.png`` (the outline
-on the radiograph) and, where asked, DICOM objects in ``dicom/NAME``; for all of them ``predictions.csv``, and
-``quarantine.csv`` with what was set aside and why. Memory does not grow with the folder.
+on the radiograph) and, where wanted, DICOM objects in ``dicom/NAME``; for all of them ``predictions.csv``, and
+``quarantine.csv`` with the files that were set aside and the reasons. Memory does not grow with the folder.
 """
 
 from __future__ import annotations
@@ -19,45 +19,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from keras_pneumo.data.labels.siim import find_files
+from keras_pneumo.data.radiographs.geometry import size_fault
 from keras_pneumo.data.radiographs.radiograph import Radiograph
-from keras_pneumo.data.radiographs.reading import read_or_reason
-from keras_pneumo.detector.detector import Answer, Detector
-from keras_pneumo.detector.dicom_files import NoSource, clear_objects, write_objects
-from keras_pneumo.detector.overlay import mask_on, overlay_mask, png_of
+from keras_pneumo.data.radiographs.reading import find_files, read_or_reason
+from keras_pneumo.detector.detector import BATCH, Answer, Detector
+from keras_pneumo.detector.dicom_files import UnusableSource, clear_objects, write_objects
+from keras_pneumo.detector.overlay import encode_png, mask_at_size, overlay_mask
 from keras_pneumo.detector.summary import caption, disagreement, summary_of
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.files import unfit
 from keras_pneumo.inference.predictor import Progress
-from keras_pneumo.storage.files import require_writable, write_bytes, write_json
-from keras_pneumo.storage.tables import one_line, write_tables
-from keras_pneumo.storage.workers import work_through
+from keras_pneumo.storage.files import require_writable, write_bytes, write_json, write_table
+from keras_pneumo.storage.tables import one_line, safe_columns, write_quarantine
+from keras_pneumo.storage.workers import map_in_processes
 
 if TYPE_CHECKING:  # highdicom is an extra
     from keras_pneumo.detector.dicom_objects import Finding
 
-BATCH = 4
-"""Radiographs predicted together: at 512 pixels more gain nothing on CPU cores."""
-
 WRITERS = 2
 SECONDS = 60.0
-"""Longest that a file may keep the decoders from giving anything; one of 16 megapixels takes about a second."""
+"""Time limit for decoding one file; one of 16 megapixels takes about a second."""
 
-CRASHED = f"its decoder crashed or came to no end within {SECONDS:g} seconds, so it is damaged or hostile"
+CRASHED = f"its decoder crashed or did not end within {SECONDS:g} seconds, so it is damaged or hostile"
 
 
 @dataclass
-class Detected:
-    """What :func:`detect` did."""
+class DetectionResult:
+    """The rows and files of one :func:`detect`."""
 
     out: Path
     rows: list[dict[str, Any]] = field(default_factory=list)
     set_aside: list[dict[str, str]] = field(default_factory=list)
+    """Files without an answer, or with one but without DICOM objects: ``file`` and ``reason``."""
     made_up: int = 0
     """Files whose identifiers were made up for their DICOM objects."""
     names: set[str] = field(default_factory=set)
-    """File names given so far, in lower case."""
+    """File names used so far, in lower case."""
 
     def __str__(self) -> str:
         """A sentence for the user."""
@@ -77,22 +75,22 @@ def detect(
     progress: Progress | None = None,
     workers: int | None = None,
     batch: int = BATCH,
-) -> Detected:
-    """Answer for every radiograph and write what was found.
+) -> DetectionResult:
+    """Answer for every radiograph and write the answers.
 
     Args:
-        detector: opened.
+        detector: from :func:`keras_pneumo.detector.detector.open_detector`.
         paths: files and folders.
         out: folder for the answers, made if need be.
         dicom: whether to write DICOM objects too.
         make_uids: whether to make up identifiers that DICOM objects need and the file lacks.
         progress: called with files done and in all.
-        workers: processes that decode, at least one; default: one for each core where there are files enough for that.
+        workers: processes that decode, at least one; default: one per core, as far as there are files for them.
         batch: radiographs predicted together.
 
     Raises:
-        PneumoError: there is nothing to read, highdicom is missing, or the disk refuses. After this and after Ctrl-C
-            the tables name what was complete by then.
+        PneumoError: there is nothing to read, highdicom is missing, or a file cannot be written. After this and after
+            Ctrl-C the tables list what was complete by then.
     """
     if dicom and find_spec("highdicom") is None:
         raise PneumoError(
@@ -100,53 +98,55 @@ def detect(
         )
     files = dict(find_files(paths, out))
     require_writable(out)
-    done = Detected(out)
+    result = DetectionResult(out)
     pending: deque[Future[dict[str, Any]]] = deque()
-    # Never in this process: a decoder that crashes or hangs costs its file, however few there are.
-    read = work_through(read_or_reason, list(files), workers, apart=True, seconds=SECONDS)
+    # Never in this process: a decoder that crashes or hangs then costs only its own file.
+    read = map_in_processes(read_or_reason, list(files), workers, isolated=True, seconds=SECONDS)
     try:
         with ThreadPoolExecutor(WRITERS) as writers:
             count = 0
             while group := list(itertools.islice(read, batch)):
-                for item in _answered(detector, group, files, done, dicom, make_uids):
+                for item in _answered(detector, group, files, result, dicom, make_uids):
                     pending.append(writers.submit(_write, detector, item, out))
                 count += len(group)
                 for row in _finished(pending, leave=2 * batch):
-                    _enter(row, done)
+                    _enter(row, result)
                 if progress:
                     progress(count, len(files))
         for row in _finished(pending, leave=0):
-            _enter(row, done)
-    except BaseException:  # Ctrl-C and a full disk too: what is on the disk gets its row
+            _enter(row, result)
+    except BaseException:  # Ctrl-C and a full disk too: every answer that is on the disk gets its row
         for future in pending:
             if future.done() and not future.cancelled() and future.exception() is None:
-                _enter(future.result(), done)
+                _enter(future.result(), result)
         with contextlib.suppress(PneumoError):  # the first error says more
-            write_tables(out, done.rows, done.set_aside)
+            _write_tables(out, result.rows, result.set_aside)
         raise
-    write_tables(out, done.rows, done.set_aside)
-    return done
+    _write_tables(out, result.rows, result.set_aside)
+    return result
 
 
 def _answered(
     detector: Detector,
     group: Sequence[tuple[Path, Radiograph | str | None]],
     files: dict[Path, str],
-    done: Detected,
+    result: DetectionResult,
     dicom: bool,
     make_uids: bool,
 ) -> list[_Item]:
-    """Answer for what could be read of a group, and set the rest aside in ``done``."""
+    """Answer for the readable files of a group, and set the others aside in ``result``."""
     good: list[tuple[Path, Radiograph]] = []
-    for path, found in group:
-        reason = found if isinstance(found, str) else CRASHED if found is None else unfit(found, detector.image_size)
+    for path, read in group:
+        reason = (
+            read if isinstance(read, str) else CRASHED if read is None else size_fault(read.pixels, detector.image_size)
+        )
         if reason:
-            done.set_aside.append({"file": files[path], "reason": reason})
-        elif isinstance(found, Radiograph):
-            good.append((path, found))
-    answers = detector.answer([radiograph.image for _, radiograph in good]) if good else []
+            result.set_aside.append({"file": files[path], "reason": reason})
+        elif isinstance(read, Radiograph):
+            good.append((path, read))
+    answers = detector.answer([radiograph.pixels for _, radiograph in good]) if good else []
     return [
-        _Item(path, files[path], _free_name(radiograph.image_id, done.names), radiograph, answer, dicom, make_uids)
+        _Item(path, files[path], _free_name(radiograph.image_id, result.names), radiograph, answer, dicom, make_uids)
         for (path, radiograph), answer in zip(good, answers, strict=True)
     ]
 
@@ -165,33 +165,43 @@ class _Item:
 
 
 def _free_name(image_id: str, taken: set[str]) -> str:
-    """A file name from an image id: an id may be any text, and two files may have the same one."""
+    """A file name from an image id: an id may be any text, and two files may have the same id."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", image_id).strip(".")[:100] or "image"
     numbered = (plain if number == 1 else f"{plain}-{number}" for number in itertools.count(1))
-    name = next(one for one in numbered if one.lower() not in taken)
+    name = next(candidate for candidate in numbered if candidate.lower() not in taken)
     taken.add(name.lower())
     return name
 
 
 def _finished(pending: deque[Future[dict[str, Any]]], leave: int) -> Iterator[dict[str, Any]]:
-    """Rows of what has been written, waiting until no more than ``leave`` are under way."""
+    """Rows of the answers that were written; waits until no more than ``leave`` are pending."""
     while len(pending) > leave:
         yield pending.popleft().result()
 
 
-def _enter(row: dict[str, Any], done: Detected) -> None:
+def _enter(row: dict[str, Any], result: DetectionResult) -> None:
     note, made_up = row.pop("note"), row.pop("made_up")
-    done.rows.append(row)
-    done.made_up += bool(made_up)
+    result.rows.append(row)
+    result.made_up += bool(made_up)
     if note:
-        done.set_aside.append({"file": row["file"], "reason": f"answered, but without DICOM objects: {note}"})
+        result.set_aside.append({"file": row["file"], "reason": f"answered, but without DICOM objects: {note}"})
+
+
+def _write_tables(out: Path, answered: Sequence[dict[str, Any]], set_aside: Sequence[dict[str, str]]) -> None:
+    """Write ``predictions.csv``, and ``quarantine.csv`` where something was set aside."""
+    columns = ["file", "image_id", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2"]
+    table = pd.DataFrame(answered, columns=[*columns, "encoded_pixels"]).sort_values("file", ignore_index=True)
+    table[["pneumothorax", "outlined"]] = table[["pneumothorax", "outlined"]].astype(int)
+    table = safe_columns(table.round({"probability": 6, "mask_share": 6}), "file", "image_id")
+    write_table(out / "predictions.csv", table)
+    write_quarantine(out, sorted(set_aside, key=lambda row: row["file"]))
 
 
 def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:
-    """Write one answer; the row for the table. Runs in a writer thread."""
+    """Write one answer and return its row for the table. Runs in a writer thread."""
     radiograph, answer = item.radiograph, item.answer
-    mask = mask_on(answer.mask, radiograph.image.shape[0])
-    picture = overlay_mask(radiograph.image, mask, caption(detector, answer))
+    mask = mask_at_size(answer.mask, radiograph.pixels.shape[0])
+    picture = overlay_mask(radiograph.pixels, mask, caption(detector, answer))
     summary = {"file": item.file, **summary_of(detector, radiograph, answer), "overlay": f"{item.name}.png"}
     note, made_up = "", list[str]()
     clear_objects(out, item.name)
@@ -199,19 +209,27 @@ def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:
         try:
             finding = _finding(detector, answer, mask, picture, summary["area_mm2"])
             summary["dicom"], made_up = write_objects(item.path, finding, out, item.name, item.make_uids)
-        except NoSource as error:
+        except UnusableSource as error:
             note = str(error)
-    write_bytes(out / f"{item.name}.png", png_of(picture), durable=False)
+    write_bytes(out / f"{item.name}.png", encode_png(picture), durable=False)
     write_json(out / f"{item.name}.json", summary)
-    kept = ("file", "image_id", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2", "encoded_pixels")
-    return {name: summary[name] for name in kept} | {"note": note, "made_up": made_up}
+    columns = ("file", "image_id", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2")
+    return {name: summary[name] for name in (*columns, "encoded_pixels")} | {"note": note, "made_up": made_up}
 
 
 def _finding(detector: Detector, answer: Answer, mask: np.ndarray, picture: np.ndarray, area: float | None) -> Finding:
-    """What is said in DICOM objects."""
+    """The content of the DICOM objects."""
     from keras_pneumo.detector.dicom_objects import Finding
 
-    # A backslash parts values in DICOM.
+    # A backslash separates values in DICOM.
     algorithm = one_line(f"keras-pneumo {detector.name}".replace("\\", "_"), 64)
-    odd = disagreement(detector, answer)
-    return Finding(mask, picture, answer.probability, detector.threshold, area, algorithm, detector.version, odd)
+    return Finding(
+        mask,
+        picture,
+        answer.probability,
+        detector.threshold,
+        area,
+        algorithm,
+        detector.version,
+        disagreement(detector, answer),
+    )

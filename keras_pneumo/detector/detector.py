@@ -1,15 +1,15 @@
-"""The detector: classifiers and segmenters that answer as one, in a folder that can be copied to another machine.
+"""The detector: classifiers and segmenters with one answer, in a folder that can be copied to another machine.
 
-In: a folder that :mod:`keras_pneumo.detector.fitting` made, and square radiographs. Out: for each one calibrated
-probability and one mask. The folder holds everything that an answer depends on::
+In: a folder that :mod:`keras_pneumo.detector.fitting` wrote, and square radiographs. Out: for each radiograph one
+calibrated probability and one mask. The folder holds everything that an answer depends on::
 
-    detector.json               what it is, the calibration, the threshold, validation's counts, a hash of every file
-    postprocess.json            the rule for masks, whose gate asks an image-level answer
+    detector.json               name, calibration, threshold, counts on validation, a hash of every file
+    postprocess.json            the postprocessing parameters of masks, with the source of their gate
     classifier_0/ ...           experiment.json and network_0.safetensors, network_1.safetensors, ... by PyTorch's names
     segmenter_0/ ...
 
-Beside these lies what it answered on the test images, and is not needed: submission, parts, explain, board.
-Nothing in it names another place, and weights are plain tensors: opening a detector runs no code of its maker's.
+Its answers on the test images lie beside these and are not needed: submission, parts, explain, board. No file names a
+path outside the folder, and weights are plain tensors: opening a detector runs no code from its folder.
 """
 
 from __future__ import annotations
@@ -22,28 +22,33 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
+from scipy.special import expit
 
 from keras_pneumo.config import Experiment, validated
 from keras_pneumo.detector.calibration import Calibration, log_odds, read_calibration
+from keras_pneumo.detector.overlay import mask_at_size
 from keras_pneumo.detector.record import FILE, check_files, networks_of, read_record
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.inference.ensemble import Members, mean_maps, mean_probability
 from keras_pneumo.inference.export import on_onnx
-from keras_pneumo.inference.files import mean_probability, pixels_at
-from keras_pneumo.inference.maps import LEVELS, enlarge, level_counts, quantise
+from keras_pneumo.inference.files import Image, check_readable, image_sources, pixels_at, read_batches
+from keras_pneumo.inference.maps import LEVELS, enlarge, level_histogram, quantise
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
-from keras_pneumo.inference.postprocess import PostprocessingParameters, read_postprocessing
+from keras_pneumo.inference.postprocess import OWN_HEAD, PostprocessingParameters, read_postprocessing
 from keras_pneumo.inference.run import RunFolder, build
-from keras_pneumo.inference.segment import OWN_HEAD, Members, mean_maps
 from keras_pneumo.models.weights import from_torch, load_safetensors
 
 Engine = Literal["keras", "onnx"]
+BATCH = 4
+"""Radiographs predicted together; at 512 pixels larger batches are no faster on CPU cores."""
+
 CLASSIFIER, OUTLINE = "classifier", "outline"
-"""Beside ``own head``, what may decide at the level of the image, alone or together."""
+"""Image-level sources of a probability, beside the segmenters' ``own head``; they also work together."""
 
 
 @dataclass(frozen=True)
-class Counts:
-    """How validation images fell at the threshold; from them a reader is told how often such an answer is wrong."""
+class ValidationCounts:
+    """Right and wrong answers on validation at the threshold; error rates for the user come from them."""
 
     images: int
     patients: int
@@ -55,131 +60,183 @@ class Counts:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the detector says of one radiograph."""
+    """The detector's answer for one radiograph."""
 
     probability: float
-    """Calibrated, of any pneumothorax."""
+    """Of any pneumothorax, calibrated."""
     classifier: float
-    """By the classifiers, as they are."""
+    """The classifiers' probability, not calibrated."""
     own_head: float | None
-    """By the segmenters' image-level heads, as they are; None where they have none."""
-    levels: np.ndarray
+    """The probability of the segmenters' image-level heads, not calibrated; None where they have none."""
+    quantised_map: np.ndarray
     """The segmenters' map, uint8 (S, S): probability times 255."""
     mask: np.ndarray
-    """uint8 (1024, 1024), 0 or 1, on the radiograph stretched to that grid."""
+    """uint8 (1024, 1024), 0 or 1, on the radiograph resized to that grid."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The detector's answer for one radiograph, on the radiograph's own pixels; from :meth:`Detector.predict`."""
+
+    image_id: str
+    """SOPInstanceUID of a DICOM file, name of another file, number of an array."""
+    probability: float
+    """Of any pneumothorax, calibrated."""
+    pneumothorax: bool
+    """The answer: yes from the detector's threshold on."""
+    mask: np.ndarray
+    """uint8 (H, W), 0 or 1, on the rows and columns of the radiograph."""
 
 
 @dataclass(frozen=True)
 class Detector:
-    """An opened detector, its files checked and its networks loaded."""
+    """An opened detector: its files are checked and its networks loaded."""
 
     folder: Path
     name: str
     version: str
-    """Of this package and of the detector's own content: two detectors with the same version answer the same."""
+    """Version of this package and of the detector's content: two detectors with the same version answer the same."""
     classifiers: Members
     segmenters: Members
-    rule: PostprocessingParameters
+    postprocessing: PostprocessingParameters
     outline_area: int
-    """Pixels at 1024x1024 that the ``outline`` as an image-level answer asks of a map."""
+    """Pixels at 1024x1024 that the image-level source ``outline`` needs; see :func:`outline_score`."""
     calibration: Calibration
     probability_source: str
     threshold: float
-    """On the calibrated probability: from here on the answer is yes."""
-    counts: Counts
+    """The answer is yes from this calibrated probability on."""
+    counts: ValidationCounts
     record: dict[str, Any]
     """All of ``detector.json``."""
 
     @property
     def image_size(self) -> int:
-        """Side of the largest image that a network wants: smaller radiographs are refused."""
+        """Largest side, in pixels, of the networks' images: smaller radiographs are refused."""
         return max(run.experiment.image_size for run, _ in [*self.classifiers, *self.segmenters])
+
+    def predict(self, images: Image | Sequence[Image]) -> list[Prediction]:
+        """Predict radiographs given as paths, arrays or a folder, as ``keras-pneumo detect`` does.
+
+        Files are decoded in this process; ``detect`` decodes them in processes of their own and survives hostile ones.
+
+        Args:
+            images: one radiograph, one folder of them, or several of either. An array is (H, W), square, white = dense:
+                uint8, or floats in [0, 1].
+
+        Returns:
+            One prediction for each radiograph in the order given, those of a folder by name. Files that cannot be read
+            are left out, and a warning names them.
+
+        Raises:
+            PneumoError: an array is not an image as above, or there is no radiograph, or none that can be read.
+        """
+        sources = image_sources(images)
+        predictions: list[Prediction] = []
+        refused: list[dict[str, object]] = []
+        for batch in read_batches(sources, self.image_size, BATCH, refused):
+            answers = self.answer([image.pixels for image in batch]) if batch else []
+            for image, answer in zip(batch, answers, strict=True):
+                mask = mask_at_size(answer.mask, image.pixels.shape[0])
+                yes = answer.probability >= self.threshold
+                predictions.append(Prediction(image.image_id, answer.probability, yes, mask))
+        check_readable(sources, refused)
+        return predictions
 
     def answer(self, images: Sequence[np.ndarray]) -> list[Answer]:
         """Answers for square uint8 radiographs, white dense, of any size from :attr:`image_size` up."""
-        classifier = mean_probability(self.classifiers, images)
-        maps, head = mean_maps(self.segmenters, lambda size: pixels_at(images, size))
-        levels = quantise(maps)
-        outline = np.array([outline_score(one, self.outline_area) for one in levels])
+
+        def images_at(size: int) -> np.ndarray:
+            return pixels_at(images, size)
+
+        classifier = mean_probability(self.classifiers, images_at)
+        maps, head = mean_maps(self.segmenters, images_at)
+        quantised = quantise(maps)
+        outline = np.array([outline_score(image_map, self.outline_area) for image_map in quantised])
         sources = image_level_sources(classifier, head, outline)
         probability = self.calibration.apply(sources[self.probability_source])
-        gate = sources[self.rule.gate_source] if self.rule.gate > 0 else np.ones(len(images))
+        parameters = self.postprocessing
+        gate = sources[parameters.gate_source] if parameters.gate > 0 else np.ones(len(images))
         return [
             Answer(
                 float(probability[row]),
                 float(classifier[row]),
                 None if head is None else float(head[row]),
-                one,
-                self.rule.mask(enlarge(one), float(gate[row])),
+                image_map,
+                parameters.mask(enlarge(image_map), float(gate[row])),
             )
-            for row, one in enumerate(levels)
+            for row, image_map in enumerate(quantised)
         ]
 
 
-def outline_score(levels: np.ndarray, area: int) -> float:
-    """The highest probability that at least ``area`` pixels at 1024x1024 of a map, uint8 (S, S), reach."""
-    return float(
-        PostprocessingParameters(1.0, area, 1.0).score(level_counts(enlarge(levels), np.empty(0, np.int32))[None])[0]
-    )
+def outline_score(quantised_map: np.ndarray, area: int) -> float:
+    """The highest probability that at least ``area`` pixels of a map reach.
+
+    Args:
+        quantised_map: probability times 255, uint8 (S, S).
+        area: pixels at 1024x1024.
+    """
+    counts = level_histogram(enlarge(quantised_map), np.empty(0, np.int32))
+    return float(PostprocessingParameters(1.0, area, 1.0).score(counts[None])[0])
 
 
 def image_level_sources(
     classifier: np.ndarray, own_head: np.ndarray | None, outline: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What may decide at the level of the image, by name: each is a probability, (n,).
+    """Image-level probabilities by the name of their source, each (n,).
 
-    Several together are the mean of their log odds, so that one that is sure outweighs one that is not.
+    Several sources together are the mean of their logits, so that a sure one weighs more than an unsure one.
 
     Args:
         classifier: the classifiers' probability, (n,).
-        own_head: that of the segmenters' image-level heads, (n,), where they have one.
-        outline: :func:`outline_score` of each map; a map has 256 levels, so it is never surer than half a level.
+        own_head: that of the segmenters' image-level heads, (n,), or None where they have none.
+        outline: :func:`outline_score` of each map. A map has 256 levels, so 0 and 1 count as half a level off.
     """
     half = 0.5 / (LEVELS - 1)
     outline = np.clip(outline, half, 1 - half)
-    found = {CLASSIFIER: np.asarray(classifier, float), OUTLINE: outline}
+    sources = {CLASSIFIER: np.asarray(classifier, float), OUTLINE: outline}
     if own_head is not None:
-        found |= {OWN_HEAD: np.asarray(own_head, float), f"{CLASSIFIER} and {OWN_HEAD}": _mean(classifier, own_head)}
-    found[f"{CLASSIFIER} and {OUTLINE}"] = _mean(classifier, outline)
+        sources[OWN_HEAD] = np.asarray(own_head, float)
+        sources[f"{CLASSIFIER} and {OWN_HEAD}"] = _mean_in_logits(classifier, own_head)
+    sources[f"{CLASSIFIER} and {OUTLINE}"] = _mean_in_logits(classifier, outline)
     if own_head is not None:
-        found[f"{CLASSIFIER}, {OWN_HEAD} and {OUTLINE}"] = _mean(classifier, own_head, outline)
-    return found
+        sources[f"{CLASSIFIER}, {OWN_HEAD} and {OUTLINE}"] = _mean_in_logits(classifier, own_head, outline)
+    return sources
 
 
-def _mean(*probabilities: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.mean([log_odds(one) for one in probabilities], axis=0)))
+def _mean_in_logits(*probabilities: np.ndarray) -> np.ndarray:
+    return np.asarray(expit(np.mean([log_odds(probability) for probability in probabilities], axis=0)))
 
 
 def open_detector(folder: Path, engine: Engine = "keras") -> Detector:
-    """A detector folder, every file checked against its hash, its networks loaded.
+    """Open a detector folder: check every file against its hash and load the networks.
 
     Args:
-        folder: that :mod:`keras_pneumo.detector.fitting` made, or a copy of it.
-        engine: what runs the networks; see :mod:`keras_pneumo.inference.export`.
+        folder: from :func:`keras_pneumo.detector.fitting.fit_detector`, or a copy of it.
+        engine: the program that runs the networks; see :mod:`keras_pneumo.inference.export`.
 
     Raises:
-        PneumoError: it is no detector, or a file is missing or not as it was written.
+        PneumoError: the folder is not a detector, or a file is missing or was changed.
     """
     record = read_record(folder)
     check_files(folder, record)
     try:
-        counts = Counts(**record["validation"]["counts"])
+        counts = ValidationCounts(**record["validation"]["counts"])
         threshold, source = float(record["threshold"]), str(record["probability_source"])
         area = int(record["outline_area"])
         name, package = str(record["name"]), str(record["versions"]["keras_pneumo"])
         roles = {role: [str(member) for member in record[role]] for role in ("classifiers", "segmenters")}
     except (KeyError, TypeError, ValueError):
-        raise PneumoError(f"{folder / FILE} lacks a part of a detector's record. Join the runs again.") from None
+        raise PneumoError(f"{folder / FILE} is incomplete. Join the runs again.") from None
     networks = {member: networks_of(folder, record, member) for members in roles.values() for member in members}
-    classifiers = [_member(folder / member, networks[member], engine) for member in roles["classifiers"]]
-    segmenters = [_member(folder / member, networks[member], engine) for member in roles["segmenters"]]
+    classifiers = [_open_member(folder / member, networks[member], engine) for member in roles["classifiers"]]
+    segmenters = [_open_member(folder / member, networks[member], engine) for member in roles["segmenters"]]
     return Detector(
         folder=folder,
         name=name,
         version=f"{package}+{record['sha256'][:12]}",
         classifiers=classifiers,
         segmenters=segmenters,
-        rule=read_postprocessing(folder / RULE_FILE),
+        postprocessing=read_postprocessing(folder / RULE_FILE),
         outline_area=area,
         calibration=read_calibration(record["calibration"]),
         probability_source=source,
@@ -189,14 +246,14 @@ def open_detector(folder: Path, engine: Engine = "keras") -> Detector:
     )
 
 
-def _member(place: Path, networks: Sequence[Path], engine: Engine) -> tuple[RunFolder, list[keras.Model]]:
-    """One run of the detector, in ``place``, and its networks, float32."""
-    record = json.loads((place / "experiment.json").read_text(encoding="utf-8"))
-    experiment = validated(Experiment, record.get("experiment", {}), str(place / "experiment.json"))
+def _open_member(folder: Path, networks: Sequence[Path], engine: Engine) -> tuple[RunFolder, list[keras.Model]]:
+    """Load one run of the detector from its ``folder``, and its networks in float32."""
+    record = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
+    experiment = validated(Experiment, record.get("experiment", {}), str(folder / "experiment.json"))
     keras.config.set_dtype_policy("float32")
     models: list[Any] = []
     for path in networks:
         model = build(experiment)
         from_torch(model, load_safetensors(path))
         models.append(on_onnx(model, experiment) if engine == "onnx" else model)
-    return RunFolder(place, experiment, record), models
+    return RunFolder(folder, experiment, record), models

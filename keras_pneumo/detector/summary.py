@@ -1,12 +1,7 @@
-"""What an answer means to a person: how many of 100 such images the detector would be wrong about.
+"""Summary of one answer: plain values for files and the page, and the few words on a picture.
 
-In: how the validation images fell at the threshold. Out: a share with its interval and one sentence. The share depends
-on how common the finding is, so that is always said with it; and the threshold was fitted on the same images, so it is
-a little too good.
-
-What is said of one answered radiograph: in plain values, and in the few words that fit on a picture.
-
-In: the detector and its answer. Out: what ``NAME.json``, the page and the overlay say; never who the patient is.
+In: the detector and its answer. Out: the content of ``NAME.json``, the caption of the overlay, and the detector's error
+rate for such an answer. Nothing here names the patient.
 """
 
 from __future__ import annotations
@@ -19,57 +14,17 @@ from scipy import stats
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.radiographs.radiograph import Radiograph
-from keras_pneumo.detector.detector import Answer, Counts, Detector
-from keras_pneumo.detector.overlay import USE
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """How often answers of this kind were wrong on validation."""
-
-    wrong: int
-    told: int
-    """Validation images with such an answer."""
-    low: float
-    high: float
-    """95% Wilson interval of the share that is wrong; 0 to 1 where there was no such image."""
-    sentence: str
-    evidence: str
-    """What the sentence rests on."""
-
-
-def meaning_of(counts: Counts, positive: bool) -> Meaning:
-    """What a yes (``positive``) or a no means at the detector's threshold."""
-    right = counts.true_positive if positive else counts.true_negative
-    wrong = counts.false_positive if positive else counts.false_negative
-    told = right + wrong
-    common = (counts.true_positive + counts.false_negative) / max(counts.images, 1)
-    word = "yes" if positive else "no"
-    if told == 0:
-        unknown = f"No validation image got the answer {word}, so it is not known how often it errs."
-        return Meaning(0, 0, 0.0, 1.0, unknown, unknown)
-    interval = stats.binomtest(wrong, told).proportion_ci(method="wilson")
-    truth = "have no pneumothorax" if positive else "have one all the same"
-    sentence = (
-        f"Of 100 images with the answer {word}, about {round(100 * wrong / told)} {truth} "
-        f"({round(100 * interval.low)} to {round(100 * interval.high)}; {wrong} of {told} validation images). "
-        f"There {common:.0%} of {counts.images} images showed a pneumothorax; "
-        + ("where it is rarer, more are wrong." if positive else "where it is more common, more are wrong.")
-    )
-    evidence = (
-        f"On validation {wrong} of {told} such answers were wrong (95% interval {interval.low:.0%} to "
-        f"{interval.high:.0%}), where {common:.0%} of {counts.images} images showed a pneumothorax. The threshold was "
-        "chosen on the same images, so expect a little worse."
-    )
-    return Meaning(wrong, told, float(interval.low), float(interval.high), sentence, evidence)
+from keras_pneumo.detector.detector import Answer, Detector, ValidationCounts
+from keras_pneumo.detector.overlay import RESEARCH_USE
 
 
 def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> dict[str, Any]:
     """An answer in plain values, the same for ``NAME.json`` and for the page."""
-    side = radiograph.image.shape[0]
+    side = radiograph.pixels.shape[0]
     pixels = int(answer.mask.sum())
     spacing = radiograph.pixel_spacing_mm
     yes = answer.probability >= detector.threshold
+    parameters = detector.postprocessing
     return {
         "image_id": radiograph.image_id,
         "probability": answer.probability,
@@ -77,9 +32,9 @@ def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> di
         "classifier_probability": answer.classifier,
         "own_head_probability": answer.own_head,
         "threshold": detector.threshold,
-        "gate": {"source": detector.rule.gate_source, "from": detector.rule.gate} if detector.rule.gate > 0 else None,
+        "gate": {"source": parameters.gate_source, "from": parameters.gate} if parameters.gate > 0 else None,
         "pneumothorax": bool(yes),
-        "meaning": meaning_of(detector.counts, yes).sentence,
+        "meaning": error_rate_of(detector.counts, yes).sentence,
         "outlined": pixels > 0,
         "disagreement": disagreement(detector, answer),
         "mask_share": pixels / answer.mask.size,
@@ -88,26 +43,74 @@ def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> di
         "rows": side,
         "columns": side,
         "detector": {"name": detector.name, "version": detector.version},
-        "use": f"{USE}. Not a medical device.",
+        "use": f"{RESEARCH_USE}. Not a medical device.",
     }
 
 
+def caption(detector: Detector, answer: Answer) -> list[str]:
+    """The lines on an overlay: the answer, the detector, and "research use only"."""
+    word = "yes" if answer.probability >= detector.threshold else "no"
+    # OpenCV draws a question mark for every letter beyond ASCII. The version identifies a detector without its name.
+    name = unicodedata.normalize("NFKD", detector.name).encode("ascii", "ignore").decode().strip()[:40]
+    contradiction = disagreement(detector, answer)
+    return [
+        *([f"Answer and outline disagree: {contradiction}"] if contradiction else []),
+        f"Pneumothorax: {word}, probability {answer.probability:.2f} (yes from {detector.threshold:.2f})",
+        " ".join(filter(None, ["keras-pneumo", name, f"{detector.version}. {RESEARCH_USE}"])),
+    ]
+
+
 def disagreement(detector: Detector, answer: Answer) -> str | None:
-    """How the answer for the image and the outline disagree, as they can: one goes by a threshold, one by a rule."""
+    """How the answer for the image and the outline disagree, or None.
+
+    They can: the answer depends on the threshold, the outline on the postprocessing parameters.
+    """
     yes, outlined = answer.probability >= detector.threshold, bool(answer.mask.any())
     if yes == outlined:
         return None
     return "answered yes, yet nothing is outlined" if yes else "answered no, yet an area is outlined"
 
 
-def caption(detector: Detector, answer: Answer) -> list[str]:
-    """What is drawn on an overlay: the answer, who gave it, and what it is for; never who the patient is."""
-    word = "yes" if answer.probability >= detector.threshold else "no"
-    # OpenCV draws a question mark for every letter beyond ASCII. The version tells detectors apart without a name.
-    name = unicodedata.normalize("NFKD", detector.name).encode("ascii", "ignore").decode().strip()[:40]
-    odd = disagreement(detector, answer)
-    return [
-        *([f"Answer and outline disagree: {odd}"] if odd else []),
-        f"Pneumothorax: {word}, probability {answer.probability:.2f} (yes from {detector.threshold:.2f})",
-        " ".join(filter(None, ["keras-pneumo", name, f"{detector.version}. {USE}"])),
-    ]
+@dataclass(frozen=True)
+class ErrorRate:
+    """How often the detector's yes, or its no, was wrong on validation."""
+
+    wrong: int
+    answers: int
+    """Validation images with this answer."""
+    low: float
+    high: float
+    """95% Wilson interval of the share that is wrong; 0 to 1 where there was no such image."""
+    sentence: str
+    evidence: str
+    """The figures behind the sentence."""
+
+
+def error_rate_of(counts: ValidationCounts, positive: bool) -> ErrorRate:
+    """The false discovery rate of a yes (``positive``), or the false omission rate of a no, at the threshold.
+
+    Both depend on how common the finding is, so the sentence always gives that too. The threshold was fitted on the
+    same images, so both are a little too low.
+    """
+    right = counts.true_positive if positive else counts.true_negative
+    wrong = counts.false_positive if positive else counts.false_negative
+    answers = right + wrong
+    prevalence = (counts.true_positive + counts.false_negative) / max(counts.images, 1)
+    word = "yes" if positive else "no"
+    if answers == 0:
+        unknown = f"No validation image had the answer {word}, so its error rate is not known."
+        return ErrorRate(0, 0, 0.0, 1.0, unknown, unknown)
+    interval = stats.binomtest(wrong, answers).proportion_ci(method="wilson")
+    truth = "have no pneumothorax" if positive else "have a pneumothorax"
+    sentence = (
+        f"Of 100 images with the answer {word}, about {round(100 * wrong / answers)} {truth} "
+        f"({round(100 * interval.low)} to {round(100 * interval.high)}; {wrong} of {answers} validation images). "
+        f"On validation {prevalence:.0%} of {counts.images} images had a pneumothorax; "
+        + ("where it is rarer, more are wrong." if positive else "where it is more common, more are wrong.")
+    )
+    evidence = (
+        f"On validation {wrong} of {answers} such answers were wrong (95% interval {interval.low:.0%} to "
+        f"{interval.high:.0%}), and {prevalence:.0%} of {counts.images} images had a pneumothorax. The threshold was "
+        "fitted on the same images, so expect a few more errors."
+    )
+    return ErrorRate(wrong, answers, float(interval.low), float(interval.high), sentence, evidence)

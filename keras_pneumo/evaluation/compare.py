@@ -1,47 +1,189 @@
-"""From a folder of submissions and a truth to a board, its files and its report: what ``keras-pneumo compare`` calls.
+"""Scores one submission, or compares all submissions of a folder and writes the board and its report.
 
-In: paths. Out: a folder with ``per_image.csv``, ``pairs.csv``, ``board.csv``, ``board.json``, ``board.md`` and
-``report.html``, and the :class:`Board`. All
-submissions are read and checked before anything is computed, and all that is wrong with them is said at once.
+In: paths or tables. Out: :class:`Scores` of one submission, or a :class:`Comparison` and, in the output folder,
+``per_image.csv``, ``pairs.csv``, ``board.csv``, ``board.json``, ``board.md`` and ``report.html``. All submissions are
+read and checked before anything is computed, and one message names everything that is wrong with them.
 """
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-import cv2
 import numpy as np
+import pandas as pd
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.board.board import Board, score
-from keras_pneumo.evaluation.board.findings import Findings, board_json, board_markdown, gather, ranked_table
+from keras_pneumo.evaluation.board.board import Board, score_entries, score_submissions
+from keras_pneumo.evaluation.board.entries import team_entry
+from keras_pneumo.evaluation.board.findings import Findings, analyse, board_json, board_markdown, ranked_table
 from keras_pneumo.evaluation.board.label_noise import read_adjudicated
-from keras_pneumo.evaluation.inputs.alignment import Answers, check_submission
-from keras_pneumo.evaluation.inputs.submission import INFO_FILE, Submission, read_submission
+from keras_pneumo.evaluation.board.verdict import Verdict, shown, verdict
+from keras_pneumo.evaluation.inputs.alignment import AlignedSubmission, align_submission
+from keras_pneumo.evaluation.inputs.submission import (
+    INFO_FILE,
+    Submission,
+    SubmissionInfo,
+    Task,
+    read_submission,
+    write_submission,
+)
 from keras_pneumo.evaluation.inputs.truth import Truth, read_truth
-from keras_pneumo.evaluation.report.pictures import ImageLoader
+from keras_pneumo.evaluation.report.pictures import ImageLoader, image_loader
 from keras_pneumo.evaluation.report.report import write_comparison_report
-from keras_pneumo.evaluation.report.saliency_report import Where
+from keras_pneumo.evaluation.report.saliency_report import SaliencyReport
+from keras_pneumo.evaluation.scoring.scores import COMMON_SENSITIVITY
 from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
 from keras_pneumo.storage.files import require_writable, write_bytes
-from keras_pneumo.storage.tables import one_line, table_text
+from keras_pneumo.storage.tables import column_name, one_line, table_text
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+class Score(NamedTuple):
+    """One score with the bounds of its 95% interval by patient; NaN where a number does not exist."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """``0.943 (95% interval 0.912 to 0.968)``."""
+        return f"{shown(self.value)} (95% interval {shown(self.low)} to {shown(self.high)})"
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """All scores of one submission: ``scores["dice"]`` or ``scores.dice`` is a :class:`Score`."""
+
+    team: str
+    table: pd.DataFrame
+    """A row per score, by its name (``auroc``, ``dice``, ...): ``value``, ``low``, ``high``."""
+    per_image: pd.DataFrame
+    """A row per image: ``image_id``, ``pneumothorax``, and as far as they exist ``probability``, ``dice``, ``iou``."""
+    images: int
+    patients: int
+    positives: int
+    threshold: float | None
+    """The probability from which on the answer counts as yes; None for masks alone."""
+    threshold_source: str
+    notes: list[str] = field(default_factory=list)
+    """What limits the scores: no patient table, images left out, and so on."""
+
+    def __getitem__(self, name: str) -> Score:
+        """One score by its name; a KeyError names those that exist."""
+        if name not in self.table.index:
+            raise KeyError(f"{name!r} was not computed; there are {', '.join(self.table.index)}")
+        return Score(*map(float, self.table.loc[name]))
+
+    def __getattr__(self, name: str) -> Score:
+        """One score by its name, as an attribute."""
+        if name.startswith("_") or name == "table" or name not in self.table.index:
+            raise AttributeError(name)
+        return self[name]
 
 
 class Comparison(NamedTuple):
-    """All scores, and what they say of the teams side by side."""
+    """All submissions and baselines scored, and what the scores say of the teams side by side."""
 
     board: Board
     findings: Findings
 
+    @property
+    def table(self) -> pd.DataFrame:
+        """The board, as ``board.csv`` has it: a row per team or baseline, each score with ``_low`` and ``_high``."""
+        return ranked_table(self.board, self.findings)
+
+    @property
+    def pairs(self) -> pd.DataFrame:
+        """Every pair of teams on every score, with intervals and p values, as ``pairs.csv`` has it."""
+        return self.findings.pairs
+
+    @property
+    def per_image(self) -> pd.DataFrame:
+        """A row per image and team, as ``per_image.csv`` has it."""
+        return self.board.per_image
+
+    @property
+    def verdict(self) -> Verdict:
+        """The result in sentences, and the warnings that limit it."""
+        return verdict(self.board)
+
+
+def score(
+    truth: str | Path | pd.DataFrame | Truth,
+    submission: str | Path | pd.DataFrame | Submission,
+    subset: str = "test",
+    ids: str | Path | None = None,
+    patients: str | Path | None = None,
+    threshold: float | None = None,
+    allow_missing: bool = False,
+    allow_extra: bool = False,
+    clip_runs: bool = False,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Scores:
+    """Score one submission: every score with its 95% interval by patient.
+
+    Args:
+        truth: a prepared folder, its ``truth.csv``, a label file (see :func:`.truth.read_truth`), or a table with
+            ``image_id`` and ``pneumothorax`` (0 or 1) and/or ``encoded_pixels``; ``patient_id`` makes the intervals
+            those of patients.
+        submission: a submission's folder, a bare Kaggle file, or a table with ``image_id`` and ``probability`` and/or
+            ``encoded_pixels``.
+        subset: the scored subset, where the truth has subsets.
+        ids: a file of the image ids to score, where the truth is a label file.
+        patients: patient table, where the truth has no patients.
+        threshold: for a table: the probability from which on the answer counts as yes; 0.5 by default. A folder
+            declares its own.
+        allow_missing: see :func:`.alignment.align_submission`, as for the next two.
+        allow_extra: see there.
+        clip_runs: see there.
+        seed: seed of the bootstrap.
+        resamples: number of resamples of the patients.
+
+    Raises:
+        PneumoError: the truth or the submission is refused; the message names file, row and reason.
+    """
+    known = _as_truth(truth, subset, ids, patients)
+    read = _as_submission(submission, known, threshold)
+    entry = team_entry(
+        read.info.team, "submission", align_submission(read, known, allow_missing, allow_extra, clip_runs), known
+    )
+    (entry,) = score_entries([entry], known, seed, resamples, COMMON_SENSITIVITY)
+    table = pd.DataFrame(
+        {"value": entry.point, "low": {n: i.low for n, i in entry.intervals.items()}}
+        | {"high": {n: i.high for n, i in entry.intervals.items()}}
+    ).loc[list(entry.point)]
+    per_image = known.cases[["image_id", "pneumothorax"]].reset_index(drop=True)
+    if entry.probability is not None:
+        per_image["probability"] = entry.probability
+    if entry.masks is not None:
+        per_image = pd.concat([per_image, entry.masks], axis=1)
+    return Scores(
+        entry.team,
+        table,
+        per_image,
+        len(known.cases),
+        known.n_patients,
+        int(known.pneumothorax.sum()),
+        entry.threshold,
+        entry.threshold_source,
+        [*known.notes, *entry.notes],
+    )
+
 
 def compare(
-    folder: Path,
-    truth: Path,
-    out: Path,
+    folder: str | Path,
+    truth: str | Path,
+    out: str | Path | None = None,
     subset: str = "test",
-    ids: Path | None = None,
-    patients: Path | None = None,
+    ids: str | Path | None = None,
+    patients: str | Path | None = None,
     allow_missing: bool = False,
     allow_extra: bool = False,
     clip_runs: bool = False,
@@ -49,52 +191,59 @@ def compare(
     seed: int = 0,
     resamples: int = RESAMPLES,
     images: ImageLoader | None = None,
-    metadata: Path | None = None,
-    adjudicated: Path | None = None,
+    metadata: str | Path | None = None,
+    adjudicated: str | Path | None = None,
     this_split: bool = False,
 ) -> Comparison:
-    """Score one submission or all submissions of a folder, and write the results.
+    """Score one submission or all submissions of a folder, and write the board where ``out`` is given.
 
     Args:
         folder: a submission (folder or CSV), a run folder, or a folder that holds several of these.
-        truth: see :func:`truth.read_truth`, as are ``subset``, ``ids`` and ``patients``.
-        out: where the results go; made if need be.
+        truth: see :func:`.truth.read_truth`, as are ``subset``, ``ids`` and ``patients``.
+        out: folder for the results; made if it does not exist. Without it nothing is written.
         subset: the scored subset.
         ids: image ids to score, when ``truth`` is a label file.
         patients: patient table, when ``truth`` has no patients.
-        allow_missing: see :func:`matching.check_submission`, as are ``allow_extra`` and ``clip_runs``.
+        allow_missing: see :func:`.alignment.align_submission`, as are ``allow_extra`` and ``clip_runs``.
         allow_extra: see there.
         clip_runs: see there.
         team: only the submission of this team (its declared name or its folder's name).
         seed: seed of the bootstrap.
         resamples: number of resamples.
         images: gives radiographs for the report; by default those of the prepared folder that ``truth`` is in.
-        metadata: a table about the images, each column of which becomes a no-pixel answer.
-        this_split: pass over submissions that were made on another split, or name none, instead of refusing them.
-        adjudicated: radiologists' labels (a column Pneumothorax, yes or no), for the ceiling; see :mod:`ceiling`.
+        metadata: a table about the images, each column of which becomes a metadata-only baseline.
+        adjudicated: radiologists' labels (a column Pneumothorax, yes or no), to say how right the labels themselves
+            are; see :mod:`.label_noise`.
+        this_split: leave out submissions that were made on another split, or name none, instead of refusing them.
 
     Raises:
         PneumoError: nothing to score, or the truth or any submission is refused (all refusals in one message).
     """
-    if Path(out).resolve() == Path(folder).resolve():
+    folder, truth = Path(folder), Path(truth)
+    if out is not None and Path(out).resolve() == folder.resolve():
         raise PneumoError(
-            f"{out} is the folder of the submissions themselves; the board would be taken for one. Give another --out."
+            f"{out} is the folder of the submissions themselves, so the board would be read as a submission next time. "
+            "Give another --out."
         )
-    known = read_truth(truth, subset, ids, patients, metadata)
-    judged = read_adjudicated(adjudicated, known) if adjudicated is not None else None
-    found = [read for read in read_all(folder) if team is None or team in (read.info.team, read.path.name)]
-    if not found:
-        raise PneumoError(f"{folder} has no submission of the team {team!r}.")
+    known = read_truth(truth, subset, _path(ids), _path(patients), _path(metadata))
+    labels = read_adjudicated(Path(adjudicated), known) if adjudicated is not None else None
+    submissions = read_all(folder)
+    if team is not None:
+        submissions = [submission for submission in submissions if team in (submission.info.team, submission.path.name)]
+        if not submissions:
+            raise PneumoError(f"{folder} has no submission of the team {team!r}.")
     if this_split:
-        found = [read for read in found if read.info.split_sha256 == known.split_sha256]
-        if not found:
+        submissions = [submission for submission in submissions if submission.info.split_sha256 == known.split_sha256]
+        if not submissions:
             raise PneumoError(f"{folder} has no submission made on the split of {truth}. Train or predict on it first.")
-    answers = check_all(found, known, allow_missing, allow_extra, clip_runs)
-    require_writable(Path(out))  # now, not when thousands of resamples are done
-    board = score(known, answers, seed, resamples, names=distinct_names(found))
-    comparison = Comparison(board, gather(board, judged))
-    write_board(board, out, images or image_loader(truth), comparison.findings)
-    return comparison
+    aligned = align_all(submissions, known, allow_missing, allow_extra, clip_runs)
+    if out is not None:
+        require_writable(Path(out))  # now, not after thousands of resamples
+    board = score_submissions(known, aligned, seed, resamples, names=distinct_names(submissions))
+    findings = analyse(board, labels)
+    if out is not None:
+        write_board(board, Path(out), images or image_loader(truth), findings)
+    return Comparison(board, findings)
 
 
 def find_submissions(folder: Path) -> list[Path]:
@@ -108,9 +257,9 @@ def find_submissions(folder: Path) -> list[Path]:
         raise PneumoError(f"There is no {folder}.")
     if not folder.is_dir():
         return [folder]
-    found = _submission_in(folder)
-    if found:
-        return [found]
+    own = _submission_in(folder)
+    if own:
+        return [own]
     paths = []
     for child in sorted(folder.iterdir()):
         if child.name.startswith("."):
@@ -129,31 +278,21 @@ def find_submissions(folder: Path) -> list[Path]:
 
 
 def read_all(folder: Path) -> list[Submission]:
-    """Every submission at a path, read; refusals of all of them in one message."""
-    found, faults = [], []
-    for path in find_submissions(folder):
-        try:
-            found.append(read_submission(path))
-        except PneumoError as error:
-            faults.append(str(error))
-    if faults:
-        raise PneumoError("\n".join(faults))
-    return found
+    """Read every submission at a path; the refusals of all of them stand in one message."""
+    return _all_or_one_message(read_submission, find_submissions(folder))
 
 
-def check_all(
-    submissions: list[Submission], truth: Truth, allow_missing: bool, allow_extra: bool, clip_runs: bool
-) -> list[Answers]:
-    """Every submission laid against the truth; refusals of all of them in one message."""
-    found, faults = [], []
-    for submission in submissions:
-        try:
-            found.append(check_submission(submission, truth, allow_missing, allow_extra, clip_runs))
-        except PneumoError as error:
-            faults.append(str(error))
-    if faults:
-        raise PneumoError("\n".join(faults))
-    return found
+def align_all(
+    submissions: list[Submission],
+    truth: Truth,
+    allow_missing: bool = False,
+    allow_extra: bool = False,
+    clip_runs: bool = False,
+) -> list[AlignedSubmission]:
+    """Align every submission with the truth; the refusals of all of them stand in one message."""
+    return _all_or_one_message(
+        lambda submission: align_submission(submission, truth, allow_missing, allow_extra, clip_runs), submissions
+    )
 
 
 def distinct_names(submissions: list[Submission]) -> list[str]:
@@ -161,8 +300,8 @@ def distinct_names(submissions: list[Submission]) -> list[str]:
     names = [submission.info.team for submission in submissions]
     full = []
     for submission, name in zip(submissions, names, strict=True):
-        where = submission.path.parent if submission.path.name == "submission" else submission.path
-        full.append(name if names.count(name) == 1 else f"{name} ({one_line(where.name, 60)})")
+        folder = submission.path.parent if submission.path.name == "submission" else submission.path
+        full.append(name if names.count(name) == 1 else f"{name} ({one_line(folder.name, 60)})")
     return full
 
 
@@ -171,42 +310,110 @@ def write_board(
     out: Path,
     images: ImageLoader | None = None,
     findings: Findings | None = None,
-    where: Where | None = None,
+    saliency: SaliencyReport | None = None,
 ) -> None:
     """Write ``per_image.csv`` first, then ``pairs.csv``, the board as CSV, JSON and Markdown, and the report.
 
-    Each file appears whole or not at all. ``where`` is what the report says of where one of the teams looks.
+    Each file appears whole or not at all. ``saliency`` is the saliency report of one of the teams.
     """
-    findings = findings or gather(board)
+    findings = findings or analyse(board)
     out = Path(out)
     write_bytes(out / "per_image.csv", table_text(board.per_image).encode())
     write_bytes(out / "pairs.csv", table_text(findings.pairs).encode())
     write_bytes(out / "board.csv", table_text(ranked_table(board, findings)).encode())
     write_bytes(out / "board.json", board_json(board, findings).encode())
     write_bytes(out / "board.md", board_markdown(board, findings).encode())
-    write_comparison_report(out / "report.html", board, images, findings, where)
+    write_comparison_report(out / "report.html", board, images, findings, saliency)
 
 
-def image_loader(truth: Path) -> ImageLoader | None:
-    """Radiographs of the prepared folder that a truth is in, at the smallest size from 256 up; None without one."""
-    folder = Path(truth) if Path(truth).is_dir() else Path(truth).parent
-    sizes = sorted(int(p.name[7:]) for p in folder.glob("images_*") if p.is_dir() and p.name[7:].isdigit())
-    if not sizes:
-        return None
-    size = next((size for size in sizes if size >= 256), sizes[-1])
+def _as_truth(
+    truth: str | Path | pd.DataFrame | Truth, subset: str, ids: str | Path | None, patients: str | Path | None
+) -> Truth:
+    if isinstance(truth, Truth):
+        return truth
+    if not isinstance(truth, pd.DataFrame):
+        return read_truth(Path(truth), subset, _path(ids), _path(patients))
+    with tempfile.TemporaryDirectory() as folder:  # through a file, so that a table passes the same checks as a file
+        file = Path(folder) / "labels.csv"
+        table = _plain_columns(truth)
+        if "pneumothorax" in table.columns:
+            table["pneumothorax"] = table.pneumothorax.replace({True: 1, False: 0})
+        table.to_csv(file, index=False)
+        try:
+            return read_truth(file, subset, _path(ids), _path(patients))
+        except PneumoError as error:
+            raise PneumoError(str(error).replace(str(file), "The table of the truth")) from None
 
-    def load(image_id: str) -> np.ndarray:
-        path = folder / f"images_{size}" / f"{image_id}.png"
-        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE) if path.exists() else None
-        if image is None:
-            raise PneumoError(f"{path} is missing or damaged. Prepare the folder again.")
-        return np.asarray(image, np.uint8)
 
-    return load
+def _as_submission(
+    submission: str | Path | pd.DataFrame | Submission, truth: Truth, threshold: float | None
+) -> Submission:
+    if isinstance(submission, Submission):
+        return submission
+    if not isinstance(submission, pd.DataFrame):
+        if threshold is not None:
+            raise PneumoError("A threshold is for a table of predictions; a submission folder declares its own.")
+        paths = find_submissions(Path(submission))
+        if len(paths) > 1:
+            raise PneumoError(f"{submission} holds {len(paths)} submissions. Give one of them, or use compare.")
+        return read_submission(paths[0])
+    table = _plain_columns(submission)
+    tasks: dict[tuple[bool, bool], Task] = {
+        (True, False): "classification",
+        (False, True): "segmentation",
+        (True, True): "joint",
+    }
+    given = "probability" in table.columns, "encoded_pixels" in table.columns
+    if "image_id" not in table.columns or given not in tasks:
+        raise PneumoError(
+            "The table of the submission needs a column image_id, and a column probability or encoded_pixels. "
+            f"It has {', '.join(map(str, submission.columns))}."
+        )
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise PneumoError(f"The threshold is {threshold}, but it must be from 0 to 1.")
+    info = SubmissionInfo(
+        team="submission",
+        task=tasks[given],
+        subset=truth.subset,
+        split_sha256=truth.split_sha256,
+        threshold=0.5 if threshold is None and given[0] else threshold,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "table"
+        try:
+            return read_submission(write_submission(target, info, table))
+        except PneumoError as error:
+            raise PneumoError(f"The table of the submission was refused. {error}") from None
+
+
+def _plain_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """A copy with Kaggle's column names made ours, and missing cells blank."""
+    names = {"imageid": "image_id", "encodedpixels": "encoded_pixels"}
+    columns = {name: names.get(column_name(str(name)), str(name)) for name in table.columns}
+    table = table.rename(columns=columns).copy()
+    if "encoded_pixels" in table.columns:
+        table["encoded_pixels"] = [
+            "-1" if cell is None or (isinstance(cell, float) and np.isnan(cell)) else str(cell)
+            for cell in table.encoded_pixels
+        ]
+    return table
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _all_or_one_message(work: Callable[[_In], _Out], items: list[_In]) -> list[_Out]:
+    done, refusals = [], []
+    for item in items:
+        try:
+            done.append(work(item))
+        except PneumoError as error:
+            refusals.append(str(error))
+    if refusals:
+        raise PneumoError("\n".join(refusals))
+    return done
 
 
 def _submission_in(folder: Path) -> Path | None:
-    for place in (folder, folder / "submission"):
-        if (place / INFO_FILE).is_file():
-            return place
-    return None
+    return next((path for path in (folder, folder / "submission") if (path / INFO_FILE).is_file()), None)

@@ -1,29 +1,40 @@
-"""Several runs that answer as one: which may stand together, and what each may be asked about.
+"""Several runs that predict together: which runs may do so, on which images, and the mean of what they predict.
 
-In: finished runs, of one fold or of several. Out: groups by fold. The rule for masks and the operating threshold are
-fitted on development images, each answered only by runs that held it out; images that are nobody's are answered by all.
+In: finished runs of one task, of one fold or of several, and images. Out: each image's mean probability, or its mean
+probability map. What is fitted on validation (the threshold, the postprocessing of masks) needs predictions by networks
+that have not learnt from an image: each validation image is predicted only by the runs that held it out. Test images,
+which no run has learnt from, are predicted by all runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import cv2
 import numpy as np
 import pandas as pd
 
 from keras_pneumo.data.batches.images import open_source
+from keras_pneumo.data.batches.pipeline import evaluation_batches
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, Progress, predict_probabilities
+from keras_pneumo.inference.maps import MapSet, PackedMap, quantise
+from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, Predictor, Progress, predict_passes
 from keras_pneumo.inference.run import RunFolder, load_predictors
+
+Members = list[tuple[RunFolder, list[Predictor]]]
+"""Each run with the networks that it predicts with."""
+
+ImagesAt = Callable[[int], np.ndarray]
+"""From an image size to one batch of images at that size, float32 (B, size, size, 1) in [0, 1]."""
 
 
 def check_together(runs: Sequence[RunFolder], prepared: PreparedFolder | None = None) -> None:
-    """Refuse runs that cannot answer as one, or about this prepared folder.
+    """Refuse runs that cannot predict together, or not on this prepared folder.
 
     Raises:
-        PneumoError: they are of several tasks or splits, some have an image head and others not, or the folder was
-            split otherwise, so that training patients could be among those predicted.
+        PneumoError: they are of several tasks or splits, some have an image head and others not, or the folder has
+            another split, so that training patients could be among those predicted.
     """
     first = runs[0]
     for other in runs[1:]:
@@ -42,48 +53,51 @@ def check_together(runs: Sequence[RunFolder], prepared: PreparedFolder | None = 
             )
         if split != str(first.record.get("split_sha256")):
             raise PneumoError(
-                f"{run.folder} and {first.folder} were trained on different splits: either may have learnt from the "
+                f"{run.folder} and {first.folder} were trained on different splits: each may have learnt from the "
                 "other's test patients. Predict them apart."
             )
 
 
 def check_gate(gate: Sequence[RunFolder], runs: Sequence[RunFolder]) -> None:
-    """Refuse runs that cannot say for segmenters whether an image may have a mask.
+    """Refuse runs that cannot decide for segmenters whether an image may have a mask.
 
     Raises:
-        PneumoError: one is no classifier, or they held out other folds, so that the rule would be fitted on images that
-            the gate has learnt from.
+        PneumoError: one is not a classifier, or they held out other folds, so that the postprocessing would be fitted
+            on images that the gate has learnt from.
     """
     for run in gate:
         if run.experiment.task != "classifier":
-            raise PneumoError(f"{run.folder} is no classifier, so it cannot be a gate.")
+            raise PneumoError(f"{run.folder} is not a classifier, so it cannot be a gate.")
     folds = [sorted({run.experiment.fold for run in some}) for some in (gate, runs)]
     if gate and folds[0] != folds[1]:
         raise PneumoError(
-            f"The gate held out the folds {folds[0]}, the segmenters {folds[1]}: the rule for masks would be fitted on "
+            f"The gate held out the folds {folds[0]}, the segmenters {folds[1]}: the postprocessing would be fitted on "
             "images that the gate has learnt from. Use runs of the same folds."
         )
 
 
-def by_fold(runs: Sequence[RunFolder]) -> list[tuple[int, list[RunFolder]]]:
-    """The runs of each validation fold, folds rising."""
-    folds = sorted({run.experiment.fold for run in runs})
-    return [(fold, [run for run in runs if run.experiment.fold == fold]) for fold in folds]
+def held_out_images(
+    runs: Sequence[RunFolder], prepared: PreparedFolder, subset: str
+) -> list[tuple[list[RunFolder], list[str]]]:
+    """Which runs predict which images of a subset: each ``validation`` image by the runs that held it out.
 
-
-def asked(runs: Sequence[RunFolder], prepared: PreparedFolder, subset: str) -> list[tuple[list[RunFolder], list[str]]]:
-    """Which runs answer for which images of a subset: for ``validation`` each image by those that held it out.
+    Returns:
+        Groups of runs with the image ids that each group predicts; no group is without images.
 
     Raises:
         PneumoError: the folder has no such images.
     """
+    folds = sorted({run.experiment.fold for run in runs})
     if subset == "validation":
-        groups = [(group, prepared.subset(subset, fold=fold)) for fold, group in by_fold(runs)]
+        groups = [
+            ([run for run in runs if run.experiment.fold == fold], prepared.subset(subset, fold=fold)) for fold in folds
+        ]
     else:
         groups = [(list(runs), prepared.subset(subset, fold=runs[0].experiment.fold))]
-    if not any(image_ids for _, image_ids in groups):
+    groups = [(group, image_ids) for group, image_ids in groups if image_ids]
+    if not groups:
         raise PneumoError(f"{prepared.folder} has no {subset} images.")
-    if subset == "train" and len(by_fold(runs)) > 1:
+    if subset == "train" and len(folds) > 1:
         raise PneumoError("Runs of several folds have no training images in common; predict test or validation.")
     return groups
 
@@ -93,18 +107,113 @@ def predict_classifiers(
     prepared: PreparedFolder,
     subset: str,
     progress: Progress | None = None,
-    sharing: DistributedPredictor = SINGLE_DEVICE,
+    distributed: DistributedPredictor = SINGLE_DEVICE,
 ) -> pd.DataFrame:
-    """``image_id, probability`` of one subset: the mean over all runs that may answer and all checkpoints they keep."""
-    tables = []
-    for group, image_ids in asked(runs, prepared, subset):
-        summed, count = np.zeros(len(image_ids)), 0
-        for run in group:
-            experiment = run.experiment
-            source = open_source(prepared, image_ids, experiment.image_size)
-            for model in load_predictors(run, sharing):
-                batch, flip = experiment.global_batch_size, experiment.flip_averaging
-                summed += predict_probabilities(model, source, batch, flip, progress)
-                count += 1
-        tables.append(pd.DataFrame({"image_id": list(image_ids), "probability": summed / count}))
-    return pd.concat(tables, ignore_index=True)
+    """``image_id, probability`` of one subset: the mean over the runs, their checkpoints and mirror images."""
+    groups = held_out_images(runs, prepared, subset)
+    image_ids = [image_id for _, some in groups for image_id in some]
+    parts: list[np.ndarray] = []
+    done = 0
+    for group, some in groups:
+        members = open_members(group, distributed)
+        for images_at in prepared_batches(group, prepared, some):
+            parts.append(mean_probability(members, images_at))
+            done += len(parts[-1])
+            if progress:
+                progress(done, len(image_ids))
+    return pd.DataFrame({"image_id": image_ids, "probability": np.concatenate(parts)})
+
+
+def predict_map_set(
+    runs: Sequence[RunFolder],
+    prepared: PreparedFolder,
+    subset: str,
+    progress: Progress | None = None,
+    distributed: DistributedPredictor = SINGLE_DEVICE,
+) -> MapSet:
+    """The maps of one subset: the mean over the runs, their checkpoints and mirror images.
+
+    Nothing is held in memory but one batch and the packed maps. Runs of several image sizes are averaged at the largest
+    of them.
+    """
+    groups = held_out_images(runs, prepared, subset)
+    image_ids = [image_id for _, some in groups for image_id in some]
+    packed: list[PackedMap] = []
+    image_probability: list[np.ndarray] = []
+    for group, some in groups:
+        members = open_members(group, distributed)
+        for images_at in prepared_batches(group, prepared, some):
+            maps, image = mean_maps(members, images_at)
+            packed.extend(PackedMap.of(quantised) for quantised in quantise(maps))
+            if image is not None:
+                image_probability.append(image)
+            if progress:
+                progress(len(packed), len(image_ids))
+    return MapSet(image_ids, packed, np.concatenate(image_probability) if image_probability else None)
+
+
+def open_members(runs: Sequence[RunFolder], distributed: DistributedPredictor = SINGLE_DEVICE) -> Members:
+    """Load the networks of each run."""
+    return [(run, load_predictors(run, distributed)) for run in runs]
+
+
+def prepared_batches(
+    runs: Sequence[RunFolder], prepared: PreparedFolder, image_ids: Sequence[str]
+) -> Iterator[ImagesAt]:
+    """The prepared images, batch by batch, at each of the runs' image sizes."""
+    sizes = sorted({run.experiment.image_size for run in runs})
+    batch_size = min(run.experiment.global_batch_size for run in runs)
+    sources = [evaluation_batches(open_source(prepared, image_ids, size), batch_size) for size in sizes]
+    for batches in zip(*sources, strict=True):
+        images = {size: batch.numpy() for size, batch in zip(sizes, batches, strict=True)}
+        yield images.__getitem__
+
+
+def mean_probability(members: Members, images_at: ImagesAt) -> np.ndarray:
+    """Probability of pneumothorax by classifiers, float64 (B,); every network weighs the same."""
+    means = []
+    for run, networks in members:
+        images = images_at(run.experiment.image_size)
+        for network in networks:
+            passes = predict_passes(network, images, run.experiment.flip_averaging)
+            means.append(np.mean([np.asarray(probabilities.image) for probabilities in passes], axis=0))
+    return np.asarray(np.mean(means, axis=0))
+
+
+def mean_maps(members: Members, images_at: ImagesAt) -> tuple[np.ndarray, np.ndarray | None]:
+    """Probability maps by segmenters, and the probability by their image heads; every network weighs the same.
+
+    Returns:
+        float32 (B, S, S), S the largest of the runs' image sizes, and float32 (B,), None without image heads.
+    """
+    side = max(run.experiment.image_size for run, _ in members)
+    count = sum(len(networks) for _, networks in members)
+    maps: np.ndarray | float = 0.0
+    image: np.ndarray | float = 0.0
+    heads = True
+    for run, networks in members:
+        images = images_at(run.experiment.image_size)
+        run_maps = np.zeros(images.shape[:3], np.float32)
+        run_image = np.zeros(len(images), np.float32)
+        passes = 0
+        for network in networks:
+            for probabilities in predict_passes(network, images, run.experiment.flip_averaging):
+                passes += 1
+                assert probabilities.maps is not None  # segmenters only
+                run_maps += probabilities.maps
+                if probabilities.image is None:
+                    heads = False
+                else:
+                    run_image += probabilities.image
+        mean = run_maps / passes
+        if mean.shape[1] != side:
+            mean = np.stack([cv2.resize(each, (side, side), interpolation=cv2.INTER_LINEAR) for each in mean])
+        weight = np.float32(len(networks) / count)
+        maps = maps + weight * mean
+        image = image + weight * (run_image / passes)
+    return np.asarray(maps, np.float32), np.asarray(image) if heads else None
+
+
+def joined_names(runs: Sequence[RunFolder]) -> str:
+    """The names of some runs in one text, by which a gate is recorded."""
+    return " + ".join(run.experiment.name for run in runs)

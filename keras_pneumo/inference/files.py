@@ -1,154 +1,349 @@
-"""From a folder of radiographs, as they come, to answers: no labels, no prepared folder."""
+"""Predictions for radiographs that need no labels and no prepared folder: files, folders of them, or arrays.
+
+In: finished runs of one task, and radiographs. Out: a table with the probability of each and, by segmenters, the mask.
+Radiographs are decoded and resized as prepared images are, so an image gets the same numbers on both ways. They are
+read and predicted a batch at a time, so memory does not grow with their number.
+"""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.labels.siim import find_images
-from keras_pneumo.data.prepared.rendering import resize_image
-from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage
-from keras_pneumo.data.radiographs.reading import iter_images
+from keras_pneumo.data.radiographs.geometry import resize_image, size_fault
+from keras_pneumo.data.radiographs.reading import find_files, find_images, read_or_reason
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.ensemble import check_together
+from keras_pneumo.inference.ensemble import check_together, joined_names, mean_maps, mean_probability, open_members
 from keras_pneumo.inference.maps import enlarge, quantise
-from keras_pneumo.inference.postprocess import PostprocessingParameters
-from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, Progress, probabilities_of
+from keras_pneumo.inference.postprocess import (
+    FILE,
+    OWN_HEAD,
+    PostprocessingParameters,
+    postprocess_map,
+    read_postprocessing,
+)
+from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, Progress
 from keras_pneumo.inference.run import RunFolder
-from keras_pneumo.inference.segment import OWN_HEAD, Members, answer, gate_name, mean_maps, open_members
-from keras_pneumo.storage.tables import shown
+from keras_pneumo.storage.files import write_table
+from keras_pneumo.storage.tables import listed, printable, safe_columns, write_quarantine
 
-Answers = list[dict[str, object]]
-Answering = Callable[[Sequence[np.ndarray]], Answers]
-"""From square uint8 radiographs of any size to one row of answers each."""
+Image = str | Path | np.ndarray
+"""A radiograph: a file, a folder of them, or grey pixels (H, W): uint8, or floats in [0, 1]."""
+
+Source = tuple[str, Path | np.ndarray]
+"""A radiograph's name with its file or its pixels, uint8 (H, W)."""
+
+PredictImages = Callable[[Sequence[np.ndarray]], list[dict[str, object]]]
+"""From square uint8 radiographs of any size to the predicted columns of each."""
+
+
+def predict_images(
+    runs: Sequence[RunFolder],
+    images: Image | Sequence[Image],
+    parameters: PostprocessingParameters | None = None,
+    gate: Sequence[RunFolder] = (),
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Predict radiographs given as paths, arrays or a folder.
+
+    Args:
+        runs: finished runs of one task, which predict together.
+        images: one radiograph, one folder of them, or several of either. An array is (H, W) or (H, W, 1), square, white
+            = dense: uint8, or floats in [0, 1], which are rounded to 256 grey values as a file's are.
+        parameters: how segmenters' maps become masks; None: a single run's own.
+        gate: classifiers whose probability gates the masks, where it is not the segmenters' own head.
+        progress: called with radiographs done and in all.
+
+    Returns:
+        A row for each radiograph in the order given, those of a folder by name: ``image_id, probability`` and, by
+        segmenters, ``encoded_pixels`` on the grid of 1024x1024. An array's id is its number, from 0. Files that cannot
+        be read are left out, and a warning names them.
+
+    Raises:
+        PneumoError: an array is not an image as above, there is no radiograph, or none that can be read; the runs
+            cannot predict together; parameters or a gate are missing.
+    """
+    sources = image_sources(images)
+    if parameters is None:
+        parameters = own_postprocessing(runs)
+    rows, refused = _predict(runs, sources, parameters, gate, SINGLE_DEVICE, progress)
+    check_readable(sources, refused)
+    return pd.DataFrame(rows).drop(columns="file")
+
+
+def image_sources(images: Image | Sequence[Image]) -> list[Source]:
+    """One radiograph, one folder of them or several of either, each with the name that it has in messages.
+
+    Raises:
+        PneumoError: an array is not an image (:func:`grey_pixels`), a path does not exist, or there is no radiograph.
+    """
+    given = [images] if isinstance(images, str | Path | np.ndarray) else list(images)
+    sources: list[Source] = []
+    for number, image in enumerate(given):
+        if isinstance(image, np.ndarray):
+            sources.append((str(number), grey_pixels(image)))
+        else:
+            sources += [(name, path) for path, name in find_files([Path(image)])]
+    if not sources:
+        raise PneumoError("There is no radiograph to predict: the list is empty.")
+    return sources
+
+
+def grey_pixels(image: np.ndarray) -> np.ndarray:
+    """An array as square uint8 pixels (H, W).
+
+    Raises:
+        PneumoError: it has another shape or type, or floats outside of [0, 1].
+    """
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    if image.ndim != 2 or not image.size:
+        raise PneumoError(f"An image must be grey with the shape (H, W); this one has the shape {image.shape}.")
+    if image.dtype == np.uint8:
+        return image
+    if not np.issubdtype(image.dtype, np.floating):
+        raise PneumoError(f"An image must be uint8, or floats from 0 to 1; this one is {image.dtype}.")
+    if not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
+        raise PneumoError(
+            f"Floats must be from 0 to 1; this image has values from {image.min():g} to {image.max():g}. Divide it by "
+            "255, or give uint8."
+        )
+    return np.rint(image * 255).astype(np.uint8)
+
+
+class SquareImage(NamedTuple):
+    """A radiograph that a network can take."""
+
+    name: str
+    """Its name in messages and in the column ``file``."""
+    image_id: str
+    """SOPInstanceUID of a DICOM file, name of another file, number of an array."""
+    pixels: np.ndarray
+    """uint8 (S, S), white = dense."""
+
+
+def read_batches(
+    sources: Sequence[Source], size: int, batch_size: int, refused: list[dict[str, object]]
+) -> Iterator[list[SquareImage]]:
+    """Read radiographs one batch at a time.
+
+    Args:
+        sources: names, each with a file or with pixels.
+        size: the networks' image size; smaller radiographs are refused.
+        batch_size: radiographs read at once.
+        refused: gets ``file, reason`` of each that cannot be read, or that no network can take.
+
+    Yields:
+        Those of a batch that can be predicted; a batch may be empty.
+    """
+    for start in range(0, len(sources), batch_size):
+        batch: list[SquareImage] = []
+        for name, source in sources[start : start + batch_size]:
+            image_id, pixels = name, source
+            if isinstance(source, Path):
+                radiograph = read_or_reason(source)
+                if isinstance(radiograph, str):
+                    refused.append({"file": name, "reason": radiograph})
+                    continue
+                image_id, pixels = radiograph.image_id, radiograph.pixels
+            assert isinstance(pixels, np.ndarray)
+            if reason := size_fault(pixels, size):
+                refused.append({"file": name, "reason": reason})
+            else:
+                batch.append(SquareImage(name, image_id, pixels))
+        yield batch
+
+
+def check_readable(sources: Sequence[Source], refused: Sequence[dict[str, object]]) -> None:
+    """Warn of radiographs that were left out.
+
+    Raises:
+        PneumoError: all were.
+    """
+    if len(refused) == len(sources):
+        first = refused[0]
+        raise PneumoError(
+            f"None of the {len(sources)} radiographs can be predicted; the first, {first['file']}: {first['reason']}"
+        )
+    if refused:
+        texts = listed((f"{row['file']} ({row['reason']})" for row in refused), most=3)
+        warnings.warn(f"{len(refused)} of {len(sources)} radiographs were left out: {texts}", stacklevel=3)
+
+
+@dataclass(frozen=True)
+class FilesSummary:
+    """What :func:`predict_folder` wrote."""
+
+    path: Path
+    predicted: int
+    set_aside: int
+
+    def __str__(self) -> str:
+        """A sentence for the user."""
+        text = f"{self.predicted} radiographs predicted: {self.path}"
+        return (
+            f"{text}; {self.set_aside} set aside: {self.path.with_name('quarantine.csv')}" if self.set_aside else text
+        )
+
+
+def predict_folder(
+    runs: Sequence[RunFolder],
+    data: Path,
+    folder: Path,
+    progress: Progress | None = None,
+    parameters_file: Path | None = None,
+    gate: Sequence[RunFolder] = (),
+    distributed: DistributedPredictor = SINGLE_DEVICE,
+) -> FilesSummary:
+    """Predict every radiograph under ``data``, which needs no labels; write predictions.csv and quarantine.csv.
+
+    Args:
+        runs: finished runs of one task.
+        data: the folder.
+        folder: where to write.
+        progress: called with files done and in all.
+        parameters_file: the postprocessing of masks; by default a single run's own.
+        gate: classifiers whose probability gates the masks.
+        distributed: where the networks predict.
+
+    Raises:
+        PneumoError: there is no radiograph, or none that can be read; or segmenters have no postprocessing.
+    """
+    parameters = None
+    threshold = runs[0].threshold if len(runs) == 1 else None
+    if runs[0].experiment.task == "classifier" and (gate or parameters_file is not None):
+        raise PneumoError(
+            "--gate and --postprocess are for segmenters' masks; these runs are classifiers. Leave them out."
+        )
+    if runs[0].experiment.task == "segmenter":
+        parameters = read_postprocessing(parameters_file) if parameters_file else own_postprocessing(runs)
+        threshold = parameters.threshold if parameters else None
+    predictions, refused = predict_files(runs, data, progress, parameters, gate, distributed)
+    folder.mkdir(parents=True, exist_ok=True)
+    if threshold is not None:
+        predictions["above_threshold"] = (predictions["probability"] >= threshold).astype(int)
+    predictions["probability"] = np.round(predictions["probability"], 6)
+    write_table(folder / "predictions.csv", safe_columns(predictions, "image_id", "file"))
+    files_and_reasons = zip(refused["file"], refused["reason"], strict=True)
+    write_quarantine(folder, [{"file": file, "reason": reason} for file, reason in files_and_reasons])
+    return FilesSummary(folder / "predictions.csv", len(predictions), len(refused))
+
+
+def own_postprocessing(runs: Sequence[RunFolder]) -> PostprocessingParameters | None:
+    """The postprocessing that a single segmenter run keeps; None for classifiers, and for several runs.
+
+    Raises:
+        PneumoError: the run's file is missing or damaged.
+    """
+    if runs[0].experiment.task == "classifier" or len(runs) > 1:
+        return None
+    return read_postprocessing(runs[0].folder / FILE)
 
 
 def predict_files(
     runs: Sequence[RunFolder],
     data: Path,
     progress: Progress | None = None,
-    rule: PostprocessingParameters | None = None,
+    parameters: PostprocessingParameters | None = None,
     gate: Sequence[RunFolder] = (),
-    sharing: DistributedPredictor = SINGLE_DEVICE,
+    distributed: DistributedPredictor = SINGLE_DEVICE,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Predict every radiograph under a folder, through the same decoding and resizing as prepared images.
-
-    Images are read and predicted a batch at a time, so memory does not grow with the folder.
+    """Predict every radiograph under a folder.
 
     Args:
-        runs: finished runs of one task, which answer as one.
+        runs: finished runs of one task, which predict together.
         data: folder of DICOM, PNG or JPEG files; no labels are needed.
         progress: called with files done and in all.
-        rule: how segmenters' maps become masks.
-        gate: classifiers that the rule's gate asks, where it is not the segmenters' own head.
-        sharing: where the networks predict.
+        parameters: how segmenters' maps become masks.
+        gate: classifiers whose probability gates the masks, where it is not the segmenters' own head.
+        distributed: where the networks predict.
 
     Returns:
         ``image_id, file, probability`` (and ``encoded_pixels``, on the grid of 1024x1024, of segmenters) of those that
         could be read, and ``file, reason`` of those that could not; files are named relative to ``data``.
 
     Raises:
-        PneumoError: there is no radiograph under ``data``, or not one that can be read; the runs cannot stand together;
-            a rule or a gate is wanting.
+        PneumoError: there is no radiograph under ``data``, or none that can be read; the runs cannot predict together;
+            parameters or a gate are missing.
     """
-    check_together(runs)
     paths, _ = find_images(data)
     if not paths:
         raise PneumoError(f"{data} holds no DICOM, PNG or JPEG file. Name the folder that holds the radiographs.")
-    if runs[0].experiment.task == "segmenter":
-        if rule is None:
-            raise PneumoError("Masks need a rule: name the postprocess.json that predicting a prepared folder wrote.")
-        answer_batch = _segmenter(runs, rule, gate, sharing)
-    else:
-        answer_batch = classifier_answers(runs, sharing)
-    size = max(run.experiment.image_size for run in [*runs, *gate])
-    rows: list[dict[str, object]] = []
-    refused: list[dict[str, object]] = []
-    reader = iter_images(paths)
-    done = 0
-    while batch := list(itertools.islice(reader, min(run.experiment.global_batch_size for run in runs))):
-        images, names = [], []
-        for path, found in batch:
-            file = shown(path.relative_to(data).as_posix())
-            reason = str(found) if isinstance(found, UnreadableImage) else unfit(found, size)
-            if reason or isinstance(found, UnreadableImage):
-                refused.append({"file": file, "reason": reason})
-                continue
-            images.append(found.image)
-            names.append({"image_id": found.image_id, "file": file})
-        if images:
-            rows += [name | found for name, found in zip(names, answer_batch(images), strict=True)]
-        done += len(batch)
-        if progress:
-            progress(done, len(paths))
+    sources: list[Source] = [(printable(path.relative_to(data).as_posix()), path) for path in paths]
+    rows, refused = _predict(runs, sources, parameters, gate, distributed, progress)
     if not rows:
         raise PneumoError(f"None of the {len(paths)} files of {data} can be read; the first: {refused[0]['reason']}")
     return pd.DataFrame(rows), pd.DataFrame(refused, columns=["file", "reason"])
 
 
+def _predict(
+    runs: Sequence[RunFolder],
+    sources: Sequence[Source],
+    parameters: PostprocessingParameters | None,
+    gate: Sequence[RunFolder],
+    distributed: DistributedPredictor,
+    progress: Progress | None,
+) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Rows of the radiographs that can be predicted, and ``file, reason`` of the others."""
+    check_together(runs)
+    predict_batch = _predictor(runs, parameters, gate, distributed)
+    size = max(run.experiment.image_size for run in [*runs, *gate])
+    batch_size = min(run.experiment.global_batch_size for run in runs)
+    rows: list[dict[str, object]] = []
+    refused: list[dict[str, object]] = []
+    for batch in read_batches(sources, size, batch_size, refused):
+        columns = predict_batch([image.pixels for image in batch]) if batch else []
+        for image, predicted in zip(batch, columns, strict=True):
+            rows.append({"image_id": image.image_id, "file": image.name, **predicted})
+        if progress:
+            progress(len(rows) + len(refused), len(sources))
+    return rows, refused
+
+
+def _predictor(
+    runs: Sequence[RunFolder],
+    parameters: PostprocessingParameters | None,
+    gate: Sequence[RunFolder],
+    distributed: DistributedPredictor,
+) -> PredictImages:
+    """Load the networks; a function from radiographs to ``probability`` and, by segmenters, ``encoded_pixels``."""
+    if runs[0].experiment.task == "classifier":
+        members = open_members(runs, distributed)
+        return lambda images: [
+            {"probability": float(probability)}
+            for probability in mean_probability(members, lambda size: pixels_at(images, size))
+        ]
+    if parameters is None:
+        raise PneumoError(
+            "Masks need postprocessing parameters: name the postprocess.json that predicting a prepared folder wrote."
+        )
+    fitted_with = parameters.gate_source if parameters.gate > 0 else ""
+    given = joined_names(gate) if gate else OWN_HEAD
+    if fitted_with and fitted_with != given:
+        raise PneumoError(
+            f"The postprocessing was fitted with the gate {fitted_with!r}; name those runs with --gate, and no others."
+        )
+    segmenters = open_members(runs, distributed)
+    classifiers = open_members(gate, distributed) if gate and fitted_with else []
+
+    def predict_batch(images: Sequence[np.ndarray]) -> list[dict[str, object]]:
+        maps, image_probability = mean_maps(segmenters, lambda size: pixels_at(images, size))
+        if classifiers:
+            image_probability = mean_probability(classifiers, lambda size: pixels_at(images, size))
+        elif image_probability is None:
+            image_probability = np.ones(len(images))
+        pairs = zip(quantise(maps), image_probability, strict=True)
+        return [postprocess_map(enlarge(quantised), parameters, float(image)) for quantised, image in pairs]
+
+    return predict_batch
+
+
 def pixels_at(images: Sequence[np.ndarray], size: int) -> np.ndarray:
     """Square uint8 radiographs as a batch for a network: float32 (n, size, size, 1) in [0, 1]."""
     return np.stack([resize_image(image, size) for image in images])[..., None].astype(np.float32) / np.float32(255)
-
-
-def mean_probability(members: Members, images: Sequence[np.ndarray]) -> np.ndarray:
-    """Probability of pneumothorax by classifiers, float64 (n,), of square uint8 radiographs.
-
-    Every network weighs the same; mirror images count where the experiment asks for them.
-    """
-    found = []
-    for run, models in members:
-        pixels = pixels_at(images, run.experiment.image_size)
-        passes = [pixels, pixels[:, :, ::-1]] if run.experiment.flip_averaging else [pixels]
-        for model in models:
-            logits = [np.asarray(model.predict_on_batch(one))[:, 0] for one in passes]
-            found.append(np.mean([probabilities_of(one) for one in logits], axis=0))
-    return np.mean(found, axis=0)
-
-
-def classifier_answers(runs: Sequence[RunFolder], sharing: DistributedPredictor = SINGLE_DEVICE) -> Answering:
-    """The runs' networks, opened, as a function from radiographs to ``probability``."""
-    members = open_members(runs, sharing)
-
-    def answer_batch(images: Sequence[np.ndarray]) -> Answers:
-        return [{"probability": float(probability)} for probability in mean_probability(members, images)]
-
-    return answer_batch
-
-
-def _segmenter(
-    runs: Sequence[RunFolder], rule: PostprocessingParameters, gate: Sequence[RunFolder], sharing: DistributedPredictor
-) -> Answering:
-    wanted = rule.gate_source if rule.gate > 0 else ""
-    given = gate_name(gate) if gate else OWN_HEAD
-    if wanted and wanted != given:
-        raise PneumoError(
-            f"The rule for masks was fitted with the gate {wanted!r}; name those runs with --gate, and no others."
-        )
-    members = open_members(runs, sharing)
-    ask = classifier_answers(gate, sharing) if gate and wanted else None
-
-    def answer_batch(images: Sequence[np.ndarray]) -> Answers:
-        maps, head = mean_maps(members, lambda size: pixels_at(images, size))
-        if ask is not None:
-            image = [float(str(row["probability"])) for row in ask(images)]
-        else:
-            image = [1.0] * len(images) if head is None else [float(one) for one in head]
-        levels = quantise(maps)
-        return [answer(enlarge(one), rule, probability) for one, probability in zip(levels, image, strict=True)]
-
-    return answer_batch
-
-
-def unfit(radiograph: Radiograph, size: int) -> str:
-    """Why a radiograph cannot be brought to the network's size, or nothing."""
-    height, width = radiograph.image.shape
-    if height != width:
-        return (
-            f"It has {height} rows and {width} columns; the network was trained on square images. Pad it to a square."
-        )
-    return f"Its side of {height} pixels is shorter than the network's {size}." if height < size else ""

@@ -1,86 +1,141 @@
-"""Where networks predict: on TensorFlow's own device, or dealt out to all devices that a training's engine has.
+"""From a network and a batch of images to probabilities: the one loop over images and their mirror images.
 
-The engine (``training.distribution``) stands above this package, so it is handed in: where variables are to be made,
-and what predicts in a network's place. Every worker asks for the same batches in the same order and gets all rows back,
-in order; so what is computed from them is the same on each.
+In: what predicts (a Keras network, one that is distributed over several devices, or one on ONNX Runtime), and images.
+Out: the probability of a pneumothorax of each image (classifiers, and segmenters with an image head) and of each pixel
+(segmenters), for the image and, where the experiment averages flips, for its mirror image.
 
-A network that is asked about few images at once, where a whole batch would not fit into memory.
-
-In: what predicts, and how many images it may be asked about at once. Out: something that predicts in its place and
-gives the same answers for the whole batch. Predictions of an image do not depend on the others of its batch, so this
-changes nothing but rounding, and not even that where a batch is no larger than a part.
-
-From a network and images to probabilities.
+Where a whole batch does not fit into memory, :class:`MicroBatchPredictor` predicts it part by part. An image's
+prediction does not depend on the others of its batch, so this changes nothing but rounding.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pneumo.data.batches.images import ImageSet
-from keras_pneumo.data.batches.pipeline import evaluation_batches
 from keras_pneumo.errors import PneumoError
+
+Progress = Callable[[int, int], None]
+"""Called with how many are done, and how many there are."""
 
 
 class Predictor(Protocol):
-    """What a network is asked for."""
+    """Anything that predicts a batch as a Keras network does."""
 
     def predict_on_batch(self, x: Any) -> Any:
         """The outputs for a batch, as NumPy arrays (batch, ...) in its order."""
 
 
+class Logits(NamedTuple):
+    """A network's outputs for one batch."""
+
+    image: np.ndarray | None
+    """Whether the image shows a pneumothorax, float32 (B,); None for a segmenter without an image head."""
+    mask: np.ndarray | None
+    """Whether each pixel does, float32 (B, S, S); None for a classifier."""
+
+
+class Probabilities(NamedTuple):
+    """The probabilities of one batch."""
+
+    image: np.ndarray | None
+    """Of each image, (B,): float64 by a classifier, float32 by a segmenter's image head; None without one."""
+    maps: np.ndarray | None
+    """Of each pixel, float32 (B, S, S); None for a classifier."""
+
+
+def predict_passes(network: Predictor, images: np.ndarray, flip_averaging: bool) -> Iterator[Probabilities]:
+    """Predict a batch, and with flip averaging its mirror images too; their maps are turned back.
+
+    Args:
+        network: a classifier or a segmenter.
+        images: float32 (B, S, S, 1) in [0, 1].
+        flip_averaging: whether mirror images are predicted.
+
+    Yields:
+        The probabilities of each pass; callers average them.
+    """
+    for mirrored in (False, True) if flip_averaging else (False,):
+        logits = predict_logits(network, images[:, :, ::-1] if mirrored else images)
+        if logits.mask is None:
+            assert logits.image is not None
+            yield Probabilities(sigmoid(logits.image), None)
+            continue
+        maps = sigmoid(logits.mask, np.float32)
+        image = None if logits.image is None else sigmoid(logits.image, np.float32)
+        yield Probabilities(image, maps[:, :, ::-1] if mirrored else maps)
+
+
+def predict_logits(network: Predictor, images: Any) -> Logits:
+    """The logits of one batch, float32 (B, S, S, 1) in [0, 1], by their meaning."""
+    outputs = network.predict_on_batch(images)
+    if isinstance(outputs, dict):
+        return Logits(np.asarray(outputs["image"])[:, 0], np.asarray(outputs["mask"])[..., 0])
+    outputs = np.asarray(outputs)
+    return Logits(outputs[:, 0], None) if outputs.ndim == 2 else Logits(None, outputs[..., 0])
+
+
+def sigmoid(logits: np.ndarray, dtype: type[np.floating[Any]] = np.float64) -> np.ndarray:
+    """Probabilities of logits of any size, without overflow: float64 for images, float32 for maps.
+
+    Not ``scipy.special.expit``: its float32 results differ from these in the last bits, which moves a pixel in 200,000
+    of a map to the next of its 256 levels, so a run's masks would no longer be the ones it had.
+    """
+    return np.asarray(np.exp(-np.logaddexp(dtype(0), -logits.astype(dtype))))
+
+
 @dataclass(frozen=True)
 class DistributedPredictor:
-    """Where networks predict."""
+    """Where networks are made and predict: on one device, or on all devices of a training's distribution.
+
+    The distribution (``training.distributed``) stands above this package, so it hands this in. Every worker predicts
+    the same batches in the same order and gets all rows back, in order; so what is computed from them is the same on
+    each.
+    """
 
     scope: Callable[[], contextlib.AbstractContextManager[Any]]
-    """Within it networks are built and loaded."""
-    share: Callable[[keras.Model], Predictor]
-    """What predicts in a network's place."""
+    """A context in which networks are built and loaded."""
+    distribute: Callable[[keras.Model], Predictor]
+    """Makes the predictor that stands for a network."""
     devices: int = 1
-    """How many share a batch."""
+    """How many devices share a batch."""
     workers: int = 1
-    """How many processes must ask for the same."""
+    """How many processes predict the same batches together."""
 
 
-def _itself(model: keras.Model) -> Predictor:
-    return model
-
-
-SINGLE_DEVICE = DistributedPredictor(contextlib.nullcontext, _itself)
+SINGLE_DEVICE = DistributedPredictor(contextlib.nullcontext, lambda model: model)
 """One device, TensorFlow's default."""
 
 
 class MicroBatchPredictor:
-    """A predictor's answers, found part by part; the parts are halved when one does not fit."""
+    """A predictor that predicts a batch in parts, and halves the parts when one does not fit into memory."""
 
     def __init__(
         self,
         predictor: Predictor,
-        at_once: int | None = None,
-        fewest: int = 1,
-        halved: Callable[[int], None] = lambda images: None,
+        size: int | None = None,
+        smallest: int = 1,
+        on_halved: Callable[[int], None] = lambda size: None,
     ) -> None:
-        """Ask ``predictor``.
+        """Predict with ``predictor``.
 
         Args:
-            predictor: what is asked.
-            at_once: images of a part; None: whole batches.
-            fewest: what a part must hold: an image for each device that shares it.
-            halved: told the images of a part from then on, when one did not fit. Where others predict the same parts it
-                must raise: they would wait for the rest of a larger one.
+            predictor: predicts each part.
+            size: images of a part; None: whole batches.
+            smallest: images that a part must hold: one for each device that shares it.
+            on_halved: called with the new size of a part when one did not fit. It must raise where other workers
+                predict the same parts: they would wait for the rest of a larger one.
         """
         self.predictor = predictor
-        self.at_once = at_once
-        self.fewest = fewest
-        self.halved = halved
+        self.size = size
+        self.smallest = smallest
+        self.on_halved = on_halved
 
     def predict_on_batch(self, x: Any) -> Any:
         """The outputs for a batch.
@@ -89,67 +144,23 @@ class MicroBatchPredictor:
             PneumoError: the memory is too small for the smallest part.
         """
         rows = len(x)
-        found: list[Any] = []
+        outputs: list[Any] = []
         done = 0
         while done < rows:
-            images = min(self.at_once or rows, rows)
+            size = min(self.size or rows, rows)
             try:
-                part = x if images == rows else x[done : done + images]
-                found.append(self.predictor.predict_on_batch(part))
-                done += images
+                part = x if size == rows else x[done : done + size]
+                outputs.append(self.predictor.predict_on_batch(part))
+                done += size
             except tf.errors.ResourceExhaustedError:
-                if images <= self.fewest:
-                    number = "one image" if images == 1 else f"{images} images"
+                if size <= self.smallest:
+                    number = "one image" if size == 1 else f"{size} images"
                     raise PneumoError(
-                        f"The memory is too small to predict even {number} at once. See that nothing else uses "
-                        "the device, or use another."
+                        f"The memory is too small to predict even {number} at once. Check that nothing else uses the "
+                        "device, or use another device."
                     ) from None
-                self.at_once = max(-(-images // 2), self.fewest)
-                self.halved(self.at_once)
-        if len(found) == 1:
-            return found[0]
-        return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *found)
-
-
-Progress = Callable[[int, int], None]
-
-
-def predict_logits(
-    model: Predictor, batches: tf.data.Dataset, mirrored: bool = False, progress: Callable[[int], None] | None = None
-) -> np.ndarray:
-    """Logits, float32 (n,), of a dataset of float32 (B, S, S, 1) in [0, 1]; of the mirror images where asked."""
-    found = []
-    done = 0
-    for images in batches:
-        logits = model.predict_on_batch(tf.reverse(images, [2]) if mirrored else images)
-        found.append(np.asarray(logits)[:, 0])
-        done += len(found[-1])
-        if progress:
-            progress(done)
-    return np.concatenate(found) if found else np.empty(0, np.float32)
-
-
-def probabilities_of(logits: np.ndarray) -> np.ndarray:
-    """Probabilities, float64, of logits of any size, without overflow."""
-    return np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))
-
-
-def predict_probabilities(
-    model: Predictor, source: ImageSet, batch_size: int, flip_averaging: bool, progress: Progress | None = None
-) -> np.ndarray:
-    """Probability of pneumothorax for each image of ``source``, float64 (n,), in its order.
-
-    With ``flip_averaging``, the mean of the probabilities of the image and of its mirror image.
-    """
-    batches = evaluation_batches(source, batch_size)
-    passes = [False, True] if flip_averaging else [False]
-    total = len(source) * len(passes)
-    summed = np.zeros(len(source))
-    for number, mirrored in enumerate(passes):
-
-        def count(done: int, before: int = number * len(source)) -> None:
-            if progress:
-                progress(before + done, total)
-
-        summed += probabilities_of(predict_logits(model, batches, mirrored, count))
-    return summed / len(passes)
+                self.size = max(-(-size // 2), self.smallest)
+                self.on_halved(self.size)
+        if len(outputs) == 1:
+            return outputs[0]
+        return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *outputs)

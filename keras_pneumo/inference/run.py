@@ -1,7 +1,7 @@
-"""The run folder: what a training leaves behind, written by `training`, read by `prediction` and the report.
+"""The files of a finished run: the experiment, its networks and their weights; training writes them.
 
-``experiment.json`` holds the experiment beside everything needed to repeat it and to refuse a mix-up: versions, the
-command, and the hashes of the split and of the prepared images.
+``experiment.json`` holds the experiment and everything that is needed to repeat it and to refuse a mix-up: versions,
+the command, and the hashes of the split and of the prepared images.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LIBRARIES = ("tensorflow", "keras", "numpy", "opencv-python-headless", "pydicom"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A finished training."""
+    """The folder of a finished training."""
 
     folder: Path
     experiment: Experiment
@@ -46,21 +46,21 @@ class RunFolder:
 
     @property
     def weights(self) -> Path:
-        """Where the best weights are."""
+        """The file of the best weights."""
         return self.folder / WEIGHTS
 
     @property
     def threshold(self) -> float | None:
         """The operating threshold on the probability, fitted on validation; None until it was fitted."""
-        found = self.record.get("threshold")
-        return found if found is not None else read_threshold(self.folder)
+        threshold = self.record.get("threshold")
+        return threshold if threshold is not None else read_threshold(self.folder)
 
     @property
     def pretraining(self) -> str:
-        """What the weights have seen before SIIM's images, through all runs that this one was started from."""
-        origin = self.record.get("start_from")
-        if origin:
-            return str(origin["pretraining"])
+        """The images that the weights learnt from before SIIM's, by all runs that this one was started from."""
+        start = self.record.get("start_from")
+        if start:
+            return str(start["pretraining"])
         return "none" if self.experiment.weights == "random" else "ImageNet-1k"
 
 
@@ -68,25 +68,29 @@ def build(experiment: Experiment, synchronized: bool = False) -> keras.Model:
     """The experiment's network, from a random start that depends on its seed alone.
 
     Args:
-        experiment: which network.
+        experiment: whose network is built.
         synchronized: whether BatchNorm takes its batch statistics over all replicas of a training.
     """
     keras.utils.set_random_seed(experiment.seed)
     if experiment.task == "segmenter":
         return build_unet(
-            experiment.encoder, experiment.attention, experiment.image_head, experiment.dropout, synchronized
+            experiment.encoder,
+            attention=experiment.attention,
+            image_head=experiment.image_head,
+            dropout=experiment.dropout,
+            synchronized=synchronized,
         )
-    return build_classifier(experiment.encoder, experiment.dropout, synchronized)
+    return build_classifier(experiment.encoder, dropout=experiment.dropout, synchronized=synchronized)
 
 
 def versions() -> dict[str, str]:
     """Versions of this package, Python and the libraries that decide a result."""
-    found = {"keras_pneumo": __version__, "python": platform.python_version()}
-    return found | {name: importlib.metadata.version(name) for name in LIBRARIES}
+    own = {"keras_pneumo": __version__, "python": platform.python_version()}
+    return own | {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
 def hardware() -> str:
-    """The devices that TensorFlow sees, in words; names no host and no user."""
+    """The devices that TensorFlow has, in words; no name of a host or a user."""
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
@@ -95,14 +99,16 @@ def hardware() -> str:
 
 
 def read_run(folder: Path) -> RunFolder:
-    """A run folder, checked to be a finished one.
+    """Read a run folder and check that it is a finished one.
 
     Raises:
         PneumoError: the folder or one of its files is missing, or written by a later version of this program.
     """
     record_path = folder / "experiment.json"
     if not record_path.is_file():
-        raise PneumoError(f"{folder} is no run folder: it has no experiment.json. Name the folder that train printed.")
+        raise PneumoError(
+            f"{folder} is not a run folder: experiment.json is missing. Name the folder that train printed."
+        )
     try:
         record = json.loads(record_path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -129,32 +135,35 @@ def load_model(run: RunFolder) -> keras.Model:
     return model
 
 
-def load_predictors(run: RunFolder, sharing: DistributedPredictor = SINGLE_DEVICE) -> list[Predictor]:
-    """What predicts for a run: its :func:`load_models`, made and shared as told, in parts where memory is too small.
+def load_predictors(run: RunFolder, distributed: DistributedPredictor = SINGLE_DEVICE) -> list[Predictor]:
+    """The predictors of a run: its :func:`load_models`, which predict in parts where the memory is too small.
 
-    A run that learnt in slices is asked about no more images at once than one of them held.
+    A run that learnt with micro-batches (``slices`` in its record) predicts no more images at once than one of them.
 
     Raises:
         PneumoError: as :func:`load_model`.
     """
-    halved = _apart if sharing.workers > 1 else lambda images: None
-    slices = int(run.record.get("slices", 1))
-    at_once = max(-(-run.experiment.global_batch_size // slices), sharing.devices) if slices > 1 else None
-    with sharing.scope():
+    on_halved = _refuse_smaller if distributed.workers > 1 else lambda size: None
+    micro_batches = int(run.record.get("slices", 1))
+    size = None
+    if micro_batches > 1:
+        size = max(-(-run.experiment.global_batch_size // micro_batches), distributed.devices)
+    with distributed.scope():
         return [
-            MicroBatchPredictor(sharing.share(model), at_once, sharing.devices, halved) for model in load_models(run)
+            MicroBatchPredictor(distributed.distribute(model), size, distributed.devices, on_halved)
+            for model in load_models(run)
         ]
 
 
-def _apart(images: int) -> None:
+def _refuse_smaller(size: int) -> None:
     raise PneumoError(
-        f"Out of memory: only {images} images or fewer can be predicted at once here, and the other workers have begun "
+        f"Out of memory: only {size} images or fewer can be predicted at once here, and the other workers have begun "
         "with more. Run keras-pneumo predict with --strategy one, which then takes fewer at once."
     )
 
 
 def checkpoints_of(run: RunFolder) -> list[Path]:
-    """Files of the weights that the run predicts with: of its best epochs, where it keeps several, else the best."""
+    """The weight files that the run predicts with: those of its best epochs where it keeps several, else the best."""
     kept = sorted((run.folder / CHECKPOINTS).glob("epoch_*.weights.h5"))
     return kept if run.experiment.top_k > 1 and len(kept) > 1 else [run.weights]
 

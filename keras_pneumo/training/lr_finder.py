@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from keras_pneumo.config import Experiment
 from keras_pneumo.data.batches.images import ImageSet
@@ -16,10 +17,11 @@ from keras_pneumo.data.batches.order import steps_per_epoch
 from keras_pneumo.data.batches.pipeline import training_batches
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.training.curves import draw_rates
-from keras_pneumo.training.fit import phases_of, plan_of
-from keras_pneumo.training.optimization import compile_model, make_optimizer, set_learning
-from keras_pneumo.training.start import start
+from keras_pneumo.training.log import BEST_COLOR, TRAINING_COLOR, VALIDATION_COLOR, save_figure
+from keras_pneumo.training.losses import image_losses
+from keras_pneumo.training.optimizers import make_optimizer, set_learning
+from keras_pneumo.training.step import training_network
+from keras_pneumo.training.trainer import phases_of, plan_of, starting_point
 
 LOW, HIGH = 1e-7, 10.0
 """Range of rates tried, the same as fastai's ``lr_find``."""
@@ -73,9 +75,9 @@ def search(
         progress: called with images done and images in all.
 
     Raises:
-        PneumoError: as :func:`keras_pneumo.training.fit.train` and :func:`find_rate`.
+        PneumoError: as :func:`keras_pneumo.training.trainer.train` and :func:`find_rate`.
     """
-    model, training, _ = start(experiment, prepared, weights)
+    model, training, _ = starting_point(experiment, prepared, weights)
     set_learning(model, experiment, phases_of(experiment)[0].encoder_learns)
     return find_rate(model, experiment, training, steps, progress)
 
@@ -87,30 +89,30 @@ def find_rate(
     steps: int = 100,
     progress: Callable[[int, int], None] | None = None,
 ) -> RateSearch:
-    """Train ``model`` with a rate that rises geometrically from :data:`LOW` to :data:`HIGH`, or until it diverges.
+    """Train ``model`` by the training step with a rate that rises from :data:`LOW` to :data:`HIGH` by equal factors.
 
-    The model's weights are spoilt by this: build another one to train.
+    It ends earlier where the loss diverges. The model's weights are spoilt by this: build another one to train.
 
     Args:
-        model: the network, with the layers learning that are to learn.
+        model: the network (functional), with the layers learning that are to learn.
         experiment: says batch, augmentation and optimizer.
         source: training images.
         steps: how many rates to try.
         progress: called with images done and images in all.
 
     Raises:
-        PneumoError: the loss left the finite numbers before a rate could be judged.
+        PneumoError: the loss left the finite numbers before a rate could be suggested.
     """
     rates = np.geomspace(LOW, HIGH, steps)
-    compile_model(model, experiment, make_optimizer(experiment.replace(schedule="constant", ema=0), model, LOW, steps))
+    optimizer = make_optimizer(experiment.replace(schedule="constant", ema=0), model, LOW, steps)
+    network = training_network(model, image_losses(experiment), optimizer)
     plan = plan_of(experiment, 0, -(-steps // steps_per_epoch(len(source), experiment.global_batch_size)))
     losses: list[float] = []
     smoothed: list[float] = []
     mean = 0.0
     for (images, target), rate in zip(training_batches(source, plan), rates, strict=False):
-        model.optimizer.learning_rate = rate
-        model.reset_metrics()  # else Keras gives the mean over all steps so far
-        loss = float(np.ravel(model.train_on_batch(images, target))[0])  # of several outputs, the sum
+        network.optimizer.learning_rate = rate
+        loss = float(network.train_on_batch(images, target, return_dict=True)["loss"])
         if not np.isfinite(loss):
             break
         losses.append(loss)
@@ -126,8 +128,8 @@ def find_rate(
             f"The loss stayed finite and within {DIVERGED:g} times its least value at {len(losses)} rates only; from "
             "so few no rate can be suggested. Check the images and labels, or try more steps."
         )
-    judged = slice(len(losses) // 10, -5)  # as fastai: the mean is unsteady at its start, and diverges at its end
-    return RateSearch(tried, np.array(losses), np.array(smoothed), suggest(tried[judged], np.array(smoothed)[judged]))
+    usable = slice(len(losses) // 10, -5)  # as fastai: the mean is unsteady at its start, and diverges at its end
+    return RateSearch(tried, np.array(losses), np.array(smoothed), suggest(tried[usable], np.array(smoothed)[usable]))
 
 
 def suggest(rates: np.ndarray, smoothed: np.ndarray) -> float:
@@ -151,3 +153,21 @@ def suggest(rates: np.ndarray, smoothed: np.ndarray) -> float:
     while came_from[start] >= 0:
         start = came_from[start]
     return float(rates[min(start + int((end - start) * 2 / 3), len(rates) - 1)])
+
+
+def draw_rates(rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, suggested: float, path: Path) -> None:
+    """The learning-rate finder's plot: loss against rate, both (n,), and the suggested rate."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(rates, losses, color=TRAINING_COLOR, linewidth=0.7, alpha=0.6, label="each step")
+    axis.plot(rates, smoothed, color=VALIDATION_COLOR, linewidth=2, label="smoothed")
+    axis.axvline(suggested, color=BEST_COLOR, linestyle="--", label=f"suggested: {suggested:.1e}")
+    axis.set_xscale("log")
+    low, high = float(smoothed.min()), float(smoothed[0])
+    axis.set_ylim(low - 0.2 * (high - low + 1e-3), high + 1.0 * (high - low + 1e-3))
+    axis.set_xlabel("learning rate of the head")
+    axis.set_ylabel("cross-entropy")
+    axis.set_title("Learning-rate finder")
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)

@@ -1,9 +1,10 @@
-"""PyTorch's AdamW and SGD as Keras optimizers.
+"""The optimizer of an experiment, and PyTorch's AdamW and SGD as Keras optimizers.
 
-In: gradients and the variables of a network. Out: the variables PyTorch would have after the same step. Keras's own
-optimizers differ: Adam adds its epsilon before the bias correction, and SGD keeps the learning rate inside the momentum
-buffer, so the two part under any schedule. Here, too, the momentum may follow a schedule (one-cycle), each variable may
-have its own multiple of the rate (discriminative rates by depth), and decay spares BatchNorm and biases.
+In: gradients and the variables of a network. Out: the variables that PyTorch would have after the same step. Keras's
+own optimizers differ: Adam adds its epsilon before the bias correction, and SGD keeps the learning rate inside the
+momentum buffer, so the results differ under any schedule. Here the momentum may also follow a schedule (one-cycle),
+each variable may have its own multiple of the rate (discriminative rates by depth), and BatchNorm and biases do not
+decay.
 
 Sources: ``torch.optim.AdamW`` and ``torch.optim.SGD`` (PyTorch 2.14); decoupled decay, arXiv 1711.05101.
 """
@@ -15,10 +16,83 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 
-from keras_pneumo.errors import PneumoError
+from keras_pneumo.config import Experiment
+from keras_pneumo.models.resnet import HEAD_GROUP, depth_groups, leaf_layers
+from keras_pneumo.training.schedules import Tabulated, cosine, one_cycle, warm_restarts
 
 Schedule: TypeAlias = keras.optimizers.schedules.LearningRateSchedule
+
+MOMENTUM_RANGE = (0.85, 0.95)
+"""Momentum (AdamW's first beta) of the one-cycle policy: it falls to the lower value as the rate rises."""
+
+
+def make_optimizer(
+    experiment: Experiment,
+    model: keras.Model,
+    learning_rate: float,
+    total_steps: int,
+    epoch_steps: int | None = None,
+) -> keras.optimizers.Optimizer:
+    """The experiment's optimizer and schedule over ``total_steps`` for the variables that now learn.
+
+    Args:
+        experiment: the settings.
+        model: its variables learn at a rate that falls with their distance from the head.
+        learning_rate: the highest rate of the head.
+        total_steps: optimizer steps until the schedule ends.
+        epoch_steps: optimizer steps of an epoch, by which warm restarts count; default: ``total_steps``.
+    """
+    steps = np.arange(total_steps)
+    momentum: float | Tabulated = 0.9
+    rate: float | Tabulated = learning_rate  # a constant one; a plateau's is lowered between epochs
+    if experiment.schedule == "one_cycle":
+        cycle = one_cycle(
+            steps,
+            total_steps,
+            learning_rate,
+            rise=experiment.warmup_fraction,
+            div_factor=experiment.start_divisor,
+            final_div_factor=experiment.final_divisor,
+            momentum=MOMENTUM_RANGE,
+        )
+        rate = Tabulated(cycle.rate)
+        momentum = Tabulated(cycle.momentum)
+    elif experiment.schedule == "cosine":
+        rate = Tabulated(cosine(steps, total_steps, learning_rate))
+    elif experiment.schedule == "warm_restarts":
+        first = experiment.restart_epochs * (epoch_steps or total_steps)
+        rate = Tabulated(warm_restarts(steps, first, learning_rate, experiment.restart_factor))
+    multipliers = {path: experiment.depth_decay ** (HEAD_GROUP - group) for path, group in depth_groups(model).items()}
+    common: dict[str, Any] = {
+        "learning_rate": rate,
+        "weight_decay": experiment.weight_decay,
+        "rate_multipliers": multipliers,
+        "global_clipnorm": experiment.clip_norm,
+        "use_ema": experiment.ema > 0,
+        "ema_momentum": experiment.ema or 0.99,
+    }
+    if experiment.optimizer == "sgd":
+        return SGD(momentum=momentum, **common)
+    return AdamW(beta_1=momentum, **common)
+
+
+def set_learning(model: keras.Model, experiment: Experiment, encoder_learns: bool) -> None:
+    """Set which layers learn; the network must be compiled after this.
+
+    A BatchNorm layer that does not learn keeps its statistics too, and normalises with them.
+    """
+    model.get_layer("encoder").trainable = encoder_learns
+    if experiment.frozen_batchnorm:
+        for layer in leaf_layers(model):
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.trainable = False
+
+
+def inner_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
+    """The model's optimizer, without the loss scale that mixed precision puts around it."""
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
 
 
 def decays(variable: Any) -> bool:
@@ -27,10 +101,10 @@ def decays(variable: Any) -> bool:
 
 
 class _TorchOptimizer(keras.optimizers.Optimizer):
-    """What both optimizers share: a rate per variable, and schedules counted in optimizer steps.
+    """The common part of both optimizers: a rate for each variable, and schedules by optimizer step.
 
-    Clipping (``global_clipnorm``), ``use_ema`` and ``gradient_accumulation_steps`` are the base class's. Its
-    ``weight_decay`` is not used, because it knows one rate only.
+    Clipping (``global_clipnorm``) and ``use_ema`` are the base class's. Its ``weight_decay`` is not used, because it
+    knows only one rate.
     """
 
     def __init__(
@@ -47,34 +121,18 @@ class _TorchOptimizer(keras.optimizers.Optimizer):
         self.rate_multipliers = dict(rate_multipliers or {})
 
     def build(self, variables: list[Any]) -> None:
-        """Fix each variable's multiple of the rate and its decay, by position."""
+        """Store each variable's multiple of the rate and its decay, by position."""
         super().build(variables)
         # Under a distribution strategy update_step sees backend variables, which have lost their Keras path.
         self._multiples = [float(self.rate_multipliers.get(variable.path, 1.0)) for variable in variables]
         self._decays = [self.decay if self.decay_applies(variable) else 0.0 for variable in variables]
 
     def finalize_variable_values(self, var_list: list[Any]) -> None:
-        """Nothing: ``fit`` may end within a phase. See :func:`keras_pneumo.training.averaging.keep_average`."""
+        """Does nothing, since ``fit`` may end within a phase; :func:`~.averaging.keep_average` does it at the end."""
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> list[Any]:
-        """What comes in: the training step has added up the replicas' gradients, since they are clipped before this."""
+        """Returns the gradients unchanged: the training step has already summed them, before they were clipped."""
         return list(grads_and_vars)
-
-    def check_multipliers(self, model: keras.Model) -> None:
-        """Refuse a multiplier whose path is no variable of the model; Keras itself would pass over it.
-
-        Raises:
-            PneumoError: paths are unknown; they are named.
-        """
-        unknown = sorted(set(self.rate_multipliers) - {variable.path for variable in model.variables})
-        if unknown:
-            raise PneumoError(f"Rate multipliers are given for variables the model lacks: {', '.join(unknown[:10])}.")
-
-    def _get_current_learning_rate(self) -> Any:
-        if isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-            # Optimizer steps, not batches: the base class would run the schedule too fast under accumulation.
-            return self._learning_rate(self.iterations)
-        return super()._get_current_learning_rate()
 
     def _at_this_step(self, value: float | Schedule) -> Any:
         return value(self.iterations) if callable(value) else value
@@ -105,7 +163,7 @@ class AdamW(_TorchOptimizer):
             weight_decay: each step multiplies the variable by ``1 - rate * weight_decay``.
             rate_multipliers: multiples of the rate by variable path (``variable.path``); 1 where none is given.
             decay_applies: which variables decay.
-            **kwargs: the base class's: ``global_clipnorm``, ``use_ema``, ``gradient_accumulation_steps``, ``name``.
+            **kwargs: the base class's: ``global_clipnorm``, ``use_ema``, ``name``.
         """
         super().__init__(learning_rate, weight_decay, rate_multipliers, decay_applies, **kwargs)
         self.beta_1 = beta_1
@@ -140,7 +198,7 @@ class AdamW(_TorchOptimizer):
 
 
 class SGD(_TorchOptimizer):
-    """PyTorch's SGD with momentum: the buffer holds gradients only, the rate is applied to it."""
+    """PyTorch's SGD with momentum: the buffer holds only gradients, and the rate is applied to the buffer."""
 
     def __init__(
         self,
@@ -161,7 +219,7 @@ class SGD(_TorchOptimizer):
             nesterov: look ahead by one step.
             rate_multipliers: multiples of the rate by variable path; 1 where none is given.
             decay_applies: which variables decay.
-            **kwargs: the base class's: ``global_clipnorm``, ``use_ema``, ``gradient_accumulation_steps``, ``name``.
+            **kwargs: the base class's: ``global_clipnorm``, ``use_ema``, ``name``.
         """
         super().__init__(learning_rate, weight_decay, rate_multipliers, decay_applies, **kwargs)
         self.momentum = momentum

@@ -1,12 +1,18 @@
-"""The network while it learns: a training step in slices, on any number of replicas, with the same result.
+"""The training step: the loss of a batch, its gradients, and one step of the optimizer.
 
-In: a network, the loss of each image, a number of slices and an engine. Out: a network with the same layers whose
-training step takes its part of the batch slice by slice, one after the other, adds up their gradients, then those of
-all replicas, and steps once. Every image weighs the same, also where the batch does not divide evenly, and the
-optimizer (its schedule, clipping, moments and average) never notices. Where no layer looks beyond its own image the
-result is that of the undivided batch. BatchNorm does look: while it learns, its statistics are those of each slice
-(over all replicas), as in every gradient accumulation. That is how the weights of a large batch come out of a small
-memory; Keras's own accumulation fails under a strategy.
+``keras-pneumo train``, ``find-lr`` and the check of twenty steps in ``keras-pneumo parity`` all learn by this step, so
+what is checked is what runs. In: a network, the experiment's losses, an optimizer, a number of micro-batches and the
+devices. Out: a :class:`TrainingNetwork` with the same layers.
+
+The step takes its part of the batch in micro-batches, one after the other, adds up their gradients, then those of all
+replicas, and updates the weights once. Every image weighs the same, also where the batch does not divide evenly, and
+the optimizer (its schedule, clipping, moments and average) does not notice. Where no layer looks beyond its own image
+the result is that of the undivided batch. BatchNorm does look: while it learns, its statistics are those of each
+micro-batch (over all replicas), as in every gradient accumulation. In this way the weights of a large batch come out
+of a small memory; Keras's own accumulation fails under a strategy.
+
+The losses and :func:`loss_and_gradients` run on Keras's TensorFlow and PyTorch backends;
+:class:`TrainingNetwork` is a TensorFlow graph, so TensorFlow is imported only where Keras runs on it.
 """
 
 from __future__ import annotations
@@ -14,28 +20,70 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
-import tensorflow as tf
 
 from keras_pneumo.models.preprocessing import full_dtype
-from keras_pneumo.training.distributed.strategy import ONE, Engine
+from keras_pneumo.training.losses import ImageLosses
 
-ImageLosses = Callable[[Any, Any], Any]
-"""From target and output to the loss of each image, shape (batch,)."""
+if TYPE_CHECKING:
+    from keras_pneumo.training.distributed.strategy import Distribution
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
 
 
-class Network(keras.Model):
-    """A functional network with a training step of its own; made by :func:`learner`."""
+def loss_and_gradients(
+    model: keras.Model,
+    losses_of: ImageLosses,
+    images: Any,
+    target: Any,
+    weight: Any,
+    scale_loss: Callable[[Any], Any] = lambda loss: loss,
+) -> tuple[Any, list[Any]]:
+    """The weighted loss of some images in training mode, and its gradients: the one place where losses are composed.
+
+    Args:
+        model: whose trainable variables the gradients are for; BatchNorm's statistics move.
+        losses_of: from :func:`keras_pneumo.training.losses.image_losses`.
+        images: (B, S, S, 1).
+        target: of these images.
+        weight: of each image, shape (B,); one over the number of images of the whole batch.
+        scale_loss: the optimizer's, which float16 needs; the gradients are those of the scaled loss.
+
+    Returns:
+        The loss, not scaled, and the gradient by each trainable variable.
+    """
+
+    def forward() -> tuple[Any, Any]:
+        output = model(images, training=True)
+        losses = keras.ops.cast(losses_of(target, output), full_dtype())
+        loss = keras.ops.sum(keras.ops.cast(weight, full_dtype()) * losses)
+        return scale_loss(loss), loss
+
+    variables = model.trainable_variables
+    if keras.backend.backend() == "tensorflow":
+        with tf.GradientTape() as tape:
+            scaled, loss = forward()
+        return loss, tape.gradient(scaled, [variable.value for variable in variables])
+    # Keras's PyTorch backend, by methods of the tensors only, since the package does not import torch.
+    model.zero_grad()
+    scaled, loss = forward()
+    scaled.backward()
+    return loss.detach(), [variable.value.grad for variable in variables]
+
+
+class TrainingNetwork(keras.Model):
+    """A functional network with the training step; made by :func:`training_network`."""
 
     train_function: Callable[[Any], Any] | None
     graph: Any
-    engine: Engine
-    image_losses: ImageLosses
-    slices = 1
-    wish = 0
-    """Set to 1 when this worker wishes to stop after the step; the step's ``wish`` is the sum over all replicas."""
+    distribution: Distribution
+    losses_of: ImageLosses
+    micro_batches = 1
+    stop_request = 0
+    """Set to 1 when this worker wants to stop after the step; the step returns the sum over all replicas."""
     data_seconds = 0.0
     """Time spent waiting for batches since this was last set to 0."""
 
@@ -45,17 +93,19 @@ class Network(keras.Model):
         return []
 
     def _maybe_symbolic_build(self, *arguments: Any, **named: Any) -> None:
-        """Nothing: all is built already. Keras 3.15's own fails with several workers; see ``distribution``."""
+        """Nothing: all is built already. Keras 3.15's own fails with several workers; see ``distributed.strategy``."""
 
     def make_train_function(self, force: bool = False) -> Callable[[Any], Any]:
-        """What ``fit`` calls with its iterator, once a step."""
+        """The function that ``fit`` and ``train_on_batch`` call with their iterator, once a step."""
         if self.train_function is None or force:
             self.graph = None
 
             def function(iterator: Any) -> dict[str, Any]:
                 if self.graph is None:
-                    jit = self.slices == 1 and self.engine.strategy is None and bool(self.jit_compile)
-                    self.graph = self.engine.step_function(self.learn, jit, getattr(iterator, "element_spec", None))
+                    jit = self.micro_batches == 1 and self.distribution.strategy is None and bool(self.jit_compile)
+                    self.graph = self.distribution.step_function(
+                        self.learn, jit, getattr(iterator, "element_spec", None)
+                    )
                 started = time.perf_counter()
                 data = next(iterator)
                 self.data_seconds += time.perf_counter() - started
@@ -65,21 +115,15 @@ class Network(keras.Model):
         return self.train_function
 
     def take_step(self, data: Any) -> dict[str, Any]:
-        """One step of one batch (under a strategy, of one part for each replica), from the host."""
-        return self.graph(data, tf.constant(self.wish, tf.int32))
+        """One step of one batch (under a strategy, of one part for each replica), called on the host."""
+        return self.graph(data, tf.constant(self.stop_request, tf.int32))
 
-    def try_part(self, data: Any) -> None:
-        """A forward and a backward pass of one slice; nothing is learnt, but BatchNorm's statistics move."""
+    def learn(self, data: Any, stop_request: Any) -> dict[str, Any]:
+        """One step of one replica.
 
-        def work(data: Any, wish: Any) -> dict[str, Any]:
-            loss, gradients = self._slice_gradients(*data)
-            return {"sum": tf.add_n([tf.reduce_sum(one) for one in gradients]) + loss}
-
-        found = self.engine.step_function(work, False)(data, tf.constant(0))
-        float(found["sum"])  # wait for it
-
-    def learn(self, data: Any, wish: Any) -> dict[str, Any]:
-        """One step of one replica: loss and norm of the gradient of the whole batch, and the wishes to stop."""
+        Returns:
+            ``loss`` and ``gradient_norm`` (before clipping) of the whole batch, and the sum of all ``stop_requests``.
+        """
         images, target, weight = keras.utils.unpack_x_y_sample_weight(data)
         if weight is None:
             count = tf.shape(images)[0]
@@ -87,70 +131,89 @@ class Network(keras.Model):
         loss, gradients = self.gradients_of(images, target, weight)
         scale = tf.cast(self.optimizer.scale_loss(tf.constant(1.0)), tf.float32)
         # One type for all, since TensorFlow sends them as one.
-        loss, wishes, *gradients = self.engine.add_up([loss, tf.cast(wish, loss.dtype), *gradients])
+        loss, requests, *gradients = self.distribution.sum_over_replicas(
+            [loss, tf.cast(stop_request, loss.dtype), *gradients]
+        )
         norm = tf.cast(tf.linalg.global_norm(gradients), tf.float32) / scale
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-        return {"loss": loss, "gradient_norm": norm, "wish": wishes}
+        return {"loss": loss, "gradient_norm": norm, "stop_requests": requests}
 
     def gradients_of(self, images: Any, target: Any, weight: Any) -> tuple[Any, list[Any]]:
-        """The weighted loss of these images and the gradients of its scaled value, slice by slice."""
-        if self.slices == 1:
-            return self._slice_gradients(images, target, weight)
+        """The weighted loss of these images and the gradients of its scaled value, one micro-batch after the other."""
+        if self.micro_batches == 1:
+            return self._micro_batch_gradients(images, target, weight)
         count = tf.shape(images)[0]
-        ends = [count * number // self.slices for number in range(self.slices + 1)]
+        ends = [count * number // self.micro_batches for number in range(self.micro_batches + 1)]
         variables = self.trainable_variables
         loss = tf.constant(0.0, full_dtype())
         gradients = [tf.zeros(variable.shape, full_dtype()) for variable in variables]
 
-        def work(start: Any, end: Any, total: Any, before: list[Any]) -> tuple[Any, list[Any]]:
+        def add(start: Any, end: Any, total: Any, before: list[Any]) -> tuple[Any, list[Any]]:
             part = tf.nest.map_structure(lambda whole: whole[start:end], (images, target, weight))
-            found, now = self._slice_gradients(*part)
-            return total + found, [old + tf.cast(new, old.dtype) for old, new in zip(before, now, strict=True)]
+            part_loss, now = self._micro_batch_gradients(*part)
+            return total + part_loss, [old + tf.cast(new, old.dtype) for old, new in zip(before, now, strict=True)]
 
-        if self.engine.strategy is not None:
-            # No replica may talk to the others from within a loop; so the slices are written out, each after the last.
+        if self.distribution.strategy is not None:
+            # No replica may talk to the others from within a loop; so the micro-batches are written out one by one.
             for start, end in itertools.pairwise(ends):
                 with tf.control_dependencies(gradients):
-                    loss, gradients = work(start, end, loss, gradients)
+                    loss, gradients = add(start, end, loss, gradients)
             return loss, gradients
         bounds = tf.stack(ends)
         _, loss, gradients = tf.while_loop(
-            lambda number, *_: number < self.slices,
-            lambda number, total, before: (number + 1, *work(bounds[number], bounds[number + 1], total, before)),
+            lambda number, *_: number < self.micro_batches,
+            lambda number, total, before: (number + 1, *add(bounds[number], bounds[number + 1], total, before)),
             (tf.constant(0), loss, gradients),
-            parallel_iterations=1,  # one slice's activations at a time is the point
+            parallel_iterations=1,  # the activations of one micro-batch at a time are the point
         )
         return loss, gradients
 
-    def _slice_gradients(self, images: Any, target: Any, weight: Any) -> tuple[Any, list[Any]]:
-        with tf.GradientTape() as tape:
-            output = self(images, training=True)
-            losses = tf.cast(self.image_losses(target, output), full_dtype())
-            loss = tf.reduce_sum(tf.cast(weight, full_dtype()) * losses)
-            scaled = self.optimizer.scale_loss(loss)
-        return loss, tape.gradient(scaled, [variable.value for variable in self.trainable_variables])
+    def _micro_batch_gradients(self, images: Any, target: Any, weight: Any) -> tuple[Any, list[Any]]:
+        return loss_and_gradients(self, self.losses_of, images, target, weight, self.optimizer.scale_loss)
+
+    def try_micro_batch(self, data: Any) -> None:
+        """A forward and a backward pass of one micro-batch; no weight changes, but BatchNorm's statistics move."""
+
+        def passes(data: Any, _stop_request: Any) -> dict[str, Any]:
+            loss, gradients = self._micro_batch_gradients(*data)
+            return {"sum": tf.add_n([tf.reduce_sum(gradient) for gradient in gradients]) + loss}
+
+        result = self.distribution.step_function(passes, False)(data, tf.constant(0))
+        float(result["sum"])  # wait for it
 
     def predict_on_batch(self, x: Any) -> Any:
         """The outputs for a batch, which under a strategy all replicas share and every worker gets whole."""
-        if self.engine.strategy is None:
+        if self.distribution.strategy is None:
             return super().predict_on_batch(x)
         if not hasattr(self, "predictor"):
-            self.predictor = self.engine.predictor(self)
+            self.predictor = self.distribution.predictor(self)
         return self.predictor(x)
 
 
-def learner(
+def training_network(
     model: keras.Model,
-    image_losses: ImageLosses,
+    losses_of: ImageLosses,
     optimizer: keras.optimizers.Optimizer,
-    slices: int = 1,
-    engine: Engine = ONE,
-) -> Network:
-    """A compiled :class:`Network` that shares the model's layers and weights; made within the engine's scope."""
-    network = Network(model.inputs, model.output, name=model.name)
-    network.slices = slices
-    network.engine = engine
-    network.image_losses = image_losses
+    micro_batches: int = 1,
+    distribution: Distribution | None = None,
+    kind: type[TrainingNetwork] = TrainingNetwork,
+) -> TrainingNetwork:
+    """A compiled :class:`TrainingNetwork` that shares the model's layers and weights.
+
+    Args:
+        model: functional, with the layers learning that are to learn.
+        losses_of: from :func:`keras_pneumo.training.losses.image_losses`.
+        optimizer: a new one.
+        micro_batches: into how many parts a replica divides its part of a batch.
+        distribution: the devices, within whose scope this is called; default: one device.
+        kind: the class of the network; tests give one whose step fails in a certain way.
+    """
+    from keras_pneumo.training.distributed.strategy import ONE_DEVICE  # it imports TensorFlow
+
+    network = kind(model.inputs, model.output, name=model.name)
+    network.micro_batches = micro_batches
+    network.distribution = distribution or ONE_DEVICE
+    network.losses_of = losses_of
     network.compile(optimizer)
     if not network.optimizer.built:
         network.optimizer.build(network.trainable_variables)

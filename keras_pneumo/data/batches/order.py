@@ -6,7 +6,7 @@ goes on needs no more of the past than two numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,20 +93,12 @@ class TrainingPlan:
     skip: tuple[int, ...] = ()
     """Images that are drawn no more; another of the same class, drawn in turn, takes the place of each."""
 
-    def batches(self, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """(indices, parameters, noise seeds) of each batch, in order, over all epochs of the plan.
+    def rows(self, images: int) -> list[np.ndarray]:
+        """Which draws of an epoch each of its steps takes.
 
-        Batches of one epoch differ in size by at most one image: a last batch of one or two images would give
+        Steps of one epoch differ in size by at most one image: a last batch of one or two images would give
         BatchNorm statistics of one or two images.
         """
-        for epoch in range(self.first_epoch, self.last_epoch):
-            order, parameters, noise_seeds = self.draws(labels, epoch)
-            steps = self.rows(len(labels))[self.first_step if epoch == self.first_epoch else 0 :]
-            for rows in steps:
-                yield order[rows], parameters[rows], noise_seeds[rows]
-
-    def rows(self, images: int) -> list[np.ndarray]:
-        """Which draws of an epoch each of its steps takes."""
         return np.array_split(np.arange(images), steps_per_epoch(images, self.batch_size))
 
     def draws(self, labels: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

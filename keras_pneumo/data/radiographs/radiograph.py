@@ -27,7 +27,7 @@ class UnreadableImage(PneumoError):  # noqa: N818 - it names what the file is, a
 class Radiograph:
     """A decoded radiograph: white is dense, whatever the file's own convention."""
 
-    image: np.ndarray
+    pixels: np.ndarray
     """uint8, shape (height, width)."""
     image_id: str
     """SOPInstanceUID of a DICOM file; otherwise the file name without its ending."""
@@ -43,6 +43,19 @@ class Radiograph:
     """PatientID as the file has it. It may identify a person: it is never printed, logged or written."""
     photometric: str = "MONOCHROME2"
     """How the file stored grey: MONOCHROME1 files come out of the reader already inverted."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what a person should know of the file, and of what it lacks."""
+        height, width = self.pixels.shape
+        notes = []
+        if self.photometric == "MONOCHROME1":
+            notes.append("The file stores dense as black (MONOCHROME1); the pixels were inverted.")
+        if self.pixel_spacing_mm is None:
+            notes.append("The file does not say how large a pixel is, so no area in square millimetres can be given.")
+        if height != width:
+            notes.append(f"The image is not square: it has {height} rows and {width} columns.")
+        return tuple(notes)
 
 
 def check_size(height: int, width: int) -> None:

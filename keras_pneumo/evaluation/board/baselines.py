@@ -38,7 +38,7 @@ class Baseline:
 def baselines(truth: Truth) -> list[Baseline]:
     """Every no-pixel answer, in the order of a board; one that the tables cannot give says why."""
     found = [majority(truth), all_empty(truth), patient_only(truth), age_sex_view(truth), times_imaged(truth)]
-    return found + metadata_answers(truth)
+    return found + metadata_baselines(truth)
 
 
 def majority(truth: Truth) -> Baseline:
@@ -116,7 +116,7 @@ def times_imaged(truth: Truth) -> Baseline:
     return _regression(name, explanation, truth, known, np.log(asked)[:, None])
 
 
-def metadata_answers(truth: Truth) -> list[Baseline]:
+def metadata_baselines(truth: Truth) -> list[Baseline]:
     """One answer per further column of the metadata table given, and one from all of them together.
 
     Each is a logistic regression fitted on the training rows. Without training labels a numeric column is scaled to

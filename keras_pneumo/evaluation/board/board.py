@@ -1,7 +1,7 @@
-"""The board: every team and every no-pixel answer, scored on the same images with the same resamples.
+"""Scores every submission and every metadata-only baseline on the same images with the same resamples.
 
-In: a :class:`Truth` and the teams' :class:`Answers`. Out: a :class:`Board`: one row per image and team first, then one
-row per team with an interval for every score, then every pair's difference, and a verdict in a sentence.
+In: a :class:`Truth` and each team's :class:`AlignedSubmission`. Out: a :class:`Board`: one row per image and team, then
+one row per team with an interval for every score, and the paired difference of any two rows.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from keras_pneumo.evaluation.board.baselines import Baseline, baselines
-from keras_pneumo.evaluation.board.teams import Entry, baseline_entry, sheet_of, team_entry, with_scores
-from keras_pneumo.evaluation.inputs.alignment import Answers
+from keras_pneumo.evaluation.board.entries import Entry, baseline_entry, entry_sums, team_entry, with_scores
+from keras_pneumo.evaluation.inputs.alignment import AlignedSubmission
 from keras_pneumo.evaluation.inputs.truth import Truth
 from keras_pneumo.evaluation.scoring import metrics
 from keras_pneumo.evaluation.scoring.masks import size_of
@@ -97,9 +97,9 @@ class Board:
         return [*ranked, *[e for e in rest if e.kind == "submission"], *[e for e in rest if e.kind == "baseline"]]
 
 
-def score(
+def score_submissions(
     truth: Truth,
-    submissions: list[Answers],
+    submissions: list[AlignedSubmission],
     seed: int = 0,
     resamples: int = RESAMPLES,
     common_sensitivity: float = COMMON_SENSITIVITY,
@@ -110,7 +110,7 @@ def score(
 
     Args:
         truth: the scored images.
-        submissions: laid against that truth by :func:`matching.check_submission`.
+        submissions: laid against that truth by :func:`matching.align_submission`.
         seed: seed of the patients' bootstrap.
         resamples: number of resamples.
         common_sensitivity: where specificities are compared.
@@ -125,19 +125,23 @@ def score(
     for baseline in given:
         if baseline.probability is not None:
             entries.append(baseline_entry(baseline, slug(baseline.name, [e.slug for e in entries]), truth))
-    sheets = [sheet_of(entry, truth, common_sensitivity) for entry in entries]
-    draws = resample_patients(truth.n_patients, resamples, seed)
-    replicates = replicate_scores(sheets, draws)
-    left_out = replicate_scores(sheets, leave_one_out(truth.n_patients))
-    drawn = zip(entries, sheets, replicates, left_out, strict=True)
-    scored = [with_scores(entry, sheet, draws, left, truth) for entry, sheet, draws, left in drawn]
-    return Board(
-        truth, scored, [b for b in given if b.probability is None], seed, resamples, common_sensitivity, headline
-    )
+    scored = score_entries(entries, truth, seed, resamples, common_sensitivity)
+    skipped = [baseline for baseline in given if baseline.probability is None]
+    return Board(truth, scored, skipped, seed, resamples, common_sensitivity, headline)
+
+
+def score_entries(
+    entries: list[Entry], truth: Truth, seed: int, resamples: int, common_sensitivity: float
+) -> list[Entry]:
+    """The entries with their scores and intervals, all from the same resamples, so that differences are paired."""
+    sums = [entry_sums(entry, truth, common_sensitivity) for entry in entries]
+    replicates = replicate_scores(sums, resample_patients(truth.n_patients, resamples, seed))
+    left_out = replicate_scores(sums, leave_one_out(truth.n_patients))
+    return [with_scores(*each, truth) for each in zip(entries, sums, replicates, left_out, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
-class Difference:
+class PairedDifference:
     """One entry's score less another's on the same images, with its paired interval by patient.
 
     ``better`` turns the sign so that more is always in favour of the first.
@@ -155,15 +159,15 @@ class Difference:
         return self.interval.low > 0 or self.interval.high < 0
 
 
-def difference(first: Entry, second: Entry, name: str) -> Difference:
+def paired_difference(first: Entry, second: Entry, name: str) -> PairedDifference:
     """The paired difference of one score; NaN where either team has none."""
     value = first.point.get(name, float("nan")) - second.point.get(name, float("nan"))
     if name not in first.replicates or name not in second.replicates:
-        return Difference(name, float("nan"), Interval(float("nan"), float("nan")), float("nan"))
+        return PairedDifference(name, float("nan"), Interval(float("nan"), float("nan")), float("nan"))
     replicates = first.replicates[name] - second.replicates[name]
     left_out = first.jackknife[name] - second.jackknife[name]
     interval = bca_interval(replicates, value, left_out)
-    return Difference(name, value, interval, bca_p(replicates, value, left_out))
+    return PairedDifference(name, value, interval, bca_p(replicates, value, left_out))
 
 
 def _row(entry: Entry, board: Board) -> dict[str, object]:

@@ -37,7 +37,7 @@ class Findings:
     fusions: list[Fusion]
 
 
-def gather(board: Board, adjudicated: dict[str, bool] | None = None) -> Findings:
+def analyse(board: Board, adjudicated: dict[str, bool] | None = None) -> Findings:
     """Ask everything of a board."""
     pairs = compare_pairs(board)
     best = [entry for entry in board.ordered if entry.kind == "submission"][:FUSED]
@@ -105,7 +105,7 @@ def board_json(board: Board, findings: Findings) -> str:
 def board_markdown(board: Board, findings: Findings) -> str:
     """The board for a pull request: verdict, table, pairs; every foreign word escaped for Markdown and HTML."""
     said = verdict(board)
-    header, entries = summary(board, findings)
+    header, entries = terminal_rows(board, findings)
     lines = [f"**{_safe(said.headline)}** {_safe(' '.join(said.sentences))}", ""]
     lines += [f"> {_safe(warning)}" for warning in said.warnings]
     lines += ["", "| " + " | ".join(header[:-1]) + " |", "|---|---|" + "---:|" * (len(header) - 3)]
@@ -125,7 +125,7 @@ def board_markdown(board: Board, findings: Findings) -> str:
     return "\n".join(lines)
 
 
-def summary(board: Board, findings: Findings) -> tuple[list[str], list[list[str]]]:
+def terminal_rows(board: Board, findings: Findings) -> tuple[list[str], list[list[str]]]:
     """The board for a terminal: column names, and one row of plain text per entry (a name may hold any markup)."""
     scores = [n for n in SUMMARY_SCORES if n == "auroc" or any(n in entry.point for entry in board.teams)]
     rows = []

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from pycocotools import mask as coco
 
-from keras_pneumo.evaluation.board.label_noise import cohen_kappa
-from keras_pneumo.evaluation.board.teams import Entry
+from keras_pneumo.evaluation.board.entries import Entry
 from keras_pneumo.evaluation.inputs.truth import Truth
 from keras_pneumo.evaluation.scoring import metrics
 from keras_pneumo.evaluation.scoring.masks import overlap
@@ -75,5 +74,5 @@ def fuse(first: Entry, second: Entry, truth: Truth) -> Fusion:
         only_second=ids[right[1] & wrong[0]].tolist(),
         both_wrong=int(np.sum(wrong[0] & wrong[1])),
         expected_both_wrong=float(wrong[0].mean() * wrong[1].mean() * len(ids)),
-        error_kappa=cohen_kappa(wrong[0], wrong[1]),
+        error_kappa=metrics.cohen_kappa(wrong[0], wrong[1]),
     )

@@ -18,7 +18,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.board.board import Board
 from keras_pneumo.evaluation.inputs.metadata import read_metadata
 from keras_pneumo.evaluation.inputs.truth import Truth
-from keras_pneumo.evaluation.scoring.metrics import auroc, confusion, rates
+from keras_pneumo.evaluation.scoring.metrics import auroc, cohen_kappa, confusion, rates
 from keras_pneumo.evaluation.scoring.statistics import Interval
 from keras_pneumo.storage.tables import column_name
 
@@ -98,10 +98,3 @@ def noise_ceiling(board: Board, adjudicated: dict[str, bool]) -> Ceiling:
     return Ceiling(
         len(ids), agree / len(ids), interval, cohen_kappa(first, second), pd.DataFrame(rows, columns=columns)
     )
-
-
-def cohen_kappa(first: np.ndarray, second: np.ndarray) -> float:
-    """Agreement of two yes/no judgements beyond chance (Cohen 1960); NaN when chance agreement is complete."""
-    observed = float(np.mean(first == second))
-    chance = float(first.mean() * second.mean() + (1 - first.mean()) * (1 - second.mean()))
-    return (observed - chance) / (1 - chance) if chance < 1 else float("nan")

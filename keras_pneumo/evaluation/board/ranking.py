@@ -14,8 +14,8 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.evaluation.board.board import LOWER_IS_BETTER, Board, difference
-from keras_pneumo.evaluation.board.teams import Entry
+from keras_pneumo.evaluation.board.board import LOWER_IS_BETTER, Board, paired_difference
+from keras_pneumo.evaluation.board.entries import Entry
 from keras_pneumo.evaluation.scoring.statistics import delong_test, holm, mcnemar, permutation_test
 
 COMPARED = ("auroc", "auprc", "brier", "accuracy", "dice", "dice_positives")
@@ -40,7 +40,7 @@ def compare_pairs(board: Board) -> pd.DataFrame:
         for first, second in combinations([entry for entry in board.ordered if entry.kind == "submission"], 2):
             if not (_has(first, score) and _has(second, score)):
                 continue
-            gap = difference(first, second, score)
+            gap = paired_difference(first, second, score)
             row = {"first": first.team, "second": second.team, "score": score, "difference": gap.value}
             row |= {
                 "low": gap.interval.low,

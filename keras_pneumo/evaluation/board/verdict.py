@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from keras_pneumo.evaluation.board.board import Board, Difference, difference
+from keras_pneumo.evaluation.board.board import Board, PairedDifference, paired_difference
+from keras_pneumo.evaluation.board.entries import Entry
 from keras_pneumo.evaluation.board.ranking import ALPHA
-from keras_pneumo.evaluation.board.teams import Entry
 from keras_pneumo.evaluation.scoring.metrics import why_undefined
 from keras_pneumo.evaluation.scoring.statistics import holm
 
@@ -69,7 +69,7 @@ def verdict(board: Board) -> Verdict:
         tone, sentences = _against_baselines(ranked[0], board)
         return Verdict(tone, sentences[0], sentences[1:], warnings)
     first, second = ranked[0], ranked[1]
-    gap = difference(first, second, score)
+    gap = paired_difference(first, second, score)
     adjusted = _adjusted_p(ranked, score)
     told_apart = gap.certain and adjusted < ALPHA
     headline = (
@@ -109,7 +109,7 @@ def with_interval(entry: Entry, score: str) -> str:
 def _adjusted_p(ranked: list[Entry], score: str) -> float:
     """Holm-adjusted p of the first two teams among all pairs, since those two were picked after looking."""
     pairs = list(combinations(ranked, 2))  # the first pair is that of the first two
-    return float(holm([difference(first, second, score).p for first, second in pairs])[0])
+    return float(holm([paired_difference(first, second, score).p for first, second in pairs])[0])
 
 
 def _against_baselines(team: Entry, board: Board) -> tuple[str, list[str]]:
@@ -119,7 +119,7 @@ def _against_baselines(team: Entry, board: Board) -> tuple[str, list[str]]:
     if not rivals:
         return "unclear", [f"{team.team} has no no-pixel answer to be compared with.", own]
     best = max(rivals, key=lambda entry: entry.point[score])
-    gaps = {rival: difference(team, rival, score) for rival in rivals}
+    gaps = {rival: paired_difference(team, rival, score) for rival in rivals}
     doubtful = [rival for rival, gap in gaps.items() if not gap.interval.low > 0]
     if not doubtful:
         text = (
@@ -140,10 +140,10 @@ def _against_baselines(team: Entry, board: Board) -> tuple[str, list[str]]:
 def _beats_all(team: Entry, board: Board) -> bool:
     score = board.headline
     rivals = [entry for entry in board.entries if entry.kind == "baseline" and score in entry.point]
-    return bool(rivals) and all(difference(team, rival, score).interval.low > 0 for rival in rivals)
+    return bool(rivals) and all(paired_difference(team, rival, score).interval.low > 0 for rival in rivals)
 
 
-def _gap(gap: Difference, lower: bool = False) -> str:
+def _gap(gap: PairedDifference, lower: bool = False) -> str:
     low, high = gap.interval
     word = "difference" if lower else "Difference"
     return f"{word} in {LABELS[gap.score]} {shown(gap.value)}, 95% interval {shown(low)} to {shown(high)}"

@@ -1,7 +1,7 @@
-"""A submission laid against the truth: the same images in the same order, or a refusal that names what differs.
+"""Brings a submission into the order of the truth's images, or refuses it and names the images that differ.
 
-In: a :class:`Submission` and a :class:`Truth`. Out: :class:`Answers`, arrays in the truth's order. Nothing is dropped,
-filled in or mended unless the user said so, and what was is kept as a note that the board repeats.
+In: a :class:`Submission` and a :class:`Truth`. Out: an :class:`AlignedSubmission`, arrays in the truth's order. Nothing
+is left out, filled in or repaired unless the user allowed it, and the board repeats in a note what was allowed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from keras_pneumo.data.labels import rle
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.inputs.submission import Submission, SubmissionInfo
 from keras_pneumo.evaluation.inputs.truth import Truth
-from keras_pneumo.evaluation.scoring.masks import runs_of_counts, united
 from keras_pneumo.storage.tables import counted, listed
 
 _ENOUGH_MASKS = 10
@@ -23,7 +22,7 @@ _ENOUGH_MASKS = 10
 
 
 @dataclass(frozen=True)
-class Answers:
+class AlignedSubmission:
     """What one team answered for each scored image, in the truth's order."""
 
     info: SubmissionInfo
@@ -35,13 +34,13 @@ class Answers:
     notes: list[str] = field(default_factory=list)
 
 
-def check_submission(
+def align_submission(
     submission: Submission,
     truth: Truth,
     allow_missing: bool = False,
     allow_extra: bool = False,
     clip_runs: bool = False,
-) -> Answers:
+) -> AlignedSubmission:
     """Lay a submission against the truth.
 
     Args:
@@ -90,7 +89,7 @@ def check_submission(
         by_id = rows.set_index("image_id").probability
         probability = truth.cases.image_id.map(by_id).fillna(0.0).to_numpy(float)
     runs = _runs(rows, submission, truth, clip_runs, notes) if "encoded_pixels" in rows.columns else None
-    return Answers(info, probability, runs, submission.validation, notes)
+    return AlignedSubmission(info, probability, runs, submission.validation, notes)
 
 
 def _check_split(submission: Submission, truth: Truth) -> list[str]:
@@ -170,7 +169,7 @@ def _runs(
             continue
         masks += 1
         furthest = max(furthest, pixels - counts[-1])
-        by_image.setdefault(image_id, []).append(runs_of_counts(counts))
+        by_image.setdefault(image_id, []).append(rle.runs_of_counts(counts))
     file = submission.predictions_file
     past = sum("ends at pixel" in fault for fault in faults) + clipped
     if absolute and absolute == past:  # a file in which only some do has another fault
@@ -195,7 +194,10 @@ def _runs(
     if clipped:
         notes.append(f"{counted(clipped, 'mask')} cut at the last pixel (--clip-runs)")
     empty = rle.runs_of(rle.EMPTY)
-    return [united(by_image[image_id]) if image_id in by_image else empty for image_id in truth.cases.image_id.tolist()]
+    return [
+        rle.unite_runs(by_image[image_id]) if image_id in by_image else empty
+        for image_id in truth.cases.image_id.tolist()
+    ]
 
 
 def _furthest(truth: Truth) -> int:

@@ -14,10 +14,9 @@ import pandas as pd
 
 from keras_pneumo.evaluation.board.board import SEGMENTATION, Board
 from keras_pneumo.evaluation.board.verdict import LABELS, shown
-from keras_pneumo.evaluation.scoring.masks import SIZES, parts
-from keras_pneumo.evaluation.scoring.pixels import average_precision, pixel_auprc
-from keras_pneumo.evaluation.scoring.statistics import Interval
-from keras_pneumo.evaluation.scoring.surface import DISTANCES, mean_by_patient, surface_table
+from keras_pneumo.evaluation.scoring.masks import SIZES, average_precision, parts, pixel_auprc
+from keras_pneumo.evaluation.scoring.statistics import Interval, mean_by_patient
+from keras_pneumo.evaluation.scoring.surface import DISTANCES, surface_table
 
 WORST = 20
 """How many of the worst outlines, and of the false alarms, are shown."""
@@ -33,7 +32,7 @@ PIXEL_SCORES = {
 
 
 @dataclass(frozen=True)
-class Figure:
+class MaskScore:
     """A score with its interval, over how many images it is a mean, and the same of outlining nothing."""
 
     name: str
@@ -61,7 +60,7 @@ class Figure:
 class MaskFindings:
     """All that was found of the masks; ``worst`` and ``alarms`` are positions of images in the truth's order."""
 
-    figures: list[Figure]
+    figures: list[MaskScore]
     surface: pd.DataFrame
     worst: list[int]
     alarms: list[int]
@@ -118,7 +117,7 @@ def mask_findings(board: Board, counts: np.ndarray) -> MaskFindings:
     for name in SEGMENTATION:
         n = int(groups[over[name]].sum()) if name in over else len(truth.cases)
         figures.append(
-            Figure(name, LABELS[name], team.point[name], team.intervals[name], n, empty.get(name, float("nan")))
+            MaskScore(name, LABELS[name], team.point[name], team.intervals[name], n, empty.get(name, float("nan")))
         )
     seed, resamples, patients = board.seed, board.resamples, truth.patient_codes
     value, interval = pixel_auprc(counts, patients, resamples, seed)
@@ -127,12 +126,12 @@ def mask_findings(board: Board, counts: np.ndarray) -> MaskFindings:
     share[:, 0] = everything.sum(axis=1)  # one score for every pixel ranks nothing
     by_chance = float(average_precision(share)[()])
     label = PIXEL_SCORES["pixel_auprc"]
-    figures.append(Figure("pixel_auprc", label, value, interval, len(counts), by_chance))
+    figures.append(MaskScore("pixel_auprc", label, value, interval, len(counts), by_chance))
     surface = surface_table(truth.runs, team.answers.runs, truth.cases.pixel_spacing_mm.to_numpy(float))
     measured = int((surface["case"] == "measured").sum())
     for name in DISTANCES:
         value, interval = mean_by_patient(surface[name].to_numpy(), patients, resamples, seed)
-        figures.append(Figure(name, PIXEL_SCORES[name], value, interval, measured, float("nan")))
+        figures.append(MaskScore(name, PIXEL_SCORES[name], value, interval, measured, float("nan")))
     dice, predicted = team.masks.dice.to_numpy(), team.masks.predicted_pixels.to_numpy()
     true_area = team.masks.true_pixels.to_numpy()
     positive = np.flatnonzero(groups["positives"])

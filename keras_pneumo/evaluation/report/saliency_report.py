@@ -52,7 +52,7 @@ def sentences(
     return found
 
 
-def whose_sentence(record: dict[str, Any]) -> str:
+def source_sentence(record: dict[str, Any]) -> str:
     """Whose maps are shown and who answers, where that is not simply the one network; else nothing."""
     checkpoints, joined = int(record.get("checkpoints", 1)), record.get("detector") or []
     best = f"the best of its {checkpoints} checkpoints, whose mean is its answer" if checkpoints > 1 else ""
@@ -161,29 +161,29 @@ METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "hirescam": "HiResC
 
 
 @dataclass(frozen=True)
-class Where:
+class SaliencyReport:
     """Everything that the page shows, as text."""
 
     title: str
-    whose: str
-    """Whose maps they are, where that has to be said; else ''."""
+    source: str
+    """A sentence on which network the maps are of, where there is more than one; else ''."""
     sentences: list[str]
     headings: list[str]
     rows: list[dict[str, Any]]
     """``map`` and ``cells``, each with ``value``, ``interval`` and ``above`` (whether the interval is above chance)."""
     sanity: list[dict[str, str]]
     shortcuts: list[dict[str, str]]
-    answers: list[dict[str, str]]
+    tube_accuracy: list[dict[str, str]]
     groups: list[dict[str, Any]]
     panels: int
     """How many pictures of the radiograph each card has side by side."""
-    choice: list[dict[str, str]]
+    methods: list[dict[str, str]]
     images: int
     subset: str
     chance: str
 
 
-def read_where(folder: Path) -> Where | None:
+def read_saliency_report(folder: Path) -> SaliencyReport | None:
     """What the page shows of an explain folder; None where there is none.
 
     Raises:
@@ -198,12 +198,12 @@ def read_where(folder: Path) -> Where | None:
         per_image = pd.read_csv(folder / IMAGES, dtype={"image_id": str})
         sanity = pd.read_csv(folder / SANITY) if (folder / SANITY).is_file() else None
         shortcuts = pd.read_csv(folder / SHORTCUTS)
-        choice = pd.read_csv(folder / CHOICE)
+        methods = pd.read_csv(folder / CHOICE)
         answers = pd.read_csv(folder / ANSWERS) if (folder / ANSWERS).is_file() else None
-        return Where(
+        return SaliencyReport(
             title=f"{METHODS[record['method']]} of stage {record['stage']}",
-            whose=whose_sentence(record),
-            sentences=sentences(record, check, sanity, choice),
+            source=source_sentence(record),
+            sentences=sentences(record, check, sanity, methods),
             headings=list(SCORES.values()),
             rows=_rows(check),
             sanity=[
@@ -216,10 +216,10 @@ def read_where(folder: Path) -> Where | None:
                 for row in ([] if sanity is None else _lines(sanity))
             ],
             shortcuts=_shortcuts(shortcuts),
-            answers=_answers(answers) if answers is not None else [],
+            tube_accuracy=_tube_accuracy(answers) if answers is not None else [],
             groups=_groups(folder, per_image, bool(record.get("detector"))),
             panels=3 if "segmenter" in set(check["map"]) else 2,
-            choice=_choice(choice),
+            methods=_methods(methods),
             images=int(record["positives"]),
             subset=str(record["subset"]),
             chance=shown(float(check["chance"].iloc[0])),
@@ -260,7 +260,7 @@ def _shortcuts(table: pd.DataFrame) -> list[dict[str, str]]:
     ]
 
 
-def _answers(table: pd.DataFrame) -> list[dict[str, str]]:
+def _tube_accuracy(table: pd.DataFrame) -> list[dict[str, str]]:
     words = {"with": "with a chest tube", "without": "without", "difference": "difference"}
     names = {"positives": "Positives found", "negatives": "Negatives left alone"}
     return [
@@ -274,7 +274,7 @@ def _answers(table: pd.DataFrame) -> list[dict[str, str]]:
     ]
 
 
-def _choice(table: pd.DataFrame) -> list[dict[str, str]]:
+def _methods(table: pd.DataFrame) -> list[dict[str, str]]:
     if "pointing" not in table:
         return []
     return [

@@ -7,19 +7,69 @@ competition's): both empty scores 1, one empty scores 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
-from pycocotools import mask as coco
 
 from keras_pneumo.data.labels import rle
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.scoring.statistics import (
+    RESAMPLES,
+    Interval,
+    bca_interval,
+    leave_one_out,
+    resample_patients,
+)
+from keras_pneumo.storage.tables import column_name, listed
 
 SIZE_CUTS = (4096, 16384)
 """Pixels at 1024x1024 (0.4% and 1.6% of the image) that part small, medium and large masks; about a quarter of SIIM's
 positives are small and three tenths large."""
 
 SIZES = ("small", "medium", "large")
+
+
+Mask = np.ndarray | str
+"""One mask: an array (H, W) of 0 and 1 (or 0 and 255, or bool), or an EncodedPixels text on the 1024x1024 grid."""
+
+
+@overload
+def dice(truth: str, prediction: Mask) -> float: ...
+@overload
+def dice(truth: np.ndarray, prediction: Mask) -> Any: ...
+@overload
+def dice(truth: list[Any] | tuple[Any, ...], prediction: list[Any] | tuple[Any, ...]) -> np.ndarray: ...
+@overload
+def dice(truth: pd.DataFrame, prediction: pd.DataFrame) -> pd.Series: ...
+def dice(truth: Any, prediction: Any) -> float | np.ndarray | pd.Series:
+    """Dice of predicted masks: 2 x shared pixels / (true + predicted pixels); 1 where both are empty, 0 where one is.
+
+    Args:
+        truth: an array (H, W), an EncodedPixels text, a list of N of these, an array (N, H, W), or a table with
+            ``image_id`` and ``encoded_pixels`` (several rows of one image are united).
+        prediction: the same for the prediction. A text and an array go together where the array is 1024x1024.
+
+    Returns:
+        A float for one mask; float64 (N,) for a list or an array (N, H, W); a Series by image id for tables, in the
+        order of the truth. For a mean with its interval by patient see :func:`keras_pneumo.evaluation.compare.score`.
+
+    Raises:
+        PneumoError: the two have different shapes, lengths or images, or an array is no mask.
+    """
+    if isinstance(truth, pd.DataFrame) or isinstance(prediction, pd.DataFrame):
+        true_runs, predicted_runs = _runs_by_image(truth, "truth"), _runs_by_image(prediction, "prediction")
+        differing = sorted(set(true_runs) ^ set(predicted_runs))
+        if differing:
+            raise PneumoError(f"Truth and prediction are of different images; {listed(differing)} are only in one.")
+        runs = [predicted_runs[image_id] for image_id in true_runs]
+        return pd.Series(overlap(list(true_runs.values()), runs).dice.to_numpy(), pd.Index(true_runs, name="image_id"))
+    if _is_several(truth) or _is_several(prediction):
+        if not (_is_several(truth) and _is_several(prediction)) or len(truth) != len(prediction):
+            raise PneumoError("Truth and prediction must be two masks, or two lists of equally many masks.")
+        return np.array([_dice_of_pair(*pair) for pair in zip(truth, prediction, strict=True)], float)
+    return _dice_of_pair(truth, prediction)
 
 
 def overlap(
@@ -47,19 +97,6 @@ def overlap(
             "iou": np.where(empty, 1.0, shared / np.where(empty, 1, union)),
         }
     )
-
-
-def runs_of_counts(counts: Sequence[int]) -> rle.Runs:
-    """COCO runs of a full-size mask from the counts of :func:`~.rle.counts_of`: one parse per text."""
-    size = [rle.MASK_SIZE, rle.MASK_SIZE]
-    return coco.frPyObjects({"size": size, "counts": list(counts)}, *size)
-
-
-def united(parts: Sequence[rle.Runs]) -> rle.Runs:
-    """The union of the masks of one image; overlaps count once, and of no mask it is empty."""
-    if len(parts) == 1:
-        return parts[0]
-    return coco.merge(list(parts), intersect=False) if parts else rle.runs_of(rle.EMPTY)
 
 
 def mask_areas(runs: Sequence[rle.Runs]) -> np.ndarray:
@@ -112,5 +149,81 @@ def dice_parts(table: pd.DataFrame) -> dict[str, float]:
     }
 
 
+def pixel_auprc(
+    counts: np.ndarray, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, Interval]:
+    """Average precision of all pixels, and its interval over patients.
+
+    Args:
+        counts: pixels at each level, all and true ones: (images, 2, levels), levels rising.
+        patients: patient number from 0, (images,).
+        resamples: number of resamples of the patients.
+        seed: of the resamples.
+    """
+    total = int(patients.max()) + 1
+    sums = np.zeros((total, *counts.shape[1:]))
+    np.add.at(sums, patients, counts)
+    value = float(average_precision(sums.sum(axis=0)[None])[0])
+    flat = sums.reshape(total, -1)
+
+    def over(draws: Iterable[np.ndarray]) -> np.ndarray:
+        return np.concatenate([average_precision((drawn @ flat).reshape(-1, *counts.shape[1:])) for drawn in draws])
+
+    return value, bca_interval(over(resample_patients(total, resamples, seed)), value, over(leave_one_out(total)))
+
+
+def average_precision(counts: np.ndarray) -> np.ndarray:
+    """Average precision of pixels, of counts (..., 2, levels) as above; NaN where no pixel is true."""
+    over = np.asarray(counts, float)[..., ::-1].cumsum(axis=-1)
+    true, every = over[..., 1, :], over[..., 0, :]
+    gained = np.diff(true, axis=-1, prepend=0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.sum(gained * true / np.maximum(every, 1), axis=-1) / true[..., -1]
+
+
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
+
+
+def _is_several(masks: Any) -> bool:
+    return masks.ndim == 3 if isinstance(masks, np.ndarray) else not (isinstance(masks, str) or rle.is_empty(masks))
+
+
+def _dice_of_pair(truth: Any, prediction: Any) -> float:
+    if not isinstance(truth, np.ndarray) and not isinstance(prediction, np.ndarray):
+        return float(overlap([rle.runs_of(truth)], [rle.runs_of(prediction)]).dice.iloc[0])
+    true, predicted = _drawn(truth), _drawn(prediction)
+    if true.shape != predicted.shape:
+        raise PneumoError(f"The true mask has the shape {true.shape}, the predicted one {predicted.shape}.")
+    total = int(true.sum()) + int(predicted.sum())
+    return 2 * int((true & predicted).sum()) / total if total else 1.0
+
+
+def _drawn(mask: Any) -> np.ndarray:
+    """A mask as a bool array (H, W)."""
+    if not isinstance(mask, np.ndarray):
+        return rle.decode(mask) > 0
+    if mask.ndim != 2:
+        raise PneumoError(f"A mask has two dimensions (rows, columns), but this array has the shape {mask.shape}.")
+    inside = mask != 0
+    if mask.dtype != bool and not (np.isin(mask[inside], 1).all() or np.isin(mask[inside], 255).all()):
+        raise PneumoError(
+            f"A mask holds only 0 and 1 (or 0 and 255), but this array goes from {mask.min():g} to {mask.max():g}. "
+            "Cut probabilities at a threshold first."
+        )
+    return inside
+
+
+def _runs_by_image(table: Any, name: str) -> dict[str, rle.Runs]:
+    """The united mask of each image of a table, in the order of the images."""
+    if not isinstance(table, pd.DataFrame):
+        raise PneumoError("Truth and prediction must both be tables, or both be masks.")
+    columns = {column_name(str(column)): column for column in table.columns}
+    missing = [column for column in ("imageid", "encodedpixels") if column not in columns]
+    if missing:
+        raise PneumoError(
+            f"The table of the {name} needs the columns image_id and encoded_pixels; it has "
+            f"{', '.join(map(str, table.columns))}."
+        )
+    texts = table[columns["encodedpixels"]].groupby(table[columns["imageid"]].astype(str), sort=False)
+    return {str(image_id): rle.unite(cells) for image_id, cells in texts}

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import stats
+from sklearn.metrics import average_precision_score, cohen_kappa_score
 
 from keras_pneumo.errors import PneumoError
 
@@ -80,9 +81,7 @@ def auprc(truth: np.ndarray, probability: np.ndarray) -> float:
     truth = truth.astype(bool)
     if not truth.any():
         return float("nan")
-    curve = threshold_curve(truth, probability)
-    gained = np.diff(curve.sensitivity.to_numpy())
-    return float(np.sum(gained * curve.ppv.to_numpy()[1:]))
+    return float(average_precision_score(truth, probability))
 
 
 def threshold_curve(truth: np.ndarray, probability: np.ndarray) -> pd.DataFrame:
@@ -151,6 +150,16 @@ def fit_threshold(
     }[rule]
     best = np.flatnonzero(value >= value.max() - 1e-12)
     return float(candidates[best[(len(best) - 1) // 2]])
+
+
+def cohen_kappa(first: np.ndarray, second: np.ndarray) -> float:
+    """Agreement of two yes/no answers on the same images beyond chance (Cohen 1960); both bool, shape (images,).
+
+    NaN where all answers are alike, since then chance alone agrees on everything.
+    """
+    if (first.all() and second.all()) or not (first.any() or second.any()):
+        return float("nan")
+    return float(cohen_kappa_score(first, second))
 
 
 def brier(truth: np.ndarray, probability: np.ndarray) -> float:

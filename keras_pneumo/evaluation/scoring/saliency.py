@@ -22,10 +22,15 @@ from scipy import stats
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.evaluation.scoring.metrics import auprc
-from keras_pneumo.evaluation.scoring.statistics import RESAMPLES, Interval, exact_interval
-from keras_pneumo.evaluation.scoring.surface import mean_by_patient
+from keras_pneumo.evaluation.scoring.statistics import (
+    RESAMPLES,
+    Interval,
+    all_alike,
+    mean_by_patient,
+    mean_with_interval,
+)
 
-SCORES = ("pointing", "auprc", "energy")
+MAP_SCORES = ("pointing", "auprc", "energy")
 
 UNINFORMATIVE = 0.5
 """Mean rank correlation with the map of a network with random weights from which on a map is called uninformative: half
@@ -51,7 +56,7 @@ def score_map(heat: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     """The three scores of one map, by name."""
     mask = mask.astype(bool)
     if heat.max() <= heat.min():
-        return dict.fromkeys(SCORES, float(mask.mean()))
+        return dict.fromkeys(MAP_SCORES, float(mask.mean()))
     return {
         "pointing": float(mask[heat == heat.max()].mean()),
         "auprc": auprc(mask.ravel(), heat.ravel()),
@@ -75,7 +80,7 @@ def centre_prior(side: int) -> np.ndarray:
     return np.outer(bell, bell).astype(np.float32)
 
 
-def summary(
+def summarise_maps(
     scores: Mapping[str, pd.DataFrame],
     chance: np.ndarray,
     patients: np.ndarray,
@@ -85,8 +90,8 @@ def summary(
     """Means of each kind of map, with intervals, beside chance.
 
     Args:
-        scores: for each kind of map a table with a row per image and the columns :data:`SCORES`; the first kind is the
-            one that is judged.
+        scores: for each kind of map a table with a row per image and the columns :data:`MAP_SCORES`; the first kind is
+            the one that is evaluated.
         chance: the masks' shares of their images, (images,).
         patients: number of each image's patient, (images,).
         resamples: of the patients, for the intervals.
@@ -100,7 +105,7 @@ def summary(
     rows = []
     first = next(iter(scores.values()))
     for name, table in scores.items():
-        for score in SCORES:
+        for score in MAP_SCORES:
             values = table[score].to_numpy(float)
             value, interval = mean_with_interval(values, patients, resamples, seed)
             above, apart = mean_by_patient(values - chance, patients, resamples, seed)
@@ -130,29 +135,6 @@ def summary(
                 }
             )
     return pd.DataFrame(rows)
-
-
-def mean_with_interval(values: np.ndarray, patients: np.ndarray, resamples: int, seed: int) -> tuple[float, Interval]:
-    """Mean and interval by patient; where all are 0 or all are 1, the exact binomial interval over the patients.
-
-    Args:
-        values: (images,); NaN for an image that does not count.
-        patients: number of each image's patient, (images,).
-        resamples: of the patients.
-        seed: of the resamples.
-    """
-    known = np.isfinite(values)
-    count = len(np.unique(patients[known]))
-    if all_alike(values):
-        value = float(values[known][0])
-        return value, exact_interval(count if value else 0, count)
-    return mean_by_patient(values, patients, resamples, seed)
-
-
-def all_alike(values: np.ndarray) -> bool:
-    """Whether all known values are 0, or all are 1: then a bootstrap has no width, and an exact interval has."""
-    known = values[np.isfinite(values)]
-    return len(known) > 0 and float(np.ptp(known)) == 0 and float(known[0]) in (0, 1)
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:

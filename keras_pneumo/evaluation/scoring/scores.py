@@ -1,9 +1,9 @@
-"""Every score of one team, at once for the images as they are and for ten thousand resamples of their patients.
+"""Computes every score of one team for the images as they are and for thousands of resamples of their patients at once.
 
-In: the truth and one team's answers. Out: a :class:`Sheet`, and from it the scores for any matrix of "how often is each
-patient counted". A resample never copies an image: every score is a function of sums over images, which a matrix
-product gives for all resamples together, or of ranks, where the counts travel along the ranking. So 10,000 resamples
-of 2,000 images take a fraction of a second per team, and all teams share the same resamples.
+In: the truth and one team's answers. Out: a :class:`PatientSums`, and from it the scores for any matrix that says how
+often each patient counts. A resample never copies an image: every score is a function of sums over images, which one
+matrix product gives for all resamples together, or of ranks, where the patients' counts are summed along the ranking.
+So 10,000 resamples of 2,000 images take a fraction of a second per team, and all teams share the same resamples.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from keras_pneumo.evaluation.scoring.metrics import CALIBRATION_BINS, calibratio
 COMMON_SENSITIVITY = 0.8
 """Sensitivity at which all teams' specificities are compared."""
 
-Scores = dict[str, np.ndarray]
+ScoreArrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class PatientSums:
     """Sums per patient, shape (patients, len(names)), and the ranking where there are probabilities."""
 
     names: list[str]
@@ -52,14 +52,14 @@ class Sheet:
     common_sensitivity: float
 
 
-def make_sheet(
+def sum_by_patient(
     truth: np.ndarray,
     patients: np.ndarray,
     probability: np.ndarray | None = None,
     decision: np.ndarray | None = None,
     masks: pd.DataFrame | None = None,
     common_sensitivity: float = COMMON_SENSITIVITY,
-) -> Sheet:
+) -> PatientSums:
     """Reduce one team's answers to what its scores are functions of.
 
     Args:
@@ -92,14 +92,14 @@ def make_sheet(
     sums = np.zeros((total, len(columns)))
     np.add.at(sums, patients, values)
     ranking = None if probability is None else _rank(truth, patients, probability, total)
-    return Sheet(list(columns), sums, ranking, common_sensitivity)
+    return PatientSums(list(columns), sums, ranking, common_sensitivity)
 
 
-def scores(sheet: Sheet, counts: np.ndarray) -> Scores:
+def scores(sheet: PatientSums, counts: np.ndarray) -> ScoreArrays:
     """All scores when patient ``p`` counts ``counts[b, p]`` times.
 
     Args:
-        sheet: from :func:`make_sheet`.
+        sheet: from :func:`sum_by_patient`.
         counts: shape (resamples, patients); a row of ones gives the scores of the images as they are.
 
     Returns:
@@ -108,10 +108,10 @@ def scores(sheet: Sheet, counts: np.ndarray) -> Scores:
     return _scores(sheet, np.ascontiguousarray(np.asarray(counts, float).T))
 
 
-def _scores(sheet: Sheet, drawn: np.ndarray) -> Scores:
+def _scores(sheet: PatientSums, drawn: np.ndarray) -> ScoreArrays:
     """:func:`scores` for counts laid out as (patients, resamples), the layout that all its products want."""
     sums = dict(zip(sheet.names, sheet.sums.T @ drawn, strict=True))
-    found: Scores = {}
+    found: ScoreArrays = {}
     with np.errstate(invalid="ignore", divide="ignore"):
         if sheet.ranking is not None:
             found |= _ranked(sheet.ranking, drawn, sheet.common_sensitivity)
@@ -127,14 +127,14 @@ def _scores(sheet: Sheet, drawn: np.ndarray) -> Scores:
     return found
 
 
-def point_scores(sheet: Sheet) -> dict[str, float]:
+def point_scores(sheet: PatientSums) -> dict[str, float]:
     """The scores of the images as they are."""
     return {name: float(values[0]) for name, values in scores(sheet, np.ones((1, len(sheet.sums)))).items()}
 
 
-def replicate_scores(sheets: list[Sheet], draws: Iterator[np.ndarray]) -> list[Scores]:
+def replicate_scores(sheets: list[PatientSums], draws: Iterator[np.ndarray]) -> list[ScoreArrays]:
     """The scores of several teams in the same resamples: one dict per sheet, arrays of shape (resamples,)."""
-    gathered: list[list[Scores]] = [[] for _ in sheets]
+    gathered: list[list[ScoreArrays]] = [[] for _ in sheets]
     # One thread per team, and none within: the library's own threads would wait for each other, spinning.
     with threadpool_limits(1), ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         for counts in draws:
@@ -153,7 +153,7 @@ def _confusion_columns(prefix: str, truth: np.ndarray, decision: np.ndarray) -> 
     }
 
 
-def _confusion_scores(prefix: str, sums: Scores) -> Scores:
+def _confusion_scores(prefix: str, sums: ScoreArrays) -> ScoreArrays:
     tp, fp = sums[f"{prefix}true_positive"], sums[f"{prefix}false_positive"]
     fn, tn = sums[f"{prefix}false_negative"], sums[f"{prefix}true_negative"]
     found = {
@@ -168,7 +168,7 @@ def _confusion_scores(prefix: str, sums: Scores) -> Scores:
     return {prefix + name: values for name, values in found.items()}
 
 
-def _mask_scores(sums: Scores) -> Scores:
+def _mask_scores(sums: ScoreArrays) -> ScoreArrays:
     negatives = sums["n"] - sums["n_positives"]
     found = {
         "dice": sums["dice"] / sums["n"],
@@ -209,7 +209,7 @@ def _rank(truth: np.ndarray, patients: np.ndarray, probability: np.ndarray, tota
     )
 
 
-def _ranked(ranking: Ranking, drawn: np.ndarray, common_sensitivity: float) -> Scores:
+def _ranked(ranking: Ranking, drawn: np.ndarray, common_sensitivity: float) -> ScoreArrays:
     """AUROC, average precision, and specificity where the sensitivity first reaches the common one.
 
     ``drawn`` is how often each patient counts, shape (patients, resamples).

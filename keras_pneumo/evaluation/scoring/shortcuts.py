@@ -13,15 +13,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.evaluation.scoring.saliency import energy, mean_with_interval
+from keras_pneumo.evaluation.scoring.saliency import energy
 from keras_pneumo.evaluation.scoring.statistics import (
     RESAMPLES,
     Interval,
     bca_interval,
     leave_one_out,
+    mean_by_patient,
+    mean_with_interval,
     resample_patients,
 )
-from keras_pneumo.evaluation.scoring.surface import mean_by_patient
 
 BORDER = 1 / 16
 """How deep the border reaches in, as a share of the side."""
@@ -78,7 +79,7 @@ def shares_table(
     return pd.DataFrame(rows, columns=["region", "images", "heat", "area", "excess", "low", "high"])
 
 
-def answers_by_tube(
+def accuracy_by_tube(
     positive: np.ndarray,
     decision: np.ndarray,
     tube: np.ndarray,

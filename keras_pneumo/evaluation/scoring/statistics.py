@@ -1,13 +1,14 @@
-"""How sure a score is, and whether two differ: by patient, paired, and with every method named.
+"""Intervals of scores and tests of their differences, always by patient.
 
 In: a truth, scores or answers of one or two teams, and the patient of each image. Out: intervals and p values.
-Images of one patient are not independent witnesses, so patients are what is resampled and what variances are summed
-over. It exists because "0.874 beats 0.873" is not a result.
+Images of one patient are not independent, so patients are resampled, and variances are summed over patients.
+In the order of this file: resampling, the bootstrap interval and its p value, means with intervals, DeLong's test,
+and the other tests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from math import comb
 from typing import NamedTuple
@@ -22,14 +23,14 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """Bounds of an interval; NaN when there is none."""
+    """Bounds of an interval; NaN where it cannot be computed."""
 
     low: float
     high: float
 
 
-class Comparison(NamedTuple):
-    """A two-sided test: what differs (first minus second), its standard error (NaN if the test has none), p."""
+class PairedTest(NamedTuple):
+    """A two-sided paired test: the difference (first minus second), its standard error (NaN if it has none), and p."""
 
     difference: float
     error: float
@@ -37,7 +38,7 @@ class Comparison(NamedTuple):
 
 
 def resample_patients(patients: int, resamples: int, seed: int, block: int = 500) -> Iterator[np.ndarray]:
-    """Patient-cluster bootstrap: how often each patient is drawn in each resample (Field and Welsh 2007).
+    """How often each patient is drawn in each resample of the patient-cluster bootstrap (Field and Welsh 2007).
 
     Args:
         patients: number of patients, drawn with replacement, so each brings all images or none.
@@ -70,9 +71,9 @@ def leave_one_out(patients: int, block: int = 500) -> Iterator[np.ndarray]:
 def bca_interval(replicates: np.ndarray, point: float, jackknife: np.ndarray, level: float = LEVEL) -> Interval:
     """Bias-corrected and accelerated bootstrap interval (Efron 1987, section 6).
 
-    BCa and not the plain percentile, because test sets are small and scores near 1 are skewed: in the simulation of
-    ``tests/test_coverage.py`` with 40 patients and a true AUROC of 0.96 the percentile interval held the truth 90 times
-    in 100, this one 96 times; with 150 patients both 95 times.
+    BCa and not the plain percentile, because test sets are small and scores near 1 are skewed. In a simulation (see
+    ``tests/evaluation/scoring/test_statistics.py``) with 40 patients and a true AUROC of 0.96, the percentile interval
+    held the truth 90 times in 100, this one 96 times; with 150 patients both held it 95 times.
 
     Args:
         replicates: the score in each resample, shape (resamples,); those where it did not exist (NaN) are left out.
@@ -83,52 +84,102 @@ def bca_interval(replicates: np.ndarray, point: float, jackknife: np.ndarray, le
     Returns:
         The interval; NaN when more than half of the replicates do not exist, or the score itself does not.
     """
-    known, bias, acceleration = _bca(replicates, point, jackknife)
-    if len(known) == 0:
+    finite, bias, acceleration = _bca(replicates, point, jackknife)
+    if len(finite) == 0:
         return Interval(float("nan"), float("nan"))
     tails = bias + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
-    low, high = np.quantile(known, stats.norm.cdf(bias + tails / (1 - acceleration * tails)))
+    low, high = np.quantile(finite, stats.norm.cdf(bias + tails / (1 - acceleration * tails)))
     return Interval(float(low), float(high))
 
 
 def bca_p(replicates: np.ndarray, point: float, jackknife: np.ndarray) -> float:
-    """Two-sided p of "the true difference is nothing": one less the level at which :func:`bca_interval` meets zero.
+    """Two-sided p of no difference: 1 minus the level at which the bound of :func:`bca_interval` is zero.
 
-    So p is under 0.05 just when the 95% interval leaves zero out. Never 0, since replicates are finite in number; NaN
-    where there is no interval.
+    So p is under 0.05 exactly when the 95% interval excludes zero. It is never 0, since the number of resamples is
+    finite, and NaN where there is no interval.
     """
-    known, bias, acceleration = _bca(replicates, point, jackknife)
-    if len(known) == 0:
+    finite, bias, acceleration = _bca(replicates, point, jackknife)
+    if len(finite) == 0:
         return float("nan")
-    beyond = stats.norm.ppf(_share_below(known, 0.0)) - bias
+    beyond = stats.norm.ppf(_share_below(finite, 0.0)) - bias
     tail = stats.norm.cdf(beyond / (1 + acceleration * beyond) - bias)
     return float(min(1.0, 2 * min(tail, 1 - tail)))
 
 
 def _bca(replicates: np.ndarray, point: float, jackknife: np.ndarray) -> tuple[np.ndarray, float, float]:
     """The replicates that exist, the bias correction and the acceleration; no replicates where there is no interval."""
-    known = replicates[np.isfinite(replicates)]
-    if not np.isfinite(point) or len(known) == 0 or len(known) < len(replicates) / 2:
+    finite = replicates[np.isfinite(replicates)]
+    if not np.isfinite(point) or len(finite) == 0 or len(finite) < len(replicates) / 2:
         return np.empty(0), 0.0, 0.0
     left_out = jackknife[np.isfinite(jackknife)]
     pull = left_out.mean() - left_out if len(left_out) else np.zeros(1)
     spread = float(np.sum(pull**2))
     acceleration = float(np.sum(pull**3)) / (6 * spread**1.5) if spread > 0 else 0.0
-    return known, float(stats.norm.ppf(_share_below(known, point))), acceleration
+    return finite, float(stats.norm.ppf(_share_below(finite, point))), acceleration
 
 
 def _share_below(replicates: np.ndarray, value: float) -> float:
-    """Share of replicates below ``value``, ties half; kept off 0 and 1, which would lie infinitely far."""
+    """Share of replicates below ``value``, ties counting half; kept away from 0 and 1, whose normal quantiles are
+    infinite."""
     share = (np.mean(replicates < value) + np.mean(replicates <= value)) / 2
     return float(np.clip(share, 1 / (len(replicates) + 1), len(replicates) / (len(replicates) + 1)))
 
 
 def exact_interval(hits: int, n: int, level: float = LEVEL) -> Interval:
-    """Clopper-Pearson interval of ``hits`` of ``n``; used where the bootstrap has no width (15 of 15 found)."""
+    """Clopper-Pearson interval of ``hits`` of ``n``, for shares where the bootstrap has no width (15 of 15 correct)."""
     if n == 0:
         return Interval(float("nan"), float("nan"))
-    found = stats.binomtest(hits, n).proportion_ci(level, method="exact")
-    return Interval(float(found.low), float(found.high))
+    bounds = stats.binomtest(hits, n).proportion_ci(level, method="exact")
+    return Interval(float(bounds.low), float(bounds.high))
+
+
+def mean_by_patient(
+    values: np.ndarray, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, Interval]:
+    """Mean over the images that have a value, and its interval over patients; NaN where none has.
+
+    Args:
+        values: (images,), NaN where there is none.
+        patients: patient number from 0, (images,).
+        resamples: number of resamples of the patients.
+        seed: of the resamples.
+    """
+    counted = np.isfinite(values)
+    if not counted.any():
+        return float("nan"), Interval(float("nan"), float("nan"))
+    total = int(patients.max()) + 1
+    sums = np.bincount(patients[counted], weights=values[counted], minlength=total)
+    images = np.bincount(patients[counted], minlength=total)
+    value = float(values[counted].mean())
+
+    def means(draws: Iterable[np.ndarray]) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.concatenate([(drawn @ sums) / (drawn @ images) for drawn in draws])
+
+    return value, bca_interval(means(resample_patients(total, resamples, seed)), value, means(leave_one_out(total)))
+
+
+def mean_with_interval(values: np.ndarray, patients: np.ndarray, resamples: int, seed: int) -> tuple[float, Interval]:
+    """Mean and interval by patient; where all are 0 or all are 1, the exact binomial interval over the patients.
+
+    Args:
+        values: (images,); NaN for an image that does not count.
+        patients: number of each image's patient, (images,).
+        resamples: of the patients.
+        seed: of the resamples.
+    """
+    counted = np.isfinite(values)
+    total = len(np.unique(patients[counted]))
+    if all_alike(values):
+        value = float(values[counted][0])
+        return value, exact_interval(total if value else 0, total)
+    return mean_by_patient(values, patients, resamples, seed)
+
+
+def all_alike(values: np.ndarray) -> bool:
+    """Whether all values (NaN aside) are 0, or all are 1: then the bootstrap interval has no width."""
+    finite = values[np.isfinite(values)]
+    return len(finite) > 0 and float(np.ptp(finite)) == 0 and float(finite[0]) in (0, 1)
 
 
 def delong(
@@ -178,70 +229,74 @@ def _cluster_sums(values: np.ndarray, codes: np.ndarray, total: int) -> np.ndarr
 
 def delong_test(
     truth: np.ndarray, first: np.ndarray, second: np.ndarray, clusters: np.ndarray | None = None
-) -> Comparison:
+) -> PairedTest:
     """Paired test of two AUROCs on the same images; see :func:`delong`. p is 1 when the scores rank alike."""
     areas, covariance = delong(truth, np.stack([first, second]), clusters)
     difference = float(areas[0] - areas[1])
     error = float(np.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0.0)))
     if np.isnan(covariance).any():
-        return Comparison(difference, float("nan"), float("nan"))
+        return PairedTest(difference, float("nan"), float("nan"))
     if error < 1e-12:
-        return Comparison(difference, 0.0, 1.0 if abs(difference) < 1e-12 else 0.0)
-    return Comparison(difference, error, float(2 * stats.norm.sf(abs(difference) / error)))
+        return PairedTest(difference, 0.0, 1.0 if abs(difference) < 1e-12 else 0.0)
+    return PairedTest(difference, error, float(2 * stats.norm.sf(abs(difference) / error)))
 
 
-def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> Comparison:
-    """Exact McNemar test of two yes/no answers on the same images: are the images only one got right split evenly?
+def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> PairedTest:
+    """Exact McNemar test of two teams' yes/no answers: is each equally often the only one that is right?
 
     Args:
-        first_right: whether the first team was right, bool, shape (images,).
-        second_right: the same for the second.
+        first_right: whether the first team is right, bool, shape (images,).
+        second_right: the same for the second team.
 
     Returns:
-        Difference in accuracy, no standard error, the exact binomial p (twice the smaller tail, at most 1). It takes
-        images as independent; the interval by patient of the same difference stands beside it on the board.
+        Difference in accuracy, no standard error, and the exact two-sided binomial p. The test takes images as
+        independent; the board shows the interval by patient of the same difference beside it.
     """
     only_first = int(np.sum(first_right & ~second_right))
     only_second = int(np.sum(~first_right & second_right))
     difference = (only_first - only_second) / len(first_right) if len(first_right) else float("nan")
     if only_first + only_second == 0:
-        return Comparison(difference, float("nan"), 1.0)
-    p = 2 * stats.binom.cdf(min(only_first, only_second), only_first + only_second, 0.5)
-    return Comparison(difference, float("nan"), float(min(1.0, p)))
+        return PairedTest(difference, float("nan"), 1.0)
+    p = stats.binomtest(only_first, only_first + only_second).pvalue
+    return PairedTest(difference, float("nan"), float(p))
 
 
-def permutation_test(first: np.ndarray, second: np.ndarray, most: int = 20_000, seed: int = 0) -> Comparison:
-    """Permutation test of two teams' means over their trainings: the label "which team" is dealt out anew.
+def permutation_test(first: np.ndarray, second: np.ndarray, most: int = 20_000, seed: int = 0) -> PairedTest:
+    """Permutation test of two teams' mean scores over several trainings: which team a training belongs to is permuted.
 
     Args:
         first: one score per training of the first team, shape (seeds,).
         second: the same for the second team; the numbers may differ.
-        most: up to so many deals are all tried, which makes p exact; beyond, so many are drawn (p counts the deal seen,
-            as Phipson and Smyth 2010 ask).
-        seed: of the drawn deals.
+        most: up to this number all permutations are tried, which makes p exact; beyond it so many are drawn at random
+            (p then counts the observed one too, see Phipson and Smyth 2010).
+        seed: seed of the random permutations.
 
     Returns:
-        Difference of the means, no standard error, and the share of deals with at least so large a difference either
-        way. It cannot fall under 2 / C(n1 + n2, n1) for equal numbers: 0.1 for three seeds against three.
+        Difference of the means, no standard error, and the share of permutations with at least as large a difference in
+        either direction. For equal numbers it cannot be under 2 / C(n1 + n2, n1): 0.1 for three seeds against three.
     """
     both = np.concatenate([first, second]).astype(float)
     k = len(first)
-    seen = float(first.mean() - second.mean())
+    observed = float(first.mean() - second.mean())
     if comb(len(both), k) <= most:
-        dealt = np.array(list(combinations(range(len(both)), k)))
+        members = np.array(list(combinations(range(len(both)), k)))
         extra = 0
     else:
         rng = np.random.default_rng(seed)
-        dealt = np.argsort(rng.random((most, len(both))), axis=1)[:, :k]
+        members = np.argsort(rng.random((most, len(both))), axis=1)[:, :k]
         extra = 1
-    sums = both[dealt].sum(axis=1)
+    sums = both[members].sum(axis=1)
     gaps = sums / k - (both.sum() - sums) / (len(both) - k)
-    hits = int(np.sum(np.abs(gaps) >= abs(seen) - 1e-12))
-    return Comparison(seen, float("nan"), (hits + extra) / (len(gaps) + extra))
+    hits = int(np.sum(np.abs(gaps) >= abs(observed) - 1e-12))
+    return PairedTest(observed, float("nan"), (hits + extra) / (len(gaps) + extra))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's step-down adjustment (1979) for several tests at once, in the order given; NaN stays NaN, uncounted."""
+    """Holm's step-down adjustment (1979) of several p values, in the order given; NaN stays NaN and is not counted.
+
+    Written here because scipy has only Benjamini and Hochberg's adjustment, and statsmodels would be a further
+    dependency for these few lines.
+    """
     p = np.asarray(p_values, float)
     adjusted = np.full(len(p), np.nan)
     order = [index for index in np.argsort(p, kind="stable") if not np.isnan(p[index])]

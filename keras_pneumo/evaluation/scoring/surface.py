@@ -13,7 +13,7 @@ doi 10.1186/s12880-015-0068-x; percentiles by linear interpolation).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,13 +23,6 @@ from scipy import ndimage
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.evaluation.scoring.masks import mask_areas
-from keras_pneumo.evaluation.scoring.statistics import (
-    RESAMPLES,
-    Interval,
-    bca_interval,
-    leave_one_out,
-    resample_patients,
-)
 
 DISTANCES = ("hd95_mm", "surface_mm")
 
@@ -85,32 +78,6 @@ def surface_table(truth: Sequence[rle.Runs], prediction: Sequence[rle.Runs], spa
             case = "missed" if true_area[number] else "false alarm" if predicted_area[number] else "both empty"
         rows.append((found.hd95 * spacing, found.surface * spacing, case))
     return pd.DataFrame(rows, columns=[*DISTANCES, "case"])
-
-
-def mean_by_patient(
-    values: np.ndarray, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, Interval]:
-    """Mean over the images that have a value, and its interval over patients; NaN where none has.
-
-    Args:
-        values: (images,), NaN where there is none.
-        patients: patient number from 0, (images,).
-        resamples: number of resamples of the patients.
-        seed: of the resamples.
-    """
-    known = np.isfinite(values)
-    if not known.any():
-        return float("nan"), Interval(float("nan"), float("nan"))
-    total = int(patients.max()) + 1
-    sums = np.bincount(patients[known], weights=values[known], minlength=total)
-    counts = np.bincount(patients[known], minlength=total)
-    value = float(values[known].mean())
-
-    def over(draws: Iterable[np.ndarray]) -> np.ndarray:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.concatenate([(drawn @ sums) / (drawn @ counts) for drawn in draws])
-
-    return value, bca_interval(over(resample_patients(total, resamples, seed)), value, over(leave_one_out(total)))
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:

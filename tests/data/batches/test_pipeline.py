@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from keras_pneumo.config import NO_AUGMENTATION, Augmentation
 from keras_pneumo.data.batches.images import ImageSet, masks_of
-from keras_pneumo.data.batches.order import TrainingPlan
-from keras_pneumo.data.batches.pipeline import evaluation_batches, training_batches
+from keras_pneumo.data.batches.order import Share, TrainingPlan
+from keras_pneumo.data.batches.pipeline import evaluation_batches, labelled_batches, training_batches
 
 
 @pytest.fixture
@@ -148,3 +148,47 @@ def test_masks_of_some_images(folder, held):
     assert found[0, 3].all()
     assert found[0].sum() == 32 * 255
     assert not found[1].any()
+
+
+def test_a_second_pass_over_the_training_batches_is_the_first_again(folder):
+    augmentation = Augmentation(noise=0.1)
+    batches = training_batches(source(folder), plan(last_epoch=2, augmentation=augmentation))
+    first, second = list(batches), list(batches)
+    assert len(first) == len(second) == batches.cardinality() == 6
+    for earlier, later in zip(first, second, strict=True):
+        for expected, values in zip(earlier, later, strict=True):
+            np.testing.assert_array_equal(values, expected)
+
+
+def test_a_worker_is_fed_its_part_of_every_batch_and_then_the_last_parts_again(folder):
+    batches = training_batches(source(folder), plan(last_epoch=2), Share(1, 2, 3))
+    whole = [numbers(images) for images, _ in training_batches(source(folder), plan(last_epoch=2))]
+    parts = [[numbers(images), weights.numpy().tolist()] for images, _, weights in batches.take(16)]
+    for step, images in enumerate(whole):
+        expected = [part.tolist() for part in np.array_split(images, 3)[1:]]
+        assert [part for part, _ in parts[2 * step : 2 * step + 2]] == expected
+        weight = np.float32(1 / len(images))
+        assert all(weights == [weight] * len(part) for part, weights in parts[2 * step : 2 * step + 2])
+    assert parts[12:] == [*parts[10:12], *parts[10:12]]
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_labelled_batches_keep_the_order_of_the_images(folder, held):
+    batches = labelled_batches(source(folder, held), 4)
+    assert batches.cardinality() == 3
+    for _ in range(3):
+        seen = [(numbers(images), np.asarray(label)[:, 0].tolist()) for images, label in batches]
+        assert [image for images, _ in seen for image in images] == list(range(10))
+        assert [len(images) for images, _ in seen] == [4, 4, 2]
+        assert all(labels == [image % 2 for image in images] for images, labels in seen)
+
+
+def test_each_pass_of_shuffled_labelled_batches_is_the_next_epoch_of_a_training(folder):
+    augmentation = Augmentation(noise=0.1)
+    batches = labelled_batches(source(folder), 4, True, augmentation, seed=3, shuffle=True)
+    passes = [*batches, *batches]
+    epochs = list(training_batches(source(folder), plan(last_epoch=2, augmentation=augmentation, with_masks=True)))
+    assert len(passes) == 2 * batches.cardinality() == len(epochs)
+    for batch, expected in zip(passes, epochs, strict=True):
+        np.testing.assert_array_equal(batch[0], expected[0])
+        np.testing.assert_array_equal(batch[1], expected[1])

@@ -35,7 +35,7 @@ from small_siim import SIDE, dicom, radiograph, save, write_dicom, write_jpeg_di
 from keras_pneumo.data.radiographs import decoders
 from keras_pneumo.data.radiographs.dicom import UnreadableImage, decoder_report, read_dicom, read_header, read_image
 from keras_pneumo.data.radiographs.radiograph import MAX_FILE_BYTES, MAX_PIXELS, stretch
-from keras_pneumo.data.radiographs.reading import iter_images, read_radiograph
+from keras_pneumo.data.radiographs.reading import read_or_reason, read_radiograph
 
 PIXEL_ARRAY = "keras_pneumo.data.radiographs.dicom.pixel_array"
 REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[4] / "shared")) / "siim_mini"
@@ -61,25 +61,35 @@ def bundled(name):
 
 def test_eight_bit_pixels_are_taken_as_stored(tmp_path):
     image = radiograph(1)
-    assert (read_dicom(write_dicom(tmp_path / "a.dcm", image)).image == image).all()
+    assert (read_dicom(write_dicom(tmp_path / "a.dcm", image)).pixels == image).all()
 
 
 def test_rows_and_columns_keep_their_places(tmp_path):
     image = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    assert read_dicom(write_dicom(tmp_path / "a.dcm", image)).image.tolist() == image.tolist()
+    assert read_dicom(write_dicom(tmp_path / "a.dcm", image)).pixels.tolist() == image.tolist()
 
 
 def test_monochrome1_is_inverted(tmp_path):
     image = radiograph(1)
     read = read_dicom(write_dicom(tmp_path / "a.dcm", image, PhotometricInterpretation="MONOCHROME1"))
-    assert (read.image == 255 - image).all()
+    assert (read.pixels == 255 - image).all()
     assert read.photometric == "MONOCHROME1"
+
+
+def test_notes_say_what_is_odd_or_missing(tmp_path):
+    plain = read_dicom(write_dicom(tmp_path / "a.dcm", radiograph(1), PixelSpacing=[0.2, 0.2]))
+    assert plain.notes == ()
+    inverted = write_dicom(tmp_path / "b.dcm", radiograph(1)[:100], PhotometricInterpretation="MONOCHROME1")
+    notes = " ".join(read_dicom(inverted).notes)
+    assert "inverted" in notes
+    assert "how large a pixel is" in notes
+    assert "not square" in notes
 
 
 def test_baseline_jpeg_equals_opencv_and_pillow(tmp_path):
     path = write_jpeg_dicom(tmp_path / "a.dcm", radiograph(2))
     frame = next(generate_frames(pydicom.dcmread(path).PixelData, number_of_frames=1))
-    image = read_dicom(path).image
+    image = read_dicom(path).pixels
     assert (image == cv2.imdecode(np.frombuffer(frame, np.uint8), cv2.IMREAD_GRAYSCALE)).all()
     assert (image == np.asarray(Image.open(io.BytesIO(frame)))).all()
 
@@ -92,8 +102,8 @@ def test_real_files_equal_opencv_and_pillow():
         frame = next(generate_frames(pydicom.dcmread(path).PixelData, number_of_frames=1))
         read = read_dicom(path)
         assert read.image_id == path.stem
-        assert (read.image == cv2.imdecode(np.frombuffer(frame, np.uint8), cv2.IMREAD_GRAYSCALE)).all()
-        assert (read.image == np.asarray(Image.open(io.BytesIO(frame)))).all()
+        assert (read.pixels == cv2.imdecode(np.frombuffer(frame, np.uint8), cv2.IMREAD_GRAYSCALE)).all()
+        assert (read.pixels == np.asarray(Image.open(io.BytesIO(frame)))).all()
         assert read.sex in "MF"
         assert read.view in ("PA", "AP")
         assert 0 < read.age < 120
@@ -102,8 +112,8 @@ def test_real_files_equal_opencv_and_pillow():
 
 @needs_real
 def test_real_monochrome1_file_is_the_inverse_of_its_twin():
-    first = read_dicom(REAL / "monochrome1_example.dcm").image
-    second = read_dicom(REAL / "monochrome2_twin_of_example.dcm").image
+    first = read_dicom(REAL / "monochrome1_example.dcm").pixels
+    second = read_dicom(REAL / "monochrome2_twin_of_example.dcm").pixels
     assert (first == 255 - second).all()
 
 
@@ -111,7 +121,7 @@ def test_real_monochrome1_file_is_the_inverse_of_its_twin():
     "name", ["MR_small_RLE.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_jp2klossless.dcm", "MR_small_bigendian.dcm"]
 )
 def test_lossless_syntaxes_give_the_pixels_of_the_uncompressed_file(name):
-    assert (read_dicom(bundled(name)).image == read_dicom(bundled("MR_small.dcm")).image).all()
+    assert (read_dicom(bundled(name)).pixels == read_dicom(bundled("MR_small.dcm")).pixels).all()
 
 
 def test_twelve_bit_jpeg_out_of_order_is_refused():
@@ -122,7 +132,7 @@ def test_twelve_bit_jpeg_out_of_order_is_refused():
 def test_deflated_file_of_sensible_size_is_read(tmp_path):
     image = radiograph(3)
     path = write_dicom(tmp_path / "a.dcm", image, syntax=DeflatedExplicitVRLittleEndian)
-    assert (read_dicom(path).image == image).all()
+    assert (read_dicom(path).pixels == image).all()
 
 
 def test_window_and_rescale_are_applied_by_the_standards_formula(tmp_path):
@@ -132,7 +142,7 @@ def test_window_and_rescale_are_applied_by_the_standards_formula(tmp_path):
     path = write_dicom(tmp_path / "a.dcm", stored, BitsStored=12, HighBit=11, RescaleSlope=2, RescaleIntercept=-100,
                        WindowCenter=900, WindowWidth=1001)  # fmt: skip
     expected = np.clip(((2.0 * stored - 100 - 899.5) / 1000 + 0.5) * 255, 0, 255)
-    assert read_dicom(path).image.tolist() == np.rint(expected).astype(int).tolist()
+    assert read_dicom(path).pixels.tolist() == np.rint(expected).astype(int).tolist()
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
@@ -147,7 +157,7 @@ def test_windows_agree_with_pydicom(tmp_path, function, slope):
     share = (shown - ends[0]) / (ends[1] - ends[0])
     # pydicom's output falls with the values when the slope is negative; grey must rise with them.
     share = 1 - share if slope < 0 else share
-    assert np.abs(read_dicom(path).image - share * 255).max() <= 0.51
+    assert np.abs(read_dicom(path).pixels - share * 255).max() <= 0.51
 
 
 def test_first_of_several_windows_is_used(tmp_path):
@@ -155,7 +165,7 @@ def test_first_of_several_windows_is_used(tmp_path):
     tags = {"BitsStored": 12, "HighBit": 11}
     one = write_dicom(tmp_path / "a.dcm", stored, **tags, WindowCenter=2000, WindowWidth=1000)
     two = write_dicom(tmp_path / "b.dcm", stored, **tags, WindowCenter=[2000, 50], WindowWidth=[1000, 5])
-    assert (read_dicom(one).image == read_dicom(two).image).all()
+    assert (read_dicom(one).pixels == read_dicom(two).pixels).all()
 
 
 def test_voi_table_is_applied(tmp_path):
@@ -165,17 +175,17 @@ def test_voi_table_is_applied(tmp_path):
     dataset = dicom(np.array([[0, 1], [2, 3]], np.uint16), BitsStored=12, HighBit=11)
     dataset.VOILUTSequence = Sequence([table])
     dataset.VOILUTSequence[0]["LUTDescriptor"].VR = dataset.VOILUTSequence[0]["LUTData"].VR = "US"
-    assert read_dicom(save(dataset, tmp_path / "a.dcm")).image.tolist() == [[0, 10], [200, 255]]
+    assert read_dicom(save(dataset, tmp_path / "a.dcm")).pixels.tolist() == [[0, 10], [200, 255]]
 
 
 def test_deep_image_without_window_spans_its_own_range(tmp_path):
     stored = np.array([[100, 300], [200, 1124]], np.uint16)
-    assert read_dicom(write_dicom(tmp_path / "a.dcm", stored)).image.tolist() == [[0, 50], [25, 255]]
+    assert read_dicom(write_dicom(tmp_path / "a.dcm", stored)).pixels.tolist() == [[0, 50], [25, 255]]
 
 
 def test_signed_values_span_their_own_range(tmp_path):
     stored = np.array([[-100, 0], [100, 155]], np.int16)
-    assert read_dicom(write_dicom(tmp_path / "a.dcm", stored)).image.tolist() == [[0, 100], [200, 255]]
+    assert read_dicom(write_dicom(tmp_path / "a.dcm", stored)).pixels.tolist() == [[0, 100], [200, 255]]
 
 
 def test_flat_image_is_black():
@@ -331,8 +341,8 @@ def test_fill_bytes_before_a_marker_are_read(tmp_path):
     jpeg = cv2.imencode(".jpg", radiograph(1))[1].tobytes()
     segments, rest = jpeg_segments(jpeg)
     filled = jpeg_of(*(b"\xff" * 3 + one for one in segments), rest=b"\xff" + rest)
-    plain = read_dicom(write_frame(tmp_path / "a.dcm", jpeg)).image
-    assert (read_dicom(write_frame(tmp_path / "b.dcm", filled)).image == plain).all()
+    plain = read_dicom(write_frame(tmp_path / "a.dcm", jpeg)).pixels
+    assert (read_dicom(write_frame(tmp_path / "b.dcm", filled)).pixels == plain).all()
 
 
 def a_stray_byte(segments):
@@ -415,7 +425,7 @@ def test_run_lengths_are_read(tmp_path):
         dataset = dicom(image)
         dataset.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
         expected = image if image.dtype == np.uint8 else stretch(image)
-        assert (read_dicom(save(dataset, tmp_path / f"{number}.dcm")).image == expected).all()
+        assert (read_dicom(save(dataset, tmp_path / f"{number}.dcm")).pixels == expected).all()
 
 
 @pytest.mark.parametrize("frames", [2, 5000])
@@ -442,7 +452,7 @@ def test_excess_bytes(tmp_path, extra):
 
 def test_odd_image_with_its_padding_byte_is_read(tmp_path):
     image = radiograph(1)[:3, :3].copy()
-    assert (read_dicom(write_dicom(tmp_path / "a.dcm", image)).image == image).all()
+    assert (read_dicom(write_dicom(tmp_path / "a.dcm", image)).pixels == image).all()
 
 
 @pytest.mark.parametrize("tags", [{"Rows": 0}, {"Columns": 0}, {"Rows": None}])
@@ -498,7 +508,7 @@ def test_flipped_bytes_never_escape_as_another_error(tmp_path, seed):
         data[place] = rng.integers(0, 256)
     (tmp_path / "b.dcm").write_bytes(data)
     try:
-        image = read_dicom(tmp_path / "b.dcm").image
+        image = read_dicom(tmp_path / "b.dcm").pixels
     except UnreadableImage:
         return
     assert image.ndim == 2
@@ -541,7 +551,7 @@ def test_header_tells_identity_without_pixels(tmp_path):
 def test_grey_png(tmp_path):
     image = radiograph(1)
     read = read_image(write_png(tmp_path / "1.2.3.4.png", image))
-    assert (read.image == image).all()
+    assert (read.pixels == image).all()
     assert read.image_id == "1.2.3.4"
 
 
@@ -552,23 +562,23 @@ def test_names_with_spaces_and_other_letters(tmp_path):
 
 def test_grey_jpeg_equals_opencv(tmp_path):
     cv2.imwrite(str(tmp_path / "a.jpg"), radiograph(1))
-    assert (read_image(tmp_path / "a.jpg").image == cv2.imread(str(tmp_path / "a.jpg"), cv2.IMREAD_GRAYSCALE)).all()
+    assert (read_image(tmp_path / "a.jpg").pixels == cv2.imread(str(tmp_path / "a.jpg"), cv2.IMREAD_GRAYSCALE)).all()
 
 
 def test_sixteen_bit_png_spans_its_own_range(tmp_path):
     path = write_png(tmp_path / "a.png", np.array([[100, 300], [200, 1124]], np.uint16))
-    assert read_image(path).image.tolist() == [[0, 50], [25, 255]]
+    assert read_image(path).pixels.tolist() == [[0, 50], [25, 255]]
 
 
 def test_one_bit_png(tmp_path):
     Image.fromarray(np.array([[True, False]])).save(tmp_path / "a.png")
-    assert read_image(tmp_path / "a.png").image.tolist() == [[255, 0]]
+    assert read_image(tmp_path / "a.png").pixels.tolist() == [[255, 0]]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P"])
 def test_grey_picture_in_colour_form(tmp_path, mode):
     Image.fromarray(radiograph(1)).convert(mode).save(tmp_path / "a.png")
-    assert (read_image(tmp_path / "a.png").image == radiograph(1)).all()
+    assert (read_image(tmp_path / "a.png").pixels == radiograph(1)).all()
 
 
 def test_real_colour_is_refused(tmp_path):
@@ -586,7 +596,7 @@ def test_orientation_tag_is_ignored(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
-    assert (read_image(tmp_path / "a.png").image == image).all()
+    assert (read_image(tmp_path / "a.png").pixels == image).all()
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.97])
@@ -626,7 +636,7 @@ def test_a_bad_file_among_good_ones(tmp_path):
         write_dicom(tmp_path / "c.dcm", radiograph(2)),
     ]
     paths[1].write_bytes(b"rubbish")
-    read = dict(iter_images(paths))
-    assert (read[paths[0]].image == radiograph(1)).all()
-    assert isinstance(read[paths[1]], UnreadableImage)
-    assert (read[paths[2]].image == radiograph(2)).all()
+    read = {path: read_or_reason(path) for path in paths}
+    assert (read[paths[0]].pixels == radiograph(1)).all()
+    assert isinstance(read[paths[1]], str)
+    assert (read[paths[2]].pixels == radiograph(2)).all()

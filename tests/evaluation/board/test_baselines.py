@@ -1,10 +1,8 @@
 """What tables alone score, on tables small enough to check by hand and on the real ones."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
+from board_lab import REAL, needs_real
 from scipy import special
 
 from keras_pneumo.evaluation.board.baselines import (
@@ -17,9 +15,6 @@ from keras_pneumo.evaluation.board.baselines import (
 )
 from keras_pneumo.evaluation.inputs.truth import read_truth
 from keras_pneumo.evaluation.scoring import metrics
-
-REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[4] / "shared"))
-needs_real = pytest.mark.skipif(not (REAL / "siim_tables").exists(), reason="the real tables are not at hand")
 
 TABLE = """image_id,patient_id,subset,pneumothorax,sex,age,view
 a,p,train,1,M,60,PA

@@ -1,25 +1,15 @@
 """The board: real submissions to the published figures, exact small boards, and the files of a comparison."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
-from board_lab import board_of, predictions_of, submit, write_truth
+from board_lab import REAL, board_of, needs_real, submit, write_truth
 
-from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.board.board import SCORES, difference, score
+from keras_pneumo.evaluation.board.board import SCORES, score_submissions
 from keras_pneumo.evaluation.board.verdict import verdict
-from keras_pneumo.evaluation.compare import compare, find_submissions
-from keras_pneumo.evaluation.inputs.alignment import check_submission
+from keras_pneumo.evaluation.inputs.alignment import align_submission
 from keras_pneumo.evaluation.inputs.submission import SubmissionInfo, read_submission, write_submission
 from keras_pneumo.evaluation.inputs.truth import read_truth
-
-REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[4] / "shared"))
-needs_real = pytest.mark.skipif(not (REAL / "submissions").exists(), reason="the real submissions are not at hand")
 
 PUBLISHED = {
     # file: Dice, then images with a mask: true positive, false positive, false negative, true negative
@@ -75,25 +65,6 @@ def test_perfect_and_hopeless(tmp_path):
     assert empty.point["auroc"] == 0.5
 
 
-def test_same_answers_differ_by_exactly_nothing(tmp_path):
-    truth = write_truth(tmp_path)
-    board = board_of(truth, submit(tmp_path / "a", truth, "A", 2), submit(tmp_path / "b", truth, "B", 2))
-    gap = difference(*board.teams, "auroc")
-    assert gap.value == gap.interval.low == gap.interval.high == 0
-    assert not gap.certain
-    assert verdict(board).headline == "A and B cannot be told apart."
-
-
-def test_a_better_team_is_told_apart_and_named_first(tmp_path):
-    truth = write_truth(tmp_path, n=300)
-    board = board_of(
-        truth, submit(tmp_path / "a", truth, "Weak", 0.5), submit(tmp_path / "b", truth, "Strong", 5, seed=1)
-    )
-    assert verdict(board).headline == "Strong beats Weak."
-    assert board.table.team[0] == "Strong"
-    assert "300 images of 150 patients" in verdict(board).sentences[0]
-
-
 def test_the_same_seed_gives_the_same_board(tmp_path):
     truth = write_truth(tmp_path)
     place = submit(tmp_path / "a", truth, "A", 2)
@@ -117,149 +88,13 @@ def test_one_class_only(tmp_path, share, word):
     assert said.sentences == [f"All 5 images are {word}, so there is nothing to rank them against."]
 
 
-def test_thresholds_declared_fitted_or_assumed(tmp_path):
-    truth = write_truth(tmp_path)
-    table = predictions_of(truth, 3)
-    held_out = truth.development[truth.development.subset == "validation"]
-    validation = pd.DataFrame({"image_id": held_out.image_id, "probability": 0.2 + 0.4 * held_out.pneumothorax})
-    info = SubmissionInfo(team="A", task="classification", split_sha256=truth.split_sha256)
-    declared = write_submission(tmp_path / "1", info.model_copy(update={"threshold": 0.3}), table)
-    fitted = write_submission(tmp_path / "2", info, table, validation)
-    assumed = write_submission(tmp_path / "3", info, table)
-    entries = board_of(truth, declared, fitted, assumed).teams
-    assert [entry.threshold for entry in entries] == [0.3, pytest.approx(0.4), 0.5]
-    assert entries[1].threshold_source == "fitted on the team's validation predictions"
-    assert entries[2].notes == ["no threshold declared: 0.5 used"]
-
-
-def test_masks_alone_answer_yes_where_they_are_not_empty(tmp_path):
-    truth = write_truth(tmp_path)
-    table = predictions_of(truth, 3)
-    info = SubmissionInfo(team="A", task="segmentation", split_sha256=truth.split_sha256)
-    entry = board_of(truth, write_submission(tmp_path / "a", info, table.drop(columns="probability"))).teams[0]
-    assert "auroc" not in entry.point
-    assert (entry.decision == (table.probability > 0.5).to_numpy()).all()
-    assert entry.point["accuracy"] == entry.point["mask_accuracy"]
-
-
-def test_compare_writes_its_files(tmp_path):
-    truth = write_truth(tmp_path)
-    teams = tmp_path / "teams"
-    submit(teams / "run1" / "submission", truth, '=HYPERLINK("http://x")<script>alert(1)</script>', 2)
-    submit(teams / "b", truth, "../../x", 3, seed=1)
-    (teams / "notes.txt").write_text("not a submission")
-    board = compare(teams, tmp_path, tmp_path / "out", resamples=200).board
-    assert len(board.teams) == 2
-    table = pd.read_csv(tmp_path / "out" / "board.csv")
-    assert any(name.startswith("'=HYPERLINK") for name in table.team)
-    assert not any(name.startswith("=") for name in table.team)
-    rows = pd.read_csv(tmp_path / "out" / "per_image.csv")
-    assert len(rows) == 120
-    means = rows.groupby("team").dice.mean()
-    for name, dice in zip(table.team[:2], table.dice[:2], strict=True):
-        assert means[name] == pytest.approx(dice, rel=1e-5)
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "<script>alert" not in page
-    assert "&lt;script&gt;alert" in page
-    assert not (tmp_path / "x").exists()
-
-
-def test_compare_looks_at_its_out_folder_before_it_resamples(tmp_path, monkeypatch):
-    truth = write_truth(tmp_path)
-    submit(tmp_path / "a", truth, "A", 3)
-    (tmp_path / "out").write_text("a file")
-
-    def fail(*args, **kwargs):
-        raise AssertionError("resampling was begun")
-
-    monkeypatch.setattr("keras_pneumo.evaluation.compare.score", fail)
-    with pytest.raises(PneumoError, match="is a file, but a folder is to be written there"):
-        compare(tmp_path / "a", tmp_path, tmp_path / "out")
-
-
-def test_the_board_does_not_go_among_the_submissions(tmp_path):
-    truth = write_truth(tmp_path)
-    submit(tmp_path / "teams" / "a", truth, "A", 3)
-    with pytest.raises(PneumoError, match="is the folder of the submissions themselves"):
-        compare(tmp_path / "teams", tmp_path, tmp_path / "teams" / ".." / "teams", resamples=50)
-    assert [path.name for path in (tmp_path / "teams").iterdir()] == ["a"]
-
-
-def test_compare_refuses_all_at_once_and_before_writing(tmp_path):
-    truth = write_truth(tmp_path)
-    teams = tmp_path / "teams"
-    submit(teams / "a", truth, "A", 2)
-    submit(teams / "b", truth, "B", 2, split_sha256="e" * 64)
-    submit(teams / "c", truth, "C", 2, subset="validation")
-    with pytest.raises(PneumoError, match=r"made on the split(.|\n)*for the subset 'validation'"):
-        compare(teams, tmp_path, tmp_path / "out", resamples=50)
-    assert not (tmp_path / "out").exists()
-    board = compare(teams, tmp_path, tmp_path / "out", team="A", resamples=50).board
-    assert [entry.team for entry in board.teams] == ["A"]
-    with pytest.raises(PneumoError, match="has no submission of the team 'Z'"):
-        compare(teams, tmp_path, tmp_path / "out", team="Z")
-
-
-def test_other_splits_are_passed_over_when_asked(tmp_path):
-    truth = write_truth(tmp_path)
-    teams = tmp_path / "teams"
-    submit(teams / "a", truth, "A", 2)
-    submit(teams / "b", truth, "B", 2, split_sha256="e" * 64)
-    board = compare(teams, tmp_path, tmp_path / "out", this_split=True, resamples=50).board
-    assert [entry.team for entry in board.teams] == ["A"]
-    with pytest.raises(PneumoError, match="no submission made on the split"):
-        compare(teams / "b", tmp_path, tmp_path / "none", this_split=True)
-
-
-def test_where_submissions_are_found(tmp_path):
-    with pytest.raises(PneumoError, match="There is no"):
-        find_submissions(tmp_path / "nowhere")
-    with pytest.raises(PneumoError, match="holds no submission"):
-        find_submissions(tmp_path)
-
-
-def test_teams_of_one_name_are_told_apart_by_folder(tmp_path):
-    truth = write_truth(tmp_path)
-    submit(tmp_path / "teams" / "seed1", truth, "Keras", 2)
-    submit(tmp_path / "teams" / "seed2", truth, "Keras", 2, seed=1)
-    board = compare(tmp_path / "teams", tmp_path, tmp_path / "out", resamples=50).board
-    assert sorted(entry.team for entry in board.teams) == ["Keras (seed1)", "Keras (seed2)"]
-    assert len({entry.slug for entry in board.entries}) == len(board.entries)
-
-
-def test_compares_where_tensorflow_and_keras_are_not(tmp_path):
-    """A whole comparison in a process where importing either package (or torch) fails as if it were not installed."""
-    truth = write_truth(tmp_path)
-    submit(tmp_path / "teams" / "a", truth, "A", 2)
-    submit(tmp_path / "teams" / "b", truth, "B", 2, seed=1)
-    code = f"""
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("tensorflow", "keras", "torch"):
-            raise ModuleNotFoundError(name + " is not installed here")
-sys.meta_path.insert(0, Absent())
-from pathlib import Path
-from keras_pneumo.evaluation.compare import compare
-from keras_pneumo.evaluation.board.verdict import verdict
-folder = Path({str(tmp_path)!r})
-print(verdict(compare(folder / "teams", folder, folder / "out", resamples=100).board).headline)
-assert not {{"tensorflow", "keras", "torch"}} & set(sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "A" in done.stdout
-    assert "B" in done.stdout
-    assert (tmp_path / "out" / "report.html").exists()
-
-
 @needs_real
 def test_published_figures():
     tables = REAL / "siim_tables"
     truth = read_truth(tables / "train-rle.csv.gz", ids=tables / "stage1_test_ids.csv", patients=tables / "nih_id.csv")
     paths = [REAL / "submissions" / f"{name}.csv" for name in PUBLISHED]
-    answers = [check_submission(read_submission(path), truth, allow_extra=True) for path in paths]
-    board = score(truth, answers, resamples=50)
+    answers = [align_submission(read_submission(path), truth, allow_extra=True) for path in paths]
+    board = score_submissions(truth, answers, resamples=50)
     for entry in board.teams:
         row = board.table.set_index("team").loc[entry.team]
         counts = [int(row[f"mask_{k}"]) for k in ("true_positive", "false_positive", "false_negative", "true_negative")]
@@ -270,7 +105,7 @@ def test_published_figures():
 def test_published_figure_over_all_labels():
     truth = read_truth(REAL / "siim_tables" / "train-rle.csv.gz")
     read = read_submission(REAL / "submissions" / "VISHAKHNAIR16_simple_submission.csv")
-    board = score(truth, [check_submission(read, truth, allow_extra=True, clip_runs=True)], resamples=2)
+    board = score_submissions(truth, [align_submission(read, truth, allow_extra=True, clip_runs=True)], resamples=2)
     row = board.table.iloc[0]
     assert round(row.dice, 4) == 0.0059
     assert (row.mask_true_positive, row.mask_false_positive, row.images) == (2669, 9378, 12047)
@@ -278,17 +113,3 @@ def test_published_figure_over_all_labels():
         row.notes
         == "42 rows of other images set aside (--allow-extra); 12,047 masks cut at the last pixel (--clip-runs)"
     )
-
-
-def test_too_few_resamples_for_the_pairs_are_said(tmp_path):
-    truth = write_truth(tmp_path)
-    teams = [submit(tmp_path / name, truth, name, seed) for seed, name in enumerate("abc")]
-
-    def said(*folders, resamples):
-        return any(
-            "too few to tell" in text for text in verdict(board_of(truth, *folders, resamples=resamples)).warnings
-        )
-
-    assert said(*teams, resamples=119), "three pairs need 2 x 3 / 0.05 = 120 resamples"
-    assert not said(*teams, resamples=120)
-    assert not said(teams[0], resamples=20), "one team makes no pair"

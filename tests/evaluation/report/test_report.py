@@ -8,10 +8,6 @@ import pandas as pd
 import pytest
 from board_lab import board_of, submit, write_truth
 
-from keras_pneumo.data.labels import rle
-from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.report.charts import Bar, Series, interval_chart, line_chart
-from keras_pneumo.evaluation.report.pictures import data_uri, outline
 from keras_pneumo.evaluation.report.report import flat_facts, write_comparison_report, write_run_report
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
@@ -115,38 +111,6 @@ def test_facts_are_flat_and_short():
     assert lines[:3] == [("a · b", "1"), ("a · c · d", "–"), ("e", "–")]
     assert len(lines[3][1]) == 400
     assert lines[4] == ("g h", "1, 2")
-
-
-def test_outline_of_a_square_and_of_nothing():
-    mask = np.zeros((1024, 1024), np.uint8)
-    mask[10:20, 30:50] = 1
-    path = outline(rle.runs_of(rle.encode(mask)))
-    corners = {tuple(map(int, pair.split())) for pair in path.strip("MZ").split("L")}
-    assert corners == {(30, 10), (30, 19), (49, 19), (49, 10)}
-    assert outline(rle.runs_of("-1")) == ""
-
-
-def test_pictures_are_small_and_grey_or_refused():
-    import base64
-
-    import cv2
-
-    uri = data_uri(np.zeros((1000, 500), np.uint8), side=200)
-    packed = np.frombuffer(base64.b64decode(uri.split(",")[1]), np.uint8)
-    assert cv2.imdecode(packed, cv2.IMREAD_UNCHANGED).shape == (200, 100)
-    with pytest.raises(PneumoError, match="must be a grey uint8 image"):
-        data_uri(np.zeros((4, 4, 3), np.uint8))
-
-
-def test_charts_survive_what_data_holds():
-    nan = float("nan")
-    svg = line_chart([Series("a<b", [0, 1, 2], [nan, 0.5, nan]), Series("c", [1], [2])], "x", "y", "t", None, None)
-    assert "a&lt;b" in svg
-    assert "nan" not in svg
-    assert interval_chart([Bar("x", nan, nan, nan)], "v", "t") == ""
-    assert "nan" not in interval_chart([Bar("x", 1, nan, nan), Bar("y", 1, 0.5, 2)], "v", "t", 0)
-    flat = line_chart([Series("a", [1, 1], [3, 3])], "x", "y", "t", None, None)
-    assert "nan" not in flat
 
 
 def test_the_dice_is_taken_apart(tmp_path, truth):

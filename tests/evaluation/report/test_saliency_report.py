@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.report.saliency_report import CARDS, percent, read_where, whose_sentence
-from keras_pneumo.evaluation.scoring.saliency import SCORES, summary
+from keras_pneumo.evaluation.report.saliency_report import CARDS, percent, read_saliency_report, source_sentence
+from keras_pneumo.evaluation.scoring.saliency import MAP_SCORES, summarise_maps
 from keras_pneumo.storage.files import write_json
 
 RECORD = {
@@ -21,8 +21,8 @@ def tables(hits, **more):
     rng = np.random.default_rng(0)
     chance = rng.uniform(0.03, 0.1, len(hits))
     kinds = {"heat map": hits, **more, "training masks": chance}
-    scores = {name: pd.DataFrame(dict.fromkeys(SCORES, values)) for name, values in kinds.items()}
-    return summary(scores, chance, np.arange(len(hits)), resamples=300)
+    scores = {name: pd.DataFrame(dict.fromkeys(MAP_SCORES, values)) for name, values in kinds.items()}
+    return summarise_maps(scores, chance, np.arange(len(hits)), resamples=300)
 
 
 @pytest.fixture
@@ -47,24 +47,24 @@ def folder(tmp_path):
 
 
 def test_what_the_page_says(folder):
-    where = read_where(folder)
-    assert where.title == "HiResCAM of stage 2"
-    assert "above chance" in where.sentences[0]
-    assert "30 positives of 30 patients" in where.sentences[0]
-    assert where.sentences[1].count("ahead in") == 2
-    assert "0.20 on 8 images" in where.sentences[2]
-    assert "20 validation positives (0.700 there), out of 2" in where.sentences[3]
-    assert [row["map"] for row in where.rows] == ["The heat map", "Where training masks lie"]
-    assert where.rows[0]["cells"][0]["above"]
-    assert where.shortcuts[0]["interval"] == "−20.0% to −0.01%"
-    assert where.shortcuts[1]["heat"] == "–"
-    assert where.answers == []
-    assert [(group["title"], group["count"], len(group["cards"])) for group in where.groups] == [
+    saliency = read_saliency_report(folder)
+    assert saliency.title == "HiResCAM of stage 2"
+    assert "above chance" in saliency.sentences[0]
+    assert "30 positives of 30 patients" in saliency.sentences[0]
+    assert saliency.sentences[1].count("ahead in") == 2
+    assert "0.20 on 8 images" in saliency.sentences[2]
+    assert "20 validation positives (0.700 there), out of 2" in saliency.sentences[3]
+    assert [row["map"] for row in saliency.rows] == ["The heat map", "Where training masks lie"]
+    assert saliency.rows[0]["cells"][0]["above"]
+    assert saliency.shortcuts[0]["interval"] == "−20.0% to −0.01%"
+    assert saliency.shortcuts[1]["heat"] == "–"
+    assert saliency.tube_accuracy == []
+    assert [(group["title"], group["count"], len(group["cards"])) for group in saliency.groups] == [
         ("Found", 15, CARDS),
         ("Missed", 15, CARDS),
     ]
-    assert all(card["image_id"].endswith("0") for card in where.groups[0]["cards"])  # ids are no numbers
-    assert where.groups[0]["cards"][0]["picture"] == ""  # gone, and no fault
+    assert all(card["image_id"].endswith("0") for card in saliency.groups[0]["cards"])  # ids are no numbers
+    assert saliency.groups[0]["cards"][0]["picture"] == ""  # gone, and no fault
 
 
 @pytest.mark.parametrize(
@@ -77,47 +77,47 @@ def test_what_the_page_says(folder):
 )
 def test_no_more_is_claimed_than_the_interval_holds(folder, hits, words):
     tables(hits).to_csv(folder / "check.csv", index=False)
-    where = read_where(folder)
-    assert words in where.sentences[0]
-    assert not any("Only" in sentence for sentence in where.sentences)
+    saliency = read_saliency_report(folder)
+    assert words in saliency.sentences[0]
+    assert not any("Only" in sentence for sentence in saliency.sentences)
 
 
 def test_few_patients_are_said(folder):
     tables(np.array([1, 0, 1], float)).to_csv(folder / "check.csv", index=False)
-    assert any(sentence.startswith("Only 3 patients: ") for sentence in read_where(folder).sentences)
+    assert any(sentence.startswith("Only 3 patients: ") for sentence in read_saliency_report(folder).sentences)
 
 
 def test_the_segmenters_map_in_a_sentence_and_in_the_pictures(folder):
-    assert read_where(folder).panels == 2
+    assert read_saliency_report(folder).panels == 2
     tables((np.arange(30) % 3 == 0).astype(float), segmenter=np.ones(30)).to_csv(folder / "check.csv", index=False)
-    where = read_where(folder)
-    assert where.panels == 3
-    assert [row["map"] for row in where.rows][1] == "The segmenter’s map"
-    assert "highest pixel hits on 1.000, it is behind in pointing (difference −0.667" in where.sentences[1]
-    assert "has seen no image" in where.sentences[2]
+    saliency = read_saliency_report(folder)
+    assert saliency.panels == 3
+    assert [row["map"] for row in saliency.rows][1] == "The segmenter’s map"
+    assert "highest pixel hits on 1.000, it is behind in pointing (difference −0.667" in saliency.sentences[1]
+    assert "has seen no image" in saliency.sentences[2]
 
 
 def test_whose_maps_they_are_is_said_where_it_is_not_plain():
-    assert whose_sentence({"run": "one"}) == ""
-    assert whose_sentence({"run": "one", "checkpoints": 1, "detector": [], "segmenters": ["s"]}) == ""
-    several = whose_sentence({"run": "one", "checkpoints": 3})
+    assert source_sentence({"run": "one"}) == ""
+    assert source_sentence({"run": "one", "checkpoints": 1, "detector": [], "segmenters": ["s"]}) == ""
+    several = source_sentence({"run": "one", "checkpoints": 3})
     assert several == "The heat maps are of the best of its 3 checkpoints, whose mean is its answer."
-    joined = whose_sentence({"run": "one", "checkpoints": 1, "detector": ["one"], "segmenters": ["s"]})
+    joined = source_sentence({"run": "one", "checkpoints": 1, "detector": ["one"], "segmenters": ["s"]})
     assert joined == (
         "The heat maps are of the classifier one. The segmenter’s map beside them is the one that the detector "
         "outlines by. Probabilities, and what is found or missed, are the detector’s."
     )
-    many = whose_sentence({"run": "one", "checkpoints": 2, "detector": ["one", "two"], "segmenters": ["s", "t"]})
+    many = source_sentence({"run": "one", "checkpoints": 2, "detector": ["one", "two"], "segmenters": ["s", "t"]})
     assert "one (the best of its 2 checkpoints, whose mean is its answer), the first of 2 that are joined." in many
     assert "is the mean of 2 segmenters’, the one" in many
 
 
 def test_found_by_the_detector_is_not_found_by_the_classifier(folder):
-    assert read_where(folder).groups[0]["title"] == "Found"
+    assert read_saliency_report(folder).groups[0]["title"] == "Found"
     write_json(folder / "explain.json", RECORD | {"run": "one", "detector": ["one"]})
-    where = read_where(folder)
-    assert [group["title"] for group in where.groups] == ["Found by the detector", "Missed by the detector"]
-    assert where.whose.startswith("The heat maps are of the classifier one.")
+    saliency = read_saliency_report(folder)
+    assert [group["title"] for group in saliency.groups] == ["Found by the detector", "Missed by the detector"]
+    assert saliency.source.startswith("The heat maps are of the classifier one.")
 
 
 def test_every_kind_that_is_in_the_table_is_shown(folder):
@@ -125,7 +125,7 @@ def test_every_kind_that_is_in_the_table_is_shown(folder):
     pd.DataFrame([(kind, 30, 0.0005, 0.001, -0.0005, -0.001, -0.0001) for kind in kinds],
                  columns=["region", "images", "heat", "area", "excess", "low", "high"]).to_csv(
         folder / "shortcuts.csv", index=False)  # fmt: skip
-    rows = read_where(folder).shortcuts
+    rows = read_saliency_report(folder).shortcuts
     assert [row["region"].lower() for row in rows] == kinds
     assert all(row["meaning"] for row in rows[:5])
     assert rows[5]["meaning"] == ""
@@ -134,22 +134,22 @@ def test_every_kind_that_is_in_the_table_is_shown(folder):
 
 def test_an_uninformative_map_is_called_so(folder):
     write_json(folder / "explain.json", RECORD | {"uninformative": True})
-    assert read_where(folder).sentences[2].startswith("Uninformative:")
+    assert read_saliency_report(folder).sentences[2].startswith("Uninformative:")
     (folder / "sanity.csv").unlink()
-    assert "not one of these images has any heat" in read_where(folder).sentences[2]
+    assert "not one of these images has any heat" in read_saliency_report(folder).sentences[2]
 
 
 def test_the_twin_in_a_sentence(folder):
     twin = {"rank_correlation": 1.0, "lowest": 0.9999, "difference": 1e-4, "same_peak": 1.0, "logit_difference": 2e-6}
     write_json(folder / "explain.json", RECORD | {"twin": twin})
-    assert "the same hottest pixel on 100%" in read_where(folder).sentences[-1]
+    assert "the same hottest pixel on 100%" in read_saliency_report(folder).sentences[-1]
 
 
 def test_nothing_there_and_something_damaged(folder, tmp_path_factory):
-    assert read_where(tmp_path_factory.mktemp("none")) is None
+    assert read_saliency_report(tmp_path_factory.mktemp("none")) is None
     (folder / "explain.json").write_text(json.dumps({"method": "hirescam"}))
     with pytest.raises(PneumoError, match="is damaged"):
-        read_where(folder)
+        read_saliency_report(folder)
 
 
 def test_percent():

@@ -1,13 +1,23 @@
 """Dice and its parts on runs, against drawing and by hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.evaluation.scoring.masks import dice_parts, mask_areas, overlap, size_of
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.scoring.masks import (
+    average_precision,
+    dice,
+    dice_parts,
+    mask_areas,
+    overlap,
+    pixel_auprc,
+    size_of,
+)
 
 
 def runs(*texts):
@@ -89,3 +99,73 @@ def test_sizes_and_many_masks():
     ]  # fmt: skip
     assert mask_areas(runs(*["3 7"] * 300)).tolist() == [7] * 300  # pycocotools alone fails from 256 on
     assert len(overlap([], [])) == 0
+
+
+SMALL = np.array([[1, 1, 0], [0, 0, 0], [0, 0, 0]], np.uint8)
+
+
+def test_dice_of_arrays_texts_and_lists():
+    shifted = np.roll(SMALL, 1, axis=1)
+    assert dice(SMALL, shifted) == 0.5
+    assert dice(SMALL * 255, shifted > 0) == 0.5
+    assert dice(SMALL, SMALL) == dice(SMALL * 0, SMALL * 0) == 1
+    assert dice(SMALL, SMALL * 0) == 0
+    assert dice("0 4", "2 4") == 0.5
+    assert dice("-1", "-1") == 1
+    assert dice("0 4", rle.decode("2 4")) == 0.5
+    pair = [SMALL, SMALL * 0], [shifted, SMALL * 0]
+    assert dice(*pair).tolist() == [0.5, 1]
+    assert dice(*map(np.stack, pair)).tolist() == [0.5, 1]
+    assert dice(["0 4", "-1"], ["2 4", "1 1"]).tolist() == [0.5, 0]
+    assert dice([], []).tolist() == []
+
+
+def test_dice_of_tables_unites_the_rows_of_an_image():
+    truth = pd.DataFrame({"ImageId": ["b", "a", "b", "c"], "EncodedPixels": ["0 4", "-1", "4 4", np.nan]})
+    prediction = pd.DataFrame({"image_id": ["a", "b", "c"], "encoded_pixels": ["-1", "0 8", "3 3"]})
+    values = dice(truth, prediction)
+    assert values.to_dict() == {"b": 1, "a": 1, "c": 0}
+    with pytest.raises(PneumoError, match="of different images; a are only in one"):
+        dice(truth, prediction.iloc[1:])
+
+
+@pytest.mark.parametrize(
+    ("truth", "prediction", "sentence"),
+    [
+        (SMALL, SMALL[:2], r"shape \(3, 3\), the predicted one \(2, 3\)"),
+        (SMALL, SMALL * 0.3, "holds only 0 and 1 .* Cut probabilities at a threshold first"),
+        (SMALL, SMALL[0], "has two dimensions"),
+        ([SMALL], [SMALL, SMALL], "two lists of equally many masks"),
+        ([SMALL], SMALL, "two masks, or two lists"),
+        ("0 4", "0 4 5", "must come in pairs"),
+        (pd.DataFrame({"image_id": ["a"], "encoded_pixels": ["-1"]}), ["-1"], "must both be tables"),
+        (pd.DataFrame({"image_id": ["a"]}), pd.DataFrame(), "of the truth needs the columns image_id and encoded_pix"),
+    ],
+)
+def test_dice_refuses_what_is_no_mask(truth, prediction, sentence):
+    with pytest.raises(PneumoError, match=sentence):
+        dice(truth, prediction)
+
+
+def test_average_precision_of_pixels_is_scikit_learns():
+    from sklearn.metrics import average_precision_score
+
+    generator = np.random.default_rng(0)
+    truth = generator.random((6, 500)) < 0.1
+    levels = np.clip(generator.normal(80 + 60 * truth, 40), 0, 255).astype(int)
+    counts = np.stack(
+        [
+            np.stack([np.bincount(row, minlength=256), np.bincount(row[right], minlength=256)])
+            for row, right in zip(levels, truth, strict=True)
+        ]
+    )
+    value, interval = pixel_auprc(counts, np.array([0, 0, 1, 2, 3, 4]), 300)
+    assert value == pytest.approx(average_precision_score(truth.ravel(), levels.ravel()))
+    assert interval.low < value < interval.high
+
+
+def test_one_score_for_every_pixel_is_worth_the_share_of_true_ones():
+    counts = np.zeros((2, 256))
+    counts[0, 7], counts[1, 7] = 200, 20
+    assert average_precision(counts) == pytest.approx(0.1)
+    assert np.isnan(average_precision(np.zeros((2, 256))))

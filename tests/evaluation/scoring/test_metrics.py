@@ -34,7 +34,8 @@ def test_documented_example():
 def test_ranking_scores_equal_scikit_learn(case):
     truth, probability = case
     assert metrics.auroc(truth, probability) == pytest.approx(reference.roc_auc_score(truth, probability))
-    assert metrics.auprc(truth, probability) == pytest.approx(reference.average_precision_score(truth, probability))
+    precision, recall, _ = reference.precision_recall_curve(truth, probability)
+    assert metrics.auprc(truth, probability) == pytest.approx(-np.sum(np.diff(recall) * precision[:-1]))
     assert metrics.brier(truth, probability) == pytest.approx(reference.brier_score_loss(truth, probability))
     curve = metrics.threshold_curve(truth, probability)
     fpr, tpr, thresholds = reference.roc_curve(truth, probability, drop_intermediate=False)
@@ -72,6 +73,16 @@ def test_one_class_is_nan_with_a_reason(truth):
     assert np.isnan(rates["specificity" if truth.all() else "sensitivity"])
     with pytest.raises(PneumoError, match=r"No operating threshold can be fitted\. All 3 images are"):
         metrics.fit_threshold(truth, probability)
+
+
+def test_kappa_by_hand():
+    """20 and 15 of 50 agree (0.7), chance agrees on 0.5 of them, so kappa is 0.4."""
+    first = np.array([True] * 25 + [False] * 25)
+    second = np.array([True] * 20 + [False] * 5 + [True] * 10 + [False] * 15)
+    assert metrics.cohen_kappa(first, second) == pytest.approx(0.4)
+    assert metrics.cohen_kappa(first, first) == 1
+    for alike in (np.ones(3, bool), np.zeros(3, bool)):
+        assert np.isnan(metrics.cohen_kappa(alike, alike))
 
 
 def test_nothing_at_all():

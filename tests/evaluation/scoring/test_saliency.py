@@ -8,16 +8,15 @@ from hypothesis import strategies as st
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.evaluation.scoring.saliency import (
-    SCORES,
+    MAP_SCORES,
     agreement,
     centre_prior,
     coverage_at,
     energy,
     mask_at,
-    mean_with_interval,
     rank_correlation,
     score_map,
-    summary,
+    summarise_maps,
 )
 
 HEAT = np.array([[0.0, 0.5, 0.0], [0.25, 1.0, 0.25], [0.0, 0.0, 0.0]])
@@ -52,7 +51,7 @@ def test_of_several_hottest_pixels_the_share_that_hits():
 @pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
 def test_a_flat_map_gets_the_masks_share_in_all_three(level):
     mask = mask_of((0, 0), (1, 2))
-    assert score_map(np.full((3, 3), level), mask) == dict.fromkeys(SCORES, 2 / 9)
+    assert score_map(np.full((3, 3), level), mask) == dict.fromkeys(MAP_SCORES, 2 / 9)
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -94,7 +93,7 @@ def test_centre_prior_is_highest_in_the_middle_and_even():
 
 
 def scores_of(values):
-    return pd.DataFrame(dict.fromkeys(SCORES, np.asarray(values, float)))
+    return pd.DataFrame(dict.fromkeys(MAP_SCORES, np.asarray(values, float)))
 
 
 def test_summary_is_by_patient_beside_chance_and_paired():
@@ -102,7 +101,7 @@ def test_summary_is_by_patient_beside_chance_and_paired():
     patients = np.repeat(np.arange(20), 2)
     chance = rng.uniform(0.02, 0.1, 40)
     good, bad = scores_of(rng.random(40) < 0.8), scores_of(chance)
-    found = summary({"heat map": good, "flat": bad}, chance, patients, resamples=500).set_index(["map", "score"])
+    found = summarise_maps({"heat map": good, "flat": bad}, chance, patients, resamples=500).set_index(["map", "score"])
     own, flat = found.loc[("heat map", "pointing")], found.loc[("flat", "auprc")]
     assert own.value == good["pointing"].mean()
     assert own.low < own.value < own.high
@@ -113,20 +112,6 @@ def test_summary_is_by_patient_beside_chance_and_paired():
     ahead = found.loc[("flat", "pointing")]
     assert ahead.ahead == pytest.approx((good["pointing"] - chance).mean())
     assert ahead.ahead_low > 0
-
-
-def test_an_interval_by_image_would_be_narrower():
-    values = np.repeat(np.random.default_rng(1).random(12) < 0.5, 5).astype(float)
-    by_patient = mean_with_interval(values, np.repeat(np.arange(12), 5), 2000, 0)[1]
-    by_image = mean_with_interval(values, np.arange(60), 2000, 0)[1]
-    assert by_patient.high - by_patient.low > 1.5 * (by_image.high - by_image.low)
-
-
-def test_all_hits_have_an_exact_interval():
-    value, interval = mean_with_interval(np.ones(10), np.repeat(np.arange(5), 2), 500, 0)
-    assert value == 1
-    assert interval.low == pytest.approx(0.025 ** (1 / 5))
-    assert interval.high == 1
 
 
 def test_rank_correlation():
@@ -155,7 +140,7 @@ def test_agreement():
 def test_two_images_without_a_hit_are_not_below_chance_nor_behind_one_with_hits():
     """The bootstrap of nothing but misses has no width; the exact interval of 0 of 2 patients reaches 0.84."""
     misses, hits = scores_of(np.zeros(2, bool)), scores_of(np.ones(2, bool))
-    found = summary({"heat map": misses, "other": hits}, np.full(2, 0.03), np.arange(2), resamples=200)
+    found = summarise_maps({"heat map": misses, "other": hits}, np.full(2, 0.03), np.arange(2), resamples=200)
     own, other = (found[found["score"] == "pointing"].set_index("map").loc[name] for name in ("heat map", "other"))
     assert own.above_low == pytest.approx(-0.03)
     assert own.above_high == pytest.approx(0.025 ** (1 / 2) * -1 + 1 - 0.03)

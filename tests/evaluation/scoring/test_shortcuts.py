@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from keras_pneumo.evaluation.scoring.shortcuts import answers_by_tube, border, region_shares, shares_table
+from keras_pneumo.evaluation.scoring.shortcuts import accuracy_by_tube, border, region_shares, shares_table
 
 
 def test_the_border_is_the_outer_sixteenth():
@@ -39,7 +39,7 @@ def test_answers_with_and_without_a_tube():
     positive = np.array([1, 1, 1, 1, 1, 1, 0, 0, 0], bool)
     tube = np.array([1, 1, 1, 0, 0, 0, 1, 0, 0], bool)
     decision = np.array([1, 1, 0, 1, 0, 0, 1, 0, 1], bool)
-    table = answers_by_tube(positive, decision, tube, np.arange(9), resamples=400).set_index(["images_of", "tube"])
+    table = accuracy_by_tube(positive, decision, tube, np.arange(9), resamples=400).set_index(["images_of", "tube"])
     assert table.loc[("positives", "with"), "right"] == pytest.approx(2 / 3)
     assert table.loc[("positives", "without"), "right"] == pytest.approx(1 / 3)
     assert table.loc[("positives", "difference"), "right"] == pytest.approx(1 / 3)
@@ -52,6 +52,6 @@ def test_answers_with_and_without_a_tube():
 
 def test_no_tube_at_all():
     nothing = np.zeros(4, bool)
-    table = answers_by_tube(np.array([1, 1, 0, 0], bool), nothing, nothing, np.arange(4), resamples=100)
+    table = accuracy_by_tube(np.array([1, 1, 0, 0], bool), nothing, nothing, np.arange(4), resamples=100)
     assert table["images"].tolist() == [0, 2, 2, 0, 2, 2]
     assert table[table["tube"] == "difference"]["right"].isna().all()

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.scoring import metrics
-from keras_pneumo.evaluation.scoring.masks import dice_parts, overlap
-from keras_pneumo.evaluation.scoring.scores import make_sheet, point_scores, replicate_scores, scores
+from keras_pneumo.evaluation.scoring.scores import point_scores, replicate_scores, sum_by_patient
 from keras_pneumo.evaluation.scoring.statistics import (
     bca_interval,
     bca_p,
@@ -21,6 +20,8 @@ from keras_pneumo.evaluation.scoring.statistics import (
     holm,
     leave_one_out,
     mcnemar,
+    mean_by_patient,
+    mean_with_interval,
     permutation_test,
     resample_patients,
 )
@@ -88,7 +89,7 @@ def test_delong_equals_r():
 def test_delong_and_bootstrap_agree_on_the_error():
     truth, probability, patients = cohort(n=600, patients=200, seed=4)
     codes = np.unique(patients, return_inverse=True)[1]
-    sheets = [make_sheet(truth, codes, p) for p in probability]
+    sheets = [sum_by_patient(truth, codes, p) for p in probability]
     drawn = replicate_scores(sheets, resample_patients(codes.max() + 1, 4000, 0))
     gap = drawn[0]["auroc"] - drawn[1]["auroc"]
     test = delong_test(truth, probability[0], probability[1], patients)
@@ -154,46 +155,10 @@ def test_resampling_draws_whole_patients_and_repeats_by_seed():
         next(resample_patients(0, 1, 0))
 
 
-@given(st.integers(0, 10_000))
-@settings(max_examples=40, deadline=None)
-def test_weighted_scores_are_the_scores_of_repeated_images(seed):
-    """A resample by counts equals really copying each patient's images, for every score at once."""
-    from keras_pneumo.data.labels import rle
-
-    rng = np.random.default_rng(seed)
-    n, patients = 24, 9
-    truth = rng.random(n) < 0.4
-    probability = rng.integers(0, 8, n) / 8
-    codes = np.unique(rng.integers(0, patients, n), return_inverse=True)[1]
-    texts = np.where(truth, "0 20", "-1")
-    answer = rng.choice(["-1", "0 10", "15 9", "0 20"], n)
-    masks = overlap([rle.runs_of(t) for t in texts], [rle.runs_of(t) for t in answer])
-    sheet = make_sheet(truth, codes, probability, probability >= 0.5, masks, common_sensitivity=0.7)
-    counts = rng.integers(0, 3, codes.max() + 1)
-    if counts[codes].sum() == 0:
-        return
-    found = scores(sheet, counts[None])
-    chosen = np.repeat(np.arange(n), counts[codes])
-    t, p = truth[chosen], probability[chosen]
-    wanted = metrics.rates(metrics.confusion(t, p >= 0.5)) | {
-        "auroc": metrics.auroc(t, p),
-        "auprc": metrics.auprc(t, p),
-        "brier": metrics.brier(t, p),
-        "calibration_error": metrics.calibration_error(t, p),
-        **dice_parts(masks.iloc[chosen].reset_index(drop=True)),
-    }
-    curve = metrics.threshold_curve(t, p)
-    reached = curve.sensitivity.to_numpy() >= 0.7 - 1e-12
-    common = curve.specificity[np.argmax(reached)] if t.any() else np.nan
-    wanted["specificity_at_common"] = common
-    for name, value in wanted.items():
-        np.testing.assert_allclose(found[name][0], value, atol=1e-12, err_msg=name)
-
-
 def test_bootstrap_interval_equals_scipy_for_single_images():
     """With a patient per image, the BCa interval of a mean is scipy's, up to the draws."""
     truth, probability, _ = cohort(n=300)
-    sheet = make_sheet(truth, np.arange(300), probability[0])
+    sheet = sum_by_patient(truth, np.arange(300), probability[0])
     drawn = replicate_scores([sheet], resample_patients(300, 10_000, 1))[0]
     left_out = replicate_scores([sheet], leave_one_out(300))[0]
     ours = bca_interval(drawn["brier"], point_scores(sheet)["brier"], left_out["brier"])
@@ -214,8 +179,8 @@ def test_jackknife_leaves_each_patient_out_once():
 def test_clustering_widens_the_interval():
     """Every image twice under one patient: the interval is that of half the images, not a narrower one."""
     truth, probability, _ = cohort(n=80)
-    single = make_sheet(truth, np.arange(80), probability[0])
-    doubled = make_sheet(np.repeat(truth, 2), np.repeat(np.arange(80), 2), np.repeat(probability[0], 2))
+    single = sum_by_patient(truth, np.arange(80), probability[0])
+    doubled = sum_by_patient(np.repeat(truth, 2), np.repeat(np.arange(80), 2), np.repeat(probability[0], 2))
     first, second = replicate_scores([single, doubled], resample_patients(80, 500, 0))
     np.testing.assert_allclose(first["auroc"], second["auroc"])
 
@@ -278,3 +243,108 @@ def test_p_agrees_with_the_interval():
     assert bca_p(np.zeros(99), 0.0, np.zeros(9)) == pytest.approx(1)
     assert 0 < bca_p(np.full(999, 0.3), 0.3, np.zeros(9)) < 0.01
     assert np.isnan(bca_p(np.array([np.nan]), 0.0, even))
+
+
+# Do 95% intervals hold the true value 95 times in 100? Simulated patients, whose true scores are known.
+STUDIES = 400
+
+
+RESAMPLES = 800
+
+
+def study(rng, skills, n):
+    """``n`` patients of one to four images, ill alike within a patient, scores correlated within a patient."""
+    patients = np.repeat(np.arange(n), rng.integers(1, 5, n))
+    ill = rng.random(n) < 0.3
+    truth = ill[patients] ^ (rng.random(len(patients)) < 0.1)
+    shared = rng.normal(size=n)[patients]
+    found = []
+    for skill in skills:
+        noise = 0.6 * shared + 0.8 * rng.normal(size=len(patients))  # variance 1, correlation 0.36 within a patient
+        found.append(special.ndtr(skill * truth + noise))
+    return truth, patients, found
+
+
+def intervals(sheets, score, seed):
+    """The interval of each sheet's score, and of the first less the last."""
+    n = len(sheets[0].sums)
+    drawn = [one[score] for one in replicate_scores(sheets, resample_patients(n, RESAMPLES, seed))]
+    left = [one[score] for one in replicate_scores(sheets, leave_one_out(n))]
+    points = [point_scores(sheet)[score] for sheet in sheets]
+    found = [bca_interval(*one) for one in zip(drawn, points, left, strict=True)]
+    return [*found, bca_interval(drawn[0] - drawn[-1], points[0] - points[-1], left[0] - left[-1])]
+
+
+def holds(interval, value):
+    return interval.low <= value <= interval.high
+
+
+def likely(hits):
+    """Whether so many hits are likely (999 in 1,000) if the interval holds the truth 93 to 96 times in 100."""
+    least, most = stats.binom.ppf(0.0005, len(hits), 0.93), stats.binom.ppf(0.9995, len(hits), 0.96)
+    return least <= np.sum(hits) <= most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("patients", "skills"), [(150, (1.5, 1.2)), (40, (2.5, 1.5))])
+def test_interval_of_auroc_and_of_a_difference(patients, skills):
+    true = [stats.norm.cdf(skill / np.sqrt(2)) for skill in skills]
+    rng = np.random.default_rng(7)
+    hits, gaps = [], []
+    for number in range(STUDIES):
+        truth, owner, scores = study(rng, skills, patients)
+        first, _, gap = intervals([sum_by_patient(truth, owner, score) for score in scores], "auroc", number)
+        hits.append(holds(first, true[0]))
+        gaps.append(holds(gap, true[0] - true[1]))
+    assert likely(hits), np.mean(hits)
+    assert likely(gaps), np.mean(gaps)
+
+
+@pytest.mark.slow
+def test_clustered_delong_and_what_taking_images_for_independent_does():
+    true = [stats.norm.cdf(skill / np.sqrt(2)) for skill in (1.5, 1.2)]
+    rng = np.random.default_rng(9)
+    by_patient, by_image = [], []
+    for _ in range(1000):
+        truth, owner, scores = study(rng, (1.5, 1.2), 150)
+        for hits, clusters in ((by_patient, owner), (by_image, None)):
+            areas, covariance = delong(truth, np.stack(scores), clusters)
+            hits.append(abs(areas[0] - true[0]) <= 1.96 * np.sqrt(covariance[0, 0]))
+    assert likely(by_patient), np.mean(by_patient)
+    assert np.mean(by_image) < np.mean(by_patient) - 0.02
+
+
+@pytest.mark.slow
+def test_interval_of_a_mean_over_clustered_images():
+    """Accuracy, and with it any mean over images such as Dice: the truth is the chance of being right."""
+    prevalence = 0.3 * 0.9 + 0.7 * 0.1
+    right = prevalence * stats.norm.cdf(1.5 - 0.7) + (1 - prevalence) * stats.norm.cdf(0.7)
+    rng = np.random.default_rng(8)
+    hits = []
+    for number in range(STUDIES):
+        truth, owner, (score,) = study(rng, (1.5,), 150)
+        sheet = sum_by_patient(truth, owner, None, score >= special.ndtr(0.7))
+        hits.append(holds(intervals([sheet], "accuracy", number)[0], right))
+    assert likely(hits), np.mean(hits)
+
+
+def test_an_interval_by_image_would_be_narrower():
+    values = np.repeat(np.random.default_rng(1).random(12) < 0.5, 5).astype(float)
+    by_patient = mean_with_interval(values, np.repeat(np.arange(12), 5), 2000, 0)[1]
+    by_image = mean_with_interval(values, np.arange(60), 2000, 0)[1]
+    assert by_patient.high - by_patient.low > 1.5 * (by_image.high - by_image.low)
+
+
+def test_all_hits_have_an_exact_interval():
+    value, interval = mean_with_interval(np.ones(10), np.repeat(np.arange(5), 2), 500, 0)
+    assert value == 1
+    assert interval.low == pytest.approx(0.025 ** (1 / 5))
+    assert interval.high == 1
+
+
+def test_the_mean_is_over_images_that_have_a_value_and_its_interval_over_patients():
+    values = np.array([1.0, 3.0, np.nan, 5.0])
+    mean, interval = mean_by_patient(values, np.array([0, 0, 1, 2]), 500)
+    assert mean == 3
+    assert interval.low <= 3 <= interval.high
+    assert np.isnan(mean_by_patient(np.full(3, np.nan), np.arange(3), 10)[0])

@@ -3,8 +3,7 @@ import pytest
 from pycocotools import mask as coco
 from scipy.spatial import cKDTree
 
-from keras_pneumo.evaluation.scoring.pixels import average_precision, pixel_auprc
-from keras_pneumo.evaluation.scoring.surface import distances, mean_by_patient, surface_table
+from keras_pneumo.evaluation.scoring.surface import distances, surface_table
 
 
 def square(row, column, side, size=64):
@@ -61,35 +60,3 @@ def test_millimetres_and_what_has_no_distance():
     assert table["case"].tolist() == ["measured", "missed", "false alarm", "both empty", "no spacing"]
     assert table["hd95_mm"].iloc[0] == pytest.approx(1.0)
     assert table["hd95_mm"].iloc[1:].isna().all()
-
-
-def test_the_mean_is_over_images_that_have_a_value_and_its_interval_over_patients():
-    values = np.array([1.0, 3.0, np.nan, 5.0])
-    mean, interval = mean_by_patient(values, np.array([0, 0, 1, 2]), 500)
-    assert mean == 3
-    assert interval.low <= 3 <= interval.high
-    assert np.isnan(mean_by_patient(np.full(3, np.nan), np.arange(3), 10)[0])
-
-
-def test_average_precision_of_pixels_is_scikit_learns():
-    from sklearn.metrics import average_precision_score
-
-    generator = np.random.default_rng(0)
-    truth = generator.random((6, 500)) < 0.1
-    levels = np.clip(generator.normal(80 + 60 * truth, 40), 0, 255).astype(int)
-    counts = np.stack(
-        [
-            np.stack([np.bincount(row, minlength=256), np.bincount(row[right], minlength=256)])
-            for row, right in zip(levels, truth, strict=True)
-        ]
-    )
-    value, interval = pixel_auprc(counts, np.array([0, 0, 1, 2, 3, 4]), 300)
-    assert value == pytest.approx(average_precision_score(truth.ravel(), levels.ravel()))
-    assert interval.low < value < interval.high
-
-
-def test_one_score_for_every_pixel_is_worth_the_share_of_true_ones():
-    counts = np.zeros((2, 256))
-    counts[0, 7], counts[1, 7] = 200, 20
-    assert average_precision(counts) == pytest.approx(0.1)
-    assert np.isnan(average_precision(np.zeros((2, 256))))

@@ -1,0 +1,1 @@
+"""The front door's functions; ``import keras_pneumo as kp`` gives them by name."""

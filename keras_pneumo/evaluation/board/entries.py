@@ -1,0 +1,211 @@
+"""One row of the board: a submission's or a baseline's yes/no answers, masks, scores and intervals.
+
+In: a :class:`Truth` and an :class:`AlignedSubmission` or a :class:`Baseline`. Out: an :class:`Entry` with its yes/no
+answers at its own threshold, its masks compared with the true ones, and (after the shared resamples) its scores. The
+entry also keeps where its threshold came from, because a threshold fitted on the test set makes a score too good, and
+a note where the declared pre-training may have used the test images.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+
+from keras_pneumo.data.labels import rle
+from keras_pneumo.evaluation.board.baselines import Baseline
+from keras_pneumo.evaluation.inputs.alignment import AlignedSubmission
+from keras_pneumo.evaluation.inputs.submission import Pretraining, SubmissionInfo
+from keras_pneumo.evaluation.inputs.truth import Truth
+from keras_pneumo.evaluation.scoring import metrics
+from keras_pneumo.evaluation.scoring.masks import mask_areas, overlap
+from keras_pneumo.evaluation.scoring.scores import PatientSums, ScoreArrays, point_scores, sum_by_patient
+from keras_pneumo.evaluation.scoring.statistics import Interval, bca_interval, exact_interval
+from keras_pneumo.storage.tables import column_name, counted, image_id_of, one_line
+
+_NIH_NAME = re.compile(r"\d{8}_\d{3}")
+_SAME_IMAGES = ("nih", "chestxray14", "chestxray8", "cxr14", "chestxnet", "siim")
+"""Names of collections that hold SIIM's images."""
+
+
+def contamination(pretraining: Pretraining, truth: Truth) -> str:
+    """What the declared pre-training has to do with the scored images.
+
+    Args:
+        pretraining: names of a collection, and image ids as SIIM or NIH call them (with or without ending).
+        truth: the scored images; with NIH names where a table was given.
+    """
+    declared = {image_id_of(name) for name in pretraining.image_ids}
+    own = truth.cases.image_id.map(lambda image_id: {image_id, truth.nih_names.get(image_id, image_id)})
+    seen = sum(bool(names & declared) for names in own)
+    if seen:
+        return f"contaminated: {counted(seen, 'test image')} in its pre-training"
+    nih_patients = {name.split("_")[0] for name in declared if _NIH_NAME.fullmatch(name)}
+    patients = {truth.nih_names[i].split("_")[0] for i in truth.cases.image_id if i in truth.nih_names}
+    if nih_patients & patients:
+        return f"pre-trained on other images of {counted(len(nih_patients & patients), 'test patient')}"
+    words = column_name(pretraining.images)
+    if not declared and any(name in words for name in _SAME_IMAGES):
+        name = one_line(pretraining.images, 40)
+        return f"pre-trained on {name}, images not named; SIIM's images are NIH's, so test images may be among them"
+    return ""
+
+
+_COUNTS = ("true_positive", "false_positive", "false_negative", "true_negative")
+_SHARES = {
+    "accuracy": _COUNTS,
+    "sensitivity": ("true_positive", "false_negative"),
+    "specificity": ("true_negative", "false_positive"),
+    "ppv": ("true_positive", "false_positive"),
+    "npv": ("true_negative", "false_negative"),
+}
+"""Shares, and the counts that each is a share of."""
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One row of the board: a team's submission or a no-pixel answer, with all that was computed of it."""
+
+    team: str
+    slug: str
+    kind: str
+    """``submission`` or ``baseline``."""
+    info: SubmissionInfo | None
+    explanation: str
+    probability: np.ndarray | None
+    decision: np.ndarray
+    threshold: float | None
+    threshold_source: str
+    masks: pd.DataFrame | None
+    answers: AlignedSubmission | None
+    notes: list[str]
+    point: dict[str, float] = field(default_factory=dict)
+    replicates: ScoreArrays = field(default_factory=dict, repr=False)
+    jackknife: ScoreArrays = field(default_factory=dict, repr=False)
+    intervals: dict[str, Interval] = field(default_factory=dict)
+
+    @property
+    def contradictions(self) -> tuple[int, int] | None:
+        """How often a team with probabilities and masks says yes without an outline, and no with one."""
+        if self.probability is None or self.masks is None or self.kind == "baseline":
+            return None
+        outlined = (self.masks.predicted_pixels > 0).to_numpy()
+        return int(np.sum(self.decision & ~outlined)), int(np.sum(~self.decision & outlined))
+
+    def confusion(self, truth: np.ndarray) -> metrics.Confusion:
+        """The four counts of its yes/no answers."""
+        return metrics.confusion(truth, self.decision)
+
+
+def team_entry(name: str, anchor: str, answers: AlignedSubmission, truth: Truth) -> Entry:
+    """A team's row before scoring: its yes/no answers at its own threshold, its masks laid over the true ones."""
+    masks = None
+    if answers.runs is not None and truth.runs is not None:
+        masks = overlap(truth.runs, answers.runs, truth.areas)
+    notes = list(answers.notes)
+    threshold, source = _threshold(answers, truth)
+    if answers.probability is not None and threshold is not None:
+        decision = answers.probability >= threshold
+    else:
+        decision = mask_areas(answers.runs or []) > 0
+        source = "the mask is not empty"
+    if source.startswith("0.5"):
+        notes.append("no threshold declared: 0.5 used")
+    warned = contamination(answers.info.pretraining, truth)
+    notes += [warned] if warned else []
+    explanation = answers.info.framework
+    return Entry(
+        name, anchor, "submission", answers.info, explanation, answers.probability, decision, threshold, source, masks,
+        answers, notes,
+    )  # fmt: skip
+
+
+def _threshold(answers: AlignedSubmission, truth: Truth) -> tuple[float | None, str]:
+    if answers.probability is None:
+        return None, ""
+    if answers.info.threshold is not None:
+        return float(answers.info.threshold), "declared by the team"
+    held_out = answers.validation
+    if held_out is not None and "probability" in held_out.columns:
+        known = truth.development[truth.development.subset == "validation"].set_index("image_id").pneumothorax
+        labels = held_out.image_id.map(known)
+        if labels.notna().all() and labels.nunique() == 2:
+            probability = held_out.probability.to_numpy(float)
+            return metrics.fit_threshold(
+                labels.to_numpy() == 1, probability
+            ), "fitted on the team's validation predictions"
+    return 0.5, "0.5, none declared"
+
+
+def baseline_entry(baseline: Baseline, anchor: str, truth: Truth) -> Entry:
+    """A no-pixel answer's row before scoring. It says yes above 0.5, since it promises a probability; a tie is a no."""
+    assert baseline.probability is not None
+    masks = None
+    if baseline.outlines_nothing and truth.runs is not None:
+        masks = overlap(truth.runs, [rle.runs_of(rle.EMPTY)] * len(truth.runs))
+    return Entry(
+        baseline.name, anchor, "baseline", None, baseline.explanation, baseline.probability,
+        baseline.probability > 0.5, 0.5, "0.5", masks, None, [],
+    )  # fmt: skip
+
+
+def entry_sums(entry: Entry, truth: Truth, common_sensitivity: float) -> PatientSums:
+    """What the entry's scores are functions of."""
+    return sum_by_patient(
+        truth.pneumothorax, truth.patient_codes, entry.probability, entry.decision, entry.masks, common_sensitivity
+    )
+
+
+def with_scores(
+    entry: Entry, sheet: PatientSums, replicates: ScoreArrays, jackknife: ScoreArrays, truth: Truth
+) -> Entry:
+    """The entry with its scores and their intervals."""
+    point = point_scores(sheet)
+    intervals = {name: bca_interval(values, point[name], jackknife[name]) for name, values in replicates.items()}
+    if entry.kind == "submission":
+        for name, decision, kinds in _shares(entry):
+            interval = intervals[name]
+            if interval.high - interval.low < 1e-9:
+                intervals[name] = _share_interval(truth, decision, kinds, point[name])
+        low, high = intervals.get("auroc", (0.0, 1.0))
+        if high - low < 1e-9 and point["auroc"] == 1:
+            intervals["auroc"] = _perfect_auroc(truth)
+    return replace(entry, point=point, replicates=replicates, jackknife=jackknife, intervals=intervals)
+
+
+def _shares(entry: Entry) -> list[tuple[str, np.ndarray, tuple[str, ...]]]:
+    """Every score that is a share of images: its name, the yes/no answers it counts, and what it is a share of."""
+    found = [(name, entry.decision, kinds) for name, kinds in _SHARES.items()]
+    if entry.masks is not None:
+        outlined = (entry.masks.predicted_pixels > 0).to_numpy()
+        found += [(f"mask_{name}", outlined, kinds) for name, kinds in _SHARES.items()]
+        found.append(("negatives_left_empty", outlined, _SHARES["specificity"]))
+        found.append(("positives_missed", outlined, _SHARES["sensitivity"]))
+    return found
+
+
+def _perfect_auroc(truth: Truth) -> Interval:
+    """A bound for an AUROC of 1, of which every resample is perfect too.
+
+    Pair each patient with positives with another one with negatives: m pairs that share nobody, each rightly ordered
+    with the true AUROC as its chance. All m were, so Clopper and Pearson's bound for m of m holds, erring on the low
+    side.
+    """
+    codes, positive = truth.patient_codes, truth.pneumothorax
+    pairs = min(len(np.unique(codes[positive])), len(np.unique(codes[~positive])))
+    pairs = min(pairs, truth.n_patients // 2)  # a patient with both kinds of image can stand in one pair only
+    return exact_interval(pairs, pairs)
+
+
+def _share_interval(truth: Truth, decision: np.ndarray, kinds: tuple[str, ...], share: float) -> Interval:
+    """The exact interval where every resample gives the same share: all or none of n patients, not certainty."""
+    member = np.zeros(len(decision), bool)
+    positive = truth.pneumothorax
+    for kind in kinds:
+        right = kind.startswith("true")
+        says_yes = kind.endswith("positive")
+        member |= (decision == says_yes) & (positive == (says_yes == right))
+    patients = len(np.unique(truth.patient_codes[member]))
+    return exact_interval(round(share * patients), patients)

@@ -1,0 +1,72 @@
+"""What the command line imports before it knows the command, and that its list of commands is true."""
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from keras_pneumo.cli import COMMANDS
+
+REPOSITORY = Path(__file__).parents[2]
+HEAVY = ["tensorflow", "keras", "pandas", "numpy", "scipy", "sklearn", "cv2", "matplotlib", "pydicom", "pydantic"]
+
+
+def imported_by(*arguments):
+    """The top-level names of all modules that a process has imported when ``keras-pneumo ARGUMENTS`` ends."""
+    code = (
+        "import sys\n"
+        "from keras_pneumo.cli import main\n"
+        "try:\n"
+        f"    main({list(arguments)!r})\n"
+        "finally:\n"
+        "    print('IMPORTED', *sorted({name.split('.')[0] for name in sys.modules}))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert result.returncode == 0, result.stderr
+    return set(result.stdout.splitlines()[-1].split()[1:])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_help_and_version_import_no_heavy_package(arguments):
+    assert not imported_by(*arguments) & set(HEAVY)
+
+
+@pytest.mark.parametrize("command", ["compare", "audit-split", "prepare", "inspect", "phantom", "train", "detect"])
+def test_the_help_of_a_command_needs_no_tensorflow(command):
+    assert not imported_by(command, "--help") & {"tensorflow", "keras", "torch"}
+
+
+def test_importing_the_package_imports_no_heavy_package():
+    code = "import keras_pneumo, sys; print(*{name.split('.')[0] for name in sys.modules})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert not set(result.stdout.split()) & set(HEAVY)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_each_docstring_says(name):
+    module = importlib.import_module(f"keras_pneumo.cli.{COMMANDS[name].module}")
+    text = inspect.getdoc(getattr(module, f"{name.replace('-', '_')}_command"))
+    assert COMMANDS[name].summary == " ".join(text.split("\n\n")[0].split())
+
+
+def test_every_command_of_the_modules_is_listed():
+    modules = {command.module for command in COMMANDS.values()}
+    written = {
+        name.removesuffix("_command").replace("_", "-")
+        for module in modules
+        for name, _ in inspect.getmembers(importlib.import_module(f"keras_pneumo.cli.{module}"), inspect.isfunction)
+        if name.endswith("_command")
+    }
+    assert written == set(COMMANDS)
+
+
+def test_no_module_draws_with_pyplot():
+    """It looks for a window system, and in a notebook it would change how the user's own pictures are shown."""
+    package = REPOSITORY / "keras_pneumo"
+    assert [
+        path for path in package.rglob("*.py") if re.search(r"import.*pyplot|matplotlib\.use", path.read_text())
+    ] == []

@@ -1,0 +1,210 @@
+"""The two entrances of the referee: one submission scored, and a folder of submissions compared and written."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from board_lab import board_of, predictions_of, submit, write_truth
+
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.compare import Score, compare, find_submissions, score
+from keras_pneumo.evaluation.inputs.truth import read_truth
+from keras_pneumo.evaluation.scoring import metrics
+
+
+def test_score_gives_the_boards_figures(tmp_path):
+    truth = write_truth(tmp_path)
+    folder = submit(tmp_path / "a", truth, "A", 2)
+    entry = board_of(truth, folder, resamples=300).teams[0]
+    scores = score(tmp_path, str(folder), resamples=300)
+    assert scores.team == "A"
+    assert (scores.images, scores.patients, scores.positives) == (60, 30, int(truth.pneumothorax.sum()))
+    for name, value in entry.point.items():
+        np.testing.assert_equal(scores[name], Score(value, *entry.intervals[name]))
+    assert scores.dice == scores["dice"] == tuple(scores.table.loc["dice"])
+    assert str(scores.auroc).startswith(f"{entry.point['auroc']:.3f} (95% interval ")
+    assert scores.per_image.dice.mean() == pytest.approx(scores.dice.value)
+    with pytest.raises(KeyError, match="'nonsense' was not computed; there are auroc"):
+        scores["nonsense"]
+    with pytest.raises(AttributeError):
+        scores.nonsense  # noqa: B018
+
+
+def test_tables_score_as_files_do(tmp_path):
+    truth = write_truth(tmp_path)
+    folder = submit(tmp_path / "a", truth, "A", 2)
+    from_files = score(tmp_path, folder, resamples=300)
+    labels = pd.read_csv(tmp_path / "truth.csv")
+    predictions = predictions_of(truth, 2)
+    from_tables = score(labels, predictions, resamples=300)
+    pd.testing.assert_frame_equal(from_tables.table, from_files.table)
+    assert from_tables.threshold == 0.5
+    kaggle = predictions.rename(columns={"image_id": "ImageId", "encoded_pixels": "EncodedPixels"})
+    masks = kaggle[["ImageId", "EncodedPixels"]].replace("-1", np.nan)
+    assert score(read_truth(tmp_path), masks, resamples=300).dice == from_files.dice
+    answers = pd.DataFrame({"image_id": ["a", "b", "c", "d"], "pneumothorax": [True, False, True, False]})
+    probability = np.array([0.9, 0.2, 0.4, 0.6])
+    small = score(answers, answers.assign(probability=probability), threshold=0.3, resamples=100)
+    assert small.auroc.value == metrics.auroc(answers.pneumothorax.to_numpy(), probability)
+    assert small.sensitivity.value == 1
+    assert "every image counts as a patient of its own" in small.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("predictions", "sentence"),
+    [
+        ({"image_id": ["a"], "p": [0.5]}, "needs a column image_id, and a column probability or encoded_pixels"),
+        ({"image_id": ["a", "b"], "probability": [0.5, 2]}, "table of the submission was refused.*not numbers from 0"),
+        ({"image_id": ["a"], "probability": [0.5]}, "no row for 1 of 2 images"),
+    ],
+)
+def test_tables_are_refused_as_files_are(predictions, sentence):
+    labels = pd.DataFrame({"image_id": ["a", "b"], "pneumothorax": [1, 0]})
+    with pytest.raises(PneumoError, match=sentence):
+        score(labels, pd.DataFrame(predictions))
+    with pytest.raises(PneumoError, match=r"^The table of the truth, row 3: pneumothorax is '3'"):
+        score(labels.assign(pneumothorax=[1, 3]), labels)
+
+
+def test_without_out_nothing_is_written(tmp_path):
+    truth = write_truth(tmp_path)
+    submit(tmp_path / "teams" / "a", truth, "A", 2)
+    submit(tmp_path / "teams" / "b", truth, "B", 2, seed=1)
+    before = sorted(tmp_path.rglob("*"))
+    comparison = compare(str(tmp_path / "teams"), str(tmp_path), resamples=100)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert set(comparison.table.team[:2]) == {"A", "B"}
+    assert {"rank", "dice", "dice_low", "dice_high"} <= set(comparison.table.columns)
+    assert set(comparison.pairs.score) >= {"auroc", "dice"}
+    assert len(comparison.per_image) == 120
+    assert comparison.verdict.headline
+    with pytest.raises(PneumoError, match="holds 2 submissions"):
+        score(tmp_path, tmp_path / "teams")
+
+
+def test_compare_writes_its_files(tmp_path):
+    truth = write_truth(tmp_path)
+    teams = tmp_path / "teams"
+    submit(teams / "run1" / "submission", truth, '=HYPERLINK("http://x")<script>alert(1)</script>', 2)
+    submit(teams / "b", truth, "../../x", 3, seed=1)
+    (teams / "notes.txt").write_text("not a submission")
+    board = compare(teams, tmp_path, tmp_path / "out", resamples=200).board
+    assert len(board.teams) == 2
+    table = pd.read_csv(tmp_path / "out" / "board.csv")
+    assert any(name.startswith("'=HYPERLINK") for name in table.team)
+    assert not any(name.startswith("=") for name in table.team)
+    rows = pd.read_csv(tmp_path / "out" / "per_image.csv")
+    assert len(rows) == 120
+    means = rows.groupby("team").dice.mean()
+    for name, dice in zip(table.team[:2], table.dice[:2], strict=True):
+        assert means[name] == pytest.approx(dice, rel=1e-5)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+    assert not (tmp_path / "x").exists()
+
+
+def test_compare_looks_at_its_out_folder_before_it_resamples(tmp_path, monkeypatch):
+    truth = write_truth(tmp_path)
+    submit(tmp_path / "a", truth, "A", 3)
+    (tmp_path / "out").write_text("a file")
+
+    def fail(*args, **kwargs):
+        raise AssertionError("resampling was begun")
+
+    monkeypatch.setattr("keras_pneumo.evaluation.compare.score_submissions", fail)
+    with pytest.raises(PneumoError, match="is a file, but a folder is to be written there"):
+        compare(tmp_path / "a", tmp_path, tmp_path / "out")
+
+
+def test_the_board_does_not_go_among_the_submissions(tmp_path):
+    truth = write_truth(tmp_path)
+    submit(tmp_path / "teams" / "a", truth, "A", 3)
+    with pytest.raises(PneumoError, match="is the folder of the submissions themselves"):
+        compare(tmp_path / "teams", tmp_path, tmp_path / "teams" / ".." / "teams", resamples=50)
+    assert [path.name for path in (tmp_path / "teams").iterdir()] == ["a"]
+
+
+def test_compare_refuses_all_at_once_and_before_writing(tmp_path):
+    truth = write_truth(tmp_path)
+    teams = tmp_path / "teams"
+    submit(teams / "a", truth, "A", 2)
+    submit(teams / "b", truth, "B", 2, split_sha256="e" * 64)
+    submit(teams / "c", truth, "C", 2, subset="validation")
+    with pytest.raises(PneumoError, match=r"made on the split(.|\n)*for the subset 'validation'"):
+        compare(teams, tmp_path, tmp_path / "out", resamples=50)
+    assert not (tmp_path / "out").exists()
+    board = compare(teams, tmp_path, tmp_path / "out", team="A", resamples=50).board
+    assert [entry.team for entry in board.teams] == ["A"]
+    with pytest.raises(PneumoError, match="has no submission of the team 'Z'"):
+        compare(teams, tmp_path, tmp_path / "out", team="Z")
+
+
+def test_other_splits_are_passed_over_when_asked(tmp_path):
+    truth = write_truth(tmp_path)
+    teams = tmp_path / "teams"
+    submit(teams / "a", truth, "A", 2)
+    submit(teams / "b", truth, "B", 2, split_sha256="e" * 64)
+    board = compare(teams, tmp_path, tmp_path / "out", this_split=True, resamples=50).board
+    assert [entry.team for entry in board.teams] == ["A"]
+    with pytest.raises(PneumoError, match="no submission made on the split"):
+        compare(teams / "b", tmp_path, tmp_path / "none", this_split=True)
+
+
+def test_where_submissions_are_found(tmp_path):
+    with pytest.raises(PneumoError, match="There is no"):
+        find_submissions(tmp_path / "nowhere")
+    with pytest.raises(PneumoError, match="holds no submission"):
+        find_submissions(tmp_path)
+
+
+def test_teams_of_one_name_are_told_apart_by_folder(tmp_path):
+    truth = write_truth(tmp_path)
+    submit(tmp_path / "teams" / "seed1", truth, "Keras", 2)
+    submit(tmp_path / "teams" / "seed2", truth, "Keras", 2, seed=1)
+    board = compare(tmp_path / "teams", tmp_path, tmp_path / "out", resamples=50).board
+    assert sorted(entry.team for entry in board.teams) == ["Keras (seed1)", "Keras (seed2)"]
+    assert len({entry.slug for entry in board.entries}) == len(board.entries)
+
+
+def test_compares_where_tensorflow_and_keras_are_not(tmp_path):
+    """A whole comparison in a process where importing either package (or torch) fails as if it were not installed."""
+    truth = write_truth(tmp_path)
+    submit(tmp_path / "teams" / "a", truth, "A", 2)
+    submit(tmp_path / "teams" / "b", truth, "B", 2, seed=1)
+    code = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tensorflow", "keras", "torch"):
+            raise ModuleNotFoundError(name + " is not installed here")
+sys.meta_path.insert(0, Absent())
+from pathlib import Path
+from keras_pneumo.evaluation.compare import compare
+from keras_pneumo.evaluation.board.verdict import verdict
+folder = Path({str(tmp_path)!r})
+print(verdict(compare(folder / "teams", folder, folder / "out", resamples=100).board).headline)
+assert not {{"tensorflow", "keras", "torch"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "A" in done.stdout
+    assert "B" in done.stdout
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_metadata_baselines_and_all_files(tmp_path):
+    truth = write_truth(tmp_path, n=200)
+    labels = pd.concat([truth.cases, truth.development])[["image_id", "pneumothorax"]]
+    table = labels.assign(Visits=labels.pneumothorax * 2 + np.arange(len(labels)) % 2, Ward="A", Note=labels.image_id)
+    table.drop(columns="pneumothorax").to_csv(tmp_path / "meta.csv", index=False)
+    submit(tmp_path / "teams" / "a", truth, "A", 2)
+    submit(tmp_path / "teams" / "b", truth, "B", 2, seed=1)
+    board = compare(tmp_path / "teams", tmp_path, tmp_path / "out", metadata=tmp_path / "meta.csv", resamples=100).board
+    entry = next(entry for entry in board.entries if entry.team == "Table: Visits")
+    assert entry.point["auroc"] == 1  # Visits gives the label away; Ward never changes and Note is free text
+    assert not any(entry.team in ("Table: Ward", "Table: Note") for entry in board.entries)
+    names = {"board.csv", "board.json", "board.md", "pairs.csv", "per_image.csv", "report.html"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
