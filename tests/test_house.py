@@ -66,7 +66,10 @@ def test_a_small_module_with_one_importer_has_a_reason():
 
 def test_every_module_is_imported_by_another_or_is_a_way_in():
     users = importers()
-    ways_in = {"keras_pneumo.api"}
+    ways_in = {
+        "keras_pneumo.api",
+        "keras_pneumo.models.fastai",
+    }  # fastai: the twin of another team's network, for a notebook
     unused = {name_of(path) for path in modules() if not users[name_of(path)]} - ways_in
     assert not {name for name in unused if not name.startswith("keras_pneumo.cli.")}
 
