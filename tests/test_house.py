@@ -1,4 +1,4 @@
-"""The house: how many modules a room has, which small ones stand alone, what nothing calls, and which words are not used."""
+"""The house: modules in a room, small modules that stand alone, modules that nothing imports, and private words."""
 
 import ast
 import collections
