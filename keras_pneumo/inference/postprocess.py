@@ -330,17 +330,15 @@ def draw_search(search: PostprocessingSearch, path: Path) -> None:
 
     Three surfaces: over top and bottom score, over top score and area, and over gate and component; the rest as fitted.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")  # no window system on a server
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     parameters = search.parameters
     top, area = TOPS.index(parameters.top), AREAS.index(parameters.area)
     gate, bottom = search.gates.index(parameters.gate), BOTTOMS.index(parameters.bottom)
     component = search.components.index(parameters.component)
     surface = search.surface
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
+    figure = Figure(figsize=(14, 4.6), layout="constrained")  # not pyplot, which would change a notebook's backend
+    axes = figure.subplots(1, 3)
     _surface(axes[0], surface[:, area, gate, :, component], "top score", TOPS, "bottom score", BOTTOMS, (top, bottom))
     _surface(axes[1], surface[:, :, gate, bottom, component], "top score", TOPS, "pixels over it", AREAS, (top, area))
     gates = [f"{value:.3f}" if value else "none" for value in search.gates]
@@ -354,7 +352,6 @@ def draw_search(search: PostprocessingSearch, path: Path) -> None:
     )
     content = io.BytesIO()
     figure.savefig(content, dpi=110, format="png")
-    plt.close(figure)
     write_bytes(path, content.getvalue(), durable=False)
 
 

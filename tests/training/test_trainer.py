@@ -130,7 +130,7 @@ def test_a_run_goes_from_the_prepared_folder_to_its_report_without_the_command_l
         run_training(experiment, prepared, tmp_path / "run", options)
     finished.path.unlink()
     again = run_training(experiment, prepared, tmp_path / "run", options, must_resume=True)
-    assert again.report.is_file()
+    assert again.path.is_file()
     assert len(trained) == 1, "the training itself was done"
     assert "is an unfinished run" in said[-1]
 
