@@ -1,8 +1,8 @@
 """Decodes the bytes of a file for the page, in a separate process: the file may be damaged or hostile.
 
 In: bytes and a file name. Out: a :class:`Radiograph`, or :class:`UnreadableImage` with the reason. A file that crashes
-the decoder, or takes too long, costs that process, and the next file gets a new one. This is a module of its own because
-the process imports it, and it brings no TensorFlow.
+the decoder, or takes too long, costs that process, and the next file gets a new one. This module is separate
+because that process imports it, and so it must not import TensorFlow.
 """
 
 from __future__ import annotations
