@@ -69,7 +69,7 @@ def test_paths_arrays_and_a_folder_get_the_same_predictions(tmp_path, tiny_runs,
         (np.zeros((64, 64), int), "must be uint8, or floats from 0 to 1; this one is int64"),
         (np.zeros((64, 64, 3), np.uint8), r"the shape \(64, 64, 3\)"),
         (np.zeros((64, 65), np.uint8), "65 columns"),
-        (np.zeros((63, 63), np.uint8), "63 pixels is shorter than the network's 64"),
+        (np.zeros((63, 63), np.uint8), "63 pixels is shorter than the 64 that are needed"),
         ("nowhere.dcm", "There is no nowhere.dcm"),
     ],
 )
