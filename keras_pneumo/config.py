@@ -68,7 +68,7 @@ NO_AUGMENTATION = Augmentation(flip=0, shift=0, scale=0, rotate=0, brightness=0,
 
 
 RECIPE = r"^[\s\d.*+]*(?i:bce|dice|focal|lovasz)(\s*\+[\s\d.*]*(?i:bce|dice|focal|lovasz))*\s*$"
-"""What a loss recipe looks like; :func:`keras_pneumo.training.losses.parse_recipe` reads it."""
+"""The pattern of a loss recipe; :func:`keras_pneumo.training.losses.parse_recipe` reads it."""
 
 
 class Experiment(Settings):
@@ -79,7 +79,7 @@ class Experiment(Settings):
     task: Literal["classifier", "segmenter"] = "classifier"
     encoder: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
     weights: Literal["imagenet_v1", "imagenet_v2", "random"] = "imagenet_v1"
-    """What the encoder starts from; torchvision's names for the two ImageNet sets."""
+    """The weights that the encoder starts from; torchvision's names for the two ImageNet sets."""
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = 512
     """Height and width of the input, in pixels."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -87,7 +87,7 @@ class Experiment(Settings):
     attention: Literal["scse"] | None = None
     """Segmenter: the decoder's attention."""
     image_head: bool = False
-    """Segmenter: whether it also tells if there is any pneumothorax, from its deepest features."""
+    """Segmenter: whether it also has an image-level logit (is there any pneumothorax?), from its deepest features."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     fold: Annotated[int, Field(ge=0)] = 0
     """Which of the split's folds is the validation set."""
@@ -100,8 +100,9 @@ class Experiment(Settings):
     positive_rate: tuple[tuple[int, Probability], ...] = ()
     """Share of positives among an epoch's draws as (first epoch, rate) steps; empty: every image once."""
     accumulation: Annotated[int, Field(ge=1)] = 1
-    """Slices that a batch is worked through in, for want of memory. The gradient is that of the whole batch, and so are
-    the weights, except that BatchNorm takes its statistics from each slice; see ``frozen_batchnorm``."""
+    """Micro-batches that a batch is divided into, to save memory (gradient accumulation). The gradient is that of the
+    whole batch, and so are the weights, except that BatchNorm takes its statistics from each micro-batch; see
+    ``frozen_batchnorm``."""
     positive_weight: Positive = 1.0
     """Classifier: weight of a positive image in the loss; a negative weighs 1."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -112,7 +113,7 @@ class Experiment(Settings):
     """Segmenter with an image-level head: weight of the head's cross-entropy beside ``loss``."""
     augmentation: Augmentation = Augmentation()
     crop: Annotated[int, Field(ge=32, multiple_of=32)] | None = None
-    """Segmenter: side of the square that is cut out of each training image at random; none: the whole image."""
+    """Segmenter: side of the square that is cut out of each training image at random; None: the whole image."""
     frozen_batchnorm: bool = False
     """Whether BatchNorm keeps the statistics, scale and shift that it starts with."""
 
@@ -163,15 +164,16 @@ class Experiment(Settings):
         if self.weights == "imagenet_v2" and self.encoder != "resnet50":
             raise ValueError("imagenet_v2 exists for resnet50 only; use imagenet_v1")
         fields = type(self).model_fields
-        foreign = CLASSIFIER_ONLY if self.task == "segmenter" else SEGMENTER_ONLY
-        if strange := [name for name in foreign if getattr(self, name) != fields[name].default]:
-            raise ValueError(f"{', '.join(strange)} cannot be set for a {self.task}; leave it out or change the task")
+        of_other_task = CLASSIFIER_ONLY if self.task == "segmenter" else SEGMENTER_ONLY
+        if unused := [name for name in of_other_task if getattr(self, name) != fields[name].default]:
+            raise ValueError(f"{', '.join(unused)} cannot be set for a {self.task}; leave it out or change the task")
         if self.crop is not None and self.crop > self.image_size:
             raise ValueError(f"crop {self.crop} is larger than image_size {self.image_size}")
         if self.image_loss_weight != 1 and not self.image_head:
             raise ValueError("image_loss_weight needs image_head=True")
         if self.accumulation > self.global_batch_size:
-            raise ValueError(f"accumulation {self.accumulation} is more than the {self.global_batch_size} of a batch")
+            batch = self.global_batch_size
+            raise ValueError(f"accumulation {self.accumulation} is more than the {batch} images of a batch")
         if self.swa_epochs > self.epochs:
             raise ValueError(f"swa_epochs {self.swa_epochs} is more than the {self.epochs} epochs")
         if self.swa_epochs and self.patience is not None:
@@ -186,15 +188,15 @@ class Experiment(Settings):
 
 SEGMENTER_ONLY = ("attention", "image_head", "loss", "image_loss_weight", "crop")
 CLASSIFIER_ONLY = ("positive_weight", "label_smoothing")
-"""Settings that mean something for one task only; for the other they must stay as they are."""
+"""Settings of one task only; for the other they must stay as they are."""
 
 CLASSIFIER = Experiment(name="classifier")
-"""What the classifier's experiments differ from."""
+"""The base of the classifier's experiments."""
 
 SEGMENTER = Experiment(
     name="segmenter", task="segmenter", image_head=True, positive_rate=((0, 0.8), (5, 0.6), (8, 0.4)), epochs=12
 )
-"""What the segmenter's experiments differ from: a U-Net on ResNet50 with an image-level head."""
+"""The base of the segmenter's experiments: a U-Net on ResNet50 with an image-level head."""
 
 
 def validated(model: type[SettingsT], values: dict[str, Any], where: str) -> SettingsT:
@@ -202,13 +204,13 @@ def validated(model: type[SettingsT], values: dict[str, Any], where: str) -> Set
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        faults = []
+        problems = []
         for fault in error.errors():
             name = ".".join(map(str, fault["loc"]))
             reason = fault["msg"].removeprefix("Value error, ")
             given = "" if fault["type"] in ("missing", "value_error") else f" (given: {fault['input']!r:.80})"
-            faults.append(f"{name}: {reason}{given}" if name else reason)
-        raise PneumoError(f"{where} cannot be used. " + "; ".join(faults) + ".") from None
+            problems.append(f"{name}: {reason}{given}" if name else reason)
+        raise PneumoError(f"{where} cannot be used. " + "; ".join(problems) + ".") from None
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -226,14 +228,14 @@ def read_experiment(path: Path) -> Experiment:
     if path.suffix == ".json":
         return _read_json(path)
     try:
-        found = runpy.run_path(str(path)).get("EXPERIMENT")
+        experiment = runpy.run_path(str(path)).get("EXPERIMENT")
     except PneumoError as error:
         raise PneumoError(f"{path}: {error}") from error
     except Exception as error:
         raise PneumoError(f"{path} could not be run: {type(error).__name__}: {error}.") from error
-    if not isinstance(found, Experiment):
+    if not isinstance(experiment, Experiment):
         raise PneumoError(f"{path} declares no EXPERIMENT; write EXPERIMENT = base.replace(name=...).")
-    return found
+    return experiment
 
 
 def _read_json(path: Path) -> Experiment:

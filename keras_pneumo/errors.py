@@ -1,11 +1,11 @@
 """The exceptions whose message is written for the person at the keyboard."""
 
 
-class PneumoError(ValueError):
+class PneumoError(Exception):
     """Something the user gave cannot be used.
 
     The message is one or more full sentences: what is wrong, where (file, row), what to do. The command line prints it
-    without a traceback and exits with 2.
+    without a traceback and exits with 2. It is no ``ValueError``, so a handler of damaged files cannot take it for one.
     """
 
 

@@ -42,7 +42,7 @@ def phantoms(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def prepared_folder(tmp_path_factory, phantoms) -> Path:
     """The phantoms prepared at 64 and 128. Read only."""
-    from keras_pneumo.data.prepared.folder import prepare
+    from keras_pneumo.data.prepared.prepare import prepare
 
     return _once(
         tmp_path_factory,
@@ -52,13 +52,8 @@ def prepared_folder(tmp_path_factory, phantoms) -> Path:
 
 
 @pytest.fixture
-def tiny_network(monkeypatch, tmp_path):
-    """Trainings build the tiny network of crash_lab.py, and remember nothing of this machine's memory."""
-    import crash_lab
-
-    from keras_pneumo.training import start
-
-    monkeypatch.setattr(start, "build", crash_lab.tiny)
+def own_cache(monkeypatch, tmp_path):
+    """Trainings remember nothing of this machine's memory."""
     monkeypatch.setenv("KERAS_PNEUMO_CACHE", str(tmp_path / "cache"))
 
 

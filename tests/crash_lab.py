@@ -5,6 +5,7 @@ Commands come on stdin, one JSON object a line; each child's process id, and ``f
 stdout.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -13,16 +14,18 @@ import time
 from pathlib import Path
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from keras_pneumo.config import CLASSIFIER
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.preprocessing import Normalise
-from keras_pneumo.training import checkpoints, fit, loop, start
+from keras_pneumo.training import checkpoints, trainer
 from keras_pneumo.training.callbacks import CheckpointInterval
-from keras_pneumo.training.distributed.strategy import start_engine
-from keras_pneumo.training.fit import TrainingOptions, train
-from keras_pneumo.training.work import Trainer
+from keras_pneumo.training.distributed.strategy import start_distribution
+from keras_pneumo.training.step import TrainingNetwork
+from keras_pneumo.training.trainer import Trainer, TrainingOptions, train
 
 SHORT = CLASSIFIER.replace(
     name="short", encoder="resnet18", weights="random", image_size=64, frozen_epochs=2, epochs=4, global_batch_size=8,
@@ -48,6 +51,46 @@ def tiny(experiment, synchronized=False):
     return keras.Model(image, keras.layers.Dense(1, name="fc")(x), name="tiny")
 
 
+QUICK = SHORT.replace(
+    frozen_epochs=1, epochs=2, swa_epochs=0, ema=0.0, top_k=1, schedule="constant", plateau_patience=2, dropout=0.0
+)
+"""Two short phases without averages."""
+
+
+def train_tiny(prepared, folder, experiment=QUICK, **options):
+    """Train the tiny network; gives the result, and the messages."""
+    folder.mkdir(exist_ok=True)
+    messages = []
+    options = TrainingOptions(notify=messages.append, build=tiny, **options)
+    return train(experiment, prepared, folder, options), messages
+
+
+def poisoned(when):
+    """Networks whose steps give NaN where ``when(number of the step)``, as an image of NaN would."""
+    count = [0]
+
+    class Poisoned(TrainingNetwork):
+        def take_step(self, data):
+            count[0] += 1
+            if when(count[0]):
+                data = (data[0] * np.nan, *data[1:])
+            return super().take_step(data)
+
+    return Poisoned
+
+
+def exhausted(fewest):
+    """Networks that learn only from batches in at least ``fewest`` micro-batches."""
+
+    class Exhausted(TrainingNetwork):
+        def take_step(self, data):
+            if self.micro_batches < fewest:
+                raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+            return super().take_step(data)
+
+    return Exhausted
+
+
 def slow_saves(seconds):
     """Make each flush take longer, so that many a kill meets a save."""
     flush = os.fsync
@@ -62,8 +105,8 @@ def slow_saves(seconds):
 MOMENTS = {
     "half a record": (Path, "replace"),
     "events": (Trainer, "new_average"),
-    "validation": (fit, "make_validator"),
-    "first network": (loop, "training_network"),
+    "validation": (trainer, "make_validator"),
+    "first network": (trainer, "training_network"),
 }
 """Of each moment before the first step something that is called then."""
 
@@ -73,23 +116,15 @@ def killed_at(moment):
     setattr(*MOMENTS[moment], lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def work(prepared, folder, experiment, **manner):
-    """Train with the tiny network, on from what ``folder`` holds."""
-    start.build = tiny
-    folder.mkdir(exist_ok=True)
-    return train(experiment, load_prepared(prepared), folder, manner=TrainingOptions(resume=True, **manner))
-
-
 def child(command):
     sys.stdin.close()
-    told = []
+    done = []
 
     def first(*_):
-        if not told:
+        if not done:
             print("first step", flush=True)
-            told.append(1)
+            done.append(1)
 
-    start.build = tiny
     if command.get("slow"):
         slow_saves(command["slow"])
     if command.get("kill"):
@@ -97,11 +132,15 @@ def child(command):
     folder = Path(command["folder"])
     folder.mkdir(exist_ok=True)
     experiment = {"short": SHORT, "long": LONG}[command["experiment"]].replace(**command.get("changes", {}))
-    manner = TrainingOptions(
-        start_engine("one"), CheckpointInterval.parse(command.get("every", "1steps")), command.get("resume", True)
+    options = TrainingOptions(
+        start_distribution("one"),
+        CheckpointInterval.parse(command.get("every", "1steps")),
+        command.get("resume", True),
+        show_progress=lambda title: contextlib.nullcontext(first),
+        build=tiny,
     )
     try:
-        train(experiment, load_prepared(Path(command["prepared"])), folder, progress=first, manner=manner)
+        train(experiment, load_prepared(Path(command["prepared"])), folder, options)
     except PneumoError as fault:
         print(json.dumps(str(fault)), file=sys.stderr, flush=True)
         return getattr(fault, "exit_code", 2)

@@ -1,4 +1,4 @@
-"""The page of the detector, served and asked by a test."""
+"""Serves the detector's page for a test, and sends requests to it."""
 
 import json
 import threading
@@ -6,13 +6,13 @@ import time
 import urllib.error
 import urllib.request
 
-from known_detector import known_detector
+from detector_lab import known_detector
 
-from keras_pneumo.data.labels.siim import find_files
+from keras_pneumo.data.radiographs.reading import find_files
 from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.viewer.decoding import Decoder
 from keras_pneumo.viewer.guard import Keys, cookie_name
-from keras_pneumo.viewer.reader import Reader
+from keras_pneumo.viewer.page_answer import PageDetector
 from keras_pneumo.viewer.readings import Readings
 from keras_pneumo.viewer.server import listen, make_app, make_server
 
@@ -21,16 +21,16 @@ class Page:
     """A served page: its address, its folder's files, its csv."""
 
     def __init__(self, folder, readings):
-        self.place = listen(0)
-        self.port = self.place.getsockname()[1]
+        self.listener = listen(0)
+        self.port = self.listener.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
         self.files = find_files([folder])
         self.readings = Readings(readings)
-        self.reader = Reader(known_detector(classifier_model=build_classifier("resnet18")), Decoder())
+        self.page_detector = PageDetector(known_detector(classifier_model=build_classifier("resnet18")), Decoder())
         self.keys = Keys()
-        app = make_app(self.reader, self.files, self.readings, self.port, self.keys)
-        self.server = make_server(app, self.reader)
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.place]}, daemon=True)
+        app = make_app(self.page_detector, self.files, self.readings, self.port, self.keys)
+        self.server = make_server(app, self.page_detector)
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]}, daemon=True)
 
     def __enter__(self):
         self.thread.start()
@@ -43,7 +43,7 @@ class Page:
     def __exit__(self, *_):
         self.server.should_exit = True
         self.thread.join(10)
-        self.reader.decoder.close()
+        self.page_detector.decoder.close()
 
     def ask(self, path, data=None, **headers):
         """Status, headers and text of an answer; headers are given with _ for -."""

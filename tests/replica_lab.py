@@ -15,60 +15,53 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.training import fit, loop, start
-from keras_pneumo.training import step as training_step
 from keras_pneumo.training.callbacks import CheckpointInterval
-from keras_pneumo.training.distributed.strategy import start_engine
-from keras_pneumo.training.fit import TrainingOptions
+from keras_pneumo.training.distributed.strategy import start_distribution
+from keras_pneumo.training.step import TrainingNetwork
+from keras_pneumo.training.trainer import TrainingOptions, train
 
 
 def main():
-    prepared, folder, out, options = sys.argv[1:]
-    given = json.loads(options)
-    start.build = crash_lab.tiny
+    prepared, folder, out, text = sys.argv[1:]
+    given = json.loads(text)
     losses, networks = [], []
-    take, make, trial = (
-        training_step.TrainingNetwork.take_step,
-        loop.training_network,
-        training_step.TrainingNetwork.try_micro_batch,
-    )
     number = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {}).get("index", 0)
 
-    def recorded(self, data):
-        if self.engine.worker == given.get("poor_worker") and self.micro_batches == 1 and len(losses) == 9:
-            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
-        found = take(self, data)
-        losses.append(float(found["loss"]))
-        if given.get("say"):
-            print(f"step {len(losses)}", flush=True)
-        return found
+    class Recorded(TrainingNetwork):
+        """Keeps its losses; may be without memory at one step, or for more than two images."""
 
-    def tried(self, data):
-        if number == given.get("poor_trial") and len(data[0]) > 2:
-            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
-        trial(self, data)
+        def take_step(self, data):
+            if self.distribution.worker == given.get("poor_worker") and self.micro_batches == 1 and len(losses) == 9:
+                raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+            values = super().take_step(data)
+            losses.append(float(values["loss"]))
+            if given.get("say"):
+                print(f"step {len(losses)}", flush=True)
+            networks.append(self)
+            return values
 
-    def kept(*arguments):
-        networks.append(make(*arguments))
-        return networks[-1]
+        def try_micro_batch(self, data):
+            if number == given.get("poor_trial") and len(data[0]) > 2:
+                raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+            super().try_micro_batch(data)
 
-    training_step.TrainingNetwork.take_step, training_step.TrainingNetwork.try_micro_batch = recorded, tried
-    loop.training_network = kept
     experiment = crash_lab.SHORT.replace(**{"dropout": 0.0, "ema": 0.0, "top_k": 1, **given.get("changes", {})})
     if number:
         experiment = experiment.replace(**given.get("others", {}))
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     try:
-        engine = start_engine(given["strategy"], given.get("replicas"), given.get("wait", 60), say)
-        manner = TrainingOptions(
-            engine,
+        distribution = start_distribution(given["strategy"], given.get("replicas"), given.get("wait", 60), say)
+        options = TrainingOptions(
+            distribution,
             CheckpointInterval.parse(given.get("every", "10min")),
             resume=True,
-            tell=say,
+            notify=say,
             auto_batch="poor_trial" in given,
+            build=crash_lab.tiny,
+            network_class=Recorded,
         )
         Path(folder).mkdir(exist_ok=True)
-        fit.train(experiment, crash_lab.load_prepared(Path(prepared)), Path(folder), manner=manner)
+        train(experiment, crash_lab.load_prepared(Path(prepared)), Path(folder), options)
     except PneumoError as fault:
         say(str(fault))
         os._exit(getattr(fault, "exit_code", 2))
@@ -80,7 +73,7 @@ def main():
         one=networks[-1].predict_on_batch(tf.constant(images[:1])),
         moving=np.concatenate([np.ravel(value) for value in networks[-1].get_weights()]),
     )
-    engine.agree(0)
+    distribution.broadcast(0)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ REPOSITORY = Path(__file__).parents[1]
 
 def free_ports(count):
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
     return ports
 
 
@@ -27,11 +27,11 @@ def tf_config(ports, index):
 
 
 def environment_of(cluster=None, **more):
-    """What a process sees that is alone, or worker ``cluster``, (ports, number)."""
-    found = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "TF_CONFIG"))}
+    """The environment of a single process, or of one worker: ``cluster`` is (ports, number)."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "TF_CONFIG"))}
     if cluster is not None:
-        found["TF_CONFIG"] = tf_config(*cluster)
-    return found | {"PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "2", **more}
+        environment["TF_CONFIG"] = tf_config(*cluster)
+    return environment | {"PYTHONPATH": str(REPOSITORY), "TF_CPP_MIN_LOG_LEVEL": "2", **more}
 
 
 def begin(prepared, folder, out, cluster=None, **options):
@@ -45,12 +45,12 @@ def begin(prepared, folder, out, cluster=None, **options):
 
 
 def end(*processes, code=0, timeout=240):
-    said = []
+    messages = []
     for process in processes:
         try:
-            said.append(process.communicate(timeout=timeout)[1])
+            messages.append(process.communicate(timeout=timeout)[1])
         except subprocess.TimeoutExpired:
             process.kill()
             raise
-        assert process.returncode == code, said[-1][-3000:]
-    return said
+        assert process.returncode == code, messages[-1][-3000:]
+    return messages

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_pneumo.config import CLASSIFIER, SEGMENTER
-from keras_pneumo.data.labels.siim import find_files
-from keras_pneumo.data.radiographs.reading import read_radiograph
+from keras_pneumo.data.radiographs.reading import find_files, read_radiograph
 from keras_pneumo.detector.calibration import Calibration
 from keras_pneumo.detector.detect import detect
 from keras_pneumo.detector.detector import BATCH, Detector, ValidationCounts

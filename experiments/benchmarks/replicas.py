@@ -60,11 +60,11 @@ def work(prepared_folder: Path, out: Path, way: str, steps: int, experiment: Exp
     from keras_pneumo.data.batches.pipeline import evaluation_batches
     from keras_pneumo.data.prepared.folder import load_prepared
     from keras_pneumo.inference.run import build
-    from keras_pneumo.training.distributed.strategy import start_engine
+    from keras_pneumo.training.distributed.strategy import start_distribution
     from keras_pneumo.training.losses import image_losses
     from keras_pneumo.training.optimizers import make_optimizer
     from keras_pneumo.training.step import training_network
-    from keras_pneumo.training.work import plan_of
+    from keras_pneumo.training.trainer import plan_of
 
     strategy, replicas = {
         "1": ("one", None),
@@ -72,17 +72,17 @@ def work(prepared_folder: Path, out: Path, way: str, steps: int, experiment: Exp
         "2 (logical)": ("mirrored", 2),
         "2 workers": ("multiworker", None),
     }[way]
-    engine = start_engine(strategy, replicas)
+    distribution = start_distribution(strategy, replicas)
     keras.config.set_floatx(precision)
     keras.config.set_dtype_policy(precision)
     tf.config.experimental.enable_op_determinism()
     prepared = load_prepared(prepared_folder)
     source = open_source(prepared, prepared.subset("train"), experiment.image_size)
     held_out = open_source(prepared, prepared.subset("validation"), experiment.image_size)
-    with engine.scope():
-        model = build(experiment, synchronized=engine.replicas > 1)
+    with distribution.scope():
+        model = build(experiment, synchronized=distribution.replicas > 1)
         optimizer = make_optimizer(experiment, model, experiment.learning_rate, steps)
-        network = training_network(model, image_losses(experiment), optimizer, engine=engine)
+        network = training_network(model, image_losses(experiment), optimizer, distribution=distribution)
     if way == CONTROL:
         signs = np.random.default_rng(0)
         for variable in network.trainable_variables:
@@ -96,13 +96,13 @@ def work(prepared_folder: Path, out: Path, way: str, steps: int, experiment: Exp
             losses.append(float((logs or {})["loss"]))
             ends.append(time.perf_counter())
 
-    batches = engine.batches(source, plan_of(experiment, 0, experiment.epochs))
+    batches = distribution.batches(source, plan_of(experiment, 0, experiment.epochs))
     network.fit(batches, epochs=1, steps_per_epoch=steps, callbacks=[Record()], shuffle=False, verbose=0)
     logits = np.concatenate([network.predict_on_batch(images) for images in evaluation_batches(held_out, 8)])
     predictions = 1 / (1 + np.exp(-logits[:, 0]))
-    if engine.chief:
+    if distribution.chief:
         np.savez(out, losses=losses, predictions=predictions, seconds=(ends[-1] - ends[0]) / (steps - 1))
-    engine.agree(0)
+    distribution.broadcast(0)
 
 
 def run(prepared: Path, folder: Path, way: str, precision: str, given: argparse.Namespace) -> dict[str, np.ndarray]:
@@ -147,7 +147,7 @@ def main() -> None:
     if given.way:
         work(Path(given.prepared), Path(given.out), given.way, given.steps, experiment, given.precision)
         return
-    from keras_pneumo.data.prepared.folder import prepare
+    from keras_pneumo.data.prepared.prepare import prepare
     from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
 
     with tempfile.TemporaryDirectory() as name:

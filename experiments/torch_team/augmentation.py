@@ -1,8 +1,8 @@
-"""One random transform for a radiograph and its mask, in PyTorch.
+"""Random transforms of radiographs and their masks, in PyTorch.
 
-What is drawn is written down in the shared recipe: twelve numbers in [0, 1) from numpy's Philox generator, keyed by the
+The random numbers are fixed by the shared recipe: twelve numbers in [0, 1) from numpy's Philox generator, keyed by the
 seed and started at (epoch, image, how often that image came before in the epoch). So both teams see the same pixels at
-the same step; how they are moved is each team's own code. (Noise has its own generator in each framework.)
+the same step; the transform is each team's own code. (Noise has its own generator in each framework.)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ NUMBERS = 12
 
 
 def draw(seed: int, keys) -> np.ndarray:
-    """The numbers of each (image, epoch, repeat), float64 (B, 12)."""
+    """Draw the numbers of each (image, epoch, repeat), float64 (B, 12)."""
     counters = [np.array([0, epoch, image, repeat], np.uint64) for image, epoch, repeat in keys]
     return np.stack([np.random.Generator(np.random.Philox(counter=c, key=seed)).random(NUMBERS) for c in counters])
 
@@ -25,7 +25,7 @@ def augment(images, masks, ranges, drawn):
 
     Args:
         images: float (B, 1, S, S) in [0, 1].
-        masks: the same with 0 and 1, moved alike; or None.
+        masks: the same with 0 and 1, transformed in the same way; or None.
         ranges: the experiment's augmentation.
         drawn: from :func:`draw`.
     """
@@ -37,7 +37,7 @@ def augment(images, masks, ranges, drawn):
     cos, sin = angle.cos() / scale, angle.sin() / scale
     turn = torch.stack([torch.stack([mirror * cos, -mirror * sin], 1), torch.stack([sin, cos], 1)], 1)
     if ranges.flip or ranges.shift or ranges.scale or ranges.rotate:
-        theta = torch.cat([turn, -turn @ shift[:, :, None]], 2)  # from a place in the result to its source
+        theta = torch.cat([turn, -turn @ shift[:, :, None]], 2)  # from a point in the result to its source
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         images = F.grid_sample(images, grid, "bilinear", "zeros", align_corners=False)
         if masks is not None:
@@ -54,9 +54,9 @@ def augment(images, masks, ranges, drawn):
 
 
 def crop(pixels, side: int, drawn):
-    """A square of each image, (B, 1, side, side), at the place that the last two numbers say."""
+    """Crop a square of each image, (B, 1, side, side), at the corner given by the last two numbers."""
     room = pixels.shape[-1] - side + 1
     corners = (np.floor(drawn[:, 10:] * (2**31 - 1)) / 2**31 * room).astype(int)
     return torch.stack(
-        [one[:, top : top + side, left : left + side] for one, (top, left) in zip(pixels, corners, strict=True)]
+        [image[:, top : top + side, left : left + side] for image, (top, left) in zip(pixels, corners, strict=True)]
     )

@@ -1,4 +1,4 @@
-"""Pneumothorax or not, by the PyTorch team: torchvision's ResNet on the prepared folder, by the shared recipe.
+"""The PyTorch team's classifier: torchvision's ResNet on the prepared folder, by the shared recipe.
 
     python experiments/torch_team/classifier.py --experiment runs/demo_classifier --data data/prepared/phantom \\
         --out runs/torch_classifier [--init start.safetensors]
@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 import torchvision
 from data import Radiographs, in_order, read_experiment, read_subsets, refuse
-from submission import auroc, fit_threshold, hand_in
+from submission import auroc, fit_threshold, write_submission
 from training import UNSUPPORTED, arguments, autocast, cross_entropy, fit, load_start
 from training import prepared as on_device
 
 
 def build(experiment, init) -> torch.nn.Module:
-    """torchvision's ResNet with one logit, started from ``init``, from ImageNet, or at random."""
+    """Build torchvision's ResNet with one logit, started from ``init``, from ImageNet, or at random."""
     torch.manual_seed(experiment.seed)
     make = getattr(torchvision.models, experiment.encoder)
     weights = None
@@ -41,7 +41,7 @@ def build(experiment, init) -> torch.nn.Module:
 
 @torch.inference_mode()
 def predict(network, data, experiment, flip=False) -> np.ndarray:
-    """Logits of every image, (n,), or of its mirror image."""
+    """Return the logit of every image, or of its mirror image, (n,)."""
     network.eval()
     logits = []
     for images, _, _ in in_order(data, experiment.global_batch_size):
@@ -51,13 +51,13 @@ def predict(network, data, experiment, flip=False) -> np.ndarray:
 
 
 def probabilities(network, data, experiment) -> np.ndarray:
-    """Probability of each image, the mean with its mirror image's where the recipe wants that."""
+    """Return the probability of each image; with flip averaging the mean with its mirror image's."""
     passes = [False, True] if experiment.flip_averaging else [False]
     return np.mean([1 / (1 + np.exp(-predict(network, data, experiment, flip))) for flip in passes], axis=0)
 
 
 def main() -> None:
-    """Train, predict validation and test, hand in."""
+    """Train, predict validation and test, write the submission."""
     given = arguments(__doc__.splitlines()[0])
     experiment = read_experiment(given.experiment, "classifier", UNSUPPORTED)
     tables, split = read_subsets(given.data, experiment.fold)
@@ -72,19 +72,19 @@ def main() -> None:
     def loss_of(logits, labels, _masks):
         return cross_entropy(logits, labels, experiment.label_smoothing, experiment.positive_weight).mean()
 
-    def judge(network):
+    def evaluate(network):
         logits, truth = predict(network, data["validation"], experiment), data["validation"].labels.numpy()
         return auroc(truth, logits), float(np.mean(np.logaddexp(0, logits) - truth * logits))
 
-    network, seconds = fit(network, experiment, data["train"], loss_of, judge, given.out)
-    answers = {}
+    network, seconds = fit(network, experiment, data["train"], loss_of, evaluate, given.out)
+    predictions = {}
     for name, file in (("validation", "validation.csv"), ("test", "predictions.csv")):
         probability = probabilities(network, data[name], experiment)
-        answers[file] = pd.DataFrame({"image_id": tables[name]["image_id"], "probability": probability})
+        predictions[file] = pd.DataFrame({"image_id": tables[name]["image_id"], "probability": probability})
     held_out = tables["validation"]["label"].to_numpy()
-    threshold = fit_threshold(held_out, answers["validation.csv"]["probability"].to_numpy())
+    threshold = fit_threshold(held_out, predictions["validation.csv"]["probability"].to_numpy())
     team = f"torch {experiment.name}"
-    hand_in(given.out, team, "classification", experiment, split, seconds, threshold, answers)
+    write_submission(given.out, team, "classification", experiment, split, seconds, threshold, predictions)
 
 
 if __name__ == "__main__":

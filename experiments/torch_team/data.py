@@ -1,9 +1,9 @@
-"""What the other team's trainings read: the experiment, the prepared folder, and batches of augmented radiographs.
+"""Reads the experiment and the prepared folder, and makes batches of augmented radiographs.
 
 In: the files that both teams share (``experiment.json`` or an exported start, ``split.csv``, ``cases.csv``,
 ``images_<size>/*.png``, ``masks_<size>/*.png``). Out: batches for ``torch.utils.data``. Nothing of keras_pneumo is
-imported: this is another team, with its own code. Which image comes when, and what its augmentation draws, is written
-down in the shared recipe by numpy's generators; so what two results differ by is not the luck of the draw.
+imported: this is another team, with its own code. The order of the images and the random numbers of the augmentation
+are fixed by the shared recipe through numpy's generators, so they are not a reason why two results differ.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torchvision.io import ImageReadMode, decode_image
 
 MEMORY = 4e9
-"""Bytes of decoded pixels that are held; a larger set is read from its PNG files as it is used."""
+"""Most bytes of decoded pixels kept in memory; a larger set is read from its PNG files when it is used."""
 
 
 def refuse(reason: str) -> NoReturn:
@@ -33,12 +33,12 @@ def refuse(reason: str) -> NoReturn:
 
 
 def read_experiment(path: Path, task: str, unsupported: dict) -> SimpleNamespace:
-    """The settings in a run folder, its ``experiment.json``, or the safetensors file of ``keras-pneumo export``.
+    """Read the settings in a run folder, its ``experiment.json``, or the safetensors file of ``keras-pneumo export``.
 
     Args:
-        path: where they are.
+        path: one of these.
         task: ``classifier`` or ``segmenter``; another one's settings are refused.
-        unsupported: settings that this team does not have, with the only value that it takes.
+        unsupported: settings that this team does not have, with the only value that it accepts.
     """
     file = path / "experiment.json" if path.is_dir() else path
     try:
@@ -63,13 +63,13 @@ def read_experiment(path: Path, task: str, unsupported: dict) -> SimpleNamespace
 
 
 def read_subsets(folder: Path, fold: int) -> tuple[dict[str, pd.DataFrame], str]:
-    """Tables (``image_id``, ``label``) of train, validation and test, and the split's hash."""
+    """Read tables (``image_id``, ``label``) of train, validation and test, and the split's hash."""
     try:
         split = pd.read_csv(folder / "split.csv", dtype={"image_id": str, "patient_id": str})
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         refuse(
-            f"{folder} is no prepared folder ({error}). Make it with keras-pneumo prepare, or make train-classifier."
+            f"{folder} is not a prepared folder ({error}). Make it with keras-pneumo prepare, or make train-classifier."
         )
     if fold not in set(split["fold"]):
         refuse(f"{folder} has no fold {fold}.")
@@ -85,7 +85,7 @@ def read_subsets(folder: Path, fold: int) -> tuple[dict[str, pd.DataFrame], str]
 
 
 class Radiographs(torch.utils.data.Dataset):
-    """Images of one subset, and their masks where wanted; a whole batch is fetched and augmented at once."""
+    """Images of one subset, optionally with masks; a whole batch is read and augmented at once."""
 
     def __init__(
         self, folder: Path, table: pd.DataFrame, size: int, masks=False, augmentation=None, crop=None, seed=0
@@ -105,7 +105,7 @@ class Radiographs(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitems__(self, draws):
-        """A batch of (image, epoch, repeat): images (B, 1, S, S) in [0, 1], labels (B,), masks alike or None."""
+        """Return a batch of (image, epoch, repeat): images (B, 1, S, S) in [0, 1], labels (B,), masks or None."""
         rows = [image for image, _, _ in draws]
         if self.held is not None:
             images, masks = self.held[0][rows], self.held[1][rows] if self.masks else None
@@ -123,11 +123,11 @@ class Radiographs(torch.utils.data.Dataset):
         return images, labels, masks
 
     def _read(self, paths):
-        found = torch.zeros(len(paths), 1, self.size, self.size, dtype=torch.uint8)
+        pixels = torch.zeros(len(paths), 1, self.size, self.size, dtype=torch.uint8)
         for row, path in enumerate(paths):
             if path.is_file():  # a negative has no mask
-                found[row] = decode_image(str(path), ImageReadMode.GRAY)
-        return found
+                pixels[row] = decode_image(str(path), ImageReadMode.GRAY)
+        return pixels
 
 
 class Draws(torch.utils.data.Sampler):
@@ -167,7 +167,7 @@ class Draws(torch.utils.data.Sampler):
 
 
 def batches(data: Radiographs, sampler) -> torch.utils.data.DataLoader:
-    """A loader whose workers decode and augment whole batches while the network learns."""
+    """Make a loader whose workers decode and augment whole batches while the network learns."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(8, max(cores - 2, 0))  # on two cores a worker would only take time from the network
     return torch.utils.data.DataLoader(
@@ -181,11 +181,11 @@ def batches(data: Radiographs, sampler) -> torch.utils.data.DataLoader:
 
 
 def in_order(data: Radiographs, batch_size: int) -> torch.utils.data.DataLoader:
-    """Every image once and in order, for evaluation."""
+    """Make a loader of every image once and in order, for evaluation."""
     starts = range(0, len(data), batch_size)
     return batches(data, [[(row, 0, 0) for row in range(s, min(s + batch_size, len(data)))] for s in starts])
 
 
 def as_is(batch):
-    """The batch that ``__getitems__`` has already put together."""
+    """Return the batch that ``__getitems__`` has already put together."""
     return batch

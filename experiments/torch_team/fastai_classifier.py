@@ -1,11 +1,11 @@
-"""A datathon team's PyTorch member: fastai's ``vision_learner`` on ResNet-50, its settings as a beginner leaves them.
+"""A beginner's fastai classifier: ``vision_learner`` on ResNet-50 with default settings.
 
     python experiments/torch_team/fastai_classifier.py --experiment runs/demo_classifier --data data/prepared/phantom \\
         --out runs/fastai_classifier
 
 ``make fastai-classifier`` does all of it. Of the shared experiment only the image size, the number of epochs, the fold
 and the seed are taken. The rest is fastai 2.8: batches of 64, Adam at 1e-3, ``fit_one_cycle``, ``aug_transforms()``,
-the body frozen if it starts from ImageNet's weights, yes from a probability of 0.5 on, the last epoch's weights.
+the body frozen if it starts from ImageNet's weights, a threshold of 0.5, the last epoch's weights.
 ImageNet's weights are used if torchvision has them in its cache already; nothing is downloaded.
 """
 
@@ -21,18 +21,18 @@ import torchvision
 from data import read_experiment, read_subsets, refuse
 from fastai.vision.all import ImageDataLoaders, accuracy, aug_transforms, resnet50, set_seed, vision_learner
 from safetensors.torch import save_file
-from submission import hand_in
+from submission import write_submission
 from training import arguments
 
 
-def imagenet_at_hand() -> bool:
-    """Whether torchvision's default ResNet-50 weights lie in its cache."""
+def imagenet_is_cached() -> bool:
+    """Return whether torchvision's default ResNet-50 weights are in its cache."""
     name = Path(torchvision.models.ResNet50_Weights.DEFAULT.url).name
     return (Path(torch.hub.get_dir()) / "checkpoints" / name).is_file()
 
 
 def main() -> None:
-    """Train, predict validation and test, hand in."""
+    """Train, predict validation and test, write the submission."""
     given = arguments(__doc__.splitlines()[0])
     experiment = read_experiment(given.experiment, "classifier", {})
     if given.init is not None:
@@ -41,9 +41,9 @@ def main() -> None:
     folder = given.data / f"images_{experiment.image_size}"
     if not folder.is_dir():
         refuse(f"There is no {folder}. Prepare size {experiment.image_size} with keras-pneumo.")
-    pretrained = imagenet_at_hand()
+    pretrained = imagenet_is_cached()
     experiment.weights = "imagenet_v2" if pretrained else "random"
-    start = "ImageNet's weights" if pretrained else "random weights, since ImageNet's are not at hand"
+    start = "ImageNet's weights" if pretrained else "random weights, since ImageNet's are not in the cache"
     print(f"Starts from {start}.")
     set_seed(experiment.seed)
 
@@ -63,11 +63,11 @@ def main() -> None:
         learner.fit_one_cycle(experiment.frozen_epochs + experiment.epochs)
         seconds = time.monotonic() - began
 
-        answers = {}
+        predictions = {}
         for name, file in (("validation", "validation.csv"), ("test", "predictions.csv")):
             files = [folder / f"{image_id}.png" for image_id in tables[name]["image_id"]]
             probability, _ = learner.get_preds(dl=loaders.test_dl(files))
-            answers[file] = tables[name][["image_id"]].assign(probability=probability[:, 1].double().numpy())
+            predictions[file] = tables[name][["image_id"]].assign(probability=probability[:, 1].double().numpy())
     given.out.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in learner.model.state_dict().items()}
     save_file(state, given.out / "learner.safetensors")
@@ -75,7 +75,8 @@ def main() -> None:
     normalised = "ImageNet mean and standard deviation" if pretrained else "no normalisation, fastai's way if untrained"
     preprocessing = f"the prepared folder's PNGs as RGB, scaled to [0, 1], {normalised}"
     team = "fastai resnet50"
-    hand_in(given.out, team, "classification", experiment, split, seconds, 0.5, answers, framework, preprocessing)
+    notes = framework, preprocessing
+    write_submission(given.out, team, "classification", experiment, split, seconds, 0.5, predictions, *notes)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Do a network's heat maps differ when PyTorch makes them? The twin's, for `keras-pneumo explain --compare`.
+"""Makes a run's heat maps with PyTorch, for `keras-pneumo explain --compare`.
 
-Reads a run's weights (strictly) into torchvision's ResNet, or of a segmenter into smp's U-Net, whose encoder is looked
-at; and from the maps.npz of `keras-pneumo explain` which images, method and stage are wanted; writes the same of its
-own. The formulas are written out here once more and nothing of keras_pneumo is imported, so that one mistake cannot
-stand on both sides.
+Reads a run's weights (strictly) into torchvision's ResNet, or those of a segmenter into smp's U-Net, whose encoder is
+explained. Reads from the maps.npz of `keras-pneumo explain` for which images, method and stage, and writes its own
+maps. The formulas are written again here and nothing of keras_pneumo is imported, so one mistake cannot be on both
+sides.
 
 Command, in PyTorch's environment (make setup-torch), after `keras-pneumo explain RUN PREPARED`:
     .venv-torch/bin/python experiments/torch_team/gradcam.py RUN PREPARED --out twin.npz
@@ -28,7 +28,7 @@ BATCH = 16
 
 
 def network_of(run):
-    """torchvision's ResNet with one class, or smp's U-Net, with the run's weights; and the size of its images."""
+    """Build torchvision's ResNet with one class, or smp's U-Net, with the run's weights; and the image size."""
     experiment = json.loads((run / "experiment.json").read_text())["experiment"]
     if experiment["task"] == "classifier":
         network = getattr(torchvision.models, experiment["encoder"])(num_classes=1)
@@ -43,14 +43,14 @@ def network_of(run):
 
 
 def batch_of(prepared, image_ids, size):
-    """Prepared PNGs as the network takes them, (n, 3, size, size)."""
+    """Read prepared PNGs as the network takes them, (n, 3, size, size)."""
     grey = [np.asarray(Image.open(prepared / f"images_{size}" / f"{name}.png")) for name in image_ids]
     pixels = torch.from_numpy(np.stack(grey)).float()[:, None] / 255
     return (pixels - torch.tensor(MEAN).reshape(3, 1, 1)) / torch.tensor(STD).reshape(3, 1, 1)
 
 
 def features_and_scores(network, batch, stage):
-    """The stage's feature map, from which the rest is computed, and the scores that are explained, (n,).
+    """Return the stage's feature map, from which the rest is computed, and the explained scores, (n,).
 
     A U-Net's decoder sees the stage twice, by the skip connection and through the deeper stages: both ways count.
     """
@@ -71,7 +71,7 @@ def features_and_scores(network, batch, stage):
 
 
 def mean_inside(logits):
-    """The mean logit, (n,), of the pixels that an image's own mask holds; of all where it holds none: 2002.11434."""
+    """Return the mean logit, (n,), inside each image's own mask; of all pixels if it is empty (arXiv 2002.11434)."""
     flat = logits.flatten(1)
     inside = (flat > 0).float()
     inside[inside.sum(1) == 0] = 1
@@ -79,7 +79,7 @@ def mean_inside(logits):
 
 
 def map_of(features, gradients, method):
-    """Signed maps, (n, h, w): arXiv 1610.02391, 1710.11063 and 2011.08891."""
+    """Return signed maps, (n, h, w): arXiv 1610.02391, 1710.11063 and 2011.08891."""
     if method == "hirescam":
         return (features * gradients).sum(1)
     if method == "gradcam":
@@ -96,15 +96,15 @@ def map_of(features, gradients, method):
 
 
 def main():
-    """Write the twin's maps."""
+    """Write PyTorch's maps."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("prepared", type=Path)
-    parser.add_argument("--maps", type=Path, help="ours; default: RUN/explain/maps.npz")
+    parser.add_argument("--maps", type=Path, help="the Keras team's maps; default: RUN/explain/maps.npz")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    ours = np.load(arguments.maps or arguments.run / "explain" / "maps.npz", allow_pickle=False)
-    image_ids, method, stage = ours["image_ids"], str(ours["method"]), int(ours["stage"])
+    keras_maps = np.load(arguments.maps or arguments.run / "explain" / "maps.npz", allow_pickle=False)
+    image_ids, method, stage = keras_maps["image_ids"], str(keras_maps["method"]), int(keras_maps["stage"])
     network, size = network_of(arguments.run)
     maps, scores = [], []
     for start in range(0, len(image_ids), BATCH):

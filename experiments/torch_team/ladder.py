@@ -1,8 +1,8 @@
-"""PyTorch's half of the ladder: ``PYTHON_OF_PYTORCH ladder.py FOLDER``, started by ``keras-pneumo parity``.
+"""PyTorch's part of the ladder: ``PYTHON_OF_PYTORCH ladder.py FOLDER``, started by ``keras-pneumo parity``.
 
-Reads ``task.json``, ``inputs.npz`` and safetensors from FOLDER and writes into ``FOLDER/torch`` an npz for each rung,
+Reads ``task.json``, ``inputs.npz`` and safetensors from FOLDER and writes into ``FOLDER/torch`` an npz for each check,
 arrays by name in the order of the computation. Written as a PyTorch team would write it, with torch, torchvision and
-segmentation_models_pytorch; nothing of keras_pneumo is imported. This file has the rungs of pixels and files;
+segmentation_models_pytorch; nothing of keras_pneumo is imported. This file has the checks of pixels and files;
 ``ladder_networks.py`` those of networks and training.
 """
 
@@ -26,7 +26,7 @@ PLUGINS = {"1.2.840.10008.1.2.4.50": "pillow"}
 
 
 def read_file(path):
-    """A DICOM, PNG or JPEG file to uint8, white for dense."""
+    """Read a DICOM, PNG or JPEG file as uint8, white for dense."""
     if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
         image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
         image = image[..., 0] if image.ndim == 3 else image
@@ -48,13 +48,13 @@ def read_file(path):
 
 
 def stretched(values):
-    """The smallest value to 0 and the largest to 255."""
+    """Scale the smallest value to 0 and the largest to 255."""
     low, high = float(values.min()), float(values.max())
     return np.rint((values.astype(np.float64) - low) * (255 / (high - low))).astype(np.uint8)
 
 
 def pixels(task, given, keep):
-    """Rungs 1 and 2: decoded, and resized by the one call that both teams make."""
+    """Checks 1 and 2: decoded pixels, and resized by the one call that both teams make."""
     images = {}
     for number, name in enumerate(task["files"]):
         path = Path(name)
@@ -77,21 +77,21 @@ def pixels(task, given, keep):
 
 
 def normalised(task, given, keep):
-    """Rung 3: three equal channels, ImageNet's mean and standard deviation."""
+    """Check 3: three equal channels, ImageNet's mean and standard deviation."""
     grey = torch.from_numpy(given["augmented_images"]).permute(0, 3, 1, 2).float() / 255
     tensor = transforms.normalize(grey.expand(-1, 3, -1, -1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    keep("normalised", {f"image {number}": one.permute(1, 2, 0).numpy() for number, one in enumerate(tensor)})
+    keep("normalised", {f"image {number}": image.permute(1, 2, 0).numpy() for number, image in enumerate(tensor)})
 
 
 def augmented(task, given, keep):
-    """Rung 4: CLAHE, one affine map, contrast, brightness and gamma, with the parameters that both teams got."""
+    """Check 4: CLAHE, one affine map, contrast, brightness and gamma, with the parameters that both teams get."""
     flip, shift_x, shift_y, scale, degrees, brightness, contrast, gamma, _, clahe = given["parameters"].T
     images = given["augmented_images"].copy()
-    for one in np.flatnonzero(clahe > 0.5):
-        images[one, ..., 0] = cv2.createCLAHE(2.0, (8, 8)).apply(images[one, ..., 0])
+    for row in np.flatnonzero(clahe > 0.5):
+        images[row, ..., 0] = cv2.createCLAHE(2.0, (8, 8)).apply(images[row, ..., 0])
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     masks = torch.from_numpy(given["augmented_masks"]).permute(0, 3, 1, 2).float()
-    # From a place in the result to the place it is taken from, in affine_grid's units: half a side is 1.
+    # From a point in the result to its source, in affine_grid's units: half a side is 1.
     cos = torch.from_numpy(np.cos(np.radians(degrees)) / scale).float()
     sin = torch.from_numpy(np.sin(np.radians(degrees)) / scale).float()
     mirror = torch.from_numpy(1 - 2 * flip)
@@ -106,24 +106,27 @@ def augmented(task, given, keep):
     grid = functional.affine_grid(theta, list(pixels.shape), align_corners=False)
     pixels = functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     masks = functional.grid_sample(masks, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    factor, added, exponent = (torch.from_numpy(one)[:, None, None, None] for one in (contrast, brightness, gamma))
+    factor, added, exponent = (
+        torch.from_numpy(values)[:, None, None, None] for values in (contrast, brightness, gamma)
+    )
     mean = pixels.mean((1, 2, 3), keepdim=True)
     pixels = (((pixels - mean) * factor + mean) + added).clamp(0, 1) ** exponent
-    found = {f"image {number}": one.permute(1, 2, 0).numpy() for number, one in enumerate(pixels)}
-    moved = {f"mask {number}": (one.permute(1, 2, 0) >= 0.5).float().numpy() for number, one in enumerate(masks)}
-    keep("augmented", found | moved)
+    changed = {f"image {number}": image.permute(1, 2, 0).numpy() for number, image in enumerate(pixels)}
+    moved = {f"mask {number}": (mask.permute(1, 2, 0) >= 0.5).float().numpy() for number, mask in enumerate(masks)}
+    keep("augmented", changed | moved)
 
 
 def files(task, given, keep):
-    """Rung 13: what a PyTorch team hands in for these logits: ``submission.json`` and ``predictions.csv``."""
+    """Check 13: a PyTorch team's submission of these logits: ``submission.json`` and ``predictions.csv``."""
     folder = keep.folder / "submission"
     folder.mkdir(exist_ok=True)
     probability = torch.sigmoid(torch.from_numpy(given["predicted_logits"][:, 0]).double())
-    levels = torch.round(torch.sigmoid(torch.from_numpy(given["predicted_masks"][..., 0])) * 255).byte().numpy()
+    maps = torch.round(torch.sigmoid(torch.from_numpy(given["predicted_masks"][..., 0])) * 255).byte().numpy()
     rows = []
-    for number, (one, map_) in enumerate(zip(probability, levels, strict=True)):
-        mask = cv2.resize(map_, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR) >= 128  # one half of 255, rounded up
-        rows.append([f"image{number:02}", repr(one.item()), encode(mask)])
+    for number, (value, probability_map) in enumerate(zip(probability, maps, strict=True)):
+        large = cv2.resize(probability_map, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
+        mask = large >= 128  # one half of 255, rounded up
+        rows.append([f"image{number:02}", repr(value.item()), encode(mask)])
     with (folder / "predictions.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([["image_id", "probability", "encoded_pixels"], *rows])
     info = {"format": 1, "team": "ladder, PyTorch", "framework": "PyTorch", "task": "joint", "threshold": 0.5}
@@ -132,7 +135,7 @@ def files(task, given, keep):
 
 
 def encode(mask):
-    """SIIM's relative runs, down the columns: gap and length in turn; ``-1`` for none."""
+    """Encode a mask as SIIM's relative runs, down the columns: gap and length in turn; ``-1`` for none."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.T.ravel().astype(np.int8), [0]])))
     starts, ends = edges[::2], edges[1::2]
     gaps = starts - np.concatenate([[0], ends[:-1]]) if len(starts) else starts
@@ -140,67 +143,67 @@ def encode(mask):
 
 
 def decode(text):
-    """The mask of a text of runs, bool (pixels,), columns first."""
+    """Decode a text of runs to its mask, bool (pixels,), columns first."""
     mask = np.zeros(SIDE * SIDE, bool)
     numbers = [] if text.strip() == "-1" else [int(word) for word in text.split()]
-    place = 0
+    end = 0
     for gap, length in zip(numbers[::2], numbers[1::2], strict=True):
-        mask[place + gap : place + gap + length] = True
-        place += gap + length
+        mask[end + gap : end + gap + length] = True
+        end += gap + length
     return mask
 
 
 def scores(predictions, truth):
-    """Rung 14: mean Dice (both empty 1, one empty 0) and AUROC (ties half), from their definitions."""
+    """Check 14: mean Dice (both empty 1, one empty 0) and AUROC (ties half), from their definitions."""
     with Path(predictions).open() as first, Path(truth).open() as second:
-        ours = {row["image_id"]: row for row in csv.DictReader(first)}
-        known = {row["image_id"]: decode(row["encoded_pixels"]) for row in csv.DictReader(second)}
+        rows = {row["image_id"]: row for row in csv.DictReader(first)}
+        truths = {row["image_id"]: decode(row["encoded_pixels"]) for row in csv.DictReader(second)}
     dice = []
-    for image_id, mask in known.items():
-        predicted = decode(ours[image_id]["encoded_pixels"])
+    for image_id, mask in truths.items():
+        predicted = decode(rows[image_id]["encoded_pixels"])
         total = mask.sum() + predicted.sum()
         dice.append(2 * (mask & predicted).sum() / total if total else 1.0)
-    ill = np.array([float(ours[one]["probability"]) for one, mask in known.items() if mask.any()])
-    well = np.array([float(ours[one]["probability"]) for one, mask in known.items() if not mask.any()])
+    ill = np.array([float(rows[image_id]["probability"]) for image_id, mask in truths.items() if mask.any()])
+    well = np.array([float(rows[image_id]["probability"]) for image_id, mask in truths.items() if not mask.any()])
     higher = (ill[:, None] > well).mean() + (ill[:, None] == well).mean() / 2
     return {"dice": float(np.mean(dice)), "auroc": float(higher)}
 
 
 class Keeper:
-    """``keep(rung, arrays)`` writes an npz into the column's folder."""
+    """``keep(name, arrays)`` writes an npz into PyTorch's folder."""
 
     def __init__(self, folder):
         """Make the folder."""
         self.folder = folder
         folder.mkdir(exist_ok=True)
 
-    def __call__(self, rung, arrays):
-        """Keep the arrays of one rung."""
-        np.savez(self.folder / f"{rung}.npz", **arrays)
+    def __call__(self, name, arrays):
+        """Write the arrays of one check."""
+        np.savez(self.folder / f"{name}.npz", **arrays)
 
 
 def versions():
-    """What PyTorch's column computed with."""
-    found = {"python": sys.version.split()[0]}
+    """Return the versions that this backend computes with."""
+    versions = {"python": sys.version.split()[0]}
     for name in ("torch", "torchvision", "segmentation-models-pytorch", "numpy", "opencv-python-headless", "pydicom"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def main(folder):
-    """Climb every rung."""
+    """Compute every check."""
     task = json.loads((folder / "task.json").read_text()) | {"truth": str(folder / "truth.csv")}
     given = dict(np.load(folder / "inputs.npz"))
     keep = Keeper(folder / "torch")
-    for climb in (pixels, normalised, augmented, files):
-        climb(task, given, keep)
-    ladder_networks.climb(folder, task, given, keep)
+    for compute in (pixels, normalised, augmented, files):
+        compute(task, given, keep)
+    ladder_networks.compute(folder, task, given, keep)
     (keep.folder / "versions.json").write_text(json.dumps(versions()))
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # the Keras process climbs at the same time
+    torch.set_num_threads(1)  # the Keras process computes at the same time
     main(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""PyTorch's half of the ladder: networks, losses, gradients, optimizers, schedules and twenty steps of training."""
+"""PyTorch's part of the ladder: networks, losses, gradients, optimizers, schedules and twenty steps of training."""
 
 import numpy as np
 import segmentation_models_pytorch as smp
@@ -12,40 +12,40 @@ PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 
 
 def normalise(radiograph, dtype=torch.float32):
-    """Grey in [0, 1], (n, h, w, 1) as Keras has it, to three normalised channels in PyTorch's order."""
+    """Normalise grey in [0, 1], (n, h, w, 1) as Keras has it, to three normalised channels in PyTorch's order."""
     mean = torch.tensor([0.485, 0.456, 0.406], dtype=dtype).reshape(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225], dtype=dtype).reshape(3, 1, 1)
     return (nchw(radiograph, dtype) - mean) / std
 
 
 def nchw(array, dtype=torch.float32):
-    """An array in Keras's order as a tensor in PyTorch's."""
+    """Return an array in Keras's order as a tensor in PyTorch's."""
     return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2))).to(dtype)
 
 
 def nhwc(tensor):
-    """A batch of maps in Keras's order; anything else as it is."""
+    """Return a batch of maps in Keras's order; anything else unchanged."""
     return tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
 
 
 def build(network, encoder):
-    """torchvision's ResNet with one class, or smp's U-Net with an image-level head."""
+    """Build torchvision's ResNet with one class, or smp's U-Net with an image-level head."""
     if network == "classifier":
         return getattr(torchvision.models, encoder)(num_classes=1)
     return smp.Unet(encoder, encoder_weights=None, classes=1, aux_params={"classes": 1, "dropout": 0.0})
 
 
 def heads(outputs):
-    """Logits by head: ``image`` (n, 1), and of a U-Net ``mask`` (n, 1, h, w)."""
+    """Return logits by head: ``image`` (n, 1), and of a U-Net ``mask`` (n, 1, h, w)."""
     return {"mask": outputs[0], "image": outputs[1]} if isinstance(outputs, tuple) else {"image": outputs}
 
 
 def layers_of(network, image):
-    """The output of every layer, in the order of the computation, by its name.
+    """Return the output of every layer, in the order of the computation, by its name.
 
     One ReLU module serves a whole block, so its calls are told apart: all but the last are numbered.
     """
-    found, calls, hooks = {}, {}, []
+    outputs, calls, hooks = {}, {}, []
 
     def hook(name):
         def keep(module, inputs, output):
@@ -53,13 +53,13 @@ def layers_of(network, image):
             # A copy: the ReLU that follows works in place.
             copy = output.detach().clone()
             pooled = isinstance(module, nn.AdaptiveAvgPool2d)
-            found[f"{name}#{calls[name]}"] = (copy.flatten(1) if pooled else nhwc(copy)).numpy()
+            outputs[f"{name}#{calls[name]}"] = (copy.flatten(1) if pooled else nhwc(copy)).numpy()
 
         return keep
 
     def entering(name):
         def keep(module, inputs):
-            found[name] = nhwc(inputs[0].detach().clone()).numpy()
+            outputs[name] = nhwc(inputs[0].detach().clone()).numpy()
 
         return keep
 
@@ -71,17 +71,17 @@ def layers_of(network, image):
             hooks.append(module.register_forward_pre_hook(entering(name.removesuffix("conv1") + "concatenate")))
     with torch.no_grad():
         network(image)
-    for one in hooks:
-        one.remove()
+    for handle in hooks:
+        handle.remove()
     arrays = {}
-    for key, array in found.items():
+    for key, array in outputs.items():
         name, _, number = key.partition("#")
         arrays[f"{name}{number}" if number and int(number) < calls[name] else name] = array
     return arrays
 
 
 def per_image(logits, truth):
-    """The mask losses of each image: cross-entropy, soft Dice, focal loss, and the recipe's sum."""
+    """Return the mask losses of each image: cross-entropy, soft Dice, focal loss, and the recipe's sum."""
     logits, truth = logits.flatten(1), truth.flatten(1)
     entropy = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     probability = torch.sigmoid(logits)
@@ -96,13 +96,13 @@ def per_image(logits, truth):
 
 
 def loss_of(outputs, truths):
-    """The summed loss of a network's heads."""
+    """Return the summed loss of a network's heads."""
     loss = functional.binary_cross_entropy_with_logits(outputs["image"], truths["image"])
     return loss + per_image(outputs["mask"], truths["mask"])["sum"].mean() if "mask" in outputs else loss
 
 
 def truths_of(given, prefix, dtype=torch.float32):
-    """The truths of a batch as tensors."""
+    """Return the truths of a batch as tensors."""
     return {
         "image": torch.from_numpy(given[f"{prefix}image"]).to(dtype),
         "mask": nchw(given[f"{prefix}mask"], dtype),
@@ -110,7 +110,7 @@ def truths_of(given, prefix, dtype=torch.float32):
 
 
 def summary_of(tensor):
-    """Number of values, mean, standard deviation, kurtosis."""
+    """Return number of values, mean, standard deviation, kurtosis."""
     values = tensor.detach().double().flatten()
     mean, std = values.mean(), values.std(correction=0)
     kurtosis = ((values - mean) ** 4).mean() / std**4 if std > 0 else torch.tensor(0.0)
@@ -118,7 +118,7 @@ def summary_of(tensor):
 
 
 def forward(network, given, state, keep, name, batch):
-    """Rungs 6, 8 and 10: layers, gradients, running statistics."""
+    """Checks 6, 8 and 10: layers, gradients, running statistics."""
     for precision, dtype in PRECISIONS.items():
         network.to(dtype).load_state_dict(state, strict=True)
         image = normalise(given["image"], dtype)
@@ -139,19 +139,20 @@ def forward(network, given, state, keep, name, batch):
         few = {f"truth_{head}": given[f"truth_{head}"][:batch] for head in ("image", "mask")}
         loss = loss_of(heads(network(image[:batch])), truths_of(few, "truth_", dtype))
         loss.backward()
-        found = {key: one.grad.numpy().copy() for key, one in network.named_parameters() if one.grad is not None}
-        keep(f"gradients.{name}.{precision}", {"loss": np.array([loss.item()]), **found})
+        trained = {key: value.grad for key, value in network.named_parameters() if value.grad is not None}
+        gradients = {key: gradient.numpy().copy() for key, gradient in trained.items()}
+        keep(f"gradients.{name}.{precision}", {"loss": np.array([loss.item()]), **gradients})
     network.to(torch.float32)
 
 
 def step(network, state, gradients, plan, keep, name):
-    """Rung 9: two steps, the second with half the gradients at half the rate; no decay on vectors."""
+    """Check 9: two steps, the second with half the gradients at half the rate; no decay on vectors."""
     for kind in ("sgd", "adamw"):
         network.load_state_dict(state, strict=True)
         parameters = dict(network.named_parameters())
         groups = [
-            {"params": [one for one in parameters.values() if one.ndim > 1], "weight_decay": plan["decay"][kind]},
-            {"params": [one for one in parameters.values() if one.ndim <= 1], "weight_decay": 0.0},
+            {"params": [value for value in parameters.values() if value.ndim > 1], "weight_decay": plan["decay"][kind]},
+            {"params": [value for value in parameters.values() if value.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = (
             torch.optim.SGD(groups, lr=1.0, momentum=0.9) if kind == "sgd" else torch.optim.AdamW(groups, lr=1.0)
@@ -162,11 +163,12 @@ def step(network, state, gradients, plan, keep, name):
             for key, parameter in parameters.items():
                 parameter.grad = share * gradients[key]
             optimizer.step()
-        keep(f"step.{name}.{kind}", {key: (one.detach() - state[key]).numpy() for key, one in parameters.items()})
+        moved = {key: (value.detach() - state[key]).numpy() for key, value in parameters.items()}
+        keep(f"step.{name}.{kind}", moved)
 
 
 def one_cycle(optimizer, plan):
-    """torch's OneCycleLR of a plan."""
+    """Make torch's OneCycleLR of a plan."""
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=plan["peak"],
@@ -180,8 +182,8 @@ def one_cycle(optimizer, plan):
 
 
 def schedules(plans, keep):
-    """Rung 11: rate and momentum at every step."""
-    found = {}
+    """Check 11: rate and momentum at every step."""
+    values = {}
     for number, plan in enumerate(plans):
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
         scheduler = one_cycle(optimizer, plan)
@@ -192,12 +194,12 @@ def schedules(plans, keep):
             optimizer.step()
             if index < plan["steps"] - 1:
                 scheduler.step()
-        found |= {f"plan {number + 1}: rate": np.array(rates), f"plan {number + 1}: momentum": np.array(momenta)}
-    keep("schedule", found)
+        values |= {f"plan {number + 1}: rate": np.array(rates), f"plan {number + 1}: momentum": np.array(momenta)}
+    keep("schedule", values)
 
 
 def training(network, given, state, plan, keep, name):
-    """Rung 12: steps of SGD with momentum under OneCycleLR."""
+    """Check 12: steps of SGD with momentum under OneCycleLR."""
     network.load_state_dict(state, strict=True)
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=plan["peak"], momentum=0.9)
@@ -212,11 +214,11 @@ def training(network, given, state, plan, keep, name):
         if index < plan["steps"] - 1:
             scheduler.step()
         losses.append(loss.item())
-    keep(f"training.{name}", {f"step {index}": np.array([one]) for index, one in enumerate(losses)})
+    keep(f"training.{name}", {f"step {index}": np.array([value]) for index, value in enumerate(losses)})
 
 
-def climb(folder, task, given, keep):
-    """Rungs 5 to 12."""
+def compute(folder, task, given, keep):
+    """Checks 5 to 12."""
     logits, masks = torch.from_numpy(given["loss_logits"]), torch.from_numpy(given["loss_masks"])
     labels = torch.from_numpy(given["loss_labels"])
     values = per_image(logits, masks)
@@ -226,7 +228,7 @@ def climb(folder, task, given, keep):
     for name in task["networks"]:
         torch.manual_seed(task["seed"] + 3)
         network = build(name, task["encoder"])
-        summaries = {key: summary_of(one) for key, one in network.state_dict().items() if "num_batches" not in key}
+        summaries = {key: summary_of(value) for key, value in network.state_dict().items() if "num_batches" not in key}
         keep(f"initial.{name}", summaries)
         weights, start, gradients = (
             load_file(folder / f"{name}.{which}.safetensors") for which in ("weights", "start", "gradients")

@@ -1,4 +1,4 @@
-"""The competition's EncodedPixels: ``gap length gap length ...`` down the columns of 1024x1024 pixels, or ``-1``."""
+"""Decodes and encodes EncodedPixels: ``gap length gap length ...`` down the columns of 1024x1024 pixels, or ``-1``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MASK_SIZE = 1024
 
 
 def decode(text: str) -> np.ndarray:
-    """The mask, bool (1024, 1024)."""
+    """Decode a text to its mask, bool (1024, 1024)."""
     mask = np.zeros(MASK_SIZE * MASK_SIZE, bool)
     runs = [] if text.strip() in ("-1", "") else list(map(int, text.split()))
     end = 0
@@ -19,7 +19,7 @@ def decode(text: str) -> np.ndarray:
 
 
 def encode(mask: np.ndarray) -> str:
-    """The text of a mask, shape (1024, 1024)."""
+    """Encode a mask, shape (1024, 1024)."""
     flat = np.concatenate([[0], mask.T.ravel(), [0]]).astype(np.int8)
     changes = np.flatnonzero(np.diff(flat))
     starts, ends = changes[0::2], changes[1::2]

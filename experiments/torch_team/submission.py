@@ -1,4 +1,4 @@
-"""What the other team hands in, and the two figures that it needs for that: AUROC and the operating threshold."""
+"""Writes the PyTorch team's submission; AUROC and the operating threshold."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PREPROCESSING = "the prepared folder's PNGs, scaled to [0, 1], ImageNet mean and
 
 
 def auroc(truth: np.ndarray, score: np.ndarray) -> float:
-    """Area under the ROC curve, exact, ties counted half."""
+    """Return the area under the ROC curve, exact, ties counted half."""
     ranks, positive = pd.Series(score).rank().to_numpy(), truth == 1
     p, n = positive.sum(), (~positive).sum()
     return float((ranks[positive].sum() - p * (p + 1) / 2) / (p * n))
 
 
 def fit_threshold(truth: np.ndarray, probability: np.ndarray) -> float:
-    """The threshold of highest sensitivity + specificity, halfway between scores; of several the middle one."""
+    """Return the threshold of highest sensitivity + specificity, halfway between scores; of several the middle one."""
     scores = np.unique(probability)
     cuts = (np.append(0.0, scores[:-1]) + scores) / 2
     positive, negative = np.sort(probability[truth == 1]), np.sort(probability[truth == 0])
@@ -31,7 +31,7 @@ def fit_threshold(truth: np.ndarray, probability: np.ndarray) -> float:
     return float(cuts[best[(len(best) - 1) // 2]])
 
 
-def hand_in(
+def write_submission(
     out: Path, team: str, task: str, experiment, split: str, seconds: float, threshold, tables,
     framework=f"PyTorch {torch.__version__}", preprocessing=PREPROCESSING,
 ) -> None:  # fmt: skip

@@ -1,10 +1,10 @@
-"""A PyTorch weight file (.pth, .pt, .bin) as safetensors, made in PyTorch's own environment.
+"""Converts a PyTorch weight file (.pth, .pt, .bin) to safetensors, in PyTorch's own environment.
 
     python experiments/torch_team/to_safetensors.py model.pth model.safetensors
 
 The file is read with ``weights_only=True``, which makes tensors and plain containers and runs no code. A bare state
-dict is taken as it is; one under ``model``, ``state_dict`` or ``model_state_dict`` (as fastai's ``learn.save`` and most
-training scripts write it) is found there, and the ``module.`` that DataParallel puts before every name is dropped.
+dict is converted as it is; one under ``model``, ``state_dict`` or ``model_state_dict`` (fastai's ``learn.save`` and
+most training scripts do this) is read from there; the ``module.`` that DataParallel puts before every name is removed.
 Values are copied; bfloat16, which numpy lacks, is widened to float32, exactly.
 """
 
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def load(path: Path) -> object:
-    """What the file holds, without running any of its code."""
+    """Read the file's content without running any of its code."""
     try:
         with torch.serialization.safe_globals(fastai_types()):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -55,18 +55,18 @@ def load(path: Path) -> object:
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         if wanted is None:
-            refuse(f"{path} is no whole file that torch.save wrote. Copy it again, or name another.")
+            refuse(f"{path} is not a whole file that torch.save wrote. Copy it again, or name another.")
         refuse(
-            f"{path} holds more than tensors and plain containers: {wanted.group(1)}, and to make that would run code "
+            f"{path} holds more than tensors and plain containers: {wanted.group(1)}, and loading that would run code "
             "that the file names. Save the state dict alone where the model was made: "
             "torch.save(model.state_dict(), 'model.pth'), or in fastai learn.save('model', with_opt=False)."
         )
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError):
-        refuse(f"{path} is no whole file that torch.save wrote. Copy it again, or name another.")
+        refuse(f"{path} is not a whole file that torch.save wrote. Copy it again, or name another.")
 
 
 def fastai_types() -> list:
-    """The list type that fastai's optimizers keep their settings in; fastai itself allows it in the same way."""
+    """Return the list type that fastai's optimizers keep their settings in; fastai itself allows it in the same way."""
     with contextlib.suppress(ImportError):
         from fastcore.foundation import L
 
@@ -75,7 +75,7 @@ def fastai_types() -> list:
 
 
 def checked(content: object, path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in what was read, with plain names; everything that is no tensor is named and refused."""
+    """Return the state dict in the content, with plain names; name and refuse everything that is not a tensor."""
     if not isinstance(content, Mapping):
         refuse(f"{path} holds a {type(content).__name__}, not a state dict (tensors by name).")
     for name in CONTAINERS:

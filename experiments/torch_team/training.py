@@ -1,8 +1,8 @@
-"""How the other team trains: two phases, one optimizer, the best epoch by the validation score.
+"""The PyTorch team's training: two phases, one optimizer, the best epoch by the validation score.
 
-In: a network, its loss and a judge (validation score and loss). Out: the network with its best weights, and a log.
-Written as a PyTorch project would: channels-last, autocast with a scaled loss where the GPU gains from it, pinned and
-non-blocking copies, fused optimizers.
+In: a network, its loss and a function that evaluates it (validation score and loss). Out: the network with its best
+weights, and a log. Written as a PyTorch project would: channels-last, autocast with a scaled loss where the GPU gains
+from it, pinned and non-blocking copies, fused optimizers.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ DEVICE = torch.device("cuda" if CUDA else "cpu")
 MEAN = torch.tensor([0.485, 0.456, 0.406], device=DEVICE).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225], device=DEVICE).view(1, 3, 1, 1)
 UNSUPPORTED = {"ema": 0.0, "swa_epochs": 0, "top_k": 1, "patience": None, "accumulation": 1}
-"""Settings of the shared recipe that this team does not have, with the value it takes."""
+"""Settings of the shared recipe that this team does not have, with the only value that it accepts."""
 
 
 def arguments(description: str) -> SimpleNamespace:
-    """The command line that all of this team's trainings have."""
+    """Parse the command line that all trainings of this team have."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--experiment", type=Path, required=True, help="run folder, experiment.json or exported start")
     parser.add_argument("--data", type=Path, required=True, help="prepared folder")
@@ -46,33 +46,33 @@ def arguments(description: str) -> SimpleNamespace:
 
 
 def load_start(network: torch.nn.Module, path: Path) -> None:
-    """Take all weights from a safetensors file; every tensor must fit."""
+    """Load all weights from a safetensors file; every tensor must fit."""
     try:
         network.load_state_dict(load_file(path), strict=True)
     except (OSError, SafetensorError, RuntimeError) as error:
-        refuse(f"{path} does not start this network: {error}")
+        refuse(f"The weights in {path} do not fit this network: {error}")
 
 
 def prepared(images: torch.Tensor) -> torch.Tensor:
-    """A batch on the device: three normalised channels, channels-last."""
+    """Return a batch on the device: three normalised channels, channels-last."""
     images = images.to(DEVICE, non_blocking=True)
     return ((images - MEAN) / STD).contiguous(memory_format=torch.channels_last)
 
 
 def half_type(experiment: SimpleNamespace) -> torch.dtype | None:
-    """The half precision that the experiment names; for ``auto`` float16 on GPUs with tensor cores, else none."""
+    """Return the experiment's half precision; for ``auto`` float16 on GPUs with tensor cores, else None."""
     if experiment.precision == "auto":
         return torch.float16 if CUDA and torch.cuda.get_device_capability() >= (7, 0) else None
     return {"mixed_float16": torch.float16, "mixed_bfloat16": torch.bfloat16}.get(experiment.precision)
 
 
 def autocast(experiment: SimpleNamespace) -> torch.autocast:
-    """The context that networks run in."""
+    """Return the context that networks run in."""
     dtype = half_type(experiment)
     return torch.autocast(DEVICE.type, dtype, enabled=dtype is not None)
 
 
-def fit(network, experiment, data, loss_of, judge, out: Path) -> tuple[torch.nn.Module, float]:
+def fit(network, experiment, data, loss_of, evaluate, out: Path) -> tuple[torch.nn.Module, float]:
     """Train; the network ends with its best epoch's weights, which are saved in ``out``.
 
     Args:
@@ -80,7 +80,7 @@ def fit(network, experiment, data, loss_of, judge, out: Path) -> tuple[torch.nn.
         experiment: the recipe.
         data: training radiographs.
         loss_of: (network's output, labels, masks) -> mean loss.
-        judge: network -> (score, loss) on validation.
+        evaluate: network -> (score, loss) on validation.
         out: folder for log.csv and best.safetensors.
 
     Returns:
@@ -106,15 +106,15 @@ def fit(network, experiment, data, loss_of, judge, out: Path) -> tuple[torch.nn.
             speed = len(data) / (time.monotonic() - started)
             if not np.isfinite(loss):
                 refuse(f"The loss of epoch {epoch + 1} is no longer finite. Lower the learning rate.")
-            score, validation_loss = judge(network)
+            score, validation_loss = evaluate(network)
             if experiment.schedule == "plateau":
                 schedule.step(score)
             better = (score, -validation_loss) > best
             if better:
                 best, kept = (score, -validation_loss), copy.deepcopy(network.state_dict())
             rows.append([epoch + 1, phase, loss, validation_loss, score, round(speed, 1), int(better)])
-            found = f"loss {loss:.4f}, validation loss {validation_loss:.4f}, score {score:.4f}"
-            print(f"epoch {epoch + 1:>3} ({phase}): {found}, {speed:.1f} images/s{', best' * better}", flush=True)
+            figures = f"loss {loss:.4f}, validation loss {validation_loss:.4f}, score {score:.4f}"
+            print(f"epoch {epoch + 1:>3} ({phase}): {figures}, {speed:.1f} images/s{', best' * better}", flush=True)
     took = time.monotonic() - began
     if kept is None:
         refuse("No epoch gave a finite validation score. Lower the learning rate.")
@@ -126,7 +126,7 @@ def fit(network, experiment, data, loss_of, judge, out: Path) -> tuple[torch.nn.
 
 
 def one_epoch(network, experiment, loader, loss_of, optimizer, schedule, scaler) -> float:
-    """All steps of an epoch; the sum of the images' losses."""
+    """Take all steps of an epoch; return the sum of the images' losses."""
     total = torch.zeros((), device=DEVICE)  # read once an epoch: each reading waits for the GPU
     for images, labels, masks in loader:
         labels = labels.to(DEVICE, non_blocking=True)
@@ -148,14 +148,14 @@ def one_epoch(network, experiment, loader, loss_of, optimizer, schedule, scaler)
 
 
 def set_learning(network, experiment, encoder_learns: bool) -> None:
-    """Say which parameters learn."""
+    """Set which parameters learn."""
     normed = {id(p) for module in norms(network) for p in module.parameters()} if experiment.frozen_batchnorm else ()
     for name, parameter in network.named_parameters():
         parameter.requires_grad_((encoder_learns or depth_of(name) == 5) and id(parameter) not in normed)
 
 
 def set_modes(network, experiment, encoder_learns: bool) -> None:
-    """Training mode, but for BatchNorm that is frozen: its statistics stay, too."""
+    """Set training mode, except for frozen BatchNorm, whose statistics stay too."""
     network.train()
     for name, module in network.named_modules():
         frozen = experiment.frozen_batchnorm or (not encoder_learns and depth_of(name + ".") < 5)
@@ -164,19 +164,19 @@ def set_modes(network, experiment, encoder_learns: bool) -> None:
 
 
 def norms(network) -> list[torch.nn.Module]:
-    """All BatchNorm layers."""
+    """Return all BatchNorm layers."""
     return [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
 
 
 def depth_of(name: str) -> int:
-    """0 for the stem, 1 to 4 for the ResNet's stages, 5 for head and decoder."""
+    """Return the depth of a parameter: 0 for the stem, 1 to 4 for the ResNet's stages, 5 for head and decoder."""
     inner = name.removeprefix("encoder.")
     stage = re.match(r"layer([1-4])\.", inner)
     return int(stage.group(1)) if stage else 0 if inner.startswith(("conv1.", "bn1.")) else 5
 
 
 def make_optimizer(network, experiment, rate: float) -> torch.optim.Optimizer:
-    """AdamW or SGD; deeper stages learn faster where asked; no decay on BatchNorm and biases."""
+    """Make AdamW or SGD; with depth decay deeper stages learn faster; no weight decay on BatchNorm and biases."""
     groups: dict[tuple[int, bool], list] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
@@ -195,7 +195,7 @@ def make_optimizer(network, experiment, rate: float) -> torch.optim.Optimizer:
 
 
 def make_schedule(optimizer, experiment, steps: int, epoch_steps: int):
-    """The experiment's schedule over a phase; None for a constant rate."""
+    """Make the experiment's schedule over a phase; None for a constant rate."""
     schedulers = torch.optim.lr_scheduler
     rates = [group["lr"] for group in optimizer.param_groups]
     if experiment.schedule == "one_cycle":
@@ -213,7 +213,7 @@ def make_schedule(optimizer, experiment, steps: int, epoch_steps: int):
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing=0.0, positive_weight=1.0) -> torch.Tensor:
-    """Binary cross-entropy of each image-level logit, (B,); a positive counts ``positive_weight`` times."""
+    """Return the binary cross-entropy of each image-level logit, (B,); a positive counts ``positive_weight`` times."""
     smoothed = labels * (1 - smoothing) + smoothing / 2
     weight = 1 + labels * (positive_weight - 1)
     return F.binary_cross_entropy_with_logits(logits.float().flatten(), smoothed, weight, reduction="none")

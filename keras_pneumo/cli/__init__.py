@@ -35,41 +35,39 @@ class Command(NamedTuple):
 COMMANDS = {
     "doctor": Command("data", "Say what this machine has and lacks, a line for each thing, with what to do."),
     "phantom": Command(
-        "data",
-        "Write synthetic chest radiographs as a folder like SIIM-ACR's: DICOM files, label csv, patient table.",
+        "data", "Write synthetic chest radiographs as a folder like SIIM-ACR's: DICOM files, label csv, patient table."
     ),
     "download": Command(
         "data",
         "Fetch the SIIM-ACR images and labels from Kaggle, with your own account and after you accepted their rules.",
     ),
     "prepare": Command(
-        "data",
-        "Turn radiographs into checked PNGs at one or more sizes, with a patient-level split and a manifest.",
+        "data", "Turn radiographs into checked PNGs at one or more sizes, with a patient-level split and a manifest."
     ),
     "inspect": Command("data", "Draw a sheet of images with their masks outlined, by subset and label."),
     "train": Command("train", "Train, predict the test patients, score them, and write report.html."),
     "find-lr": Command("train", "Raise the learning rate step by step, draw the loss, and suggest a rate."),
     "predict": Command(
         "predict",
-        "Predict a prepared subset, or any folder of radiographs: the probability, and by segmenters the outline.",
+        "Predict a prepared subset, or any folder of radiographs: the probability, and by segmenters the mask.",
     ),
     "explain": Command(
-        "explain", "Draw where a network looks; on a prepared folder also check what the heat maps are worth."
+        "explain", "Draw heat maps of where a network looks; on a prepared folder also check what they are worth."
     ),
     "join": Command(
-        "detect",
-        "Join classifiers and segmenters into one detector: a folder that can be copied to another machine.",
+        "detect", "Join classifiers and segmenters into one detector: a folder that can be copied to another machine."
     ),
     "detect": Command(
         "detect",
-        "Say for each radiograph whether there is a pneumothorax, and outline it: json, overlay PNG, and DICOM if "
-        "asked.",
+        "Detect and outline pneumothorax on radiographs: a json and an overlay PNG each, and DICOM objects "
+        "with --dicom.",
     ),
     "view": Command(
         "detect",
-        "Open a local page that shows each radiograph with its outline, heat maps, and what the answer means.",
+        "Open a local page that shows each radiograph with its outline, heat maps, and how often such an "
+        "answer is wrong.",
     ),
-    "export": Command("export", "Export a run's best weights, checked on phantoms against the run itself."),
+    "export": Command("export", "Export a run's best weights, checked on test images against the run itself."),
     "compare": Command(
         "referee", "Score submissions of any framework by patient, beside the answers that use no pixels."
     ),
@@ -78,8 +76,7 @@ COMMANDS = {
         "Say how many validation images share a patient with training, and what knowing the patient alone is worth.",
     ),
     "parity": Command(
-        "parity",
-        "Climb from DICOM pixels to scores with Keras and PyTorch, rung by rung, and say where they part, if they do.",
+        "parity", "Compare Keras with PyTorch, check by check, from DICOM pixels to scores, and show where they differ."
     ),
 }
 
@@ -98,9 +95,9 @@ class _Commands(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         module = importlib.import_module(f"keras_pneumo.cli.{COMMANDS[name].module}")
-        alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
-        alone.command(name)(getattr(module, f"{name.replace('-', '_')}_command"))
-        return typer.main.get_command(alone)
+        single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+        single.command(name)(getattr(module, f"{name.replace('-', '_')}_command"))
+        return typer.main.get_command(single)
 
 
 class _Group(typer.core.TyperGroup):

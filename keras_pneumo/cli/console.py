@@ -1,4 +1,4 @@
-"""Where words go, and how progress is shown: a live bar on a terminal, plain lines when piped."""
+"""Prints results, notes and refusals, and shows progress: a bar on a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ err = Console(stderr=True)
 """Progress and refusals."""
 
 PLAIN_SECONDS = 10.0
-"""When piped, a line is written at most this often, and one at the end."""
+"""In a pipe, the shortest time between two lines of progress."""
 
 
 class Progress:
-    """Counts images done of one piece of work; a context whose :meth:`update` is a ``progress`` callback."""
+    """Shows how many images of a task are done; a context whose :meth:`update` is a ``progress`` callback."""
 
     def __init__(self, title: str, console: Console = err) -> None:
-        """Name the work; the bar appears on entering the context."""
+        """``title`` names the task; the bar appears on entering the context."""
         self.title = title
         self.console = console
         self.started = time.monotonic()
-        self.spoke = self.started
+        self.printed = self.started
         self.before: tuple[int, float] | None = None
         self.last = 0
         self.bar = (
@@ -57,16 +57,16 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove the bar; what was done is said by whoever did it."""
+        """Remove the bar."""
         if self.bar:
             self.bar.stop()
 
     def update(self, done: int, total: int, note: str = "") -> None:
-        """Show that ``done`` of ``total`` images are finished, with a short ``note`` behind."""
+        """Show that ``done`` of ``total`` images are finished, followed by a short ``note``."""
         now = time.monotonic()
         if self.before is None or done < self.last:
-            # What came before the first image (imports, plans, building the network, an earlier pass over other images)
-            # is no part of the rate.
+            # Time before the first image (imports, building the network, an earlier pass over other images) does not
+            # count for the rate.
             self.before = (done, now)
         self.last = done
         rate = (done - self.before[0]) / max(now - self.before[1], 1e-9)
@@ -74,8 +74,8 @@ class Progress:
             self.bar.update(
                 self.task, completed=done, total=total, rate=f"{rate:.1f} images/s" if rate else "", note=note
             )
-        elif now - self.spoke >= PLAIN_SECONDS or (done >= total and now - self.started >= PLAIN_SECONDS):
-            self.spoke = now
+        elif now - self.printed >= PLAIN_SECONDS or (done >= total and now - self.started >= PLAIN_SECONDS):
+            self.printed = now
             left = (total - done) / max(rate, 1e-9)
             text = f"{self.title}: {done}/{total}"
             if rate:
@@ -84,7 +84,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: ``42 s``, ``3 min 5 s``, ``2 h 10 min``."""
+    """Seconds in words: ``42 s``, ``3 min 5 s``, ``2 h 10 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -94,25 +94,25 @@ def duration(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """Print a sentence as it is: nothing in it is taken for markup."""
+    """Print a sentence as it is, without markup."""
     out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
-    """Print a sentence that the user should not miss."""
+    """Print a note that the user should not miss."""
     err.print(f"Note: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 REFUSED = 2
-"""Exit code of what was refused."""
+"""Exit code of a refusal."""
 
 
-def exit_code_of(fault: PneumoError) -> int:
-    """What the process exits with: 75 or 130 for what was stopped and can be gone on with, 2 for a refusal."""
-    return fault.exit_code if isinstance(fault, Stopped) else REFUSED
+def exit_code_of(error: PneumoError) -> int:
+    """The exit code of a process: 75 or 130 where it was stopped and can go on, 2 for a refusal."""
+    return error.exit_code if isinstance(error, Stopped) else REFUSED
 
 
-def report(fault: PneumoError) -> None:
-    """Print why a command ends, without a traceback."""
-    err.print("Stopped." if isinstance(fault, Stopped) else "Refused.", style="bold red", end=" ")
-    err.print(str(fault), markup=False, highlight=False, soft_wrap=True)
+def report(error: PneumoError) -> None:
+    """Print the reason why a command ends, without a traceback."""
+    err.print("Stopped." if isinstance(error, Stopped) else "Refused.", style="bold red", end=" ")
+    err.print(str(error), markup=False, highlight=False, soft_wrap=True)

@@ -11,8 +11,8 @@ from keras_pneumo.cli.console import Progress, out, say, warn
 from keras_pneumo.cli.examine import examine
 from keras_pneumo.data.download import COMPETITION, download
 from keras_pneumo.data.prepared.contact_sheet import draw_contact_sheet
-from keras_pneumo.data.prepared.folder import PrepareSummary, load_prepared, prepare
-from keras_pneumo.data.prepared.prepare import CONTACT_SHEET
+from keras_pneumo.data.prepared.folder import load_prepared
+from keras_pneumo.data.prepared.prepare import CONTACT_SHEET, PrepareSummary, prepare
 from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
 
 MARKS = {"ok": "[green]ok   [/]", "note": "[yellow]note [/]", "fault": "[red]FAULT[/]"}

@@ -1,4 +1,4 @@
-"""Commands about the joined detector: join, detect, view. TensorFlow is imported when one of them runs, not before."""
+"""Commands for the detector: join, detect, view. TensorFlow is imported when one of them runs, not before."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from keras_pneumo.cli.console import Progress, say, warn
 from keras_pneumo.data.prepared.folder import find_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
-from keras_pneumo.training.place import new_folder
+from keras_pneumo.training.run_folder import new_folder
 
 FEW = 5
-"""Files set aside that are named on the screen; all are in quarantine.csv."""
+"""Files set aside that are printed; quarantine.csv lists all."""
 
 
 class EngineName(StrEnum):
@@ -28,18 +28,18 @@ class EngineName(StrEnum):
 
 
 def join_command(
-    classifiers: Annotated[list[Path], typer.Argument(metavar="CLASSIFIER...", help="Runs that tell if there is any.")],
-    segmenters: Annotated[list[Path], typer.Option("--segmenter", help="Run that outlines; may be given again.")],
+    classifiers: Annotated[list[Path], typer.Argument(metavar="CLASSIFIER...", help="Classifier runs.")],
+    segmenters: Annotated[list[Path], typer.Option("--segmenter", help="Segmenter run; may be given several times.")],
     data: Annotated[
-        Path, typer.Option("--data", help="The prepared folder they were trained on, or a folder that holds it.")
+        Path, typer.Option("--data", help="Prepared folder of their training, or a folder that holds it.")
     ] = Path("data/prepared"),
     out_folder: Annotated[Path | None, typer.Option("--out", help="Detector folder; default: runs/detector.")] = None,
-    resamples: Annotated[int, typer.Option(min=100, help="How often patients are resampled.")] = 10_000,
+    resamples: Annotated[int, typer.Option(min=100, help="Resamples of the patients, for intervals.")] = 10_000,
 ) -> None:
     """Join classifiers and segmenters into one detector: a folder that can be copied to another machine.
 
-    The gate, the rule for masks, the calibration and the threshold are fitted on validation images; the test images
-    then show the detector beside its parts.
+    The gate, the postprocessing of masks, the calibration and the threshold are fitted on validation images. The test
+    images then show the detector beside its members.
 
     Example, after training both: `keras-pneumo join runs/smallest_classifier --segmenter runs/smallest_segmenter
     --data data/prepared/phantom-try --out runs/detector-try`
@@ -49,14 +49,16 @@ def join_command(
     from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
     from keras_pneumo.inference.run import read_run
 
-    runs = [read_run(run) for run in classifiers]
-    outliners = [read_run(run) for run in segmenters]
-    sizes = [run.experiment.image_size for run in (*runs, *outliners)]
-    prepared = load_prepared(find_prepared(data, str(runs[0].record.get("split_sha256")), sizes))
+    classifier_runs = [read_run(folder) for folder in classifiers]
+    segmenter_runs = [read_run(folder) for folder in segmenters]
+    sizes = [run.experiment.image_size for run in (*classifier_runs, *segmenter_runs)]
+    prepared = load_prepared(find_prepared(data, str(classifier_runs[0].record.get("split_sha256")), sizes))
     folder = new_folder(out_folder, "detector")
     name = folder.name.removeprefix("detector-")
     with Progress("joining") as progress:
-        fitted, board = fit_detector(runs, outliners, prepared, folder, name, progress.update, resamples)
+        fitted, board = fit_detector(
+            classifier_runs, segmenter_runs, prepared, folder, name, progress.update, resamples
+        )
     for sentence in fitted.sentences:
         say(sentence)
     table = board.table.set_index("team")
@@ -79,75 +81,73 @@ def join_command(
 def detect_command(
     detector_folder: Annotated[Path, typer.Argument(metavar="DETECTOR", help="Folder that join made.")],
     files: Annotated[list[Path], typer.Argument(metavar="FILES|FOLDER", help="DICOM, PNG or JPEG radiographs.")],
-    out_folder: Annotated[Path, typer.Option("--out", help="Where the answers go.")],
-    dicom: Annotated[bool, typer.Option("--dicom", help="Also DICOM: segmentation, overlay and report.")] = False,
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder for the answers.")],
+    dicom: Annotated[bool, typer.Option("--dicom", help="Also write DICOM: segmentation, overlay, report.")] = False,
     make_uids: Annotated[
         bool,
-        typer.Option("--make-uids", help="With --dicom: make up identifiers that a file lacks, and keep a copy."),
+        typer.Option("--make-uids", help="With --dicom: make up missing identifiers, and keep a copy."),
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that decode; default: by files and cores.")
+        int | None, typer.Option(min=1, help="Processes that decode; default: by number of files and cores.")
     ] = None,
-    engine: Annotated[
-        EngineName, typer.Option(help="What runs the networks: Keras, or ONNX Runtime (extra export).")
-    ] = EngineName.KERAS,
+    engine: Annotated[EngineName, typer.Option(help="Keras, or ONNX Runtime (extra export).")] = EngineName.KERAS,
 ) -> None:
-    """Say for each radiograph whether there is a pneumothorax, and outline it: json, overlay PNG, and DICOM if asked.
+    """Detect and outline pneumothorax on radiographs: a json and an overlay PNG each, and DICOM objects with --dicom.
 
-    What cannot be read is listed in quarantine.csv; the command then ends with 1.
+    Files that cannot be read are listed in quarantine.csv; the exit code is then 1.
 
     Example, after join: `keras-pneumo detect runs/detector-try data/phantom-try --out runs/detect-try`
     """
     if make_uids and not dicom:
-        raise PneumoError("--make-uids makes up identifiers for DICOM objects. Give --dicom too, or leave it out.")
+        raise PneumoError("--make-uids is for DICOM objects. Give --dicom too, or leave out --make-uids.")
     import_tensorflow()
     from keras_pneumo.detector.detect import detect
     from keras_pneumo.detector.detector import open_detector
 
     detector = open_detector(detector_folder, engine.value)
     with Progress("detection") as progress:
-        done = detect(detector, files, out_folder, dicom, make_uids, progress.update, workers)
-    for row in done.set_aside[:FEW]:
+        result = detect(detector, files, out_folder, dicom, make_uids, progress.update, workers)
+    for row in result.set_aside[:FEW]:
         warn(f"{row['file']}: {row['reason']}.".replace("..", "."))
-    if len(done.set_aside) > FEW:
-        warn(f"{len(done.set_aside) - FEW} more are listed in quarantine.csv.")
-    say(str(done))
-    if done.set_aside:
+    if len(result.set_aside) > FEW:
+        warn(f"{len(result.set_aside) - FEW} more are listed in quarantine.csv.")
+    say(str(result))
+    if result.set_aside:
         raise typer.Exit(1)
 
 
 def view_command(
     detector_folder: Annotated[Path, typer.Argument(metavar="DETECTOR", help="Folder that join made.")],
-    folder: Annotated[Path | None, typer.Argument(help="Radiographs to page through; others can be dropped.")] = None,
+    folder: Annotated[Path | None, typer.Argument(help="Radiographs to show; others can be dropped.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free one.")] = 8765,
     readings_file: Annotated[
-        Path, typer.Option("--readings", help="Csv of what the reader thinks; gone on with if it is there.")
+        Path, typer.Option("--readings", help="Csv of the reader's verdicts; continued if it exists.")
     ] = Path("readings.csv"),
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
 ) -> None:
-    """Open a local page that shows each radiograph with its outline, heat maps, and what the answer means.
+    """Open a local page that shows each radiograph with its outline, heat maps, and how often such an answer is wrong.
 
-    It listens on this machine only, asks for the token in its address, and needs no network. Ctrl-C ends it.
+    It listens on this machine only, needs the token in its address, and uses no network. Ctrl-C ends it.
 
     Example, after join: `keras-pneumo view runs/detector-try data/phantom-try`
     """
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise PneumoError("The page needs starlette and uvicorn. Run: pip install 'keras-pneumo[view]'")
     import_tensorflow()
-    from keras_pneumo.data.labels.siim import find_files
+    from keras_pneumo.data.radiographs.reading import find_files
     from keras_pneumo.detector.detector import open_detector
     from keras_pneumo.viewer.decoding import Decoder
-    from keras_pneumo.viewer.reader import Reader
+    from keras_pneumo.viewer.page_answer import PageDetector
     from keras_pneumo.viewer.readings import open_readings
     from keras_pneumo.viewer.server import listen, serve
 
-    def started(shown: str, opened: str) -> None:
-        say(f"The page: {shown} (Ctrl-C ends it). Research use only.")
+    def started(printed: str, once: str) -> None:
+        say(f"The page: {printed} (Ctrl-C ends it). Research use only.")
         if browser:
-            webbrowser.open(opened)
+            webbrowser.open(once)
 
     files = find_files([folder]) if folder is not None else []
-    reader = Reader(open_detector(detector_folder), Decoder())
+    page_detector = PageDetector(open_detector(detector_folder), Decoder())
     with open_readings(readings_file) as readings:
-        serve(reader, files, readings, listen(port), started)
-        say(readings.agreement(reader.detector.version)["sentence"])
+        serve(page_detector, files, readings, listen(port), started)
+        say(readings.agreement(page_detector.detector.version)["sentence"])

@@ -95,10 +95,10 @@ def _engine() -> list[Finding]:
 
 def _strategy(gpus: int) -> Finding:
     """What ``train --strategy auto`` would run on, by the same choice."""
-    from keras_pneumo.training.distributed.cluster import choose
+    from keras_pneumo.training.distributed.cluster import choose_strategy
 
     try:
-        return Finding("strategy", "ok", choose("auto", os.environ, gpus).text)
+        return Finding("strategy", "ok", choose_strategy("auto", os.environ, gpus).description)
     except PneumoError as fault:
         return Finding("strategy", "fault", "the workers cannot be told", str(fault))
 

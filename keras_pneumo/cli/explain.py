@@ -1,4 +1,4 @@
-"""The command explain: where a network looks, and what such pictures are worth."""
+"""The command explain: heat maps of where a network looks, and the check of what they are worth."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ def explain_command(
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="Where to write; default: RUN/explain, for radiographs RUN/explained.")
     ] = None,
-    method: Annotated[str, typer.Option(help="gradcam, gradcam++, hirescam, or auto: as validation chooses.")] = "auto",
+    method: Annotated[
+        str, typer.Option(help="gradcam, gradcam++, hirescam, or auto: the best on validation.")
+    ] = "auto",
     stage: Annotated[str, typer.Option(help="Encoder stage, 1 (fine) to 5 (coarse), or auto.")] = "auto",
     subset: Annotated[
-        str | None, typer.Option(help="Whose positives are explained, of a prepared folder; default: test.")
+        str | None, typer.Option(help="Subset of a prepared folder whose positives are explained; default: test.")
     ] = None,
     segmenter: Annotated[
         Path | None, typer.Option(help="Segmenter run whose maps are scored beside the heat maps.")
@@ -40,7 +42,7 @@ def explain_command(
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="Label csv of radiographs, to outline the truth.")] = None,
 ) -> None:
-    """Draw where a network looks; on a prepared folder also check what the heat maps are worth.
+    """Draw heat maps of where a network looks; on a prepared folder also check what they are worth.
 
     The check, on a subset's positives: pointing game, AUPRC and heat inside the outline beside chance, random weights,
     and shortcuts. It becomes the section "Where it looks" of the run's report.
@@ -52,14 +54,14 @@ def explain_command(
     from keras_pneumo.inference.run import read_run
 
     run = read_run(run_folder)
-    settled = _method(method), _stage(stage)
+    chosen = _method(method), _stage(stage)
     if len(data) == 1 and is_prepared(data[0]):
         if labels is not None:
             raise PneumoError("A prepared folder has its own labels; leave --labels out.")
-        own = segmenter and read_run(segmenter)
-        _explain_prepared(run, data[0], out_folder, settled, subset or "test", own or None, compare, devices)
+        segmenters = [read_run(segmenter)] if segmenter is not None else []
+        _explain_prepared(run, data[0], out_folder, chosen, subset or "test", segmenters, compare, devices)
         return
-    if any(given is not None for given in (subset, segmenter, compare, devices)):
+    if any(option is not None for option in (subset, segmenter, compare, devices)):
         raise PneumoError(
             "--subset, --segmenter, --compare and --devices are for the check, which needs a prepared folder."
         )
@@ -68,14 +70,14 @@ def explain_command(
     from keras_pneumo.inference.run import checkpoints_of
 
     with Progress("heat maps") as progress:
-        done = explain_files(run, data, out_folder or run.folder / "explained", *settled, labels, progress.update)
-    how = f"{METHODS[done.method]} of stage {done.stage}"
-    if not done.chosen:
+        done = explain_files(run, data, out_folder or run.folder / "explained", *chosen, labels, progress.update)
+    shown = f"{METHODS[done.method]} of stage {done.stage}"
+    if not done.selected:
         warn(
-            f"{how} was not chosen on validation for this run, so these maps may point "
-            f"at nothing. Run keras-pneumo explain {run_folder} PREPARED first, and it is."
+            f"{shown} was not selected on validation for this run, so these maps may point at nothing. To select a "
+            f"method, run keras-pneumo explain {run_folder} PREPARED first."
         )
-    say(f"{done.explained} radiographs explained by {how}: {done.folder / 'explained.csv'}")
+    say(f"{done.explained} radiographs explained by {shown}: {done.folder / 'explained.csv'}")
     if whose := source_sentence({"checkpoints": len(checkpoints_of(run))}):
         say(whose)
     if done.set_aside:
@@ -87,29 +89,28 @@ def _explain_prepared(
     run: RunFolder,
     data: Path,
     out_folder: Path | None,
-    settled: tuple[str | None, int | None],
+    chosen: tuple[str | None, int | None],
     subset: str,
-    segmenter: RunFolder | None,
+    segmenters: list[RunFolder],
     compare: Path | None,
     devices: Path | None,
 ) -> None:
     from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
-    from keras_pneumo.explain.explain import Asked, explain_prepared
+    from keras_pneumo.explain.saliency_check import CheckOptions, explain_prepared
     from keras_pneumo.training.report import rewrite_report
 
     prepared = load_prepared(data)
     folder = out_folder or run.folder / FOLDER
-    segmenters = [segmenter] if segmenter is not None else []
-    wanted = Asked(subset, *settled, segmenters=segmenters, compare=compare, devices=devices)
+    options = CheckOptions(subset, *chosen, segmenters=segmenters, twin_maps=compare, devices=devices)
     with Progress("heat maps") as progress:
-        explain_prepared(run, prepared, folder, wanted, progress=progress.update)
-    found = read_saliency_report(folder)
-    if found is None:
+        explain_prepared(run, prepared, folder, options, progress=progress.update)
+    report = read_saliency_report(folder)
+    if report is None:
         raise PneumoError(f"{folder} lacks its record. Run the command again.")
-    say(f"{found.title}. {found.source}".rstrip())
-    for sentence in found.sentences:
+    say(f"{report.title}. {report.source}".rstrip())
+    for sentence in report.sentences:
         say(sentence)
-    for row in found.shortcuts:
+    for row in report.shortcuts:
         say(f"{row['region']}: {row['heat']} of the heat on {row['area']} of the image ({row['images']} images).")
     say(str(folder))
     if folder == run.folder / FOLDER and run.experiment.task == "classifier" and subset == "test":

@@ -44,7 +44,7 @@ def export_command(
     import_tensorflow()
     from keras_pneumo.inference.export import BOUND, export_network, export_run
     from keras_pneumo.inference.run import read_run
-    from keras_pneumo.training.start import starting_network
+    from keras_pneumo.training.trainer import starting_network
 
     chosen: Format = form  # type: ignore[assignment]
     with hushed():

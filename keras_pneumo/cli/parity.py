@@ -33,19 +33,19 @@ def parity_command(
     encoder: Annotated[str, typer.Option(help="resnet18, resnet34 or resnet50.")] = "resnet50",
     size: Annotated[int, typer.Option(help="Side of the networks' images, a multiple of 32.")] = 64,
     torch_script: Annotated[
-        Path | None, typer.Option(help="PyTorch's half; default: experiments/torch_team/ladder.py of the checkout.")
+        Path | None, typer.Option(help="PyTorch's script; default: experiments/torch_team/ladder.py of the checkout.")
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep what the processes exchanged.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the files that the processes exchanged.")] = False,
 ) -> None:
-    """Climb from DICOM pixels to scores with Keras and PyTorch, rung by rung, and say where they part, if they do.
+    """Compare Keras with PyTorch, check by check, from DICOM pixels to scores, and show where they differ.
 
-    It needs PyTorch in an environment of its own: `make setup-torch`. Ends with 1 when a rung is beyond its bound.
+    It needs PyTorch in an environment of its own: `make setup-torch`. Exit code 1: a check is beyond its bound.
 
     Example (in a checkout of the project): `keras-pneumo parity --encoder resnet18`
     """
-    from keras_pneumo.parity.processes import torch_python as find_python
+    from keras_pneumo.parity.backends import torch_python as find_python
 
-    find_python(torch_python)  # said before TensorFlow is loaded
+    find_python(torch_python)  # refuse before TensorFlow is loaded
     import_tensorflow()
     from keras_pneumo.models.resnet import depth_of
     from keras_pneumo.parity.inputs import LadderPlan
@@ -68,26 +68,25 @@ def parity_command(
 
 
 def show_ladder(ladder: Ladder) -> None:
-    """Print the table, then what remains on each rung, then the verdict; plain where it is piped."""
+    """Print the table, the remark on each check, and the verdict; plain where it is piped."""
     from keras_pneumo.parity.ladder import shown
     from keras_pneumo.parity.page import first_of, measured
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("rung", "what", "absolute", "relative", "Keras on torch", "bound", "first beyond it", ""):
+    for name in ("check", "what", "absolute", "relative", "Keras on torch", "bound", "first beyond it", ""):
         table.add_column(name, no_wrap=True)
-    for one in ladder.results:
-        first = first_of(one.keras) or first_of(one.keras_on_torch)
-        state = "[green]holds[/]" if one.passed else "[bold red]BROKEN[/]"
-        figures = (shown(one.keras.absolute), shown(one.keras.relative), measured(one.keras_on_torch))
-        cells = (f"{one.number}. {one.title}", one.what, *figures, one.bound, first)
+    for result in ladder.results:
+        first = first_of(result.keras) or first_of(result.keras_on_torch)
+        state = "[green]holds[/]" if result.passed else "[bold red]BROKEN[/]"
+        figures = (shown(result.keras.absolute), shown(result.keras.relative), measured(result.keras_on_torch))
+        cells = (f"{result.number}. {result.title}", result.what, *figures, result.bound, first)
         table.add_row(*map(escape, cells), state)
     wide = Console(file=out.file, width=max(out.width, measure_renderables(out, ROOMY, [table]).maximum))
     wide.print(table, highlight=False, crop=False)
-    said = set()
-    for one in ladder.results:
-        absent = f" Keras on torch: {one.absent}." if one.absent else ""
-        line = f"{one.number}. {one.remark}{absent}"
-        if line not in said:
-            say(line)
-        said.add(line)
+    lines = []
+    for result in ladder.results:
+        absent = f" Keras on torch: {result.absent}." if result.absent else ""
+        lines.append(f"{result.number}. {result.remark}{absent}")
+    for line in dict.fromkeys(lines):
+        say(line)
     say(ladder.verdict)

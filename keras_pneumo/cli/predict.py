@@ -1,4 +1,4 @@
-"""The command that predicts with finished runs. TensorFlow is imported when it runs, not before."""
+"""The command predict: predictions by finished runs. TensorFlow is imported when it runs, not before."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ from keras_pneumo.training.distributed.cluster import cluster_for
 
 
 def predict_command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders that answer as one.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders; the mean of several is predicted.")
+    ],
     data: Annotated[Path, typer.Option("--data", help="A prepared folder, or a folder of radiographs.")],
     out_folder: Annotated[Path | None, typer.Option("--out", help="Where to write; default: in the run.")] = None,
-    subset: Annotated[str, typer.Option(help="Which patients of a prepared folder.")] = "test",
+    subset: Annotated[str, typer.Option(help="Subset of a prepared folder.")] = "test",
     gate: Annotated[
         list[Path] | None, typer.Option("--gate", help="Classifier run that a segmenter's masks must pass.")
     ] = None,
-    rule_file: Annotated[
-        Path | None, typer.Option("--postprocess", help="Rule for several segmenters' masks on radiographs.")
+    parameters_file: Annotated[
+        Path | None,
+        typer.Option("--postprocess", help="postprocess.json for several segmenters' masks on radiographs."),
     ] = None,
     strategy: StrategyOption = "auto",
     replicas: ReplicasOption = None,
     wait_for_workers: WaitOption = 120.0,
 ) -> None:
-    """Predict a prepared subset, or any folder of radiographs: the probability, and by segmenters the outline.
+    """Predict a prepared subset, or any folder of radiographs: the probability, and by segmenters the mask.
 
     A prepared folder gives a submission; other radiographs give predictions.csv, and those that cannot be read are
     listed in quarantine.csv. Several runs (folds, seeds, sizes) are averaged. All devices share each batch.
@@ -43,37 +46,41 @@ def predict_command(
     from_prepared = is_prepared(data)
     if not from_prepared and cluster_for(strategy, os.environ) is not None:
         raise PneumoError(
-            f"{data} is no prepared folder, and several workers can share the prediction of nothing else. Start one "
-            "process alone (--strategy one or mirrored), or run keras-pneumo prepare first."
+            f"{data} is no prepared folder, and several workers can only predict a prepared folder together. Start one "
+            "process (--strategy one or mirrored), or run keras-pneumo prepare first."
         )
-    if from_prepared and rule_file is not None:
+    if from_prepared and parameters_file is not None:
         raise PneumoError(
-            f"{data} is prepared, so the rule for masks is fitted on its validation images and --postprocess would "
-            "count for nothing. Leave it out."
+            f"{data} is prepared: the postprocessing of masks is fitted on its validation images, and --postprocess is "
+            "not used. Leave it out."
         )
     if len(runs) > 1 and out_folder is None:
-        raise PneumoError("Several runs answer as one, which belongs to none of them: name a folder with --out.")
+        raise PneumoError("Predictions of several runs together need a folder: name it with --out.")
     import_tensorflow()
     from keras_pneumo.inference.files import predict_folder
     from keras_pneumo.inference.run import read_run
     from keras_pneumo.inference.submission import predict_subset, write_predictions
-    from keras_pneumo.training.distributed.strategy import lost_workers, start_engine
+    from keras_pneumo.training.distributed.strategy import lost_workers, start_distribution
 
-    found = [read_run(run) for run in runs]
+    opened = [read_run(run) for run in runs]
     gates = [read_run(run) for run in gate or []]
     folder = out_folder or runs[0] / ("submission" if from_prepared else "predictions")
     require_writable(require_replaceable(folder).parent if from_prepared else folder)
-    engine = start_engine(strategy, replicas, wait_for_workers, warn)
-    with ended_together(engine), Progress("prediction") as progress:
+    distribution = start_distribution(strategy, replicas, wait_for_workers, warn)
+    with ended_together(distribution), Progress("prediction") as progress:
         if from_prepared:
-            prepared, tell = load_prepared(data), progress.update if engine.chief else None
-            with lost_workers(engine):
-                predicted = predict_subset(found, prepared, subset, tell, gates, engine.sharing())
-            if engine.chief:
+            prepared, update = load_prepared(data), progress.update if distribution.chief else None
+            with lost_workers(distribution):
+                predicted = predict_subset(
+                    opened, prepared, subset, update, gates, distribution.distributed_predictor()
+                )
+            if distribution.chief:
                 write_predictions(predicted, folder)
                 say(str(folder))
             return
-        summary = predict_folder(found, data, folder, progress.update, rule_file, gates, engine.sharing())
+        summary = predict_folder(
+            opened, data, folder, progress.update, parameters_file, gates, distribution.distributed_predictor()
+        )
     say(str(summary))
     if summary.set_aside:
         raise typer.Exit(1)

@@ -7,27 +7,27 @@ import math
 import os
 import shlex
 import sys
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from keras_pneumo.cli.console import Progress, duration, say, warn
 from keras_pneumo.cli.data import report_prepared
-from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together, shared_place
+from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together
 from keras_pneumo.config import Experiment, read_experiment
-from keras_pneumo.data.prepared.folder import PreparedFolder, is_prepared, load_prepared, prepare
+from keras_pneumo.data.prepared.folder import PreparedFolder, is_prepared, load_prepared
+from keras_pneumo.data.prepared.prepare import prepare
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
-from keras_pneumo.storage.files import folder_lock
 from keras_pneumo.training.distributed.cluster import cluster_for
-from keras_pneumo.training.place import RunLocation, new_folder
+from keras_pneumo.training.run_folder import new_folder
 
 if TYPE_CHECKING:
-    from keras_pneumo.training.fit import TrainingOptions
     from keras_pneumo.training.log import EpochRow
+    from keras_pneumo.training.report import RunReport
+    from keras_pneumo.training.trainer import TrainingResult
 
 DataArgument = Annotated[Path, typer.Option("--data", help="A prepared folder, or raw data to prepare first.")]
 PreparedOption = Annotated[
@@ -72,7 +72,7 @@ def train_command(
 ) -> None:
     """Train, predict the test patients, score them, and write report.html.
 
-    An unfinished run of the same experiment and data is gone on with: in OUT, or else the last of runs/EXPERIMENT.
+    An unfinished run of the same experiment and data goes on: in OUT, or else the last of runs/EXPERIMENT.
     SIGTERM, SIGUSR1 and Ctrl-C finish the step and save (exit codes 75, 75 and 130). With --all-folds, --start-from may
     be a folder of fold_K runs.
 
@@ -81,8 +81,6 @@ def train_command(
     """
     if all_folds and fold is not None:
         raise PneumoError("Give --fold or --all-folds, not both.")
-    from keras_pneumo.training.place import find_folds_place, find_place
-
     experiment = _resolved(experiment_file, fold, seed)
     if not is_prepared(data) and cluster_for(strategy, os.environ) is not None:
         raise PneumoError(
@@ -92,96 +90,51 @@ def train_command(
     prepared = open_data(data, experiment, prepared_folder, labels, patients)
     import_tensorflow()
     from keras_pneumo.training.callbacks import CheckpointInterval
-    from keras_pneumo.training.distributed.strategy import start_engine
-    from keras_pneumo.training.fit import TrainingOptions
+    from keras_pneumo.training.distributed.strategy import start_distribution
+    from keras_pneumo.training.trainer import TrainingOptions, run_folds, run_training
 
-    every = CheckpointInterval.parse(checkpoint_every)
-    engine = start_engine(strategy, replicas, wait_for_workers, warn)
-    manner = TrainingOptions(engine, every, skip_nan=skip_nan, auto_batch=auto_batch, tell=warn)
-    with ended_together(engine):
-        if not all_folds:
-            place = shared_place(engine, lambda: find_place(out_folder, experiment, prepared, resume))
-            _train_one(experiment, prepared, place, weights, start_from, manner)
-            return
-        folds = sorted({int(number) for number in prepared.split["fold"] if int(number) >= 0})
-        folder = shared_place(
-            engine,
-            lambda: RunLocation(find_folds_place(out_folder, experiment, prepared, folds, resume), False),
-        ).folder
-        for number in folds:
-            origin = start_from / f"fold_{number}" if start_from is not None else None
-            one = experiment.replace(fold=number)
-            place = shared_place(engine, partial(_fold_place, folder / f"fold_{number}", one, prepared))
-            if not place.finished:
-                _train_one(one, prepared, place, weights, origin, manner)
-        if engine.chief:
-            runs = " ".join(str(folder / f"fold_{number}") for number in folds)
-            say(
-                f"All {len(folds)} folds are trained. Predict with all of them: keras-pneumo predict {runs} --data DATA"
-            )
-
-
-def _fold_place(folder: Path, experiment: Experiment, prepared: PreparedFolder) -> RunLocation:
-    from keras_pneumo.training.place import find_place, progress_of
-
-    if progress_of(folder, experiment, prepared) == "finished":
-        return RunLocation(folder, False, finished=True)
-    return find_place(folder, experiment, prepared, False)
+    checkpoint_interval = CheckpointInterval.parse(checkpoint_every)
+    distribution = start_distribution(strategy, replicas, wait_for_workers, warn)
+    options = TrainingOptions(
+        distribution,
+        checkpoint_interval,
+        skip_nan=skip_nan,
+        auto_batch=auto_batch,
+        command=shlex.join(["keras-pneumo", *sys.argv[1:]]),
+        notify=warn,
+        say=say,
+        on_epoch=_say_epoch if distribution.chief else lambda row: None,
+        on_trained=_say_trained,
+        show_progress=_show_progress if distribution.chief else lambda title: contextlib.nullcontext(None),
+    )
+    with ended_together(distribution):
+        common: dict[str, Any] = {"must_resume": resume, "weights": weights, "start_from": start_from}
+        if all_folds:
+            folders = run_folds(experiment, prepared, out_folder, options, on_report=_say_report, **common)
+            if distribution.chief:
+                runs = " ".join(map(str, folders))
+                say(
+                    f"All {len(folders)} folds are trained. Predict with all of them: keras-pneumo predict {runs} "
+                    "--data DATA"
+                )
+        elif report := run_training(experiment, prepared, out_folder, options, **common):
+            _say_report(report)
 
 
-def _train_one(
-    experiment: Experiment,
-    prepared: PreparedFolder,
-    place: RunLocation,
-    weights: Path | None,
-    start_from: Path | None,
-    manner: TrainingOptions,
-) -> None:
-    """One training, begun or gone on with, to its report."""
-    import keras
+@contextlib.contextmanager
+def _show_progress(title: str) -> Iterator[Callable[..., None]]:
+    with Progress(title) as progress:
+        yield progress.update
 
-    from keras_pneumo.inference.run import read_run
-    from keras_pneumo.training.fit import train
-    from keras_pneumo.training.interrupt import stopped_at_once
-    from keras_pneumo.training.place import is_trained
-    from keras_pneumo.training.report import finish
 
-    keras.utils.clear_session()  # of one fold, before the next is trained in the same process
-    folder, chief = place.folder, manner.engine.chief
-    if chief and place.resume:
-        say(f"{folder} is an unfinished run of this experiment on these images; going on with it.")
-    # The chief's view for all: a folder may look different for a while on another host.
-    if not manner.engine.agree(int(place.resume and is_trained(folder))):
-        if chief:
-            say(
-                f"Training {experiment.name}: {experiment.encoder} at {experiment.image_size}, on "
-                f"{manner.engine.text}, "
-                f"into {folder}"
-            )
-        with Progress("training") as progress:
-            outcome = train(
-                experiment,
-                prepared,
-                folder,
-                weights=weights,
-                command=shlex.join(["keras-pneumo", *sys.argv[1:]]),
-                on_epoch=_say_epoch if chief else lambda row: None,
-                progress=progress.update if chief else None,
-                start_from=read_run(start_from) if start_from is not None else None,
-                manner=replace(manner, resume=place.resume),
-            )
-        if chief:
-            say(f"Trained in {duration(outcome.seconds)}; best epoch {outcome.best.epoch}.")
-    again = "The training is done; the same command again predicts and reports."
-    lock = folder_lock(folder) if chief else contextlib.nullcontext()
-    with Progress("prediction") as progress, lock, stopped_at_once(again):
-        tell = progress.update if chief else None
-        finished = finish(read_run(folder), prepared, tell, engine=manner.engine)
-    if finished is None:
-        return
-    for line in finished.lines:
+def _say_trained(result: TrainingResult) -> None:
+    say(f"Trained in {duration(result.seconds)}; best epoch {result.best.epoch}.")
+
+
+def _say_report(report: RunReport) -> None:
+    for line in report.sentences:
         say(line)
-    say(str(finished.report))
+    say(str(report.path))
 
 
 def find_lr_command(
@@ -206,12 +159,12 @@ def find_lr_command(
 
     folder = new_folder(out_folder, f"{experiment.name}-rates")
     with Progress("rates") as progress:
-        found = search(experiment, prepared, weights, steps, progress.update)
-    found.save(folder)
-    say(f"Suggested learning_rate: {found.suggested:.2e}")
-    if found.fall < CLEAR_FALL:
+        rates = search(experiment, prepared, weights, steps, progress.update)
+    rates.save(folder)
+    say(f"Suggested learning_rate: {rates.suggested:.2e}")
+    if rates.fall < CLEAR_FALL:
         warn(
-            f"The loss fell by {max(found.fall, 0):.1%} only, so this is mostly noise, as is usual from a random "
+            f"The loss fell by {max(rates.fall, 0):.1%} only, so this is mostly noise, as is usual from a random "
             "start. Look at the plot, try more --steps, and stay ten times under the rate at which the loss rises."
         )
     say(str(folder / "learning_rates.png"))

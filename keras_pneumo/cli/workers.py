@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from keras_pneumo.cli.console import REFUSED, exit_code_of, report
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.training.place import RunLocation
 
 if TYPE_CHECKING:
-    from keras_pneumo.training.distributed.strategy import Engine
+    from keras_pneumo.training.distributed.strategy import Distribution
 
 StrategyOption = Annotated[
     str,
@@ -35,33 +32,20 @@ WaitOption = Annotated[
 ]
 
 
-def shared_place(engine: Engine, find: Callable[[], RunLocation]) -> RunLocation:
-    """What the chief finds, on every worker."""
-    if engine.workers == 1:
-        return find()
-    from keras_pneumo.training.distributed.strategy import lost_workers
-
-    place = find() if engine.chief else None
-    with lost_workers(engine):
-        text = engine.agree_text(json.dumps([str(place.folder), place.resume, place.finished]) if place else "")
-    folder, resume, finished = json.loads(text)
-    return RunLocation(Path(folder), resume, finished)
-
-
 @contextlib.contextmanager
-def ended_together(engine: Engine) -> Iterator[None]:
+def ended_together(distribution: Distribution) -> Iterator[None]:
     """With several workers, leave at once on a fault: TensorFlow would wait for those that are gone."""
+    from keras_pneumo.training.callbacks import stopped_at_once
     from keras_pneumo.training.distributed.strategy import lost_workers
-    from keras_pneumo.training.interrupt import stopped_at_once
 
-    if engine.workers == 1:
+    if distribution.workers == 1:
         yield
         return
     try:
         yield
-        # The others wait for the chief's report, lest it find them gone.
-        with stopped_at_once("The same command again predicts and reports."), lost_workers(engine):
-            engine.agree(0)
+        # The others wait for the chief's report, so that it does not find them gone.
+        with stopped_at_once("The same command again predicts and reports."), lost_workers(distribution):
+            distribution.broadcast(0)
     except PneumoError as fault:
         report(fault)
         _leave(exit_code_of(fault))

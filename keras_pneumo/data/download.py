@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from keras_pneumo.data.labels.siim import find_images, find_label_csv
+from keras_pneumo.data.labels.siim import find_label_csv
+from keras_pneumo.data.radiographs.reading import find_images
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import folder_lock, require_writable, write_json
 from keras_pneumo.storage.tables import image_id_of
@@ -86,6 +87,8 @@ def _fetch(out: Path, source: str) -> Path:
     try:
         with _environment("KAGGLEHUB_CACHE", str(cache.resolve())):
             got = Path(fetch(source))
+    except PneumoError:
+        raise
     except Exception as error:  # kagglehub's own errors share no base class
         raise PneumoError(_explain(error, source)) from error
     if cache.resolve() not in got.resolve().parents:

@@ -19,20 +19,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from keras_pneumo.data.labels.siim import find_files
+from keras_pneumo.data.radiographs.geometry import size_fault
 from keras_pneumo.data.radiographs.radiograph import Radiograph
-from keras_pneumo.data.radiographs.reading import read_or_reason
+from keras_pneumo.data.radiographs.reading import find_files, read_or_reason
 from keras_pneumo.detector.detector import BATCH, Answer, Detector
 from keras_pneumo.detector.dicom_files import UnusableSource, clear_objects, write_objects
 from keras_pneumo.detector.overlay import encode_png, mask_at_size, overlay_mask
 from keras_pneumo.detector.summary import caption, disagreement, summary_of
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.files import unfit
 from keras_pneumo.inference.predictor import Progress
-from keras_pneumo.storage.files import require_writable, write_bytes, write_json
-from keras_pneumo.storage.tables import one_line, write_tables
-from keras_pneumo.storage.workers import work_through
+from keras_pneumo.storage.files import require_writable, write_bytes, write_json, write_table
+from keras_pneumo.storage.tables import one_line, safe_columns, write_quarantine
+from keras_pneumo.storage.workers import map_in_processes
 
 if TYPE_CHECKING:  # highdicom is an extra
     from keras_pneumo.detector.dicom_objects import Finding
@@ -101,7 +101,7 @@ def detect(
     result = DetectionResult(out)
     pending: deque[Future[dict[str, Any]]] = deque()
     # Never in this process: a decoder that crashes or hangs then costs only its own file.
-    read = work_through(read_or_reason, list(files), workers, apart=True, seconds=SECONDS)
+    read = map_in_processes(read_or_reason, list(files), workers, isolated=True, seconds=SECONDS)
     try:
         with ThreadPoolExecutor(WRITERS) as writers:
             count = 0
@@ -120,9 +120,9 @@ def detect(
             if future.done() and not future.cancelled() and future.exception() is None:
                 _enter(future.result(), result)
         with contextlib.suppress(PneumoError):  # the first error says more
-            write_tables(out, result.rows, result.set_aside)
+            _write_tables(out, result.rows, result.set_aside)
         raise
-    write_tables(out, result.rows, result.set_aside)
+    _write_tables(out, result.rows, result.set_aside)
     return result
 
 
@@ -137,7 +137,9 @@ def _answered(
     """Answer for the readable files of a group, and set the others aside in ``result``."""
     good: list[tuple[Path, Radiograph]] = []
     for path, read in group:
-        reason = read if isinstance(read, str) else CRASHED if read is None else unfit(read.pixels, detector.image_size)
+        reason = (
+            read if isinstance(read, str) else CRASHED if read is None else size_fault(read.pixels, detector.image_size)
+        )
         if reason:
             result.set_aside.append({"file": files[path], "reason": reason})
         elif isinstance(read, Radiograph):
@@ -183,6 +185,16 @@ def _enter(row: dict[str, Any], result: DetectionResult) -> None:
     result.made_up += bool(made_up)
     if note:
         result.set_aside.append({"file": row["file"], "reason": f"answered, but without DICOM objects: {note}"})
+
+
+def _write_tables(out: Path, answered: Sequence[dict[str, Any]], set_aside: Sequence[dict[str, str]]) -> None:
+    """Write ``predictions.csv``, and ``quarantine.csv`` where something was set aside."""
+    columns = ["file", "image_id", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2"]
+    table = pd.DataFrame(answered, columns=[*columns, "encoded_pixels"]).sort_values("file", ignore_index=True)
+    table[["pneumothorax", "outlined"]] = table[["pneumothorax", "outlined"]].astype(int)
+    table = safe_columns(table.round({"probability": 6, "mask_share": 6}), "file", "image_id")
+    write_table(out / "predictions.csv", table)
+    write_quarantine(out, sorted(set_aside, key=lambda row: row["file"]))
 
 
 def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:

@@ -15,7 +15,6 @@ path outside the folder, and weights are plain tensors: opening a detector runs 
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,26 +25,20 @@ import numpy as np
 from scipy.special import expit
 
 from keras_pneumo.config import Experiment, validated
-from keras_pneumo.data.labels.siim import find_files
-from keras_pneumo.data.radiographs.reading import read_or_reason
 from keras_pneumo.detector.calibration import Calibration, log_odds, read_calibration
 from keras_pneumo.detector.overlay import mask_at_size
 from keras_pneumo.detector.record import FILE, check_files, networks_of, read_record
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import Members, mean_maps, mean_probability
 from keras_pneumo.inference.export import on_onnx
-from keras_pneumo.inference.files import pixels_at, unfit
-from keras_pneumo.inference.maps import LEVELS, enlarge, level_counts, quantise
+from keras_pneumo.inference.files import Image, check_readable, image_sources, pixels_at, read_batches
+from keras_pneumo.inference.maps import LEVELS, enlarge, level_histogram, quantise
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
 from keras_pneumo.inference.postprocess import OWN_HEAD, PostprocessingParameters, read_postprocessing
 from keras_pneumo.inference.run import RunFolder, build
 from keras_pneumo.models.weights import from_torch, load_safetensors
-from keras_pneumo.storage.tables import listed
 
 Engine = Literal["keras", "onnx"]
-Image = str | Path | np.ndarray
-"""A radiograph: a file, a folder of them, or grey pixels, uint8 (H, W)."""
-
 BATCH = 4
 """Radiographs predicted together; at 512 pixels larger batches are no faster on CPU cores."""
 
@@ -127,8 +120,8 @@ class Detector:
         Files are decoded in this process; ``detect`` decodes them in processes of their own and survives hostile ones.
 
         Args:
-            images: one radiograph, one folder of them, or several of either. An array is uint8 (H, W), square, white =
-                dense.
+            images: one radiograph, one folder of them, or several of either. An array is (H, W), square, white = dense:
+                uint8, or floats in [0, 1].
 
         Returns:
             One prediction for each radiograph in the order given, those of a folder by name. Files that cannot be read
@@ -137,28 +130,16 @@ class Detector:
         Raises:
             PneumoError: an array is not an image as above, or there is no radiograph, or none that can be read.
         """
-        sources = _sources_of(images)
+        sources = image_sources(images)
         predictions: list[Prediction] = []
-        refused: list[str] = []
-        for start in range(0, len(sources), BATCH):
-            good: list[tuple[str, np.ndarray]] = []
-            for name, source in sources[start : start + BATCH]:
-                image_id, pixels = _read(name, source)
-                reason = pixels if isinstance(pixels, str) else unfit(pixels, self.image_size)
-                if reason:
-                    refused.append(f"{name} ({reason})")
-                elif not isinstance(pixels, str):
-                    good.append((image_id, pixels))
-            answers = self.answer([pixels for _, pixels in good]) if good else []
-            for (image_id, pixels), answer in zip(good, answers, strict=True):
-                mask = mask_at_size(answer.mask, pixels.shape[0])
+        refused: list[dict[str, object]] = []
+        for batch in read_batches(sources, self.image_size, BATCH, refused):
+            answers = self.answer([image.pixels for image in batch]) if batch else []
+            for image, answer in zip(batch, answers, strict=True):
+                mask = mask_at_size(answer.mask, image.pixels.shape[0])
                 yes = answer.probability >= self.threshold
-                predictions.append(Prediction(image_id, answer.probability, yes, mask))
-        if not predictions:
-            raise PneumoError(f"None of the {len(sources)} radiographs can be predicted; the first: {refused[0]}")
-        if refused:
-            text = f"{len(refused)} of {len(sources)} radiographs were left out: {listed(refused, most=3)}"
-            warnings.warn(text, stacklevel=2)
+                predictions.append(Prediction(image.image_id, answer.probability, yes, mask))
+        check_readable(sources, refused)
         return predictions
 
     def answer(self, images: Sequence[np.ndarray]) -> list[Answer]:
@@ -187,32 +168,6 @@ class Detector:
         ]
 
 
-def _sources_of(images: Image | Sequence[Image]) -> list[tuple[str, Path | np.ndarray]]:
-    """Name and file, or name and array, of each radiograph."""
-    given = [images] if isinstance(images, str | Path | np.ndarray) else list(images)
-    sources: list[tuple[str, Path | np.ndarray]] = []
-    for number, image in enumerate(given):
-        if not isinstance(image, np.ndarray):
-            sources += [(name, path) for path, name in find_files([Path(image)])]
-        elif image.dtype != np.uint8 or image.ndim != 2 or not image.size:
-            raise PneumoError(
-                f"An image must be uint8 with the shape (H, W); this one is {image.dtype} with the shape {image.shape}."
-            )
-        else:
-            sources.append((str(number), image))
-    if not sources:
-        raise PneumoError("There is no radiograph to predict: the list is empty.")
-    return sources
-
-
-def _read(name: str, source: Path | np.ndarray) -> tuple[str, np.ndarray | str]:
-    """Image id, and the pixels or the reason why there are none."""
-    if isinstance(source, np.ndarray):
-        return name, source
-    radiograph = read_or_reason(source)
-    return ("", radiograph) if isinstance(radiograph, str) else (radiograph.image_id, radiograph.pixels)
-
-
 def outline_score(quantised_map: np.ndarray, area: int) -> float:
     """The highest probability that at least ``area`` pixels of a map reach.
 
@@ -220,7 +175,7 @@ def outline_score(quantised_map: np.ndarray, area: int) -> float:
         quantised_map: probability times 255, uint8 (S, S).
         area: pixels at 1024x1024.
     """
-    counts = level_counts(enlarge(quantised_map), np.empty(0, np.int32))
+    counts = level_histogram(enlarge(quantised_map), np.empty(0, np.int32))
     return float(PostprocessingParameters(1.0, area, 1.0).score(counts[None])[0])
 
 

@@ -66,7 +66,7 @@ def write_objects(
     """
     try:
         source, made_up, files = _encoded(path.read_bytes(), finding, make_uids)
-    except UnusableSource:
+    except PneumoError:
         raise
     except OSError as error:
         raise UnusableSource(f"it cannot be read a second time ({type(error).__name__})") from None
@@ -143,6 +143,8 @@ def source_header(data: bytes, make_uids: bool = False) -> tuple[pydicom.Dataset
     with quiet():
         try:
             header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
+        except PneumoError:
+            raise
         except Exception:  # pydicom raises any kind of error on damaged files, and may quote their content
             raise UnusableSource("its header cannot be read completely, so DICOM objects cannot name it") from None
         lacking = [name for name in IDENTIFIERS if not is_uid(header.get(name))]

@@ -1,10 +1,11 @@
 """An answer as DICOM objects: a Segmentation, a Secondary Capture with the overlay, a Structured Report.
 
-In: the header of the source file, the mask on its own grid, the overlay, and what the detector says. Out: data sets in
+In: the header of the source file, the mask on its own grid, the overlay, and the detector's answer. Out: data sets in
 the source's study, which name the source image, the algorithm and its version, and say "research use only". They carry
-the patient's identity as the source gives it, as objects of one study must; nothing here prints it.
+the patient's identity as the source gives it, as all objects of a study must; nothing here prints it.
 
-Needs highdicom (extra ``dicom``). The report follows template TID 1500, Measurement Report.
+This is a module of its own because it needs highdicom (extra ``dicom``). The report follows template TID 1500,
+Measurement Report.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ MANUFACTURER = "keras_pneumo"
 PNEUMOTHORAX = Code("36118008", "SCT", "Pneumothorax")
 ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 PRESENT, ABSENT = Code("52101004", "SCT", "Present"), Code("2667000", "SCT", "Absent")
-CHEST_FILM = Code("399208008", "SCT", "Plain chest X-ray")
+CHEST_RADIOGRAPH = Code("399208008", "SCT", "Plain chest X-ray")
 OWN_SCHEME = "99KERASPNEUMO"
 PROBABILITY = Code("PTX_PROBABILITY", OWN_SCHEME, "Probability of pneumothorax")
-"""DICOM's "Certainty of Finding" would say, beside "Absent", how sure the absence is."""
+"""Not DICOM's "Certainty of Finding": beside "Absent" that is how certain the absence is."""
 AGREEMENT = Code("ANSWER_OUTLINE", OWN_SCHEME, "Answer for the image and outline")
 PERCENT = Code("%", "UCUM", "Percent")
 AREA, SQUARE_MM = Code("42798000", "SCT", "Area"), Code("mm2", "UCUM", "square millimeter")
 AMBER_LAB = hd.color.CIELabColor(82.0, 12.0, 83.0)
-"""The overlay's colour of the outline, as segmentations give colours."""
+"""The colour of the overlay's outline, in the colour space of segmentations."""
 
 
 _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
@@ -44,7 +45,7 @@ _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageComp
 
 @dataclass(frozen=True)
 class Finding:
-    """What is put into the objects."""
+    """The content of the objects."""
 
     mask: np.ndarray
     """uint8 (rows, columns) of the source, 0 or 1."""
@@ -56,29 +57,29 @@ class Finding:
     algorithm: str
     version: str
     disagreement: str | None = None
-    """How answer and outline disagree, in at most 50 letters; None where they do not."""
+    """How answer and outline disagree, in at most 50 characters; None where they agree."""
 
     @property
     def parameters(self) -> list[str]:
-        """What stands beside the algorithm's name and version."""
+        """Parameters of the algorithm, beside its name and version."""
         return [RESEARCH_USE, f"Calibrated probability {self.probability:.4f}; yes from {self.threshold:.4f} on"]
 
 
 def dicom_objects(source: pydicom.Dataset, finding: Finding) -> dict[str, pydicom.Dataset]:
-    """``segmentation`` (where the mask is not empty), ``capture`` and ``report``.
+    """Make the ``segmentation`` (where the mask is not empty), the ``capture`` and the ``report``.
 
     Args:
         source: from :func:`keras_pneumo.detector.dicom_files.source_header`.
-        finding: the answer, on the source's grid.
+        finding: the content, on the source's grid.
     """
     with quiet():
         capture = _capture(source, finding)
         segmentation = _segmentation(source, finding) if finding.mask.any() else None
         report = _report(source, finding, segmentation, capture)
-        made = {"segmentation": segmentation, "capture": capture, "report": report}
-        objects = {kind: dataset for kind, dataset in made.items() if dataset is not None}
+        datasets = {"segmentation": segmentation, "capture": capture, "report": report}
+        objects = {kind: dataset for kind, dataset in datasets.items() if dataset is not None}
         for dataset in objects.values():
-            # highdicom takes names over without the source's character set; a detector's name may be of any script.
+            # highdicom copies names without the source's character set, and a detector's name may be of any script.
             dataset.SpecificCharacterSet = "ISO_IR 192"
         return objects
 
@@ -115,8 +116,8 @@ def _segmentation(source: pydicom.Dataset, finding: Finding) -> pydicom.Dataset:
         **_maker(finding),
     )
     for shared in segmentation.SharedFunctionalGroupsSequence:
-        # highdicom writes the source's spacing without a slice thickness, which a projection has none of, and then
-        # refuses to read that. The pixels are the source's own, and so is their spacing.
+        # highdicom writes the source's spacing without a slice thickness, which a projection does not have, and then
+        # refuses to read it. The pixels are the source's own, so the source gives their spacing.
         if "PixelMeasuresSequence" in shared:
             del shared.PixelMeasuresSequence
     segmentation.PatientOrientation = source.get("PatientOrientation") or None  # may be empty, must be there
@@ -132,22 +133,22 @@ def _capture(source: pydicom.Dataset, finding: Finding) -> pydicom.Dataset:
         bits_allocated=8,
         coordinate_system=hd.CoordinateSystemNames.PATIENT,
         patient_orientation=("L", "F"),
-        pixel_spacing=tuple(float(one) for one in spacing) if spacing is not None else None,  # type: ignore[arg-type]
+        pixel_spacing=tuple(float(millimetres) for millimetres in spacing) if spacing is not None else None,  # type: ignore[arg-type]
         series_number=902,
         instance_number=1,
         transfer_syntax_uid=ExplicitVRLittleEndian,
         series_description=f"Pneumothorax overlay. {RESEARCH_USE}",
         **_maker(finding),
     )
-    # SIIM's files do not say which way they lie, so the overlay does not either.
+    # SIIM's files have no orientation, so the overlay has none either.
     capture.PatientOrientation = source.get("PatientOrientation") or None
     capture.BodyPartExamined = "CHEST"
     capture.ImageType = ["DERIVED", "SECONDARY"]
-    capture.ConversionType = "WSD"  # made on a workstation, not by the device that took the radiograph
-    for name in _LOSSY:  # what was once compressed with loss stays so (PS3.3, C.7.6.1.1.5)
+    capture.ConversionType = "WSD"  # from a workstation, not from the device that took the radiograph
+    for name in _LOSSY:  # once compressed with loss is always so (PS3.3, C.7.6.1.1.5)
         if source.get(name):
             setattr(capture, name, source.get(name))
-    capture.BurnedInAnnotation = "NO"  # of what identifies the patient: only the answer is drawn
+    capture.BurnedInAnnotation = "NO"  # no patient data is drawn, only the answer
     capture.DerivationDescription = f"Outline by {finding.algorithm} {finding.version}. {RESEARCH_USE}"
     reference = pydicom.Dataset()
     reference.ReferencedSOPClassUID = source.SOPClassUID
@@ -168,17 +169,17 @@ def _report(
     observer = sr.ObserverContext(codes.DCM.Device, device)
     algorithm = sr.AlgorithmIdentification(finding.algorithm, finding.version, parameters=finding.parameters)
     yes = finding.probability >= finding.threshold
-    odd = []
+    disagreement = []
     if finding.disagreement:
-        told = Code("DISAGREE", OWN_SCHEME, f"Disagree: {finding.disagreement}")
-        odd = [sr.QualitativeEvaluation(AGREEMENT, told)]
-    # No finding type here: "Finding: Pneumothorax" above "Pneumothorax: Absent" could be read as one.
+        code = Code("DISAGREE", OWN_SCHEME, f"Disagree: {finding.disagreement}")
+        disagreement = [sr.QualitativeEvaluation(AGREEMENT, code)]
+    # No finding type here: "Finding: Pneumothorax" above "Pneumothorax: Absent" could be read as a finding.
     groups: list[Any] = [
         sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=sr.TrackingIdentifier(hd.UID(), "pneumothorax on the image"),
             algorithm_id=algorithm,
             measurements=[sr.Measurement(PROBABILITY, round(100 * finding.probability, 2), PERCENT)],
-            qualitative_evaluations=[sr.QualitativeEvaluation(PNEUMOTHORAX, PRESENT if yes else ABSENT), *odd],
+            qualitative_evaluations=[sr.QualitativeEvaluation(PNEUMOTHORAX, PRESENT if yes else ABSENT), *disagreement],
             source_images=[sr.SourceImageForMeasurementGroup.from_source_image(source)],
         )
     ]
@@ -197,16 +198,16 @@ def _report(
                 finding_type=PNEUMOTHORAX,
                 algorithm_id=algorithm,
                 measurements=measured,
-                qualitative_evaluations=odd,
+                qualitative_evaluations=disagreement,
             )
         )
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observer),
-        procedure_reported=CHEST_FILM,
+        procedure_reported=CHEST_RADIOGRAPH,
         imaging_measurements=groups,
     )
     for item in _image_items(content):
-        # The frame says which segment; to name that too is not allowed (PS3.3 C.18.4).
+        # The frame gives the segment; naming the segment too is not allowed (PS3.3 C.18.4).
         if "ReferencedFrameNumber" in item and "ReferencedSegmentNumber" in item:
             del item.ReferencedSegmentNumber
     evidence = [source, capture] if segmentation is None else [source, segmentation, capture]
@@ -223,14 +224,14 @@ def _report(
 
 
 def _image_items(content: Iterable[pydicom.Dataset]) -> Iterator[pydicom.Dataset]:
-    """Every reference to an image in a report's tree."""
+    """All references to images in a report's tree."""
     for item in content:
         yield from item.get("ReferencedSOPSequence", [])
         yield from _image_items(item.get("ContentSequence", []))
 
 
 def _maker(finding: Finding) -> dict[str, Any]:
-    """Who made an object, and identifiers of its own."""
+    """The maker of an object, and the object's own identifiers."""
     return {
         "series_instance_uid": hd.UID(),
         "sop_instance_uid": hd.UID(),

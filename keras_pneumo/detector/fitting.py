@@ -37,9 +37,8 @@ from keras_pneumo.evaluation.report.pictures import image_loader
 from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
 from keras_pneumo.evaluation.scoring.metrics import confusion, fit_threshold
 from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
-from keras_pneumo.explain import explain
-from keras_pneumo.explain.method_selection import choose
 from keras_pneumo.explain.positives import outlined
+from keras_pneumo.explain.saliency_check import CheckOptions, SubsetProbabilities, explain_prepared, select_method
 from keras_pneumo.inference.ensemble import check_gate, check_together, predict_classifiers, predict_map_set
 from keras_pneumo.inference.maps import MapSet
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
@@ -150,14 +149,14 @@ def fit_detector(
     if heat_maps is not None and outlined(classifiers[0], prepared, "test"):
         probability = detector_answers(test, fitted).set_index("image_id")["probability"]
         # Made anew and not taken from the classifier's run, which knows neither the segmenter nor the detector.
-        settings = explain.Asked(choice=heat_maps, segmenters=segmenters)
+        settings = CheckOptions(selection=heat_maps, segmenters=segmenters)
         names = tuple(run.experiment.name for run in classifiers)
-        explain.explain_prepared(
+        explain_prepared(
             classifiers[0],
             prepared,
             folder / FOLDER,
             settings,
-            explain.Answers(probability, fitted.threshold, names),
+            SubsetProbabilities(probability, fitted.threshold, names),
             resamples,
             progress,
         )
@@ -216,7 +215,7 @@ def select_heat_maps(run: RunFolder, prepared: PreparedFolder) -> pd.DataFrame |
     Only the run's best network is tried: all runs of an ensemble are of one kind. None where no validation positive has
     a mask, so that nothing can be compared.
     """
-    return choose(load_model(run), run, prepared) if outlined(run, prepared, "validation") else None
+    return select_method(load_model(run), run, prepared) if outlined(run, prepared, "validation") else None
 
 
 def write_members(

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.prepared.rendering import resize_mask
+from keras_pneumo.data.radiographs.geometry import resize_mask
 
 OUTLINE = (255, 196, 0)
 """Red, green, blue: amber differs clearly from every grey."""

@@ -1,8 +1,8 @@
-"""The detector's record: what it is, and a hash of every file that an answer depends on.
+"""The detector's record, ``detector.json``: its settings, and a hash of every file that an answer depends on.
 
-In: a detector folder. Out: ``detector.json``, checked, and the paths of the weights that it names. Nothing is loaded
-that the record does not name: the version of a detector is the hash of this record, so a file that it says nothing of
-would change answers under an unchanged version.
+In: a detector folder. Out: the checked record, and the paths of the weights that it lists. Nothing is loaded that the
+record does not list: a detector's version is the hash of its record, and an unlisted file could change the answers
+while the version stays the same.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from keras_pneumo.storage.files import sha256_bytes, sha256_file
 FILE = "detector.json"
 FORMAT = 1
 NETWORKS = "network_*.safetensors"
-"""Weights within the folder of a run that was joined."""
+"""File names of the weights in a member's folder."""
 
 
 def content_hash(record: dict[str, Any]) -> str:
-    """The hash that ``detector.json`` gives of itself, less that hash."""
+    """The hash of ``detector.json`` without its own entry ``sha256``."""
     rest = {name: value for name, value in record.items() if name != "sha256"}
     return sha256_bytes(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode())
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """``detector.json``, checked to be whole and of a format that this version reads.
+    """Read ``detector.json`` and check that it is unchanged and of a format that this version reads.
 
     Raises:
-        PneumoError: there is none, or it was changed.
+        PneumoError: it is missing, damaged or changed.
     """
     path = folder / FILE
     if not path.is_file():
         raise PneumoError(
-            f"{folder} is no detector: it has no {FILE}. Make one with keras-pneumo join CLASSIFIER --segmenter "
+            f"{folder} is not a detector: it has no {FILE}. Make one with keras-pneumo join CLASSIFIER --segmenter "
             "SEGMENTER --data PREPARED --out DETECTOR."
         )
     try:
@@ -44,21 +44,21 @@ def read_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise PneumoError(f"{path} cannot be read: {error}. Copy the detector again.") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise PneumoError(f"{path} is not of format {FORMAT}, the one this version reads.")
+        raise PneumoError(f"{path} is not of format {FORMAT}, which this version reads. Join the runs again.")
     if record.get("sha256") != content_hash(record):
-        raise PneumoError(f"{path} was changed after it was written: its hash does not fit. Copy the detector again.")
+        raise PneumoError(f"{path} was changed after it was written: its hash does not match. Copy the detector again.")
     return record
 
 
 def check_files(folder: Path, record: dict[str, Any]) -> None:
-    """Refuse a detector of which a file is missing, changed, or outside its folder.
+    """Refuse a detector if one of its files is missing, changed, or outside its folder.
 
     Raises:
         PneumoError: naming the files.
     """
     files = record.get("files")
     if not isinstance(files, dict) or not files:
-        raise PneumoError(f"{folder / FILE} names no files. Copy the detector again.")
+        raise PneumoError(f"{folder / FILE} lists no files. Copy the detector again.")
     if RULE_FILE not in files:
         raise PneumoError(f"{folder / FILE} gives no hash of {RULE_FILE}. Join the runs again.")
     root = folder.resolve()
@@ -70,33 +70,35 @@ def check_files(folder: Path, record: dict[str, Any]) -> None:
             bad.append(name)
     if bad:
         raise PneumoError(
-            f"{folder}: {', '.join(bad[:5])} {'is' if len(bad) == 1 else 'are'} missing or not as written. "
-            "Copy the detector again, whole."
+            f"{folder}: {', '.join(bad[:5])} {'is' if len(bad) == 1 else 'are'} missing or changed. "
+            "Copy the whole detector again."
         )
 
 
 def networks_of(folder: Path, record: dict[str, Any], member: str) -> list[Path]:
-    """The weights of one joined run, by the record's own list, whose hashes :func:`check_files` has compared.
+    """The weights of one member, as the record lists them; :func:`check_files` has compared their hashes.
 
     Args:
         folder: the detector's.
         record: from :func:`read_record`.
-        member: name of the run's folder within ``folder``.
+        member: name of the member's folder within ``folder``.
 
     Raises:
-        PneumoError: the run lies elsewhere, has no experiment or no weights, or weights lie there that are not listed,
-            as when a detector is copied over an older one with more checkpoints.
+        PneumoError: the member is outside the detector's folder, has no experiment or no weights, or its folder holds
+            weights that are not listed, for instance because a detector was copied over an older one.
     """
-    place, files = folder / member, record["files"]
-    if Path(member).name != member or member == ".." or place.resolve().parent != folder.resolve():
-        raise PneumoError(f"{folder / FILE} names the run {member!r}, which is not in its folder. Join the runs again.")
+    member_folder, files = folder / member, record["files"]
+    if Path(member).name != member or member == ".." or member_folder.resolve().parent != folder.resolve():
+        raise PneumoError(
+            f"{folder / FILE} names the member {member!r}, which is not in its folder. Join the runs again."
+        )
     listed = sorted(path for path in map(Path, files) if path.parent == Path(member) and path.match(NETWORKS))
     if not listed or f"{member}/experiment.json" not in files:
-        raise PneumoError(f"{folder / FILE} names no experiment or no weights of {member}. Join the runs again.")
-    strange = sorted(path.name for path in place.glob(NETWORKS) if path.relative_to(folder) not in listed)
-    if strange:
+        raise PneumoError(f"{folder / FILE} lists no experiment or no weights of {member}. Join the runs again.")
+    unlisted = sorted(path.name for path in member_folder.glob(NETWORKS) if path.relative_to(folder) not in listed)
+    if unlisted:
         raise PneumoError(
-            f"{place} holds {', '.join(strange[:5])}, which {FILE} does not name. Copy the detector into an empty "
-            "folder, not over another one."
+            f"{member_folder} holds {', '.join(unlisted[:5])}, which {FILE} does not list. Copy the detector into an "
+            "empty folder, not over another one."
         )
     return [folder / path for path in listed]

@@ -1,12 +1,11 @@
-"""Heat maps of radiographs as they come, which need no prepared folder: a picture for each, and a table.
+"""Heat maps of radiographs that need no prepared folder: one map as an array, or a picture of each and a table.
 
-In: a finished run and files. Out: ``overlays/NAME.png``, ``explained.csv`` and, where a file could not be read,
-``quarantine.csv``. Method and stage are those of the run's own check, which says whether validation chose them.
+In: a finished run and radiographs. Out: ``overlays/NAME.png``, ``explained.csv`` and, where a file could not be read,
+``quarantine.csv``. Method and stage are those of the run's check, which records whether validation selected them.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,40 +17,41 @@ import numpy as np
 import pandas as pd
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.labels.siim import find_files, read_labels
+from keras_pneumo.data.labels.cases import read_labels
+from keras_pneumo.data.radiographs.geometry import size_fault
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
-from keras_pneumo.data.radiographs.reading import iter_images, read_radiograph
+from keras_pneumo.data.radiographs.reading import find_files, read_radiograph
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.report.saliency_report import FOLDER, PICTURES, RECORD
-from keras_pneumo.explain.gradcam import BATCH, heat_maps, raw_maps, shown
+from keras_pneumo.explain.gradcam import BATCH, heat_maps, raw_maps, to_heat
 from keras_pneumo.explain.pictures import caption, overlay_heat_map, write_overlay
 from keras_pneumo.explain.positives import image_probabilities, operating_threshold
 from keras_pneumo.inference.ensemble import mean_probability, open_members
-from keras_pneumo.inference.files import Image, grey_pixels, pixels_at, unfit
+from keras_pneumo.inference.files import Image, Source, grey_pixels, pixels_at, read_batches
 from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.inference.run import RunFolder, load_model
 from keras_pneumo.storage.files import write_table
 from keras_pneumo.storage.tables import image_id_of, safe_columns, write_quarantine
 
 CONVENTION = ("gradcam", 5)
-"""What is shown where nothing was chosen: Grad-CAM of the last stage, as its authors do."""
+"""Method and stage of a run that was not checked: Grad-CAM of the last stage, as its authors do."""
 
 
 @dataclass(frozen=True)
 class FilesExplained:
-    """What :func:`explain_files` did."""
+    """What :func:`explain_files` wrote."""
 
     folder: Path
     method: str
     stage: int
-    chosen: bool
-    """Whether validation chose the method and the stage."""
+    selected: bool
+    """Whether validation selected the method and the stage."""
     explained: int
     set_aside: int
 
 
-def checked_for(run: RunFolder) -> tuple[tuple[str, int], bool] | None:
-    """The method and stage that a run was checked with, and whether validation chose them rather than a person.
+def checked_with(run: RunFolder) -> tuple[tuple[str, int], bool] | None:
+    """The method and stage that a run was checked with, and whether validation selected them and not a person.
 
     None where it was not checked.
 
@@ -100,11 +100,11 @@ def heat_map(
         except UnreadableImage as error:
             raise PneumoError(f"{image} cannot be read: {error}") from None
     size = run.experiment.image_size
-    if reason := unfit(pixels, size):
-        raise PneumoError(reason)
-    (checked_method, checked_stage), _ = checked_for(run) or (CONVENTION, False)
+    if reason := size_fault(pixels, size):
+        raise PneumoError(f"The image cannot be used: {reason}.")
+    checked, _ = checked_with(run) or (CONVENTION, False)
     model = load_model(run) if model is None else model
-    maps = heat_maps(model, pixels_at([pixels], size), method or checked_method, stage or checked_stage)
+    maps = heat_maps(model, pixels_at([pixels], size), *_named_or(checked, method, stage))
     return np.asarray(cv2.resize(maps[0], pixels.shape[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
 
 
@@ -117,7 +117,7 @@ def explain_files(
     labels: Path | None = None,
     progress: Progress | None = None,
 ) -> FilesExplained:
-    """Explain radiographs one batch at a time.
+    """Draw the heat map of each radiograph, one batch at a time.
 
     Args:
         run: a finished run.
@@ -129,11 +129,11 @@ def explain_files(
         progress: called with files done and in all.
 
     Raises:
-        PneumoError: there is no radiograph, or not one that can be read; the labels cannot be read.
+        PneumoError: there is no radiograph, or none that can be read; the labels cannot be read.
     """
-    paths = find_files(data, folder)
-    checked, chosen = checked_for(run) or (CONVENTION, False)
-    wanted = (method or checked[0], stage or checked[1])
+    sources: list[Source] = [(name, path) for path, name in find_files(data, folder)]
+    checked, selected = checked_with(run) or (CONVENTION, False)
+    shown = _named_or(checked, method, stage)
     truths = {name: label.runs for name, label in read_labels(labels).images.items()} if labels else {}
     size = run.experiment.image_size
     model = load_model(run)
@@ -141,36 +141,30 @@ def explain_files(
     rows: list[dict[str, object]] = []
     refused: list[dict[str, object]] = []
     taken: set[str] = set()
-    reader = iter_images([path for path, _ in paths])
-    names = iter(paths)
-    while batch := list(itertools.islice(reader, BATCH)):
-        images, about = [], []
-        for path, found in batch:
-            name = next(names)[1]
-            reason = str(found) if isinstance(found, UnreadableImage) else unfit(found.pixels, size)
-            if reason or isinstance(found, UnreadableImage):
-                refused.append({"file": name, "reason": reason})
-                continue
-            images.append(found.pixels)
-            about.append((found.image_id, name, _free_name(image_id_of(path.name), taken)))
-        if images:
-            raw = raw_maps(model, pixels_at(images, size), *wanted)
-            heats = shown(raw.maps, size)
+    for batch in read_batches(sources, size, BATCH, refused):
+        if batch:
+            images = [image.pixels for image in batch]
+            raw = raw_maps(model, pixels_at(images, size), *shown)
             if members:  # as predict does, mirror images and all
-                said = mean_probability(members, lambda size, batch=images: pixels_at(batch, size)).tolist()  # type: ignore[misc]
+                probabilities = mean_probability(members, lambda size, images=images: pixels_at(images, size))  # type: ignore[misc]
             else:
-                said = image_probabilities(run, raw.logits).tolist()
-            for image, heat, probability, (image_id, name, short) in zip(images, heats, said, about, strict=True):
-                path = folder / PICTURES / short
-                row = _explain_one(run, image, heat, probability, truths.get(image_id), wanted, path)
-                rows.append({"image_id": image_id, "file": name, **row})
+                probabilities = image_probabilities(run, raw.logits)
+            for image, heat, probability in zip(batch, to_heat(raw.maps, size), probabilities, strict=True):
+                path = folder / PICTURES / _free_name(image_id_of(Path(image.name).name), taken)
+                row = _explain_one(run, image.pixels, heat, float(probability), truths.get(image.image_id), shown, path)
+                rows.append({"image_id": image.image_id, "file": image.name, **row})
         if progress:
-            progress(len(rows) + len(refused), len(paths))
+            progress(len(rows) + len(refused), len(sources))
     if not rows:
-        raise PneumoError(f"None of the {len(paths)} files can be read; the first: {refused[0]['reason']}")
+        raise PneumoError(f"None of the {len(sources)} files can be read; the first: {refused[0]['reason']}")
     write_table(folder / "explained.csv", safe_columns(pd.DataFrame(rows), "image_id", "file"))
     write_quarantine(folder, refused)
-    return FilesExplained(folder, *wanted, chosen and wanted == checked, len(rows), len(refused))
+    return FilesExplained(folder, *shown, selected and shown == checked, len(rows), len(refused))
+
+
+def _named_or(checked: tuple[str, int], method: str | None, stage: int | None) -> tuple[str, int]:
+    """The method and stage that are named, else those of the run's check."""
+    return checked[0] if method is None else method, checked[1] if stage is None else stage
 
 
 def _explain_one(
@@ -179,13 +173,13 @@ def _explain_one(
     heat: np.ndarray,
     probability: float,
     truth: rle.Runs | None,
-    wanted: tuple[str, int],
+    shown: tuple[str, int],
     path: Path,
 ) -> dict[str, object]:
     """Write one picture; the row of the table."""
     threshold = operating_threshold(run)
     side = "" if threshold is None else "above the threshold" if probability >= threshold else "below the threshold"
-    write_overlay(path, overlay_heat_map(image, heat, caption(probability, *wanted, side), truth))
+    write_overlay(path, overlay_heat_map(image, heat, caption(probability, *shown, side), truth))
     y, x = np.unravel_index(int(heat.argmax()), heat.shape)
     hottest = {} if heat.max() <= 0 else {"hottest_x": (x + 0.5) / len(heat), "hottest_y": (y + 0.5) / len(heat)}
     return {"probability": round(probability, 6), "picture": f"{PICTURES}/{path.name}", **hottest}

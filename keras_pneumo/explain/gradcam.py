@@ -1,10 +1,8 @@
-"""The slope of a score: the one place that knows how each Keras backend differentiates.
-
-Where a network looks: Grad-CAM, Grad-CAM++ and HiResCAM of any stage of its encoder.
+"""Heat maps of where a network looks: Grad-CAM, Grad-CAM++ and HiResCAM of any stage of its encoder.
 
 In: a classifier or a U-Net of ours (functional, with the nested model ``encoder``) and radiographs. Out: for each image
-a map of how much each place speaks for a pneumothorax. The network is cut once in two at the wanted stage, so that an
-image costs one pass through it and one back to the cut; no layer is copied, so new weights are seen at once.
+a map of how much each place speaks for a pneumothorax. The network is cut in two at the stage, so that an image costs
+one pass through it and one back to the cut; no layer is copied, so changed weights count at once.
 
 Sources: Grad-CAM, Selvaraju et al., arXiv 1610.02391; Grad-CAM++, Chattopadhyay et al., arXiv 1710.11063; HiResCAM,
 Draelos and Carin, arXiv 2011.08891; for a network without an image-level answer the score is Seg-Grad-CAM's, the mask's
@@ -22,9 +20,135 @@ import numpy as np
 
 from keras_pneumo.errors import PneumoError
 
+METHODS = ("gradcam", "gradcam++", "hirescam")
+STAGES = (1, 2, 3, 4, 5)
+"""The encoder's feature maps, at strides 2, 4, 8, 16 and 32."""
 
-def slope(score: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
-    """A score and its gradient.
+BATCH = 16
+"""Images whose maps are made at once."""
+
+
+class RawMaps(NamedTuple):
+    """Maps as the method gives them, on the stage's own grid, with their sign; and the score they explain."""
+
+    maps: np.ndarray
+    """float32 (B, h, w); values below 0 speak against a pneumothorax."""
+    logits: np.ndarray
+    """float32 (B,)."""
+
+
+class FeatureGradients(NamedTuple):
+    """A stage's features and the gradient of the score by them, float32 (B, h, w, channels), and the score, (B,)."""
+
+    features: np.ndarray
+    gradients: np.ndarray
+    logits: np.ndarray
+
+
+class _Parts(NamedTuple):
+    """A network cut at a stage: up to it, from it to the encoder's end (None at the last), from there to the answer."""
+
+    front: keras.Model
+    tail: keras.Model | None
+    head: keras.Model
+
+
+_cut: WeakKeyDictionary[keras.Model, dict[int, _Parts]] = WeakKeyDictionary()
+
+
+def heat_maps(model: keras.Model, images: Any, method: str = "gradcam", stage: int = 5) -> np.ndarray:
+    """Heat maps, from 0 to 1 at the images' size.
+
+    Args:
+        model: a classifier or a U-Net of :mod:`keras_pneumo.models`; its weights are not changed.
+        images: float32 (B, S, S, 1) in [0, 1].
+        method: ``gradcam``, ``gradcam++`` or ``hirescam``.
+        stage: 1 to 5, which of the encoder's feature maps; 5 is the deepest and coarsest.
+
+    Returns:
+        float32 (B, S, S), 0 to 1: what speaks for a pneumothorax, as a share of the image's highest; all 0 where
+        nothing does.
+
+    Raises:
+        PneumoError: there is no such method or stage, or the network has no encoder.
+    """
+    return to_heat(raw_maps(model, images, method, stage).maps, np.shape(images)[1])
+
+
+def raw_maps(model: keras.Model, images: Any, method: str = "gradcam", stage: int = 5) -> RawMaps:
+    """Maps with their sign, on the stage's grid, and the logits; arguments as for :func:`heat_maps`."""
+    _check(method, stage)
+    if not len(images):
+        return RawMaps(np.zeros((0, 1, 1), np.float32), np.zeros(0, np.float32))
+    parts = []
+    for start in range(0, len(images), BATCH):
+        gradients = feature_gradients(model, images[start : start + BATCH], stage)
+        parts.append((signed_map(gradients, method), gradients.logits))
+    maps, logits = zip(*parts, strict=True)
+    return RawMaps(np.concatenate(maps), np.concatenate(logits))
+
+
+def feature_gradients(model: keras.Model, images: Any, stage: int) -> FeatureGradients:
+    """One batch's features and gradients at a stage, from which every method's map follows (:func:`signed_map`).
+
+    The score is the image-level logit; of a U-Net without one, the mean logit of the pixels that its own mask holds, or
+    of all where it holds none.
+    """
+    parts = _parts(model, stage)
+    # One tensor even where the network gives a list of one.
+    features = keras.tree.flatten(parts.front(keras.ops.convert_to_tensor(images, "float32"), training=False))
+    *earlier, last = [keras.ops.stop_gradient(feature) for feature in features]
+
+    def score(feature: Any) -> Any:
+        deeper = keras.tree.flatten(parts.tail(feature, training=False)) if parts.tail is not None else []
+        return _score(parts.head([*earlier, feature, *deeper], training=False))
+
+    logits, gradients = score_gradient(score, last)
+    arrays = [np.asarray(keras.ops.convert_to_numpy(tensor), np.float32) for tensor in (last, gradients, logits)]
+    return FeatureGradients(*arrays)
+
+
+def signed_map(feature_gradients: FeatureGradients, method: str) -> np.ndarray:
+    """The map of a method with its sign, float32 (B, h, w).
+
+    ``gradcam``: features weighted by the mean gradient of their channel. ``hirescam``: by the gradient at each place.
+    ``gradcam++``: by the sum of the channel's positive gradients, each weighted by the curvature of exp(score), whose
+    factor, one for the whole image, is left out.
+    """
+    features, gradients, _ = feature_gradients
+    if method == "hirescam":
+        return np.einsum("bhwc,bhwc->bhw", features, gradients)
+    if method == "gradcam":
+        weights = gradients.mean(axis=(1, 2))
+    else:
+        # In units of the image's largest gradient, so that no third power leaves float32's range.
+        largest = np.abs(gradients).max(axis=(1, 2, 3), keepdims=True)
+        unit = gradients / np.where(largest > 0, largest, 1)
+        below = 2 * unit**2 + features.sum(axis=(1, 2), keepdims=True) * largest * unit**3
+        share = np.divide(unit**2, below, out=np.zeros_like(unit), where=below != 0)
+        weights = (share * np.maximum(gradients, 0)).sum(axis=(1, 2))
+    return np.einsum("bhwc,bc->bhw", features, weights)
+
+
+def to_heat(maps: np.ndarray, side: int) -> np.ndarray:
+    """Signed maps as heat: negative values set to 0, enlarged linearly between centres, the highest value 1.
+
+    Args:
+        maps: float32 (B, h, w).
+        side: of the images.
+
+    Returns:
+        float32 (B, side, side).
+    """
+    heat = np.maximum(maps, 0)[..., None]
+    resized = keras.ops.image.resize(heat, (side, side), "bilinear", data_format="channels_last")
+    heat = np.asarray(keras.ops.convert_to_numpy(resized), np.float32)[..., 0]
+    highest = heat.max(axis=(1, 2), keepdims=True)
+    return heat / np.where(highest > 0, highest, 1)
+
+
+def score_gradient(score: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
+    """A score and its gradient, on any Keras backend that has gradients.
 
     Args:
         score: from a tensor to one score for each image, shape (B,), image by image: none depends on another's.
@@ -59,133 +183,7 @@ def slope(score: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
 
         (_, scores), gradient = jax.value_and_grad(summed, has_aux=True)(x)
         return scores, gradient
-    raise PneumoError(f"Heat maps need gradients, which Keras's backend {backend!r} has not. Use tensorflow.")
-
-
-METHODS = ("gradcam", "gradcam++", "hirescam")
-STAGES = (1, 2, 3, 4, 5)
-"""The encoder's feature maps, at strides 2, 4, 8, 16 and 32."""
-
-BATCH = 16
-"""Images that are worked on at once."""
-
-
-class RawMaps(NamedTuple):
-    """Maps as the method gives them, on the stage's own grid, with their sign; and the score they explain."""
-
-    maps: np.ndarray
-    """float32 (B, h, w); below nought speaks against a pneumothorax."""
-    logits: np.ndarray
-    """float32 (B,)."""
-
-
-class Slopes(NamedTuple):
-    """A stage's features, the slope of the score by them, both float32 (B, h, w, channels), and the score, (B,)."""
-
-    features: np.ndarray
-    gradients: np.ndarray
-    logits: np.ndarray
-
-
-class _Parts(NamedTuple):
-    """A network cut at a stage: up to it, from it to the encoder's end (None at the last), from there to the answer."""
-
-    front: keras.Model
-    tail: keras.Model | None
-    head: keras.Model
-
-
-_cut: WeakKeyDictionary[keras.Model, dict[int, _Parts]] = WeakKeyDictionary()
-
-
-def heat_maps(model: keras.Model, images: Any, method: str = "gradcam", stage: int = 5) -> np.ndarray:
-    """Heat maps as they are shown.
-
-    Args:
-        model: a classifier or a U-Net of :mod:`keras_pneumo.models`; its weights are not changed.
-        images: float32 (B, S, S, 1) in [0, 1].
-        method: ``gradcam``, ``gradcam++`` or ``hirescam``.
-        stage: 1 to 5, which of the encoder's feature maps; 5 is the deepest and coarsest.
-
-    Returns:
-        float32 (B, S, S), 0 to 1: what speaks for a pneumothorax, as a share of the image's highest; all 0 where
-        nothing does.
-
-    Raises:
-        PneumoError: there is no such method or stage, or the network has no encoder.
-    """
-    return shown(raw_maps(model, images, method, stage).maps, np.shape(images)[1])
-
-
-def raw_maps(model: keras.Model, images: Any, method: str = "gradcam", stage: int = 5) -> RawMaps:
-    """Maps with their sign, on the stage's grid, and the logits; arguments as for :func:`heat_maps`."""
-    _check(method, stage)
-    if not len(images):
-        return RawMaps(np.zeros((0, 1, 1), np.float32), np.zeros(0, np.float32))
-    found = []
-    for start in range(0, len(images), BATCH):
-        slopes = slopes_of(model, images[start : start + BATCH], stage)
-        found.append((weigh(slopes, method), slopes.logits))
-    maps, logits = zip(*found, strict=True)
-    return RawMaps(np.concatenate(maps), np.concatenate(logits))
-
-
-def slopes_of(model: keras.Model, images: Any, stage: int) -> Slopes:
-    """One batch's features and slopes at a stage, from which every method's map follows (:func:`weigh`).
-
-    The score is the image-level logit; of a U-Net without one, the mean logit of the pixels that its own mask holds, or
-    of all where it holds none.
-    """
-    parts = _parts(model, stage)
-    # One tensor even where the network gives a list of one.
-    features = keras.tree.flatten(parts.front(keras.ops.convert_to_tensor(images, "float32"), training=False))
-    *earlier, last = [keras.ops.stop_gradient(feature) for feature in features]
-
-    def score(feature: Any) -> Any:
-        deeper = keras.tree.flatten(parts.tail(feature, training=False)) if parts.tail is not None else []
-        return _score(parts.head([*earlier, feature, *deeper], training=False))
-
-    logits, gradients = slope(score, last)
-    return Slopes(*(np.asarray(keras.ops.convert_to_numpy(one), np.float32) for one in (last, gradients, logits)))
-
-
-def weigh(slopes: Slopes, method: str) -> np.ndarray:
-    """The signed map of a method, float32 (B, h, w).
-
-    ``gradcam``: features weighed by the mean slope of their channel. ``hirescam``: by the slope at each place.
-    ``gradcam++``: by the sum of the channel's rising slopes, each weighed by the curvature of exp(score), whose factor,
-    one for the whole image, is left out.
-    """
-    features, gradients, _ = slopes
-    if method == "hirescam":
-        return np.einsum("bhwc,bhwc->bhw", features, gradients)
-    if method == "gradcam":
-        weights = gradients.mean(axis=(1, 2))
-    else:
-        # In units of the image's steepest slope, so that no third power leaves float32's range.
-        steepest = np.abs(gradients).max(axis=(1, 2, 3), keepdims=True)
-        unit = gradients / np.where(steepest > 0, steepest, 1)
-        below = 2 * unit**2 + features.sum(axis=(1, 2), keepdims=True) * steepest * unit**3
-        share = np.divide(unit**2, below, out=np.zeros_like(unit), where=below != 0)
-        weights = (share * np.maximum(gradients, 0)).sum(axis=(1, 2))
-    return np.einsum("bhwc,bc->bhw", features, weights)
-
-
-def shown(maps: np.ndarray, side: int) -> np.ndarray:
-    """Signed maps as heat: enlarged linearly between centres, what is below nought cut off, the highest at 1.
-
-    Args:
-        maps: float32 (B, h, w).
-        side: of the images.
-
-    Returns:
-        float32 (B, side, side).
-    """
-    heat = np.maximum(maps, 0)[..., None]
-    resized = keras.ops.image.resize(heat, (side, side), "bilinear", data_format="channels_last")
-    heat = np.asarray(keras.ops.convert_to_numpy(resized), np.float32)[..., 0]
-    highest = heat.max(axis=(1, 2), keepdims=True)
-    return heat / np.where(highest > 0, highest, 1)
+    raise PneumoError(f"Heat maps need gradients, which Keras's backend {backend!r} does not have. Use tensorflow.")
 
 
 def _check(method: str, stage: int) -> None:
@@ -208,11 +206,11 @@ def _score(outputs: Any) -> Any:
 
 
 def _parts(model: keras.Model, stage: int) -> _Parts:
-    """The network cut at a stage, cut when first asked for."""
-    known = _cut.setdefault(model, {})
-    if stage not in known:
-        known[stage] = _cut_at(model, stage)
-    return known[stage]
+    """The network cut at a stage; each cut is made once."""
+    cuts = _cut.setdefault(model, {})
+    if stage not in cuts:
+        cuts[stage] = _cut_at(model, stage)
+    return cuts[stage]
 
 
 def _cut_at(model: keras.Model, stage: int) -> _Parts:
@@ -220,7 +218,7 @@ def _cut_at(model: keras.Model, stage: int) -> _Parts:
         encoder = model.get_layer("encoder")
     except ValueError:
         raise PneumoError(
-            f"The network {model.name!r} has no encoder, so it has no stage to look at. Use a classifier or segmenter."
+            f"The network {model.name!r} has no encoder, so it has no stages. Use a classifier or a segmenter."
         ) from None
     features: list[Any] = []
 
@@ -230,8 +228,8 @@ def _cut_at(model: keras.Model, stage: int) -> _Parts:
             features.extend(outputs)
         return outputs
 
-    # The same layers once more around, which is how the encoder's outputs in the outer network are got hold of.
-    # (A new model of the same tensors first: cloning a compiled one would want to copy its optimizer.)
+    # The same layers are called once more, which gives the encoder's outputs within the outer network.
+    # (A new model of the same tensors first: cloning a compiled one would copy its optimizer.)
     plain = keras.Model(model.input, model.output)
     again = keras.models.clone_model(plain, clone_function=lambda layer: layer, call_function=call)
     front = keras.Model(again.inputs[0], features[:stage])

@@ -1,7 +1,7 @@
-"""Raw heat maps as a file, so that those of another framework can be scored beside ours.
+"""Raw heat maps in a file, so that those of the PyTorch twin can be scored beside ours.
 
 ``maps.npz``: ``image_ids`` (n,), ``maps`` float32 (n, h, w) with their sign on the stage's grid, ``logits`` (n,),
-``method`` and ``stage``. ``experiments/torch_team/gradcam.py`` reads one and writes its own in the same form.
+``method`` and ``stage``. ``experiments/torch_team/gradcam.py`` reads such a file and writes one.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def write_maps(path: Path, image_ids: Sequence[str], raw: RawMaps, method: str, 
     write_bytes(path, content.getvalue())
 
 
-def compared_maps(path: Path, image_ids: Sequence[str], method: str, stage: int, grid: Sequence[int]) -> RawMaps:
-    """Another's maps of these images, in their order.
+def read_twin_maps(path: Path, image_ids: Sequence[str], method: str, stage: int, grid: Sequence[int]) -> RawMaps:
+    """Read the twin's maps of these images, in their order.
 
     Args:
         path: the file.
         image_ids: which images.
-        method: that ours are made by.
-        stage: that ours are of.
+        method: of our maps.
+        stage: of our maps.
         grid: height and width of ours.
 
     Raises:
@@ -48,27 +48,27 @@ def compared_maps(path: Path, image_ids: Sequence[str], method: str, stage: int,
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in _NAMES}
+            arrays = {name: file[name] for name in _NAMES}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise PneumoError(
             f"{path} holds no maps ({error}); it needs {', '.join(_NAMES)}, as experiments/torch_team/gradcam.py "
             "writes them."
         ) from error
-    theirs = (str(found["method"]), int(found["stage"]))
-    if theirs != (method, stage):
+    twin_method, twin_stage = str(arrays["method"]), int(arrays["stage"])
+    if (twin_method, twin_stage) != (method, stage):
         raise PneumoError(
-            f"The maps in {path} are {theirs[0]} of stage {theirs[1]}, ours {method} of stage {stage}. Give --method "
-            f"{theirs[0]} --stage {theirs[1]}, or make theirs again."
+            f"The maps in {path} are {twin_method} of stage {twin_stage}, ours {method} of stage {stage}. Give "
+            f"--method {twin_method} --stage {twin_stage}, or make theirs again."
         )
-    place = {str(image_id): row for row, image_id in enumerate(found["image_ids"])}
-    missing = [image_id for image_id in image_ids if image_id not in place]
+    row_of = {str(image_id): row for row, image_id in enumerate(arrays["image_ids"])}
+    missing = [image_id for image_id in image_ids if image_id not in row_of]
     if missing:
         raise PneumoError(f"{path} has no map of {len(missing)} of the {len(image_ids)} images; first {missing[0]}.")
-    rows = [place[image_id] for image_id in image_ids]
-    maps, logits = np.asarray(found["maps"], np.float32), np.asarray(found["logits"], np.float32).reshape(-1)
-    if maps.ndim != 3 or len(maps) != len(place) or maps.shape[1:] != tuple(grid) or len(logits) != len(place):
+    rows = [row_of[image_id] for image_id in image_ids]
+    maps, logits = np.asarray(arrays["maps"], np.float32), np.asarray(arrays["logits"], np.float32).reshape(-1)
+    if maps.ndim != 3 or len(maps) != len(row_of) or maps.shape[1:] != tuple(grid) or len(logits) != len(row_of):
         raise PneumoError(
-            f"The maps in {path} have the shape {maps.shape}; for {len(place)} images {(len(place), *grid)} is needed."
+            f"The maps in {path} have the shape {maps.shape}; {len(row_of)} images need {(len(row_of), *grid)}."
         )
     if not np.isfinite(maps).all():
         raise PneumoError(f"The maps in {path} hold values that are not finite.")

@@ -1,8 +1,8 @@
-"""A heat map as a picture for a person: the radiograph in grey, and beside it the same with the heat laid over it.
+"""Pictures of heat maps: the radiograph in grey, and beside it the same radiograph with the heat over it.
 
 In: a radiograph, its heat, and perhaps another map of it, the true outline and a caption. Out: one colour picture. The
-grey one stands beside the coloured one because heat hides what lies under it; "Research use only" is part of the
-picture, since pictures get separated from the page they stood on.
+grey radiograph is shown too because heat hides what lies under it. "Research use only" is part of the picture, since
+pictures get separated from their page.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from keras_pneumo.evaluation.report.saliency_report import METHODS
 from keras_pneumo.storage.files import write_bytes
 
 SIDE = 512
-"""Height and width of each of the pictures side by side; a radiograph of 96 pixels is enlarged to it."""
+"""Height and width of each picture side by side; smaller radiographs are enlarged to it."""
 
 STRENGTH = 0.72
-"""How much of the radiograph the hottest pixel covers; less heat covers less, and no heat nothing."""
+"""How much of the radiograph the hottest pixel hides, 0 to 1; less heat hides less, and no heat nothing."""
 
 OUTLINE = (255, 210, 63)
 """The true outline's colour (red, green, blue), as in the reports."""
@@ -34,7 +34,7 @@ _GAP = 4
 
 
 def colour_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Heat laid over a radiograph.
+    """Lay heat over a radiograph.
 
     Args:
         image: uint8 (S, S), grey.
@@ -43,9 +43,9 @@ def colour_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     Returns:
         uint8 (S, S, 3): red, green, blue.
     """
-    levels = np.rint(np.clip(heat, 0, 1) * 255).astype(np.uint8)
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    cover = (STRENGTH * np.sqrt(np.clip(heat, 0, 1)))[..., None]  # the root, so that middling heat is seen at all
+    quantised = np.rint(np.clip(heat, 0, 1) * 255).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(quantised, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    cover = (STRENGTH * np.sqrt(np.clip(heat, 0, 1)))[..., None]  # the root, so that moderate heat is visible
     grey = np.repeat(image[..., None], 3, axis=2)
     return np.rint(grey * (1 - cover) + colours * cover).astype(np.uint8)
 
@@ -57,7 +57,7 @@ def overlay_heat_map(
     truth: rle.Runs | None = None,
     beside: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The picture of one radiograph and its heat.
+    """Draw one radiograph and its heat side by side.
 
     Args:
         image: uint8 (height, width), square.
@@ -72,25 +72,25 @@ def overlay_heat_map(
     shrinks = image.shape[0] > SIDE
     grey = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
     pictures = [np.repeat(grey[..., None], 3, axis=2)]
-    for one in [heat] if beside is None else [heat, beside]:
-        fitted = cv2.resize(one.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
+    for each in [heat] if beside is None else [heat, beside]:
+        fitted = cv2.resize(each.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
         pictures.append(colour_heat(grey, fitted))
     if truth is not None and rle.area(truth):
         scale = SIDE / rle.MASK_SIZE
         lines, _ = cv2.findContours(rle.draw(truth), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        # Contours are drawn at sixteenths of a pixel, so that they do not shake.
+        # Contours are drawn at sixteenths of a pixel, so that they are smooth.
         fine = [np.rint((line + 0.5) * (scale * 16) - 8).astype(np.int32) for line in lines]
-        for one in pictures:
-            cv2.polylines(one, fine, True, OUTLINE, 1, cv2.LINE_AA, shift=4)
+        for picture in pictures:
+            cv2.polylines(picture, fine, True, OUTLINE, 1, cv2.LINE_AA, shift=4)
     gap = np.zeros((SIDE, _GAP, 3), np.uint8)
-    parts = [part for one in pictures for part in (gap, one)][1:]
+    parts = [part for picture in pictures for part in (gap, picture)][1:]
     return _with_foot(np.concatenate(parts, axis=1), caption)
 
 
-def caption(probability: float, method: str, stage: int, word: str = "") -> str:
+def caption(probability: float, method: str, stage: int, verdict: str = "") -> str:
     """The line under a picture: a verdict if there is one, the probability if it is known, and the map's name."""
-    said = f"probability {probability:.3f}, " if math.isfinite(probability) else ""
-    return f"{word}: {said}{METHODS[method]} of stage {stage}" if word else f"{said}{METHODS[method]} of stage {stage}"
+    number = f"probability {probability:.3f}, " if math.isfinite(probability) else ""
+    return f"{verdict}{': ' if verdict else ''}{number}{METHODS[method]} of stage {stage}"
 
 
 def write_overlay(path: Path, picture: np.ndarray) -> None:

@@ -1,8 +1,8 @@
-"""Does a heat map show what was learnt? It must change when what was learnt is taken away.
+"""The sanity check of heat maps: they must change when the learnt weights are replaced by random ones.
 
-In: a network and a way of making heat maps. Out: how alike the maps stay while weights are drawn anew, from the answer
-down to the image, block by block, each on top of the ones before (the cascading randomisation of Adebayo et al., arXiv
-1810.03292). A map that stays alike to the end shows the radiograph or the architecture, whatever it looks like.
+In: a network and a function that makes heat maps. Out: how alike the maps stay while weights are drawn anew, from the
+output down to the image, block by block, each on top of the ones before (the cascading randomisation of Adebayo et al.,
+arXiv 1810.03292). A map that stays alike to the end shows the radiograph or the architecture, whatever it looks like.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import pandas as pd
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.scoring.saliency import UNINFORMATIVE, rank_correlation
-from keras_pneumo.models.classifier import leaf_layers
-from keras_pneumo.models.torch_names import module_name
+from keras_pneumo.models.resnet import leaf_layers
+from keras_pneumo.models.weights import module_name
 
 HeatMaker = Callable[[keras.Model, np.ndarray], np.ndarray]
 """From a network and images, float32 (B, S, S, 1), to heat, float32 (B, S, S)."""
 
 
 def cascade(model: keras.Model, images: np.ndarray, heat_of: HeatMaker, seed: int = 0) -> pd.DataFrame:
-    """Likeness of the maps to those of the network as it is, after each block that is made random.
+    """Rank correlation of the maps with those of the learnt network, after each block that is made random.
 
     Args:
         model: one of ours; it has its own weights again when this returns.
@@ -43,13 +43,14 @@ def cascade(model: keras.Model, images: np.ndarray, heat_of: HeatMaker, seed: in
     rows = []
     with _weights_kept(model):
         own = heat_of(model, images)
-        some = np.ptp(own, axis=(1, 2)) > 0
-        if not some.any():
-            raise PneumoError("None of these images has any heat, so whether it changes cannot be tried.")
-        for step, (block, layers) in enumerate(blocks(model), start=1):
+        hot = np.ptp(own, axis=(1, 2)) > 0
+        if not hot.any():
+            raise PneumoError("None of these images has any heat, so the sanity check cannot be made.")
+        for step, (block, layers) in enumerate(weight_blocks(model), start=1):
             for layer in layers:
                 draw_anew(layer, np.random.default_rng([seed, step]))
-            likeness = [rank_correlation(*pair) for pair in zip(own[some], heat_of(model, images)[some], strict=True)]
+            again = heat_of(model, images)
+            likeness = [rank_correlation(*pair) for pair in zip(own[hot], again[hot], strict=True)]
             rows.append((step, block, float(np.mean(likeness)), min(likeness), max(likeness)))
     return pd.DataFrame(rows, columns=["step", "block", "likeness", "lowest", "highest"])
 
@@ -59,28 +60,28 @@ def uninformative(table: pd.DataFrame) -> bool:
     return bool(table["likeness"].iloc[-1] >= UNINFORMATIVE)
 
 
-def blocks(model: keras.Model) -> list[tuple[str, list[keras.layers.Layer]]]:
-    """The network's layers with weights in blocks by PyTorch's names, the answer's first and the stem last.
+def weight_blocks(model: keras.Model) -> list[tuple[str, list[keras.layers.Layer]]]:
+    """The network's layers with weights in blocks by PyTorch's names, the output's first and the stem last.
 
     A residual block or a block of the decoder is one block, and so is the stem.
     """
-    found: dict[str, list[keras.layers.Layer]] = {}
+    blocks: dict[str, list[keras.layers.Layer]] = {}
     for layer in leaf_layers(model):
         module = module_name(layer.name)
         part = re.match(r"(layer\d\.\d+|decoder\.blocks\.\d+)\.", module)
         stem = module in ("conv1", "bn1")
-        found.setdefault(part.group(1) if part else "stem" if stem else module, []).append(layer)
-    return list(reversed(found.items()))
+        blocks.setdefault(part.group(1) if part else "stem" if stem else module, []).append(layer)
+    return list(reversed(blocks.items()))
 
 
 def draw_anew(layer: keras.layers.Layer, random: np.random.Generator) -> None:
-    """Give a layer weights as fresh as a new one's; BatchNorm its statistics of a new one, too."""
+    """Give a layer the weights of a new one; for BatchNorm the statistics of a new one, too."""
     for variable in layer.weights:
         initializer = getattr(layer, f"{variable.name}_initializer", None)
-        if initializer is None:  # carried along and never used
+        if initializer is None:  # a variable that is never used
             continue
         settings = initializer.get_config()
-        if "seed" in settings:  # a layer's own would draw the very weights that the training started from
+        if "seed" in settings:  # the layer's own seed would draw the weights that the training started from
             settings["seed"] = int(random.integers(2**31))
         variable.assign(type(initializer).from_config(settings)(variable.shape, variable.dtype))
 

@@ -1,16 +1,13 @@
-"""A run's network for other programs: PyTorch, TensorFlow without Keras, ONNX Runtime, LiteRT.
+"""Exports of a run's network for other programs: PyTorch, TensorFlow without Keras, ONNX Runtime, LiteRT.
 
 In: a finished run, or a network as it starts. Out: a file (savedmodel: a folder) that computes the network's logits
 from the input that the Keras network takes, float32 (batch, height, width, 1) in [0, 1]; the normalisation is inside.
-PyTorch's file holds weights only, under the names of torchvision or smp. Each is read back and run on a few test
-images before it gets its name, and what gives other logits is removed: a wrong export is worse than none.
+PyTorch's file holds weights only, under the names of torchvision or smp. Each export is read back and run on a few test
+images before it gets its name, and one that gives other logits is removed: a wrong export is worse than none.
 
-ONNX Runtime in place of Keras for predicting, where it is faster: the same weights, checked to give the same logits.
-
-In: one of our networks. Out: an object with the one method of a Keras model that prediction uses. The export is made
-anew each time a detector is opened, into a folder that is then removed: a detector stays a folder of weights alone.
-
-Needs onnx, tf2onnx and onnxruntime (extra ``export``).
+:func:`on_onnx` runs a network on ONNX Runtime in place of Keras, where that predicts faster. That export is made anew
+each time a detector is opened, into a folder that is then removed: a detector stays a folder of weights alone. ONNX
+needs onnx, tf2onnx and onnxruntime (extra ``export``).
 """
 
 from __future__ import annotations
@@ -45,15 +42,15 @@ TEST_IMAGES = 3
 
 ONNX_PACKAGES = ("tf2onnx", "onnx", "onnxruntime")
 
-Logits = dict[str, np.ndarray]
+NamedLogits = dict[str, np.ndarray]
 """``image_logit`` (batch, 1) and, of segmenters, ``mask_logits`` (batch, height, width, 1)."""
 
-Runner = Callable[[np.ndarray], Logits]
+Runner = Callable[[np.ndarray], NamedLogits]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and its largest difference from the run's logits as a share of the largest one."""
+    """The path of an export, and its largest difference from the run's logits as a share of the largest one."""
 
     path: Path
     difference: float
@@ -68,12 +65,12 @@ def export_run(run: RunFolder, form: Format, path: Path) -> Exported:
 def export_network(
     model: keras.Model, experiment: Experiment, form: Format, path: Path, notes: dict[str, str] | None = None
 ) -> Exported:
-    """Write ``model`` to ``path``, whole, checked, or not at all.
+    """Write ``model`` to ``path``, checked; on a failure nothing is written.
 
     Args:
         model: the experiment's network.
-        experiment: what it is; kept beside the weights as JSON.
-        form: what for. ``litert`` has the experiment's image size built in, the others take any size (the U-Net: any
+        experiment: its settings; kept beside the weights as JSON.
+        form: of the file. ``litert`` has the experiment's image size built in, the others take any size (the U-Net: any
             that divides by 32).
         path: a new file, or for ``savedmodel`` a new folder.
         notes: further texts for the record.
@@ -82,18 +79,18 @@ def export_network(
         PneumoError: ``path`` exists or cannot be written, a package is missing, or the export's logits differ from the
             network's by more than :data:`BOUND`.
     """
-    for place in (path, _note_of(path)) if form == "litert" else (path,):
-        _require_new(place)
+    for new in (path, _note_of(path)) if form == "litert" else (path,):
+        _require_new(new)
     if form == "onnx" and (missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]):
         raise PneumoError(f"ONNX needs {', '.join(missing)}. Run: pip install 'keras-pneumo[export]'")
     record = {**describe(experiment, form), **(notes or {})}
     images = make_test_images(experiment.image_size)
-    expected = logits_of(model)(images)
+    expected = keras_runner(model)(images)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            runner = _WRITERS[form](model, experiment, made, record)
+            temporary = Path(folder) / path.name
+            runner = _WRITERS[form](model, experiment, temporary, record)
             difference = largest_difference(runner(images), expected)
             if not difference <= BOUND:
                 raise PneumoError(
@@ -101,13 +98,44 @@ def export_network(
                     f"at most {BOUND:.0e} is accepted), so it was removed. Please report this with the experiment."
                 )
             finished = sorted(Path(folder).iterdir())
-            for one in finished:
-                _require_new(path.parent / one.name)
-            for one in finished:
-                shutil.move(one, path.parent / one.name)
+            for each in finished:
+                _require_new(path.parent / each.name)
+            for each in finished:
+                shutil.move(each, path.parent / each.name)
     except OSError as error:
         raise PneumoError(f"{path} could not be written: {error.strerror or error}.") from error
     return Exported(path, difference)
+
+
+def on_onnx(model: keras.Model, experiment: Experiment) -> OnnxNetwork:
+    """Export a network and load it on ONNX Runtime.
+
+    Raises:
+        PneumoError: a package is missing, or the logits differ by more than an export's may.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        export_network(model, experiment, "onnx", path)
+        import onnxruntime
+
+        return OnnxNetwork(onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"]))
+
+
+class OnnxNetwork:
+    """A network on ONNX Runtime, with the one method of a Keras model that prediction uses."""
+
+    def __init__(self, session: Any) -> None:
+        """Take an ``onnxruntime.InferenceSession`` of an export."""
+        self.session = session
+        self.names = [output.name for output in session.get_outputs()]
+
+    def predict_on_batch(self, images: Any) -> Any:
+        """Logits of float32 (B, S, S, 1) in [0, 1]: (B, 1), (B, S, S, 1), or both as ``image`` and ``mask``."""
+        inputs = {"radiograph": np.ascontiguousarray(images, np.float32)}
+        outputs = dict(zip(self.names, self.session.run(self.names, inputs), strict=True))
+        if len(outputs) == 1:
+            return next(iter(outputs.values()))
+        return {"image": outputs["image_logit"], "mask": outputs["mask_logits"]}
 
 
 def make_test_images(size: int, count: int = TEST_IMAGES) -> np.ndarray:
@@ -126,27 +154,27 @@ def make_test_images(size: int, count: int = TEST_IMAGES) -> np.ndarray:
     return np.stack(images)[..., None].astype(np.float32)
 
 
-def logits_of(model: keras.Model) -> Runner:
-    """The network itself, its outputs under the names that the exports use."""
+def keras_runner(model: keras.Model) -> Runner:
+    """Runs the network itself; its outputs have the names that the exports use."""
     return lambda images: {name: np.asarray(value) for name, value in _named(model.predict_on_batch(images)).items()}
 
 
-def largest_difference(found: Logits, expected: Logits) -> float:
+def largest_difference(logits: NamedLogits, expected: NamedLogits) -> float:
     """Largest difference of a logit as a share of the largest expected one's size (at least of 1); inf if none fits."""
-    if found.keys() != expected.keys() or any(found[name].shape != expected[name].shape for name in expected):
+    if logits.keys() != expected.keys() or any(logits[name].shape != expected[name].shape for name in expected):
         return float("inf")
-    shares = [np.abs(found[name] - value).max() / max(1.0, np.abs(value).max()) for name, value in expected.items()]
+    shares = [np.abs(logits[name] - value).max() / max(1.0, np.abs(value).max()) for name, value in expected.items()]
     return float(np.max(np.nan_to_num(shares, nan=np.inf)))
 
 
 def describe(experiment: Experiment, form: Format) -> dict[str, str]:
-    """What a user of the export must know, and the experiment as JSON."""
+    """The record of an export: its input, its output, and the experiment as JSON."""
     size = experiment.image_size
-    given = "float32 (batch, height, width, 1), a grey radiograph in [0, 1]; normalisation is inside"
+    taken = "float32 (batch, height, width, 1), a grey radiograph in [0, 1]; normalisation is inside"
     if form == "litert":
-        given = f"float32 (batch, {size}, {size}, 1), a grey radiograph in [0, 1]; normalisation is inside"
+        taken = f"float32 (batch, {size}, {size}, 1), a grey radiograph in [0, 1]; normalisation is inside"
     if form == "torch":
-        given = (
+        taken = (
             "float32 (batch, 3, height, width): three equal channels of a grey radiograph in [0, 1], less ImageNet's "
             "mean (0.485, 0.456, 0.406), by its deviation (0.229, 0.224, 0.225)"
         )
@@ -154,7 +182,7 @@ def describe(experiment: Experiment, form: Format) -> dict[str, str]:
     if experiment.task == "segmenter":
         outputs = "mask_logits (batch, height, width, 1)" + ("; " + outputs if experiment.image_head else "")
     return {
-        "input": given,
+        "input": taken,
         "output": outputs,
         "trained_at": f"{size}x{size}",
         "use": "research use only",
@@ -173,7 +201,7 @@ def _named(outputs: Any) -> dict[str, Any]:
 
 
 def _serving(model: keras.Model, side: int | None = None) -> keras.Model:
-    """The network with names of its own at both ends, and a fixed size where one is given.
+    """The network with new names of its input and outputs, and a fixed size where one is given.
 
     A network whose input and output are both called ``image``, as the U-Net's are, confuses tf2onnx.
     """
@@ -185,7 +213,7 @@ def _torch(model: keras.Model, experiment: Experiment, path: Path, record: dict[
     save_safetensors(model, path, record)
     again = build(experiment)
     from_torch(again, load_safetensors(path))
-    return logits_of(again)
+    return keras_runner(again)
 
 
 def _savedmodel(model: keras.Model, _: Experiment, path: Path, record: dict[str, str]) -> Runner:
@@ -224,21 +252,21 @@ def _litert(model: keras.Model, experiment: Experiment, path: Path, record: dict
         warnings.simplefilter("ignore", UserWarning)  # that the interpreter will move to a package of its own
         run = tf.lite.Interpreter(str(path)).get_signature_runner()
 
-    def runner(images: np.ndarray) -> Logits:
+    def runner(images: np.ndarray) -> NamedLogits:
         each = [run(radiograph=image[None]) for image in images]
-        return {name: np.concatenate([one[name] for one in each]) for name in each[0]}
+        return {name: np.concatenate([logits[name] for logits in each]) for name in each[0]}
 
     return runner
 
 
 def _note_of(path: Path) -> Path:
-    """Where the note on a LiteRT file stands: beside it, since the file has no room for one."""
+    """The file with the record of a LiteRT export: beside it, since the export has no room for a record."""
     return path.with_name(path.name + ".json")
 
 
 def _require_new(path: Path) -> None:
     if path.exists():
-        raise PneumoError(f"{path} exists already; it was not changed. Choose another --out, or remove it.")
+        raise PneumoError(f"{path} exists already and was not changed. Choose another --out, or remove it.")
 
 
 def _write_note(path: Path, record: dict[str, str]) -> None:
@@ -251,34 +279,3 @@ _WRITERS: dict[str, Callable[[keras.Model, Experiment, Path, dict[str, str]], Ru
     "onnx": _onnx,
     "litert": _litert,
 }
-
-
-class OnnxNetwork:
-    """A network as ONNX Runtime runs it; to prediction it is a model."""
-
-    def __init__(self, session: Any) -> None:
-        """Take an ``onnxruntime.InferenceSession`` of an export."""
-        self.session = session
-        self.names = [output.name for output in session.get_outputs()]
-
-    def predict_on_batch(self, images: Any) -> Any:
-        """Logits of float32 (B, S, S, 1) in [0, 1]: (B, 1), (B, S, S, 1), or both as ``image`` and ``mask``."""
-        given = {"radiograph": np.ascontiguousarray(images, np.float32)}
-        found = dict(zip(self.names, self.session.run(self.names, given), strict=True))
-        if len(found) == 1:
-            return next(iter(found.values()))
-        return {"image": found["image_logit"], "mask": found["mask_logits"]}
-
-
-def on_onnx(model: keras.Model, experiment: Experiment) -> OnnxNetwork:
-    """The network on ONNX Runtime.
-
-    Raises:
-        PneumoError: a package is missing, or the logits differ by more than an export's may.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
-        export_network(model, experiment, "onnx", path)
-        import onnxruntime
-
-        return OnnxNetwork(onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"]))

@@ -7,19 +7,17 @@ read and predicted a batch at a time, so memory does not grow with their number.
 
 from __future__ import annotations
 
-import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.labels.siim import find_files, find_images
-from keras_pneumo.data.prepared.rendering import resize_image
-from keras_pneumo.data.radiographs.radiograph import UnreadableImage
-from keras_pneumo.data.radiographs.reading import iter_images
+from keras_pneumo.data.radiographs.geometry import resize_image, size_fault
+from keras_pneumo.data.radiographs.reading import find_files, find_images, read_or_reason
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import check_together, joined_names, mean_maps, mean_probability, open_members
 from keras_pneumo.inference.maps import enlarge, quantise
@@ -33,10 +31,13 @@ from keras_pneumo.inference.postprocess import (
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, Progress
 from keras_pneumo.inference.run import RunFolder
 from keras_pneumo.storage.files import write_table
-from keras_pneumo.storage.tables import listed, safe_columns, shown, write_quarantine
+from keras_pneumo.storage.tables import listed, printable, safe_columns, write_quarantine
 
 Image = str | Path | np.ndarray
 """A radiograph: a file, a folder of them, or grey pixels (H, W): uint8, or floats in [0, 1]."""
+
+Source = tuple[str, Path | np.ndarray]
+"""A radiograph's name with its file or its pixels, uint8 (H, W)."""
 
 PredictImages = Callable[[Sequence[np.ndarray]], list[dict[str, object]]]
 """From square uint8 radiographs of any size to the predicted columns of each."""
@@ -68,8 +69,22 @@ def predict_images(
         PneumoError: an array is not an image as above, there is no radiograph, or none that can be read; the runs
             cannot predict together; parameters or a gate are missing.
     """
+    sources = image_sources(images)
+    if parameters is None:
+        parameters = own_postprocessing(runs)
+    rows, refused = _predict(runs, sources, parameters, gate, SINGLE_DEVICE, progress)
+    check_readable(sources, refused)
+    return pd.DataFrame(rows).drop(columns="file")
+
+
+def image_sources(images: Image | Sequence[Image]) -> list[Source]:
+    """One radiograph, one folder of them or several of either, each with the name that it has in messages.
+
+    Raises:
+        PneumoError: an array is not an image (:func:`grey_pixels`), a path does not exist, or there is no radiograph.
+    """
     given = [images] if isinstance(images, str | Path | np.ndarray) else list(images)
-    sources: list[tuple[str, Path | np.ndarray]] = []
+    sources: list[Source] = []
     for number, image in enumerate(given):
         if isinstance(image, np.ndarray):
             sources.append((str(number), grey_pixels(image)))
@@ -77,15 +92,7 @@ def predict_images(
             sources += [(name, path) for path, name in find_files([Path(image)])]
     if not sources:
         raise PneumoError("There is no radiograph to predict: the list is empty.")
-    if parameters is None:
-        parameters = own_postprocessing(runs)
-    rows, refused = _predict(runs, sources, parameters, gate, SINGLE_DEVICE, progress)
-    if not rows:
-        raise PneumoError(f"None of the {len(sources)} radiographs can be predicted; the first: {refused[0]['reason']}")
-    if refused:
-        texts = listed((f"{row['file']} ({row['reason']})" for row in refused), most=3)
-        warnings.warn(f"{len(refused)} of {len(sources)} radiographs were left out: {texts}", stacklevel=2)
-    return pd.DataFrame(rows).drop(columns="file")
+    return sources
 
 
 def grey_pixels(image: np.ndarray) -> np.ndarray:
@@ -108,6 +115,65 @@ def grey_pixels(image: np.ndarray) -> np.ndarray:
             "255, or give uint8."
         )
     return np.rint(image * 255).astype(np.uint8)
+
+
+class SquareImage(NamedTuple):
+    """A radiograph that a network can take."""
+
+    name: str
+    """Its name in messages and in the column ``file``."""
+    image_id: str
+    """SOPInstanceUID of a DICOM file, name of another file, number of an array."""
+    pixels: np.ndarray
+    """uint8 (S, S), white = dense."""
+
+
+def read_batches(
+    sources: Sequence[Source], size: int, batch_size: int, refused: list[dict[str, object]]
+) -> Iterator[list[SquareImage]]:
+    """Read radiographs one batch at a time.
+
+    Args:
+        sources: names, each with a file or with pixels.
+        size: the networks' image size; smaller radiographs are refused.
+        batch_size: radiographs read at once.
+        refused: gets ``file, reason`` of each that cannot be read, or that no network can take.
+
+    Yields:
+        Those of a batch that can be predicted; a batch may be empty.
+    """
+    for start in range(0, len(sources), batch_size):
+        batch: list[SquareImage] = []
+        for name, source in sources[start : start + batch_size]:
+            image_id, pixels = name, source
+            if isinstance(source, Path):
+                radiograph = read_or_reason(source)
+                if isinstance(radiograph, str):
+                    refused.append({"file": name, "reason": radiograph})
+                    continue
+                image_id, pixels = radiograph.image_id, radiograph.pixels
+            assert isinstance(pixels, np.ndarray)
+            if reason := size_fault(pixels, size):
+                refused.append({"file": name, "reason": reason})
+            else:
+                batch.append(SquareImage(name, image_id, pixels))
+        yield batch
+
+
+def check_readable(sources: Sequence[Source], refused: Sequence[dict[str, object]]) -> None:
+    """Warn of radiographs that were left out.
+
+    Raises:
+        PneumoError: all were.
+    """
+    if len(refused) == len(sources):
+        first = refused[0]
+        raise PneumoError(
+            f"None of the {len(sources)} radiographs can be predicted; the first, {first['file']}: {first['reason']}"
+        )
+    if refused:
+        texts = listed((f"{row['file']} ({row['reason']})" for row in refused), most=3)
+        warnings.warn(f"{len(refused)} of {len(sources)} radiographs were left out: {texts}", stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -209,7 +275,7 @@ def predict_files(
     paths, _ = find_images(data)
     if not paths:
         raise PneumoError(f"{data} holds no DICOM, PNG or JPEG file. Name the folder that holds the radiographs.")
-    sources: list[tuple[str, Path | np.ndarray]] = [(shown(path.relative_to(data).as_posix()), path) for path in paths]
+    sources: list[Source] = [(printable(path.relative_to(data).as_posix()), path) for path in paths]
     rows, refused = _predict(runs, sources, parameters, gate, distributed, progress)
     if not rows:
         raise PneumoError(f"None of the {len(paths)} files of {data} can be read; the first: {refused[0]['reason']}")
@@ -218,50 +284,26 @@ def predict_files(
 
 def _predict(
     runs: Sequence[RunFolder],
-    sources: Sequence[tuple[str, Path | np.ndarray]],
+    sources: Sequence[Source],
     parameters: PostprocessingParameters | None,
     gate: Sequence[RunFolder],
     distributed: DistributedPredictor,
     progress: Progress | None,
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """Rows of the named radiographs that could be read, and ``file, reason`` of the others."""
+    """Rows of the radiographs that can be predicted, and ``file, reason`` of the others."""
     check_together(runs)
     predict_batch = _predictor(runs, parameters, gate, distributed)
     size = max(run.experiment.image_size for run in [*runs, *gate])
     batch_size = min(run.experiment.global_batch_size for run in runs)
     rows: list[dict[str, object]] = []
     refused: list[dict[str, object]] = []
-    read = _read(sources)
-    done = 0
-    while batch := list(itertools.islice(read, batch_size)):
-        images: list[np.ndarray] = []
-        names: list[dict[str, object]] = []
-        for name, image_id, image in batch:
-            reason = image if isinstance(image, str) else unfit(image, size)
-            if reason:
-                refused.append({"file": name, "reason": reason})
-            elif not isinstance(image, str):
-                images.append(image)
-                names.append({"image_id": image_id, "file": name})
-        if images:
-            rows += [name | columns for name, columns in zip(names, predict_batch(images), strict=True)]
-        done += len(batch)
+    for batch in read_batches(sources, size, batch_size, refused):
+        columns = predict_batch([image.pixels for image in batch]) if batch else []
+        for image, predicted in zip(batch, columns, strict=True):
+            rows.append({"image_id": image.image_id, "file": image.name, **predicted})
         if progress:
-            progress(done, len(sources))
+            progress(len(rows) + len(refused), len(sources))
     return rows, refused
-
-
-def _read(sources: Iterable[tuple[str, Path | np.ndarray]]) -> Iterator[tuple[str, str, np.ndarray | str]]:
-    """Name, image id, and pixels or the reason why there are none, of each radiograph."""
-    for name, source in sources:
-        if isinstance(source, np.ndarray):
-            yield name, name, source
-            continue
-        ((_, radiograph),) = iter_images([source])
-        if isinstance(radiograph, UnreadableImage):
-            yield name, "", str(radiograph)
-        else:
-            yield name, radiograph.image_id, radiograph.pixels
 
 
 def _predictor(
@@ -305,13 +347,3 @@ def _predictor(
 def pixels_at(images: Sequence[np.ndarray], size: int) -> np.ndarray:
     """Square uint8 radiographs as a batch for a network: float32 (n, size, size, 1) in [0, 1]."""
     return np.stack([resize_image(image, size) for image in images])[..., None].astype(np.float32) / np.float32(255)
-
-
-def unfit(image: np.ndarray, size: int) -> str:
-    """Why an image (H, W) cannot be resized to the network's size, in a sentence; empty where it can."""
-    height, width = image.shape
-    if height != width:
-        return (
-            f"It has {height} rows and {width} columns; the network was trained on square images. Pad it to a square."
-        )
-    return f"Its side of {height} pixels is shorter than the network's {size}." if height < size else ""

@@ -59,7 +59,7 @@ def enlarge(quantised: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.resize(quantised, (rle.MASK_SIZE, rle.MASK_SIZE), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
-def level_counts(quantised: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def level_histogram(quantised: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """How many pixels have each level, of all pixels and of those in the true mask: int32 (2, 256).
 
     Args:

@@ -30,7 +30,7 @@ import pandas as pd
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.maps import LEVELS, MapSet, enlarge, level_counts, true_pixels
+from keras_pneumo.inference.maps import LEVELS, MapSet, enlarge, level_histogram, true_pixels
 from keras_pneumo.storage.files import write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def postprocess_map(
     The probability is the image-level one where the parameters have a gate, else the score by which they rank images
     (the highest probability that enough pixels reach); ``parameters.threshold`` is its operating threshold.
     """
-    score = float(parameters.score(level_counts(quantised, np.empty(0, np.int32))[None])[0])
+    score = float(parameters.score(level_histogram(quantised, np.empty(0, np.int32))[None])[0])
     return {
         "probability": image_probability if parameters.gate > 0 else score,
         "encoded_pixels": rle.encode(parameters.mask(quantised, image_probability)),
@@ -150,11 +150,11 @@ def at_or_above(counts: np.ndarray) -> np.ndarray:
 class PixelCounts:
     """Counts of pixels from which every candidate of the search follows, so that no map need be kept.
 
-    ``levels`` is (n, 2, 256), see :func:`maps.level_counts`; ``areas`` and ``overlaps`` are (n, bottoms, components):
-    pixels of the mask cut at that bottom less small components, and how many of them are true.
+    ``histograms`` is (n, 2, 256), see :func:`maps.level_histogram`. ``areas`` and ``overlaps`` are (n, bottoms,
+    components): pixels of the mask cut at that bottom less small components, and how many of them are true.
     """
 
-    levels: np.ndarray
+    histograms: np.ndarray
     areas: np.ndarray
     overlaps: np.ndarray
     components: tuple[int, ...]
@@ -162,11 +162,11 @@ class PixelCounts:
     @property
     def true_pixels(self) -> np.ndarray:
         """Area of each true mask, (n,)."""
-        return self.levels[:, 1].sum(axis=1)
+        return self.histograms[:, 1].sum(axis=1)
 
 
 ImageCounts = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""One image's rows of :class:`PixelCounts`: levels (2, 256), areas and overlaps (bottoms, components)."""
+"""One image's rows of :class:`PixelCounts`: histogram (2, 256), areas and overlaps (bottoms, components)."""
 
 
 def count_maps(maps: MapSet, prepared: PreparedFolder, components: Sequence[int] = COMPONENTS) -> PixelCounts:
@@ -185,8 +185,8 @@ def count_pixels(quantised: np.ndarray, truth: np.ndarray, components: Sequence[
         truth: positions of the true mask's pixels.
         components: least component sizes to count for; only 0 needs no search for components, and so is fast.
     """
-    levels = level_counts(quantised, truth)
-    over = at_or_above(levels)
+    histogram = level_histogram(quantised, truth)
+    over = at_or_above(histogram)
     areas = np.zeros((len(BOTTOMS), len(components)), np.int32)
     overlaps = np.zeros_like(areas)
     for row, bottom in enumerate(BOTTOMS):
@@ -202,13 +202,13 @@ def count_pixels(quantised: np.ndarray, truth: np.ndarray, components: Sequence[
         for column, least in enumerate(components):
             kept = sizes >= max(least, 1)
             areas[row, column], overlaps[row, column] = sizes[kept].sum(), hits[kept].sum()
-    return levels, areas, overlaps
+    return histogram, areas, overlaps
 
 
 def stack_counts(rows: Sequence[ImageCounts], components: Sequence[int] = COMPONENTS) -> PixelCounts:
     """The counts of several images as one table."""
-    levels, areas, overlaps = (np.stack(part) for part in zip(*rows, strict=True))
-    return PixelCounts(levels, areas, overlaps, tuple(components))
+    histograms, areas, overlaps = (np.stack(part) for part in zip(*rows, strict=True))
+    return PixelCounts(histograms, areas, overlaps, tuple(components))
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def fit_postprocessing(
     Raises:
         PneumoError: there is no image.
     """
-    n = len(counts.levels)
+    n = len(counts.histograms)
     if n == 0:
         raise PneumoError("There are no validation images to fit the postprocessing of masks on.")
     gates: tuple[float, ...] = (0.0,)
@@ -249,7 +249,7 @@ def fit_postprocessing(
         quantiles = np.quantile(image_probability, np.linspace(0.1, 0.9, GATES))
         gates = (0.0, *sorted({round(float(value), 6) for value in quantiles}))
         gate_allows = image_probability[None] >= np.array(gates)[:, None]
-    over = at_or_above(counts.levels)[:, 0]
+    over = at_or_above(counts.histograms)[:, 0]
     cuts = [lowest_level(top) for top in TOPS]
     enough = over[:, cuts].T[:, None, :] >= np.array(AREAS)[None, :, None]  # (tops, areas, n)
     has_mask = enough[:, :, None, :] & gate_allows[None, None]  # (tops, areas, gates, n)
@@ -330,17 +330,15 @@ def draw_search(search: PostprocessingSearch, path: Path) -> None:
 
     Three surfaces: over top and bottom score, over top score and area, and over gate and component; the rest as fitted.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")  # no window system on a server
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     parameters = search.parameters
     top, area = TOPS.index(parameters.top), AREAS.index(parameters.area)
     gate, bottom = search.gates.index(parameters.gate), BOTTOMS.index(parameters.bottom)
     component = search.components.index(parameters.component)
     surface = search.surface
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
+    figure = Figure(figsize=(14, 4.6), layout="constrained")  # not pyplot, which would change a notebook's backend
+    axes = figure.subplots(1, 3)
     _surface(axes[0], surface[:, area, gate, :, component], "top score", TOPS, "bottom score", BOTTOMS, (top, bottom))
     _surface(axes[1], surface[:, :, gate, bottom, component], "top score", TOPS, "pixels over it", AREAS, (top, area))
     gates = [f"{value:.3f}" if value else "none" for value in search.gates]
@@ -354,7 +352,6 @@ def draw_search(search: PostprocessingSearch, path: Path) -> None:
     )
     content = io.BytesIO()
     figure.savefig(content, dpi=110, format="png")
-    plt.close(figure)
     write_bytes(path, content.getvalue(), durable=False)
 
 

@@ -92,10 +92,11 @@ def sigmoid(logits: np.ndarray, dtype: type[np.floating[Any]] = np.float64) -> n
 
 @dataclass(frozen=True)
 class DistributedPredictor:
-    """Where networks are made and predict: on one device, or on all devices of a training's engine.
+    """Where networks are made and predict: on one device, or on all devices of a training's distribution.
 
-    The engine (``training.distributed``) stands above this package, so it hands this in. Every worker predicts the same
-    batches in the same order and gets all rows back, in order; so what is computed from them is the same on each.
+    The distribution (``training.distributed``) stands above this package, so it hands this in. Every worker predicts
+    the same batches in the same order and gets all rows back, in order; so what is computed from them is the same on
+    each.
     """
 
     scope: Callable[[], contextlib.AbstractContextManager[Any]]

@@ -74,9 +74,13 @@ def build(experiment: Experiment, synchronized: bool = False) -> keras.Model:
     keras.utils.set_random_seed(experiment.seed)
     if experiment.task == "segmenter":
         return build_unet(
-            experiment.encoder, experiment.attention, experiment.image_head, experiment.dropout, synchronized
+            experiment.encoder,
+            attention=experiment.attention,
+            image_head=experiment.image_head,
+            dropout=experiment.dropout,
+            synchronized=synchronized,
         )
-    return build_classifier(experiment.encoder, experiment.dropout, synchronized)
+    return build_classifier(experiment.encoder, dropout=experiment.dropout, synchronized=synchronized)
 
 
 def versions() -> dict[str, str]:

@@ -139,7 +139,7 @@ def write_predictions(predicted: SubsetPredictions, folder: Path) -> WrittenSubm
         ]
         write_submission(folder, info, *tables)
         write_search(search, folder)
-        pixels = count_maps(predictions.maps, prepared, components=(0,)).levels
+        pixels = count_maps(predictions.maps, prepared, components=(0,)).histograms
         return WrittenSubmission(threshold, search, pixels)
     assert isinstance(predictions, pd.DataFrame)
     truth = prepared.cases.set_index("image_id")["pneumothorax"].astype(int).loc[validation["image_id"]]

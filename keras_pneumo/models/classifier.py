@@ -1,4 +1,4 @@
-"""Pneumothorax or not: a ResNet, pooling, dropout and one logit.
+"""The classifier: a ResNet, pooling, dropout and one logit.
 
 In: radiograph, float, shape (batch, height, width, 1), 0 to 1. Out: one logit per image, float32, shape (batch, 1);
 its sigmoid is the probability of a pneumothorax. With the ImageNet head's thousand classes in place of the one logit
@@ -7,25 +7,29 @@ its sigmoid is the probability of a pneumothorax. With the ImageNet head's thous
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from pathlib import Path
 
 import keras
 
+from keras_pneumo.models.imagenet import load_pretrained
 from keras_pneumo.models.preprocessing import Normalise, full_dtype
 from keras_pneumo.models.resnet import depth_of, resnet
 
-HEAD_GROUP = 5
-"""Depth group of everything after the encoder; the stem is 0 and the four stages 1 to 4."""
-
 
 def build_classifier(
-    encoder: str = "resnet50", dropout: float = 0.0, synchronized: bool = False, classes: int = 1
+    encoder: str = "resnet50",
+    weights: Path | str | None = None,
+    *,
+    dropout: float = 0.0,
+    synchronized: bool = False,
+    classes: int = 1,
 ) -> keras.Model:
-    """The classifier with random weights.
+    """Build the classifier.
 
     Args:
         encoder: ``resnet18``, ``resnet34`` or ``resnet50``. It is reached as ``model.get_layer("encoder")``.
+        weights: None for random ones, ``imagenet_v1`` or ``imagenet_v2`` for the encoder, or a safetensors file with
+            torchvision's names for the whole network; see :func:`keras_pneumo.models.imagenet.load_pretrained`.
         dropout: share of the pooled features set to 0 in training.
         synchronized: whether BatchNorm takes its batch statistics over all replicas.
         classes: logits per image; another number than 1 is for PyTorch's classifiers, such as ImageNet's.
@@ -34,7 +38,7 @@ def build_classifier(
         A model from (batch, height, width, 1) in [0, 1] to logits (batch, classes), float32. Its last layer is ``fc``.
 
     Raises:
-        PneumoError: no such encoder.
+        PneumoError: no such encoder, or the weights cannot be had or do not fit.
     """
     image = keras.Input((None, None, 1), dtype=full_dtype(), name="image")
     normalised = Normalise(name="normalise")(image)
@@ -44,11 +48,13 @@ def build_classifier(
     pooled = pool(features[-1])
     pooled = keras.layers.Dropout(dropout, dtype=full_dtype(), name="dropout")(pooled)
     logits = linear(classes, pooled.shape[-1], name="fc")(pooled)
-    return keras.Model(image, logits, name=f"{encoder}_classifier")
+    model = keras.Model(image, logits, name=f"{encoder}_classifier")
+    load_pretrained(model, encoder, weights)
+    return model
 
 
 def linear(units: int, inputs: int, name: str) -> keras.layers.Dense:
-    """A float32 dense layer started as ``torch.nn.Linear`` starts: weights and bias uniform within 1 / sqrt(inputs)."""
+    """Make a float32 dense layer that starts as ``torch.nn.Linear``: all uniform within 1 / sqrt(inputs)."""
     bound = inputs**-0.5
     return keras.layers.Dense(
         units,
@@ -57,25 +63,3 @@ def linear(units: int, inputs: int, name: str) -> keras.layers.Dense:
         dtype=full_dtype(),
         name=name,
     )
-
-
-def leaf_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """Every layer that holds weights itself, those of nested models included, in the model's order."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from leaf_layers(layer)
-        elif layer.weights:
-            yield layer
-
-
-def depth_groups(model: keras.Model) -> dict[str, int]:
-    """Depth of each variable, by its path, for learning rates that grow with depth.
-
-    0 is the stem (``conv1``, ``bn1``), 1 to 4 the stages, 5 all that is not encoder: the head, and a U-Net's decoder.
-    """
-    groups = {}
-    for layer in leaf_layers(model):
-        stage = re.match(r"layer([1-4])-", layer.name)
-        group = int(stage.group(1)) if stage else 0 if layer.name in ("conv1", "bn1") else HEAD_GROUP
-        groups.update({variable.path: group for variable in layer.weights})
-    return groups

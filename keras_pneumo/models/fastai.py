@@ -1,8 +1,8 @@
 """fastai's classifier, layer for layer: torchvision's ResNet body and the head that ``vision_learner`` puts on it.
 
 In: radiograph, float, shape (batch, height, width, 1), 0 to 1. Out: one logit per class, float32, shape (batch, 2);
-the softmax over them is the probability of each class, in the order of fastai's vocabulary. It exists so that a
-learner that a datathon team's PyTorch member trained gives the same numbers here: its weights load by name (``0.*`` the
+the softmax over them is the probability of each class, in the order of fastai's vocabulary. So a
+learner that was trained in fastai gives the same numbers here: its weights load by name (``0.*`` the
 body, ``1.*`` the head) through :mod:`keras_pneumo.models.weights`.
 
 Source: fastai 2.8.12 ``vision/learner.py`` (``create_head``, ``create_vision_model``) and ``layers.py``
@@ -25,7 +25,7 @@ HIDDEN = 512
 def build_fastai_classifier(
     encoder: str = "resnet50", classes: int = 2, dropout: float = 0.5, normalised: bool = True
 ) -> keras.Model:
-    """The network of ``vision_learner(dls, encoder)`` with random weights.
+    """Build the network of ``vision_learner(dls, encoder)`` with random weights.
 
     Args:
         encoder: ``resnet18``, ``resnet34`` or ``resnet50``. It is reached as ``model.get_layer("encoder")``.
@@ -52,7 +52,7 @@ def build_fastai_classifier(
 
 
 def _norm_drop_linear(x: Any, first: int, units: int, dropout: float) -> Any:
-    """fastai's ``LinBnDrop``: modules ``first`` to ``first + 2`` of the head; no bias, since BatchNorm has shifted."""
+    """Add fastai's ``LinBnDrop``: modules ``first`` to ``first + 2`` of the head; no bias after BatchNorm."""
     x = keras.layers.BatchNormalization(
         axis=-1,
         beta_initializer=keras.initializers.Constant(1e-3),  # fastai's start of every BatchNorm of its own

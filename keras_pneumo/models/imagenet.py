@@ -1,18 +1,18 @@
-"""ImageNet weights by name: found on this machine, or downloaded and checked.
+"""Pretrained weights: ImageNet's by name, found on this machine or downloaded and checked, or a file by its path.
 
 In: an encoder (``resnet18``, ``resnet34``, ``resnet50``) and a set (``imagenet_v1``; ``imagenet_v2``, which exists for
 ResNet50 only). Out: torchvision's state dict as numpy arrays, the 1000-class head included. Looked for in this order:
 
 1. the file or folder the user names;
 2. the file or folder in ``$KERAS_PNEUMO_WEIGHTS``;
-3. the cache, ``$XDG_CACHE_HOME/keras_pneumo`` or ``~/.cache/keras_pneumo``;
+3. the cache: ``$KERAS_PNEUMO_CACHE``, then ``$XDG_CACHE_HOME/keras_pneumo`` or ``~/.cache/keras_pneumo``;
 4. the sources below, downloaded into the cache.
 
 In a folder these names count: ``resnet50.imagenet_v1.safetensors``; timm's repository layout,
 ``resnet50.tv_in1k/model.safetensors`` (``tv2_in1k`` for V2); a Hugging Face cache of it,
 ``models--timm--resnet50.tv_in1k/snapshots/*/model.safetensors``; and torchvision's own ``resnet50-0676ba61.pth``, as
-PyTorch's cache ``~/.cache/torch/hub/checkpoints`` holds it. Our own and timm's names are trusted as the user's; a file
-under torchvision's name must have torchvision's checksum, since that name promises it.
+PyTorch's cache ``~/.cache/torch/hub/checkpoints`` holds it. Files under our own and timm's names are trusted; a file
+under torchvision's name must have torchvision's checksum, which is part of that name.
 
 Where the checksums come from. V1: timm's copies of torchvision's weights, pinned to a commit, with the SHA-256 that the
 Hugging Face hub shows on the file's page (Git LFS; for ResNet34 that page was not at hand, and the sum is that of a
@@ -27,17 +27,18 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import keras
 import numpy as np
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.torch_archive import load_torch_archive
-from keras_pneumo.models.weights import load_safetensors
+from keras_pneumo.models.weights import from_torch, load_safetensors
+from keras_pneumo.storage.files import cache_folder, default_cache_folder, replacing
 
 
 class WeightSource(NamedTuple):
@@ -96,71 +97,93 @@ The sets are torchvision's IMAGENET1K_V1 (ResNet50: 76.13% top-1) and IMAGENET1K
 _TIMM_TAGS = {"imagenet_v1": "tv_in1k", "imagenet_v2": "tv2_in1k"}
 
 
-class Found(NamedTuple):
-    """Weights, and what a run's record says of them."""
+class ImageNetWeights(NamedTuple):
+    """A state dict, the file it was read from, and that file's SHA-256."""
 
     state: dict[str, np.ndarray]
     path: Path
     sha256: str
 
 
+def load_pretrained(
+    model: keras.Model, encoder: str, weights: Path | str | None, location: Path | str | None = None
+) -> None:
+    """Load weights into a network that was just built.
+
+    Args:
+        model: a classifier or a U-Net whose encoder is the layer ``encoder``.
+        encoder: the encoder's name, such as ``resnet50``.
+        weights: None leaves the random weights. ``imagenet_v1`` or ``imagenet_v2`` goes into the encoder, and the rest
+            stays random. Anything else is a safetensors file with PyTorch's names that holds the whole network.
+        location: for ImageNet's weights, as in :func:`imagenet_weights`.
+
+    Raises:
+        PneumoError: the weights cannot be had, or they do not fit the network.
+    """
+    if weights is None:
+        return
+    if weights in _TIMM_TAGS:
+        state = imagenet_weights(encoder, str(weights), location).state
+        from_torch(model.get_layer("encoder"), state, head="skip")
+    elif Path(weights).suffix == ".safetensors" or Path(weights).is_file():
+        from_torch(model, load_safetensors(weights))
+    else:
+        raise PneumoError(
+            f"There are no weights {str(weights)!r}. Choose {', '.join(_TIMM_TAGS)} or a safetensors file."
+        )
+
+
 def imagenet_weights(
     encoder: str,
     weights: str,
-    given: Path | str | None = None,
+    location: Path | str | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Found:
-    """The ImageNet weights of an encoder.
-
-    Load them with ``from_torch(model.get_layer("encoder"), found.state, head="skip")``.
+) -> ImageNetWeights:
+    """Find or download the ImageNet weights of an encoder; :func:`load_pretrained` loads them.
 
     Args:
         encoder: ``resnet18``, ``resnet34`` or ``resnet50``.
         weights: ``imagenet_v1`` or ``imagenet_v2``.
-        given: a file or folder to take them from; nothing else is then looked at.
+        location: a file or folder to take them from; nothing else is then looked at.
         progress: called with bytes read and bytes in all during a download.
 
     Raises:
-        PneumoError: no such set; the place named does not hold it; or it could neither be found nor downloaded. The
+        PneumoError: no such set; ``location`` does not hold it; or it could neither be found nor downloaded. The
             message says what was tried and what to do by hand.
     """
     name = f"{encoder}.{weights}"
     if name not in SOURCES:
-        known = ", ".join(SOURCES)
         only = " imagenet_v2 exists for resnet50 only." if weights == "imagenet_v2" else ""
-        raise PneumoError(f"There are no weights {weights!r} for {encoder!r}.{only} Choose one of {known}.")
-    for place, whence in ((given, "given"), (os.environ.get("KERAS_PNEUMO_WEIGHTS"), "named by $KERAS_PNEUMO_WEIGHTS")):
-        if place:
-            return _from_place(Path(place).expanduser(), encoder, weights, whence)
-    cached = _in_folder(cache_folder(), encoder, weights)
-    if cached is not None:
-        return _load(cached, name)
+        names = ", ".join(SOURCES)
+        raise PneumoError(f"There are no weights {weights!r} for {encoder!r}.{only} Choose one of {names}.")
+    named = os.environ.get("KERAS_PNEUMO_WEIGHTS")
+    for candidate, source in ((location, "given"), (named, "named by $KERAS_PNEUMO_WEIGHTS")):
+        if candidate:
+            return _from_location(Path(candidate).expanduser(), encoder, weights, source)
+    for folder in (cache_folder(), default_cache_folder()):  # the second is where earlier versions kept them
+        cached = _in_folder(folder, encoder, weights)
+        if cached is not None:
+            return _load(cached, name)
     return _load(_download(name, progress), name)
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept: ``$XDG_CACHE_HOME/keras_pneumo``, else ``~/.cache/keras_pneumo``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "keras_pneumo"
-
-
-def _from_place(place: Path, encoder: str, weights: str, whence: str) -> Found:
+def _from_location(location: Path, encoder: str, weights: str, source: str) -> ImageNetWeights:
     name = f"{encoder}.{weights}"
-    if place.is_file():
-        return _load(place, name)
-    if not place.is_dir():
-        raise PneumoError(f"The place of the ImageNet weights, {place} ({whence}), does not exist.")
-    path = _in_folder(place, encoder, weights)
+    if location.is_file():
+        return _load(location, name)
+    if not location.is_dir():
+        raise PneumoError(f"The file or folder of the ImageNet weights, {location} ({source}), does not exist.")
+    path = _in_folder(location, encoder, weights)
     if path is None:
         names = ", ".join(str(candidate) for candidate in _names(encoder, weights))
         raise PneumoError(
-            f"The folder {place} ({whence}) does not hold the weights {name}. It would be one of these: {names}."
+            f"The folder {location} ({source}) does not hold the weights {name}. They have one of these names: {names}."
         )
     return _load(path, name)
 
 
 def _names(encoder: str, weights: str) -> Iterator[str]:
-    """Names, relative to a folder, under which the weights may lie; ``*`` stands for any commit."""
+    """Yield names, relative to a folder, that the weights may have; ``*`` stands for any commit."""
     name, timm = f"{encoder}.{weights}", f"{encoder}.{_TIMM_TAGS[weights]}"
     yield f"{name}.safetensors"
     yield f"{timm}/model.safetensors"
@@ -173,13 +196,12 @@ def _names(encoder: str, weights: str) -> Iterator[str]:
 
 def _in_folder(folder: Path, encoder: str, weights: str) -> Path | None:
     for name in _names(encoder, weights):
-        found = sorted(folder.glob(name))
-        if found:
-            return found[0]
+        if paths := sorted(folder.glob(name)):
+            return paths[0]
     return None
 
 
-def _load(path: Path, name: str) -> Found:
+def _load(path: Path, name: str) -> ImageNetWeights:
     """Read the file in the form its name states, after its checksum where the name promises one."""
     digest = _sha256(path)
     for source in SOURCES[name]:
@@ -189,7 +211,7 @@ def _load(path: Path, name: str) -> Found:
                 f"{source.sha256}. Delete it and fetch it again."
             )
     state = load_torch_archive(path) if path.suffix == ".pth" else load_safetensors(path)
-    return Found(state, path, digest)
+    return ImageNetWeights(state, path, digest)
 
 
 def _sha256(path: Path) -> str:
@@ -201,13 +223,12 @@ def _sha256(path: Path) -> str:
 
 
 def _download(name: str, progress: Callable[[int, int], None] | None) -> Path:
-    """Fetch the weights into the cache from the first source that gives the very bytes."""
+    """Download the weights into the cache from the first source that gives the published bytes."""
     folder = cache_folder()
     tried = []
     for source in SOURCES[name]:
         target = folder / _cached_name(source, name)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             _fetch(source, target, progress)
             return target
         except (OSError, http.client.HTTPException, _NotTheFileError) as error:
@@ -217,45 +238,33 @@ def _download(name: str, progress: Callable[[int, int], None] | None) -> Path:
     raise PneumoError(
         f"The ImageNet weights {name} are neither on this machine nor could they be downloaded ({'; '.join(tried)}). "
         f"Fetch {first.url} on a machine with a network, name it {file_name}, and put it into {folder} or set "
-        "KERAS_PNEUMO_WEIGHTS to its place; or start from random weights."
+        "KERAS_PNEUMO_WEIGHTS to its path; or start from random weights."
     )
 
 
 def _cached_name(source: WeightSource, name: str) -> str:
-    """Under which of the known names a download is kept."""
+    """Return the name under which a download is kept."""
     return source.url.rsplit("/", 1)[-1] if source.url.endswith(".pth") else f"{name}.safetensors"
 
 
 class _NotTheFileError(Exception):
-    """What came is not what was published."""
+    """The downloaded bytes are not the published ones."""
 
 
 def _fetch(source: WeightSource, target: Path, progress: Callable[[int, int], None] | None) -> None:
-    """Download to a temporary name, check length and SHA-256, and rename; nothing is left behind otherwise."""
+    """Download a file, checking its length and SHA-256 before it gets its name."""
     request = urllib.request.Request(source.url, headers={"User-Agent": "keras-pneumo"})
-    temporary = None
-    try:
-        with (
-            urllib.request.urlopen(request, timeout=30) as response,
-            tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file,
-        ):
-            temporary = Path(file.name)
-            digest, length = hashlib.sha256(), 0
-            while chunk := response.read(1 << 20):
-                length += len(chunk)
-                if length > source.size:
-                    raise _NotTheFileError(f"more than the published {source.size} bytes came")
-                digest.update(chunk)
-                file.write(chunk)
-                if progress is not None:
-                    progress(length, source.size)
-            if length != source.size:
-                raise _NotTheFileError(f"{length} bytes came instead of {source.size}")
-            if digest.hexdigest() != source.sha256:
-                raise _NotTheFileError(f"its SHA-256 is {digest.hexdigest()} instead of {source.sha256}")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    with urllib.request.urlopen(request, timeout=30) as response, replacing(target) as file:
+        digest, length = hashlib.sha256(), 0
+        while chunk := response.read(1 << 20):
+            length += len(chunk)
+            if length > source.size:
+                raise _NotTheFileError(f"more than the published {source.size} bytes came")
+            digest.update(chunk)
+            file.write(chunk)
+            if progress is not None:
+                progress(length, source.size)
+        if length != source.size:
+            raise _NotTheFileError(f"{length} bytes came instead of {source.size}")
+        if digest.hexdigest() != source.sha256:
+            raise _NotTheFileError(f"its SHA-256 is {digest.hexdigest()} instead of {source.sha256}")

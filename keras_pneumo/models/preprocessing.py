@@ -1,4 +1,4 @@
-"""From a grey radiograph to the three normalised channels that ImageNet networks expect.
+"""Turns a grey radiograph into the three normalised channels that ImageNet networks expect.
 
 In: float image, shape (batch, height, width, 1), 0 (black) to 1 (white). Out: float32, shape (batch, height, width, 3):
 the grey value three times, each channel less ImageNet's mean and divided by its standard deviation (the figures of
@@ -20,12 +20,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def full_dtype() -> str:
-    """The type of what no policy may halve: float32, or float64 under a float64 policy (used to prove equalities)."""
+    """Return the type for what must not be in half precision: float32, or float64 under a float64 policy (in tests)."""
     return keras.config.dtype_policy().variable_dtype
 
 
 def normalise(image: Any, dtype: str = "float32") -> Any:
-    """Grey image in [0, 1], shape (..., 1), to three normalised channels, shape (..., 3), float32 unless told."""
+    """Turn a grey image in [0, 1], (..., 1), into three normalised channels, (..., 3); float32 by default."""
     image = keras.ops.cast(image, dtype)
     mean = keras.ops.convert_to_tensor(IMAGENET_MEAN, dtype=dtype)
     std = keras.ops.convert_to_tensor(IMAGENET_STD, dtype=dtype)
@@ -37,14 +37,14 @@ class Normalise(keras.layers.Layer):
     """:func:`normalise` as the first layer of every network; no weights; never in half precision."""
 
     def __init__(self, **kwargs: Any) -> None:
-        """Keyword arguments of any Keras layer."""
+        """Take the keyword arguments of any Keras layer."""
         # In half precision the grey levels of a 12-bit radiograph would already be rounded together here.
         super().__init__(**{"dtype": full_dtype(), **kwargs})
 
     def call(self, image: Any) -> Any:
-        """Grey image (batch, height, width, 1) to (batch, height, width, 3)."""
+        """Turn a grey image (batch, height, width, 1) into (batch, height, width, 3)."""
         return normalise(image, self.compute_dtype)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """The input's shape with three channels."""
+        """Return the input's shape with three channels."""
         return (*input_shape[:-1], 3)

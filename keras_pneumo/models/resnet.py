@@ -1,17 +1,19 @@
 """torchvision's ResNet 18, 34 and 50 (v1.5) as Keras encoders, layer for layer.
 
 In: float tensor, shape (batch, height, width, 3), normalised. Out: a list of five feature maps at strides 2, 4, 8, 16
-and 32. They exist so that a weight file of the PyTorch world gives the same numbers here: PyTorch's padding on every
+and 32. So a weight file of the PyTorch world gives the same numbers here: PyTorch's padding on every
 side, no convolution bias, BatchNorm epsilon 1e-5 and momentum 0.9, the stride of a bottleneck on its 3x3 convolution.
 ``keras.applications`` differs in each of these.
 
 Source: torchvision 0.29 ``models/resnet.py``; He et al., arXiv 1512.03385; stride on the 3x3: ResNet v1.5. Layers with
 weights carry torchvision's module names with ``-`` for ``.`` (``layer1-0-conv1``; the rule stands in
-``models/torch_names.py``), all that ``models/weights.py`` needs to map them.
+``models/weights.py``), so their weights are found by name.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -29,13 +31,12 @@ BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5}
 """PyTorch's defaults in Keras's terms (its momentum 0.1 weighs the new batch, Keras's 0.9 the old average)."""
 
 
-def feature_channels(depth: int) -> tuple[int, int, int, int, int]:
-    """Channels of the five feature maps of a ResNet of this depth."""
-    return (64, 256, 512, 1024, 2048) if depth == 50 else (64, 64, 128, 256, 512)
+HEAD_GROUP = 5
+"""Depth group of everything after the encoder; the stem is 0 and the four stages 1 to 4."""
 
 
 def depth_of(encoder: str) -> int:
-    """The depth in an encoder's name: ``resnet50`` is 50.
+    """Return the depth in an encoder's name: ``resnet50`` is 50.
 
     Raises:
         PneumoError: the name is none of resnet18, resnet34 and resnet50.
@@ -47,7 +48,7 @@ def depth_of(encoder: str) -> int:
 
 
 def resnet(depth: int = 50, name: str = "encoder", synchronized: bool = False) -> keras.Model:
-    """A randomly started ResNet without its head.
+    """Build a ResNet without its head, with random weights.
 
     Args:
         depth: 18, 34 or 50.
@@ -80,8 +81,30 @@ def resnet(depth: int = 50, name: str = "encoder", synchronized: bool = False) -
     return keras.Model(image, features, name=name)
 
 
+def leaf_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Yield every layer that holds weights itself, those of nested models included, in the model's order."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from leaf_layers(layer)
+        elif layer.weights:
+            yield layer
+
+
+def depth_groups(model: keras.Model) -> dict[str, int]:
+    """Return the depth of each variable, by its path, for learning rates that grow with depth.
+
+    0 is the stem (``conv1``, ``bn1``), 1 to 4 the stages, 5 what is not the encoder: the head, and a U-Net's decoder.
+    """
+    groups = {}
+    for layer in leaf_layers(model):
+        stage = re.match(r"layer([1-4])-", layer.name)
+        group = int(stage.group(1)) if stage else 0 if layer.name in ("conv1", "bn1") else HEAD_GROUP
+        groups.update({variable.path: group for variable in layer.weights})
+    return groups
+
+
 def convolution(x: Any, filters: int, size: int, *, name: str, stride: int = 1) -> Any:
-    """A square convolution without bias, padded as ``torch.nn.Conv2d(padding=size // 2)``.
+    """Add a square convolution without bias, padded as ``torch.nn.Conv2d(padding=size // 2)``.
 
     Random start: normal with variance 2 / (outgoing connections), torchvision's ``kaiming_normal_(fan_out)``.
     """
@@ -101,12 +124,12 @@ def convolution(x: Any, filters: int, size: int, *, name: str, stride: int = 1) 
 
 
 def batch_norm(x: Any, name: str, synchronized: bool = False) -> Any:
-    """BatchNorm over the channels with PyTorch's momentum and epsilon."""
+    """Add BatchNorm over the channels with PyTorch's momentum and epsilon."""
     return keras.layers.BatchNormalization(axis=-1, name=name, synchronized=synchronized, **BATCH_NORM)(x)
 
 
 def _basic(x: Any, width: int, stride: int, name: str, synchronized: bool) -> Any:
-    """Two 3x3 convolutions and a shortcut (ResNet 18 and 34); ``width`` is also the number of output channels."""
+    """Add two 3x3 convolutions and a shortcut (ResNet 18 and 34); ``width`` is also the number of output channels."""
     shortcut = _shortcut(x, width, stride, name, synchronized)
     x = convolution(x, width, 3, stride=stride, name=f"{name}-conv1")
     x = batch_norm(x, f"{name}-bn1", synchronized)
@@ -118,7 +141,7 @@ def _basic(x: Any, width: int, stride: int, name: str, synchronized: bool) -> An
 
 
 def _bottleneck(x: Any, width: int, stride: int, name: str, synchronized: bool) -> Any:
-    """1x1, 3x3 (with the stride) and 1x1 convolutions and a shortcut (ResNet 50); four times ``width`` channels out."""
+    """Add 1x1, 3x3 (with the stride) and 1x1 convolutions and a shortcut (ResNet 50); 4 x ``width`` channels out."""
     shortcut = _shortcut(x, 4 * width, stride, name, synchronized)
     x = convolution(x, width, 1, name=f"{name}-conv1")
     x = batch_norm(x, f"{name}-bn1", synchronized)
@@ -133,7 +156,7 @@ def _bottleneck(x: Any, width: int, stride: int, name: str, synchronized: bool) 
 
 
 def _shortcut(x: Any, channels: int, stride: int, name: str, synchronized: bool) -> Any:
-    """The block's input, or its projection by a 1x1 convolution where the shape changes."""
+    """Return the block's input, or its projection by a 1x1 convolution where the shape changes."""
     if stride == 1 and x.shape[-1] == channels:
         return x
     x = convolution(x, channels, 1, stride=stride, name=f"{name}-downsample-0")

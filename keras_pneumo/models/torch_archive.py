@@ -1,8 +1,8 @@
-"""The tensors of a PyTorch ``.pth`` file, read without PyTorch and without unpickling.
+"""Reads the tensors of a PyTorch ``.pth`` file without PyTorch and without unpickling.
 
 In: a file that ``torch.save`` wrote from a state dict (the zip form, PyTorch 1.6 and later). Out: numpy arrays by name.
 It exists because torchvision publishes its weights in this form only. A pickle is a program; here its opcodes are only
-looked at (``pickletools.genops`` parses and runs nothing) and the few that a state dict consists of are understood:
+read (``pickletools.genops`` parses and runs nothing) and the few that a state dict consists of are understood:
 names, numbers, tuples, dictionaries, and tensors made of a named block of bytes, a shape and strides. Anything else is
 refused.
 
@@ -54,7 +54,7 @@ class _Block(NamedTuple):
 
 
 def load_torch_archive(path: Path | str) -> dict[str, np.ndarray]:
-    """The tensors of a state dict that ``torch.save`` wrote, by name.
+    """Read the tensors of a state dict that ``torch.save`` wrote, by name.
 
     Raises:
         PneumoError: the file cannot be read, is no zip archive of PyTorch's, is damaged, or holds anything but a plain
@@ -88,7 +88,7 @@ def _read(archive: zipfile.ZipFile, path: str) -> dict[str, np.ndarray]:
 
 
 def _numbers(archive: zipfile.ZipFile, root: str, block: _Block) -> np.ndarray:
-    """The numbers of one block; their count must be the stated one."""
+    """Read the numbers of one block; their count must be the stated one."""
     name = f"{root}data/{block.key}"
     if archive.getinfo(name).file_size != block.length * block.dtype.itemsize:
         raise PneumoError(f"block {block.key} is not of the stated length.")
@@ -164,7 +164,7 @@ def _interpret(program: bytes, numbers: Any) -> dict[str, np.ndarray]:
 
 
 def _block(identity: Any) -> _Block:
-    """A block from its description: ("storage", kind, key, device, count)."""
+    """Make a block from its description: ("storage", kind, key, device, count)."""
     word, kind, key, _device, count = identity
     if word != "storage" or not isinstance(kind, _Global) or kind.name not in STORAGES or not isinstance(key, str):
         raise PneumoError("it describes a block of numbers in an unknown way.")
@@ -172,7 +172,7 @@ def _block(identity: Any) -> _Block:
 
 
 def _build(function: Any, arguments: Any, numbers: Any) -> Any:
-    """What the pickle's call would give, for the three calls a state dict is made of."""
+    """Return the result of a pickle's call, for the three calls that a state dict is made of."""
     if function == _Global(_DICTIONARY) and arguments == ():
         return {}
     if function == _Global(_PARAMETER) and isinstance(arguments[0], np.ndarray):

@@ -1,8 +1,8 @@
-"""Where the pneumothorax is: the U-Net of ``segmentation_models_pytorch`` 0.6, layer for layer.
+"""The segmenter: the U-Net of ``segmentation_models_pytorch`` 0.6, layer for layer.
 
 In: radiograph, float, shape (batch, height, width, 1), 0 to 1; both sides divide by 32. Out: one logit per pixel,
 float32, shape (batch, height, width, 1); with the image-level head a dictionary of that as ``mask`` and one logit per
-image as ``image``, shape (batch, 1). Layers carry smp's module names (with ``-`` for ``.``), so its weights load here
+image as ``image``, shape (batch, 1). Layers have smp's module names (with ``-`` for ``.``), so its weights load here
 and ours there.
 
 Source: ``smp.Unet`` 0.6.0 (``decoders/unet/decoder.py``, ``base/heads.py``, ``base/modules.py``); Ronneberger et al.,
@@ -11,13 +11,16 @@ arXiv 1505.04597; the SCSE attention, arXiv 1803.02579.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import keras
 
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.models.imagenet import load_pretrained
 from keras_pneumo.models.preprocessing import Normalise, full_dtype
 from keras_pneumo.models.resnet import STRIDES, batch_norm, depth_of, resnet
+from keras_pneumo.models.weights import UnusedTensors
 
 DECODER_CHANNELS = (256, 128, 64, 32, 16)
 """Output channels of the five decoder blocks, deepest first."""
@@ -28,18 +31,22 @@ REDUCTION = 16
 
 def build_unet(
     encoder: str = "resnet50",
+    weights: Path | str | None = None,
+    *,
     attention: Literal["scse"] | None = None,
     image_head: bool = False,
     dropout: float = 0.2,
     synchronized: bool = False,
 ) -> keras.Model:
-    """The segmenter with random weights.
+    """Build the segmenter.
 
     Args:
         encoder: ``resnet18``, ``resnet34`` or ``resnet50``. It is reached as ``model.get_layer("encoder")``.
+        weights: None for random ones, ``imagenet_v1`` or ``imagenet_v2`` for the encoder, or a safetensors file with
+            smp's names for the whole network; see :func:`keras_pneumo.models.imagenet.load_pretrained`.
         attention: ``scse`` for smp's ``decoder_attention_type="scse"``.
-        image_head: whether to tell, too, if there is any pneumothorax (smp's ``aux_params``), from the deepest
-            features.
+        image_head: whether there is a second output, one logit per image (smp's ``aux_params``), computed from the
+            deepest features.
         dropout: share of the pooled features set to 0 before the image-level logit in training; smp's default.
         synchronized: whether BatchNorm takes its batch statistics over all replicas.
 
@@ -48,7 +55,7 @@ def build_unet(
         ``{"mask": ..., "image": (batch, 1)}``; logits are float32 whatever the policy.
 
     Raises:
-        PneumoError: no such encoder or attention.
+        PneumoError: no such encoder or attention, or the weights cannot be had or do not fit.
     """
     if attention not in (None, "scse"):
         raise PneumoError(f"There is no decoder attention {attention!r}. Choose 'scse' or none.")
@@ -69,7 +76,9 @@ def build_unet(
         name="segmentation_head-0",
     )(x)
     outputs: Any = {"mask": mask, "image": _image_head(features[-1], dropout)} if image_head else mask
-    return keras.Model(image, outputs, name=f"{encoder}_unet")
+    model = keras.Model(image, outputs, name=f"{encoder}_unet")
+    load_pretrained(model, encoder, weights)
+    return model
 
 
 def check_size(height: int, width: int) -> None:
@@ -86,7 +95,7 @@ def check_size(height: int, width: int) -> None:
 
 
 def _decoder_block(x: Any, skip: Any, channels: int, name: str, scse: bool, synchronized: bool) -> Any:
-    """Twice the size by nearest neighbour, the encoder's features beside it, two 3x3 convolutions."""
+    """Add a decoder block: twice the size by nearest neighbour, the encoder's features, two 3x3 convolutions."""
     x = keras.layers.UpSampling2D(2, data_format="channels_last", interpolation="nearest", name=f"{name}-up")(x)
     attention = f"{name}-attention1-attention"
     if skip is not None:
@@ -94,7 +103,7 @@ def _decoder_block(x: Any, skip: Any, channels: int, name: str, scse: bool, sync
         if scse:
             x = _scse(x, attention)
     elif scse:
-        x = Carried(_scse_shapes(x.shape[-1]), name=attention)(x)
+        x = UnusedTensors(_scse_shapes(x.shape[-1]), name=attention)(x)
     for position in (1, 2):
         x = keras.layers.Conv2D(
             channels,
@@ -111,15 +120,15 @@ def _decoder_block(x: Any, skip: Any, channels: int, name: str, scse: bool, sync
 
 
 def _kaiming_uniform() -> keras.initializers.Initializer:
-    """smp's start of every decoder convolution, ``kaiming_uniform_(fan_in, relu)``.
+    """Make smp's initializer of every decoder convolution, ``kaiming_uniform_(fan_in, relu)``.
 
-    A new one for each layer: an initializer draws the same numbers whenever it is asked.
+    A new one for each layer: an initializer draws the same numbers every time.
     """
     return keras.initializers.VarianceScaling(2.0, "fan_in", "uniform")
 
 
 def _scse(x: Any, name: str) -> Any:
-    """Spatial and channel squeeze and excitation: x times a weight per channel plus x times one per pixel."""
+    """Add spatial and channel squeeze and excitation: x times a weight per channel plus x times one per pixel."""
     channels = x.shape[-1]
 
     def pointwise(value: Any, filters: int, activation: str, part: str) -> Any:
@@ -142,7 +151,7 @@ def _scse(x: Any, name: str) -> Any:
 
 
 def _scse_shapes(channels: int) -> dict[str, tuple[int, ...]]:
-    """smp's tensors of one SCSE module, by name, in PyTorch's order of axes."""
+    """Return the shapes of smp's tensors of one SCSE module, by name, in PyTorch's order of axes."""
     narrow = channels // REDUCTION
     return {
         "cSE.1.weight": (narrow, channels, 1, 1),
@@ -155,7 +164,7 @@ def _scse_shapes(channels: int) -> dict[str, tuple[int, ...]]:
 
 
 def _image_head(features: Any, dropout: float) -> Any:
-    """smp's classification head: average pooling, dropout, one logit."""
+    """Add smp's classification head: average pooling, dropout, one logit."""
     pool = keras.layers.GlobalAveragePooling2D(
         data_format="channels_last", dtype=full_dtype(), name="classification_head-0"
     )
@@ -164,33 +173,3 @@ def _image_head(features: Any, dropout: float) -> Any:
     return keras.layers.Dense(1, kernel_initializer="glorot_uniform", dtype=full_dtype(), name="classification_head-3")(
         x
     )
-
-
-@keras.saving.register_keras_serializable(package="keras_pneumo")
-class Carried(keras.layers.Layer):
-    """Tensors that the PyTorch module has and never uses; the input passes through unchanged.
-
-    smp makes an attention for the skip of every decoder block, also of the last, which has no skip. A strict exchange
-    of weights must carry them. They are not trained here; in PyTorch they get no gradient.
-    """
-
-    def __init__(self, shapes: dict[str, tuple[int, ...]], **kwargs: Any) -> None:
-        """Shapes by the tensors' names after this layer's own, in PyTorch's order of axes."""
-        super().__init__(**kwargs)
-        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
-
-    def build(self, _input_shape: Any) -> None:
-        """Make the tensors, each started as smp starts it."""
-        for name, shape in self.shapes.items():
-            bound = (6 / shape[1]) ** 0.5 if len(shape) > 1 else 0.0
-            start = keras.initializers.RandomUniform(-bound, bound) if bound else "zeros"
-            # The rule for layers' names (torch_names.py) holds for variables, too.
-            self.add_weight(shape=shape, initializer=start, trainable=False, name=name.replace(".", "-"))
-
-    def call(self, x: Any) -> Any:
-        """The input."""
-        return x
-
-    def get_config(self) -> dict[str, Any]:
-        """The shapes."""
-        return {**super().get_config(), "shapes": self.shapes}

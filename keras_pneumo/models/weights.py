@@ -1,17 +1,24 @@
 """Keras weights and PyTorch state dicts, by name, both ways; files are safetensors.
 
-In: one of our networks, and a state dict: numpy arrays by the names that torchvision or timm (ResNet), smp (U-Net) or
-fastai (its learner) give them. Out: the same, the other way round. Which weight has which name is the business of
-:mod:`keras_pneumo.models.torch_names`; here convolutions (h, w, in, out) <-> (out, in, h, w) and dense layers are
-transposed. Values are copied, never computed, so a round trip is bit-equal. Every tensor is accounted for: what is
-missing, left over or misshapen is listed and refused. No pickle is read or written.
+In: one of our networks, and a state dict: numpy arrays under the names that torchvision or timm (ResNet), smp (U-Net)
+or fastai (its learner) give them. Out: the same, the other way round. Values are copied, never computed, so a round
+trip is bit-equal. Every tensor is accounted for: what is missing, left over or of another shape is listed and refused.
+No pickle is read or written.
+
+Names. Our layers carry PyTorch's module names with ``-`` for ``.``: ``layer1.0.conv1`` is the layer ``layer1-0-conv1``.
+The same holds for a layer's own variables. Keras's torch backend allows no dot there, and PyTorch has no ``-`` in a
+name, so the way back, :func:`module_name`, is exact. So one rule for each kind of layer is enough. fastai cuts
+torchvision's ResNet into a Sequential, whose modules are numbered instead of named.
+
+Axes. Convolutions (h, w, in, out) <-> (out, in, h, w); dense layers are transposed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import keras
 import numpy as np
@@ -19,15 +26,32 @@ import safetensors
 import safetensors.numpy
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.models.torch_names import COUNTER, HEADS, named_variables
+from keras_pneumo.models.resnet import leaf_layers
 from keras_pneumo.storage.files import write_bytes
 
 State = dict[str, np.ndarray]
 """A PyTorch state dict: numpy arrays by PyTorch's names."""
 
+HEADS = ("fc.", "segmentation_head.", "classification_head.", "1.")
+"""Beginnings of the names of tensors that belong to a task rather than to the features; ``1.`` is fastai's head."""
+
+COUNTER = ".num_batches_tracked"
+"""PyTorch counts BatchNorm's batches, Keras does not: written as 0, accepted and not used when read."""
+
+STATISTICS = (".running_mean", ".running_var")
+"""Endings of the tensors that training keeps but no optimizer learns."""
+
+_KERNELS = {"kernel": "weight", "bias": "bias"}
+_VECTORS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
+"""How a convolution's, a dense layer's and a vector's axes are transposed into PyTorch's order."""
+
+_FASTAI_STEM = {"conv1": "0.0", "bn1": "0.1"}
+"""The ResNet's first modules in fastai's Sequential; 0.2 and 0.3 are the ReLU and the pool, 0.4 to 0.7 the stages."""
+
 
 def to_torch(model: keras.Model) -> State:
-    """The state dict that ``load_state_dict(strict=True)`` of the PyTorch twin accepts.
+    """Return the state dict that ``load_state_dict(strict=True)`` of the PyTorch twin accepts.
 
     Args:
         model: an encoder (torchvision's ResNet less ``fc``), a classifier (torchvision's or timm's ResNet with as many
@@ -64,9 +88,9 @@ def from_torch(
     if head == "skip":
         targets = {name: target for name, target in targets.items() if not name.startswith(HEADS)}
         state = {name: array for name, array in state.items() if not name.startswith(HEADS)}
-    faults: dict[str, list[str]] = {"missing": [], "not of this network": [], "of another shape": [], "unusable": []}
-    faults["missing"] = [name for name in targets if name not in state]
-    faults["not of this network"] = [name for name in state if name not in targets and name not in counters]
+    problems: dict[str, list[str]] = {"missing": [], "not of this network": [], "of another shape": [], "unusable": []}
+    problems["missing"] = [name for name in targets if name not in state]
+    problems["not of this network"] = [name for name in state if name not in targets and name not in counters]
     values = {}
     for name, (_, variable, axes) in targets.items():
         if name not in state:
@@ -74,17 +98,17 @@ def from_torch(
         array = np.asarray(state[name])
         wanted = tuple(variable.shape[axis] for axis in axes)
         if array.shape != wanted:
-            faults["of another shape"].append(f"{name} {array.shape} instead of {wanted}")
+            problems["of another shape"].append(f"{name} {array.shape} instead of {wanted}")
         elif not np.issubdtype(array.dtype, np.floating):
-            faults["unusable"].append(f"{name} of type {array.dtype}")
+            problems["unusable"].append(f"{name} of type {array.dtype}")
         elif not np.isfinite(array).all():
-            faults["unusable"].append(f"{name} with values that are not finite")
+            problems["unusable"].append(f"{name} with values that are not finite")
         else:
             values[name] = array.transpose(np.argsort(axes))
-    found = [f"{len(names)} {kind}: {_first(names)}" for kind, names in faults.items() if names]
-    if found:
+    listed = [f"{len(names)} {kind}: {_first(names)}" for kind, names in problems.items() if names]
+    if listed:
         raise PneumoError(
-            f"The weights do not fit the network {model.name!r}. Tensors {'; tensors '.join(found)}. "
+            f"The weights do not fit the network {model.name!r}. Tensors {'; tensors '.join(listed)}. "
             "Use weights made for this network and encoder."
         )
     for name, target in targets.items():
@@ -107,10 +131,10 @@ def save_safetensors(model: keras.Model, path: Path | str, metadata: Mapping[str
 
 
 def load_safetensors(path: Path | str) -> State:
-    """The tensors of a safetensors file, by name.
+    """Read the tensors of a safetensors file, by name.
 
     Raises:
-        PneumoError: the file cannot be read, or it is no whole safetensors file.
+        PneumoError: the file cannot be read, or it is not a whole safetensors file.
     """
     try:
         return safetensors.numpy.load(Path(path).read_bytes())
@@ -118,9 +142,84 @@ def load_safetensors(path: Path | str) -> State:
         raise PneumoError(f"The weights in {path} cannot be read: {error.strerror or error}.") from error
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise PneumoError(
-            f"{path} is no whole safetensors file ({error}). Only safetensors are read here, since pickled files "
-            "(.pth, .pt, .bin) can run code; convert those where PyTorch is installed."
+            f"{path} is not a whole safetensors file ({error}). Only safetensors files are read here: "
+            "pickled files (.pth, .pt, .bin) can run code. Convert those where PyTorch is installed."
         ) from error
+
+
+class NamedVariable(NamedTuple):
+    """A weight, its PyTorch name, and how its axes are transposed into PyTorch's order."""
+
+    name: str
+    variable: keras.Variable
+    axes: tuple[int, ...]
+
+
+def named_variables(model: keras.Model) -> Iterator[NamedVariable]:
+    """Yield each weight of the model with its PyTorch name, in the model's order."""
+    layers = list(leaf_layers(model))
+    modules = [module_name(layer.name) for layer in layers]
+    is_unet = any(module.startswith("decoder.") for module in modules)
+    is_fastai = any(module.startswith("1.") for module in modules)
+    for layer, module in zip(layers, modules, strict=True):
+        if isinstance(layer, UnusedTensors):
+            for variable in layer.weights:
+                axes = tuple(range(len(variable.shape)))
+                yield NamedVariable(f"{module}.{module_name(variable.name)}", variable, axes)
+            continue
+        if is_fastai:
+            module = fastai_name(module)
+        elif is_unet and not module.startswith(("decoder.", *HEADS)):
+            module = f"encoder.{module}"  # smp holds the ResNet in a module of that name; elsewhere it is the model
+        names = _VECTORS if isinstance(layer, keras.layers.BatchNormalization) else _KERNELS
+        for variable in layer.weights:
+            yield NamedVariable(f"{module}.{names[variable.name]}", variable, _AXES[len(variable.shape)])
+
+
+def module_name(layer_name: str) -> str:
+    """Return PyTorch's name of a layer: ``layer1-0-conv1`` is ``layer1.0.conv1``; see the module's docstring."""
+    return layer_name.replace("-", ".")
+
+
+def fastai_name(module: str) -> str:
+    """Turn torchvision's module name into fastai's: ``layer1.0.conv1`` is ``0.4.0.conv1``; the head's names stay."""
+    if module in _FASTAI_STEM:
+        return _FASTAI_STEM[module]
+    return re.sub(r"^layer([1-4])\.", lambda match: f"0.{int(match.group(1)) + 3}.", module)
+
+
+@keras.saving.register_keras_serializable(package="keras_pneumo", name="Carried")
+class UnusedTensors(keras.layers.Layer):
+    """Tensors that the PyTorch module has and never uses; the input passes through unchanged.
+
+    smp makes an attention for the skip of every decoder block, also of the last, which has no skip. A strict exchange
+    of weights must include them. They are not trained here; in PyTorch they get no gradient.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], **kwargs: Any) -> None:
+        """Take the shapes by the tensors' names after this layer's own, in PyTorch's order of axes."""
+        super().__init__(**kwargs)
+        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+
+    def build(self, _input_shape: Any) -> None:
+        """Make the tensors, each started as smp starts it."""
+        for name, shape in self.shapes.items():
+            bound = (6 / shape[1]) ** 0.5 if len(shape) > 1 else 0.0
+            start = keras.initializers.RandomUniform(-bound, bound) if bound else "zeros"
+            # The rule for names in the module's docstring holds for variables, too.
+            self.add_weight(shape=shape, initializer=start, trainable=False, name=name.replace(".", "-"))
+
+    def call(self, x: Any) -> Any:
+        """Return the input."""
+        return x
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the layer's settings with the shapes."""
+        return {**super().get_config(), "shapes": self.shapes}
+
+
+# Keras names a layer's group in a weight file after its class, and files of earlier runs call this group "carried".
+UnusedTensors.__name__ = "Carried"
 
 
 def _first(names: list[str], count: int = 10) -> str:

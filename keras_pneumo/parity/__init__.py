@@ -1,1 +1,1 @@
-"""The ladder: at which rung do a Keras and a PyTorch team part, if at all? Answered by both stacks, never by one."""
+"""The ladder: checks from pixels to scores that show whether a Keras and a PyTorch team can be compared."""

@@ -1,6 +1,6 @@
-"""How far two sets of arrays lie apart, and at which of them, in order, they first do so by more than a bound.
+"""How far two sets of arrays are apart, and which array, in order, is the first beyond a bound.
 
-In: arrays by name, PyTorch's first, whose order is the order of the computation. Out: a :class:`Difference`. Each kind
+In: arrays by name, first PyTorch's, whose order is the order of the computation. Out: a :class:`Difference`. Each kind
 of quantity has its own measure: pixels are equal or not, activations are compared by the layer's range, gradients by
 their norm, losses and rates value by value, and randomly drawn weights in standard errors of their standard deviation.
 """
@@ -23,9 +23,9 @@ class Gap:
     absolute: float
     """Largest absolute difference."""
     relative: float
-    """Largest relative one, of what the measure relates to."""
+    """Largest relative difference, of what the measure relates to."""
     measured: float
-    """What is held against the bound."""
+    """What is compared with the bound."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +49,21 @@ class Difference:
 
 
 Measure = Callable[[np.ndarray, np.ndarray], Gap]
-"""From PyTorch's array and ours, of one shape, to their gap."""
+"""From PyTorch's array and actual, of one shape, to their gap."""
 
 APART = Gap(math.inf, math.inf, math.inf)
 
 
 def compare(
-    theirs: Arrays, ours: Arrays, measure: Measure, bound: float, tighter: Mapping[str, float] | None = None
+    expected: Arrays, actual: Arrays, measure: Measure, bound: float, tighter: Mapping[str, float] | None = None
 ) -> Difference:
-    """The gap of two sets of arrays; one that is missing, left over, misshapen or not finite is infinitely far off.
+    """Compare two sets of arrays; one that is missing, left over, of another shape or not finite is infinitely far off.
 
-    ``tighter`` has bounds of their own for some of the arrays.
+    ``tighter`` holds smaller bounds for some of the arrays.
     """
     bounds = tighter or {}
-    gaps = {name: _gap(array, ours.get(name), measure) for name, array in theirs.items()}
-    gaps |= {name: APART for name in ours if name not in theirs}
+    gaps = {name: _gap(array, actual.get(name), measure) for name, array in expected.items()}
+    gaps |= {name: APART for name in actual if name not in expected}
     if not gaps:
         raise ValueError("there is nothing to compare")
     worst = max(gaps, key=lambda name: gaps[name].measured)
@@ -77,80 +77,82 @@ def compare(
     )
 
 
-def _gap(theirs: np.ndarray, ours: np.ndarray | None, measure: Measure) -> Gap:
-    if ours is None or theirs.shape != ours.shape:
+def _gap(expected: np.ndarray, actual: np.ndarray | None, measure: Measure) -> Gap:
+    if actual is None or expected.shape != actual.shape:
         return APART
-    if theirs.dtype.kind == "f" and not (np.isfinite(theirs).all() and np.isfinite(ours).all()):
+    if expected.dtype.kind == "f" and not (np.isfinite(expected).all() and np.isfinite(actual).all()):
         return APART
-    return measure(theirs, ours)
+    return measure(expected, actual)
 
 
-def exact(theirs: np.ndarray, ours: np.ndarray) -> Gap:
-    """Equal to the last bit, or not: measured is the number of unequal elements."""
-    if theirs.dtype != ours.dtype:
+def exact(expected: np.ndarray, actual: np.ndarray) -> Gap:
+    """Count unequal elements: equal means equal to the last bit."""
+    if expected.dtype != actual.dtype:
         return APART
-    if theirs.dtype.kind not in "fiu":  # texts
-        unequal = int((theirs != ours).sum())
-        return Gap(float(unequal > 0), unequal / max(theirs.size, 1), unequal)
-    largest, relative = _largest(theirs, ours)
-    return Gap(largest, relative, float((theirs != ours).sum()))
+    if expected.dtype.kind not in "fiu":  # texts
+        unequal = int((expected != actual).sum())
+        return Gap(float(unequal > 0), unequal / max(expected.size, 1), unequal)
+    largest, relative = _largest(expected, actual)
+    return Gap(largest, relative, float((expected != actual).sum()))
 
 
-def of_range(theirs: np.ndarray, ours: np.ndarray) -> Gap:
-    """Largest difference as a share of the reference's range; of a flat reference, of its largest value."""
-    largest, relative = _largest(theirs, ours)
+def of_range(expected: np.ndarray, actual: np.ndarray) -> Gap:
+    """Return the largest difference as a share of the reference's range; of a flat reference, of its largest value."""
+    largest, relative = _largest(expected, actual)
     return Gap(largest, relative, relative)
 
 
-def of_norm(theirs: np.ndarray, ours: np.ndarray) -> Gap:
-    """Norm of the difference as a share of the reference's norm; what is nought in one must be nought in the other."""
-    theirs, ours = theirs.astype(np.float64), ours.astype(np.float64)
-    difference, norm = float(np.linalg.norm(theirs - ours)), float(np.linalg.norm(theirs))
+def of_norm(expected: np.ndarray, actual: np.ndarray) -> Gap:
+    """Return the norm of the difference as a share of the reference's norm; zero must be zero in both."""
+    expected, actual = expected.astype(np.float64), actual.astype(np.float64)
+    difference, norm = float(np.linalg.norm(expected - actual)), float(np.linalg.norm(expected))
     relative = difference / norm if norm else math.inf if difference else 0.0
-    return Gap(float(np.abs(theirs - ours).max(initial=0.0)), relative, relative)
+    return Gap(float(np.abs(expected - actual).max(initial=0.0)), relative, relative)
 
 
-def of_value(theirs: np.ndarray, ours: np.ndarray) -> Gap:
-    """Largest difference of a value as a share of that value."""
-    theirs, ours = theirs.astype(np.float64), ours.astype(np.float64)
-    difference = np.abs(theirs - ours)
-    shares = np.where(difference == 0, 0.0, difference / np.where(theirs == 0, np.finfo(float).tiny, np.abs(theirs)))
+def of_value(expected: np.ndarray, actual: np.ndarray) -> Gap:
+    """Return the largest difference of a value as a share of that value."""
+    expected, actual = expected.astype(np.float64), actual.astype(np.float64)
+    difference = np.abs(expected - actual)
+    shares = np.where(
+        difference == 0, 0.0, difference / np.where(expected == 0, np.finfo(float).tiny, np.abs(expected))
+    )
     relative = float(shares.max(initial=0.0))
     return Gap(float(difference.max(initial=0.0)), relative, relative)
 
 
 def summary_of(values: np.ndarray) -> np.ndarray:
-    """What :func:`of_spread` compares: number of values, mean, standard deviation, kurtosis (normal 3, uniform 1.8)."""
+    """Return what :func:`of_spread` compares: count, mean, standard deviation, kurtosis (normal 3, uniform 1.8)."""
     values = np.asarray(values, np.float64).ravel()
     mean, std = float(values.mean()), float(values.std())
     kurtosis = float(((values - mean) ** 4).mean() / std**4) if std else 0.0
     return np.array([values.size, mean, std, kurtosis])
 
 
-def of_spread(theirs: np.ndarray, ours: np.ndarray) -> Gap:
-    """Two random draws by their summaries: the difference of mean, spread or shape in standard errors.
+def of_spread(expected: np.ndarray, actual: np.ndarray) -> Gap:
+    """Compare two random draws by their summaries: the difference of mean, spread or shape in standard errors.
 
     The squared standard error of a standard deviation is ``std**2 (kurtosis - 1) / 4n``, that of a kurtosis at most
     ``24 / n``; both draws have one. Constants must be the same constant. A single random value says nothing.
     """
-    (count, mean, std, kurtosis), (_, our_mean, our_std, our_kurtosis) = theirs, ours
-    absolute = abs(our_std - std)
-    if std == 0 or our_std == 0:
+    (count, mean, std, kurtosis), (_, actual_mean, actual_std, actual_kurtosis) = expected, actual
+    absolute = abs(actual_std - std)
+    if std == 0 or actual_std == 0:
         if count == 1:
             return Gap(0.0, 0.0, 0.0)
-        same = std == our_std and mean == our_mean
-        return Gap(0.0, 0.0, 0.0) if same else Gap(max(absolute, abs(our_mean - mean)), math.inf, math.inf)
+        same = std == actual_std and mean == actual_mean
+        return Gap(0.0, 0.0, 0.0) if same else Gap(max(absolute, abs(actual_mean - mean)), math.inf, math.inf)
     of_std = absolute / (std * math.sqrt(max(kurtosis - 1, 0.1) / 2 / count))
-    of_mean = abs(our_mean - mean) / (std * math.sqrt(2 / count))
-    of_shape = abs(our_kurtosis - kurtosis) / math.sqrt(48 / count)
+    of_mean = abs(actual_mean - mean) / (std * math.sqrt(2 / count))
+    of_shape = abs(actual_kurtosis - kurtosis) / math.sqrt(48 / count)
     return Gap(absolute, absolute / std, max(of_std, of_mean, of_shape))
 
 
-def _largest(theirs: np.ndarray, ours: np.ndarray) -> tuple[float, float]:
-    """Largest absolute difference, and that as a share of the reference's range."""
-    theirs, ours = theirs.astype(np.float64), ours.astype(np.float64)
-    if theirs.size == 0:
+def _largest(expected: np.ndarray, actual: np.ndarray) -> tuple[float, float]:
+    """Return the largest absolute difference, and that as a share of the reference's range."""
+    expected, actual = expected.astype(np.float64), actual.astype(np.float64)
+    if expected.size == 0:
         return 0.0, 0.0
-    largest = float(np.abs(theirs - ours).max())
-    scale = float(np.ptp(theirs)) or float(np.abs(theirs).max())
+    largest = float(np.abs(expected - actual).max())
+    scale = float(np.ptp(expected)) or float(np.abs(expected).max())
     return largest, largest / scale if scale else math.inf if largest else 0.0

@@ -1,4 +1,4 @@
-"""What all processes are given: files, images, truths, weights, gradients, parameters and plans.
+"""The inputs that all backends get: files, images, truths, weights, gradients, parameters and plans.
 
 In: a folder of radiographs or a prepared folder, or nothing, and the size of the networks' images. Out: the ladder's
 folder with ``task.json``, ``inputs.npz`` and safetensors; whatever is drawn is drawn from one seed.
@@ -19,33 +19,32 @@ from safetensors.numpy import save_file
 from keras_pneumo.config import Augmentation
 from keras_pneumo.data.batches.augmentation import draw_parameters
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.labels.siim import find_images
 from keras_pneumo.data.prepared.folder import is_prepared
-from keras_pneumo.data.prepared.rendering import resize_image
+from keras_pneumo.data.radiographs.geometry import resize_image
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
-from keras_pneumo.data.radiographs.reading import RASTER_SUFFIXES, read_radiograph
+from keras_pneumo.data.radiographs.reading import RASTER_SUFFIXES, find_images, read_radiograph
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.weights import State, to_torch
+from keras_pneumo.parity.backends import INPUTS, TASK, write_arrays
 from keras_pneumo.parity.networks import NETWORKS, build, randomise
-from keras_pneumo.parity.processes import TASK, write_arrays
 from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
 from keras_pneumo.storage.files import write_json, write_table
 
 AUGMENTATION = Augmentation(
     flip=0.5, shift=0.1, scale=0.2, rotate=15, brightness=0.1, contrast=0.2, gamma=0.2, noise=0, clahe=0.5
 )
-"""All that can be compared; noise cannot, since each framework draws its own."""
+"""Every augmentation but noise, which each framework draws for itself."""
 
 PHANTOMS = PhantomSettings(images=8, seed=11, positive_rate=0.5, monochrome1_rate=0.3)
 MOST_FILES = 100
 DECAY = {"sgd": 0.0, "adamw": 0.01}
-INPUTS, TRUTH = "inputs.npz", "truth.csv"
+TRUTH = "truth.csv"
 AUGMENTED_SIZE, PREDICTED = 128, 24
 
 
 @dataclass(frozen=True)
 class LadderPlan:
-    """How large the ladder's computations are."""
+    """The ladder's encoder and the sizes of its computations."""
 
     encoder: str = "resnet50"
     size: int = 64
@@ -53,7 +52,7 @@ class LadderPlan:
     forward_batch: int = 16
     """In training mode BatchNorm magnifies rounding where it has few numbers: with 8 images a logit was 1e-4 off."""
     gradient_batch: int = 4
-    """So many of the forward batch; float64 is slow."""
+    """This many images of the forward batch; float64 is slow."""
     batches: tuple[int, int] = (24, 4)
     """Batch of the training steps, classifier and U-Net. With 8 images a channel of the deepest stage has 32 numbers at
     size 64, and where they hardly differ BatchNorm magnifies rounding: one step in twenty was then 5e-3 off."""
@@ -76,7 +75,7 @@ def write_inputs(folder: Path, data: Path | None, plan: LadderPlan) -> None:
     """Write all inputs into a folder.
 
     Raises:
-        PneumoError: ``data`` holds no radiograph, or not one that can be read; or a size is no multiple of 32.
+        PneumoError: ``data`` holds no radiograph, or none that can be read; or a size is not a multiple of 32.
     """
     if plan.size % 32 or plan.size < 32:
         raise PneumoError(f"The ladder's networks take images whose side is a multiple of 32, not {plan.size}.")
@@ -120,10 +119,10 @@ def write_inputs(folder: Path, data: Path | None, plan: LadderPlan) -> None:
 
 
 def calm(state: State) -> State:
-    """A random start whose residual branches are shut (their last BatchNorm's scale is 0), as arXiv 1706.02677 advises.
+    """Shut the residual branches of random start weights: their last BatchNorm's scale becomes 0 (arXiv 1706.02677).
 
     A plain random start is chaotic: PyTorch itself, from weights changed in their seventh digit, is some per cent off
-    after twenty steps, so nothing could be said of the stacks.
+    after twenty steps, so the comparison would say nothing.
     """
     deep = any(name.endswith("layer1.0.bn3.weight") for name in state)
     last = re.compile(rf"layer\d\.\d+\.bn{3 if deep else 2}\.weight$")
@@ -131,19 +130,19 @@ def calm(state: State) -> State:
 
 
 def _files_of(data: Path) -> list[Path]:
-    """Radiographs of a folder, DICOM first; of a prepared folder, its PNGs of the largest size."""
+    """List radiographs of a folder, DICOM first; of a prepared folder, its PNGs of the largest size."""
     if is_prepared(data):
         sizes = sorted(int(path.name[7:]) for path in data.glob("images_*") if path.name[7:].isdigit())
-        found = sorted((data / f"images_{sizes[-1]}").glob("*.png")) if sizes else []
+        paths = sorted((data / f"images_{sizes[-1]}").glob("*.png")) if sizes else []
     else:
-        found = sorted(find_images(data)[0], key=lambda path: path.suffix.lower() in RASTER_SUFFIXES)
-    if not found:
+        paths = sorted(find_images(data)[0], key=lambda path: path.suffix.lower() in RASTER_SUFFIXES)
+    if not paths:
         raise PneumoError(f"{data} holds no radiograph. Name a folder of DICOM or PNG files, or a prepared folder.")
-    return found[:MOST_FILES]
+    return paths[:MOST_FILES]
 
 
 def _readable(paths: list[Path]) -> tuple[list[Path], list[np.ndarray], int]:
-    """Files that are radiographs, their pixels, and how many are not."""
+    """Read files; return those that are radiographs, their pixels, and how many are not."""
     files, images = [], []
     for path in paths:
         try:
@@ -155,33 +154,33 @@ def _readable(paths: list[Path]) -> tuple[list[Path], list[np.ndarray], int]:
 
 
 def _network_inputs(rng: np.random.Generator, images: list[np.ndarray], plan: LadderPlan) -> dict[str, np.ndarray]:
-    """Batches of the radiographs, their mirror images and both turned by 90 degrees, with truths drawn once for each.
+    """Make batches of the radiographs, their mirror images and both turned by 90 degrees, each with a random truth.
 
-    The truths are not the radiographs' own, since only equality is at issue.
+    The truths are not the radiographs' own: only equality matters here.
     """
     small = np.stack([resize_image(image, plan.size) for image in images[-64:]])
     pool = np.concatenate([small, small[:, :, ::-1], small.transpose(0, 2, 1), small[:, ::-1].transpose(0, 2, 1)])
     pool = pool[..., None].astype(np.float32) / np.float32(255)
     truths = _truths(rng, len(pool), plan.size)
     first = rng.permutation(len(pool))[: plan.forward_batch]
-    arrays = {"image": pool[first], **{f"truth_{head}": one[first] for head, one in truths.items()}}
+    arrays = {"image": pool[first], **{f"truth_{head}": values[first] for head, values in truths.items()}}
     for network, batch in zip(NETWORKS, plan.batches, strict=True):
         drawn = np.stack([rng.permutation(len(pool))[:batch] for _ in range(plan.steps)])
         arrays[f"{network}_images"] = pool[drawn]
-        for head, one in truths.items():
-            arrays[f"{network}_{head}"] = one[drawn]
+        for head, values in truths.items():
+            arrays[f"{network}_{head}"] = values[drawn]
     return arrays
 
 
 def _truths(rng: np.random.Generator, count: int, size: int) -> dict[str, np.ndarray]:
-    """Labels (n, 1) and masks (n, size, size, 1), float32, 0 or 1; every other mask is empty."""
+    """Make labels (n, 1) and masks (n, size, size, 1), float32, 0 or 1; every other mask is empty."""
     labels = (np.arange(count) % 2).astype(np.float32)[:, None]
     blobs = np.stack([_ellipse(rng, size) for _ in range(count)])[..., None]
     return {"image": labels, "mask": blobs * labels[..., None, None]}
 
 
 def _ellipse(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A filled ellipse somewhere, float32 (size, size), 0 or 1."""
+    """Draw a filled ellipse somewhere, float32 (size, size), 0 or 1."""
     centre = rng.integers(size // 4, 3 * size // 4, 2)
     axes = rng.integers(size // 12 + 1, size // 5 + 2, 2)
     canvas = np.zeros((size, size), np.uint8)
@@ -197,7 +196,7 @@ def _augmentation_inputs(rng: np.random.Generator, images: list[np.ndarray]) -> 
 
 
 def _loss_inputs(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Logits of every size, sure and right, sure and wrong, and masks, one of them empty and one full."""
+    """Make logits of every size, sure and right, sure and wrong, and masks, one of them empty and one full."""
     logits = rng.normal(0, 1, (6, 32, 32, 1)) * np.array([0.1, 1, 3, 10, 30, 3])[:, None, None, None]
     masks = np.stack([_ellipse(rng, 32) for _ in range(6)])[..., None]
     masks[4], masks[5] = 0, 1
@@ -206,7 +205,7 @@ def _loss_inputs(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def _predictions(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
-    """Image logits (n, 1) and mask logits (n, 64, 64, 1) of a middling team, and the truth they are scored on."""
+    """Make image logits (n, 1) and mask logits (n, 64, 64, 1) of a mediocre team, and the truth they are scored on."""
     rows, maps, logits = [], [], []
     for number in range(PREDICTED):
         ill = number % 3 == 0

@@ -1,36 +1,36 @@
-"""The ladder itself: its rungs from pixels to scores, the bound of each, and what is said of what remains.
+"""The ladder: its list of checks from pixels to scores, the bound of each, and their results.
 
-In: the ladder's folder once every column has climbed. Out: a :class:`Result` for each rung, with how far our code on
-TensorFlow and on Keras's torch backend is from PyTorch. Later rungs do not hang on earlier ones: each starts from the
-same given inputs, so the first broken one is where the two stacks part.
+In: the ladder's folder after every backend has run. Out: a :class:`CheckResult` for each check: how far our code on
+TensorFlow and on Keras's torch backend is from PyTorch. Later checks do not depend on earlier ones: each starts from
+the same given inputs, so the first broken check shows where the two frameworks differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keras_pneumo.parity import comparison as comparing
-from keras_pneumo.parity import files, remarks
+from keras_pneumo.parity import remarks, submissions
+from keras_pneumo.parity.backends import KERAS, KERAS_ON_TORCH, TORCH, read_absent, read_arrays, read_task
 from keras_pneumo.parity.comparison import Difference, Measure
-from keras_pneumo.parity.processes import KERAS, KERAS_ON_TORCH, TORCH, read_absent, read_arrays, read_task
 
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Bound:
-    """How two columns are compared on a rung, and how far apart they may be."""
+    """How two backends are compared in a check, and how far apart they may be."""
 
     measure: Measure
     limit: float
     text: str
     tighter: Mapping[str, float] | None = None
-    """Limits of their own for some arrays, by name."""
+    """Smaller limits for some arrays, by name."""
 
 
 EXACT = Bound(comparing.exact, 0, "equal to the last bit")
@@ -38,25 +38,25 @@ TEXT = Bound(comparing.exact, 0, "the same text")
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One rung, or one network's part of it."""
+class Check:
+    """One check, or its part for one network."""
 
     number: int
     title: str
     what: str
-    """What is compared, where a rung has several parts; blank otherwise."""
+    """What is compared, where a check has several parts; blank otherwise."""
     arrays: str
     """Name of the npz file."""
-    work: str
-    """The piece of work in :mod:`keras_pneumo.parity.backend` that answers it."""
+    computation: str
+    """Its name in :data:`keras_pneumo.parity.checks.COMPUTATIONS`."""
     bound: Bound
     remark: Callable[[Path, Arrays], str]
-    """From the ladder's folder and PyTorch's arrays to the sentence on what remains and why."""
+    """From the ladder's folder and PyTorch's arrays to the sentence on what difference remains and why."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """How a rung was climbed."""
+class CheckResult:
+    """The result of one check."""
 
     number: int
     title: str
@@ -66,12 +66,12 @@ class Result:
     keras: Difference
     keras_on_torch: Difference | None
     absent: str
-    """Why the third column has no answer; blank where it has one."""
+    """Why Keras's torch backend has no answer; blank where it has one."""
     remark: str
 
     @property
     def passed(self) -> bool:
-        """Whether all columns that have an answer are within the bound."""
+        """Whether all backends that have an answer are within the bound."""
         return self.keras.within and (self.keras_on_torch is None or self.keras_on_torch.within)
 
     @property
@@ -82,95 +82,93 @@ class Result:
 
 @dataclass(frozen=True)
 class Ladder:
-    """All rungs, and what they say together."""
+    """The results of all checks, and the verdict."""
 
-    results: list[Result]
+    results: list[CheckResult]
     task: Mapping[str, Any]
     versions: Mapping[str, Mapping[str, str]]
-    third: str = ""
-    """Why the third column is missing altogether; blank where it climbed."""
-    notes: list[str] = field(default_factory=list)
 
     @property
-    def broken(self) -> list[Result]:
-        """Rungs beyond their bound."""
+    def broken(self) -> list[CheckResult]:
+        """Checks beyond their bound."""
         return [result for result in self.results if not result.passed]
 
     @property
-    def rungs(self) -> int:
-        """How many rungs were climbed."""
+    def count(self) -> int:
+        """How many checks there are; a check may have several results."""
         return len({result.number for result in self.results})
 
     @property
     def headline(self) -> str:
         """The answer to "can these two be compared?"."""
         if self.broken:
-            return f"Not yet: they part at rung {self.broken[0].number}, {self.broken[0].name}."
+            return f"Not yet: they differ in check {self.broken[0].number}, {self.broken[0].name}."
         return (
-            f"Yes: on all {self.rungs} rungs, from DICOM pixels to scores, Keras and PyTorch agree within the bounds."
+            f"Yes: in all {self.count} checks, from DICOM pixels to scores, Keras and PyTorch agree within the bounds."
         )
 
     @property
     def detail(self) -> str:
-        """What follows from the answer, or where the first broken rung is broken."""
+        """What follows from the answer, or where the first broken check is broken."""
         if self.broken:
-            return where(self.broken[0])
+            return locate(self.broken[0])
         return "A difference in score comes from what a team did, not from its framework."
 
     @property
     def verdict(self) -> str:
-        """Both."""
+        """Headline and detail."""
         return f"{self.headline} {self.detail}"
 
 
-def where(result: Result) -> str:
-    """Which column is beyond the bound, at which layer first, and by how much."""
-    columns = [("our code on TensorFlow", result.keras), ("our code on Keras's torch backend", result.keras_on_torch)]
-    said = [
-        f"{name} first leaves the bound ({result.bound}) at {found.first}; the largest difference is "
-        f"{shown(found.measured)} at {found.worst}"
-        for name, found in columns
-        if found is not None and not found.within
+def locate(result: CheckResult) -> str:
+    """Return which backend is beyond the bound, at which layer first, and by how much."""
+    backends = [("our code on TensorFlow", result.keras), ("our code on Keras's torch backend", result.keras_on_torch)]
+    parts = [
+        f"{name} first exceeds the bound ({result.bound}) at {difference.first}; the largest difference is "
+        f"{shown(difference.measured)} at {difference.worst}"
+        for name, difference in backends
+        if difference is not None and not difference.within
     ]
-    return "; ".join(one[0].upper() + one[1:] if not number else one for number, one in enumerate(said)) + "."
+    text = "; ".join(parts) + "."
+    return text[0].upper() + text[1:]
 
 
 def shown(value: float) -> str:
-    """A difference as a person reads it."""
+    """Format a difference for a person."""
     return "0" if value == 0 else "infinite" if not np.isfinite(value) else f"{value:.1e}"
 
 
-def rungs_of(task: Mapping[str, Any]) -> Iterator[Rung]:
-    """Every rung in order."""
+def list_checks(task: Mapping[str, Any]) -> Iterator[Check]:
+    """Yield every check in order."""
     networks = list(task["networks"])
     labels = {"classifier": f"{task['encoder']} classifier", "unet": f"U-Net on {task['encoder']}"}
-    yield Rung(1, "DICOM pixels", "", "pixels", "pixels", EXACT, remarks.pixels)
-    yield Rung(2, "Resizing", "", "resized", "pixels", EXACT, remarks.resized)
-    yield Rung(3, "Normalisation", "", "normalised", "normalised", EXACT, remarks.normalised)
-    yield Rung(4, "Augmentation", "at given parameters", "augmented", "augmented", AUGMENTED, remarks.augmented)
+    yield Check(1, "DICOM pixels", "", "pixels", "pixels", EXACT, remarks.pixels)
+    yield Check(2, "Resizing", "", "resized", "pixels", EXACT, remarks.resized)
+    yield Check(3, "Normalisation", "", "normalised", "normalised", EXACT, remarks.normalised)
+    yield Check(4, "Augmentation", "at given parameters", "augmented", "augmented", AUGMENTED, remarks.augmented)
     for name in networks:
-        yield Rung(5, "Initial weights", labels[name], f"initial.{name}", "initial", SPREAD, remarks.initial)
+        yield Check(5, "Initial weights", labels[name], f"initial.{name}", "initial", SPREAD, remarks.initial)
     for name in networks:
         for mode in ("inference", "training"):
             what = f"{labels[name]}, {mode} mode"
-            yield Rung(6, "Forward", what, f"forward.{name}.{mode}", "forward", FORWARD, remarks.forward)
-    yield Rung(7, "Loss", "bce, dice, focal, their sum", "loss", "loss", LOSS, remarks.loss)
+            yield Check(6, "Forward", what, f"forward.{name}.{mode}", "forward", FORWARD, remarks.forward)
+    yield Check(7, "Loss", "bce, dice, focal, their sum", "loss", "loss", LOSS, remarks.loss)
     for name in networks:
-        found = f"gradients.{name}.float64"
-        yield Rung(8, "Gradients", labels[name], found, "gradients", GRADIENTS, remarks.gradients(name))
+        arrays = f"gradients.{name}.float64"
+        yield Check(8, "Gradients", labels[name], arrays, "gradients", GRADIENTS, remarks.gradients(name))
     for name in networks:
         for kind, label in (("sgd", "SGD with momentum"), ("adamw", "AdamW")):
             what = f"{label}, {labels[name]}"
-            yield Rung(9, "Optimizer step", what, f"step.{name}.{kind}", "step", STEP, remarks.step(name, kind))
+            yield Check(9, "Optimizer step", what, f"step.{name}.{kind}", "step", STEP, remarks.step(name, kind))
     for name in networks:
-        found = f"statistics.{name}"
-        yield Rung(10, "BatchNorm statistics", labels[name], found, "forward", STATISTICS, remarks.statistics(name))
-    yield Rung(11, "Schedule", "one-cycle rate and momentum", "schedule", "schedule", SCHEDULE, remarks.schedule)
+        arrays = f"statistics.{name}"
+        yield Check(10, "BatchNorm statistics", labels[name], arrays, "forward", STATISTICS, remarks.statistics(name))
+    yield Check(11, "Schedule", "one-cycle rate and momentum", "schedule", "schedule", SCHEDULE, remarks.schedule)
     for name in networks:
         what = f"{task['steps']} steps of SGD, {labels[name]}"
-        yield Rung(12, "Training", what, f"training.{name}", "training", TRAINING, remarks.training(name))
-    yield Rung(13, "Prediction files", "", "files", "files", TEXT, remarks.files)
-    yield Rung(14, "Score", "", "score", "files", SCORE, remarks.score)
+        yield Check(12, "Training", what, f"training.{name}", "training", TRAINING, remarks.training(name))
+    yield Check(13, "Prediction files", "", "files", "files", TEXT, remarks.files)
+    yield Check(14, "Score", "", "score", "files", SCORE, remarks.score)
 
 
 AUGMENTED = Bound(comparing.of_range, 1e-3, "1e-3 of the range")
@@ -184,69 +182,65 @@ STATISTICS = Bound(comparing.of_range, 1e-4, "1e-4 of the range")
 SCHEDULE = Bound(comparing.of_value, 1e-9, "1e-9 of the value")
 TRAINING = Bound(comparing.of_value, 1e-3, "1e-3 of the loss")
 SCORE = Bound(comparing.of_value, 1e-12, "1e-12 of the score")
-"""What each rung may leave; the issue's own figures are 1e-4 forward, 1e-3 in gradients and losses, 1e-9 in rates."""
+"""The bounds: 1e-4 of the logits' range forward, 1e-3 for steps and training losses, 1e-9 for rates."""
 
 
-def judge(folder: Path, third: str = "") -> list[Result]:
-    """Compare the columns of a folder, rung by rung.
-
-    Args:
-        folder: the ladder's, with what all processes wrote.
-        third: why the third column is missing altogether, if it is.
-    """
+def evaluate_checks(folder: Path) -> list[CheckResult]:
+    """Compare the backends' arrays in the ladder's folder, check by check."""
     task = read_task(folder)
     absent = read_absent(folder / KERAS_ON_TORCH)
     unable = read_absent(folder / KERAS)
     results = []
-    for rung in rungs_of(task):
-        theirs = arrays_of(folder, TORCH, rung)
-        reason = third or absent.get(rung.work, "")
+    for check in list_checks(task):
+        bound = check.bound
+        expected = arrays_of(folder, TORCH, check)
+        reason = absent.get(check.computation, "")
         nothing: Arrays = {}
-        ours = nothing if rung.work in unable else arrays_of(folder, KERAS, rung)
+        actual = nothing if check.computation in unable else arrays_of(folder, KERAS, check)
         other = None
         if not reason:
-            third_arrays = arrays_of(folder, KERAS_ON_TORCH, rung)
-            other = comparing.compare(theirs, third_arrays, rung.bound.measure, rung.bound.limit, rung.bound.tighter)
+            third_arrays = arrays_of(folder, KERAS_ON_TORCH, check)
+            other = comparing.compare(expected, third_arrays, bound.measure, bound.limit, bound.tighter)
         results.append(
-            Result(
-                rung.number,
-                rung.title,
-                rung.what,
-                rung.bound.text,
-                rung.bound.limit,
-                comparing.compare(theirs, ours, rung.bound.measure, rung.bound.limit, rung.bound.tighter),
+            CheckResult(
+                check.number,
+                check.title,
+                check.what,
+                bound.text,
+                bound.limit,
+                comparing.compare(expected, actual, bound.measure, bound.limit, bound.tighter),
                 other,
                 reason,
-                rung.remark(folder, theirs),
+                check.remark(folder, expected),
             )
         )
     return results
 
 
-def arrays_of(folder: Path, column: str, rung: Rung) -> Arrays:
-    """What a column found on a rung, in the form in which it is compared; nothing where it wrote no file."""
-    own = folder / column
-    if rung.arrays == "files":
-        return files.texts_of(own)
-    if rung.arrays == "score":
-        return files.scores_of(folder, own, by_itself=column == TORCH)
-    path = own / f"{rung.arrays}.npz"
+def arrays_of(folder: Path, backend: str, check: Check) -> Arrays:
+    """Read a backend's arrays of a check, in the form in which they are compared; none where it wrote no file."""
+    own = folder / backend
+    if check.arrays == "files":
+        return submissions.texts_of(own)
+    if check.arrays == "score":
+        return submissions.scores_of(folder, own, by_itself=backend == TORCH)
+    path = own / f"{check.arrays}.npz"
     if not path.exists():
         return {}
-    found = read_arrays(path)
-    if rung.work == "forward" and rung.arrays.startswith("statistics.") and column != TORCH:
-        return unbiased(found, folder, rung.arrays.removeprefix("statistics."))
-    return found
+    arrays = read_arrays(path)
+    if check.arrays.startswith("statistics.") and backend != TORCH:
+        return unbiased(arrays, folder, check.arrays.removeprefix("statistics."))
+    return arrays
 
 
-def unbiased(found: Arrays, folder: Path, network: str) -> Arrays:
-    """Keras's running variances as they would be with PyTorch's n / (n - 1) on the batch's part."""
+def unbiased(arrays: Arrays, folder: Path, network: str) -> Arrays:
+    """Return Keras's running variances as they would be with PyTorch's n / (n - 1) on the batch's part."""
     from safetensors.numpy import load_file
 
     before = load_file(folder / f"{network}.weights.safetensors")
     counts = read_arrays(folder / TORCH / f"counts.{network}.npz")
     corrected = {}
-    for name, array in found.items():
+    for name, array in arrays.items():
         corrected[name] = array
         if name in counts:
             kept, count = 0.9 * before[name].astype(np.float64), float(counts[name])

@@ -1,9 +1,9 @@
-"""The rungs of the networks: initial weights, layers forward, gradients, BatchNorm's statistics.
+"""The ladder's two networks, and their weights, layers, gradients and statistics as arrays.
 
-In: the ladder's folder with inputs and weights. Out: arrays by PyTorch's layer and tensor names. Nothing here asks for
-TensorFlow before a gradient is wanted from it, so the same code also climbs on Keras's torch backend.
+In: inputs and weights. Out: arrays by PyTorch's layer and tensor names. Nothing here imports TensorFlow itself, so the
+same code runs on Keras's torch backend.
 
-Gradients are compared in float64: a ReLU whose input rounds to the other side of nought changes the gradient by a step,
+Gradients are compared in float64: a ReLU whose input rounds to the other side of zero changes the gradient by a step,
 and a random ResNet50 has so many that PyTorch's own float32 gradient is 1 to 3% off its float64 one. In float64 what
 remains would be a difference of the implementations. Float32's figure is reported beside it.
 """
@@ -18,11 +18,11 @@ import keras
 import numpy as np
 
 from keras_pneumo import config
-from keras_pneumo.models.classifier import build_classifier, leaf_layers
+from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.models.preprocessing import normalise
-from keras_pneumo.models.torch_names import module_name
+from keras_pneumo.models.resnet import leaf_layers
 from keras_pneumo.models.unet import build_unet
-from keras_pneumo.models.weights import State, from_torch, to_torch
+from keras_pneumo.models.weights import State, from_torch, module_name, to_torch
 from keras_pneumo.parity.comparison import summary_of
 from keras_pneumo.training.losses import image_losses
 from keras_pneumo.training.step import loss_and_gradients
@@ -34,7 +34,7 @@ RECIPE = "3 bce + 1 dice + 4 focal"
 """The mask loss of the ladder, the competition's first place's."""
 
 EXPERIMENTS = {CLASSIFIER: config.CLASSIFIER, UNET: config.SEGMENTER.replace(loss=RECIPE)}
-"""What each network is trained by."""
+"""The experiment whose loss each network learns by."""
 
 _SHOWN = (
     keras.layers.Conv2D,
@@ -49,19 +49,19 @@ _SHOWN = (
 
 
 def build(network: str, encoder: str) -> keras.Model:
-    """One of the ladder's two networks: the classifier, or the U-Net with its image-level head; no dropout."""
+    """Build one of the ladder's two networks: the classifier, or the U-Net with its image-level head; no dropout."""
     if network == CLASSIFIER:
         return build_classifier(encoder)
     return build_unet(encoder, image_head=True, dropout=0.0)
 
 
 def target_of(network: str, truths: Mapping[str, np.ndarray]) -> Any:
-    """The network's target: the labels, (n, 1), or by name the masks and the labels."""
+    """Return the network's target: the labels, (n, 1), or by name the masks and the labels."""
     return truths["image"] if network == CLASSIFIER else {head: truths[head] for head in ("mask", "image")}
 
 
 def randomise(model: keras.Model, rng: np.random.Generator, image: np.ndarray) -> None:
-    """Draw every BatchNorm vector at random, since fresh statistics hide mistakes.
+    """Draw every BatchNorm vector at random: fresh statistics would hide mistakes.
 
     The statistics are drawn around those of the image; others would let the activations grow from layer to layer until
     float32 has no digits left to compare.
@@ -85,22 +85,22 @@ def randomise(model: keras.Model, rng: np.random.Generator, image: np.ndarray) -
 
 
 def initial_summaries(model: keras.Model) -> dict[str, np.ndarray]:
-    """Number, mean, spread and shape of each tensor of a freshly built network."""
+    """Return number, mean, spread and shape of each tensor of a freshly built network."""
     return {name: summary_of(array) for name, array in to_torch(model).items() if "num_batches" not in name}
 
 
 def activations(model: keras.Model, image: np.ndarray, training: bool) -> dict[str, np.ndarray]:
-    """The output of every layer, by PyTorch's name for it. In training mode the running statistics move."""
+    """Return the output of every layer, by PyTorch's name for it. In training mode the running statistics move."""
     encoder = model.get_layer("encoder")
     prefix = "encoder." if any(module_name(layer.name).startswith("decoder.") for layer in model.layers) else ""
     inner = [layer for layer in encoder.layers if isinstance(layer, _SHOWN)]
     probe = keras.Model(encoder.inputs, [layer.output for layer in inner])
-    found = probe([normalise(image)], training=training)
-    arrays = {prefix + module_name(layer.name): to_numpy(value) for layer, value in zip(inner, found, strict=True)}
+    outputs = probe([normalise(image)], training=training)
+    arrays = {prefix + module_name(layer.name): to_numpy(value) for layer, value in zip(inner, outputs, strict=True)}
     outer = [layer for layer in model.layers if isinstance(layer, _SHOWN)]
     probe = keras.Model(model.inputs, [layer.output for layer in outer])
-    found = probe([image], training=training)
-    for layer, value in zip(outer, found if isinstance(found, list) else [found], strict=True):
+    outputs = probe([image], training=training)
+    for layer, value in zip(outer, outputs if isinstance(outputs, list) else [outputs], strict=True):
         arrays["avgpool" if layer.name == "pool" else module_name(layer.name)] = to_numpy(value)
     return arrays
 
@@ -108,7 +108,7 @@ def activations(model: keras.Model, image: np.ndarray, training: bool) -> dict[s
 def gradients_by_name(
     model: keras.Model, network: str, image: np.ndarray, truths: Mapping[str, np.ndarray]
 ) -> tuple[float, State]:
-    """The loss of the training step for one batch, and its gradients by PyTorch's names, of trained tensors only."""
+    """Return the training step's loss for one batch, and the gradients of trained tensors by PyTorch's names."""
     weight = np.full(len(image), 1 / len(image))
     losses = image_losses(EXPERIMENTS[network])
     loss, gradients = loss_and_gradients(model, losses, image, target_of(network, truths), weight)
@@ -116,7 +116,7 @@ def gradients_by_name(
 
 
 def by_torch_names(model: keras.Model, variables: list[Any], values: list[Any]) -> State:
-    """Values of variables, such as gradients, renamed and transposed as the weights are."""
+    """Return values of variables, such as gradients, renamed and transposed as the weights are."""
     kept = [to_numpy(variable).copy() for variable in variables]
     for variable, value in zip(variables, values, strict=True):
         variable.assign(to_numpy(value))
@@ -127,19 +127,19 @@ def by_torch_names(model: keras.Model, variables: list[Any], values: list[Any]) 
 
 
 def is_trained(name: str) -> bool:
-    """Whether the tensor of this name (PyTorch's) has a gradient; smp makes one attention that it never uses."""
+    """Return whether the tensor of this name (PyTorch's) has a gradient; smp makes one attention that it never uses."""
     counted = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
     return not counted and "blocks.4.attention1" not in name
 
 
 def running_statistics(model: keras.Model) -> dict[str, np.ndarray]:
-    """BatchNorm's running means and variances by PyTorch's names."""
+    """Return BatchNorm's running means and variances by PyTorch's names."""
     return {name: array for name, array in to_torch(model).items() if name.endswith(("running_mean", "running_var"))}
 
 
 @contextlib.contextmanager
 def precision(dtype: str) -> Iterator[None]:
-    """Networks built inside have this type throughout."""
+    """Build networks of this type within the context."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)
     try:
@@ -149,5 +149,5 @@ def precision(dtype: str) -> Iterator[None]:
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """A variable or tensor of any backend as an array."""
+    """Return a variable or tensor of any Keras backend as an array."""
     return np.asarray(keras.ops.convert_to_numpy(value))

@@ -1,4 +1,4 @@
-"""The page "Can these two be compared?": one offline HTML file, the answer first, every rung with its bound."""
+"""The page "Can these two be compared?": one offline HTML file, the answer first, every check with its bound."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from keras_pneumo.parity.comparison import Difference
 from keras_pneumo.parity.ladder import Ladder, shown
 from keras_pneumo.storage.files import write_bytes
 
-COLUMNS = {"torch": "PyTorch", "keras": "Keras on TensorFlow", "keras_on_torch": "Keras on PyTorch"}
+BACKENDS = {"torch": "PyTorch", "keras": "Keras on TensorFlow", "keras_on_torch": "Keras on PyTorch"}
 
 
 def write_page(path: Path, ladder: Ladder) -> Path:
@@ -31,34 +31,34 @@ def write_page(path: Path, ladder: Ladder) -> Path:
     page = templates.get_template("parity.html").render(
         ladder=ladder,
         task=ladder.task,
-        columns=COLUMNS,
+        backends=BACKENDS,
         shown=shown,
         first=first_of,
         measured=measured,
-        rungs=_by_rung(ladder),
+        checks=_by_check(ladder),
     )
     write_bytes(path, page.encode())
     return path
 
 
-def first_of(found: Difference | None) -> str:
-    """The first layer beyond the bound, as a table shows it."""
-    return "" if found is None or found.within else found.first
+def first_of(difference: Difference | None) -> str:
+    """Return the first layer beyond the bound, as a table shows it."""
+    return "" if difference is None or difference.within else difference.first
 
 
-def measured(found: Difference | None) -> str:
-    """A relative difference, or a dash where the column has no answer."""
-    return "–" if found is None else shown(found.relative)
+def measured(difference: Difference | None) -> str:
+    """Format a relative difference; a dash where the backend has no answer."""
+    return "–" if difference is None else shown(difference.relative)
 
 
-def _by_rung(ladder: Ladder) -> list[dict[str, object]]:
-    """Rungs with their parts, each remark once."""
+def _by_check(ladder: Ladder) -> list[dict[str, object]]:
+    """Group results by check, each remark once."""
     numbers = dict.fromkeys(result.number for result in ladder.results)
-    rungs: list[dict[str, object]] = []
+    checks: list[dict[str, object]] = []
     for number in numbers:
         parts = [result for result in ladder.results if result.number == number]
         remarks = {part.remark: [other.what for other in parts if other.remark == part.remark] for part in parts}
-        rungs.append(
+        checks.append(
             {
                 "number": number,
                 "title": parts[0].title,
@@ -69,4 +69,4 @@ def _by_rung(ladder: Ladder) -> list[dict[str, object]]:
                 "absent": parts[0].absent,
             }
         )
-    return rungs
+    return checks

@@ -1,6 +1,7 @@
-"""All columns climb, are compared, and the answer is written: ``parity.json`` and the page ``parity.html``.
+"""Runs the ladder: all backends compute, they are compared, and the answer is written.
 
-PyTorch's process runs beside ours; the third column follows, so that two cores are enough for three stacks.
+The answer is ``parity.json`` and the page ``parity.html``. PyTorch's process runs beside ours; Keras's torch backend
+follows, so two cores are enough for the three.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from keras_pneumo import __version__
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.parity import backend as column
-from keras_pneumo.parity import processes as exchange
+from keras_pneumo.parity import backends, checks
+from keras_pneumo.parity.backends import KERAS, KERAS_ON_TORCH, TORCH
 from keras_pneumo.parity.inputs import LadderPlan, write_inputs
-from keras_pneumo.parity.ladder import Ladder, judge
+from keras_pneumo.parity.ladder import Ladder, evaluate_checks
 from keras_pneumo.parity.page import write_page
-from keras_pneumo.parity.processes import KERAS, KERAS_ON_TORCH, TORCH
 from keras_pneumo.storage.files import folder_lock, require_writable, write_json
 
 EXCHANGE, ANSWER, PAGE = "exchange", "parity.json", "parity.html"
@@ -33,46 +34,46 @@ def run_ladder(
     keep: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Ladder:
-    """Climb with every column, compare, write the answer.
+    """Run every backend, compare them, and write the answer.
 
     Args:
-        out: folder for the answer; ``exchange`` in it holds what the processes exchange.
+        out: folder for the answer; ``exchange`` in it holds what the processes backends.
         data: radiographs or a prepared folder, besides the phantoms that are always read.
         plan: encoder and sizes.
-        python: see :func:`exchange.torch_python`.
-        script: see :func:`exchange.torch_script`.
-        keep: whether the exchanged files stay; they stay anyway where a rung is broken.
-        progress: called with what is being done.
+        python: see :func:`keras_pneumo.parity.backends.torch_python`.
+        script: see :func:`keras_pneumo.parity.backends.torch_script`.
+        keep: whether the exchanged files stay; they stay anyway where a check is broken.
+        progress: called with the name of the work that starts.
 
     Raises:
-        PneumoError: there is no PyTorch environment, no radiograph, or a process failed; a rung beyond its bound is no
-            error but a result.
+        PneumoError: there is no PyTorch environment, no radiograph, or a process failed. A check beyond its bound is a
+            result, not an error.
     """
-    found, half = exchange.torch_python(python), exchange.torch_script(script)
-    say = progress or (lambda _: None)
+    interpreter, torch_half = backends.torch_python(python), backends.torch_script(script)
+    notify = progress or (lambda _: None)
     require_writable(out)
     with folder_lock(out):
         folder = out / EXCHANGE
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        say("inputs")
+        notify("inputs")
         write_inputs(folder, data, plan or LadderPlan())
-        process = exchange.start_torch(found, half, folder)
+        process = backends.start_torch(interpreter, torch_half, folder)
         try:
-            column.climb(folder, KERAS, lambda rung: say(f"Keras on TensorFlow: {rung}"))
-            say("waiting for PyTorch")
-            _need(exchange.wait_for(process, folder, TORCH), "PyTorch's process", folder / f"{TORCH}.log")
+            checks.run_checks(folder, KERAS, lambda name: notify(f"Keras on TensorFlow: {name}"))
+            notify("waiting for PyTorch")
+            _need(backends.wait_for(process, folder, TORCH), "PyTorch's process", folder / f"{TORCH}.log")
         finally:
-            exchange.stop(process)
-        say("Keras on PyTorch: all its rungs")
-        process = exchange.start_keras_on_torch(found, folder)
+            backends.stop(process)
+        notify("Keras on PyTorch: all its checks")
+        process = backends.start_keras_on_torch(interpreter, folder)
         try:
-            failure = exchange.wait_for(process, folder, KERAS_ON_TORCH)
+            failure = backends.wait_for(process, folder, KERAS_ON_TORCH)
             _need(failure, "Keras on its torch backend", folder / f"{KERAS_ON_TORCH}.log")
         finally:
-            exchange.stop(process)
-        say("comparing")
-        ladder = Ladder(judge(folder), exchange.read_task(folder), _versions(folder))
+            backends.stop(process)
+        notify("comparing")
+        ladder = Ladder(evaluate_checks(folder), backends.read_task(folder), _versions(folder))
         write_json(out / ANSWER, as_json(ladder))
         write_page(out / PAGE, ladder)
         if not keep and not ladder.broken:
@@ -81,17 +82,19 @@ def run_ladder(
 
 
 def as_json(ladder: Ladder) -> dict[str, Any]:
-    """The answer as it is written; an infinite difference becomes the word."""
-    rungs = [asdict(result) | {"passed": result.passed} for result in ladder.results]
-    for rung in rungs:
+    """Return the answer as it is written; an infinite difference becomes the word."""
+    results = [asdict(result) | {"passed": result.passed} for result in ladder.results]
+    for result in results:
         for name in ("keras", "keras_on_torch"):
-            if rung[name] is not None:
-                rung[name] = {key: "infinite" if one == float("inf") else one for key, one in rung[name].items()}
+            if result[name] is not None:
+                figures = result[name].items()
+                result[name] = {key: "infinite" if value == float("inf") else value for key, value in figures}
     return {
         "verdict": ladder.verdict,
         "passed": not ladder.broken,
-        "rungs": rungs,
+        "rungs": results,
         "versions": ladder.versions,
+        "keras_pneumo": __version__,
         "encoder": ladder.task["encoder"],
         "size": ladder.task["size"],
         "data": ladder.task["data"],
@@ -100,12 +103,12 @@ def as_json(ladder: Ladder) -> dict[str, Any]:
 
 def _need(failure: str, who: str, log: Path) -> None:
     if failure:
-        raise PneumoError(f"{who} failed: {failure}. All it said is in {log}.")
+        raise PneumoError(f"{who} failed: {failure}. Its output is in {log}.")
 
 
 def _versions(folder: Path) -> dict[str, dict[str, str]]:
-    """What each column computed with."""
+    """Read the versions that each backend computed with."""
     return {
-        name: dict(json.loads((folder / name / column.VERSIONS).read_text(encoding="utf-8")))
+        name: dict(json.loads((folder / name / backends.VERSIONS).read_text(encoding="utf-8")))
         for name in (TORCH, KERAS, KERAS_ON_TORCH)
     }

@@ -1,8 +1,8 @@
-"""A patient's build and stance, and the outlines of lungs, heart and mediastinum.
+"""A patient's build and position, and the outlines of lungs, heart and mediastinum.
 
-In comes (seed, patient) for the build and one film's stance; out go outlines in centimetres. Proportions were read
-off frontal radiographs: every lung outline is the same twenty-odd control points, as shares of the chest's half-width
-and of the lung's height, moved a little from patient to patient.
+In: random streams of the patient (for the build) and of one image (for the position). Out: outlines in centimetres.
+Proportions were read off frontal radiographs: every lung outline is the same twenty-odd control points, as shares of
+the chest's half-width and of the lung's height, moved a little from patient to patient.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from keras_pneumo.phantoms.geometry import Pose, smooth_curve
 
 RIGHT, LEFT = -1, 1
-"""The patient's sides, as the sign of x in the picture: the patient's right is the picture's left."""
+"""The patient's sides, as the sign of x in the image: the patient's right is the image's left."""
 
 # Share of the half-width, share of the height: up the inner border, over the apex, down the chest wall.
 _WALL = np.array(
@@ -30,7 +30,7 @@ _INNER = np.array([(0.12, 0.80), (0.10, 0.65), (0.10, 0.50)])
 
 @dataclass(frozen=True)
 class Build:
-    """One patient's body, in centimetres: half-width and height of the lungs, layers, and what is peculiar to it."""
+    """One patient's body, in centimetres: half-width and height of the lungs, layers, and individual details."""
 
     width: float
     height: float
@@ -55,8 +55,8 @@ class Build:
 
 
 @dataclass(frozen=True)
-class Stance:
-    """How the patient was filmed: standing with the shoulders rolled forward (PA) or in bed (AP)."""
+class Position:
+    """How the patient is positioned: standing with the shoulders rolled forward (PA), or in bed (AP)."""
 
     view: str
     breath: float
@@ -65,8 +65,8 @@ class Stance:
     magnify: float
 
 
-def build_of(random: np.random.Generator, sex: str, age: int) -> Build:
-    """A patient's body; the same for every film of that patient."""
+def make_build(random: np.random.Generator, sex: str, age: int) -> Build:
+    """Draw a patient's body at random; it is the same for every image of that patient."""
     male = sex == "M"
     grown = min(1.0, 0.72 + 0.28 * (age - 6) / 10)
     girth = float(random.normal())
@@ -94,10 +94,10 @@ def build_of(random: np.random.Generator, sex: str, age: int) -> Build:
     )
 
 
-def stance_of(random: np.random.Generator, view: str) -> Stance:
-    """How one film was taken."""
+def make_position(random: np.random.Generator, view: str) -> Position:
+    """Draw at random how the patient is positioned for one image."""
     bed = view == "AP"
-    return Stance(
+    return Position(
         view=view,
         breath=float(random.normal(-0.10 if bed else 0.0, 0.05 if bed else 0.02)),
         arm_angle=float(random.uniform(0.03, 0.25) if bed else random.uniform(0.35, 0.75)),
@@ -106,8 +106,8 @@ def stance_of(random: np.random.Generator, view: str) -> Stance:
     )
 
 
-def pose_of(random: np.random.Generator, view: str, build: Build) -> Pose:
-    """Where the patient lies on the plate: PA films are straight, films in bed crooked and off centre."""
+def make_pose(random: np.random.Generator, view: str, build: Build) -> Pose:
+    """Draw at random where the patient is on the detector plate: PA is straight, AP in bed is tilted and off centre."""
     bed = view == "AP"
     whole = 1024 / (2 * build.width + (10.5 if bed else 8.5))
     return Pose(
@@ -119,24 +119,24 @@ def pose_of(random: np.random.Generator, view: str, build: Build) -> Pose:
 
 
 def midline(build: Build, y: np.ndarray) -> np.ndarray:
-    """x of the spine's middle at heights ``y``, in cm: a slight curve."""
+    """Return x of the spine's middle at heights ``y``, in cm: a slight curve."""
     amplitude, phase = build.curve
     return amplitude * np.sin(2 * np.pi * np.asarray(y) / (1.6 * build.height) + phase)
 
 
 def wall_at(build: Build, y: np.ndarray) -> np.ndarray:
-    """The inner half-width of the chest at heights ``y``, in cm."""
+    """Return the inner half-width of the chest at heights ``y``, in cm."""
     return build.width * np.interp(np.asarray(y) / build.height, _WALL[4:, 1], _WALL[4:, 0])
 
 
-def dome_height(build: Build, stance: Stance, side: int) -> float:
-    """y of the top of the diaphragm on one side, in cm; the right one stands higher."""
-    return build.height * (build.dome + stance.breath + (build.left_dome if side == LEFT else 0.0))
+def dome_height(build: Build, position: Position, side: int) -> float:
+    """Return y of the top of the diaphragm on one side, in cm; the right one stands higher."""
+    return build.height * (build.dome + position.breath + (build.left_dome if side == LEFT else 0.0))
 
 
-def lung_outline(build: Build, stance: Stance, side: int) -> np.ndarray:
-    """One lung's outline in cm, closed, shape (n, 2): inner border, apex, chest wall, angle, diaphragm."""
-    top = dome_height(build, stance, side) / build.height
+def lung_outline(build: Build, position: Position, side: int) -> np.ndarray:
+    """Return one lung's outline in cm, closed, shape (n, 2): inner border, apex, chest wall, angle, diaphragm."""
+    top = dome_height(build, position, side) / build.height
     angle = min(1.0, top + 0.155)
     wall = _WALL[_WALL[:, 1] < angle - 0.06]
     dome = np.stack([_DOME[:, 0], top + (angle - top) * _DOME[:, 1]], axis=1)
@@ -149,10 +149,10 @@ def lung_outline(build: Build, stance: Stance, side: int) -> np.ndarray:
     return outline + np.stack([0.5 * midline(build, outline[:, 1]), np.zeros(len(outline))], axis=1)
 
 
-def heart_outline(build: Build, stance: Stance) -> np.ndarray:
-    """The heart's outline in cm, closed; ``heart_left`` and ``heart_right`` are shares of the chest's half-width."""
-    left, right = build.heart_left * stance.magnify, -build.heart_right * stance.magnify
-    low = stance.breath + build.dome + 0.04
+def heart_outline(build: Build, position: Position) -> np.ndarray:
+    """Return the heart's outline in cm, closed; its widths are shares of the chest's half-width."""
+    left, right = build.heart_left * position.magnify, -build.heart_right * position.magnify
+    low = position.breath + build.dome + 0.04
     shape = np.array(
         [
             (-0.04, 0.40), (0.62 * right, 0.50), (right, 0.63), (1.02 * right, 0.74), (0.9 * right, low),
@@ -166,7 +166,7 @@ def heart_outline(build: Build, stance: Stance) -> np.ndarray:
 
 
 def mediastinum_outline(build: Build) -> np.ndarray:
-    """Outline in cm of what lies between the lungs: great vessels, the aortic knob, the spine's edge."""
+    """Return the outline in cm of what is between the lungs: great vessels, the aortic knob, the spine's edge."""
     knob = build.knob
     # fmt: off
     shape = np.array(

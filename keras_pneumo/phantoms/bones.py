@@ -1,15 +1,15 @@
-"""The skeleton of a frontal chest film: spine, ribs, clavicles, shoulder blades, upper arms.
+"""The skeleton of a frontal chest radiograph: spine, ribs, clavicles, shoulder blades, upper arms.
 
-In come a patient's build and stance; out goes one map, in centimetres of compact bone along the beam. Ribs are tilted
+In: a patient's build and position. Out: one map, in centimetres of compact bone along the beam. Ribs are tilted
 rings seen from the front: their back halves run down and outwards, their front halves inwards and fainter, and where
-they turn at the chest wall the beam runs along the bone and they grow bright, as on a real film.
+they turn at the chest wall the beam runs along the bone and they become bright, as on a real radiograph.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from keras_pneumo.phantoms.anatomy import LEFT, RIGHT, Build, Stance, midline, wall_at
+from keras_pneumo.phantoms.anatomy import LEFT, RIGHT, Build, Position, midline, wall_at
 from keras_pneumo.phantoms.geometry import (
     HALF,
     Pose,
@@ -26,22 +26,22 @@ from keras_pneumo.phantoms.geometry import (
 RIBS = 11
 
 
-def bones(build: Build, stance: Stance, pose: Pose, random: np.random.Generator) -> np.ndarray:
-    """Compact bone along each beam, in cm, at :data:`HALF` size."""
+def bones(build: Build, position: Position, pose: Pose, random: np.random.Generator) -> np.ndarray:
+    """Return compact bone along each beam, in cm, at :data:`HALF` size."""
     jitter = random.normal(0, 1, (2, RIBS, 3))
     back = _tubes(_ribs(build, jitter, back=True), pose, 0.16, 1.6)
     front = _tubes(_ribs(build, jitter, back=False), pose, 0.16, 0.6)
-    girdle = _tubes(_clavicles(build, stance), pose, 0.15, 1.8, round_ends=True)
-    for arm in _upper_arms(build, stance):
+    girdle = _tubes(_clavicles(build, position), pose, 0.15, 1.8, round_ends=True)
+    for arm in _upper_arms(build, position):
         girdle += _tubes([arm], pose, 0.22, 2.2, round_ends=True)
-    total = back + front + girdle + _shoulder_blades(build, stance, pose) + _spine(build, pose)
+    total = back + front + girdle + _shoulder_blades(build, position, pose) + _spine(build, pose)
     grain = 1 + 0.05 * texture(random, HALF, 1.6)
     # A small patient's bones are also thin along the beam.
     return blur((total * grain * (build.bone * build.width / 13.6)).astype(np.float32), 0.5)
 
 
 def _ribs(build: Build, jitter: np.ndarray, back: bool) -> list[np.ndarray]:
-    """Centre lines as (x, y, radius, brightness), cm; brightness is the beam's path relative to a head-on one."""
+    """Return centre lines as (x, y, radius, brightness), cm; brightness is the beam's path, 1 for head-on."""
     curves = []
     tilt = build.rib_tilt * build.height
     for side in (RIGHT, LEFT):
@@ -76,9 +76,9 @@ def _ribs(build: Build, jitter: np.ndarray, back: bool) -> list[np.ndarray]:
     return curves
 
 
-def _clavicles(build: Build, stance: Stance) -> list[np.ndarray]:
+def _clavicles(build: Build, position: Position) -> list[np.ndarray]:
     curves = []
-    h, w, lift = build.height, build.width, 0.5 * build.clavicle + 0.6 * stance.shoulder
+    h, w, lift = build.height, build.width, 0.5 * build.clavicle + 0.6 * position.shoulder
     for side in (RIGHT, LEFT):
         shape = np.array(
             [
@@ -100,11 +100,11 @@ def _clavicles(build: Build, stance: Stance) -> list[np.ndarray]:
     return curves
 
 
-def _upper_arms(build: Build, stance: Stance) -> list[np.ndarray]:
+def _upper_arms(build: Build, position: Position) -> list[np.ndarray]:
     curves = []
     for side in (RIGHT, LEFT):
-        head = np.array([build.width + 4.4, 2.6 + stance.shoulder])
-        along = np.array([np.sin(stance.arm_angle * 1.1 + 0.12), np.cos(stance.arm_angle * 1.1 + 0.12)])
+        head = np.array([build.width + 4.4, 2.6 + position.shoulder])
+        along = np.array([np.sin(position.arm_angle * 1.1 + 0.12), np.cos(position.arm_angle * 1.1 + 0.12)])
         reach = np.array([-0.1, 0.8, 2.0, 3.6, 6, 10, 20, 34])[:, None]
         radius = np.array([2.25, 2.3, 2.1, 1.5, 1.2, 1.1, 1.05, 1.05])
         curve = np.concatenate([(head + along * reach) * (side, 1), radius[:, None], np.full((8, 1), 1.0)], axis=1)
@@ -126,11 +126,11 @@ def _tubes(curves: list[np.ndarray], pose: Pose, wall: float, depth: float, roun
     return flat.reshape(HALF, HALF)
 
 
-def _shoulder_blades(build: Build, stance: Stance, pose: Pose) -> np.ndarray:
-    """A thin plate with a thick outer border and a spine across it; rolled off the lungs when standing."""
+def _shoulder_blades(build: Build, position: Position, pose: Pose) -> np.ndarray:
+    """Draw a thin plate with a thick outer border and a spine across it; rolled off the lungs when standing."""
     w = build.width
-    inward = 2.6 if stance.view == "AP" else 0.9
-    drop = stance.shoulder
+    inward = 2.6 if position.view == "AP" else 0.9
+    drop = position.shoulder
     plate = np.zeros((HALF, HALF), np.float32)
     edges = np.zeros((HALF, HALF), np.uint8)
     wide = max(1, round(0.16 * pose.per_cm(HALF)))
@@ -156,7 +156,7 @@ def _shoulder_blades(build: Build, stance: Stance, pose: Pose) -> np.ndarray:
 
 
 def _spine(build: Build, pose: Pose) -> np.ndarray:
-    """Vertebral bodies with bright end-plates, pedicles as rings, the spinous processes as drops in the middle."""
+    """Draw vertebral bodies with bright end-plates, pedicles as rings, the spinous processes as drops in the middle."""
     bone = np.zeros((HALF, HALF), np.float32)
     x, y = pose.grid()
     across = x - midline(build, y).astype(np.float32)
@@ -170,18 +170,18 @@ def _spine(build: Build, pose: Pose) -> np.ndarray:
     heights = np.linspace(-20, 60, 400)
     pitch = np.interp(heights, [-12, -2, 10, 22, 34], [1.75, 2.0, 2.35, 2.85, 3.5])
     number = np.interp(y, heights, np.cumsum((heights[1] - heights[0]) / pitch)).astype(np.float32)
-    place = number - np.floor(number)
+    fraction = number - np.floor(number)
     out = np.abs(across / half)
-    waist = 0.09 * np.cos(2 * np.pi * place)
+    waist = 0.09 * np.cos(2 * np.pi * fraction)
     rim = np.clip((1.12 - out - waist) / 0.35, 0, 1)
-    inside = np.clip((0.5 - np.abs(place - 0.5)) / 0.10 - 0.3, 0, 1)
-    plates = np.exp(-(((np.abs(place - 0.5) - 0.40) / 0.045) ** 2)) * rim
+    inside = np.clip((0.5 - np.abs(fraction - 0.5)) / 0.10 - 0.3, 0, 1)
+    plates = np.exp(-(((np.abs(fraction - 0.5) - 0.40) / 0.045) ** 2)) * rim
     sides = np.exp(-(((out - 0.95 + waist) / 0.10) ** 2)) * inside
-    pedicle = np.hypot((out - 0.62) / 0.22, (place - 0.36) / 0.17)
+    pedicle = np.hypot((out - 0.62) / 0.22, (fraction - 0.36) / 0.17)
     rings = np.exp(-(((pedicle - 1) / 0.35) ** 2))
-    process = np.hypot(across / half / 0.15, (place - 0.80) / 0.20)
+    process = np.hypot(across / half / 0.15, (fraction - 0.80) / 0.20)
     drop = np.exp(-(((process - 0.8) / 0.4) ** 2)) + 0.5 * (process < 0.8)
-    wings = np.exp(-(((place - 0.34 + 0.12 * (out - 1)) / 0.13) ** 2)) * np.clip((1.9 - out) / 0.5, 0, 1)
+    wings = np.exp(-(((fraction - 0.34 + 0.12 * (out - 1)) / 0.13) ** 2)) * np.clip((1.9 - out) / 0.5, 0, 1)
     wings *= np.clip((out - 0.8) / 0.2, 0, 1)
     bone[:, part] = 0.55 * rim * (0.66 + 0.34 * inside) + 0.28 * plates + 0.20 * sides + 0.14 * rings + 0.24 * drop
     bone[:, part] += 0.22 * wings

@@ -1,18 +1,13 @@
-"""What a folder of phantoms should be: how many films, from which seed, with what shares of everything.
+"""The synthetic patients: settings of a folder, who the patients are, and everything about an image but its pixels.
 
-In come numbers from a person; out comes a checked, frozen :class:`PhantomSettings`, or a sentence that says which
-number cannot be used.
+In: :class:`PhantomSettings` and (patient, image). Out: a :class:`Case`. This is apart from the drawing because the leak
+between image-level training and validation sets is made here: patients differ widely in how likely they are to have a
+pneumothorax, and patients with more images have one more often, as in SIIM-ACR (where the number of a patient's images
+alone scores AUROC 0.84). Age, sex and view do not depend on that tendency.
 
-Who lies on the table: the made-up patients, how many films each has, and which of them show a pneumothorax.
-
-In comes (seed, patient, image); out goes a :class:`Case`, everything about a film that is not a pixel. It exists apart
-from the drawing because the leak between an image-level training and validation set lives here: patients differ widely
-in how likely they are to have a pneumothorax, and those filmed more often have one more often, as in SIIM-ACR (where
-the number of a patient's films alone scores AUROC 0.84). Age, sex and view are drawn without looking at that tendency.
-
-Patients are spread evenly rather than drawn at random (multiples of square roots of primes, taken modulo one:
-Richtmyer's sequence, 1951), so even a small folder has close to the wished share of positives, and a larger folder
-begins with the patients of a smaller one.
+Patients are spread evenly rather than drawn at random (multiples of square roots of primes, modulo one: Richtmyer's
+sequence, 1951). So even a small folder has close to the requested share of positives, and a larger folder begins with
+the patients of a smaller one.
 """
 
 from __future__ import annotations
@@ -27,15 +22,43 @@ from scipy.special import expit, ndtri
 
 from keras_pneumo.errors import PneumoError
 
+MAX_IMAGES = 6
+"""Largest number of images of one patient."""
+
+IMAGES_SHARE = (0.56, 0.16, 0.10, 0.07, 0.06, 0.05)
+"""Share of patients with 1, 2, ... images. SIIM: 0.68, 0.15, 0.06, 0.03, 0.02, and 0.06 with six or more."""
+
+TENDENCY_SPREAD = 3.5
+"""Standard deviation, in logits, of the patients' tendency. With the slope below it sets how far an image-level split
+leaks; both were chosen so that knowing only the patient scores AUROC 0.8 there (tests/phantoms/test_cohort.py)."""
+
+TENDENCY_PER_IMAGE = 1.2
+"""Logits added to the tendency for each image after the first."""
+
+MEDIAN_AREA = 0.0082
+"""Median share of the image that a pneumothorax covers; SIIM's 2,669 positives: 0.00823."""
+
+AREA_SPREAD = 1.09
+"""Standard deviation of the logarithm of that share; SIIM's 2,669 positives: 1.086."""
+
+SMALLEST_AREA, LARGEST_AREA = 0.00006, 0.154
+"""SIIM's smallest (55 pixels) and largest share."""
+
+PIXEL_SPACINGS = ("0.168", "0.139", "0.14300000000000002", "0.19431099999999998")
+"""Pixel Spacing exactly as SIIM's files write it (two of the four are longer than DICOM allows)."""
+
+_UID_ROOT = "1.2.276.0.7230010.3.1"
+_HOST = "8323329"
+
 
 @dataclass(frozen=True)
 class PhantomSettings:
-    """What to make.
+    """What a folder of phantoms holds: how many images, from which seed, with which shares.
 
     Args:
-        images: number of films.
-        seed: any whole number from 0; another seed is another hospital.
-        positive_rate: share of films with a pneumothorax (SIIM: 0.22).
+        images: number of images.
+        seed: any whole number from 0; another seed gives other patients.
+        positive_rate: share of images with a pneumothorax (SIIM: 0.22).
         size_scale: multiplies the drawn areas; 1 gives SIIM's sizes, whose median is 0.8% of the image.
         monochrome1_rate: share of files stored inverted.
         tube_rate: share of positives with a chest tube; some negatives of the same patients have one too.
@@ -67,45 +90,13 @@ class PhantomSettings:
             raise PneumoError(f"size_scale is {self.size_scale!r}; it must be above 0 and at most 20.")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-MAX_IMAGES = 6
-"""Most films of one patient."""
-
-FILMS_SHARE = (0.56, 0.16, 0.10, 0.07, 0.06, 0.05)
-"""Share of patients with 1, 2, ... films. SIIM: 0.68, 0.15, 0.06, 0.03, 0.02, and 0.06 with six or more."""
-
-TENDENCY_SPREAD = 3.5
-"""Standard deviation, in logits, of the patients' tendency. With the slope below it sets how far an image-level split
-leaks; both were chosen so that knowing only the patient scores AUROC 0.8 there (tests/test_phantom_cohort.py)."""
-
-TENDENCY_PER_FILM = 1.2
-"""Logits added to the tendency for each film after the first."""
-
-MEDIAN_AREA = 0.0082
-"""Median share of the image that a pneumothorax covers; SIIM's 2,669 positives: 0.00823."""
-
-AREA_SPREAD = 1.09
-"""Standard deviation of the logarithm of that share; SIIM's 2,669 positives: 1.086."""
-
-SMALLEST_AREA, LARGEST_AREA = 0.00006, 0.154
-"""SIIM's smallest (55 pixels) and largest share."""
-
-PIXEL_SPACINGS = ("0.168", "0.139", "0.14300000000000002", "0.19431099999999998")
-"""Pixel Spacing exactly as SIIM's files write it (two of the four are longer than DICOM allows)."""
-
-_UID_ROOT = "1.2.276.0.7230010.3.1"
-_HOST = "8323329"
-
-
 @dataclass(frozen=True)
 class Case:
-    """One film before it is drawn.
+    """Everything about one image but its pixels.
 
-    ``areas`` holds the share of the image of each label row of a positive (empty for a negative); ``overlap`` says
-    whether those rows are meant to overlap. ``sex`` is M or F, ``age`` in years, ``view`` PA or AP.
+    ``area`` is the share of the image that a pneumothorax covers (0 for a negative), ``rows`` the number of its label
+    rows (0 for a negative); ``overlap`` says whether two rows should overlap. ``sex`` is M or F, ``age`` in years,
+    ``view`` PA or AP, ``side`` right or left.
     """
 
     seed: int
@@ -131,7 +122,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Patient:
-    """What all films of one patient share; ``positives`` says of each film whether it shows a pneumothorax."""
+    """What all images of one patient share; ``positives`` says for each image whether it shows a pneumothorax."""
 
     number: int
     patient_id: str
@@ -142,44 +133,50 @@ class Patient:
     side: str
 
 
-def stream(seed: int, *path: int) -> np.random.Generator:
-    """A random generator that depends on nothing but its arguments."""
-    return np.random.default_rng([seed, *path])
+def list_images(seed: int, images: int, positive_rate: float) -> list[tuple[int, int]]:
+    """List the first ``images`` (patient, image) pairs, patient after patient; the last patient may be cut short."""
+    pairs: list[tuple[int, int]] = []
+    patient = 0
+    while len(pairs) < images:
+        count = len(make_patient(seed, patient, positive_rate).positives)
+        pairs.extend((patient, image) for image in range(count))
+        patient += 1
+    return pairs[:images]
 
 
-def patient_of(seed: int, patient: int, positive_rate: float) -> Patient:
-    """The patient with that number (0, 1, ...); a pure function of its arguments."""
-    films_at, tendency_at, rounding, portable_at, sex_at, age_at = _spread(seed, patient)
-    films = 1 + int(np.searchsorted(np.cumsum(FILMS_SHARE)[:-1], films_at, side="right"))
-    logit = TENDENCY_SPREAD * ndtri(np.clip(tendency_at, 1e-6, 1 - 1e-6)) + TENDENCY_PER_FILM * (films - 1)
+def make_patient(seed: int, patient: int, positive_rate: float) -> Patient:
+    """Make the patient with that number (0, 1, ...); a pure function of its arguments."""
+    count_at, tendency_at, rounding, portable_at, sex_at, age_at = _spread(seed, patient)
+    count = 1 + int(np.searchsorted(np.cumsum(IMAGES_SHARE)[:-1], count_at, side="right"))
+    logit = TENDENCY_SPREAD * ndtri(np.clip(tendency_at, 1e-6, 1 - 1e-6)) + TENDENCY_PER_IMAGE * (count - 1)
     probability = _probability(logit, positive_rate)
     # The expected number of positives, rounded up or down by an evenly spread third coordinate: keeps the share of
-    # positives close to the wished one in small folders.
-    count = int(np.floor(probability * films + rounding))
+    # positives close to the requested one in small folders.
+    positives = int(np.floor(probability * count + rounding))
     random = stream(seed, 1, patient)
-    chosen = set(random.permutation(films)[:count].tolist())
+    chosen = set(random.permutation(count)[:positives].tolist())
     return Patient(
         number=patient,
         patient_id=f"{patient:08d}",
-        positives=tuple(film in chosen for film in range(films)),
+        positives=tuple(image in chosen for image in range(count)),
         sex="M" if sex_at < 0.56 else "F",
         age=int(np.clip(47 + 17 * ndtri(np.clip(age_at, 1e-6, 1 - 1e-6)), 6, 92)),
-        # Most people are always filmed standing (PA) or always in bed (AP).
+        # Most people are always examined standing (PA) or always in bed (AP).
         portable=0.06 if portable_at < 0.5 else 0.5 if portable_at < 0.7 else 0.95,
         side="right" if random.random() < 0.55 else "left",
     )
 
 
-def case_of(seed: int, patient: int, image: int, settings: PhantomSettings) -> Case:
-    """Film ``image`` (0, 1, ...) of a patient; a pure function of its arguments (``settings.seed`` is not looked at).
+def make_case(seed: int, patient: int, image: int, settings: PhantomSettings) -> Case:
+    """Make image ``image`` (0, 1, ...) of a patient; a pure function of its arguments (``settings.seed`` is not used).
 
     Raises:
-        IndexError: the patient has no film of that number.
+        IndexError: the patient has no image of that number.
     """
-    who = patient_of(seed, patient, settings.positive_rate)
-    if not 0 <= image < len(who.positives):
-        raise IndexError(f"patient {patient} has {len(who.positives)} films, not {image + 1}")
-    positive = who.positives[image]
+    person = make_patient(seed, patient, settings.positive_rate)
+    if not 0 <= image < len(person.positives):
+        raise IndexError(f"patient {patient} has {len(person.positives)} images, not {image + 1}")
+    positive = person.positives[image]
     random = stream(seed, 2, patient, image)
     study, series, instance = _uids(seed, patient, image, random)
     area = MEDIAN_AREA * float(np.exp(AREA_SPREAD * random.standard_normal()))
@@ -187,21 +184,21 @@ def case_of(seed: int, patient: int, image: int, settings: PhantomSettings) -> C
     overlap = bool(several and random.random() < 0.35)
     other_side = random.random() < 0.12
     tube_draw = random.random()
-    # A tube stays in for a while after the air has gone: some films of a patient with a pneumothorax, few of others.
-    tube_chance = settings.tube_rate if positive else settings.tube_rate * (0.2 if any(who.positives) else 0.01)
-    side = who.side if not other_side else ("left" if who.side == "right" else "right")
+    # A tube stays in for a while after the air has gone: some images of a patient with a pneumothorax, few of others.
+    tube_chance = settings.tube_rate if positive else settings.tube_rate * (0.2 if any(person.positives) else 0.01)
+    side = person.side if not other_side else ("left" if person.side == "right" else "right")
     return Case(
         seed=seed,
         patient=patient,
         image=image,
-        patient_id=who.patient_id,
+        patient_id=person.patient_id,
         image_id=instance,
         study_uid=study,
         series_uid=series,
         file_uuid=str(uuid.UUID(bytes=random.bytes(16), version=4)),
-        sex=who.sex,
-        age=who.age + int(random.integers(0, 2)),
-        view="AP" if random.random() < who.portable else "PA",
+        sex=person.sex,
+        age=person.age + int(random.integers(0, 2)),
+        view="AP" if random.random() < person.portable else "PA",
         pixel_spacing=PIXEL_SPACINGS[random.choice(4, p=[0.3, 0.25, 0.35, 0.1])],
         monochrome1=bool(random.random() < settings.monochrome1_rate),
         positive=positive,
@@ -213,19 +210,17 @@ def case_of(seed: int, patient: int, image: int, settings: PhantomSettings) -> C
     )
 
 
-def films(seed: int, images: int, positive_rate: float) -> list[tuple[int, int]]:
-    """The first ``images`` (patient, image) pairs, patient after patient; the last patient may be cut short."""
-    pairs: list[tuple[int, int]] = []
-    patient = 0
-    while len(pairs) < images:
-        count = len(patient_of(seed, patient, positive_rate).positives)
-        pairs.extend((patient, image) for image in range(count))
-        patient += 1
-    return pairs[:images]
+def stream(seed: int, *path: int) -> np.random.Generator:
+    """Return a random generator that depends on nothing but its arguments."""
+    return np.random.default_rng([seed, *path])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _spread(seed: int, patient: int) -> np.ndarray:
-    """Six evenly spread coordinates in [0, 1) of a patient."""
+    """Return six evenly spread coordinates in [0, 1) of a patient."""
     steps = np.sqrt([2, 3, 5, 7, 19, 13])
     return (stream(seed, 0).random(6) + steps * patient) % 1.0
 
@@ -238,11 +233,11 @@ def _probability(logit: float, positive_rate: float) -> float:
 
 @lru_cache(maxsize=16)
 def _shift(positive_rate: float) -> float:
-    """What to add to every patient's logit so that the expected share of positive films is ``positive_rate``."""
+    """Return the shift of every patient's logit that makes the expected share of positive images ``positive_rate``."""
     quantiles = TENDENCY_SPREAD * ndtri((np.arange(512) + 0.5) / 512)
     counts = np.arange(1, MAX_IMAGES + 1)
-    weights = np.array(FILMS_SHARE) * counts
-    logits = quantiles[None, :] + TENDENCY_PER_FILM * (counts[:, None] - 1)
+    weights = np.array(IMAGES_SHARE) * counts
+    logits = quantiles[None, :] + TENDENCY_PER_IMAGE * (counts[:, None] - 1)
     low, high = -60.0, 60.0
     for _ in range(80):
         middle = (low + high) / 2
@@ -252,9 +247,9 @@ def _shift(positive_rate: float) -> float:
 
 
 def _uids(seed: int, patient: int, image: int, random: np.random.Generator) -> tuple[str, str, str]:
-    """Study, series and instance UID in the manner of dcmtk's img2dcm, which wrote SIIM's files.
+    """Return study, series and instance UID in the form of dcmtk's img2dcm, which wrote SIIM's files.
 
-    The last part is a bijection of the film's number, so no two films of a folder share a UID.
+    The last part is a bijection of the image's number, so no two images of a folder share a UID.
     """
     process, second = int(random.integers(1, 32768)), int(random.integers(160, 252))
     number = patient * MAX_IMAGES + image

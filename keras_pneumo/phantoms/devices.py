@@ -1,17 +1,9 @@
-"""Things that lie on the patient: chest tubes, electrodes with their wires, lines and other tubes.
+"""All that is in an image beside the patient: chest tubes, electrodes with wires, lines, other tubes, and writing.
 
-In come the pose and a random stream; out go maps of extra attenuation and the masks of what was drawn. Leads are drawn
-from a stream of their own, which knows nothing of the label.
-
-What is written on a film: a side marker, and sometimes initials and the words of the technician.
-
-In come how the patient stands and a random stream; out go the letters and the boxes round them. The stream is one of
-its own, which knows nothing of the label.
-
-All that is on a phantom beside the patient: drawn for the film, and listed in ``devices.csv``.
-
-In comes a film's case; out go a chest tube, leads and writing, each from a stream of its own, and the table's rows of
-them. None of it needs the rest of the film, so the table of a folder can be written again without drawing it.
+In: the case of an image. Out: maps of extra attenuation, masks of what was drawn, boxes round the writing, and the rows
+of ``devices.csv``. Tube, leads and writing are drawn from one random stream each; the streams of leads and writing do
+not know the label. None of it needs the rest of the image, so the table of a folder can be written again without
+drawing its images.
 """
 
 from __future__ import annotations
@@ -23,29 +15,82 @@ import numpy as np
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.devices import LEADS, MARKER, TUBE, WORDS, box_pixels
-from keras_pneumo.phantoms.anatomy import LEFT, RIGHT, Build, Stance, build_of, pose_of, stance_of, wall_at
-from keras_pneumo.phantoms.cohort import Case, patient_of, stream
+from keras_pneumo.phantoms.anatomy import LEFT, RIGHT, Build, Position, make_build, make_pose, make_position, wall_at
+from keras_pneumo.phantoms.cohort import Case, make_patient, stream
 from keras_pneumo.phantoms.geometry import SIZE, Pose, blur, ellipse, fill, resampled, smooth_curve, stroke
+
+LEAD = 2.6
+"""Attenuation of a full lead letter."""
+
+Box = tuple[int, int, int, int]
+"""x, y, width and height in pixels."""
+
+
+@dataclass(frozen=True)
+class DeviceLocations:
+    """Where devices and writing are: bool masks 1024x1024, empty without the device; boxes x, y, width, height."""
+
+    tube: np.ndarray
+    leads: np.ndarray
+    marker: Box
+    words: tuple[Box, ...]
+
+    def rows(self, image_id: str) -> list[tuple[str, str, str]]:
+        """Return rows of ``devices.csv``: image id, kind and EncodedPixels."""
+        devices = [(TUBE, rle.encode(self.tube))] if self.tube.any() else []
+        devices += [(MARKER, box_pixels(*self.marker)), *((WORDS, box_pixels(*box)) for box in self.words)]
+        devices += [(LEADS, rle.encode(self.leads))] if self.leads.any() else []
+        return [(image_id, kind, pixels) for kind, pixels in devices]
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What is drawn over the patient in one image."""
+
+    tube: Tube | None
+    leads: Leads
+    writing: Writing
+
+    @property
+    def locations(self) -> DeviceLocations:
+        """The masks and boxes of all of it."""
+        tube = self.tube.mask if self.tube is not None else np.zeros((SIZE, SIZE), bool)
+        return DeviceLocations(tube, self.leads.mask, self.writing.box, self.writing.words)
+
+
+def draw_devices(case: Case, build: Build, position: Position, pose: Pose) -> Devices:
+    """Draw what is in one image beside the patient."""
+    key = (case.patient, case.image)
+    side = RIGHT if case.side == "right" else LEFT
+    tube = chest_tube(build, pose, side, stream(case.seed, 11, *key)) if case.tube else None
+    lines = leads(build, position, pose, stream(case.seed, 12, *key))
+    return Devices(tube, lines, writing(position, stream(case.seed, 13, *key)))
+
+
+def device_rows(case: Case) -> list[tuple[str, str, str]]:
+    """Return an image's rows of ``devices.csv``, without drawing the image."""
+    return draw_devices(case, *position_patient(case)).locations.rows(case.image_id)
+
+
+def position_patient(case: Case) -> tuple[Build, Position, Pose]:
+    """Return the patient's build, position, and pose in the image."""
+    key = (case.patient, case.image)
+    person = make_patient(case.seed, case.patient, 0.0)
+    build = make_build(stream(case.seed, 3, case.patient), person.sex, person.age)
+    position = make_position(stream(case.seed, 4, *key), case.view)
+    return build, position, make_pose(stream(case.seed, 5, *key), case.view, build)
 
 
 @dataclass(frozen=True)
 class Tube:
-    """A chest tube: its attenuation (float32) and where it lies (bool), both 1024x1024."""
-
-    attenuation: np.ndarray
-    mask: np.ndarray
-
-
-@dataclass(frozen=True)
-class Leads:
-    """All that lies on the patient but a chest tube: its attenuation (float32) and where it lies (bool), 1024x1024."""
+    """A chest tube: its attenuation (float32) and its mask (bool), both 1024x1024."""
 
     attenuation: np.ndarray
     mask: np.ndarray
 
 
 def chest_tube(build: Build, pose: Pose, side: int, random: np.random.Generator) -> Tube:
-    """A drain from between two ribs up to the apex or along the diaphragm, with its radiopaque stripe."""
+    """Draw a drain from between two ribs up to the apex or along the diaphragm, with its radiopaque stripe."""
     h = build.height
     entry = random.uniform(0.45, 0.8) * h
     out = float(wall_at(build, np.array(entry)))
@@ -77,15 +122,23 @@ def chest_tube(build: Build, pose: Pose, side: int, random: np.random.Generator)
     return Tube(attenuation.astype(np.float32), mask > 0.5)
 
 
-def leads(build: Build, stance: Stance, pose: Pose, random: np.random.Generator) -> Leads:
-    """Electrodes with their wires, and sometimes lines and a breathing tube; mostly in bed."""
-    bed = stance.view == "AP"
+@dataclass(frozen=True)
+class Leads:
+    """All devices but a chest tube: their attenuation (float32) and their mask (bool), both 1024x1024."""
+
+    attenuation: np.ndarray
+    mask: np.ndarray
+
+
+def leads(build: Build, position: Position, pose: Pose, random: np.random.Generator) -> Leads:
+    """Draw electrodes with their wires, and sometimes lines and a breathing tube; mostly in bed."""
+    bed = position.view == "AP"
     total = np.zeros((SIZE, SIZE), np.float32)
     thin, wide = np.zeros((SIZE, SIZE), np.uint8), np.zeros((SIZE, SIZE), np.uint8)
     mask = np.zeros((SIZE, SIZE), bool)
     w, h = build.width, build.height
     if random.random() < (0.7 if bed else 0.06):
-        places = np.array(
+        sites = np.array(
             [
                 (-0.75 * w, 0.12 * h),
                 (0.75 * w, 0.10 * h),
@@ -94,15 +147,15 @@ def leads(build: Build, stance: Stance, pose: Pose, random: np.random.Generator)
                 (-0.7 * w, 0.9 * h),
             ]
         )
-        for place in places[random.permutation(5)[: random.integers(2, 5)]]:
-            place = place + random.normal(0, 1.4, 2)
-            ring = pose.pixels(ellipse(float(place[0]), float(place[1]), 0.55, 0.55))
+        for site in sites[random.permutation(5)[: random.integers(2, 5)]]:
+            site = site + random.normal(0, 1.4, 2)
+            ring = pose.pixels(ellipse(float(site[0]), float(site[1]), 0.55, 0.55))
             stroke(wide, ring, 210, 3, closed=True)
             mask |= fill(ring) > 0  # the electrode is the whole disc, though only its rim is seen
             turn = random.uniform(0, 2 * np.pi)
-            tab = place + np.array([np.cos(turn), np.sin(turn)]) * np.linspace(0, 1.5, 4)[:, None]
+            tab = site + np.array([np.cos(turn), np.sin(turn)]) * np.linspace(0, 1.5, 4)[:, None]
             stroke(wide, pose.pixels(tab), 255, 6)
-            away = np.array([np.sign(place[0]) * (w + 12), random.uniform(-4, h + 8)])
+            away = np.array([np.sign(site[0]) * (w + 12), random.uniform(-4, h + 8)])
             wire = np.array(
                 [
                     tab[-1],
@@ -154,17 +207,10 @@ def leads(build: Build, stance: Stance, pose: Pose, random: np.random.Generator)
     return Leads(total, mask)
 
 
-LEAD = 2.6
-"""Attenuation of a full lead letter."""
-
-Box = tuple[int, int, int, int]
-"""x, y, width and height in pixels."""
-
-
 @dataclass(frozen=True)
 class Writing:
-    """Markers and words: ``lead`` letters laid on the plate and ``ink`` burned in afterwards (both uint8 1024x1024, 255
-    where it is full), the side marker's box, and the box of each word beside it."""
+    """Markers and words: ``lead`` letters on the plate and ``ink`` burned in afterwards (both uint8 1024x1024, 255 is
+    full), the side marker's box, and the boxes of the other words."""
 
     lead: np.ndarray
     ink: np.ndarray
@@ -172,10 +218,10 @@ class Writing:
     words: tuple[Box, ...]
 
 
-def writing(stance: Stance, random: np.random.Generator) -> Writing:
-    """A side marker, and on films in bed sometimes the words of the technician."""
+def writing(position: Position, random: np.random.Generator) -> Writing:
+    """Draw a side marker, and in bed sometimes the words of the technician."""
     lead, ink = np.zeros((SIZE, SIZE), np.uint8), np.zeros((SIZE, SIZE), np.uint8)
-    bed = stance.view == "AP"
+    bed = position.view == "AP"
     right = random.random() < 0.15
     letter = "R" if right else "L"
     x = int(random.uniform(45, 150) if right else random.uniform(874, 975))
@@ -203,7 +249,7 @@ def writing(stance: Stance, random: np.random.Generator) -> Writing:
 
 
 def _glyph(letter: str, random: np.random.Generator, plain: bool) -> np.ndarray:
-    """A marker as a uint8 picture: thick, outlined in a ring, or a cut-out; turned a little, sometimes mirrored."""
+    """Draw a marker as a uint8 image: thick, outlined in a ring, or a cut-out; turned a little, sometimes mirrored."""
     side = 96
     canvas = np.zeros((side, side), np.uint8)
     scale, thick = float(random.uniform(1.1, 1.7)), int(random.integers(4, 9))
@@ -234,7 +280,7 @@ def _word(text: str, scale: float, thick: int) -> np.ndarray:
 
 
 def _paste(canvas: np.ndarray, glyph: np.ndarray, x: int, y: int) -> Box:
-    """Put a picture centred at (x, y), cut at the film's edge; the box of its lit pixels."""
+    """Paste a glyph centred at (x, y), cut at the image's edge; return the box of its lit pixels."""
     height, width = glyph.shape
     top, left = y - height // 2, x - width // 2
     rows = slice(max(0, top), min(SIZE, top + height))
@@ -248,58 +294,3 @@ def _paste(canvas: np.ndarray, glyph: np.ndarray, x: int, y: int) -> Box:
         int(np.ptp(lit_columns) + 1),
         int(np.ptp(lit_rows) + 1),
     )
-
-
-@dataclass(frozen=True)
-class Things:
-    """What is drawn over the patient."""
-
-    tube: Tube | None
-    leads: Leads
-    writing: Writing
-
-    @property
-    def places(self) -> Places:
-        """Where all of it lies."""
-        tube = self.tube.mask if self.tube is not None else np.zeros((SIZE, SIZE), bool)
-        return Places(tube, self.leads.mask, self.writing.box, self.writing.words)
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where things lie on a film: masks are bool 1024x1024 and empty without the thing, boxes x, y, width, height."""
-
-    tube: np.ndarray
-    leads: np.ndarray
-    marker: Box
-    words: tuple[Box, ...]
-
-    def rows(self, image_id: str) -> list[tuple[str, str, str]]:
-        """Rows of ``devices.csv``: image id, kind and EncodedPixels."""
-        found = [(TUBE, rle.encode(self.tube))] if self.tube.any() else []
-        found += [(MARKER, box_pixels(*self.marker)), *((WORDS, box_pixels(*box)) for box in self.words)]
-        found += [(LEADS, rle.encode(self.leads))] if self.leads.any() else []
-        return [(image_id, kind, pixels) for kind, pixels in found]
-
-
-def posed(case: Case) -> tuple[Build, Stance, Pose]:
-    """The patient's build, how the patient stands, and where that puts the patient on the film."""
-    key = (case.patient, case.image)
-    who = patient_of(case.seed, case.patient, 0.0)
-    build = build_of(stream(case.seed, 3, case.patient), who.sex, who.age)
-    stance = stance_of(stream(case.seed, 4, *key), case.view)
-    return build, stance, pose_of(stream(case.seed, 5, *key), case.view, build)
-
-
-def things_of(case: Case, build: Build, stance: Stance, pose: Pose) -> Things:
-    """Draw what is on one film beside the patient."""
-    key = (case.patient, case.image)
-    side = RIGHT if case.side == "right" else LEFT
-    tube = chest_tube(build, pose, side, stream(case.seed, 11, *key)) if case.tube else None
-    lines = leads(build, stance, pose, stream(case.seed, 12, *key))
-    return Things(tube, lines, writing(stance, stream(case.seed, 13, *key)))
-
-
-def device_rows(case: Case) -> list[tuple[str, str, str]]:
-    """A film's rows of ``devices.csv``, without drawing the film."""
-    return things_of(case, *posed(case)).places.rows(case.image_id)

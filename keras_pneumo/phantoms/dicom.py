@@ -1,6 +1,6 @@
 """A synthetic radiograph as a DICOM file that differs from SIIM-ACR's only in its pixels.
 
-In comes a film and its case; out come a file's bytes. Tags, their order and their oddities were read from ten of SIIM's
+In: an image and its case. Out: the bytes of a file. Tags, their order and their oddities were read from ten of SIIM's
 files with pydicom 3.0.2: an age of "38" where DICOM wants "038Y", a patient name and id that are a random UUID new in
 every file, a study date of 1 January 1901, a Pixel Spacing longer than its type allows, and dcmtk 3.6.0 as the writer.
 The pixels are one JPEG Baseline frame of quality 92 with tables of its own and without a JFIF header, as theirs are.
@@ -26,8 +26,8 @@ JPEG_QUALITY = 92
 """SIIM's quantisation table begins 3 2 2 2 2 2 3 2: the standard's luminance table at libjpeg's quality 92."""
 
 
-def jpeg_of(image: np.ndarray) -> bytes:
-    """One grey picture, uint8, as a baseline JPEG stream of even length and without a JFIF header."""
+def encode_jpeg(image: np.ndarray) -> bytes:
+    """Encode one grey image, uint8, as a baseline JPEG stream of even length and without a JFIF header."""
     done, packed = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY, cv2.IMWRITE_JPEG_OPTIMIZE, 1])
     if not done:
         raise RuntimeError("OpenCV could not write a JPEG")
@@ -38,8 +38,8 @@ def jpeg_of(image: np.ndarray) -> bytes:
     return stream + b"\0" * (len(stream) % 2)
 
 
-def dicom_of(image: np.ndarray, case: Case) -> bytes:
-    """The bytes of a DICOM file; ``image`` is uint8 with bone white and is stored inverted for a MONOCHROME1 case."""
+def encode_dicom(image: np.ndarray, case: Case) -> bytes:
+    """Return the bytes of a DICOM file; ``image`` is uint8, bone white; MONOCHROME1 stores it inverted."""
     stored = 255 - image if case.monochrome1 else image
     meta = FileMetaDataset()
     meta.FileMetaInformationVersion = b"\x00\x01"
@@ -53,7 +53,7 @@ def dicom_of(image: np.ndarray, case: Case) -> bytes:
     for keyword, kind, value in _tags(image, case):
         # Not validated on purpose: SIIM's age and spacing break the standard.
         dataset[keyword] = DataElement(Tag(keyword), kind, value, validation_mode=config.IGNORE)
-    pixels = DataElement(Tag("PixelData"), "OB", encapsulate([jpeg_of(stored)], has_bot=False))
+    pixels = DataElement(Tag("PixelData"), "OB", encapsulate([encode_jpeg(stored)], has_bot=False))
     pixels.is_undefined_length = True
     dataset["PixelData"] = pixels
     target = BytesIO()

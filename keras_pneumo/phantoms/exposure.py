@@ -1,7 +1,7 @@
 """From attenuation to grey: exposure, scatter, noise, blur, the scanner's processing, collimation.
 
-In comes the sum of attenuation along each beam; out goes the 8-bit picture as a MONOCHROME2 file shows it, bone white
-and air black. Everything that sets the picture as a whole (scatter, window) is computed from the patient without
+In: the sum of attenuation along each beam. Out: the 8-bit image as a MONOCHROME2 file shows it, bone white and air
+black. Everything that sets the image as a whole (scatter, window) is computed from the patient without
 pneumothorax, tube or markers, so the label cannot shift a single grey level away from the air itself.
 """
 
@@ -17,7 +17,7 @@ from keras_pneumo.phantoms.geometry import HALF, SIZE, blur, enlarge, texture, w
 
 @dataclass(frozen=True)
 class Exposure:
-    """How one film was exposed and processed; greys are of 255."""
+    """How one image is exposed and processed; greys are of 255."""
 
     scatter: float
     quanta: float
@@ -28,8 +28,8 @@ class Exposure:
     equalise: float
 
 
-def exposure_of(random: np.random.Generator, view: str) -> Exposure:
-    """PA films: a grid, little scatter, strong contrast. Films in bed: no grid, a veil of scatter, flat."""
+def make_exposure(random: np.random.Generator, view: str) -> Exposure:
+    """Draw an exposure. PA: a grid, little scatter, strong contrast. AP in bed: no grid, much scatter, flat."""
     bed = view == "AP"
     return Exposure(
         scatter=float(random.uniform(0.5, 1.2) if bed else random.uniform(0.18, 0.42)),
@@ -50,7 +50,7 @@ def develop(
     exposure: Exposure,
     random: np.random.Generator,
 ) -> np.ndarray:
-    """The film's greys, float32 1024x1024 in [0, 255].
+    """Return the image's greys, float32 1024x1024 in [0, 255].
 
     Args:
         attenuation: summed along the beam, 1024x1024.
@@ -75,20 +75,20 @@ def develop(
     lift = enlarge(exposure.equalise * (0.5 * (low + high) - wide_blur(reference, 60.0)) * skin)
     steep = (_logit(exposure.middle_grey) - _logit(exposure.lung_grey)) / (high - low)
     grey = np.empty((SIZE, SIZE), np.float32)
-    # In strips that stay in the processor's cache: half the time of whole pictures.
+    # In strips that stay in the processor's cache: half the time of whole images.
     for top in range(0, SIZE, 64):
         part = slice(top, top + 64)
         density = -cv2.log(signal[part])
         density += grain[part] * np.float32(1.9 * exposure.quanta) / np.sqrt(signal[part])
         density += gain[part] * (density + cv2.log(around[part])) + lift[part]
         curve = 255 / (1 + cv2.exp((low - density) * np.float32(steep) - np.float32(_logit(exposure.lung_grey))))
-        # The foot of the film's curve: what the beam reaches unweakened is black.
+        # The foot of the film's curve: where the beam arrives unweakened, the image is black.
         grey[part] = curve * np.clip(density / 0.5 + 0.1, 0.1, 1)
     return grey
 
 
 def _reference(density: np.ndarray, lung: np.ndarray, body: np.ndarray) -> tuple[float, float]:
-    """Typical density of the lungs and of the thick parts between and below them."""
+    """Return the typical density of the lungs and of the thick parts between and below them."""
     thick = (body > 0.8 * body.max()) & ~lung
     low = float(np.median(density[lung])) if lung.any() else 1.5
     high = float(np.median(density[thick])) if thick.any() else 3.0
@@ -100,7 +100,7 @@ def _logit(grey: float) -> float:
 
 
 def collimate(grey: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The borders of the irradiated field: left as they are, unexposed (white, soft) or blacked out (sharp)."""
+    """Draw the borders of the irradiated field: left as they are, unexposed (white, soft) or blacked out (sharp)."""
     kind = random.choice(4, p=[0.42, 0.26, 0.20, 0.12])
     if kind == 0:
         return grey
@@ -112,7 +112,7 @@ def collimate(grey: np.ndarray, random: np.random.Generator) -> np.ndarray:
     deep = 64  # no border reaches further in
     along = np.arange(SIZE, dtype=np.float32) - SIZE / 2
     for number in np.flatnonzero(sides):
-        # Views of the picture on which each of the four borders is the upper one.
+        # Views of the image on which each of the four borders is the upper one.
         view = (grey, grey[::-1], grey.T, grey.T[::-1])[number][:deep]
         gap = np.arange(deep, dtype=np.float32)[:, None] - reach[number] - tilt[number] * along * (kind != 3)
         share = np.clip(gap / soft + 0.5, 0, 1)
@@ -121,14 +121,14 @@ def collimate(grey: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def haze(random: np.random.Generator, lung: np.ndarray, view: str, per_cm: float) -> np.ndarray:
-    """Patches of denser lung (fluid, infection) as extra cm of tissue at :data:`HALF` size; more often in bed."""
+    """Return patches of denser lung (fluid, infection), in cm of tissue at :data:`HALF` size; more often in bed."""
     amount = random.gamma(1.1, 0.55) if view == "AP" else random.gamma(0.6, 0.25)
     patches = texture(random, HALF, 1.9 * per_cm) + 0.7 * texture(random, HALF, 0.6 * per_cm)
     return (np.clip(patches + 0.1, 0, 2.5) * 0.06 * min(amount, 2.2)).astype(np.float32) * lung
 
 
-def film_border(grey: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A dark line of one pixel round the picture, as left by the resizing of some collections."""
+def dark_frame(grey: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Sometimes draw a dark line of one pixel round the image, as the resizing of some collections leaves it."""
     if random.random() < 0.3:
         grey = grey.copy()
         cv2.rectangle(grey, (0, 0), (SIZE - 1, SIZE - 1), 12.0, 1)

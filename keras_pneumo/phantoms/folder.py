@@ -1,22 +1,18 @@
-"""A folder of synthetic chest radiographs written exactly as the SIIM-ACR folder is, so that all else runs without it.
+"""Writes a folder of synthetic chest radiographs in exactly the form of the SIIM-ACR folder.
 
-In come a few settings and a seed; out comes a folder with DICOM files, the label csv with all its oddities, a patient
-table, and what is known only of phantoms (where the air, tubes, leads and writing are). The same settings give the same
-bytes, whatever the number of processes; asking for more images leaves the earlier ones as they were.
+In: settings and a seed. Out: a folder with DICOM files, the label csv with all its oddities, a patient table, and the
+truth that only phantoms have (where the air, tubes, leads and writing are). So demo and tests run without real data.
+The same settings give the same bytes, whatever the number of processes; more images leave the earlier ones unchanged.
+Images are drawn in processes of their own, and written one file each; the tables follow at the end.
 
 ```
 <out>/dicom-images-train/<study uid>/<series uid>/<sop uid>.dcm
 <out>/train-rle.csv    "ImageId, EncodedPixels": one row per outline, "-1" for no pneumothorax
 <out>/patients.csv     ImageId,patient_id
-<out>/phantom.csv      the truth about each film that a real one cannot have
-<out>/devices.csv      where tubes, leads and writing lie, in the form that a real folder may have too
+<out>/phantom.csv      the truth about each image, which no real folder has
+<out>/devices.csv      where tubes, leads and writing are, in the form that a real folder may have too
 <out>/phantom.json     the settings, and whether the folder is complete
 ```
-
-The films of a phantom folder, made side by side and written one file each.
-
-In come settings and a list of (patient, image); out come DICOM files and, for each, the facts that the folder's
-tables are written from. It is apart from the rest because it runs in processes of its own.
 """
 
 from __future__ import annotations
@@ -25,31 +21,26 @@ import csv
 import ctypes
 import io
 import json
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
-from filelock import FileLock, Timeout
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.devices import FILE as DEVICES
 from keras_pneumo.data.labels.devices import devices_csv
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.phantoms.cohort import PhantomSettings, case_of, films
+from keras_pneumo.phantoms.cohort import PhantomSettings, list_images, make_case
 from keras_pneumo.phantoms.devices import device_rows
-from keras_pneumo.phantoms.dicom import dicom_of
-from keras_pneumo.phantoms.render import PhantomImage, render_case
-
-__all__ = ["PhantomImage", "PhantomSettings", "PhantomSummary", "render", "write_phantoms"]
+from keras_pneumo.phantoms.dicom import encode_dicom
+from keras_pneumo.phantoms.render import render
+from keras_pneumo.storage.files import LOCK_NAME, folder_lock, remove_temporary, write_bytes
+from keras_pneumo.storage.workers import available_cores, map_in_processes
 
 FORMAT = 1
-"""Raised whenever the same settings give other radiographs, labels, patients or truth than before."""
+"""Increased whenever the same settings give other radiographs, labels, patients or truth than before."""
 
 IMAGES, LABELS, PATIENTS, TRUTH, STATE = (
     "dicom-images-train",
@@ -58,7 +49,8 @@ IMAGES, LABELS, PATIENTS, TRUTH, STATE = (
     "phantom.csv",
     "phantom.json",
 )
-_LOCK = ".phantom.lock"
+_LOCKS = (LOCK_NAME, ".phantom.lock")
+"""Locks of this and of earlier versions: a folder that holds nothing else is empty."""
 
 TRUTH_COLUMNS = (
     "image_id", "patient_id", "side", "area_fraction", "tube", "tube_pixels", "marker_x", "marker_y", "marker_width",
@@ -68,7 +60,7 @@ TRUTH_COLUMNS = (
 
 @dataclass(frozen=True)
 class PhantomSummary:
-    """What a folder holds. ``written`` is false when the folder was complete already and nothing was done."""
+    """Counts of a folder. ``written`` is false when the folder was complete already and nothing was done."""
 
     folder: Path
     written: bool
@@ -78,21 +70,6 @@ class PhantomSummary:
     label_rows: int
     monochrome1: int
     tubes: int
-
-
-def render(seed: int, patient: int, image: int, settings: PhantomSettings | None = None) -> PhantomImage:
-    """One film, a pure function of its arguments: picture, masks (a row each) and facts.
-
-    Args:
-        seed: of the collection; ``settings.seed`` is not looked at.
-        patient: number of the patient, from 0.
-        image: number of the patient's film, from 0.
-        settings: the shares and the size; the default ones if None.
-
-    Raises:
-        IndexError: the patient has no film of that number.
-    """
-    return render_case(case_of(seed, patient, image, settings or PhantomSettings()))
 
 
 def write_phantoms(
@@ -105,9 +82,9 @@ def write_phantoms(
 
     Args:
         out: folder to write to: new, empty, or begun earlier with the same settings.
-        settings: what to make.
-        workers: number of processes; as many as there are cores if None, none but this one if 1.
-        progress: called with (films done, films in all) after each film.
+        settings: how many images, and of which kind.
+        workers: number of processes; as many as there are cores if None, no other than this one if 1.
+        progress: called with (images done, images in all) after each image.
 
     Returns:
         What the folder holds. If it was complete already, nothing is written.
@@ -125,40 +102,37 @@ def write_phantoms(
                 _write_devices_again(out, settings)
             return _summary(out, written=False)
         out.mkdir(parents=True, exist_ok=True)
-        with FileLock(out / _LOCK, timeout=0):
-            for left_over in out.rglob(".*.tmp"):  # of a run that was killed while writing
-                left_over.unlink()
-            write_atomically(out / STATE, _state(settings, complete=False))
-            _write_all(out, settings, workers or os.cpu_count() or 1, progress)
-            write_atomically(out / STATE, _state(settings, complete=True))
-    except Timeout:
-        raise PneumoError(f"Another run is writing phantoms to {out}. Wait for it, or choose another folder.") from None
+        with folder_lock(out):
+            remove_temporary(out)
+            write_bytes(out / STATE, _state(settings, complete=False), durable=False)
+            _write_all(out, settings, workers or available_cores(), progress)
+            write_bytes(out / STATE, _state(settings, complete=True), durable=False)
     except OSError as error:
         raise PneumoError(f"Phantoms could not be written to {out}: {error.strerror or error}.") from error
     return _summary(out, written=True)
 
 
 def _is_complete(out: Path, settings: PhantomSettings) -> bool:
-    """Whether ``out`` already holds these phantoms; refuses a folder that holds anything else."""
+    """Return whether ``out`` already holds these phantoms; refuse a folder that holds anything else."""
     if out.exists() and not out.is_dir():
         raise PneumoError(f"{out} is a file. Give the name of a new folder.")
-    if not out.exists() or not any(entry.name != _LOCK for entry in out.iterdir()):
+    if not out.exists() or not any(entry.name not in _LOCKS for entry in out.iterdir()):
         return False
     try:
         state = json.loads((out / STATE).read_text(encoding="utf-8"))
-        known = {"format": state["format"], "settings": state["settings"]}
+        recorded = {"format": state["format"], "settings": state["settings"]}
         complete = bool(state["complete"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         raise PneumoError(f"{out} is not empty and holds no phantoms. Choose a new or empty folder.") from None
-    if known != {"format": FORMAT, "settings": asdict(settings)}:
+    if recorded != {"format": FORMAT, "settings": asdict(settings)}:
         raise PneumoError(f"{out} holds phantoms made with other settings. Delete it, or choose another folder.")
     return complete and all((out / name).is_file() for name in (LABELS, PATIENTS, TRUTH))
 
 
 def _write_all(out: Path, settings: PhantomSettings, workers: int, progress: Callable[[int, int], None] | None) -> None:
-    pairs = films(settings.seed, settings.images, settings.positive_rate)
+    pairs = list_images(settings.seed, settings.images, settings.positive_rate)
     facts: list[dict[str, Any]] = []
-    for fact in made_films(out, settings, pairs, min(workers, len(pairs))):
+    for fact in write_radiographs(out, settings, pairs, min(workers, len(pairs))):
         facts.append(fact)
         if progress is not None:
             progress(len(facts), len(pairs))
@@ -167,18 +141,18 @@ def _write_all(out: Path, settings: PhantomSettings, workers: int, progress: Cal
     labels = [(fact["truth"]["image_id"], row) for fact in facts for row in fact["rows"]]
     patients = [(fact["truth"]["image_id"], fact["truth"]["patient_id"]) for fact in facts]
     truth = [[fact["truth"][column] for column in TRUTH_COLUMNS] for fact in facts]
-    write_atomically(out / DEVICES, devices_csv(row for fact in facts for row in fact["devices"]))
-    write_atomically(out / TRUTH, _csv(TRUTH_COLUMNS, truth))
-    write_atomically(out / PATIENTS, _csv(("ImageId", "patient_id"), patients))
+    write_bytes(out / DEVICES, devices_csv(row for fact in facts for row in fact["devices"]), durable=False)
+    write_bytes(out / TRUTH, _csv(TRUTH_COLUMNS, truth), durable=False)
+    write_bytes(out / PATIENTS, _csv(("ImageId", "patient_id"), patients), durable=False)
     # The space before EncodedPixels stands in the real file's first line.
-    write_atomically(out / LABELS, _csv(("ImageId", " EncodedPixels"), labels))
+    write_bytes(out / LABELS, _csv(("ImageId", " EncodedPixels"), labels), durable=False)
 
 
 def _write_devices_again(out: Path, settings: PhantomSettings) -> None:
-    """Write the table of tubes, leads and writing of films that were drawn before."""
-    pairs = films(settings.seed, settings.images, settings.positive_rate)
-    cases = sorted((case_of(settings.seed, *pair, settings) for pair in pairs), key=lambda case: case.image_id)
-    write_atomically(out / DEVICES, devices_csv(row for case in cases for row in device_rows(case)))
+    """Write the table of tubes, leads and writing of images that were drawn before."""
+    pairs = list_images(settings.seed, settings.images, settings.positive_rate)
+    cases = sorted((make_case(settings.seed, *pair, settings) for pair in pairs), key=lambda case: case.image_id)
+    write_bytes(out / DEVICES, devices_csv(row for case in cases for row in device_rows(case)), durable=False)
 
 
 def _truth(out: Path) -> list[dict[str, str]]:
@@ -215,64 +189,45 @@ def _csv(header: tuple[str, ...], rows: list[Any]) -> bytes:
     return text.getvalue().encode()
 
 
-IMAGES = "dicom-images-train"
-"""The folder of the DICOM files, named as in the competition."""
-
-
-def made_films(
+def write_radiographs(
     out: Path, settings: PhantomSettings, pairs: list[tuple[int, int]], workers: int
 ) -> Iterator[dict[str, Any]]:
-    """Make every film, in any order, and give what is known of each.
+    """Draw and write every radiograph, in any order, and yield the facts of each.
 
     Raises:
         PneumoError: a process died.
     """
-    if workers == 1:
-        threads = cv2.getNumThreads()
-        try:
-            for pair in pairs:
-                yield make_film(out, settings, *pair)
-        finally:
-            cv2.setNumThreads(threads)
-        return
-    # Spawned, not forked: the caller may hold threads (TensorFlow's, above all) that a fork would break.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_keep_memory)
+    threads = cv2.getNumThreads()
+    jobs = [(out, settings, patient, image) for patient, image in pairs]
     try:
-        waiting = list(reversed(pairs))
-        running: set[Future[dict[str, Any]]] = set()
-        while True:
-            while waiting and len(running) < 4 * workers:
-                running.add(pool.submit(make_film, out, settings, *waiting.pop()))
-            if not running:
-                return
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
-    except BrokenProcessPool:
-        raise PneumoError(
-            f"A process that was making phantoms for {out} died, perhaps for want of memory. Run again with one "
-            'worker; a script of your own must call this below if __name__ == "__main__":, as each process imports it.'
-        ) from None
+        for _, facts in map_in_processes(write_radiograph, jobs, workers, initializer=_keep_memory):
+            if facts is None:
+                raise PneumoError(
+                    f"A process that was making phantoms for {out} died, perhaps for want of memory. Run again with "
+                    'one worker; a script of your own must call this below if __name__ == "__main__":, as each process '
+                    "imports it."
+                )
+            yield facts
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        cv2.setNumThreads(threads)
 
 
-def make_film(out: Path, settings: PhantomSettings, patient: int, image: int) -> dict[str, Any]:
-    """Draw one film, write its file, and say what is known of it."""
-    cv2.setNumThreads(1)  # the films are made side by side already
-    film = render_case(case_of(settings.seed, patient, image, settings))
-    case = film.case
+def write_radiograph(job: tuple[Path, PhantomSettings, int, int]) -> dict[str, Any]:
+    """Draw one radiograph (folder, settings, patient, image), write its file, and return its rows of the tables."""
+    out, settings, patient, image = job
+    cv2.setNumThreads(1)  # the images are made in parallel already
+    phantom = render(settings.seed, patient, image, settings)
+    case = phantom.case
     path = out / IMAGES / case.study_uid / case.series_uid / f"{case.image_id}.dcm"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, dicom_of(film.image, case))
-    x, y, width, height = film.marker_box
+    write_bytes(path, encode_dicom(phantom.image, case), durable=False)
+    x, y, width, height = phantom.marker_box
     truth = {
         "image_id": case.image_id,
         "patient_id": case.patient_id,
         "side": case.side if case.positive else "",
-        "area_fraction": f"{float(film.air.mean()):.8f}",
+        "area_fraction": f"{float(phantom.air.mean()):.8f}",
         "tube": int(case.tube),
-        "tube_pixels": rle.encode(film.tube),
+        "tube_pixels": rle.encode(phantom.tube),
         "marker_x": x,
         "marker_y": y,
         "marker_width": width,
@@ -282,26 +237,19 @@ def make_film(out: Path, settings: PhantomSettings, patient: int, image: int) ->
         "sex": case.sex,
         "age": case.age,
     }
-    rows = [rle.encode(mask) for mask in film.masks] or [rle.EMPTY]
-    return {"truth": truth, "rows": rows, "devices": film.places.rows(case.image_id)}
+    rows = [rle.encode(mask) for mask in phantom.masks] or [rle.EMPTY]
+    return {"truth": truth, "rows": rows, "devices": phantom.locations.rows(case.image_id)}
 
 
 def _keep_memory() -> None:
-    """Let a worker keep the memory that it frees: a film takes a hundred arrays of 4 MB, and glibc would hand each back
-    to the system and fault it in again, a sixth of the time. Nothing happens where the C library is another one."""
+    """Let a worker keep the memory that it frees.
+
+    An image takes a hundred arrays of 4 MB; glibc would return each to the system and request it again, a sixth of the
+    time. With another C library nothing happens.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
     for option, size in ((-1, 2**29), (-3, 2**24)):  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
         mallopt(option, size)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary name beside ``path`` and rename: whatever happens, no half file bears the name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

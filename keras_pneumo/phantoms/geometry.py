@@ -1,8 +1,8 @@
 """Curves, outlines and tubes: from centimetres on the patient to maps of path length in pixels.
 
-In come curves in centimetres, x to the right of the picture (the patient's left), y down, with the origin on the
-midline at the height of the lung's apex; out come float32 maps. It exists so that the anatomy can be written in the
-units of an anatomy book and every edge is drawn by the same few functions.
+In: curves in centimetres, x to the right of the image (the patient's left), y down, with the origin on the midline at
+the height of the lung's apex. Out: float32 maps. So the anatomy is written in the units of an anatomy book, and every
+edge is drawn by the same few functions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SHIFT = 4  # cv2 draws on a grid of 1/16 pixel
 
 @dataclass(frozen=True)
 class Pose:
-    """How the patient lies under the beam: ``scale`` in pixels (of 1024) per cm, origin ``x``, ``y``, radians."""
+    """Where the patient is in the image: ``scale`` in pixels (of 1024) per cm, origin ``x``, ``y``, radians."""
 
     scale: float
     x: float
@@ -31,17 +31,17 @@ class Pose:
     angle: float
 
     def pixels(self, points: np.ndarray, size: int = SIZE) -> np.ndarray:
-        """Pixel coordinates, shape (n, 2) as (x, y), in a picture of ``size``, of points in centimetres."""
+        """Return pixel coordinates (x, y), shape (n, 2), in an image of ``size``, of points in centimetres."""
         cos, sin = np.cos(self.angle), np.sin(self.angle)
         turned = points @ np.array([[cos, sin], [-sin, cos]]) * self.scale + (self.x, self.y)
         return (turned + 0.5) * (size / SIZE) - 0.5
 
     def per_cm(self, size: int = SIZE) -> float:
-        """Pixels per centimetre in a picture of ``size``."""
+        """Return pixels per centimetre in an image of ``size``."""
         return self.scale * size / SIZE
 
     def grid(self, size: int = HALF) -> tuple[np.ndarray, np.ndarray]:
-        """x and y in centimetres of every pixel of a picture of ``size``; two arrays (size, size)."""
+        """Return x and y in centimetres of every pixel of an image of ``size``; two arrays (size, size)."""
         across = (np.arange(size, dtype=np.float32) + 0.5) * (SIZE / size) - 0.5
         column = (across - self.x) / self.scale
         row = (across - self.y) / self.scale
@@ -50,7 +50,7 @@ class Pose:
 
 
 def smooth_curve(points: np.ndarray, closed: bool = False, steps: int = 12) -> np.ndarray:
-    """A curve through the control points (Catmull-Rom), ``steps`` samples to each span; shape (n, 2)."""
+    """Return a curve through the control points (Catmull-Rom), ``steps`` samples to each span; shape (n, 2)."""
     points = np.asarray(points, dtype=float)
     if closed:
         ring = np.concatenate([points[-1:], points, points[:2]])
@@ -69,14 +69,14 @@ def smooth_curve(points: np.ndarray, closed: bool = False, steps: int = 12) -> n
 
 
 def ellipse(x: float, y: float, across: float, down: float, angle: float = 0.0, n: int = 48) -> np.ndarray:
-    """An ellipse's outline from its centre, its two half-axes and its turn in radians; shape (n, 2)."""
+    """Return an ellipse's outline from its centre, its two half-axes and its turn in radians; shape (n, 2)."""
     t = np.linspace(0, 2 * np.pi, n, endpoint=False)
     a, b = across * np.cos(t), down * np.sin(t)
     return np.stack([x + a * np.cos(angle) - b * np.sin(angle), y + a * np.sin(angle) + b * np.cos(angle)], axis=1)
 
 
 def fill(outline: np.ndarray, size: int = SIZE) -> np.ndarray:
-    """An outline in pixels, filled, with smooth edges: float32 (size, size) in [0, 1]."""
+    """Fill an outline in pixels, with smooth edges: float32 (size, size) in [0, 1]."""
     canvas = np.zeros((size, size), np.uint8)
     cv2.fillPoly(canvas, [_fixed(outline)], 255, cv2.LINE_AA, _SHIFT)
     return canvas.astype(np.float32) / 255
@@ -88,12 +88,12 @@ def stroke(canvas: np.ndarray, curve: np.ndarray, value: int, width: int = 1, cl
 
 
 def stroke_all(canvas: np.ndarray, curves: np.ndarray, value: int, width: int) -> None:
-    """Draw many curves, shape (n, points, 2) in pixels, alike onto a uint8 canvas, with smooth edges."""
+    """Draw many curves, shape (n, points, 2) in pixels, onto a uint8 canvas, with smooth edges."""
     cv2.polylines(canvas, list(_fixed(curves)), False, int(value), max(1, int(width)), cv2.LINE_AA, _SHIFT)
 
 
 def rounded(mask: np.ndarray, radius: float) -> np.ndarray:
-    """The thickness, as a share of the greatest, of a slab with a round rim: 0 at the mask's edge, 1 ``radius`` inside.
+    """Return the thickness of a slab with a round rim, as a share of the greatest: 0 at the edge, 1 ``radius`` inside.
 
     ``mask`` is float32 in [0, 1]; ``radius`` is in pixels. A beam through the rim of a round body crosses a chord, so
     the share rises as the square root of the distance to the edge.
@@ -105,7 +105,7 @@ def rounded(mask: np.ndarray, radius: float) -> np.ndarray:
 
 
 def slab(outline: np.ndarray, radius: float, size: int = HALF) -> np.ndarray:
-    """:func:`rounded` of an outline in pixels: float32 (size, size). Only the outline's surroundings are worked on."""
+    """Return :func:`rounded` of an outline in pixels, float32 (size, size); only its surroundings are computed."""
     low = np.clip(np.floor(outline.min(axis=0)).astype(int) - 2, 0, size - 1)
     high = np.clip(np.ceil(outline.max(axis=0)).astype(int) + 3, 1, size)
     canvas = np.zeros((high[1] - low[1], high[0] - low[0]), np.uint8)
@@ -118,13 +118,13 @@ def slab(outline: np.ndarray, radius: float, size: int = HALF) -> np.ndarray:
 def tubes(
     curves: list[np.ndarray], radii: list[np.ndarray], round_ends: bool, size: int = HALF
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where each pixel lies in a family of tubes that do not cross each other.
+    """Find where each pixel is in a family of tubes that do not cross each other.
 
     Args:
-        curves: centre lines in pixels of a picture of ``size``, each (n, 2), neighbours less than a pixel apart.
+        curves: centre lines in pixels of an image of ``size``, each (n, 2), neighbours less than a pixel apart.
         radii: the tube's radius in pixels at each point of its centre line.
         round_ends: whether the tubes end in a half ball, or are cut straight across.
-        size: height and width of the picture.
+        size: height and width of the image.
 
     Returns:
         Flat index of every pixel within a tube; its signed offset from the centre line as a share of the radius, in
@@ -139,7 +139,7 @@ def tubes(
     if not len(kept):
         empty = np.zeros(0, int)
         return empty, np.zeros(0, np.float32), empty
-    # Only the part of the picture that the tubes reach is looked at.
+    # Only the part of the image that the tubes reach is computed.
     reach = int(np.ceil(radius.max())) + 2
     left, top = np.maximum(cell[kept].min(axis=0) - reach, 0)
     right, bottom = np.minimum(cell[kept].max(axis=0) + reach + 1, size)
@@ -172,7 +172,7 @@ def tubes(
 
 
 def resampled(curve: np.ndarray, spacing: float) -> np.ndarray:
-    """The curve with points at equal distances of about ``spacing``, whatever the spacing of its own points."""
+    """Return the curve with points at equal distances of about ``spacing``, whatever the spacing of its own points."""
     length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(curve[:, :2], axis=0), axis=1))])
     count = max(2, int(np.ceil(length[-1] / spacing)) + 1)
     at = np.linspace(0, length[-1], count)
@@ -180,7 +180,7 @@ def resampled(curve: np.ndarray, spacing: float) -> np.ndarray:
 
 
 def hollow(offset: np.ndarray, depth: float, wall: float) -> np.ndarray:
-    """Length of bone that a beam crosses at ``offset`` (share of the radius) in a tube ``depth`` cm deep.
+    """Return the length of bone that a beam crosses at ``offset`` (share of the radius) in a tube ``depth`` cm deep.
 
     ``wall`` is the share of the radius that is cortex; the marrow counts a seventh of cortex.
     """
@@ -191,24 +191,24 @@ def hollow(offset: np.ndarray, depth: float, wall: float) -> np.ndarray:
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur with ``sigma`` in pixels; the border is reflected."""
+    """Blur by a Gaussian with ``sigma`` in pixels; the border is reflected."""
     return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
 
 
 def wide_blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur with a large ``sigma``, made on a reduced picture: same size out, a few per cent of the time."""
+    """Blur by a Gaussian with a large ``sigma``, on a reduced image: same size out, a few per cent of the time."""
     step = max(1, int(2 ** np.floor(np.log2(max(1.0, sigma / 3)))))
     small = cv2.resize(image, None, fx=1 / step, fy=1 / step, interpolation=cv2.INTER_AREA)
     return enlarge(blur(small, sigma / step), image.shape[0])
 
 
 def enlarge(image: np.ndarray, size: int = SIZE) -> np.ndarray:
-    """The picture at another size, by linear interpolation (twice as fast as cubic, and enough for smooth maps)."""
+    """Resize by linear interpolation (twice as fast as cubic, and enough for smooth maps)."""
     return image if image.shape[0] == size else cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def texture(random: np.random.Generator, size: int, sigma: float) -> np.ndarray:
-    """Smooth noise with mean 0, standard deviation 1 and structures of about ``sigma`` pixels; float32 (size, size)."""
+    """Return smooth noise, float32 (size, size): mean 0, standard deviation 1, structures of about ``sigma`` pixels."""
     step = max(1.0, sigma / 1.5)
     small = random.standard_normal((int(size / step) + 8,) * 2, dtype=np.float32)
     small = blur(small, sigma / step)

@@ -1,10 +1,10 @@
-"""What is inside the lungs: vessels that branch from the hila, and the pneumothorax that pushes them away.
+"""The content of the lungs: vessels that branch from the hila, and the pneumothorax that pushes them away.
 
-In come a patient's build, one film's pose and the lung outlines; out go a map of vessels in centimetres, and for a
-positive film the air between chest wall and lung, with one mask for each label row. Both are described in polar
+In: a patient's build, one image's pose and the lung outlines. Out: a map of vessels in centimetres, and for a
+positive image the air between chest wall and lung, with one mask for each label row. Both are described in polar
 coordinates about the hilum: the air is the crescent between the chest wall and a lung edge drawn in towards the
 hilum, and the vessels shrink with that edge, so none lies in the air.
-A negative film goes through the same code with no crescent.
+A negative image goes through the same code with no crescent.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_pneumo.phantoms.anatomy import LEFT, RIGHT, Build, Stance, lung_outline
+from keras_pneumo.phantoms.anatomy import LEFT, RIGHT, Build, Position, lung_outline
 from keras_pneumo.phantoms.geometry import SIZE, Pose, blur, fill, stroke_all
 
 THINNEST = 0.034
 """Radius in cm below which a vessel no longer branches."""
 
 VESSEL_CONTRAST = 2.8
-"""Vessels run with bronchi and sheaths of the same width; a lone vessel would be paler than on real films."""
+"""Vessels run with bronchi and sheaths of the same width; a lone vessel would be paler than on real radiographs."""
 
 _ANGLES = 720
 
@@ -38,31 +38,31 @@ class Crescent:
 
 
 def hilum(build: Build, side: int) -> np.ndarray:
-    """Where the vessels of one lung come from, (x, y) in cm."""
+    """Return where the vessels of one lung start, (x, y) in cm."""
     return np.array([side * 0.25 * build.width, (0.47 if side == RIGHT else 0.435) * build.height])
 
 
 def polar(points: np.ndarray, centre: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Angle (0 up, pi/2 towards the side, +-pi down) and distance of points about a centre."""
+    """Return the angle (0 up, pi/2 towards the side, +-pi down) and distance of points about a centre."""
     away = points - centre
     return np.arctan2(side * away[..., 0], -away[..., 1]), np.hypot(away[..., 0], away[..., 1])
 
 
 def wall_distance(outline: np.ndarray, centre: np.ndarray, side: int) -> np.ndarray:
-    """Distance from the centre to the lung's outline at :data:`_ANGLES` angles from -pi to pi."""
+    """Return the distance from the centre to the lung's outline at :data:`_ANGLES` angles from -pi to pi."""
     steps = np.linspace(0, 1, 8, endpoint=False)[:, None, None]
     dense = (outline * (1 - steps) + np.roll(outline, -1, axis=0) * steps).reshape(-1, 2)
     angle, distance = polar(dense, centre, side)
     bins = ((angle + np.pi) / (2 * np.pi) * _ANGLES).astype(int) % _ANGLES
     reach = np.zeros(_ANGLES)
     np.maximum.at(reach, bins, distance)
-    known = np.flatnonzero(reach)
-    return np.interp(np.arange(_ANGLES), known, reach[known], period=_ANGLES)
+    filled = np.flatnonzero(reach)
+    return np.interp(np.arange(_ANGLES), filled, reach[filled], period=_ANGLES)
 
 
 def crescent(
     build: Build,
-    stance: Stance,
+    position: Position,
     pose: Pose,
     side: int,
     area: float,
@@ -70,8 +70,8 @@ def crescent(
     overlap: bool,
     random: np.random.Generator,
 ) -> Crescent:
-    """A pneumothorax covering the share ``area`` of the image, as far as the lung has room for it."""
-    outline = pose.pixels(lung_outline(build, stance, side))
+    """Return a pneumothorax covering the share ``area`` of the image, as far as the lung has room for it."""
+    outline = pose.pixels(lung_outline(build, position, side))
     centre = pose.pixels(hilum(build, side)[None])[0]
     wall = wall_distance(outline, centre, side)
     lung = fill(outline) > 0.5
@@ -113,7 +113,7 @@ def crescent(
 def _plan(
     wanted: int, rows: int, overlap: bool, last: float, random: np.random.Generator
 ) -> list[tuple[float, float, float, float]]:
-    """Start, peak and end angle (at most ``last``) and relative height of each bump."""
+    """Choose start, peak and end angle (at most ``last``) and relative height of each bump."""
     # A pneumothorax of 8,771 pixels, SIIM's median, is about 30 pixels deep and 450 long; others keep its proportions.
     long = wanted / (0.33 * np.sqrt(wanted) * random.lognormal(0, 0.3)) / 0.62 / 260
     kind = random.choice(3, p=[0.72, 0.20, 0.08])  # apical, lateral, basal
@@ -138,7 +138,7 @@ def _plan(
 
 
 def _bump(angle: np.ndarray, start: float, peak: float, end: float, stretch: float) -> np.ndarray:
-    """A hump from 0 to 1 and back between two angles, blunt in the middle, running out thin."""
+    """Return a hump from 0 to 1 and back between two angles, blunt in the middle, running out thin."""
     left, right = stretch * (peak - start), stretch * (end - peak)
     turn = (angle - peak + np.pi) % (2 * np.pi) - np.pi  # a large one may reach round below the hilum
     away = np.where(turn < 0, -turn / max(left, 1e-3), turn / max(right, 1e-3))
@@ -150,7 +150,7 @@ def _bin(angle: np.ndarray) -> np.ndarray:
 
 
 def edge_curve(shape: Crescent, build: Build, pose: Pose) -> np.ndarray:
-    """The visible lung edge in pixels, shape (n, 3): x, y, and how deep the air is there, in pixels."""
+    """Return the visible lung edge in pixels, shape (n, 3): x, y, and how deep the air is there, in pixels."""
     at = np.linspace(-np.pi, np.pi, _ANGLES, endpoint=False) + np.pi / _ANGLES
     centre = pose.pixels(hilum(build, shape.side)[None])[0]
     deep = shape.wall - shape.edge
@@ -160,17 +160,19 @@ def edge_curve(shape: Crescent, build: Build, pose: Pose) -> np.ndarray:
     return np.stack([x, y, deep], axis=1)[kept]
 
 
-def vessels(build: Build, stance: Stance, pose: Pose, shape: Crescent | None) -> np.ndarray:
-    """Blood along each beam, in cm, 1024x1024; drawn in towards the hilum where there is air."""
+def vessels(build: Build, position: Position, pose: Pose, shape: Crescent | None) -> np.ndarray:
+    """Return blood along each beam, in cm, 1024x1024; pulled in towards the hilum where there is air."""
     canvas = np.zeros((SIZE, SIZE), np.uint8)
     for side in (RIGHT, LEFT):
-        _draw_tree(canvas, build, stance, pose, side, shape)
+        _draw_tree(canvas, build, position, pose, side, shape)
     return blur(canvas, 0.75).astype(np.float32) * (VESSEL_CONTRAST / 255)
 
 
-def _draw_tree(canvas: np.ndarray, build: Build, stance: Stance, pose: Pose, side: int, shape: Crescent | None) -> None:
+def _draw_tree(
+    canvas: np.ndarray, build: Build, position: Position, pose: Pose, side: int, shape: Crescent | None
+) -> None:
     random = np.random.default_rng([build.vessels, side + 1])
-    outline = lung_outline(build, stance, side)
+    outline = lung_outline(build, position, side)
     root = hilum(build, side)
     curves, radius = _tree(build, side, root, wall_distance(outline, root, side), random)
     points, centre = pose.pixels(curves), pose.pixels(root[None])[0]
@@ -190,7 +192,7 @@ def _draw_tree(canvas: np.ndarray, build: Build, stance: Stance, pose: Pose, sid
 def _tree(
     build: Build, side: int, root: np.ndarray, wall: np.ndarray, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Branches, shape (n, 5, 2) in cm, and their radii (n,) in cm: each forks into a thicker and a thinner one.
+    """Return branches, shape (n, 5, 2) in cm, and their radii (n,) in cm: each forks into a thicker and a thinner one.
 
     A branch ends where it is too thin or at the chest wall, whose distance from ``root`` is ``wall`` (in cm).
     """
@@ -200,7 +202,7 @@ def _tree(
     radius = np.array([26, 22, 22, 20, 23, 26, 33, 38, 32, 16, 15, 16, 19, 17, 14, 13, 14, 18]) / 100
     angle = angle + random.normal(0, 0.09, len(angle))
     radius = radius * random.lognormal(-0.05, 0.14, len(radius)) * build.width / 13.6
-    place = root + random.normal(0, 0.5, (len(radius), 2))
+    tip = root + random.normal(0, 0.5, (len(radius), 2))
     steps = 4
     curves, radii = [], []
     while len(angle):
@@ -210,15 +212,15 @@ def _tree(
         heading = angle[:, None] + bend
         step = (length / steps)[:, None]
         path = np.stack([side * np.sin(heading) * step, -np.cos(heading) * step], axis=2).cumsum(axis=1)
-        curves.append(np.concatenate([place[:, None], path + place[:, None]], axis=1))
+        curves.append(np.concatenate([tip[:, None], path + tip[:, None]], axis=1))
         radii.append(radius)
         fork = np.sign(random.normal(size=n)) * random.uniform(0.05, 0.25, n)
         spread = random.uniform(0.35, 0.85, n)
         thicker, thinner = random.uniform(0.80, 0.92, n), random.uniform(0.5, 0.76, n)
-        place = np.concatenate([path[:, -1] + place] * 2)
+        tip = np.concatenate([path[:, -1] + tip] * 2)
         angle = np.concatenate([heading[:, -1] + fork, heading[:, -1] - np.sign(fork) * spread])
         radius = np.concatenate([radius * thicker, radius * thinner])
-        towards, distance = polar(place, root, side)
+        towards, distance = polar(tip, root, side)
         alive = (radius > THINNEST) & (distance < 0.97 * wall[_bin(towards)])
-        place, angle, radius = place[alive], angle[alive], radius[alive]
+        tip, angle, radius = tip[alive], angle[alive], radius[alive]
     return np.concatenate(curves), np.concatenate(radii)

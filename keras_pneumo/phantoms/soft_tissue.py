@@ -1,7 +1,7 @@
 """The soft parts of the chest along each beam: body, lungs, heart, mediastinum, windpipe, breasts, bowel gas.
 
-In come a patient's build, one film's stance and pose; out go maps in centimetres of tissue and of lung. A body part
-is a slab with a round rim, so that its edge on the film is as sharp as the real one's.
+In: a patient's build, position and pose. Out: maps in centimetres of tissue and of lung. A body part is a slab with a
+round rim, so that its edge in the image is as sharp as the real one's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from keras_pneumo.phantoms.anatomy import (
     LEFT,
     RIGHT,
     Build,
-    Stance,
+    Position,
     dome_height,
     heart_outline,
     lung_outline,
@@ -45,29 +45,29 @@ class SoftParts:
     body: np.ndarray
 
 
-def soft_parts(build: Build, stance: Stance, pose: Pose, random: np.random.Generator) -> SoftParts:
-    """Tissue and lung along each beam, in cm, at :data:`HALF` size."""
+def soft_tissue_maps(build: Build, position: Position, pose: Pose, random: np.random.Generator) -> SoftParts:
+    """Return tissue and lung along each beam, in cm, at :data:`HALF` size."""
     per_cm = pose.per_cm(HALF)
     x, y = pose.grid()
 
-    body = _body(build, stance, pose, y)
-    lungs = {side: fill(pose.pixels(lung_outline(build, stance, side), HALF), HALF) for side in (RIGHT, LEFT)}
+    body = _body(build, position, pose, y)
+    lungs = {side: fill(pose.pixels(lung_outline(build, position, side), HALF), HALF) for side in (RIGHT, LEFT)}
     depth = (0.62 * build.thickness + 1.0) * np.interp(y / build.height, [0, 0.12, 0.4, 1], [0.42, 0.66, 0.97, 1.0])
     lung = sum(rounded(mask, 3.6 * per_cm) for mask in lungs.values()) * depth.astype(np.float32)
-    heart = slab(pose.pixels(heart_outline(build, stance), HALF), 4.0 * per_cm) * (0.46 * build.thickness)
+    heart = slab(pose.pixels(heart_outline(build, position), HALF), 4.0 * per_cm) * (0.46 * build.thickness)
     middle = slab(pose.pixels(mediastinum_outline(build), HALF), 2.4 * per_cm) * (0.62 * build.thickness)
     lung = np.maximum(0, lung - np.maximum(heart, middle))
     roots = sum(_root(build, side, x, y) for side in (RIGHT, LEFT))
     lung = lung * (1 - 0.5 * roots)
-    gas = _windpipe(build, pose) + _bowel_gas(build, stance, pose, random)
+    gas = _windpipe(build, pose) + _bowel_gas(build, position, pose, random)
     tissue = body + _breasts(build, pose, y) - lung - gas
     # Fat, muscle and folds: a few per cent, in patches a few centimetres wide.
     tissue *= 1 + 0.016 * texture(random, HALF, 1.6 * per_cm) + 0.010 * texture(random, HALF, 0.5 * per_cm)
     return SoftParts(np.maximum(tissue, 0), lung, lungs, body)
 
 
-def _body(build: Build, stance: Stance, pose: Pose, y: np.ndarray) -> np.ndarray:
-    w, wall, neck, drop = build.width, build.wall, build.neck, stance.shoulder
+def _body(build: Build, position: Position, pose: Pose, y: np.ndarray) -> np.ndarray:
+    w, wall, neck, drop = build.width, build.wall, build.neck, position.shoulder
     half = np.array(
         [
             (neck, -25), (neck * 0.98, -8), (neck * 1.05, -5.2), (neck + 2.2, -3.4 + 0.3 * drop),
@@ -84,7 +84,7 @@ def _body(build: Build, stance: Stance, pose: Pose, y: np.ndarray) -> np.ndarray
     arms = np.zeros_like(torso)
     for side in (RIGHT, LEFT):
         start = np.array([w + 3.6, 3.2 + drop])
-        along = np.array([np.sin(stance.arm_angle), np.cos(stance.arm_angle)])
+        along = np.array([np.sin(position.arm_angle), np.cos(position.arm_angle)])
         across = np.array([along[1], -along[0]])
         radius = 4.1 + 0.35 * build.wall
         arm = np.concatenate(
@@ -99,9 +99,9 @@ def _body(build: Build, stance: Stance, pose: Pose, y: np.ndarray) -> np.ndarray
 
 
 def _root(build: Build, side: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The hilum: large vessels, bronchi and nodes crowd the lung out; a share of the depth, in [0, 1]."""
-    place = (side * 0.21 * build.width, (0.46 if side == RIGHT else 0.425) * build.height)
-    return np.exp(-(((x - place[0]) / (0.11 * build.width)) ** 2) - ((y - place[1]) / (0.10 * build.height)) ** 2)
+    """Return the hilum: large vessels, bronchi and nodes instead of lung; a share of the depth, in [0, 1]."""
+    centre = (side * 0.21 * build.width, (0.46 if side == RIGHT else 0.425) * build.height)
+    return np.exp(-(((x - centre[0]) / (0.11 * build.width)) ** 2) - ((y - centre[1]) / (0.10 * build.height)) ** 2)
 
 
 def _windpipe(build: Build, pose: Pose) -> np.ndarray:
@@ -126,18 +126,18 @@ def _windpipe(build: Build, pose: Pose) -> np.ndarray:
     return blur(air, 1.5)
 
 
-def _bowel_gas(build: Build, stance: Stance, pose: Pose, random: np.random.Generator) -> np.ndarray:
+def _bowel_gas(build: Build, position: Position, pose: Pose, random: np.random.Generator) -> np.ndarray:
     gas = np.zeros((HALF, HALF), np.float32)
-    top = dome_height(build, stance, LEFT)
+    top = dome_height(build, position, LEFT)
     bubbles = []
     if random.random() < 0.75:
         across, down = random.uniform(1.2, 3.2), random.uniform(0.7, 1.7)
-        place = (random.uniform(0.3, 0.55) * build.width, top + down + random.uniform(0.9, 1.9))
-        bubbles.append((ellipse(*place, across, down), random.uniform(2.0, 4.0), stance.view == "PA"))
+        centre = (random.uniform(0.3, 0.55) * build.width, top + down + random.uniform(0.9, 1.9))
+        bubbles.append((ellipse(*centre, across, down), random.uniform(2.0, 4.0), position.view == "PA"))
     if random.random() < 0.45:
         for _ in range(int(random.integers(2, 6))):
-            place = (random.uniform(0.35, 0.95) * build.width, top + random.uniform(4.0, 10.0))
-            loop = ellipse(*place, random.uniform(0.8, 2.0), random.uniform(0.8, 1.8), random.uniform(0, 3))
+            centre = (random.uniform(0.35, 0.95) * build.width, top + random.uniform(4.0, 10.0))
+            loop = ellipse(*centre, random.uniform(0.8, 2.0), random.uniform(0.8, 1.8), random.uniform(0, 3))
             bubbles.append((loop, random.uniform(1.5, 3.0), False))
     for outline, depth, level in bubbles:
         if level:  # standing, the fluid's surface is flat

@@ -15,7 +15,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import filelock
 
@@ -28,7 +28,7 @@ TEMPORARY_SUFFIX = ".part"
 """Ending of a file that is still being written; such a file may be deleted by whoever holds the folder's lock."""
 
 _TEMPORARY = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(TEMPORARY_SUFFIX)}", re.DOTALL)
-"""The names that :func:`write_bytes` has mkstemp make: anybody may have a file that merely ends in ``.part``."""
+"""The names that :func:`replacing` has mkstemp make: anybody may have a file that merely ends in ``.part``."""
 
 LOCK_NAME = ".lock"
 _CHUNK = 1 << 20
@@ -62,25 +62,47 @@ def write_bytes(path: Path, data: bytes, durable: bool = True) -> str:
     Raises:
         PneumoError: the disk is full, read-only or closed to us; ``path`` is then as it was before.
     """
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
+        with replacing(path, durable) as stream:
             stream.write(data)
+    except OSError as error:
+        raise PneumoError(_disk_sentence(path, error)) from error
+    return sha256_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """A stream to a temporary file beside ``path``, which takes its name when the block ends without an error.
+
+    For contents that come piece by piece; :func:`write_bytes` is this for bytes in memory.
+
+    Raises:
+        OSError: the disk refuses; the temporary file is gone, and ``path`` is as it was before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
             if durable:
                 stream.flush()
                 os.fsync(stream.fileno())
         # mkstemp makes files for their owner alone; a prepared folder is read by the other team too.
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
-    except OSError as error:
-        raise PneumoError(_disk_sentence(path, error)) from error
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink(missing_ok=True)
-    return sha256_bytes(data)
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's names to the disk; some network disks do not know how, and then their server does it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> str:
@@ -112,12 +134,23 @@ def is_temporary(name: str) -> bool:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Delete what an interrupted run left half written in ``folder`` and the folders directly in it."""
-    for pattern in (f".*{TEMPORARY_SUFFIX}", f"*/.*{TEMPORARY_SUFFIX}"):
-        for path in folder.glob(pattern):
-            if is_temporary(path.name):
-                with contextlib.suppress(OSError):
-                    path.unlink()
+    """Delete the files that an interrupted run left half written in ``folder``, at any depth."""
+    for path in folder.rglob(f".*{TEMPORARY_SUFFIX}"):
+        if is_temporary(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def cache_folder() -> Path:
+    """The user's folder for downloads and measurements: ``$KERAS_PNEUMO_CACHE``, else :func:`default_cache_folder`."""
+    named = os.environ.get("KERAS_PNEUMO_CACHE")
+    return Path(named) if named else default_cache_folder()
+
+
+def default_cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/keras_pneumo``, else ``~/.cache/keras_pneumo``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "keras_pneumo"
 
 
 def acquire(path: Path, busy: str) -> filelock.BaseFileLock:

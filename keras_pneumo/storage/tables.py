@@ -1,83 +1,134 @@
-"""Csv files given by people: plain or gzipped, with or without header and byte-order mark, read row by row.
+"""Csv tables: read as people give them, and written so that no text in them does harm.
 
-In comes a path, out come the rows with the number of the line each ends on, so that a fault can be
-named by file and row.
-
-Foreign text made harmless before it is written or shown.
-
-In: text that a team chose (its name, its hardware). Out: the same for a spreadsheet, a page anchor or one line of a
-terminal. It exists because a board is opened in all three, and a team name must be able to do nothing in any of them.
-
-Tables over the radiographs of one call: what was answered, and what was set aside and why.
-
-In: rows, whose ids and names come from files and may be any text. Out: csv files that a spreadsheet opens without
-taking such a text for a formula.
+In comes a csv file, plain or gzipped, with or without a byte-order mark; out come its rows as text, each with the
+number of its line, so that a fault can be named by file and row. Texts of strangers (names of teams and files) are
+written so that a spreadsheet, a page and a terminal each take them for text only.
 """
 
 from __future__ import annotations
 
 import csv
 import gzip
+import io
 import re
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import write_table
 
+if TYPE_CHECKING:  # each worker process imports this module, and pandas takes most of a second
+    import pandas as pd
+
+# -- Reading -----------------------------------------------------------------------------------------------------------
+
+MAX_BYTES = 512 * 2**20
+"""Largest table that is read, in bytes, unpacked: some forty times the text of 12,047 dense masks."""
+
 _MAX_CELL = 32 * 2**20
-"""Characters in one cell; the csv module's own 131,072 are fewer than a mask of many short runs may need."""
-
-MAX_TABLE_BYTES = 2**30
-"""Unzipped size at which reading stops: the whole SIIM label file has 6 MB."""
-
-IMAGE_SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
-"""Endings, in lower case, that a radiograph's file may have and an id in a table may carry along."""
+"""Characters in one cell; the csv module's own limit of 131,072 is less than a mask of many short runs may need."""
 
 
-IMAGE_COLUMNS = ("imageid", "image", "kaggleid", "sopinstanceuid", "filename", "fname")
-"""Names of the column that holds the image id, as :func:`column_name` writes them."""
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a csv file as (line number from 1, cells without surrounding spaces); blank lines are left out.
+def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
+    """The text of a UTF-8 file (unzipped when its name ends in ``.gz``), without its byte-order mark.
 
     Raises:
-        PneumoError: the file cannot be opened, is not UTF-8 text, is damaged, or is larger than
-            :data:`MAX_TABLE_BYTES`.
+        PneumoError: the file is missing, damaged, not UTF-8, or larger than ``max_bytes``. The size is checked before
+            reading and again while unzipping, so that a small file cannot fill the memory.
     """
-    limit = csv.field_size_limit(_MAX_CELL)
+    path = Path(path)
     try:
-        opener = gzip.open if path.name.lower().endswith(".gz") else open
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(_bounded(stream, path), strict=True)
-            for cells in reader:
-                stripped = [cell.strip() for cell in cells]
-                if any(stripped):
-                    yield reader.line_num, stripped
-    except UnicodeDecodeError as error:
-        raise PneumoError(f"{path} is not UTF-8 text ({error.reason}). Save it as UTF-8 csv.") from error
-    except csv.Error as error:
-        raise PneumoError(f"{path}, line {reader.line_num}, is not csv: {error}.") from error
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise PneumoError(
+                f"{path} has {size:,} bytes; tables over {max_bytes:,} bytes are not read. Is this the right file?"
+            )
+        if path.name.lower().endswith(".gz"):
+            with gzip.open(path) as stream:
+                data = stream.read(max_bytes + 1)
+        else:
+            data = path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise PneumoError(f"{path} cannot be read: {reason}. Check the path, or get the file again.") from error
+    if len(data) > max_bytes:
+        raise PneumoError(f"{path} unpacks to more than {max_bytes:,} bytes; it is not read. Is this the right file?")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PneumoError(f"{path} is not UTF-8 text (byte {error.start:,}). Save it as UTF-8 csv.") from error
+
+
+def read_rows(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a csv file as (line number from 1, cells without surrounding spaces); blank lines are left out.
+
+    Raises:
+        PneumoError: as :func:`read_text`, or the text is not csv.
+    """
+    text = read_text(path, max_bytes)
+    limit = csv.field_size_limit(_MAX_CELL)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for cells in reader:
+            stripped = [cell.strip() for cell in cells]
+            if any(stripped):
+                yield reader.line_num, stripped
+    except csv.Error as error:
+        raise PneumoError(f"{path}, line {reader.line_num}, is not csv: {error}.") from error
     finally:
         csv.field_size_limit(limit)
 
 
-def _bounded(stream: Iterator[str], path: Path) -> Iterator[str]:
-    total = 0
-    for line in stream:
-        total += len(line)
-        if total > MAX_TABLE_BYTES:
-            raise PneumoError(f"{path} unfolds to more than {MAX_TABLE_BYTES} bytes; that is no label table.")
-        yield line
+def read_table(path: Path, max_bytes: int = MAX_BYTES) -> pd.DataFrame:
+    """A csv file with a header as a table of text cells, with the line number of each row in the last column, ``row``.
+
+    Returns:
+        Cells and column names without surrounding spaces; cells that a row lacks at its end are blank.
+
+    Raises:
+        PneumoError: as :func:`read_rows`, or the file is empty, a column is named twice or ``row``, or a row has more
+            cells than the header.
+    """
+    import pandas as pd
+
+    rows = read_rows(path, max_bytes)
+    _, header = next(rows, (0, []))
+    if not header:
+        raise PneumoError(f"{path} is empty.")
+    check_header(header, path)
+    numbers: list[int] = []
+    table: list[list[str]] = []
+    for number, cells in rows:
+        if any(cells[len(header) :]):
+            raise PneumoError(f"{path}, line {number}, has {len(cells)} cells, but the header has {len(header)}.")
+        numbers.append(number)
+        table.append([*cells, *[""] * (len(header) - len(cells))][: len(header)])
+    return pd.DataFrame(table, columns=header, dtype=str).assign(row=numbers)
+
+
+def check_header(names: Sequence[str], path: Path) -> None:
+    """Refuse a header that a table with line numbers cannot have.
+
+    Raises:
+        PneumoError: a name stands twice, or is ``row``.
+    """
+    twice = next((name for name in names if name and list(names).count(name) > 1), None)
+    if twice is not None:
+        raise PneumoError(f"{path} names the column {twice!r} twice.")
+    if "row" in names:
+        raise PneumoError(f"{path} has a column called 'row', which is kept for line numbers. Rename it.")
+
+
+# -- Names of columns and images ---------------------------------------------------------------------------------------
+
+IMAGE_SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
+"""Endings, in lower case, that a radiograph's file may have and an id in a table may carry along."""
+
+IMAGE_COLUMNS = ("imageid", "image", "kaggleid", "sopinstanceuid", "filename", "fname")
+"""Names of the column that holds the image id, as :func:`column_name` writes them."""
 
 
 def column_name(cell: str) -> str:
@@ -85,29 +136,32 @@ def column_name(cell: str) -> str:
     return "".join(character for character in cell.lower() if character.isalnum())
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """A file's name as text that can be written: bytes of it that are not UTF-8 stand as ``\\udcXX``."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def image_id_of(cell: str) -> str:
-    """The image id in a table's cell or a file's name: the ending of an image file is taken off.
+    """The image id in a table's cell or a file's name: the ending of an image file is taken off, also a repeated one.
 
     The text is brought to Unicode's composed form (NFC), because some file systems hand names back decomposed.
     """
-    text = unicodedata.normalize("NFC", shown(cell).strip())
-    for suffix in IMAGE_SUFFIXES:
-        if text.lower().endswith(suffix):
-            return text[: -len(suffix)]
+    text = unicodedata.normalize("NFC", printable(cell).strip())
+    while text.lower().endswith(IMAGE_SUFFIXES):
+        text = text[: text.rindex(".")]
     return text
 
+
+# -- Writing -----------------------------------------------------------------------------------------------------------
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """First characters that a spreadsheet reads as a formula (OWASP, "CSV Injection"), their full-width forms included."""
 
 
 def table_text(table: pd.DataFrame, float_format: str = "%.6g") -> str:
-    """A table as CSV text with every text cell and column name safe for a spreadsheet."""
+    """A table as csv text with every text cell and column name safe for a spreadsheet."""
+    import pandas as pd
+
     safe = table.copy()
     for column in safe.columns:
         if not pd.api.types.is_numeric_dtype(safe[column]):
@@ -116,9 +170,29 @@ def table_text(table: pd.DataFrame, float_format: str = "%.6g") -> str:
     return safe.to_csv(index=False, lineterminator="\n", float_format=float_format)
 
 
+def safe_columns(table: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """The table with the texts of these columns safe for a spreadsheet; the others are the program's own."""
+    return table.assign(**{name: [spreadsheet_safe(str(text)) for text in table[name]] for name in names})
+
+
 def spreadsheet_safe(text: str) -> str:
     """``text`` with an apostrophe before it when a spreadsheet would take it for a formula."""
     return "'" + text if text.startswith(FORMULA_STARTS) else text
+
+
+def write_quarantine(out: Path, set_aside: Sequence[dict[str, Any]]) -> None:
+    """Write ``quarantine.csv`` (file and reason), or remove that of an earlier call into the same folder."""
+    import pandas as pd
+
+    path = out / "quarantine.csv"
+    if set_aside:
+        table = pd.DataFrame(set_aside, columns=["file", "reason"])
+        write_table(path, safe_columns(table, "file", "reason"))
+    else:
+        path.unlink(missing_ok=True)
+
+
+# -- Text for messages and pages ---------------------------------------------------------------------------------------
 
 
 def one_line(text: str, length: int = 120) -> str:
@@ -144,38 +218,13 @@ def slug(text: str, taken: Iterable[str] = ()) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """``1 row``, ``1,372 rows``."""
+    """A number with its noun: ``1 row``, ``1,372 rows``."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def listed(items: Iterable[object], most: int = 5) -> str:
     """The first few of ``items`` as text, and how many more there are: ``'a', 'b' and 7 more``."""
     everything = [str(item) for item in items]
-    shown = ", ".join(everything[:most])
+    text = ", ".join(everything[:most])
     rest = len(everything) - most
-    return f"{shown} and {rest:,} more" if rest > 0 else shown
-
-
-def write_tables(out: Path, answered: Sequence[dict[str, Any]], set_aside: Sequence[dict[str, str]]) -> None:
-    """Write ``predictions.csv``, and ``quarantine.csv`` where something was set aside."""
-    columns = ["file", "image_id", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2"]
-    table = pd.DataFrame(answered, columns=[*columns, "encoded_pixels"]).sort_values("file", ignore_index=True)
-    table[["pneumothorax", "outlined"]] = table[["pneumothorax", "outlined"]].astype(int)
-    table = safe_columns(table.round({"probability": 6, "mask_share": 6}), "file", "image_id")
-    write_table(out / "predictions.csv", table)
-    write_quarantine(out, sorted(set_aside, key=lambda row: row["file"]))
-
-
-def write_quarantine(out: Path, set_aside: Sequence[dict[str, Any]]) -> None:
-    """Write ``quarantine.csv``, or remove that of an earlier call into the same folder."""
-    path = out / "quarantine.csv"
-    if set_aside:
-        table = pd.DataFrame(set_aside, columns=["file", "reason"])
-        write_table(path, safe_columns(table, "file", "reason"))
-    else:
-        path.unlink(missing_ok=True)
-
-
-def safe_columns(table: pd.DataFrame, *names: str) -> pd.DataFrame:
-    """The table with the texts of these columns safe for a spreadsheet; the others are the program's own."""
-    return table.assign(**{name: [spreadsheet_safe(str(text)) for text in table[name]] for name in names})
+    return f"{text} and {rest:,} more" if rest > 0 else text

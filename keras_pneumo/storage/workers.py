@@ -1,8 +1,8 @@
-"""Work on many files at once: bounded memory, and one file that kills its worker costs that file alone.
+"""The one pool of processes: bounded memory, and a file that kills its worker costs that file alone.
 
-In come a function and items, out come (item, result) pairs in the order in which they end. Processes are started afresh
-(``spawn``), because a forked copy of a process that holds TensorFlow's threads can hang; so a script that
-calls this needs the usual ``if __name__ == "__main__":``.
+In come a function and items, out come (item, result) pairs in the order in which they end; or, for a server, one call
+at a time (:class:`IsolatedWorker`). Processes are started afresh (``spawn``), because a forked copy of a process that
+holds TensorFlow's threads can hang; so a script that calls this needs the usual ``if __name__ == "__main__":``.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 import cv2
+
+from keras_pneumo.errors import PneumoError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,12 +38,13 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def work_through(
+def map_in_processes(
     function: Callable[[Item], Result],
     items: list[Item],
     workers: int | None = None,
-    apart: bool = False,
+    isolated: bool = False,
     seconds: float | None = None,
+    initializer: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Item, Result | None]]:
     """Apply ``function`` to every item, in several processes when that pays.
 
@@ -48,43 +52,122 @@ def work_through(
         function: a module-level function; whatever it raises ends the work and is raised here.
         items: what it is given, one at a time; picklable.
         workers: processes, default all cores; 1 works in this process.
-        apart: whether even a single worker is a process of its own, so that this one outlives a crash.
+        isolated: whether even a single worker is a process of its own, so that this one outlives a crash.
         seconds: longest that workers may go without a result before they are ended; None waits for ever.
+        initializer: a module-level function that each process runs first; this process does not.
 
     Yields:
-        The item and what the function returned, or None when its process died (a crash inside a decoder) or came to no
-        end.
+        The item and what the function returned, or None when its process died (a crash inside a decoder) or did not
+        finish in time.
     """
     if workers is None:
         workers = max(1, min(available_cores(), len(items) // _ITEMS_PER_WORKER))
-    if workers == 1 and not apart:
+    if workers == 1 and not isolated:
         for item in items:
             yield item, function(item)
         return
     rest = iter(items)
-    suspects = yield from _pooled(function, rest, workers, seconds=seconds)
+    suspects = yield from _pooled(function, rest, workers, _AHEAD, seconds, initializer)
     while suspects:
         # One at a time, they show which of them killed the pool.
         singly = iter(suspects)
-        while culprits := (yield from _pooled(function, singly, 1, ahead=1, seconds=seconds)):
+        while culprits := (yield from _pooled(function, singly, 1, 1, seconds, initializer)):
             yield culprits[0], None
-        suspects = yield from _pooled(function, rest, workers, seconds=seconds)
+        suspects = yield from _pooled(function, rest, workers, _AHEAD, seconds, initializer)
+
+
+def results_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None
+) -> list[Result | None]:
+    """All results of :func:`map_in_processes`, in the order of the items; for results that are small."""
+    listed = list(items)
+    position = {id(item): number for number, item in enumerate(listed)}
+    results: list[Result | None] = [None] * len(listed)
+    for item, result in map_in_processes(function, listed, workers):
+        results[position[id(item)]] = result
+    return results
+
+
+class WorkerCrashedError(PneumoError):
+    """The function ended its process."""
+
+
+class WorkerTimeoutError(PneumoError):
+    """The function did not return in time; its process was ended."""
+
+
+class WorkerClosedError(PneumoError):
+    """The worker was closed before the function returned."""
+
+
+class IsolatedWorker:
+    """One process for one call at a time, started when first needed and again after a call has ended it."""
+
+    def __init__(self) -> None:
+        """No process is started yet."""
+        self._lock = threading.Lock()
+        self._pool: ProcessPoolExecutor | None = None
+        self._closed = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a process."""
+        return self._pool is not None and bool(self._pool._processes)
+
+    def call(self, function: Callable[..., Result], *arguments: object, seconds: float) -> Result:
+        """What ``function`` returns in the process; other threads wait for their turn.
+
+        Raises:
+            WorkerCrashedError: it ended the process.
+            WorkerTimeoutError: it took longer than ``seconds``.
+            WorkerClosedError: :meth:`close` was called.
+        """
+        with self._lock:
+            if self._closed:
+                raise WorkerClosedError("the worker is closed")
+            if self._pool is None:
+                self._pool = _new_pool(1)
+            try:
+                return self._pool.submit(function, *arguments).result(seconds)
+            except BrokenProcessPool:
+                self._end()
+                if self._closed:
+                    raise WorkerClosedError("the worker was closed") from None
+                raise WorkerCrashedError("the worker's process died") from None
+            except FutureTimeout:
+                self._end()
+                raise WorkerTimeoutError(f"the worker did not finish within {seconds:g} seconds") from None
+
+    def close(self) -> None:
+        """End the process, also during a call, which then raises :class:`WorkerClosedError`."""
+        self._closed = True
+        while not self._lock.acquire(timeout=0.1):
+            if (pool := self._pool) is not None:
+                _kill(pool)  # again, since it may only be starting
+        self._end()
+        self._lock.release()
+
+    def _end(self) -> None:
+        if self._pool is not None:
+            _kill(self._pool)
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = None
 
 
 def _pooled(
     function: Callable[[Item], Result],
     items: Iterator[Item],
     workers: int,
-    ahead: int = _AHEAD,
-    seconds: float | None = None,
+    ahead: int,
+    seconds: float | None,
+    initializer: Callable[[], None] | None,
 ) -> Generator[tuple[Item, Result], None, list[Item]]:
     """Yield (item, result) until the items end, or a worker dies, or none gives a result for so many seconds.
 
     Returns:
-        The items that were then under way.
+        The items that were being worked on then.
     """
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
+    pool = _new_pool(workers, initializer)
     pending: dict[Future[Result], Item] = {}
     try:
         while True:
@@ -97,7 +180,7 @@ def _pooled(
                 return []
             ended = wait(pending, timeout=seconds, return_when=FIRST_COMPLETED).done
             if not ended:
-                kill_workers(pool)
+                _kill(pool)
                 return list(pending.values())
             for future in ended:
                 try:
@@ -109,16 +192,23 @@ def _pooled(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def kill_workers(pool: ProcessPoolExecutor) -> None:
-    """End a pool's processes at once: one that is stuck in a decoder hears nothing else."""
+def _new_pool(workers: int, initializer: Callable[[], None] | None = None) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(initializer,))
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    """End a pool's processes at once: one that is stuck in a decoder does not react to anything else."""
     for process in list((pool._processes or {}).values()):
         process.kill()
 
 
-def start_worker() -> None:
+def _start_worker(initializer: Callable[[], None] | None) -> None:
     """Run once in each process: one thread for OpenCV, Ctrl-C left to the parent, and an end when the parent ends."""
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if initializer is not None:
+        initializer()
     parent = multiprocessing.parent_process()
     if parent is not None:
         # A killed parent cannot tell its workers; without this they would wait for work for ever.
@@ -128,15 +218,3 @@ def start_worker() -> None:
 def _end_with(parent: BaseProcess) -> None:
     parent.join()
     os._exit(1)
-
-
-def collect(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None
-) -> list[Result | None]:
-    """All results of :func:`work_through`, in the items' order; for results that are small."""
-    listed = list(items)
-    place = {id(item): number for number, item in enumerate(listed)}
-    results: list[Result | None] = [None] * len(listed)
-    for item, result in work_through(function, listed, workers):
-        results[place[id(item)]] = result
-    return results

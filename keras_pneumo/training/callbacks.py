@@ -1,41 +1,118 @@
-"""What happens around the training steps: counting, validation, checkpoints, and an end on a signal or on NaN."""
+"""What happens between two steps or two epochs: signals, counting, validation, checkpoints.
+
+Signals finish the step, save, and end the process with a code that says whether to start again. SIGTERM and SIGUSR1
+(Slurm's warning before the time limit, ``--signal=USR1@120``) end with :data:`AGAIN` (75), which a job script may
+requeue on; Ctrl-C with 130. A second Ctrl-C ends the process at once, which loses only what came after the last
+checkpoint.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_pneumo.errors import PneumoError, Stopped
+from keras_pneumo.errors import AGAIN, PneumoError, Stopped
 from keras_pneumo.training.averaging import averaged_weights, keep_average
-from keras_pneumo.training.distributed.strategy import Engine
-from keras_pneumo.training.interrupt import Interruption
-from keras_pneumo.training.log import EpochRow, Events, Log, Pace
+from keras_pneumo.training.checkpoints import State
+from keras_pneumo.training.distributed.strategy import Distribution
+from keras_pneumo.training.log import EpochMeasures, EpochRow, Events, Log
 from keras_pneumo.training.optimizers import inner_optimizer
-from keras_pneumo.training.state import State
 from keras_pneumo.training.step import TrainingNetwork
 from keras_pneumo.training.validation import Validator
 
-__all__ = ["CheckpointInterval", "EpochRow", "NotFinite", "Saver", "Steps", "TrainProgress", "Validation"]
+INTERRUPTED = 130
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-TrainProgress = Callable[[int, int, str], None]
-"""Called with images done, images in all, and a short note."""
+TrainProgress = Callable[..., None]
+"""Called with images done, images in all, and perhaps a short note."""
 
 
-class NotFinite(Exception):  # noqa: N818 a finding, caught by the training itself
+class Interruption:
+    """Catches the signals that ask a training to stop, and remembers the first one."""
+
+    def __init__(self, notify: Callable[[str], None] = lambda message: None) -> None:
+        """``notify`` is called with a message when a signal comes."""
+        self.notify = notify
+        self.number: int | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether to stop after the step."""
+        return self.number is not None
+
+    @property
+    def exit_code(self) -> int:
+        """What the process is to exit with."""
+        return INTERRUPTED if self.number == signal.SIGINT else AGAIN
+
+    @property
+    def name(self) -> str:
+        """The signal, as a person calls it."""
+        if self.number is None:
+            return "A signal to another worker"
+        return "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
+
+    def listening(self) -> contextlib.AbstractContextManager[None]:
+        """Within this context the signals are caught."""
+        return _handled_by(self._caught)
+
+    def _caught(self, number: int, _frame: FrameType | None) -> None:
+        first = self.number is None
+        self.number = number if first else self.number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if first:
+            again = " Ctrl-C once more stops at once." if number == signal.SIGINT else ""
+            self.notify(f"{self.name}: this step is finished and saved, then the training stops.{again}")
+
+
+def stopped_at_once(sentence: str) -> contextlib.AbstractContextManager[None]:
+    """A context in which these signals end the work at once, since there is nothing to save.
+
+    Raises:
+        Stopped: a signal came; ``sentence`` says what a new start does.
+    """
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        interruption = Interruption()
+        interruption.number = number
+        raise Stopped(f"{interruption.name} came. {sentence}", interruption.exit_code)
+
+    return _handled_by(stop)
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within this context the signals go to ``handler``; in another thread than the main one none can be caught."""
+    before = {}
+    try:
+        for number in SIGNALS:
+            with contextlib.suppress(ValueError):
+                before[number] = signal.signal(number, handler)
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+class NotFinite(Exception):  # noqa: N818 caught by the training itself
     """A step's loss or gradient is no finite number; ``epoch`` and ``step`` count from 0."""
 
     def __init__(self, epoch: int, step: int, what: str) -> None:
-        """Where it happened, and what was found."""
+        """Where it happened, and which number was not finite."""
         super().__init__(what)
         self.epoch, self.step, self.what = epoch, step, what
 
 
-class Steps(keras.callbacks.Callback):
+class StepCounter(keras.callbacks.Callback):
     """Counts each step into the state, reports it, and ends the phase on a loss that is not finite."""
 
     def __init__(
@@ -58,14 +135,18 @@ class Steps(keras.callbacks.Callback):
         self.began = time.monotonic()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Start the step's clock, and say whether this worker wishes to stop after it."""
+        """Start the step's clock, and pass on whether this worker has a request to stop after it."""
         self.began = time.monotonic()
         self.model.stop_request = int(self.interruption.wanted)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Take the step in."""
-        found = logs or {}
-        loss, norm = float(found["loss"]), float(found["gradient_norm"])
+        """Add the step's loss and gradient norm to the state.
+
+        Raises:
+            NotFinite: one of the two is no finite number.
+        """
+        values = logs or {}
+        loss, norm = float(values["loss"]), float(values["gradient_norm"])
         state, network = self.state, self.model
         seconds = time.monotonic() - self.began
         scaled = hasattr(network.optimizer, "inner_optimizer")  # which itself leaves out steps whose gradient is not
@@ -96,7 +177,7 @@ class Steps(keras.callbacks.Callback):
             self.progress(done, self.total_epochs * sum(self.sizes), f"epoch {state.epoch + 1}, loss {loss:.3f}")
 
 
-class Validation(keras.callbacks.Callback):
+class EpochValidation(keras.callbacks.Callback):
     """After each epoch: exact scores on all validation images, a row of the log, and the best weights saved.
 
     With an exponential moving average, the averaged weights are what is validated and saved; BatchNorm's statistics,
@@ -107,16 +188,16 @@ class Validation(keras.callbacks.Callback):
         self,
         state: State,
         log: Log,
-        judge: Validator,
+        validate: Validator,
         phase: str,
         on_epoch: Callable[[EpochRow], None],
         patience: int | None = None,
     ) -> None:
-        """Validate with ``judge``."""
+        """Validate with ``validate``."""
         super().__init__()
         self.state = state
         self.log = log
-        self.judge = judge
+        self.validate = validate
         self.phase = phase
         self.on_epoch = on_epoch
         self.patience = patience
@@ -127,11 +208,11 @@ class Validation(keras.callbacks.Callback):
         images = max(state.images, 1)
         before = self.log.best
         norm = state.norm_sum / state.norm_images if state.norm_images else float("nan")
-        pace = Pace(state.seconds, state.images, state.data_seconds, norm)
+        pace = EpochMeasures(state.seconds, state.images, state.data_seconds, norm)
         started = time.monotonic() - state.seconds
         with averaged_weights(self.model):
-            found = self.judge(self.model)
-            row = self.log.judged(self.model, found, epoch + 1, self.phase, state.loss_sum / images, started, pace)
+            result = self.validate(self.model)
+            row = self.log.add_epoch(self.model, result, epoch + 1, self.phase, state.loss_sum / images, started, pace)
         self.on_epoch(row)
         if state.plateau is not None:
             inner_optimizer(self.model).learning_rate = state.plateau.step(row.score)
@@ -163,10 +244,10 @@ class CheckpointInterval:
                 return cls(None, int(digits))
             if scale and digits.replace(".", "", 1).isdigit():
                 return cls(float(digits) * scale)
-        raise PneumoError(f"{text!r} says no time between checkpoints. Write seconds (300, 300s, 5min) or 200steps.")
+        raise PneumoError(f"{text!r} is no time between checkpoints. Write seconds (300, 300s, 5min) or 200steps.")
 
 
-class Saver(keras.callbacks.Callback):
+class CheckpointSaver(keras.callbacks.Callback):
     """Writes checkpoints, moves the state on when an epoch or a phase ends, and stops when a signal asks for it."""
 
     def __init__(
@@ -178,9 +259,9 @@ class Saver(keras.callbacks.Callback):
         every: CheckpointInterval,
         save: Callable[[TrainingNetwork | None], None],
         interruption: Interruption,
-        engine: Engine,
+        distribution: Distribution,
     ) -> None:
-        """See the attributes.
+        """Where the training stands, and when and how to save it.
 
         Args:
             state: moved on when an epoch ends.
@@ -190,7 +271,7 @@ class Saver(keras.callbacks.Callback):
             every: how often to write.
             save: writes a checkpoint; of the network with its optimizer, or None between two phases.
             interruption: the signals.
-            engine: tells whether there are other workers, which have to stop at the same step.
+            distribution: tells whether there are other workers, which have to stop at the same step.
         """
         super().__init__()
         self.state = state
@@ -200,18 +281,18 @@ class Saver(keras.callbacks.Callback):
         self.every = every
         self.save = save
         self.interruption = interruption
-        self.engine = engine
-        self.alone = engine.workers == 1
+        self.distribution = distribution
+        self.only_worker = distribution.workers == 1
         self.saved = time.monotonic()
         self.since = 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save if it is time to, or if any worker was asked to stop."""
+        """Save if it is time to, or if any worker has a request to stop."""
         self.since += 1
-        wished = float((logs or {}).get("stop_requests", 0)) > 0
-        if wished or self._due():
+        requested = float((logs or {}).get("stop_requests", 0)) > 0
+        if requested or self._due():
             self._save(self.model)
-        if wished:
+        if requested:
             self._stop()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -223,9 +304,9 @@ class Saver(keras.callbacks.Callback):
             self._save(None)
         else:
             self.state.begin_epoch(epoch + 1)
-            if self._due() or (self.interruption.wanted and self.alone):
+            if self._due() or (self.interruption.wanted and self.only_worker):
                 self._save(self.model)
-        if self.interruption.wanted and self.alone:
+        if self.interruption.wanted and self.only_worker:
             self._stop()
 
     def _due(self) -> bool:
@@ -238,7 +319,7 @@ class Saver(keras.callbacks.Callback):
         self.saved, self.since = time.monotonic(), 0
 
     def _stop(self) -> None:
-        self.engine.agree(0)  # no worker leaves before the chief has saved: a scheduler may then end them all
+        self.distribution.broadcast(0)  # no worker leaves before the chief has saved: a scheduler may then end them all
         position = f"epoch {self.state.epoch + 1}, step {self.state.step}"
         raise Stopped(
             f"{self.interruption.name} came at {position}; everything is saved. Run the same command again to go on.",

@@ -1,37 +1,84 @@
-"""Checkpoints: everything a training needs to go on, on the disk, whole or not at all.
+"""Checkpoints: everything a training needs to go on as if it had never stopped, on the disk, whole or not at all.
 
-In: arrays by name, a state that is plain JSON, and files of the run folder that belong to this moment (the best
-weights). Out: a folder ``checkpoints/at_EEEE_SSSSSS`` (epochs and steps done) with ``arrays.safetensors``,
-``state.json``, ``kept/`` and, written last, ``COMPLETE.json`` with the SHA-256 of each file. The folder is written
-under a temporary name, flushed and renamed, so a kill at any moment leaves the one before it; a truncated or altered
-one is passed over when it is read. Nothing is pickled.
+What is captured: the network with its optimizer, the log, the averages, the random generators, and the position. Which
+image comes next and how it is augmented needs no state: both are functions of (seed, epoch, image), so the position is
+two numbers. Post-processing parameters or the threshold are fitted on validation whenever the weights are the best so
+far, and lie beside them in the run folder, so the checkpoint keeps them with the weights.
+
+On the disk: a folder ``checkpoints/at_EEEE_SSSSSS`` (epochs and steps done) with ``arrays.safetensors``,
+``state.json``, ``kept/`` (files of the run folder that belong to this moment) and, written last, ``COMPLETE.json`` with
+the SHA-256 of each file. The folder is written under a temporary name, flushed and renamed, so a kill at any moment
+leaves the one before it; a truncated or altered one is passed over when it is read. Nothing is pickled.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
+import math
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from keras_pneumo.config import Experiment
+from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import sha256_bytes, sha256_file, write_bytes
+from keras_pneumo.storage.files import flush_folder, sha256_bytes, sha256_file, write_bytes
+from keras_pneumo.training.averaging import WeightAverage
+from keras_pneumo.training.log import EpochRow, Log
+from keras_pneumo.training.schedules import Plateau
 
+FORMAT = 1
 FOLDER = "checkpoints"
 ARRAYS, STATE, KEPT, MARKER = "arrays.safetensors", "state.json", "kept", "COMPLETE.json"
-COMPLETE_ONES = 2
+KEPT_CHECKPOINTS = 2
 """How many complete checkpoints stay; the older one is there for the case that the disk damages the newer."""
 
 Arrays = dict[str, np.ndarray]
+
+
+@dataclass
+class State:
+    """Where a training stands between two steps."""
+
+    phase: int = 0
+    epoch: int = 0
+    """Epochs done, over all phases."""
+    step: int = 0
+    """Steps done of the epoch after them."""
+    waited: int = 0
+    """Epochs since the score last rose, in this phase."""
+    plateau: Plateau | None = None
+    loss_sum: float = 0.0
+    """Of this epoch's steps so far, each by its images; so are the next five."""
+    images: int = 0
+    norm_sum: float = 0.0
+    """Of the steps whose gradient was finite: in float16 the loss scale leaves out those that overflow."""
+    norm_images: int = 0
+    seconds: float = 0.0
+    data_seconds: float = 0.0
+    elapsed: float = 0.0
+    """Wall time of the training in all, in this process and those before."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Start to count anew, with ``epoch`` epochs done."""
+        self.epoch, self.step = epoch, 0
+        self.loss_sum = self.norm_sum = self.seconds = self.data_seconds = 0.0
+        self.images = self.norm_images = 0
+
+    def begin_phase(self, phase: int, epoch: int) -> None:
+        """Start a phase, whose optimizer is a new one."""
+        self.begin_epoch(epoch)
+        self.phase, self.waited, self.plateau = phase, 0, None
 
 
 @dataclass(frozen=True)
@@ -46,6 +93,46 @@ class Checkpoint:
     def kept(self) -> dict[str, Path]:
         """The run folder's files of that moment, by their path in the run folder."""
         return _kept(self.folder)
+
+
+def identity(experiment: Experiment, prepared: PreparedFolder, model: keras.Model) -> dict[str, str]:
+    """Hashes of what must be the same for a checkpoint to fit."""
+    shapes = ";".join(f"{tuple(variable.shape)}{variable.dtype}" for variable in model.variables)
+    return {
+        "network": sha256_bytes(f"{model.name};{shapes}".encode()),
+        "experiment": sha256_bytes(experiment.model_dump_json().encode()),
+        "split": str(prepared.manifest["split_sha256"]),
+        "prepared images": str(prepared.manifest["prepared_sha256"]),
+    }
+
+
+def capture(
+    state: State,
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer | None,
+    log: Log,
+    average: WeightAverage | None,
+    identities: dict[str, str],
+) -> tuple[Arrays, dict[str, Any]]:
+    """The whole state of a training as arrays and plain JSON.
+
+    ``optimizer`` is None where the next step is the first one of a phase.
+    """
+    arrays = {f"model.{number:04d}": _value(variable) for number, variable in enumerate(model.variables)}
+    if optimizer is not None:
+        variables = enumerate(optimizer.variables)
+        arrays |= {f"optimizer.{number:04d}": _value(variable) for number, variable in variables}
+    if average is not None:
+        arrays |= {f"average.{number:04d}": total for number, total in enumerate(average.sums)}
+    values = {
+        "format": FORMAT,
+        "identity": identities,
+        "position": asdict(state),
+        "average_count": average.count if average else 0,
+        "rows": [asdict(row) for row in log.rows],
+        "random": _random_state(),
+    }
+    return arrays, values
 
 
 def save(run: Path, epoch: int, step: int, arrays: Arrays, state: dict[str, Any], files: Iterable[str]) -> Path:
@@ -90,7 +177,7 @@ def save(run: Path, epoch: int, step: int, arrays: Arrays, state: dict[str, Any]
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    keep(run, COMPLETE_ONES)
+    keep(run, KEPT_CHECKPOINTS)
     return target
 
 
@@ -109,13 +196,13 @@ def folders(run: Path) -> list[Path]:
     return sorted((run / FOLDER).glob("at_*_*"))
 
 
-def latest(run: Path, tell: Callable[[str], None] = lambda sentence: None) -> Checkpoint | None:
+def latest(run: Path, notify: Callable[[str], None] = lambda message: None) -> Checkpoint | None:
     """The last complete checkpoint that is as it was written; damaged ones are passed over, each with a sentence."""
     for folder in reversed(folders(run)):
         try:
             return read(folder)
         except PneumoError as fault:
-            tell(str(fault))
+            notify(str(fault))
     return None
 
 
@@ -123,21 +210,78 @@ def read(folder: Path) -> Checkpoint:
     """One checkpoint, every file compared with the hash that was written last.
 
     Raises:
-        PneumoError: it is not complete, or a file is missing, truncated or altered.
+        PneumoError: it is not complete, or a file is damaged; says which.
     """
     try:
-        hashes = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        marker = (folder / MARKER).read_bytes()
         contents = {name: (folder / name).read_bytes() for name in (ARRAYS, STATE)}
-        found = {name: sha256_bytes(content) for name, content in contents.items()}
-        found |= {name: sha256_file(folder / name) for name in hashes if name not in contents}
-        if wrong := [name for name, value in hashes.items() if found.get(name) != value]:
-            raise PneumoError(f"{folder} is passed over: {', '.join(wrong)} is not as it was written.")
+    except OSError as error:
+        raise PneumoError(f"{folder} is passed over: it is not complete ({_missing(error)}).") from error
+    try:
+        hashes = {str(name): str(value) for name, value in json.loads(marker).items()}
+    except (ValueError, AttributeError) as error:
+        raise PneumoError(f"{folder} is passed over: {MARKER} is damaged, it cannot be read as JSON.") from error
+    written = {name: sha256_bytes(content) for name, content in contents.items()}
+    try:
+        written |= {name: sha256_file(folder / name) for name in hashes if name not in contents}
+    except OSError as error:
+        raise PneumoError(f"{folder} is passed over: it is not complete ({_missing(error)}).") from error
+    if damaged := [name for name in written | hashes if written.get(name) != hashes.get(name)]:
+        raise PneumoError(
+            f"{folder} is passed over: {', '.join(damaged)} is damaged; its content does not fit its hash in {MARKER}."
+        )
+    try:
         return Checkpoint(folder, safetensors.numpy.load(contents[ARRAYS]), json.loads(contents[STATE]))
-    except (OSError, ValueError, KeyError, AttributeError, safetensors.SafetensorError) as error:
-        raise PneumoError(f"{folder} is passed over: it is not complete ({type(error).__name__}).") from error
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise PneumoError(f"{folder} is passed over: it cannot be read ({type(error).__name__}: {error}).") from error
 
 
-def put_back(run: Path, checkpoint: Checkpoint, removable: str) -> None:
+def check_identity(checkpoint: Checkpoint, wanted: dict[str, str]) -> None:
+    """Refuse another training's checkpoint.
+
+    Raises:
+        PneumoError: it is of another format, network, experiment, split or prepared folder; says of which.
+    """
+    if checkpoint.state.get("format") != FORMAT:
+        raise PneumoError(f"{checkpoint.folder} is not of format {FORMAT}, the one this version reads. Train anew.")
+    saved = checkpoint.state["identity"]
+    if other := [name for name, value in wanted.items() if saved.get(name) != value]:
+        raise PneumoError(
+            f"{checkpoint.folder} is of another {' and another '.join(other)}, so this training cannot go on from it. "
+            "Give the experiment and data it was made with, or train into another folder with --out."
+        )
+
+
+def position_of(checkpoint: Checkpoint) -> State:
+    """Where the checkpoint's training stood."""
+    values = dict(checkpoint.state["position"])
+    plateau = values.pop("plateau")
+    if "norm_images" not in values:  # an earlier version counted every step
+        finite = math.isfinite(values["norm_sum"])
+        values |= {"norm_images": values["images"]} if finite else {"norm_images": 0, "norm_sum": 0.0}
+    names = {field.name for field in fields(State)}
+    values = {name: value for name, value in values.items() if name in names}
+    return State(**values, plateau=Plateau(**plateau) if plateau else None)
+
+
+def restore_model(checkpoint: Checkpoint, model: keras.Model, log: Log, average: WeightAverage | None) -> None:
+    """The weights, statistics and seeds of the model, the log's rows, the running average, the random generators."""
+    _assign(checkpoint, "model", model.variables)
+    log.rows = [EpochRow(**row) for row in checkpoint.state["rows"]]
+    if average is not None:
+        average.count = int(checkpoint.state["average_count"])
+        names = sorted(name for name in checkpoint.arrays if name.startswith("average."))
+        average.sums = [checkpoint.arrays[name].copy() for name in names]
+    _restore_random(checkpoint.state["random"])
+
+
+def restore_optimizer(checkpoint: Checkpoint, optimizer: keras.optimizers.Optimizer) -> None:
+    """Moments, averages, iterations and rate; a checkpoint of a phase's start has none: the optimizer is a new one."""
+    if any(name.startswith("optimizer.") for name in checkpoint.arrays):
+        _assign(checkpoint, "optimizer", optimizer.variables)
+
+
+def restore_files(run: Path, checkpoint: Checkpoint, removable: str) -> None:
     """Make the run folder's files those of the checkpoint's moment.
 
     Args:
@@ -153,13 +297,43 @@ def put_back(run: Path, checkpoint: Checkpoint, removable: str) -> None:
             write_bytes(run / name, path.read_bytes())
 
 
+def _assign(checkpoint: Checkpoint, kind: str, variables: list[Any]) -> None:
+    arrays = [checkpoint.arrays[name] for name in sorted(checkpoint.arrays) if name.startswith(f"{kind}.")]
+    if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:
+        raise PneumoError(
+            f"{checkpoint.folder} does not fit: its {kind} has other variables. Train into another folder."
+        )
+    for variable, value in zip(variables, arrays, strict=True):
+        variable.assign(value)
+
+
+def _value(variable: Any) -> np.ndarray:
+    return np.array(keras.ops.convert_to_numpy(variable), order="C")
+
+
+def _random_state() -> dict[str, Any]:
+    """Of Python and numpy; the dropout layers' are among the model's variables, and tf.data draws from none."""
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, cached],
+    }
+
+
+def _restore_random(saved: dict[str, Any]) -> None:
+    version, inner, gauss = saved["python"]
+    random.setstate((version, tuple(inner), gauss))
+    kind, keys, *rest = saved["numpy"]
+    np.random.set_state((kind, np.array(keys, np.uint32), *rest))
+
+
 def _kept(folder: Path) -> dict[str, Path]:
     root = folder / KEPT
     return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def _write(path: Path, content: bytes) -> str:
-    """Write and flush; the hash is of what was meant, so what the disk made of it is found out."""
+    """Write and flush; the hash is of the content given, so that a fault of the disk is seen when it is read."""
     with path.open("wb") as stream:
         stream.write(content)
         stream.flush()
@@ -176,18 +350,12 @@ def _link(source: Path, target: Path) -> None:
         _write(target, source.read_bytes())  # a disk without hard links
 
 
-def flush_folder(folder: Path) -> None:
-    """Flush a folder's names; some network disks do not know how, and then their server does it."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def _sentence(folder: Path, error: OSError) -> str:
     return (
         f"The checkpoint could not be written in {folder}: {error.strerror or error}. The one before it stands. Free "
         "some space there and run the same command again; it goes on from there."
     )
+
+
+def _missing(error: OSError) -> str:
+    return f"{Path(error.filename).name}: {error.strerror}" if error.filename else str(error)

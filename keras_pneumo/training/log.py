@@ -1,4 +1,4 @@
-"""The log of a training: its rows in ``log.csv``, the weights of its best epochs, TensorBoard's events, and its curves.
+"""The log of a training: its rows in ``log.csv``, the weights of its best epochs, TensorBoard's events and its curves.
 
 The rows are the one source: events and ``curves.png`` are made from them.
 """
@@ -22,11 +22,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.postprocess import FILE as RULE_FILE
+from keras_pneumo.inference.postprocess import FILE as POSTPROCESSING_FILE
 from keras_pneumo.inference.run import CHECKPOINTS, TORCH_WEIGHTS, WEIGHTS
 from keras_pneumo.models.weights import save_safetensors
-from keras_pneumo.storage.files import write_table
-from keras_pneumo.training.checkpoints import flush_folder
+from keras_pneumo.storage.files import flush_folder, write_table
 from keras_pneumo.training.optimizers import inner_optimizer
 from keras_pneumo.training.validation import ValidationResult
 
@@ -43,7 +42,7 @@ DICE = ("validation_dice", "validation_dice_positives")
 
 @dataclass(frozen=True)
 class EpochRow:
-    """A row of ``log.csv``; epochs are counted from 1 over both phases, and 0 is a start from another run's weights."""
+    """A row of ``log.csv``. Epochs count from 1 over both phases; epoch 0 is a start from another run's weights."""
 
     epoch: int
     phase: str
@@ -59,19 +58,19 @@ class EpochRow:
     data_seconds: float = float("nan")
     """Time that the training waited for batches."""
     gradient_norm: float = float("nan")
-    """Mean over the images of the gradient's global norm, before it is clipped; steps that overflowed are left out."""
+    """Mean over the images of the gradient's global norm before clipping, without the steps that overflowed."""
     memory_gb: float = float("nan")
-    """The process's memory at the epoch's end, or with GPUs the most that the first one held so far."""
+    """The process's memory at the epoch's end; with GPUs, the peak memory of the first one."""
 
     @property
     def score(self) -> float:
-        """What decides which epoch is best: a segmenter's Dice, a classifier's AUROC."""
+        """The score by which the best epoch is chosen: a segmenter's Dice, a classifier's AUROC."""
         return self.validation_auroc if np.isnan(self.validation_dice) else self.validation_dice
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How an epoch went, besides its loss."""
+class EpochMeasures:
+    """Times and sizes of an epoch's training steps."""
 
     seconds: float = 0.0
     """Wall time of the training steps."""
@@ -86,7 +85,7 @@ class Log:
     def __init__(self, folder: Path, top_k: int = 1, writes: bool = True) -> None:
         """Begin an empty log in ``folder``, where the weights of the best ``top_k`` epochs are kept.
 
-        With ``writes`` False all is known and nothing written: one worker of several writes.
+        With ``writes`` False the rows are kept but nothing is written: only one of several workers writes.
         """
         self.folder = folder
         self.top_k = top_k
@@ -99,7 +98,7 @@ class Log:
         return next((row for row in reversed(self.rows) if row.best), None)
 
     def is_best(self, score: float, validation_loss: float) -> bool:
-        """Higher score, and at the same score a lower loss; nothing that is not finite is ever the best."""
+        """Whether an epoch is the best so far: a higher score, or the same with a lower loss; both must be finite."""
         if not np.isfinite([score, validation_loss]).all():
             return False
         if self.best is None:
@@ -112,7 +111,7 @@ class Log:
         self.write()
 
     def write(self) -> None:
-        """Write the log as it is known."""
+        """Write all rows."""
         if self.writes and self.rows:
             write_table(self.folder / "log.csv", self.frame())
 
@@ -122,28 +121,28 @@ class Log:
         return table.drop(columns=[name for name in DICE if table[name].isna().all()])
 
     def files(self) -> list[str]:
-        """The run folder's files that belong to the rows so far: weights, and what was fitted for the best of them."""
-        found = [WEIGHTS, TORCH_WEIGHTS] if self.best is not None else []
-        if found and (self.folder / RULE_FILE).is_file():  # a training that an earlier version began has none yet
-            found.append(RULE_FILE)
-        return found + [f"{CHECKPOINTS}/{checkpoint_name(row.epoch)}" for row in self._kept() if self.top_k > 1]
+        """The run folder's files that belong to the rows so far: weights, and the postprocessing of the best ones."""
+        names = [WEIGHTS, TORCH_WEIGHTS] if self.best is not None else []
+        if names and (self.folder / POSTPROCESSING_FILE).is_file():  # none yet from earlier versions
+            names.append(POSTPROCESSING_FILE)
+        return names + [f"{CHECKPOINTS}/{checkpoint_name(row.epoch)}" for row in self._kept() if self.top_k > 1]
 
-    def judged(
+    def add_epoch(
         self,
         model: keras.Model,
-        found: ValidationResult,
+        result: ValidationResult,
         epoch: int,
         phase: str,
         loss: float,
         started: float,
-        pace: Pace,
+        measures: EpochMeasures,
     ) -> EpochRow:
-        """Keep the weights, and what was fitted for them, if they are good enough; write the row."""
-        score = found.auroc if np.isnan(found.dice) else found.dice
-        best = self.is_best(score, found.loss)
+        """Add a row for an epoch; keep its weights and fitted postprocessing if they are among the best."""
+        score = result.auroc if np.isnan(result.dice) else result.dice
+        best = self.is_best(score, result.loss)
         if best and self.writes:
             save_best(model, self.folder)
-            found.write_fitted(self.folder)
+            result.write_fitted(self.folder)
         if self.top_k > 1:
             self._keep(model, epoch, score)
         optimizer = getattr(model, "optimizer", None)
@@ -152,28 +151,28 @@ class Log:
             epoch=epoch,
             phase=phase,
             loss=loss,
-            validation_loss=found.loss,
-            validation_auroc=found.auroc,
+            validation_loss=result.loss,
+            validation_auroc=result.auroc,
             learning_rate=float(rate),
             seconds=round(time.monotonic() - started, 3),
-            images_per_second=round(pace.images / max(pace.seconds, 1e-9), 2),
+            images_per_second=round(measures.images / max(measures.seconds, 1e-9), 2),
             best=int(best),
-            validation_dice=found.dice,
-            validation_dice_positives=found.dice_positives,
-            data_seconds=round(pace.data_seconds, 3),
-            gradient_norm=pace.gradient_norm,
+            validation_dice=result.dice,
+            validation_dice_positives=result.dice_positives,
+            data_seconds=round(measures.data_seconds, 3),
+            gradient_norm=measures.gradient_norm,
             memory_gb=memory_gb(),
         )
         self.add(row)
         return row
 
     def _kept(self) -> list[EpochRow]:
-        """The rows whose weights are among the best ``top_k``; of equals the earlier ones."""
+        """The rows of the best ``top_k`` epochs; of two equal ones the earlier one comes first."""
         ranked = sorted((row for row in self.rows if np.isfinite(row.score)), key=lambda row: -row.score)
         return ranked[: self.top_k]
 
     def _keep(self, model: keras.Model, epoch: int, score: float) -> None:
-        """Keep the epoch's weights while it is among the best; of equals the earlier one stays."""
+        """Keep the epoch's weights while it is among the best; of two equal ones the earlier one stays."""
         kept = self._kept()
         if not self.writes or not np.isfinite(score) or (len(kept) == self.top_k and score <= kept[-1].score):
             return
@@ -185,21 +184,21 @@ class Log:
 
 
 def checkpoint_name(epoch: int) -> str:
-    """File of an epoch's weights in the run's folder of checkpoints."""
+    """The file name of an epoch's weights in the run's folder of checkpoints."""
     return f"epoch_{epoch:03d}.weights.h5"
 
 
 def save_best(model: keras.Model, folder: Path) -> None:
-    """Write the weights for Keras, and for PyTorch under its names; each file replaces the one before at once."""
+    """Write the weights for Keras, and for PyTorch under its names; each file replaces the earlier one whole."""
     save_weights(model, folder / WEIGHTS)
     save_safetensors(model, folder / TORCH_WEIGHTS)
 
 
 def save_weights(model: keras.Model, path: Path) -> None:
-    """Write the weights for Keras, flushed to the disk; the file replaces the one before at once.
+    """Write the weights for Keras, flushed to the disk; the file replaces the earlier one whole.
 
     Raises:
-        PneumoError: they cannot be written; the file is then as it was.
+        PneumoError: they cannot be written; the earlier file is then unchanged.
     """
     temporary = path.parent / f"writing.{path.name}"
     try:
@@ -210,9 +209,9 @@ def save_weights(model: keras.Model, path: Path) -> None:
         flush_folder(path.parent)
     except OSError as error:
         raise PneumoError(
-            f"The weights could not be written in {path.parent}: {_reason(error)}. Those of the best epoch "
-            "before stand. "
-            "Free some space there and run the same command again; it goes on from the last checkpoint."
+            f"The weights could not be written in {path.parent}: {_reason(error)}. The weights "
+            "of the earlier best epoch are kept. Free some space there and run the same command again; it goes on from "
+            "the last checkpoint."
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -228,7 +227,7 @@ def _lines(error: Any) -> Iterator[str]:
 
 
 def memory_gb() -> float:
-    """What this process holds now; with GPUs the most that the first one held so far."""
+    """This process's memory now; with GPUs, the peak memory of the first one."""
     if tf.config.list_logical_devices("GPU"):
         return round(tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9, 3)
     return round(psutil.Process().memory_info().rss / 1e9, 3)
@@ -247,12 +246,12 @@ class Events:
         self.kind = tf.compat.v1.SummaryMetadata(plugin_data=plugin)
 
     def step(self, number: int, values: dict[str, float]) -> None:
-        """Values of a step, by the number of steps since the training began."""
+        """Write the values of a step, numbered from the beginning of the training."""
         if number % STEPS_BETWEEN_EVENTS == 0:
             self._write(number, {f"step/{name}": value for name, value in values.items()})
 
     def epoch(self, row: EpochRow) -> None:
-        """A row of the log."""
+        """Write a row of the log."""
         numbers = {name: value for name, value in asdict(row).items() if isinstance(value, (int, float))}
         self._write(row.epoch, {f"epoch/{name}": value for name, value in numbers.items() if name != "epoch"})
         if self.writer:
@@ -268,13 +267,13 @@ class Events:
             return
         with tf.device("CPU:0"), self.writer.as_default():
             for name, value in values.items():
-                if value == value:  # a missing value is no point on a curve
+                if value == value:  # a missing value gives no point on a curve
                     # Not tf.summary.scalar, which is TensorBoard's own code.
                     tf.summary.write(name, tf.constant(value, tf.float32), step=number, metadata=self.kind)
 
 
 def draw_curves(log: pd.DataFrame, path: Path) -> None:
-    """Loss, AUROC or Dice, and learning rate by epoch, from the rows of ``log.csv``; the best epoch is marked."""
+    """Draw loss, AUROC or Dice, and learning rate by epoch, from the rows of ``log.csv``; the best epoch is marked."""
     figure = Figure(figsize=(12, 3.4), layout="constrained")  # not pyplot, which would change a notebook's backend
     axes = figure.subplots(1, 3)
     epochs = log["epoch"]
@@ -311,7 +310,7 @@ def draw_curves(log: pd.DataFrame, path: Path) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a picture; the file replaces the one before at once."""
+    """Write a picture; the file replaces the earlier one whole."""
     temporary = path.with_name(f"writing.{path.name}")
     figure.savefig(temporary, dpi=110)
     temporary.replace(path)

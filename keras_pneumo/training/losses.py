@@ -1,8 +1,8 @@
-"""What training minimises: losses on logits, one value per image.
+"""The losses of training: of logits, one value for each image.
 
 In: truth, 0 or 1 (any type), and logits, both of shape (batch, ...). Out: one loss per image, shape (batch,), which
 Keras averages over the batch, so every image weighs the same whatever its batch. All of it is computed in float32
-(float16 sums over 512x512 pixels overflow) and finite, with finite gradients, for any logit that is.
+(float16 sums over 512x512 pixels overflow), and is finite, with finite gradients, for every finite logit.
 
 An image without pneumothorax is not skipped: its cross-entropy and focal loss are the usual ones, its soft Dice is
 ``1 - s / (sum of probabilities + s)`` with the smoothing ``s``, and its Lovasz hinge is that of its highest logit. Each
@@ -73,17 +73,17 @@ def lovasz_hinge(truth: Any, logits: Any) -> Any:
     errors = ops.take_along_axis(errors, order, axis=1)
     sorted_truth = ops.take_along_axis(truth, order, axis=1)
     positives = ops.sum(truth, axis=1, keepdims=True)
-    kept = positives - ops.cumsum(sorted_truth, axis=1)  # true pixels still right
+    correct = positives - ops.cumsum(sorted_truth, axis=1)  # true pixels that are still right
     union = positives + ops.cumsum(1.0 - sorted_truth, axis=1)
     # The growth in closed form, since differences of neighbouring Jaccard values cancel: a missed pixel adds 1 / union,
-    # a false one kept / (union (union - 1)); the first false one of an empty truth takes the loss from 0 to 1.
-    by_false = ops.where(union > 1.0, kept / ops.maximum(union * (union - 1.0), 1.0), 1.0)
+    # a false one correct / (union (union - 1)); the first false one of an empty truth takes the loss from 0 to 1.
+    by_false = ops.where(union > 1.0, correct / ops.maximum(union * (union - 1.0), 1.0), 1.0)
     growth = sorted_truth / ops.maximum(union, 1.0) + (1.0 - sorted_truth) * by_false
     return ops.sum(ops.relu(errors) * ops.stop_gradient(growth), axis=1)
 
 
 TERMS: dict[str, Loss] = {"bce": bce, "dice": soft_dice, "focal": focal, "lovasz": lovasz_hinge}
-"""The words a recipe may use."""
+"""The terms of a recipe, by their names."""
 
 
 def parse_recipe(recipe: str) -> list[tuple[float, str]]:
@@ -103,7 +103,7 @@ def parse_recipe(recipe: str) -> list[tuple[float, str]]:
             )
         terms.append((weight, match.group(2).lower()))
     if len({word for _, word in terms}) < len(terms):
-        raise PneumoError(f"The loss {recipe!r} names a term twice.")
+        raise PneumoError(f"The loss {recipe!r} has a term twice. Write each term once.")
     return terms
 
 
@@ -123,10 +123,10 @@ def _cross_entropy(truth: Any, logits: Any) -> Any:
 
 @keras.saving.register_keras_serializable(package="keras_pneumo")
 class SegmentationLoss(keras.losses.Loss):
-    """A weighted sum of mask losses, as the recipes write it; the weights are not normalised."""
+    """A weighted sum of mask losses, written as a recipe; the weights are not normalised."""
 
     def __init__(self, recipe: str = "3 bce + 1 dice + 4 focal", name: str = "loss", **kwargs: Any) -> None:
-        """The sum's text; see :func:`parse_recipe`."""
+        """``recipe`` is the sum as text; see :func:`parse_recipe`."""
         super().__init__(name=name, **kwargs)
         self.recipe = recipe
         self.terms = parse_recipe(recipe)
@@ -136,7 +136,7 @@ class SegmentationLoss(keras.losses.Loss):
         return sum(weight * TERMS[word](y_true, y_pred) for weight, word in self.terms)
 
     def get_config(self) -> dict[str, Any]:
-        """The sum's text."""
+        """The recipe."""
         return {**super().get_config(), "recipe": self.recipe}
 
 
@@ -151,8 +151,8 @@ class ClassificationLoss(keras.losses.Loss):
 
         Args:
             label_smoothing: s makes the labels s/2 and 1 - s/2; 0 to below 1.
-            positive_weight: what a positive image counts where a negative counts 1 (PyTorch's ``pos_weight``); the
-                weight goes by the true label, not by the smoothed one.
+            positive_weight: the weight of a positive image where a negative one has 1 (PyTorch's ``pos_weight``); it
+                depends on the true label, not on the smoothed one.
             name: the loss's name.
             **kwargs: the base class's.
 
@@ -161,7 +161,7 @@ class ClassificationLoss(keras.losses.Loss):
         """
         super().__init__(name=name, **kwargs)
         if not 0 <= label_smoothing < 1:
-            raise PneumoError(f"Label smoothing lies from 0 to below 1, not at {label_smoothing}.")
+            raise PneumoError(f"Label smoothing is a number from 0 to below 1, not {label_smoothing}.")
         if not 0 < positive_weight < float("inf"):
             raise PneumoError(f"The weight of positive images is a positive number, not {positive_weight}.")
         self.label_smoothing = label_smoothing

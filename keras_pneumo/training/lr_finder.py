@@ -17,12 +17,11 @@ from keras_pneumo.data.batches.order import steps_per_epoch
 from keras_pneumo.data.batches.pipeline import training_batches
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.training.fit import phases_of, plan_of
 from keras_pneumo.training.log import BEST_COLOR, TRAINING_COLOR, VALIDATION_COLOR, save_figure
 from keras_pneumo.training.losses import image_losses
 from keras_pneumo.training.optimizers import make_optimizer, set_learning
-from keras_pneumo.training.start import start
 from keras_pneumo.training.step import training_network
+from keras_pneumo.training.trainer import phases_of, plan_of, starting_point
 
 LOW, HIGH = 1e-7, 10.0
 """Range of rates tried, the same as fastai's ``lr_find``."""
@@ -76,9 +75,9 @@ def search(
         progress: called with images done and images in all.
 
     Raises:
-        PneumoError: as :func:`keras_pneumo.training.fit.train` and :func:`find_rate`.
+        PneumoError: as :func:`keras_pneumo.training.trainer.train` and :func:`find_rate`.
     """
-    model, training, _ = start(experiment, prepared, weights)
+    model, training, _ = starting_point(experiment, prepared, weights)
     set_learning(model, experiment, phases_of(experiment)[0].encoder_learns)
     return find_rate(model, experiment, training, steps, progress)
 
@@ -102,7 +101,7 @@ def find_rate(
         progress: called with images done and images in all.
 
     Raises:
-        PneumoError: the loss left the finite numbers before a rate could be judged.
+        PneumoError: the loss left the finite numbers before a rate could be suggested.
     """
     rates = np.geomspace(LOW, HIGH, steps)
     optimizer = make_optimizer(experiment.replace(schedule="constant", ema=0), model, LOW, steps)
@@ -129,8 +128,8 @@ def find_rate(
             f"The loss stayed finite and within {DIVERGED:g} times its least value at {len(losses)} rates only; from "
             "so few no rate can be suggested. Check the images and labels, or try more steps."
         )
-    judged = slice(len(losses) // 10, -5)  # as fastai: the mean is unsteady at its start, and diverges at its end
-    return RateSearch(tried, np.array(losses), np.array(smoothed), suggest(tried[judged], np.array(smoothed)[judged]))
+    usable = slice(len(losses) // 10, -5)  # as fastai: the mean is unsteady at its start, and diverges at its end
+    return RateSearch(tried, np.array(losses), np.array(smoothed), suggest(tried[usable], np.array(smoothed)[usable]))
 
 
 def suggest(rates: np.ndarray, smoothed: np.ndarray) -> float:

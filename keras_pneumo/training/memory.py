@@ -1,9 +1,9 @@
-"""How much of a batch fits into memory at once: halved when it does not, found beforehand if asked, and remembered.
+"""How many images fit into memory at once: halved when they do not, measured beforehand if asked, and remembered.
 
-What is found is the largest part of a batch that one device takes in one slice, and, where validation had to predict
-fewer, how many it predicts at once. It is kept for the device, the network, the image size and the precision in
-``memory.json`` in ``$KERAS_PNEUMO_CACHE`` (default: ``~/.cache/keras_pneumo``), and the next training starts from it.
-The effective batch never changes: see ``slices``.
+Two numbers are remembered: the largest micro-batch that one device can train on, and, where validation had to predict
+fewer images, how many a device predicts at once. They are kept for each device, network, image size and precision in
+``memory.json`` in the user's cache folder (see :func:`~.files.cache_folder`), and the next training starts from them.
+The effective batch never changes; see :mod:`keras_pneumo.training.step`.
 """
 
 from __future__ import annotations
@@ -20,21 +20,16 @@ import tensorflow as tf
 from keras_pneumo.config import Experiment
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.run import hardware
-from keras_pneumo.storage.files import write_json
+from keras_pneumo.storage.files import cache_folder, write_json
 from keras_pneumo.training.step import TrainingNetwork
 
 FILE = "memory.json"
-SLICES = "slices.json"
-"""In a run folder: the slices that a worker needs which ran out of memory there."""
-
-
-def cache_folder() -> Path:
-    """Where what was found is kept, for all runs of this user."""
-    return Path(os.environ.get("KERAS_PNEUMO_CACHE") or Path.home() / ".cache" / "keras_pneumo")
+NEEDED = "slices.json"
+"""In a run folder: into how many micro-batches a worker that ran out of memory has to divide its part of a batch."""
 
 
 def key_of(experiment: Experiment, predicting: bool = False) -> str:
-    """Device, network, image size and precision in words, and what the network does."""
+    """What a number is remembered for: device, network, image size, precision, and whether it trains or predicts."""
     size = experiment.image_size if predicting else experiment.crop or experiment.image_size
     learning = "frozen BatchNorm" if experiment.frozen_batchnorm else "learning BatchNorm"
     if predicting:
@@ -44,70 +39,76 @@ def key_of(experiment: Experiment, predicting: bool = False) -> str:
 
 
 def recall(experiment: Experiment, predicting: bool = False) -> int | None:
-    """Images that fit in one slice, or that one device can predict at once, if that was found before."""
-    found = _read(cache_folder() / FILE).get(key_of(experiment, predicting))
-    return found if isinstance(found, int) and found > 0 else None
+    """Images of the largest micro-batch that fits, or that a device can predict at once; None where none is known."""
+    images = _remembered().get(key_of(experiment, predicting))
+    return images if isinstance(images, int) and images > 0 else None
 
 
 def remember(experiment: Experiment, images: int, predicting: bool = False) -> None:
-    """Keep how many images fit in one slice, or can be predicted at once.
+    """Remember how many images fit in one micro-batch, or can be predicted at once.
 
-    Where the folder cannot be written, nothing is kept.
+    Where the cache folder cannot be written, nothing is remembered.
     """
     try:
-        write_json(cache_folder() / FILE, _read(cache_folder() / FILE) | {key_of(experiment, predicting): images})
+        write_json(cache_folder() / FILE, _remembered() | {key_of(experiment, predicting): images})
     except PneumoError:
         return
 
 
-def need(folder: Path, slices: int, replicas: int) -> None:
-    """Write down for the next start of all workers that one of them needs so many slices in this run."""
-    write_json(folder / SLICES, {"slices": slices, "replicas": replicas})
+def _remembered() -> dict[str, object]:
+    """All numbers, also those of earlier versions, which did not look at ``$XDG_CACHE_HOME``."""
+    if os.environ.get("KERAS_PNEUMO_CACHE"):
+        return _read(cache_folder() / FILE)
+    return _read(Path.home() / ".cache" / "keras_pneumo" / FILE) | _read(cache_folder() / FILE)
 
 
-def needed(folder: Path, replicas: int) -> int:
-    """The slices that a worker needs in this run with so many replicas; 0: none ran out of memory."""
-    match _read(folder / SLICES):
-        case {"slices": int(slices), "replicas": int(of)} if of == replicas:
-            return slices
+def write_needed(folder: Path, micro_batches: int, replicas: int) -> None:
+    """Write into the run folder, for the next start of all workers, how many micro-batches one of them needs."""
+    write_json(folder / NEEDED, {"slices": micro_batches, "replicas": replicas})
+
+
+def read_needed(folder: Path, replicas: int) -> int:
+    """The micro-batches that a worker needs in this run with so many replicas; 0 where none ran out of memory."""
+    match _read(folder / NEEDED):
+        case {"slices": int(micro_batches), "replicas": int(of)} if of == replicas:
+            return micro_batches
     return 0
 
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def in_a_slice(part: int, slices: int) -> int:
-    """Images of the largest slice of a part of ``part`` images."""
-    return -(-part // slices)
+def micro_batch_size(part: int, micro_batches: int) -> int:
+    """Images of the largest of the micro-batches that a part of ``part`` images is divided into."""
+    return -(-part // micro_batches)
 
 
-def slices_for(part: int, images: int, most: int) -> int:
-    """Slices in which a part of ``part`` images is worked through when ``images`` fit at once; at most ``most``."""
+def micro_batches_for(part: int, images: int, most: int) -> int:
+    """The micro-batches that a part of ``part`` images is divided into, where ``images`` fit; at most ``most``."""
     return min(max(-(-part // images), 1), most)
 
 
-def halved(slices: int, part: int, most: int) -> int:
-    """Twice the slices, after one did not fit.
+def halve_micro_batch(micro_batches: int, part: int, most: int) -> int:
+    """The number of micro-batches after one did not fit: twice as many, at most ``most``.
 
     Raises:
-        PneumoError: a slice is down to what it must hold.
+        PneumoError: there are ``most`` already.
     """
-    if slices >= most:
+    if micro_batches >= most:
         raise PneumoError(
-            f"The memory is too small even for {in_a_slice(part, slices)} images at once. Use a smaller image_size, a "
-            "smaller "
-            "encoder, or mixed_float16; see that nothing else uses the device."
+            f"The memory is too small even for {micro_batch_size(part, micro_batches)} images at once. Use a smaller "
+            "image_size, a smaller encoder, or mixed_float16, and see that nothing else uses the device."
         )
-    return min(2 * slices, most)
+    return min(2 * micro_batches, most)
 
 
-def fewest(fits: Callable[[int], bool], most: int) -> int:
-    """The fewest slices that fit: doubled until they do, then between the last two by halves.
+def fewest_micro_batches(fits: Callable[[int], bool], most: int) -> int:
+    """The fewest micro-batches that fit: doubled until they do, then halved between the last two.
 
     Raises:
         PneumoError: not even ``most`` fit.
@@ -116,7 +117,7 @@ def fewest(fits: Callable[[int], bool], most: int) -> int:
     while not fits(high):
         if high >= most:
             raise PneumoError(
-                "The memory is too small even for the smallest slice. Use a smaller image_size or encoder."
+                "The memory is too small even for the smallest micro-batch. Use a smaller image_size or encoder."
             )
         low, high = high, min(2 * high, most)
     while high - low > 1:
@@ -125,29 +126,29 @@ def fewest(fits: Callable[[int], bool], most: int) -> int:
     return high
 
 
-def trial(network: TrainingNetwork, experiment: Experiment, part: int) -> Callable[[int], bool]:
-    """A function that says whether a part of a batch fits in so many slices, by a forward and a backward pass.
+def make_trial(network: TrainingNetwork, experiment: Experiment, part: int) -> Callable[[int], bool]:
+    """A function that says whether so many micro-batches fit, by a forward and a backward pass of the largest one.
 
-    The network is one of this device alone: workers find out different things, and none must wait for another here.
+    The network is on this device alone: the workers' answers differ, so none may wait for another here.
     """
     size = experiment.crop or experiment.image_size
 
-    def fits(slices: int) -> bool:
-        images = in_a_slice(part, slices)
-        kept = [keras.ops.convert_to_numpy(variable) for variable in network.variables]
+    def fits(micro_batches: int) -> bool:
+        images = micro_batch_size(part, micro_batches)
+        values = [keras.ops.convert_to_numpy(variable) for variable in network.variables]
         try:
-            network.try_micro_batch(_made_up(experiment, images, size))
+            network.try_micro_batch(_random_batch(experiment, images, size))
         except tf.errors.ResourceExhaustedError:
             return False
         finally:
-            for variable, value in zip(network.variables, kept, strict=True):
-                variable.assign(value)  # BatchNorm has seen noise
+            for variable, value in zip(network.variables, values, strict=True):
+                variable.assign(value)  # BatchNorm's statistics have moved
         return True
 
     return fits
 
 
-def _made_up(experiment: Experiment, images: int, size: int) -> object:
+def _random_batch(experiment: Experiment, images: int, size: int) -> object:
     pixels = np.random.default_rng(0).random((images, size, size, 1)).astype(np.float32)
     mask = (pixels > 0.9).astype(np.float32)
     label = mask.max(axis=(1, 2))

@@ -1,9 +1,10 @@
-"""PyTorch's AdamW and SGD as Keras optimizers.
+"""The optimizer of an experiment, and PyTorch's AdamW and SGD as Keras optimizers.
 
-In: gradients and the variables of a network. Out: the variables PyTorch would have after the same step. Keras's own
-optimizers differ: Adam adds its epsilon before the bias correction, and SGD keeps the learning rate inside the momentum
-buffer, so the two part under any schedule. Here, too, the momentum may follow a schedule (one-cycle), each variable may
-have its own multiple of the rate (discriminative rates by depth), and decay spares BatchNorm and biases.
+In: gradients and the variables of a network. Out: the variables that PyTorch would have after the same step. Keras's
+own optimizers differ: Adam adds its epsilon before the bias correction, and SGD keeps the learning rate inside the
+momentum buffer, so the results differ under any schedule. Here the momentum may also follow a schedule (one-cycle),
+each variable may have its own multiple of the rate (discriminative rates by depth), and BatchNorm and biases do not
+decay.
 
 Sources: ``torch.optim.AdamW`` and ``torch.optim.SGD`` (PyTorch 2.14); decoupled decay, arXiv 1711.05101.
 """
@@ -18,181 +19,13 @@ import keras
 import numpy as np
 
 from keras_pneumo.config import Experiment
-from keras_pneumo.errors import PneumoError
-from keras_pneumo.models.classifier import HEAD_GROUP, depth_groups, leaf_layers
+from keras_pneumo.models.resnet import HEAD_GROUP, depth_groups, leaf_layers
 from keras_pneumo.training.schedules import Tabulated, cosine, one_cycle, warm_restarts
 
 Schedule: TypeAlias = keras.optimizers.schedules.LearningRateSchedule
 
 MOMENTUM_RANGE = (0.85, 0.95)
-"""The one-cycle policy lowers momentum (AdamW's first beta) from the higher to the lower value as the rate rises."""
-
-
-def decays(variable: Any) -> bool:
-    """Whether weight decay applies: to kernels, not to biases or BatchNorm's scale and shift, which are vectors."""
-    return len(variable.shape) > 1
-
-
-class _TorchOptimizer(keras.optimizers.Optimizer):
-    """What both optimizers share: a rate per variable, and schedules counted in optimizer steps.
-
-    Clipping (``global_clipnorm``), ``use_ema`` and ``gradient_accumulation_steps`` are the base class's. Its
-    ``weight_decay`` is not used, because it knows one rate only.
-    """
-
-    def __init__(
-        self,
-        learning_rate: float | Schedule,
-        decay: float,
-        rate_multipliers: Mapping[str, float] | None,
-        decay_applies: Callable[[Any], bool],
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(learning_rate=learning_rate, **kwargs)
-        self.decay = decay
-        self.decay_applies = decay_applies
-        self.rate_multipliers = dict(rate_multipliers or {})
-
-    def build(self, variables: list[Any]) -> None:
-        """Fix each variable's multiple of the rate and its decay, by position."""
-        super().build(variables)
-        # Under a distribution strategy update_step sees backend variables, which have lost their Keras path.
-        self._multiples = [float(self.rate_multipliers.get(variable.path, 1.0)) for variable in variables]
-        self._decays = [self.decay if self.decay_applies(variable) else 0.0 for variable in variables]
-
-    def finalize_variable_values(self, var_list: list[Any]) -> None:
-        """Nothing: ``fit`` may end within a phase. See :func:`keras_pneumo.training.averaging.keep_average`."""
-
-    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> list[Any]:
-        """What comes in: the training step has added up the replicas' gradients, since they are clipped before this."""
-        return list(grads_and_vars)
-
-    def check_multipliers(self, model: keras.Model) -> None:
-        """Refuse a multiplier whose path is no variable of the model; Keras itself would pass over it.
-
-        Raises:
-            PneumoError: paths are unknown; they are named.
-        """
-        unknown = sorted(set(self.rate_multipliers) - {variable.path for variable in model.variables})
-        if unknown:
-            raise PneumoError(f"Rate multipliers are given for variables the model lacks: {', '.join(unknown[:10])}.")
-
-    def _get_current_learning_rate(self) -> Any:
-        if isinstance(self._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-            # Optimizer steps, not batches: the base class would run the schedule too fast under accumulation.
-            return self._learning_rate(self.iterations)
-        return super()._get_current_learning_rate()
-
-    def _at_this_step(self, value: float | Schedule) -> Any:
-        return value(self.iterations) if callable(value) else value
-
-
-class AdamW(_TorchOptimizer):
-    """PyTorch's AdamW."""
-
-    def __init__(
-        self,
-        learning_rate: float | Schedule = 1e-3,
-        beta_1: float | Schedule = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-8,
-        weight_decay: float = 1e-2,
-        rate_multipliers: Mapping[str, float] | None = None,
-        decay_applies: Callable[[Any], bool] = decays,
-        **kwargs: Any,
-    ) -> None:
-        """Settings of the optimizer.
-
-        Args:
-            learning_rate: rate, or a schedule over optimizer steps.
-            beta_1: decay of the gradient's mean, or a schedule; bias correction takes the present value, as
-                PyTorch does when OneCycleLR cycles the betas.
-            beta_2: decay of the squared gradient's mean, a number.
-            epsilon: added to the root of the bias-corrected second moment.
-            weight_decay: each step multiplies the variable by ``1 - rate * weight_decay``.
-            rate_multipliers: multiples of the rate by variable path (``variable.path``); 1 where none is given.
-            decay_applies: which variables decay.
-            **kwargs: the base class's: ``global_clipnorm``, ``use_ema``, ``gradient_accumulation_steps``, ``name``.
-        """
-        super().__init__(learning_rate, weight_decay, rate_multipliers, decay_applies, **kwargs)
-        self.beta_1 = beta_1
-        self.beta_2 = beta_2
-        self.epsilon = epsilon
-
-    def build(self, variables: list[Any]) -> None:
-        """Make the two moments of each variable."""
-        if self.built:
-            return
-        super().build(variables)
-        self._means, self._squares = self.add_optimizer_variables(variables, ["mean", "square"])
-
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """One step of one variable."""
-        ops = keras.ops
-        index = self._get_variable_index(variable)
-        mean, square = self._means[index], self._squares[index]
-        dtype = variable.dtype
-        gradient = ops.cast(gradient, dtype)
-        rate = ops.cast(learning_rate, dtype) * self._multiples[index]
-        beta_1 = ops.cast(self._at_this_step(self.beta_1), dtype)
-        step = ops.cast(self.iterations + 1, dtype)
-        # 1 - beta ** step loses four digits in float32 at the first steps; expm1 keeps them.
-        correction_1 = -ops.expm1(step * ops.log(beta_1))
-        correction_2 = -ops.expm1(step * math.log(self.beta_2))
-        self.assign(mean, mean + (gradient - mean) * (1.0 - beta_1))
-        self.assign(square, square * self.beta_2 + ops.square(gradient) * (1.0 - self.beta_2))
-        change = mean / (ops.sqrt(square) / ops.sqrt(correction_2) + self.epsilon)
-        kept = variable * (1.0 - rate * self._decays[index])
-        self.assign(variable, kept - rate / correction_1 * change)
-
-
-class SGD(_TorchOptimizer):
-    """PyTorch's SGD with momentum: the buffer holds gradients only, the rate is applied to it."""
-
-    def __init__(
-        self,
-        learning_rate: float | Schedule = 1e-2,
-        momentum: float | Schedule = 0.9,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-        rate_multipliers: Mapping[str, float] | None = None,
-        decay_applies: Callable[[Any], bool] = decays,
-        **kwargs: Any,
-    ) -> None:
-        """Settings of the optimizer.
-
-        Args:
-            learning_rate: rate, or a schedule over optimizer steps.
-            momentum: share of the buffer kept, or a schedule.
-            weight_decay: L2: this multiple of the variable is added to its gradient (PyTorch's ``weight_decay``).
-            nesterov: look ahead by one step.
-            rate_multipliers: multiples of the rate by variable path; 1 where none is given.
-            decay_applies: which variables decay.
-            **kwargs: the base class's: ``global_clipnorm``, ``use_ema``, ``gradient_accumulation_steps``, ``name``.
-        """
-        super().__init__(learning_rate, weight_decay, rate_multipliers, decay_applies, **kwargs)
-        self.momentum = momentum
-        self.nesterov = nesterov
-
-    def build(self, variables: list[Any]) -> None:
-        """Make the momentum buffer of each variable."""
-        if self.built:
-            return
-        super().build(variables)
-        self._buffers = self.add_optimizer_variables(variables, "momentum")
-
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """One step of one variable."""
-        ops = keras.ops
-        index = self._get_variable_index(variable)
-        buffer = self._buffers[index]
-        dtype = variable.dtype
-        rate = ops.cast(learning_rate, dtype) * self._multiples[index]
-        momentum = ops.cast(self._at_this_step(self.momentum), dtype)
-        gradient = ops.cast(gradient, dtype) + self._decays[index] * variable
-        self.assign(buffer, momentum * buffer + gradient)
-        change = gradient + momentum * buffer if self.nesterov else buffer
-        self.assign(variable, variable - rate * change)
+"""Momentum (AdamW's first beta) of the one-cycle policy: it falls to the lower value as the rate rises."""
 
 
 def make_optimizer(
@@ -205,8 +38,8 @@ def make_optimizer(
     """The experiment's optimizer and schedule over ``total_steps`` for the variables that now learn.
 
     Args:
-        experiment: says which.
-        model: names the variables, whose rate shrinks with their distance from the head.
+        experiment: the settings.
+        model: its variables learn at a rate that falls with their distance from the head.
         learning_rate: the highest rate of the head.
         total_steps: optimizer steps until the schedule ends.
         epoch_steps: optimizer steps of an epoch, by which warm restarts count; default: ``total_steps``.
@@ -246,7 +79,7 @@ def make_optimizer(
 
 
 def set_learning(model: keras.Model, experiment: Experiment, encoder_learns: bool) -> None:
-    """Say which layers learn; the network must be compiled after this.
+    """Set which layers learn; the network must be compiled after this.
 
     A BatchNorm layer that does not learn keeps its statistics too, and normalises with them.
     """
@@ -258,5 +91,156 @@ def set_learning(model: keras.Model, experiment: Experiment, encoder_learns: boo
 
 
 def inner_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
-    """The optimizer itself, not the loss scale that mixed precision puts around it."""
+    """The model's optimizer, without the loss scale that mixed precision puts around it."""
     return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+
+def decays(variable: Any) -> bool:
+    """Whether weight decay applies: to kernels, not to biases or BatchNorm's scale and shift, which are vectors."""
+    return len(variable.shape) > 1
+
+
+class _TorchOptimizer(keras.optimizers.Optimizer):
+    """The common part of both optimizers: a rate for each variable, and schedules by optimizer step.
+
+    Clipping (``global_clipnorm``) and ``use_ema`` are the base class's. Its ``weight_decay`` is not used, because it
+    knows only one rate.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float | Schedule,
+        decay: float,
+        rate_multipliers: Mapping[str, float] | None,
+        decay_applies: Callable[[Any], bool],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(learning_rate=learning_rate, **kwargs)
+        self.decay = decay
+        self.decay_applies = decay_applies
+        self.rate_multipliers = dict(rate_multipliers or {})
+
+    def build(self, variables: list[Any]) -> None:
+        """Store each variable's multiple of the rate and its decay, by position."""
+        super().build(variables)
+        # Under a distribution strategy update_step sees backend variables, which have lost their Keras path.
+        self._multiples = [float(self.rate_multipliers.get(variable.path, 1.0)) for variable in variables]
+        self._decays = [self.decay if self.decay_applies(variable) else 0.0 for variable in variables]
+
+    def finalize_variable_values(self, var_list: list[Any]) -> None:
+        """Does nothing, since ``fit`` may end within a phase; :func:`~.averaging.keep_average` does it at the end."""
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> list[Any]:
+        """Returns the gradients unchanged: the training step has already summed them, before they were clipped."""
+        return list(grads_and_vars)
+
+    def _at_this_step(self, value: float | Schedule) -> Any:
+        return value(self.iterations) if callable(value) else value
+
+
+class AdamW(_TorchOptimizer):
+    """PyTorch's AdamW."""
+
+    def __init__(
+        self,
+        learning_rate: float | Schedule = 1e-3,
+        beta_1: float | Schedule = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float = 1e-2,
+        rate_multipliers: Mapping[str, float] | None = None,
+        decay_applies: Callable[[Any], bool] = decays,
+        **kwargs: Any,
+    ) -> None:
+        """Settings of the optimizer.
+
+        Args:
+            learning_rate: rate, or a schedule over optimizer steps.
+            beta_1: decay of the gradient's mean, or a schedule; bias correction takes the present value, as
+                PyTorch does when OneCycleLR cycles the betas.
+            beta_2: decay of the squared gradient's mean, a number.
+            epsilon: added to the root of the bias-corrected second moment.
+            weight_decay: each step multiplies the variable by ``1 - rate * weight_decay``.
+            rate_multipliers: multiples of the rate by variable path (``variable.path``); 1 where none is given.
+            decay_applies: which variables decay.
+            **kwargs: the base class's: ``global_clipnorm``, ``use_ema``, ``name``.
+        """
+        super().__init__(learning_rate, weight_decay, rate_multipliers, decay_applies, **kwargs)
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+
+    def build(self, variables: list[Any]) -> None:
+        """Make the two moments of each variable."""
+        if self.built:
+            return
+        super().build(variables)
+        self._means, self._squares = self.add_optimizer_variables(variables, ["mean", "square"])
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """One step of one variable."""
+        ops = keras.ops
+        index = self._get_variable_index(variable)
+        mean, square = self._means[index], self._squares[index]
+        dtype = variable.dtype
+        gradient = ops.cast(gradient, dtype)
+        rate = ops.cast(learning_rate, dtype) * self._multiples[index]
+        beta_1 = ops.cast(self._at_this_step(self.beta_1), dtype)
+        step = ops.cast(self.iterations + 1, dtype)
+        # 1 - beta ** step loses four digits in float32 at the first steps; expm1 keeps them.
+        correction_1 = -ops.expm1(step * ops.log(beta_1))
+        correction_2 = -ops.expm1(step * math.log(self.beta_2))
+        self.assign(mean, mean + (gradient - mean) * (1.0 - beta_1))
+        self.assign(square, square * self.beta_2 + ops.square(gradient) * (1.0 - self.beta_2))
+        change = mean / (ops.sqrt(square) / ops.sqrt(correction_2) + self.epsilon)
+        kept = variable * (1.0 - rate * self._decays[index])
+        self.assign(variable, kept - rate / correction_1 * change)
+
+
+class SGD(_TorchOptimizer):
+    """PyTorch's SGD with momentum: the buffer holds only gradients, and the rate is applied to the buffer."""
+
+    def __init__(
+        self,
+        learning_rate: float | Schedule = 1e-2,
+        momentum: float | Schedule = 0.9,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        rate_multipliers: Mapping[str, float] | None = None,
+        decay_applies: Callable[[Any], bool] = decays,
+        **kwargs: Any,
+    ) -> None:
+        """Settings of the optimizer.
+
+        Args:
+            learning_rate: rate, or a schedule over optimizer steps.
+            momentum: share of the buffer kept, or a schedule.
+            weight_decay: L2: this multiple of the variable is added to its gradient (PyTorch's ``weight_decay``).
+            nesterov: look ahead by one step.
+            rate_multipliers: multiples of the rate by variable path; 1 where none is given.
+            decay_applies: which variables decay.
+            **kwargs: the base class's: ``global_clipnorm``, ``use_ema``, ``name``.
+        """
+        super().__init__(learning_rate, weight_decay, rate_multipliers, decay_applies, **kwargs)
+        self.momentum = momentum
+        self.nesterov = nesterov
+
+    def build(self, variables: list[Any]) -> None:
+        """Make the momentum buffer of each variable."""
+        if self.built:
+            return
+        super().build(variables)
+        self._buffers = self.add_optimizer_variables(variables, "momentum")
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """One step of one variable."""
+        ops = keras.ops
+        index = self._get_variable_index(variable)
+        buffer = self._buffers[index]
+        dtype = variable.dtype
+        rate = ops.cast(learning_rate, dtype) * self._multiples[index]
+        momentum = ops.cast(self._at_this_step(self.momentum), dtype)
+        gradient = ops.cast(gradient, dtype) + self._decays[index] * variable
+        self.assign(buffer, momentum * buffer + gradient)
+        change = gradient + momentum * buffer if self.nesterov else buffer
+        self.assign(variable, variable - rate * change)

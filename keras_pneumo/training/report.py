@@ -1,4 +1,8 @@
-"""From a finished training to its report: predict the test patients, score them beside the no-pixel answers, write."""
+"""The report of a trained run: predict the test images, score them beside the metadata-only baselines, write the page.
+
+In: a run folder with its best weights, and the prepared folder. Out, in the run folder: ``submission/``, the fitted
+postprocessing, ``board.csv``, ``per_image.csv``, ``explain/`` and ``report.html``.
+"""
 
 from __future__ import annotations
 
@@ -20,68 +24,89 @@ from keras_pneumo.evaluation.report.pictures import image_loader
 from keras_pneumo.evaluation.report.report import write_run_report
 from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
 from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
-from keras_pneumo.explain.explain import Answers, explain_prepared
 from keras_pneumo.explain.positives import can_be_checked
+from keras_pneumo.explain.saliency_check import SubsetProbabilities, explain_prepared
 from keras_pneumo.inference.postprocess import write_threshold
 from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.inference.run import RunFolder
 from keras_pneumo.inference.submission import SubsetPredictions, predict_subset, write_predictions, write_search
 from keras_pneumo.storage.files import sha256_file, write_bytes
 from keras_pneumo.storage.tables import table_text
-from keras_pneumo.training.distributed.strategy import ONE, Engine, lost_workers
-from keras_pneumo.training.fit import write_record
+from keras_pneumo.training.distributed.strategy import ONE_DEVICE, Distribution, lost_workers
+from keras_pneumo.training.run_folder import write_record
 
 
 @dataclass(frozen=True)
-class Finished:
-    """The report's path, and its verdict in sentences."""
+class RunReport:
+    """The path of a run's report, and its findings in sentences."""
 
-    report: Path
-    lines: list[str]
+    path: Path
+    sentences: list[str]
 
 
-def finish(
+def report_run(
     run: RunFolder,
     prepared: PreparedFolder,
     progress: Progress | None = None,
     resamples: int = RESAMPLES,
-    engine: Engine = ONE,
-) -> Finished | None:
-    """Predict, score and report one run; what was fitted on validation is kept with it.
+    distribution: Distribution = ONE_DEVICE,
+) -> RunReport | None:
+    """Predict with a run, score the predictions and write the report; the fitted postprocessing is kept with the run.
 
-    All of the engine's devices predict, its chief writes. The scores are made from the submission as it was written,
-    the same way as any other team's.
+    All devices predict, and the chief writes. The scores are made from the submission as it was written, the same way
+    as any other team's.
 
     Args:
         run: a finished training; every worker calls this for the same one.
-        prepared: the prepared folder it was trained on.
-        progress: called with images predicted and in all, for each subset anew.
+        prepared: the prepared folder that it was trained on.
+        progress: called with the images predicted and all images, for each subset anew.
         resamples: number of resamples of the patients for the intervals.
-        engine: where the networks predict.
+        distribution: the devices.
 
     Returns:
-        The report; None on a worker that writes none.
+        The report; None on a worker that does not write.
 
     Raises:
-        PneumoError: the prepared folder's split is not the run's, or a worker sees other weights than the chief.
-        Stopped: another worker is gone.
+        PneumoError: the prepared folder has another split than the run, or a worker sees other weights than the chief.
+        Stopped: another worker is lost.
     """
-    with lost_workers(engine):
-        if engine.workers > 1:
-            seen = sha256_file(run.weights)
-            if engine.agree_text(seen) != seen:
+    with lost_workers(distribution):
+        if distribution.workers > 1:
+            weights = sha256_file(run.weights)
+            if distribution.broadcast_text(weights) != weights:
                 raise PneumoError(
-                    f"Worker {engine.worker} finds other weights in {run.weights} than worker 0. The run folder must "
-                    "be on a disk that all workers share. Start all again."
+                    f"Worker {distribution.worker} sees other weights in {run.weights} than worker 0. The run folder "
+                    "must be on a disk that all workers share. Start all workers again."
                 )
-        predicted = predict_subset([run], prepared, progress=progress, distributed=engine.sharing())
-    return _report(run, predicted, resamples) if engine.chief else None
+        predictions = predict_subset(
+            [run], prepared, progress=progress, distributed=distribution.distributed_predictor()
+        )
+    return _write_report(run, predictions, resamples) if distribution.chief else None
 
 
-def _report(run: RunFolder, predicted: SubsetPredictions, resamples: int) -> Finished:
-    """Score what was predicted, and write all of it into the run folder."""
-    prepared, folder = predicted.prepared, run.folder / "submission"
-    written = write_predictions(predicted, folder)
+def rewrite_report(run: RunFolder, prepared: PreparedFolder) -> Path:
+    """Write a classifier's report again, with the saliency report that it has now; the scores are its submission's.
+
+    Raises:
+        PneumoError: the submission does not fit the prepared folder.
+    """
+    truth = read_truth(prepared.folder)
+    team = align_submission(read_submission(run.folder / "submission"), truth)
+    board = score_submissions(truth, [team], run.experiment.seed)
+    return write_run_report(
+        run.folder / "report.html",
+        board,
+        pd.read_csv(run.folder / "log.csv"),
+        run.record | ladder_fact(run),
+        image_loader(prepared.folder),
+        saliency=read_saliency_report(run.folder / FOLDER),
+    )
+
+
+def _write_report(run: RunFolder, predictions: SubsetPredictions, resamples: int) -> RunReport:
+    """Write the submission and the postprocessing, score the submission, and write everything about the scores."""
+    prepared, folder = predictions.prepared, run.folder / "submission"
+    written = write_predictions(predictions, folder)
     record = run.record | {"threshold": written.threshold}
     write_record(run.folder, record)
     if written.search is not None:
@@ -96,48 +121,54 @@ def _report(run: RunFolder, predicted: SubsetPredictions, resamples: int) -> Fin
     table, masks = board.table, None
     if written.pixels is not None:
         row_of = {image_id: row for row, image_id in enumerate(prepared.subset("test", fold=run.experiment.fold))}
-        masks = mask_findings(board, written.pixels[[row_of[one] for one in truth.cases.image_id]])
+        masks = mask_findings(board, written.pixels[[row_of[image_id] for image_id in truth.cases.image_id]])
         table = masks.on_board(table)
         distances = masks.surface.assign(image_id=truth.cases.image_id.to_numpy())
         write_bytes(run.folder / "surface.csv", table_text(distances).encode())
     write_bytes(run.folder / "per_image.csv", table_text(board.per_image).encode())
     write_bytes(run.folder / "board.csv", table_text(table).encode())
     if run.experiment.task == "classifier" and can_be_checked(run, prepared):
-        said = pd.Series(board.teams[0].probability, index=truth.cases.image_id)
-        answers = Answers(said, written.threshold)
-        explain_prepared(run, prepared, run.folder / FOLDER, answers=answers, resamples=resamples)
-    log = pd.read_csv(run.folder / "log.csv")
+        probability = pd.Series(board.teams[0].probability, index=truth.cases.image_id)
+        answers = SubsetProbabilities(probability, written.threshold)
+        explain_prepared(run, prepared, run.folder / FOLDER, predicted=answers, resamples=resamples)
     saliency = read_saliency_report(run.folder / FOLDER)
-    images = image_loader(prepared.folder)
-    report = write_run_report(
-        run.folder / "report.html", board, log, record | ladder_fact(run.folder), images, masks, saliency
+    path = write_run_report(
+        run.folder / "report.html",
+        board,
+        pd.read_csv(run.folder / "log.csv"),
+        record | ladder_fact(run),
+        image_loader(prepared.folder),
+        masks,
+        saliency,
     )
-    found = verdict(board)
-    looks = [f"Where it looks ({saliency.title}): {saliency.sentences[0]}"] if saliency is not None else []
-    return Finished(report, [found.headline, *found.sentences, *found.warnings, *looks])
+    findings = verdict(board)
+    heat = [f"Where it looks ({saliency.title}): {saliency.sentences[0]}"] if saliency is not None else []
+    return RunReport(path, [findings.headline, *findings.sentences, *findings.warnings, *heat])
 
 
-def rewrite_report(run: RunFolder, prepared: PreparedFolder) -> Path:
-    """Write a classifier's report again, with what its ``explain`` folder holds now; scores come from its submission.
+def ladder_fact(run: RunFolder) -> dict[str, str]:
+    """Says whether the run can be compared with PyTorch, from the ladder beside it; nothing where there is none.
 
-    Raises:
-        PneumoError: the submission does not fit the prepared folder.
+    The ladder (``parity/parity.json`` beside the run folder) counts only where it was made for this run's encoder,
+    image size and package versions.
     """
-    truth = read_truth(prepared.folder)
-    board = score_submissions(
-        truth, [align_submission(read_submission(run.folder / "submission"), truth)], run.experiment.seed
-    )
-    log = pd.read_csv(run.folder / "log.csv")
-    saliency = read_saliency_report(run.folder / FOLDER)
-    images = image_loader(prepared.folder)
-    facts = run.record | ladder_fact(run.folder)
-    return write_run_report(run.folder / "report.html", board, log, facts, images, saliency=saliency)
-
-
-def ladder_fact(folder: Path) -> dict[str, str]:
-    """What the ladder beside a run (``parity/parity.json``) says of comparing it with PyTorch; nothing without one."""
+    path = run.folder.parent / "parity/parity.json"
     try:
-        said = json.loads((folder.parent / "parity/parity.json").read_text(encoding="utf-8"))
-        return {"comparable with PyTorch": str(said["verdict"])}
-    except (OSError, ValueError, KeyError, TypeError):
+        ladder = json.loads(path.read_text(encoding="utf-8"))
+        verdict_text = str(ladder["verdict"])
+        own = {"encoder": run.experiment.encoder, "image size": run.experiment.image_size}
+        theirs = {"encoder": ladder["encoder"], "image size": ladder["size"]}
+        versions = {"keras_pneumo": ladder.get("keras_pneumo", "an earlier version"), **ladder["versions"]["keras"]}
+        run_versions = run.record.get("versions", {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+    own |= {name: version for name, version in run_versions.items() if name in versions and name != "python"}
+    theirs |= {name: versions[name] for name in own if name in versions}
+    differing = [f"{name} {theirs[name]} (this run: {value})" for name, value in own.items() if theirs[name] != value]
+    if not differing:
+        return {"comparable with PyTorch": verdict_text}
+    return {
+        "comparable with PyTorch": f"Not checked for this run. The ladder in {path.parent.name} is of another "
+        f"{', '.join(differing)}. Check this one with keras-pneumo parity --encoder {run.experiment.encoder} --size "
+        f"{run.experiment.image_size}."
+    }

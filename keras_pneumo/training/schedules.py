@@ -1,9 +1,9 @@
 """Learning rate and momentum as functions of the step, equal to PyTorch's schedulers.
 
 In: the number of optimizer steps done so far (0 for the first step) and the plan's length. Out: the rate, and for the
-one-cycle policy the momentum too. The rule is written once, in float64 numpy, and equals PyTorch's float64 arithmetic;
-:class:`Tabulated` carries its values into the graph, so what is trained with is what is plotted. In float32 the formula
-itself would lose its small end: 1 + cos(x) near x = pi keeps three digits.
+one-cycle policy the momentum too. Each formula is written once, in float64 numpy, and equals PyTorch's float64
+arithmetic; :class:`Tabulated` takes its values into the graph, so a training uses the values that are plotted. In
+float32 the formula would be inexact at its small end: 1 + cos(x) near x = pi has three correct digits.
 
 Sources: the one-cycle policy, arXiv 1803.09820 and 1708.07120, in the form of ``torch.optim.lr_scheduler.OneCycleLR``
 (PyTorch 2.14), and that module's CosineAnnealingLR, CosineAnnealingWarmRestarts (arXiv 1608.03983) and
@@ -41,17 +41,17 @@ def one_cycle(
     momentum: tuple[float, float] = (0.85, 0.95),
     three_phase: bool = False,
 ) -> OneCycle:
-    """The one-cycle policy with cosine annealing: the rate climbs to its peak and falls, the momentum the other way.
+    """The one-cycle policy with cosine annealing: the rate rises to its peak and falls, the momentum the other way.
 
     Args:
         step: optimizer steps done so far, 0 to ``total - 1``; an array of any shape. Past the end the last value holds.
         total: optimizer steps of the whole training, at least 2.
         peak: highest rate.
-        rise: share of the steps spent climbing (PyTorch's ``pct_start``), 0 to 1.
+        rise: share of the steps in which the rate rises (PyTorch's ``pct_start``), 0 to 1.
         div_factor: the first rate is ``peak / div_factor``.
         final_div_factor: the last rate is ``peak / div_factor / final_div_factor``.
         momentum: lowest (at the peak) and highest momentum.
-        three_phase: come down to the first rate as fast as it climbed, then fall to the last.
+        three_phase: fall to the first rate as fast as it rose, then fall to the last rate.
 
     Returns:
         ``(rate, momentum)``; momentum is ``beta_1`` for Adam.
@@ -72,12 +72,12 @@ def one_cycle(
         rates = [first, peak, last]
         momenta = [high, low, high]
     if not 0 <= rise <= 1:
-        raise PneumoError(f"The one-cycle policy climbs for a share of the steps between 0 and 1, not {rise}.")
+        raise PneumoError(f"The rate of a one-cycle policy rises for a share of the steps between 0 and 1, not {rise}.")
     starts = [0.0, *ends[:-1]]
     if total < 2 or any(end <= start for start, end in zip(starts[1:], ends[1:], strict=True)) or ends[0] == 0:
         raise PneumoError(
-            f"A one-cycle policy over {total} steps cannot climb for {rise:g} of them. Train for more steps, or "
-            "change the share of the climb."
+            f"The rate of a one-cycle policy over {total} steps cannot rise for a share of {rise:g}. Train for more "
+            "steps, or change the share."
         )
     steps = np.minimum(np.asarray(step, np.float64), total - 1)
     rate, moment = np.empty(steps.shape), np.empty(steps.shape)
@@ -89,11 +89,6 @@ def one_cycle(
         moment[here] = _cosine(momenta[phase], momenta[phase + 1], share)
         todo = todo & ~here
     return OneCycle(rate, moment)
-
-
-def constant(step: int | np.ndarray, rate: float) -> np.ndarray:
-    """The same rate at every step."""
-    return np.full(np.shape(step), float(rate))
 
 
 def cosine(step: int | np.ndarray, total: int, rate: float, lowest: float = 0.0) -> np.ndarray:
@@ -109,7 +104,7 @@ def cosine(step: int | np.ndarray, total: int, rate: float, lowest: float = 0.0)
 def warm_restarts(
     step: int | np.ndarray, first_cycle: int, rate: float, factor: int = 1, lowest: float = 0.0
 ) -> np.ndarray:
-    """Cosines from ``rate`` down to ``lowest`` that start anew, each cycle ``factor`` times as long as the one before.
+    """Cosines from ``rate`` down to ``lowest``, one after the other, each ``factor`` times as long as the one before.
 
     Args:
         step: steps done so far; an array of any shape.
@@ -138,7 +133,7 @@ def _cosine(start: float, end: float, share: np.ndarray) -> np.ndarray:
 
 @keras.saving.register_keras_serializable(package="keras_pneumo")
 class Tabulated(keras.optimizers.schedules.LearningRateSchedule):
-    """A rate or momentum for each optimizer step, read from a table inside the graph; past its end the last holds."""
+    """A rate or momentum for each optimizer step, from a table inside the graph; past its end the last value holds."""
 
     def __init__(self, values: Sequence[float] | np.ndarray) -> None:
         """A value for each step from the first one on."""
@@ -179,14 +174,14 @@ class Plateau:
     cooling: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what is no plateau schedule."""
+        """Refuse settings out of their range."""
         if self.mode not in ("min", "max") or self.threshold_mode not in ("rel", "abs"):
             raise PneumoError("A plateau schedule has mode 'min' or 'max' and threshold_mode 'rel' or 'abs'.")
         if not 0 < self.factor < 1:
             raise PneumoError(f"A plateau schedule's factor lies between 0 and 1; it is {self.factor}.")
 
     def step(self, figure: float) -> float:
-        """Take in an epoch's figure and return the rate to go on with; a figure that is no number is no improvement."""
+        """Take the figure of an epoch and return the next rate; a figure that is not a number is no improvement."""
         if self._improves(figure):
             self.best, self.bad_epochs = float(figure), 0
         else:

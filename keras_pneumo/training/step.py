@@ -28,7 +28,7 @@ from keras_pneumo.models.preprocessing import full_dtype
 from keras_pneumo.training.losses import ImageLosses
 
 if TYPE_CHECKING:
-    from keras_pneumo.training.distributed.strategy import Engine
+    from keras_pneumo.training.distributed.strategy import Distribution
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -79,7 +79,7 @@ class TrainingNetwork(keras.Model):
 
     train_function: Callable[[Any], Any] | None
     graph: Any
-    engine: Engine
+    distribution: Distribution
     losses_of: ImageLosses
     micro_batches = 1
     stop_request = 0
@@ -102,8 +102,10 @@ class TrainingNetwork(keras.Model):
 
             def function(iterator: Any) -> dict[str, Any]:
                 if self.graph is None:
-                    jit = self.micro_batches == 1 and self.engine.strategy is None and bool(self.jit_compile)
-                    self.graph = self.engine.step_function(self.learn, jit, getattr(iterator, "element_spec", None))
+                    jit = self.micro_batches == 1 and self.distribution.strategy is None and bool(self.jit_compile)
+                    self.graph = self.distribution.step_function(
+                        self.learn, jit, getattr(iterator, "element_spec", None)
+                    )
                 started = time.perf_counter()
                 data = next(iterator)
                 self.data_seconds += time.perf_counter() - started
@@ -129,7 +131,9 @@ class TrainingNetwork(keras.Model):
         loss, gradients = self.gradients_of(images, target, weight)
         scale = tf.cast(self.optimizer.scale_loss(tf.constant(1.0)), tf.float32)
         # One type for all, since TensorFlow sends them as one.
-        loss, requests, *gradients = self.engine.add_up([loss, tf.cast(stop_request, loss.dtype), *gradients])
+        loss, requests, *gradients = self.distribution.sum_over_replicas(
+            [loss, tf.cast(stop_request, loss.dtype), *gradients]
+        )
         norm = tf.cast(tf.linalg.global_norm(gradients), tf.float32) / scale
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         return {"loss": loss, "gradient_norm": norm, "stop_requests": requests}
@@ -149,7 +153,7 @@ class TrainingNetwork(keras.Model):
             part_loss, now = self._micro_batch_gradients(*part)
             return total + part_loss, [old + tf.cast(new, old.dtype) for old, new in zip(before, now, strict=True)]
 
-        if self.engine.strategy is not None:
+        if self.distribution.strategy is not None:
             # No replica may talk to the others from within a loop; so the micro-batches are written out one by one.
             for start, end in itertools.pairwise(ends):
                 with tf.control_dependencies(gradients):
@@ -174,15 +178,15 @@ class TrainingNetwork(keras.Model):
             loss, gradients = self._micro_batch_gradients(*data)
             return {"sum": tf.add_n([tf.reduce_sum(gradient) for gradient in gradients]) + loss}
 
-        result = self.engine.step_function(passes, False)(data, tf.constant(0))
+        result = self.distribution.step_function(passes, False)(data, tf.constant(0))
         float(result["sum"])  # wait for it
 
     def predict_on_batch(self, x: Any) -> Any:
         """The outputs for a batch, which under a strategy all replicas share and every worker gets whole."""
-        if self.engine.strategy is None:
+        if self.distribution.strategy is None:
             return super().predict_on_batch(x)
         if not hasattr(self, "predictor"):
-            self.predictor = self.engine.predictor(self)
+            self.predictor = self.distribution.predictor(self)
         return self.predictor(x)
 
 
@@ -191,7 +195,7 @@ def training_network(
     losses_of: ImageLosses,
     optimizer: keras.optimizers.Optimizer,
     micro_batches: int = 1,
-    engine: Engine | None = None,
+    distribution: Distribution | None = None,
     kind: type[TrainingNetwork] = TrainingNetwork,
 ) -> TrainingNetwork:
     """A compiled :class:`TrainingNetwork` that shares the model's layers and weights.
@@ -201,14 +205,14 @@ def training_network(
         losses_of: from :func:`keras_pneumo.training.losses.image_losses`.
         optimizer: a new one.
         micro_batches: into how many parts a replica divides its part of a batch.
-        engine: the devices, within whose scope this is called; default: one device.
+        distribution: the devices, within whose scope this is called; default: one device.
         kind: the class of the network; tests give one whose step fails in a certain way.
     """
-    from keras_pneumo.training.distributed.strategy import ONE  # it imports TensorFlow
+    from keras_pneumo.training.distributed.strategy import ONE_DEVICE  # it imports TensorFlow
 
     network = kind(model.inputs, model.output, name=model.name)
     network.micro_batches = micro_batches
-    network.engine = engine or ONE
+    network.distribution = distribution or ONE_DEVICE
     network.losses_of = losses_of
     network.compile(optimizer)
     if not network.optimizer.built:

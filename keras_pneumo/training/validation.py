@@ -1,4 +1,4 @@
-"""How good a network is after an epoch, on all validation images, by the score that is reported in the end."""
+"""Validation after an epoch: the report's scores on all validation images, and the postprocessing fitted to them."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from keras_pneumo.training.losses import SegmentationLoss
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """What validation found; the Dice of a classifier is NaN."""
+    """Loss and scores on the validation images; the Dice of a classifier is NaN."""
 
     loss: float
     auroc: float
     dice: float = float("nan")
     dice_positives: float = float("nan")
     fitted: PostprocessingSearch | float = float("nan")
-    """A segmenter's rule for masks, a classifier's threshold on the probability."""
+    """A segmenter's postprocessing of masks, a classifier's threshold on the probability."""
     images: int = 0
-    """On how many images."""
+    """The number of validation images, kept with a classifier's threshold."""
 
     def write_fitted(self, folder: Path) -> None:
-        """Write what was fitted as ``postprocess.json``."""
+        """Write the fitted postprocessing or threshold as ``postprocess.json``."""
         if isinstance(self.fitted, PostprocessingSearch):
             write_postprocessing(folder, self.fitted)
         else:
@@ -51,19 +51,21 @@ class ValidationResult:
 
 
 Validator = Callable[[Predictor], ValidationResult]
+"""Evaluates a network on the validation images."""
 
 
 def make_validator(experiment: Experiment, source: ImageSet, prepared: PreparedFolder) -> Validator:
-    """The experiment's way to validate on ``source``, which for a segmenter holds masks."""
+    """A function that evaluates a network on ``source``, which for a segmenter holds masks."""
     if experiment.task == "classifier":
-        return _classifier_judge(experiment, source)
-    return _segmenter_judge(experiment, source, true_pixels(prepared, source.image_ids))
+        return _classifier_validator(experiment, source)
+    return _segmenter_validator(experiment, source, true_pixels(prepared, source.image_ids))
 
 
-def _classifier_judge(experiment: Experiment, source: ImageSet) -> Validator:
+def _classifier_validator(experiment: Experiment, source: ImageSet) -> Validator:
+    """Cross-entropy and AUROC, with the threshold that fits best."""
     batches = evaluation_batches(source, experiment.global_batch_size)
 
-    def judge(model: Predictor) -> ValidationResult:
+    def evaluate(model: Predictor) -> ValidationResult:
         logits = np.concatenate([np.asarray(predict_logits(model, images).image) for images in batches])
         probability = sigmoid(logits)
         finite = bool(np.isfinite(logits).all())
@@ -75,46 +77,47 @@ def _classifier_judge(experiment: Experiment, source: ImageSet) -> Validator:
             images=len(logits),
         )
 
-    return judge
+    return evaluate
 
 
-def _segmenter_judge(experiment: Experiment, source: ImageSet, truth: list[np.ndarray]) -> Validator:
-    """Dice by the competition's rule at 1024x1024, with the best rule for masks that a search on it finds.
+def _segmenter_validator(experiment: Experiment, source: ImageSet, truth: list[np.ndarray]) -> Validator:
+    """Dice by the competition's rule at 1024x1024, with the postprocessing that a search finds best for it.
 
-    The search is that of the finished run, which the reported masks go through, less its component sizes: looking for
-    components in every map would take longer than small epochs do.
+    The search is the one that a finished run makes, without component sizes: to look for components in every map would
+    take longer than a small epoch.
     """
     batches = evaluation_batches(source, experiment.global_batch_size)
     criterion = SegmentationLoss(experiment.loss, reduction=None)
 
-    def judge(model: Predictor) -> ValidationResult:
+    def evaluate(model: Predictor) -> ValidationResult:
         losses: list[np.ndarray] = []
         rows: list[ImageCounts] = []
         heads: list[np.ndarray] = []
         for images in batches:
             image_logits, logits = predict_logits(model, images)
             assert logits is not None  # a segmenter's
-            which = np.arange(len(rows), len(rows) + len(logits))
-            mask = (masks_of(source, which) > 0).astype(np.float32)
+            indices = np.arange(len(rows), len(rows) + len(logits))
+            mask = (masks_of(source, indices) > 0).astype(np.float32)
             losses.append(np.asarray(keras.ops.convert_to_numpy(criterion(mask, logits[..., None]))))
             if image_logits is not None:
                 heads.append(image_logits)
             maps = quantise(np.nan_to_num(sigmoid(logits, np.float32)))
-            rows += [count_pixels(enlarge(each), truth[row], (0,)) for each, row in zip(maps, which, strict=True)]
+            rows += [count_pixels(enlarge(map_), truth[index], (0,)) for map_, index in zip(maps, indices, strict=True)]
         loss = float(np.mean(np.concatenate(losses)))
         counts = stack_counts(rows, (0,))
         if not heads:
             search = fit_postprocessing(counts)
-            ranked = auroc(source.labels, search.parameters.score(counts.levels))
-            return ValidationResult(loss, ranked, search.dice, search.dice_positives, search)
-        logit = np.concatenate(heads)
-        loss += experiment.image_loss_weight * _cross_entropy(source.labels, logit)
-        probability = sigmoid(np.nan_to_num(logit))
+            area_under_curve = auroc(source.labels, search.parameters.score(counts.histograms))
+            return ValidationResult(loss, area_under_curve, search.dice, search.dice_positives, search)
+        head_logits = np.concatenate(heads)
+        loss += experiment.image_loss_weight * _cross_entropy(source.labels, head_logits)
+        probability = sigmoid(np.nan_to_num(head_logits))
         search = fit_postprocessing(counts, probability, OWN_HEAD)
         return ValidationResult(loss, auroc(source.labels, probability), search.dice, search.dice_positives, search)
 
-    return judge
+    return evaluate
 
 
 def _cross_entropy(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Mean binary cross-entropy of logits, without overflow."""
     return float(np.mean(np.logaddexp(0.0, logits) - labels * logits))

@@ -1,1 +1,1 @@
-"""A local page on which a detector's answers are looked at, one radiograph at a time."""
+"""A local page that shows a detector's answers, one radiograph at a time."""

@@ -1,6 +1,6 @@
-"""What a reader thinks of each answer, kept as a csv, and how far reader and detector agree.
+"""Readings: a person's verdict on each answer, kept in a csv, and the agreement of person and detector.
 
-In: a verdict (agree, disagree, unsure) on an answer. Out: a row of a csv that is whole after every verdict; and the
+In: a verdict (agree, disagree, unsure) on an answer. Out: a row of a csv that is complete after every verdict; and the
 agreement. A later verdict on the same radiograph replaces the earlier one.
 """
 
@@ -40,24 +40,22 @@ class Reading:
 
 @contextlib.contextmanager
 def open_readings(path: Path) -> Iterator[Readings]:
-    """The readings of a csv file, held for this process: two that wrote one file would each lose the other's.
+    """Open the readings of a csv file and lock it: two processes with one file would lose each other's rows.
 
-    The lock, a file beside the csv, goes away with the process, however that ends.
+    The lock, a file beside the csv, ends with the process, however that ends.
 
     Raises:
-        PneumoError: another page holds the csv; or it is there and no csv of readings; or the disk refuses a lock.
+        PneumoError: another page has the csv; it exists and is not a csv of readings; or it cannot be locked.
     """
     path = path.resolve()
-    busy = (
-        f"Another keras-pneumo view writes its readings to {path}. End that one, or name another file with --readings."
-    )
+    busy = f"Another keras-pneumo view writes its readings to {path}. End it, or name another file with --readings."
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = acquire(path.with_name(f".{path.name}.lock"), busy)
     except OSError as error:
         raise PneumoError(
-            f"Readings cannot be kept in {path.parent} ({error.strerror or error}). Name a file elsewhere with "
-            "--readings."
+            f"Readings cannot be saved in {path.parent} ({error.strerror or error}). Name a file in another folder "
+            "with --readings."
         ) from None
     try:
         yield Readings(path)
@@ -66,13 +64,13 @@ def open_readings(path: Path) -> Iterator[Readings]:
 
 
 class Readings:
-    """The readings of one csv file, which is read if it is there and written whole at every change."""
+    """The readings of one csv file: it is read if it exists, and written anew at every change."""
 
     def __init__(self, path: Path) -> None:
         """Open the file.
 
         Raises:
-            PneumoError: it is there and no csv of readings.
+            PneumoError: it exists and is not a csv of readings.
         """
         self.path = path
         self._lock = threading.Lock()
@@ -82,15 +80,15 @@ class Readings:
                 self._rows[reading.image_sha256, reading.detector] = reading
 
     def add(self, file: str, key: str, detector: str, probability: float, yes: bool, verdict: str) -> None:
-        """Keep a verdict and write the file.
+        """Add a verdict and write the file.
 
         Raises:
-            PneumoError: there is no such verdict, or the disk refuses.
+            PneumoError: there is no such verdict, or the file cannot be written.
         """
         if verdict not in VERDICTS:
             raise PneumoError(f"A verdict is one of {', '.join(VERDICTS)}.")
         # A file's name may begin as a formula does, and this table is opened in spreadsheets.
-        plain = "".join(one for one in file if one.isprintable())[:200].lstrip("=+-@\t ")
+        plain = "".join(letter for letter in file if letter.isprintable())[:200].lstrip("=+-@\t ")
         time = datetime.now(UTC).isoformat(timespec="seconds")
         reading = Reading(time, plain, key, detector, round(probability, 6), "yes" if yes else "no", verdict)
         with self._lock:
@@ -109,30 +107,29 @@ class Readings:
 
 
 def agreement_of(rows: list[Reading]) -> dict[str, Any]:
-    """How far a reader agrees with the detector; "unsure" is counted apart.
+    """How often the reader agrees with the detector, with interval and Cohen's kappa; "unsure" is counted apart.
 
-    Cohen's kappa is that of the detector's yes or no and the reader's, who says the same where he agrees and the
-    opposite where he does not.
+    Kappa compares the detector's yes or no with the reader's: the same where the reader agrees, else the opposite.
     """
     counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}
-    told = counts["agree"] + counts["disagree"]
-    found: dict[str, Any] = {**counts, "share": None, "low": None, "high": None, "kappa": None}
-    if not told:
-        return found | {"sentence": "No answer was agreed or disagreed with yet."}
-    share = counts["agree"] / told
-    interval = stats.binomtest(counts["agree"], told).proportion_ci(method="wilson")
+    decided = counts["agree"] + counts["disagree"]
+    agreement: dict[str, Any] = {**counts, "share": None, "low": None, "high": None, "kappa": None}
+    if not decided:
+        return agreement | {"sentence": "No answer is marked Agree or Disagree yet."}
+    share = counts["agree"] / decided
+    interval = stats.binomtest(counts["agree"], decided).proportion_ci(method="wilson")
     sure = [row for row in rows if row.verdict != "unsure"]
-    detector_yes = sum(row.answer == "yes" for row in sure) / told
-    reader_yes = sum((row.answer == "yes") == (row.verdict == "agree") for row in sure) / told
+    detector_yes = sum(row.answer == "yes" for row in sure) / decided
+    reader_yes = sum((row.answer == "yes") == (row.verdict == "agree") for row in sure) / decided
     chance = detector_yes * reader_yes + (1 - detector_yes) * (1 - reader_yes)
     kappa = (share - chance) / (1 - chance) if chance < 1 else None
     sentence = (
-        f"Reader and detector agree on {counts['agree']} of {told} radiographs, {share:.0%} "
+        f"Reader and detector agree on {counts['agree']} of {decided} radiographs, {share:.0%} "
         f"(95% interval {interval.low:.0%} to {interval.high:.0%})"
     )
     sentence += f"; kappa {kappa:.2f}" if kappa is not None else ""
     sentence += f"; {counts['unsure']} unsure." if counts["unsure"] else "."
-    return found | {
+    return agreement | {
         "share": share,
         "low": float(interval.low),
         "high": float(interval.high),
@@ -151,5 +148,5 @@ def _read(path: Path) -> list[Reading]:
     except (OSError, ValueError, KeyError, TypeError):
         rows = None
     if rows is None or any(row.verdict not in VERDICTS or row.answer not in ("yes", "no") for row in rows):
-        raise PneumoError(f"{path} is there, but is no csv of readings. Name another file with --readings.")
+        raise PneumoError(f"{path} exists, but is not a csv of readings. Name another file with --readings.")
     return rows

@@ -1,6 +1,6 @@
 """The page's server: static files, answers for a folder's radiographs and for dropped ones, and readings.
 
-Every fault of a file becomes ``{"error": sentence}``, and the page goes on. Serving is Starlette's and uvicorn's.
+Every error of a file becomes ``{"error": sentence}``, and the page goes on. Starlette and uvicorn do the serving.
 """
 
 from __future__ import annotations
@@ -29,58 +29,61 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.scoring.metrics import ratio
 from keras_pneumo.storage.files import sha256_bytes
 from keras_pneumo.viewer.guard import Guard, Keys
-from keras_pneumo.viewer.reader import Reader, heat_sentence
+from keras_pneumo.viewer.page_answer import PageDetector, heat_map_sentences
 from keras_pneumo.viewer.readings import Readings
 
 ADDRESS = "127.0.0.1"
 PAGE = Path(__file__).parent / "page"
 MAX_DROP = 64 * 2**20
-"""Bytes of the largest file that the page takes: twice an uncompressed radiograph of 16 megapixels."""
+"""Bytes of the largest file that the page accepts: twice an uncompressed radiograph of 16 megapixels."""
 
-KEPT = 8
-"""Answers kept in memory, so that next and previous are at once."""
+CACHED = 8
+"""Answers kept in memory, so that next and previous are immediate."""
 
 Files = list[tuple[Path, str]]
-Reading = asyncio.Future[dict[str, Any]]
-"""Of one radiograph; it is kept from its beginning, as one that is read ahead may be asked for before its end."""
+PageAnswer = asyncio.Future[dict[str, Any]]
+"""The answer for one radiograph. It is cached from its start: one that is read ahead may be wanted before it ends."""
 
 
-def make_app(reader: Reader, files: Files, readings: Readings, port: int, keys: Keys) -> Starlette:
+def make_app(page_detector: PageDetector, files: Files, readings: Readings, port: int, keys: Keys) -> Starlette:
     """The application, for a server at ``port``.
 
     Args:
-        reader: answers for the bytes of a file.
-        files: radiographs of the folder that the page pages through, with their names; may be empty.
-        readings: where verdicts go.
-        port: of the address that the page is opened at.
-        keys: what opens it.
+        page_detector: answers for the bytes of a file.
+        files: radiographs of the folder, with their names; may be empty.
+        readings: keeps the verdicts.
+        port: of the page's address.
+        keys: open the page.
     """
-    detector = reader.detector
-    kept: OrderedDict[str, Reading] = OrderedDict()
+    detector = page_detector.detector
+    cache: OrderedDict[str, PageAnswer] = OrderedDict()
 
-    def begin(place: str, name: str, load: Callable[[], bytes]) -> None:
-        def forget_failure(done: Reading) -> None:
-            if kept.get(place) is done and not _succeeded(done):
-                del kept[place]
+    def begin(key: str, name: str, load: Callable[[], bytes]) -> None:
+        def forget_failure(ended: PageAnswer) -> None:
+            if cache.get(key) is ended and not _succeeded(ended):
+                del cache[key]
 
-        kept[place] = asyncio.ensure_future(run_in_threadpool(lambda: reader.read(load(), name)))
-        kept[place].add_done_callback(forget_failure)
+        cache[key] = asyncio.ensure_future(run_in_threadpool(lambda: page_detector.answer(load(), name)))
+        cache[key].add_done_callback(forget_failure)
 
-    async def answered(place: str, name: str, load: Callable[[], bytes]) -> Response:
-        if place not in kept:
-            begin(place, name, load)
-        begun = kept[place]
+    async def answered(key: str, name: str, load: Callable[[], bytes]) -> Response:
+        if key not in cache:
+            begin(key, name, load)
+        begun = cache[key]
         try:
-            found = await asyncio.shield(begun)  # it goes on for others if this request ends
+            answer = await asyncio.shield(begun)  # it goes on for others if this request ends
         except UnreadableImage as error:
-            return _refused(f"{name} cannot be shown: {_ended(str(error))}")
+            return _refused(f"{name} cannot be shown: {_with_full_stop(str(error))}")
+        except PneumoError as error:
+            return _refused(str(error), 500)
         except Exception as error:  # whatever a file does, the page goes on
             return _refused(f"{name} cannot be shown: the detector failed on it ({type(error).__name__}).", 500)
-        kept[place] = begun
-        kept.move_to_end(place)
-        while len(kept) > KEPT:
-            kept.popitem(last=False)
-        return JSONResponse({**found, "name": name, "verdict": readings.verdicts(detector.version).get(found["key"])})
+        cache[key] = begun
+        cache.move_to_end(key)
+        while len(cache) > CACHED:
+            cache.popitem(last=False)
+        verdict = readings.verdicts(detector.version).get(answer["key"])
+        return JSONResponse({**answer, "name": name, "verdict": verdict})
 
     async def page(_: Request) -> Response:
         return FileResponse(PAGE / "page.html")
@@ -102,7 +105,7 @@ def make_app(reader: Reader, files: Files, readings: Readings, port: int, keys: 
                 else None,
                 "files": [name for _, name in files],
                 "max_bytes": MAX_DROP,
-                "heat": heat_sentence(detector),
+                "heat": heat_map_sentences(detector),
                 "agreement": readings.agreement(detector.version),
                 "readings": readings.path.name,
             }
@@ -116,8 +119,8 @@ def make_app(reader: Reader, files: Files, readings: Readings, port: int, keys: 
         return await answered(f"folder {number}", name, lambda: read_limited(path))
 
     async def drop(request: Request) -> Response:
-        name = _plain(request.query_params.get("name", ""))
-        too_large = f"{name} cannot be shown: it is larger than the {MAX_DROP // 2**20} MiB that the page takes."
+        name = _printable(request.query_params.get("name", ""))
+        too_large = f"{name} cannot be shown: it is larger than {MAX_DROP // 2**20} MiB, the limit of this page."
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > MAX_DROP:
             return _refused(too_large, 413)
@@ -128,25 +131,23 @@ def make_app(reader: Reader, files: Files, readings: Readings, port: int, keys: 
                 if len(data) > MAX_DROP:
                     return _refused(too_large, 413)
         except ClientDisconnect:
-            return _refused(f"{name} did not arrive whole.")
+            return _refused(f"{name} arrived incomplete.")
         whole = bytes(data)
         return await answered(f"drop {sha256_bytes(whole)}", name, lambda: whole)
 
     async def reading(request: Request) -> Response:
         try:
-            given = json.loads(await _small_body(request))
-            values = (str(given["key"]), str(given["verdict"]))
+            body = json.loads(await _small_body(request))
+            key, verdict = str(body["key"]), str(body["verdict"])
         except (ValueError, KeyError, TypeError):
-            return _refused("This is no reading.", 400)
-        shown = [one.result() for one in kept.values() if _succeeded(one)]
-        found = next((one for one in shown if one["key"] == values[0]), None)
-        if found is None:
-            return _refused("This radiograph was not shown lately; open it again to say what you think of it.", 404)
-        yes, name = bool(found["pneumothorax"]), _plain(str(given.get("name", "")))
+            return _refused("This is not a reading.", 400)
+        shown = [begun.result() for begun in cache.values() if _succeeded(begun)]
+        answer = next((answer for answer in shown if answer["key"] == key), None)
+        if answer is None:
+            return _refused("This radiograph is no longer in memory. Open it again, then give your verdict.", 404)
+        yes, name = bool(answer["pneumothorax"]), _printable(str(body.get("name", "")))
         try:
-            await run_in_threadpool(
-                readings.add, name, values[0], detector.version, found["probability"], yes, values[1]
-            )
+            await run_in_threadpool(readings.add, name, key, detector.version, answer["probability"], yes, verdict)
         except PneumoError as error:
             return _refused(str(error), 400)
         return JSONResponse(readings.agreement(detector.version))
@@ -163,66 +164,70 @@ def make_app(reader: Reader, files: Files, readings: Readings, port: int, keys: 
 
 
 def listen(port: int) -> socket.socket:
-    """A socket that listens on 127.0.0.1, and on no other address of this machine; port 0 takes any free one.
+    """A socket that listens on 127.0.0.1 only; port 0 takes any free port.
 
     Raises:
-        PneumoError: the port is taken or not allowed.
+        PneumoError: the port is in use or not allowed.
     """
-    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        found.bind((ADDRESS, port))
-        found.listen(128)  # already now: who comes before the server has started waits
+        listener.bind((ADDRESS, port))
+        listener.listen(128)  # already now: a request that comes before the server has started waits
     except OSError as error:
-        found.close()
+        listener.close()
         raise PneumoError(f"Port {port} cannot be used ({error.strerror}). Name another with --port.") from None
-    return found
+    return listener
 
 
 def serve(
-    reader: Reader, files: Files, readings: Readings, place: socket.socket, started: Callable[[str, str], None]
+    page_detector: PageDetector,
+    files: Files,
+    readings: Readings,
+    listener: socket.socket,
+    started: Callable[[str, str], None],
 ) -> None:
     """Serve the page until it is interrupted.
 
     Args:
-        reader: as for :func:`make_app`, like ``files`` and ``readings``.
-        files: radiographs to page through.
-        readings: where verdicts go.
-        place: from :func:`listen`.
-        started: told the page's address as it is shown, and as a browser is sent there (see :class:`Keys`).
+        page_detector: as for :func:`make_app`, like ``files`` and ``readings``.
+        files: radiographs of the folder.
+        readings: keeps the verdicts.
+        listener: from :func:`listen`.
+        started: called with the page's address to print, and with the one to open a browser at (see :class:`Keys`).
     """
-    port, keys = place.getsockname()[1], Keys()
-    app = make_app(reader, files, readings, port, keys)
-    server = make_server(app, reader)
+    port, keys = listener.getsockname()[1], Keys()
+    app = make_app(page_detector, files, readings, port, keys)
+    server = make_server(app, page_detector)
     try:
         address = f"http://{ADDRESS}:{port}/?token="
         started(address + keys.printed, address + keys.once)
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn has then ended in good order
-            asyncio.run(server.serve(sockets=[place]))
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn has then ended properly
+            asyncio.run(server.serve(sockets=[listener]))
     finally:
-        reader.decoder.close()
+        page_detector.decoder.close()
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, settings: uvicorn.Config, reader: Reader) -> None:
+    def __init__(self, settings: uvicorn.Config, page_detector: PageDetector) -> None:
         super().__init__(settings)
-        self.reader = reader
+        self.page_detector = page_detector
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.reader.decoder.close()  # what is under way is waited for, and a decoder may take a minute
+        self.page_detector.decoder.close()  # uvicorn waits for open requests, and a decoder may take a minute
         await super().shutdown(sockets)
 
 
-def make_server(app: Starlette, reader: Reader) -> uvicorn.Server:
-    """uvicorn with nothing written to the screen and no word about itself in its answers."""
+def make_server(app: Starlette, page_detector: PageDetector) -> uvicorn.Server:
+    """uvicorn that prints nothing and does not name itself in its responses."""
     settings = uvicorn.Config(
         app, log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=2
     )
-    return _Server(settings, reader)
+    return _Server(settings, page_detector)
 
 
-def _succeeded(reading: Reading) -> bool:
-    return reading.done() and not reading.cancelled() and reading.exception() is None
+def _succeeded(begun: PageAnswer) -> bool:
+    return begun.done() and not begun.cancelled() and begun.exception() is None
 
 
 async def _small_body(request: Request, most: int = 10_000) -> bytes:
@@ -234,12 +239,12 @@ async def _small_body(request: Request, most: int = 10_000) -> bytes:
     return data
 
 
-def _plain(name: str) -> str:
-    """A file name as it may be shown: what can be seen of it, and not too long."""
-    return "".join(one for one in name if one.isprintable())[:120] or "The file"
+def _printable(name: str) -> str:
+    """A file name without letters that cannot be printed, cut to 120."""
+    return "".join(letter for letter in name if letter.isprintable())[:120] or "The file"
 
 
-def _ended(text: str) -> str:
+def _with_full_stop(text: str) -> str:
     return text if text.endswith(".") else f"{text}."
 
 

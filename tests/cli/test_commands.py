@@ -73,7 +73,7 @@ def test_the_training_examples_work_one_after_the_other(tmp_path):
     assert (tmp_path / "start.safetensors").stat().st_size > 10**6
     board = pd.read_csv(tmp_path / "runs/compare-try/board.csv")
     assert {"team", "auroc", "auroc_low", "auroc_high", "accuracy"} <= set(board.columns)
-    assert len(board) > 3, "the no-pixel answers stand beside the team"
+    assert len(board) > 3, "the metadata-only baselines stand beside the team"
     again = run("train", "experiments/smallest_classifier.py", "--data", "data/phantom-try", cwd=tmp_path)
     assert again.returncode == 0
     assert (tmp_path / "runs/smallest_classifier-2/report.html").exists(), "a second run goes beside the first"
@@ -83,7 +83,7 @@ def test_the_training_examples_work_one_after_the_other(tmp_path):
     refused(into_full, "not empty")
 
 
-def test_the_version_is_said():
+def test_the_version_is_printed():
     assert re.fullmatch(r"keras-pneumo \d+\.\d+\.\d+\n", run("--version").stdout)
 
 

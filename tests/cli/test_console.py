@@ -11,11 +11,11 @@ from keras_pneumo.cli.console import Progress, duration
     ("seconds", "text"),
     [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")],
 )
-def test_durations_read_as_a_person_says_them(seconds, text):
+def test_durations_in_words(seconds, text):
     assert duration(seconds) == text
 
 
-def test_piped_progress_is_plain_lines_now_and_then(monkeypatch):
+def test_progress_in_a_pipe_is_a_plain_line_now_and_then(monkeypatch):
     clock = iter(range(0, 1000, 4))
     monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
     stream = io.StringIO()
@@ -58,7 +58,7 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     assert "images/s" in stream.getvalue()
 
 
-def test_short_work_piped_says_nothing():
+def test_a_short_task_in_a_pipe_prints_nothing():
     stream = io.StringIO()
     with Progress("reading", Console(file=stream, force_terminal=False)) as progress:
         progress.update(3, 3)

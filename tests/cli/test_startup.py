@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,11 @@ def test_every_command_of_the_modules_is_listed():
         if name.endswith("_command")
     }
     assert written == set(COMMANDS)
+
+
+def test_no_module_draws_with_pyplot():
+    """It looks for a window system, and in a notebook it would change how the user's own pictures are shown."""
+    package = REPOSITORY / "keras_pneumo"
+    assert [
+        path for path in package.rglob("*.py") if re.search(r"import.*pyplot|matplotlib\.use", path.read_text())
+    ] == []

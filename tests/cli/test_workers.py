@@ -1,38 +1,38 @@
-"""How one of several workers leaves: with its code and its reason, at once."""
+"""The end of one of several workers: at once, with its exit code and its reason."""
 
 import signal
 
 import pytest
 
-from keras_pneumo.cli.workers import ended_together, shared_place
+from keras_pneumo.cli.workers import ended_together
 from keras_pneumo.errors import PneumoError, Stopped
-from keras_pneumo.training.place import RunLocation
+from keras_pneumo.training.run_folder import RunLocation
 
 tf = pytest.importorskip("tensorflow")
 
 
 class Worker:
-    """An engine of two workers, of which this is the second."""
+    """A distribution of two workers, of which this is the second."""
 
     workers, worker, chief = 2, 1, False
 
-    def __init__(self, agree=lambda value: value):
-        self.agree = self.agree_text = agree
+    def __init__(self, broadcast=lambda value: value):
+        self.broadcast = self.broadcast_text = broadcast
 
 
 @pytest.fixture
 def leaves(monkeypatch):
-    """Runs some work as a worker; gives what the process would exit with, None where it goes on."""
+    """Calls a function as a worker; gives the exit code of the process, None where it goes on."""
 
-    def left(code):
+    def leave(code):
         raise SystemExit(code)
 
-    monkeypatch.setattr("keras_pneumo.cli.workers.os._exit", left)
+    monkeypatch.setattr("keras_pneumo.cli.workers.os._exit", leave)
 
-    def run(work=lambda: None, engine=None):
+    def run(function=lambda: None, distribution=None):
         try:
-            with ended_together(engine or Worker()):
-                work()
+            with ended_together(distribution or Worker()):
+                function()
         except SystemExit as end:
             return end.code
         return None
@@ -40,63 +40,65 @@ def leaves(monkeypatch):
     return run
 
 
-def failing(fault):
-    def work(*_):
-        raise fault
+def failing(error):
+    def fail(*_):
+        raise error
 
-    return work
+    return fail
 
 
 @pytest.mark.parametrize(
-    ("fault", "code", "said"),
+    ("error", "code", "message"),
     [
         (PneumoError("The labels are damaged."), 2, "Refused. The labels are damaged."),
         (Stopped("SIGTERM came.", 75), 75, "Stopped. SIGTERM came."),
         (OSError(28, "No space left on device", "runs/x"), 2, "Refused. No space left on device: runs/x."),
-        (IndexError("ours"), 1, "IndexError: ours"),
+        (IndexError("a bug"), 1, "IndexError: a bug"),
     ],
 )
-def test_each_fault_has_its_code_and_words(leaves, capsys, fault, code, said):
-    assert leaves(failing(fault)) == code
-    heard = capsys.readouterr().err
-    assert said in " ".join(heard.split())
-    assert ("Traceback" in heard) is (code == 1)
+def test_each_error_has_its_exit_code_and_message(leaves, capsys, error, code, message):
+    assert leaves(failing(error)) == code
+    output = capsys.readouterr().err
+    assert message in " ".join(output.split())
+    assert ("Traceback" in output) is (code == 1)
 
 
-def test_one_worker_that_waits_for_the_report_and_gets_a_signal_may_be_started_again(leaves, capsys):
+def test_a_worker_that_gets_a_signal_while_it_waits_for_the_report_may_be_started_again(leaves, capsys):
     def waiting(value):
         signal.raise_signal(signal.SIGUSR1)
         return value
 
     before = signal.getsignal(signal.SIGUSR1)
-    assert leaves(engine=Worker(waiting)) == 75
+    assert leaves(distribution=Worker(waiting)) == 75
     assert "The same command again" in " ".join(capsys.readouterr().err.split())
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
 @pytest.mark.parametrize(
-    ("fault", "code"),
+    ("error", "code"),
     [
         (tf.errors.UnavailableError(None, None, "gone"), 75),
         (tf.errors.InternalError(None, None, "Collective ops is aborted by: Socket closed"), 75),
-        (tf.errors.InternalError(None, None, "cuDNN failed to initialize"), 1),  # its own: starting again helps nobody
+        (tf.errors.InternalError(None, None, "cuDNN failed to initialize"), 1),  # its own: starting again does not help
     ],
 )
-def test_a_lost_worker_is_told_from_a_fault_of_ones_own(leaves, capsys, fault, code):
-    engine = Worker(failing(fault))
-    assert leaves(engine=engine) == code
-    heard = " ".join(capsys.readouterr().err.split())
-    assert ("has lost another one" in heard) is (code == 75)
-    assert fault.message in heard, "the cause is told in either case"
+def test_a_lost_worker_is_told_apart_from_an_error_of_this_one(leaves, capsys, error, code):
+    distribution = Worker(failing(error))
+    assert leaves(distribution=distribution) == code
+    output = " ".join(capsys.readouterr().err.split())
+    assert ("has lost another worker" in output) is (code == 75)
+    assert error.message in output, "the cause is named in either case"
 
 
 def test_a_worker_whose_chief_refused_a_folder_says_so(leaves, capsys):
-    engine = Worker(failing(tf.errors.UnavailableError(None, None, "Collective ops is aborted")))
-    assert leaves(lambda: shared_place(engine, lambda: RunLocation(None, False)), engine) == 75
-    assert "has lost another one" in " ".join(capsys.readouterr().err.split())
+    from keras_pneumo.training.trainer import shared_location
+
+    distribution = Worker(failing(tf.errors.UnavailableError(None, None, "Collective ops is aborted")))
+    assert leaves(lambda: shared_location(distribution, lambda: RunLocation(None, False)), distribution) == 75
+    assert "has lost another worker" in " ".join(capsys.readouterr().err.split())
 
 
-def test_who_is_alone_keeps_his_faults(leaves):
+def test_a_single_process_raises_its_errors(leaves):
     class Alone(Worker):
         workers = 1
 

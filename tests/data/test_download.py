@@ -19,7 +19,7 @@ import pytest
 from small_siim import write_siim
 
 from keras_pneumo.data.download import COMPETITION, download
-from keras_pneumo.data.prepared.folder import prepare
+from keras_pneumo.data.prepared.prepare import prepare
 from keras_pneumo.errors import PneumoError
 
 needs_kagglehub = pytest.mark.skipif(find_spec("kagglehub") is None, reason="kagglehub is not installed")

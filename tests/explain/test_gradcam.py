@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.explain.gradcam import METHODS, Slopes, heat_maps, raw_maps, shown, slopes_of, weigh
+from keras_pneumo.explain.gradcam import (
+    METHODS,
+    FeatureGradients,
+    feature_gradients,
+    heat_maps,
+    raw_maps,
+    signed_map,
+    to_heat,
+)
 from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.models.unet import build_unet
 
@@ -49,15 +57,15 @@ IMAGE = np.array([[0.5, 0.25], [0.0, 1.0]], np.float32)[None, :, :, None]
 
 @pytest.mark.parametrize("stage", [1, 3, 5])
 def test_hand_worked(stage):
-    # Slopes: first channel [[3, 0], [0, -1]], mean 1/2; second channel 1/2 everywhere.
+    # FeatureGradients: first channel [[3, 0], [0, -1]], mean 1/2; second channel 1/2 everywhere.
     model = two_channels(Score())
     first, second = IMAGE[0, ..., 0], 1 - IMAGE[0, ..., 0]
-    found = raw_maps(model, IMAGE, "gradcam", stage)
-    np.testing.assert_allclose(found.maps[0], 0.5 * first + 0.5 * second, rtol=1e-6)
-    assert found.logits[0] == pytest.approx(3 * 0.5 - 1 + 2 * (2.25 / 4))
+    raw = raw_maps(model, IMAGE, "gradcam", stage)
+    np.testing.assert_allclose(raw.maps[0], 0.5 * first + 0.5 * second, rtol=1e-6)
+    assert raw.logits[0] == pytest.approx(3 * 0.5 - 1 + 2 * (2.25 / 4))
     expected = np.array([[3 * 0.5, 0], [0, -1]]) + 0.5 * second
     np.testing.assert_allclose(raw_maps(model, IMAGE, "hirescam", stage).maps[0], expected, rtol=1e-6)
-    # Grad-CAM++: the alphas g^2 / (2 g^2 + sum(A) g^3) of the rising slopes, times the slopes, summed.
+    # Grad-CAM++: the alphas g^2 / (2 g^2 + sum(A) g^3) of the rising gradients, times the gradients, summed.
     above = 9 / (2 * 9 + 1.75 * 27) * 3
     flat = 4 * (0.25 / (2 * 0.25 + 2.25 * 0.125)) * 0.5
     plus = raw_maps(model, IMAGE, "gradcam++", stage).maps[0]
@@ -65,14 +73,14 @@ def test_hand_worked(stage):
 
 
 def test_the_shown_map_is_the_raw_one_scaled():
-    found = heat_maps(two_channels(Score()), IMAGE, "hirescam")
-    np.testing.assert_allclose(found[0], np.array([[1.75, 0.375], [0.5, 0]]) / 1.75, rtol=1e-6)
-    assert found.dtype == np.float32
+    heat = heat_maps(two_channels(Score()), IMAGE, "hirescam")
+    np.testing.assert_allclose(heat[0], np.array([[1.75, 0.375], [0.5, 0]]) / 1.75, rtol=1e-6)
+    assert heat.dtype == np.float32
 
 
 def test_enlarging_is_linear_between_pixel_centres():
-    found = shown(np.array([[[0.0, 1.0]]], np.float32), 4)
-    np.testing.assert_allclose(found[0], np.tile([0, 0.25, 0.75, 1], (4, 1)), atol=1e-6)
+    heat = to_heat(np.array([[[0.0, 1.0]]], np.float32), 4)
+    np.testing.assert_allclose(heat[0], np.tile([0, 0.25, 0.75, 1], (4, 1)), atol=1e-6)
 
 
 def test_nothing_that_speaks_for_it_is_all_nought():
@@ -81,38 +89,38 @@ def test_nothing_that_speaks_for_it_is_all_nought():
         assert not heat_maps(against, IMAGE, method).any()
 
 
-def differences(model, images, stage, places, step=1e-2):
+def differences(model, images, stage, positions, step=1e-2):
     """Central differences of the logit by the stage's features, by way of a network that adds to them."""
-    slopes = slopes_of(model, images, stage)
+    of_stage = feature_gradients(model, images, stage)
     from keras_pneumo.explain import gradcam
 
     parts = gradcam._parts(model, stage)
     features = keras.tree.flatten(parts.front(images))
-    found = []
-    for place in places:
-        answers = []
+    estimates = []
+    for position in positions:
+        scores = []
         for sign in (1, -1):
             moved = np.array(features[-1])
-            moved[place] += sign * step
+            moved[position] += sign * step
             moved = keras.ops.convert_to_tensor(moved)
             deeper = keras.tree.flatten(parts.tail(moved)) if parts.tail is not None else []
-            answers.append(np.array(gradcam._score(parts.head([*features[:-1], moved, *deeper])))[place[0]])
-        found.append((answers[0] - answers[1]) / (2 * step))
-    return slopes, np.array(found)
+            scores.append(np.array(gradcam._score(parts.head([*features[:-1], moved, *deeper])))[position[0]])
+        estimates.append((scores[0] - scores[1]) / (2 * step))
+    return of_stage, np.array(estimates)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3, 4, 5])
-def test_slopes_are_finite_differences(classifier, images, stage):
+def test_gradients_are_finite_differences(classifier, images, stage):
     rng = np.random.default_rng(stage)
-    shape = slopes_of(classifier, images, stage).features.shape
+    shape = feature_gradients(classifier, images, stage).features.shape
     assert shape[1] == 32 // 2**stage
-    places = [tuple(rng.integers(0, n) for n in shape) for _ in range(12)]
-    slopes, expected = differences(classifier, images, stage, places)
-    found = np.array([slopes.gradients[place] for place in places])
+    positions = [tuple(rng.integers(0, n) for n in shape) for _ in range(12)]
+    of_stage, expected = differences(classifier, images, stage, positions)
+    gradients = np.array([of_stage.gradients[position] for position in positions])
     # A ReLU on its edge spoils single differences of a shallow stage; most must agree closely.
-    close = np.abs(found - expected) < 0.02 * np.abs(slopes.gradients).max()
+    close = np.abs(gradients - expected) < 0.02 * np.abs(of_stage.gradients).max()
     assert close.mean() > 0.9
-    np.testing.assert_allclose(slopes.logits, np.array(classifier(images))[:, 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(of_stage.logits, np.array(classifier(images))[:, 0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("image_head", [True, False])
@@ -120,15 +128,15 @@ def test_slopes_are_finite_differences(classifier, images, stage):
 def test_segmenters_encoder(images, image_head, stage):
     keras.utils.set_random_seed(4)
     model = build_unet("resnet18", image_head=image_head)
-    slopes = slopes_of(model, images, stage)
-    assert slopes.gradients.any()
+    of_stage = feature_gradients(model, images, stage)
+    assert of_stage.gradients.any()
     outputs = model(images)
     if image_head:
         expected = np.array(outputs["image"])[:, 0]
     else:
         mask = np.array(outputs)[..., 0]
-        expected = [one[one > 0].mean() if (one > 0).any() else one.mean() for one in mask]
-    np.testing.assert_allclose(slopes.logits, expected, rtol=1e-4, atol=1e-5)
+        expected = [each[each > 0].mean() if (each > 0).any() else each.mean() for each in mask]
+    np.testing.assert_allclose(of_stage.logits, expected, rtol=1e-4, atol=1e-5)
     assert heat_maps(model, images, "gradcam", stage).shape == (3, 32, 32)
 
 
@@ -143,8 +151,8 @@ def test_each_image_is_explained_as_if_alone_and_in_any_batch(classifier, images
 
 
 def test_at_the_last_stage_before_pooling_gradcam_and_hirescam_are_one(classifier, images):
-    found = [raw_maps(classifier, images, method, 5).maps for method in ("gradcam", "hirescam")]
-    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-7)
+    maps = [raw_maps(classifier, images, method, 5).maps for method in ("gradcam", "hirescam")]
+    np.testing.assert_allclose(*maps, rtol=1e-4, atol=1e-7)
 
 
 def test_new_weights_are_seen_though_the_network_is_cut_once(images):
@@ -191,14 +199,16 @@ def test_half_precision_gives_full_maps(images):
         model = build_classifier("resnet18")
     finally:
         keras.config.set_dtype_policy("float32")
-    found = heat_maps(model, images, "hirescam", 2)
-    assert found.dtype == np.float32
-    assert np.isfinite(found).all()
+    heat = heat_maps(model, images, "hirescam", 2)
+    assert heat.dtype == np.float32
+    assert np.isfinite(heat).all()
 
 
-def test_steep_slopes_do_not_overflow():
-    huge = Slopes(np.full((1, 2, 2, 3), 1e10, np.float32), np.full((1, 2, 2, 3), 1e15, np.float32), np.zeros(1))
-    assert np.isfinite(weigh(huge, "gradcam++")).all()
+def test_steep_gradients_do_not_overflow():
+    huge = FeatureGradients(
+        np.full((1, 2, 2, 3), 1e10, np.float32), np.full((1, 2, 2, 3), 1e15, np.float32), np.zeros(1)
+    )
+    assert np.isfinite(signed_map(huge, "gradcam++")).all()
 
 
 def test_refusals(classifier, images):

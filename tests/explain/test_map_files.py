@@ -5,7 +5,7 @@ import pytest
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.explain.gradcam import RawMaps
-from keras_pneumo.explain.map_files import compared_maps, write_maps
+from keras_pneumo.explain.map_files import read_twin_maps, write_maps
 
 RAW = RawMaps(np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32), np.arange(3, dtype=np.float32))
 
@@ -17,9 +17,9 @@ def path(tmp_path):
 
 
 def test_there_and_back_in_the_order_asked_for(path):
-    found = compared_maps(path, ["c", "a"], "hirescam", 3, (4, 5))
-    np.testing.assert_array_equal(found.maps, RAW.maps[[2, 0]])
-    np.testing.assert_array_equal(found.logits, RAW.logits[[2, 0]])
+    maps = read_twin_maps(path, ["c", "a"], "hirescam", 3, (4, 5))
+    np.testing.assert_array_equal(maps.maps, RAW.maps[[2, 0]])
+    np.testing.assert_array_equal(maps.logits, RAW.logits[[2, 0]])
 
 
 @pytest.mark.parametrize(
@@ -38,11 +38,11 @@ def test_there_and_back_in_the_order_asked_for(path):
 def test_maps_of_something_else_are_refused(path, spoil, message):
     np.savez(path, **spoil(dict(np.load(path, allow_pickle=False))))
     with pytest.raises(PneumoError, match=message):
-        compared_maps(path, ["a", "b", "c"], "hirescam", 3, (4, 5))
+        read_twin_maps(path, ["a", "b", "c"], "hirescam", 3, (4, 5))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no archive"])
 def test_a_file_that_is_none(path, content):
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(PneumoError, match="holds no maps"):
-        compared_maps(path, ["a"], "hirescam", 3, (4, 5))
+        read_twin_maps(path, ["a"], "hirescam", 3, (4, 5))

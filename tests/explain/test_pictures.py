@@ -18,11 +18,11 @@ def test_where_there_is_no_heat_the_radiograph_is_unchanged():
     image = np.arange(64, dtype=np.uint8).reshape(8, 8)
     heat = np.zeros((8, 8), np.float32)
     heat[2, 3] = 1
-    found = colour_heat(image, heat)
+    coloured = colour_heat(image, heat)
     cold = heat == 0
     for channel in range(3):
-        np.testing.assert_array_equal(found[..., channel][cold], image[cold])
-    red, green, blue = found[2, 3].astype(int)
+        np.testing.assert_array_equal(coloured[..., channel][cold], image[cold])
+    red, green, blue = coloured[2, 3].astype(int)
     assert red > 150
     assert red > blue
     assert green > blue
@@ -30,8 +30,8 @@ def test_where_there_is_no_heat_the_radiograph_is_unchanged():
 
 def test_more_heat_covers_more():
     image = np.zeros((1, 4), np.uint8)
-    found = colour_heat(image, np.array([[0.0, 0.3, 0.6, 1.0]])).astype(int).sum(axis=-1)[0]
-    assert (np.diff(found) > 0).all()
+    coloured = colour_heat(image, np.array([[0.0, 0.3, 0.6, 1.0]])).astype(int).sum(axis=-1)[0]
+    assert (np.diff(coloured) > 0).all()
 
 
 @pytest.mark.parametrize("side", [96, 512, 1024])
@@ -39,23 +39,23 @@ def test_grey_on_the_left_heat_on_the_right(side):
     image = np.full((side, side), 90, np.uint8)
     heat = np.zeros((3, 3), np.float32)
     heat[0, 2] = 1
-    found = overlay_heat_map(image, heat, "caption")
-    left, right = found[:SIDE, :SIDE], found[:SIDE, -SIDE:]
+    picture = overlay_heat_map(image, heat, "caption")
+    left, right = picture[:SIDE, :SIDE], picture[:SIDE, -SIDE:]
     assert (left == 90).all()
     assert (right[:100, -100:, 0] > 120).all()
     assert (right[-100:, :100] == 90).all()
-    assert found.dtype == np.uint8
+    assert picture.dtype == np.uint8
 
 
 def test_another_map_is_laid_over_a_third_picture():
     image = np.full((96, 96), 90, np.uint8)
     heat, other = np.zeros((3, 3), np.float32), np.zeros((6, 6), np.float32)
     heat[0, 2] = other[5, 0] = 1
-    found = overlay_heat_map(image, heat, "caption", beside=other)
+    picture = overlay_heat_map(image, heat, "caption", beside=other)
     two = overlay_heat_map(image, heat, "caption")
-    assert found.shape[1] - two.shape[1] == two.shape[1] - SIDE
-    np.testing.assert_array_equal(found[:SIDE, : two.shape[1]], two[:SIDE])
-    third = found[:SIDE, -SIDE:]
+    assert picture.shape[1] - two.shape[1] == two.shape[1] - SIDE
+    np.testing.assert_array_equal(picture[:SIDE, : two.shape[1]], two[:SIDE])
+    third = picture[:SIDE, -SIDE:]
     assert (third[-40:, :40, 0] > 120).all()
     assert (third[:100, -100:] == 90).all()
 
@@ -64,9 +64,9 @@ def test_the_outline_lies_on_the_edge_of_the_mask_in_both():
     mask = np.zeros((1024, 1024), np.uint8)
     mask[200:600, 300:500] = 1
     image = np.zeros((128, 128), np.uint8)
-    found = overlay_heat_map(image, np.zeros((4, 4)), "", rle.runs_of(rle.encode(mask)))
-    for left in (0, found.shape[1] - SIDE):
-        part = found[:SIDE, left : left + SIDE]
+    picture = overlay_heat_map(image, np.zeros((4, 4)), "", rle.runs_of(rle.encode(mask)))
+    for left in (0, picture.shape[1] - SIDE):
+        part = picture[:SIDE, left : left + SIDE]
         rows, columns = np.nonzero((part.astype(int) - OUTLINE).__abs__().sum(axis=-1) < 150)
         assert abs(rows.min() - 100) <= 1
         assert abs(rows.max() - 300) <= 1

@@ -7,7 +7,7 @@ import pytest
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.explain.gradcam import heat_maps
-from keras_pneumo.explain.sanity import blocks, cascade, draw_anew, uninformative
+from keras_pneumo.explain.sanity import cascade, draw_anew, uninformative, weight_blocks
 from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.models.unet import build_unet
 
@@ -33,14 +33,14 @@ def classifier():
 
 
 def test_blocks_go_from_the_answer_to_the_image(classifier):
-    names = [name for name, _ in blocks(classifier)]
+    names = [name for name, _ in weight_blocks(classifier)]
     assert names == ["fc", *(f"layer{stage}.{block}" for stage in (4, 3, 2, 1) for block in (1, 0)), "stem"]
-    drawn = {id(weight) for _, layers in blocks(classifier) for layer in layers for weight in layer.weights}
+    drawn = {id(weight) for _, layers in weight_blocks(classifier) for layer in layers for weight in layer.weights}
     assert drawn == {id(weight) for weight in classifier.weights if "seed" not in weight.path}
 
 
 def test_blocks_of_a_segmenter_end_with_its_encoder():
-    names = [name for name, _ in blocks(build_unet("resnet18", attention="scse", image_head=True))]
+    names = [name for name, _ in weight_blocks(build_unet("resnet18", attention="scse", image_head=True))]
     assert set(names[:2]) == {"classification_head.3", "segmentation_head.0"}
     assert names[2:7] == [f"decoder.blocks.{number}" for number in (4, 3, 2, 1, 0)]
     assert names[-1] == "stem"
@@ -71,7 +71,7 @@ def test_each_step_randomises_on_top_of_the_ones_before(classifier, images):
         return edges(model, some)
 
     cascade(classifier, images, watch)
-    changed = [sum((one != other).any() for one, other in zip(state, seen[0], strict=True)) for state in seen[1:]]
+    changed = [sum((value != other).any() for value, other in zip(state, seen[0], strict=True)) for state in seen[1:]]
     assert changed == sorted(changed)
     assert changed[0] == 2  # kernel and bias of fc
 

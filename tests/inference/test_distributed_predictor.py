@@ -12,9 +12,6 @@ from worker_lab import end, environment_of, free_ports
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import load_prepared
-from keras_pneumo.inference.predictor import DistributedPredictor
-from keras_pneumo.inference.run import load_models, load_predictors, read_run
-from keras_pneumo.training.distributed.strategy import ONE
 
 REPOSITORY = Path(__file__).parents[2]
 SMALLEST = REPOSITORY / "experiments/smallest_classifier.py"
@@ -33,10 +30,10 @@ def two(*arguments):
     return [begin(*arguments, cluster=(ports, number)) for number in range(2)]
 
 
-def alike(one, other, task):
+def alike(folder, other, task):
     """The same images in the same order with the same answers, to float32's rounding."""
     for file in ("predictions.csv", "validation.csv"):
-        first, second = (pd.read_csv(folder / file, dtype={"encoded_pixels": str}) for folder in (one, other))
+        first, second = (pd.read_csv(path / file, dtype={"encoded_pixels": str}) for path in (folder, other))
         assert list(first["image_id"]) == list(second["image_id"])
         # A segmenter's is the level of a pixel, one of 256.
         apart = 1e-5 if task == "classifier" else 1 / 255 + 1e-6
@@ -45,28 +42,6 @@ def alike(one, other, task):
             masks = [[rle.decode(text) for text in table["encoded_pixels"].fillna("-1")] for table in (first, second)]
             assert any(mask.any() for mask in masks[0])
             assert np.mean([a != b for a, b in zip(*masks, strict=True)]) < 1e-3
-
-
-def test_a_network_is_asked_where_it_is_told_to_be_made(tiny_runs):
-    run, seen = read_run(tiny_runs / "classifier"), []
-
-    class Scope:
-        def __enter__(self):
-            seen.append("made here")
-
-        def __exit__(self, *_):
-            seen.append("end")
-
-    class Zeros:
-        def predict_on_batch(self, x):
-            return np.zeros((len(x), 1))
-
-    (found,) = load_predictors(run, DistributedPredictor(Scope, lambda model: seen.append(model.name) or Zeros()))
-    assert seen == ["made here", "resnet18_classifier", "end"]
-    assert not found.predict_on_batch(np.ones((3, 64, 64, 1))).any()
-    images = np.random.default_rng(0).random((3, 64, 64, 1)).astype(np.float32)
-    (alone,), (model,) = load_predictors(run, ONE.sharing()), load_models(run)
-    np.testing.assert_array_equal(alone.predict_on_batch(images), model.predict_on_batch(images))
 
 
 @pytest.mark.slow
@@ -82,9 +57,9 @@ def test_two_devices_and_two_workers_predict_as_one(tmp_path, tiny_runs, prepare
 
 @pytest.mark.slow
 def test_workers_do_not_share_a_folder_of_radiographs(tmp_path, tiny_runs, phantoms):
-    (said,) = end(begin("predict", tiny_runs / "classifier", "--data", phantoms, cluster=([1, 2], 0)), code=2)
-    assert "--strategy one" in said
-    assert "is no prepared folder" in said
+    (error,) = end(begin("predict", tiny_runs / "classifier", "--data", phantoms, cluster=([1, 2], 0)), code=2)
+    assert "--strategy one" in error
+    assert "is no prepared folder" in error
 
 
 @pytest.mark.slow
@@ -130,13 +105,13 @@ def test_a_training_of_all_folds_that_was_killed_goes_on_with_the_fold_it_was_in
     out, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert "fold_1 is an unfinished run" in out
-    assert "Goes on from at_" in errors
+    assert "goes on from at_" in errors
     assert "fold_0: " not in out
     assert (folder / "fold_0/report.html").stat().st_mtime_ns == done
     assert all((folder / f"fold_{number}/report.html").is_file() for number in range(5))
     end(begin("train", SMALLEST, "--data", prepared_folder, "--fold", 1, "--out", tmp_path / "alone"))
-    place = "best.safetensors"
-    assert (folder / "fold_1" / place).read_bytes() == (tmp_path / "alone" / place).read_bytes()
+    name = "best.safetensors"
+    assert (folder / "fold_1" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
     process = begin(*given, "--resume")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2

@@ -18,8 +18,8 @@ from keras_pneumo.inference.export import (
     BOUND,
     export_network,
     export_run,
+    keras_runner,
     largest_difference,
-    logits_of,
     make_test_images,
 )
 from keras_pneumo.inference.run import build, read_run
@@ -51,7 +51,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("found", "share"),
+    ("logits", "share"),
     [
         ({"image_logit": [[1.0], [-4.0]]}, 0.0),
         ({"image_logit": [[1.0], [-4.4]]}, 0.1),  # of the largest logit, 4
@@ -60,9 +60,9 @@ def run(tmp_path_factory):
         ({"image_logit": [[np.nan], [-4.0]]}, np.inf),
     ],
 )
-def test_difference_is_a_share_of_the_largest_logit(found, share):
-    found = {name: np.array(value) for name, value in found.items()}
-    assert largest_difference(found, {"image_logit": np.array([[1.0], [-4.0]])}) == pytest.approx(share)
+def test_difference_is_a_share_of_the_largest_logit(logits, share):
+    logits = {name: np.array(value) for name, value in logits.items()}
+    assert largest_difference(logits, {"image_logit": np.array([[1.0], [-4.0]])}) == pytest.approx(share)
     small = {"image_logit": np.array([[0.01]])}
     assert largest_difference({"image_logit": np.array([[0.02]])}, small) == pytest.approx(0.01), "at least of 1"
 
@@ -98,7 +98,7 @@ def test_torch_export_holds_the_runs_weights_and_what_they_are(run, tmp_path):
 def test_an_export_that_differs_is_removed(run, tmp_path, monkeypatch):
     def wrong(model, experiment, path, record):
         path.write_bytes(b"something")
-        return lambda images: {"image_logit": logits_of(model)(images)["image_logit"] + 10 * BOUND}
+        return lambda images: {"image_logit": keras_runner(model)(images)["image_logit"] + 10 * BOUND}
 
     monkeypatch.setitem(export._WRITERS, "onnx", wrong)
     with pytest.raises(PneumoError, match="other logits"):
@@ -123,7 +123,7 @@ def test_a_note_that_stands_beside_stays_too(run, tmp_path, monkeypatch):
     def with_a_second_file(model, experiment, path, record):
         path.write_bytes(b"")
         path.with_name("more.data").write_bytes(b"")
-        return logits_of(model)
+        return keras_runner(model)
 
     monkeypatch.setitem(export._WRITERS, "onnx", with_a_second_file)
     monkeypatch.setattr(export, "ONNX_PACKAGES", ())
@@ -149,11 +149,11 @@ def test_a_segmenter_runs_elsewhere(tmp_path, form):
     exported = export_network(model, SEGMENTATION, form, tmp_path / "model")
     assert exported.difference <= BOUND
     images = np.random.default_rng(3).uniform(0, 1, (2, 64, 64, 1)).astype(np.float32)
-    found = run_elsewhere(exported.path, form, images)
-    assert largest_difference(found, logits_of(model)(images)) <= BOUND
+    logits = run_elsewhere(exported.path, form, images)
+    assert largest_difference(logits, keras_runner(model)(images)) <= BOUND
     if form != "litert":
         larger = np.random.default_rng(4).uniform(0, 1, (1, 96, 128, 1)).astype(np.float32)
-        assert largest_difference(run_elsewhere(exported.path, form, larger), logits_of(model)(larger)) <= BOUND
+        assert largest_difference(run_elsewhere(exported.path, form, larger), keras_runner(model)(larger)) <= BOUND
     left = {path.name for path in tmp_path.iterdir()}
     assert left == ({"model", "model.json"} if form == "litert" else {"model"})
 
@@ -170,16 +170,16 @@ def run_elsewhere(path, form, images):
         "assert 'research use only' in s.get_modelmeta().custom_metadata_map['use']",
         "litert": "import tensorflow as tf; run = tf.lite.Interpreter(path).get_signature_runner()\n"
         "each = [run(radiograph=image[None]) for image in images]\n"
-        "out = {k: np.concatenate([one[k] for one in each]) for k in each[0]}",
+        "out = {k: np.concatenate([part[k] for part in each]) for k in each[0]}",
     }[form]
     code = f"import numpy as np\npath = {str(path)!r}\nimages = np.load({str(path.parent / 'in.npy')!r})\n{script}\n"
     code += f"np.savez({str(path.parent / 'out.npz')!r}, **out)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stderr[-2000:]
-    found = dict(np.load(path.parent / "out.npz"))
+    logits = dict(np.load(path.parent / "out.npz"))
     (path.parent / "in.npy").unlink()
     (path.parent / "out.npz").unlink()
-    return found
+    return logits
 
 
 @pytest.mark.slow

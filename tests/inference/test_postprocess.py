@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.maps import level_counts
+from keras_pneumo.inference.maps import level_histogram
 from keras_pneumo.inference.postprocess import (
     BOTTOMS,
     COMPONENTS,
@@ -59,7 +59,7 @@ def test_the_image_score_reaches_the_top_exactly_where_there_is_a_mask(top):
     for value in (lowest_level(top) - 1, lowest_level(top)):
         quantised = map_of((0, 0, 10, value))
         parameters = PostprocessingParameters(top, 100, 0.1)
-        score = parameters.score(level_counts(quantised, positions(quantised * 0))[None])[0]
+        score = parameters.score(level_histogram(quantised, positions(quantised * 0))[None])[0]
         assert (score >= top) == bool(parameters.mask(quantised).any()) == (value == lowest_level(top))
 
 
@@ -77,8 +77,8 @@ def random_case(seed):
 @given(st.integers(0, 10**6))
 def test_the_counts_are_those_of_the_drawn_masks(seed):
     quantised, truth = random_case(seed)
-    levels, areas, overlaps = count_pixels(quantised, truth)
-    assert levels.sum(axis=1).tolist() == [1024**2, len(truth)]
+    histogram, areas, overlaps = count_pixels(quantised, truth)
+    assert histogram.sum(axis=1).tolist() == [1024**2, len(truth)]
     inside = np.zeros(1024**2, bool)
     inside[truth] = True
     for row, bottom in enumerate(BOTTOMS):

@@ -40,7 +40,7 @@ def dice(first, second):
 
 
 @pytest.fixture
-def known(monkeypatch, tmp_path):
+def bright_run(monkeypatch, tmp_path):
     monkeypatch.setattr(ensemble, "load_predictors", lambda run, distributed: [bright_model()])
 
     def run_at(size):
@@ -71,14 +71,14 @@ def check_folder(folder, run):
 
 @pytest.mark.parametrize("size", [128, 512])
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real DICOM files are not here")
-def test_masks_of_real_files_line_up_with_the_radiographs(known, size):
-    assert check_folder(REAL, known(size)) == 10
+def test_masks_of_real_files_line_up_with_the_radiographs(bright_run, size):
+    assert check_folder(REAL, bright_run(size)) == 10
 
 
-def test_masks_of_phantoms_line_up_with_the_radiographs(known, tmp_path):
+def test_masks_of_phantoms_line_up_with_the_radiographs(bright_run, tmp_path):
     write_phantoms(tmp_path / "raw", PhantomSettings(images=3, seed=1, positive_rate=0.5), workers=1)
     few = tmp_path / "few"
     few.mkdir()
     for path in list((tmp_path / "raw").rglob("*.dcm"))[:3]:
         (few / path.name).write_bytes(path.read_bytes())
-    assert check_folder(few, known(128)) == 3
+    assert check_folder(few, bright_run(128)) == 3

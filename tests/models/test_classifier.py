@@ -1,11 +1,11 @@
-"""The classifier: one float32 logit, its parts by name, depth groups, learning a simple rule."""
+"""The classifier: one float32 logit, its parts by name, its weight file."""
 
 import keras
 import numpy as np
 import pytest
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.models.classifier import build_classifier, depth_groups, leaf_layers
+from keras_pneumo.models.classifier import build_classifier
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +50,6 @@ def test_head_starts_within_one_over_root_fan_in(classifier):
     assert np.abs(bias).max() <= bound
 
 
-def test_depth_groups_cover_every_variable_once(classifier):
-    groups = depth_groups(classifier)
-    assert groups.keys() == {v.path for v in classifier.variables if "seed" not in v.path}
-    assert groups["conv1/kernel"] == groups["bn1/gamma"] == 0
-    assert groups["layer1-0-conv1/kernel"] == 1
-    assert groups["layer4-1-bn2/beta"] == 4
-    assert groups["fc/kernel"] == groups["fc/bias"] == 5
-    assert {layer.name for layer in leaf_layers(classifier)} >= {"conv1", "layer2-0-downsample-1", "fc"}
-
-
 def test_logits_stay_float32_under_mixed_precision():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -81,5 +71,5 @@ def test_weights_file_round_trip(classifier, tmp_path):
     classifier.save_weights(path)
     other = build_classifier("resnet18")
     other.load_weights(path)
-    for ours, theirs in zip(classifier.weights, other.weights, strict=True):
-        np.testing.assert_array_equal(np.array(ours), np.array(theirs))
+    for saved, loaded in zip(classifier.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(np.array(saved), np.array(loaded))

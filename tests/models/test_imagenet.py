@@ -12,8 +12,9 @@ import safetensors.numpy
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models import imagenet
 from keras_pneumo.models.classifier import build_classifier
-from keras_pneumo.models.imagenet import SOURCES, WeightSource, imagenet_weights
-from keras_pneumo.models.weights import from_torch, to_torch
+from keras_pneumo.models.imagenet import SOURCES, WeightSource, imagenet_weights, load_pretrained
+from keras_pneumo.models.unet import build_unet
+from keras_pneumo.models.weights import to_torch
 
 STATE = {"conv1.weight": np.arange(8, dtype=np.float32).reshape(2, 4)}
 CONTENT = safetensors.numpy.save(STATE)
@@ -24,6 +25,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 def nowhere(tmp_path, monkeypatch):
     """No weights in the environment, an empty cache, and no way to the network."""
     monkeypatch.delenv("KERAS_PNEUMO_WEIGHTS", raising=False)
+    monkeypatch.delenv("KERAS_PNEUMO_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def refuse(*_arguments, **_keywords):
@@ -63,6 +65,7 @@ def server(monkeypatch):
 def downloads(server, tmp_path, monkeypatch):
     """The server's file stands in the table as ResNet50's V1."""
     monkeypatch.delenv("KERAS_PNEUMO_WEIGHTS", raising=False)
+    monkeypatch.delenv("KERAS_PNEUMO_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     table = {**SOURCES, "resnet50.imagenet_v1": (WeightSource(server.url, SHA256, len(CONTENT)),)}
     monkeypatch.setattr(imagenet, "SOURCES", table)
@@ -86,18 +89,18 @@ def test_found_in_a_folder_by_its_name(tmp_path, monkeypatch, name):
     path = tmp_path / "my weights ü" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(CONTENT)
-    given = imagenet_weights("resnet50", "imagenet_v1", given=tmp_path / "my weights ü")
+    given = imagenet_weights("resnet50", "imagenet_v1", location=tmp_path / "my weights ü")
     monkeypatch.setenv("KERAS_PNEUMO_WEIGHTS", str(tmp_path / "my weights ü"))
-    for found in (given, imagenet_weights("resnet50", "imagenet_v1")):
-        np.testing.assert_array_equal(found.state["conv1.weight"], STATE["conv1.weight"])
-        assert found.path == path
-        assert found.sha256 == SHA256
+    for weights in (given, imagenet_weights("resnet50", "imagenet_v1")):
+        np.testing.assert_array_equal(weights.state["conv1.weight"], STATE["conv1.weight"])
+        assert weights.path == path
+        assert weights.sha256 == SHA256
 
 
 def test_a_file_is_taken_whatever_its_name(tmp_path):
     path = tmp_path / "mine.safetensors"
     path.write_bytes(CONTENT)
-    assert imagenet_weights("resnet18", "imagenet_v1", given=path).path == path
+    assert imagenet_weights("resnet18", "imagenet_v1", location=path).path == path
 
 
 def test_the_cache_is_used_before_the_network(tmp_path):
@@ -109,15 +112,15 @@ def test_the_cache_is_used_before_the_network(tmp_path):
 
 def test_a_folder_without_them_says_what_it_would_hold(tmp_path):
     with pytest.raises(PneumoError, match=r"resnet18\.imagenet_v1\.safetensors.*resnet18-f37072fd\.pth"):
-        imagenet_weights("resnet18", "imagenet_v1", given=tmp_path)
+        imagenet_weights("resnet18", "imagenet_v1", location=tmp_path)
     with pytest.raises(PneumoError, match="does not exist"):
-        imagenet_weights("resnet18", "imagenet_v1", given=tmp_path / "absent")
+        imagenet_weights("resnet18", "imagenet_v1", location=tmp_path / "absent")
 
 
 def test_torchvisions_name_promises_torchvisions_bytes(tmp_path):
     (tmp_path / "resnet50-11ad3fa6.pth").write_bytes(b"something else")
     with pytest.raises(PneumoError, match="not the file that torchvision publishes"):
-        imagenet_weights("resnet50", "imagenet_v2", given=tmp_path)
+        imagenet_weights("resnet50", "imagenet_v2", location=tmp_path)
 
 
 def test_v2_exists_for_resnet50_only():
@@ -139,8 +142,8 @@ def test_every_pinned_source_is_whole():
 
 def test_download_is_checked_kept_and_not_repeated(downloads, tmp_path):
     seen = []
-    found = imagenet_weights("resnet50", "imagenet_v1", progress=lambda done, total: seen.append((done, total)))
-    np.testing.assert_array_equal(found.state["conv1.weight"], STATE["conv1.weight"])
+    weights = imagenet_weights("resnet50", "imagenet_v1", progress=lambda done, total: seen.append((done, total)))
+    np.testing.assert_array_equal(weights.state["conv1.weight"], STATE["conv1.weight"])
     assert seen[-1] == (len(CONTENT), len(CONTENT))
     assert files(tmp_path / "cache") == ["resnet50.imagenet_v1.safetensors"]
     imagenet_weights("resnet50", "imagenet_v1")
@@ -196,11 +199,41 @@ def test_a_cache_that_cannot_be_made_is_one_message(tmp_path, monkeypatch):
         imagenet_weights("resnet18", "imagenet_v1")
 
 
-def test_into_the_encoder_with_another_head(tmp_path):
+@pytest.fixture(scope="module")
+def trained():
+    """A state dict of torchvision's ResNet18 with ImageNet's thousand classes."""
     keras.utils.set_random_seed(3)
-    trained = to_torch(build_classifier("resnet18"))
-    trained["fc.weight"], trained["fc.bias"] = np.zeros((1000, 512), np.float32), np.zeros(1000, np.float32)
+    return to_torch(build_classifier("resnet18", classes=1000))
+
+
+def test_imagenet_weights_by_name_go_into_the_encoder_only(tmp_path, monkeypatch, trained):
     (tmp_path / "resnet18.imagenet_v1.safetensors").write_bytes(safetensors.numpy.save(trained))
+    monkeypatch.setenv("KERAS_PNEUMO_WEIGHTS", str(tmp_path))
+    state = to_torch(build_classifier("resnet18", "imagenet_v1"))
+    np.testing.assert_array_equal(state["layer4.1.conv2.weight"], trained["layer4.1.conv2.weight"])
+    assert state["fc.weight"].shape == (1, 512)
+    state = to_torch(build_unet("resnet18", "imagenet_v1"))
+    np.testing.assert_array_equal(state["encoder.layer4.1.conv2.weight"], trained["layer4.1.conv2.weight"])
     model = build_classifier("resnet18")
-    from_torch(model.get_layer("encoder"), imagenet_weights("resnet18", "imagenet_v1", tmp_path).state, head="skip")
-    np.testing.assert_array_equal(to_torch(model)["layer4.1.conv2.weight"], trained["layer4.1.conv2.weight"])
+    load_pretrained(model, "resnet18", "imagenet_v1", tmp_path / "resnet18.imagenet_v1.safetensors")
+    np.testing.assert_array_equal(to_torch(model)["conv1.weight"], trained["conv1.weight"])
+
+
+def test_a_file_of_weights_is_the_whole_network(tmp_path, trained):
+    path = tmp_path / "torchvision.safetensors"
+    path.write_bytes(safetensors.numpy.save(trained))
+    state = to_torch(build_classifier("resnet18", path, classes=1000))
+    assert all(state[name].tobytes() == trained[name].tobytes() for name in trained)
+    with pytest.raises(PneumoError, match=r"fc\.weight \(1000, 512\) instead of \(1, 512\)"):
+        build_classifier("resnet18", str(path))
+    with pytest.raises(PneumoError, match=r"missing: encoder\.conv1\.weight"):
+        build_unet("resnet18", path)
+
+
+def test_weights_that_do_not_exist_are_refused(tmp_path):
+    with pytest.raises(PneumoError, match=r"no weights 'imagenet21k'\. Choose imagenet_v1, imagenet_v2 or"):
+        build_classifier("resnet18", "imagenet21k")
+    with pytest.raises(PneumoError, match="imagenet_v2 exists for resnet50 only"):
+        build_unet("resnet18", "imagenet_v2")
+    with pytest.raises(PneumoError, match="cannot be read"):
+        build_unet("resnet18", tmp_path / "absent.safetensors")

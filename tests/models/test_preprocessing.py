@@ -18,10 +18,10 @@ def test_black_and_white_by_hand():
 def test_equals_the_same_sum_in_numpy_to_the_last_bit():
     image = np.random.default_rng(0).random((3, 5, 7, 1)).astype(np.float32)
     expected = (image - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
-    ours = np.array(normalise(image))
-    assert ours.dtype == np.float32
-    assert ours.shape == (3, 5, 7, 3)
-    np.testing.assert_array_equal(ours, expected)
+    result = np.array(normalise(image))
+    assert result.dtype == np.float32
+    assert result.shape == (3, 5, 7, 3)
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_layer_has_no_weights_and_keeps_full_precision_under_mixed_precision():

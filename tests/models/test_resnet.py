@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.models.resnet import STRIDES, depth_of, feature_channels, resnet
+from keras_pneumo.models.classifier import build_classifier
+from keras_pneumo.models.resnet import STRIDES, depth_groups, depth_of, leaf_layers, resnet
+
+CHANNELS = {18: [64, 64, 128, 256, 512], 34: [64, 64, 128, 256, 512], 50: [64, 256, 512, 1024, 2048]}
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +23,14 @@ def encoders():
 @pytest.mark.parametrize(("depth", "total"), [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032)])
 def test_parameters_are_torchvisions(encoders, depth, total):
     trainable = sum(int(np.prod(v.shape)) for v in encoders[depth].trainable_variables)
-    assert trainable + feature_channels(depth)[-1] * 1000 + 1000 == total
+    assert trainable + CHANNELS[depth][-1] * 1000 + 1000 == total
 
 
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (33, 45)])
 def test_features_at_strides_2_to_32_rounded_up(encoders, depth, height, width):
     features = encoders[depth](np.zeros((1, height, width, 3), np.float32))
-    assert [f.shape[-1] for f in features] == list(feature_channels(depth))
+    assert [f.shape[-1] for f in features] == CHANNELS[depth]
     assert [f.shape[1:3] for f in features] == [(-(-height // s), -(-width // s)) for s in STRIDES]
 
 
@@ -87,3 +90,14 @@ def test_names_of_depths():
         depth_of("resnet101")
     with pytest.raises(PneumoError, match="depth 101"):
         resnet(101)
+
+
+def test_depth_groups_cover_every_variable_once():
+    classifier = build_classifier("resnet18", dropout=0.5)
+    groups = depth_groups(classifier)
+    assert groups.keys() == {v.path for v in classifier.variables if "seed" not in v.path}
+    assert groups["conv1/kernel"] == groups["bn1/gamma"] == 0
+    assert groups["layer1-0-conv1/kernel"] == 1
+    assert groups["layer4-1-bn2/beta"] == 4
+    assert groups["fc/kernel"] == groups["fc/bias"] == 5
+    assert {layer.name for layer in leaf_layers(classifier)} >= {"conv1", "layer2-0-downsample-1", "fc"}

@@ -1,13 +1,14 @@
 """The U-Net: sizes, options, what the decoder does by hand, and a mask it can learn. (Against smp: tests/parity.)"""
 
+import h5py
 import keras
 import numpy as np
 import pytest
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.models.classifier import depth_groups
-from keras_pneumo.models.unet import DECODER_CHANNELS, Carried, build_unet, check_size
-from keras_pneumo.models.weights import from_torch, to_torch
+from keras_pneumo.models.resnet import depth_groups
+from keras_pneumo.models.unet import DECODER_CHANNELS, build_unet, check_size
+from keras_pneumo.models.weights import UnusedTensors, from_torch, to_torch
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +136,8 @@ def test_encoder_and_decoder_without_heads(unet, twin):
     twin.get_layer("segmentation_head-0").kernel.assign(np.full((3, 3, 16, 1), 7, np.float32))
     from_torch(twin, to_torch(unet), head="skip")
     np.testing.assert_array_equal(np.array(twin.get_layer("segmentation_head-0").kernel), 7)
-    ours, theirs = (m.get_layer("decoder-blocks-4-conv2-0").kernel for m in (twin, unet))
-    np.testing.assert_array_equal(np.array(ours), np.array(theirs))
+    loaded, expected = (m.get_layer("decoder-blocks-4-conv2-0").kernel for m in (twin, unet))
+    np.testing.assert_array_equal(np.array(loaded), np.array(expected))
 
 
 def test_an_imagenet_state_goes_into_the_encoder(unet, plain):
@@ -156,6 +157,8 @@ def test_depth_groups_put_decoder_and_heads_last(unet):
 def test_weights_file_round_trip(unet, twin, tmp_path):
     path = tmp_path / "best.weights.h5"
     unet.save_weights(path)
+    with h5py.File(path) as file:
+        assert "carried" in file["layers"], "the name that weight files of earlier runs have for the unused tensors"
     for variable in twin.weights:
         variable.assign(keras.ops.zeros_like(variable))
     twin.load_weights(path)
@@ -163,8 +166,8 @@ def test_weights_file_round_trip(unet, twin, tmp_path):
     assert all(array.tobytes() == state[name].tobytes() for name, array in to_torch(twin).items())
 
 
-def test_carried_tensors_change_nothing_and_survive_serialisation():
-    layer = Carried({"cSE.1.weight": (2, 3, 1, 1), "cSE.1.bias": (2,)}, name="attention")
+def test_unused_tensors_change_nothing_and_survive_serialisation():
+    layer = UnusedTensors({"cSE.1.weight": (2, 3, 1, 1), "cSE.1.bias": (2,)}, name="attention")
     x = np.random.default_rng(2).random((1, 4, 4, 3)).astype(np.float32)
     np.testing.assert_array_equal(np.array(layer(x)), x)
     copy = keras.layers.deserialize(keras.layers.serialize(layer))

@@ -4,14 +4,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from keras_pneumo.phantoms.cohort import MAX_IMAGES, Case, case_of, films, patient_of
-from keras_pneumo.phantoms.folder import PhantomSettings
+from keras_pneumo.phantoms.cohort import MAX_IMAGES, Case, PhantomSettings, list_images, make_case, make_patient
 
 SETTINGS = PhantomSettings()
 
 
 def cases(images: int, seed: int = 0, settings: PhantomSettings = SETTINGS) -> list[Case]:
-    return [case_of(seed, patient, image, settings) for patient, image in films(seed, images, settings.positive_rate)]
+    return [
+        make_case(seed, patient, image, settings)
+        for patient, image in list_images(seed, images, settings.positive_rate)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -21,18 +23,18 @@ def many() -> list[Case]:
 
 @given(seed=st.integers(0, 2**31 - 1), patient=st.integers(0, 10**5))
 def test_a_case_is_a_pure_function_of_its_numbers(seed: int, patient: int) -> None:
-    assert case_of(seed, patient, 0, SETTINGS) == case_of(seed, patient, 0, SETTINGS)
-    with pytest.raises(IndexError, match="films"):
-        case_of(seed, patient, MAX_IMAGES, SETTINGS)
+    assert make_case(seed, patient, 0, SETTINGS) == make_case(seed, patient, 0, SETTINGS)
+    with pytest.raises(IndexError, match="images"):
+        make_case(seed, patient, MAX_IMAGES, SETTINGS)
 
 
 @given(seed=st.integers(0, 2**31 - 1), images=st.integers(1, 60), more=st.integers(1, 60))
 def test_more_images_keep_the_earlier_ones(seed: int, images: int, more: int) -> None:
-    assert films(seed, images + more, 0.22)[:images] == films(seed, images, 0.22)
-    assert len(films(seed, images, 0.22)) == images
+    assert list_images(seed, images + more, 0.22)[:images] == list_images(seed, images, 0.22)
+    assert len(list_images(seed, images, 0.22)) == images
 
 
-def test_patients_have_one_to_six_films_of_one_person(many: list[Case]) -> None:
+def test_patients_have_one_to_six_images_of_one_person(many: list[Case]) -> None:
     counts = np.bincount([case.patient for case in many])
     assert set(counts) == {1, 2, 3, 4, 5, 6}
     people = {(case.patient_id, case.sex) for case in many}
@@ -42,7 +44,7 @@ def test_patients_have_one_to_six_films_of_one_person(many: list[Case]) -> None:
         assert max(ages) - min(ages) <= 1
 
 
-def test_ids_are_those_of_no_other_film(many: list[Case]) -> None:
+def test_ids_are_those_of_no_other_image(many: list[Case]) -> None:
     assert len({case.image_id for case in many}) == len(many)
     assert len({case.file_uuid for case in many}) == len(many)
     for case in many[:20]:
@@ -55,14 +57,14 @@ def test_ids_are_those_of_no_other_film(many: list[Case]) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.22, 0.5, 1.0])
-def test_the_share_of_positives_is_the_wished_one(rate: float) -> None:
+def test_the_share_of_positives_is_the_requested_one(rate: float) -> None:
     settings = PhantomSettings(positive_rate=rate)
     share = np.mean([case.positive for case in cases(1500, seed=1, settings=settings)])
     assert share == pytest.approx(rate, abs=0.02 if 0 < rate < 1 else 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_small_folder_has_nearly_the_wished_share_too(seed: int) -> None:
+def test_a_small_folder_has_nearly_the_requested_share_too(seed: int) -> None:
     assert np.mean([case.positive for case in cases(200, seed)]) == pytest.approx(0.22, abs=0.06)
 
 
@@ -76,13 +78,13 @@ def test_areas_follow_siim(many: list[Case]) -> None:
 
 def test_size_scale_multiplies_the_areas() -> None:
     plain, large = (cases(200, settings=PhantomSettings(size_scale=scale)) for scale in (1.0, 3.0))
-    for one, other in zip(plain, large, strict=True):
-        if one.area:
-            assert other.area == pytest.approx(min(3 * one.area, 0.154))
+    for before, after in zip(plain, large, strict=True):
+        if before.area:
+            assert after.area == pytest.approx(min(3 * before.area, 0.154))
 
 
 def patient_only_scores(some: list[Case], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A predictor that knows of a film nothing but its patient's other films, in five image-level folds."""
+    """A predictor that knows nothing of an image but its patient's other images, in five image-level folds."""
     truth = np.array([case.positive for case in some])
     patient = np.array([case.patient for case in some])
     fold = np.random.default_rng(seed).integers(0, 5, len(some))
@@ -124,7 +126,7 @@ def test_other_shares(many: list[Case]) -> None:
 
 
 def test_a_patients_positives_do_not_depend_on_the_order_of_asking() -> None:
-    later = patient_of(3, 40, 0.22)
+    later = make_patient(3, 40, 0.22)
     for patient in range(40):
-        patient_of(3, patient, 0.22)
-    assert patient_of(3, 40, 0.22) == later
+        make_patient(3, patient, 0.22)
+    assert make_patient(3, 40, 0.22) == later

@@ -7,9 +7,8 @@ import pydicom
 import pytest
 from pydicom.encaps import generate_frames
 
-from keras_pneumo.phantoms.cohort import case_of
-from keras_pneumo.phantoms.dicom import dicom_of, jpeg_of
-from keras_pneumo.phantoms.folder import PhantomSettings
+from keras_pneumo.phantoms.cohort import PhantomSettings, make_case, make_patient
+from keras_pneumo.phantoms.dicom import encode_dicom, encode_jpeg
 
 REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[3] / "shared")) / "siim_mini" / "dicom"
 
@@ -69,8 +68,8 @@ def picture(seed: int = 0) -> np.ndarray:
 
 
 def written(patient: int = 0, monochrome1_rate: float = 0.0) -> pydicom.Dataset:
-    case = case_of(0, patient, 0, PhantomSettings(monochrome1_rate=monochrome1_rate))
-    return pydicom.dcmread(io.BytesIO(dicom_of(picture(), case)))
+    case = make_case(0, patient, 0, PhantomSettings(monochrome1_rate=monochrome1_rate))
+    return pydicom.dcmread(io.BytesIO(encode_dicom(picture(), case)))
 
 
 def listed(elements: pydicom.Dataset) -> list[tuple[str, str, object]]:
@@ -81,9 +80,9 @@ def listed(elements: pydicom.Dataset) -> list[tuple[str, str, object]]:
 def test_tags_kinds_and_fixed_values_are_siims(patient: int) -> None:
     dataset = written(patient)
     meta = [entry for entry in listed(dataset.file_meta) if entry[0] != "FileMetaInformationGroupLength"]
-    for ours, theirs in ((meta, SIIM_META), (listed(dataset), SIIM_TAGS)):
-        assert [entry[:2] for entry in ours] == [entry[:2] for entry in theirs]
-        for (keyword, _, value), (_, _, expected) in zip(ours, theirs, strict=True):
+    for tags, expected_tags in ((meta, SIIM_META), (listed(dataset), SIIM_TAGS)):
+        assert [entry[:2] for entry in tags] == [entry[:2] for entry in expected_tags]
+        for (keyword, _, value), (_, _, expected) in zip(tags, expected_tags, strict=True):
             assert expected is None or value == expected, keyword
 
 
@@ -99,18 +98,16 @@ def test_oddities() -> None:
     assert "0.14300000000000002" in spacings  # 19 characters; a DS has at most 16
 
 
-def test_films_of_one_patient_share_no_patient_id() -> None:
+def test_images_of_one_patient_share_no_patient_id() -> None:
     settings = PhantomSettings()
-    case = next(case_of(0, patient, 1, settings) for patient in range(20) if _films(patient) > 1)
-    other = case_of(0, case.patient, 0, settings)
+    case = next(make_case(0, patient, 1, settings) for patient in range(20) if _images(patient) > 1)
+    other = make_case(0, case.patient, 0, settings)
     assert case.patient_id == other.patient_id
     assert case.file_uuid != other.file_uuid
 
 
-def _films(patient: int) -> int:
-    from keras_pneumo.phantoms.cohort import patient_of
-
-    return len(patient_of(0, patient, 0.22).positives)
+def _images(patient: int) -> int:
+    return len(make_patient(0, patient, 0.22).positives)
 
 
 def test_pixels_come_back_as_they_were_but_for_jpeg() -> None:
@@ -141,7 +138,7 @@ def test_the_frame_is_one_baseline_jpeg_of_even_length_in_an_undefined_length_el
 
 
 def test_jpeg_streams_are_padded_to_even_length() -> None:
-    streams = [jpeg_of(picture(seed)[:64, :64]) for seed in range(12)]
+    streams = [encode_jpeg(picture(seed)[:64, :64]) for seed in range(12)]
     assert all(len(stream) % 2 == 0 for stream in streams)
     assert any(stream.endswith(b"\xff\xd9\0") for stream in streams)
     assert any(stream.endswith(b"\xff\xd9") for stream in streams)
@@ -149,10 +146,10 @@ def test_jpeg_streams_are_padded_to_even_length() -> None:
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real DICOM files in {REAL}")
 def test_against_the_real_files() -> None:
-    ours = written()
+    phantom = written()
     for path in sorted(REAL.glob("*.dcm")):
-        theirs = pydicom.dcmread(path)
-        for mine, real in ((ours, theirs), (ours.file_meta, theirs.file_meta)):
+        siim = pydicom.dcmread(path)
+        for mine, real in ((phantom, siim), (phantom.file_meta, siim.file_meta)):
             assert [(e.tag, e.VR) for e in mine] == [(e.tag, e.VR) for e in real]
-        mine, real = (next(generate_frames(d.PixelData, number_of_frames=1)) for d in (ours, theirs))
+        mine, real = (next(generate_frames(d.PixelData, number_of_frames=1)) for d in (phantom, siim))
         assert mine[: 2 + 69 + 2 + 11] == real[: 2 + 69 + 2 + 11]  # start, quantisation table, frame header

@@ -9,9 +9,8 @@ import pytest
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.phantoms import folder as phantom
-from keras_pneumo.phantoms import folder as phantom_films
-from keras_pneumo.phantoms.folder import PhantomSettings, render, write_phantoms
+from keras_pneumo.phantoms.folder import IMAGES, STATE, PhantomSettings, write_phantoms
+from keras_pneumo.phantoms.render import render
 
 SETTINGS = PhantomSettings(images=24, seed=5, positive_rate=0.5, several_rows_rate=0.6, monochrome1_rate=0.3)
 
@@ -42,7 +41,7 @@ def test_files_lie_as_in_the_competition(folder: Path) -> None:
     for path in files:
         dataset = pydicom.dcmread(path, stop_before_pixels=True)
         assert path.parts[-3:] == (dataset.StudyInstanceUID, dataset.SeriesInstanceUID, f"{dataset.SOPInstanceUID}.dcm")
-    assert not list(folder.rglob("*.tmp"))
+    assert not list(folder.rglob("*.part"))
 
 
 def test_the_label_file_has_every_oddity_of_the_real_one(folder: Path) -> None:
@@ -89,15 +88,15 @@ def test_pixels_and_masks_are_those_of_render(folder: Path) -> None:
     truth = {row["image_id"]: row for row in rows(folder / "phantom.csv")}
     checked = set()
     for patient, image in ((0, 0), (1, 0), (2, 0), (3, 0), (4, 0)):
-        film = render(5, patient, image, SETTINGS)
-        [path] = folder.rglob(f"{film.case.image_id}.dcm")
+        phantom = render(5, patient, image, SETTINGS)
+        [path] = folder.rglob(f"{phantom.case.image_id}.dcm")
         stored = pydicom.dcmread(path).pixel_array.astype(int)
-        shown = 255 - stored if film.case.monochrome1 else stored
-        assert np.abs(shown - film.image).mean() < 2.0  # what JPEG loses of the noise
-        x, y, width, height = film.marker_box
-        row = truth[film.case.image_id]
+        shown = 255 - stored if phantom.case.monochrome1 else stored
+        assert np.abs(shown - phantom.image).mean() < 2.0  # what JPEG loses of the noise
+        x, y, width, height = phantom.marker_box
+        row = truth[phantom.case.image_id]
         assert [int(row[f"marker_{name}"]) for name in ("x", "y", "width", "height")] == [x, y, width, height]
-        checked.add(film.case.image_id)
+        checked.add(phantom.case.image_id)
     assert len(checked) == 5
 
 
@@ -110,9 +109,9 @@ def test_neither_workers_nor_more_images_change_a_byte(folder: Path, tmp_path: P
     assert seen == [(done, 6) for done in range(1, 7)]
     assert summary.images == 6
     few, all_of_them = hashes(tmp_path / "few"), hashes(folder)
-    films = {name: value for name, value in few.items() if name.endswith(".dcm")}
-    assert len(films) == 6
-    assert films.items() <= all_of_them.items()
+    images = {name: value for name, value in few.items() if name.endswith(".dcm")}
+    assert len(images) == 6
+    assert images.items() <= all_of_them.items()
     labels = (folder / "train-rle.csv").read_text().splitlines()
     assert set((tmp_path / "few" / "train-rle.csv").read_text().splitlines()) <= set(labels)
 
@@ -144,7 +143,7 @@ def test_an_interrupted_folder_is_finished_to_the_same_bytes(tmp_path: Path) -> 
     with pytest.raises(StopError):
         write_phantoms(broken, settings, workers=1, progress=stop_at_two)
     assert not (broken / "train-rle.csv").exists()
-    (next(broken.rglob("*.dcm")).parent / ".x.dcm.1.tmp").write_bytes(b"half")
+    (next(broken.rglob("*.dcm")).parent / ".x.dcm.abcdefgh.part").write_bytes(b"half")
     assert write_phantoms(broken, settings, workers=1).written
     assert hashes(broken) == hashes(whole)
 
@@ -184,14 +183,14 @@ def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path) -> None:
     assert write_phantoms(tmp_path, settings, workers=1, progress=start_again).written
 
 
-def test_a_full_disk_is_said_and_leaves_nothing_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(PneumoError, match=r"could not be written to .*No space left on device"):
+    with pytest.raises(PneumoError, match=r"Cannot write .*No space left on device"):
         write_phantoms(tmp_path / "out", PhantomSettings(images=1), workers=1)
-    assert [path.name for path in (tmp_path / "out").rglob("*") if path.name != ".phantom.lock"] == []
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.name != ".lock"] == []
 
 
 def test_no_workers_is_refused(tmp_path: Path) -> None:
@@ -214,7 +213,7 @@ def test_bad_settings_are_refused_by_name(name: str, value: object) -> None:
 
 
 def test_the_state_file_says_what_was_made(folder: Path) -> None:
-    state = json.loads((folder / phantom.STATE).read_text())
+    state = json.loads((folder / STATE).read_text())
     assert state["complete"] is True
     assert state["settings"]["images"] == 24
-    assert phantom_films.IMAGES == "dicom-images-train"
+    assert IMAGES == "dicom-images-train"

@@ -76,17 +76,18 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path):
         "images_32/.b.png.abcdefgh.part",
         "images_32/c.png",
         "d.part.txt",
-        "film.mkv.part",
+        "video.mkv.part",
+        "dicom/1.2/1.3/.d.dcm.abcdefgh.part",
     ):
         files.write_bytes(tmp_path / name, b"")
     files.remove_temporary(tmp_path)
     left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
-    assert left == ["d.part.txt", "film.mkv.part", "images_32/c.png"]
+    assert left == ["d.part.txt", "images_32/c.png", "video.mkv.part"]
 
 
 def test_lock_is_for_one(tmp_path):
-    said = pytest.raises(PneumoError, match=f"Another run is working in {tmp_path}")
-    with files.folder_lock(tmp_path), said, files.folder_lock(tmp_path):
+    refusal = pytest.raises(PneumoError, match=f"Another run is working in {tmp_path}")
+    with files.folder_lock(tmp_path), refusal, files.folder_lock(tmp_path):
         pass
     with files.folder_lock(tmp_path):
         pass
@@ -97,3 +98,16 @@ def test_lock_ends_with_an_error(tmp_path):
         raise RuntimeError
     with files.folder_lock(tmp_path):
         pass
+
+
+def test_one_cache_folder_for_everything(tmp_path, monkeypatch):
+    monkeypatch.delenv("KERAS_PNEUMO_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert files.cache_folder() == files.default_cache_folder() == tmp_path / "xdg" / "keras_pneumo"
+    monkeypatch.setenv("KERAS_PNEUMO_CACHE", str(tmp_path / "own"))
+    assert files.cache_folder() == tmp_path / "own"
+    assert files.default_cache_folder() == tmp_path / "xdg" / "keras_pneumo"
+    monkeypatch.delenv("KERAS_PNEUMO_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.cache_folder() == tmp_path / ".cache" / "keras_pneumo"

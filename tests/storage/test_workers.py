@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from keras_pneumo.storage.workers import available_cores, collect, work_through
+from keras_pneumo.storage.workers import (
+    IsolatedWorker,
+    WorkerClosedError,
+    WorkerCrashedError,
+    WorkerTimeoutError,
+    available_cores,
+    map_in_processes,
+    results_in_order,
+)
 
 
 def twice(number):
@@ -40,45 +48,78 @@ def refuse_three(number):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_item_comes_back_once(workers):
-    assert sorted(work_through(twice, list(range(30)), workers)) == [(number, 2 * number) for number in range(30)]
+    assert sorted(map_in_processes(twice, list(range(30)), workers)) == [(number, 2 * number) for number in range(30)]
 
 
 def test_results_keep_the_items_order():
-    assert collect(twice, range(30), 2) == [2 * number for number in range(30)]
-    assert collect(twice, []) == []
+    assert results_in_order(twice, range(30), 2) == [2 * number for number in range(30)]
+    assert results_in_order(twice, []) == []
 
 
 def test_items_that_kill_their_process_come_back_empty():
-    results = dict(work_through(die_on_seven, list(range(20)), 2))
+    results = dict(map_in_processes(die_on_seven, list(range(20)), 2))
     assert results == {number: None if number in (7, 8) else number for number in range(20)}
 
 
 @pytest.mark.parametrize("workers", [None, 1])
 def test_a_single_worker_can_be_a_process_of_its_own(workers):
-    assert dict(work_through(where, [0], workers)) == {0: os.getpid()}
-    assert dict(work_through(where, [0], workers, apart=True)) != {0: os.getpid()}
-    results = dict(work_through(die_on_seven, [6, 7, 9], workers, apart=True))
+    assert dict(map_in_processes(where, [0], workers)) == {0: os.getpid()}
+    assert dict(map_in_processes(where, [0], workers, isolated=True)) != {0: os.getpid()}
+    results = dict(map_in_processes(die_on_seven, [6, 7, 9], workers, isolated=True))
     assert results == {6: 6, 7: None, 9: 9}
 
 
 def test_a_process_that_reads_does_not_wait_for_tensorflow():
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     script = "import keras_pneumo.data.radiographs.reading, sys; print('tensorflow' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert said.stdout.split() == ["False"]
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_item_that_never_ends_comes_back_empty(workers):
-    results = dict(work_through(never_end_on_seven, list(range(12)), workers, apart=True, seconds=15))
+    results = dict(map_in_processes(never_end_on_seven, list(range(12)), workers, isolated=True, seconds=15))
     assert results == {number: None if number == 7 else number for number in range(12)}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_ends_the_work(workers):
     with pytest.raises(ValueError, match="three"):
-        list(work_through(refuse_three, list(range(30)), workers))
+        list(map_in_processes(refuse_three, list(range(30)), workers))
+
+
+def test_an_isolated_worker_outlives_a_crash_and_a_call_without_end():
+    worker = IsolatedWorker()
+    assert not worker.is_running
+    assert worker.call(twice, 3, seconds=60) == 6
+    pid = worker.call(where, 0, seconds=60)
+    assert pid != os.getpid()
+    with pytest.raises(WorkerCrashedError):
+        worker.call(die_on_seven, 7, seconds=60)
+    with pytest.raises(ValueError, match="three"):
+        worker.call(refuse_three, 3, seconds=60)
+    assert worker.call(where, 0, seconds=60) == worker.call(where, 0, seconds=60) != pid
+    with pytest.raises(WorkerTimeoutError, match="2 seconds"):
+        worker.call(never_end_on_seven, 7, seconds=2)
+    assert worker.call(twice, 3, seconds=60) == 6
+    worker.close()
+    with pytest.raises(WorkerClosedError):
+        worker.call(twice, 3, seconds=60)
+
+
+def put_pid_in_environment():
+    os.environ["STARTED_BY"] = "initializer"
+
+
+def started_by(_):
+    return os.environ.get("STARTED_BY")
+
+
+def test_each_process_runs_the_initializer_first():
+    results = dict(map_in_processes(started_by, [0, 1], 2, initializer=put_pid_in_environment))
+    assert results == {0: "initializer", 1: "initializer"}
+    assert "STARTED_BY" not in os.environ
 
 
 def test_there_is_at_least_one_core():
@@ -87,9 +128,9 @@ def test_there_is_at_least_one_core():
 
 ORPHANS = """
 import multiprocessing, os, signal, sys, time
-from keras_pneumo.storage.workers import work_through
+from keras_pneumo.storage.workers import map_in_processes
 if __name__ == "__main__":
-    for done in work_through(time.sleep, [0.01] * 2 + [600] * 4, 2):
+    for done in map_in_processes(time.sleep, [0.01] * 2 + [600] * 4, 2):
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 """

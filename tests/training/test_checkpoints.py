@@ -1,5 +1,6 @@
 """Checkpoints are whole or absent, and a damaged one is passed over."""
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -10,6 +11,7 @@ import pytest
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training import checkpoints
+from keras_pneumo.training.checkpoints import Checkpoint, State, position_of
 
 ARRAYS = {"model.0000": np.arange(6.0).reshape(2, 3), "optimizer.0000": np.array(7, np.int64)}
 STATE = {"position": {"epoch": 1}, "note": float("nan")}
@@ -21,13 +23,13 @@ def write(run, epoch=1, step=2, **more):
 
 def test_what_was_written_comes_back(tmp_path):
     folder = write(tmp_path)
-    found = checkpoints.latest(tmp_path)
-    assert found.folder == folder == tmp_path / "checkpoints/at_0001_000002"
-    assert found.arrays.keys() == ARRAYS.keys()
+    checkpoint = checkpoints.latest(tmp_path)
+    assert checkpoint.folder == folder == tmp_path / "checkpoints/at_0001_000002"
+    assert checkpoint.arrays.keys() == ARRAYS.keys()
     for name, value in ARRAYS.items():
-        np.testing.assert_array_equal(found.arrays[name], value)
-        assert found.arrays[name].dtype == value.dtype
-    assert found.state["position"] == {"epoch": 1}
+        np.testing.assert_array_equal(checkpoint.arrays[name], value)
+        assert checkpoint.arrays[name].dtype == value.dtype
+    assert checkpoint.state["position"] == {"epoch": 1}
     assert not list(tmp_path.glob("checkpoints/.*"))
 
 
@@ -60,17 +62,25 @@ def test_a_damaged_one_is_passed_over_with_a_sentence(tmp_path, name, how):
     elif how == "altered":
         content[len(content) // 2] ^= 1
         victim.write_bytes(content)
-    said = []
-    assert checkpoints.latest(tmp_path, said.append).folder.name == "at_0000_000005"
-    assert "at_0000_000009 is passed over" in said[0]
+    messages = []
+    assert checkpoints.latest(tmp_path, messages.append).folder.name == "at_0000_000005"
+    assert "at_0000_000009 is passed over" in messages[0]
+    if how == "missing":
+        assert f"it is not complete ({victim.name}: No such file" in messages[0]
+    else:
+        assert f"{name} is damaged; its content does not fit its hash" in messages[0]
+        assert "not complete" not in messages[0]
 
 
 def test_one_without_its_marker_or_with_a_broken_one_is_none(tmp_path):
     folder = write(tmp_path)
+    messages = []
     (folder / "COMPLETE.json").write_text("{")
-    assert checkpoints.latest(tmp_path) is None
+    assert checkpoints.latest(tmp_path, messages.append) is None
+    assert "COMPLETE.json is damaged" in messages[0]
     (folder / "COMPLETE.json").unlink()
-    assert checkpoints.latest(tmp_path) is None
+    assert checkpoints.latest(tmp_path, messages.append) is None
+    assert "it is not complete (COMPLETE.json" in messages[1]
 
 
 def test_files_of_the_run_come_back_as_they_were(tmp_path):
@@ -83,7 +93,7 @@ def test_files_of_the_run_come_back_as_they_were(tmp_path):
         (tmp_path / "new").write_bytes(content)
         (tmp_path / "new").replace(path)
     (tmp_path / "checkpoints/epoch_001.weights.h5").unlink()
-    checkpoints.put_back(tmp_path, checkpoints.latest(tmp_path), "checkpoints/epoch_*.weights.h5")
+    checkpoints.restore_files(tmp_path, checkpoints.latest(tmp_path), "checkpoints/epoch_*.weights.h5")
     assert best.read_bytes() == b"first"
     assert sorted(path.name for path in tmp_path.glob("checkpoints/epoch_*")) == ["epoch_001.weights.h5"]
 
@@ -133,3 +143,11 @@ def test_a_disk_that_fills_up_during_a_save(small_disk):
     assert not list(small_disk.glob("checkpoints/.writing*"))
     write(small_disk, 0, 3)
     assert checkpoints.latest(small_disk).folder.name == "at_0000_000003"
+
+
+@pytest.mark.parametrize("norm_sum", [12.0, float("nan")])
+def test_a_checkpoint_of_an_earlier_version_counts_every_step_of_its_gradients(tmp_path, norm_sum):
+    position = dataclasses.asdict(State(epoch=1, step=2, images=16, norm_sum=norm_sum, norm_images=16))
+    position.pop("norm_images")
+    state = position_of(Checkpoint(tmp_path, {}, {"position": position}))
+    assert (state.norm_sum, state.norm_images) == ((12.0, 16) if norm_sum == 12 else (0.0, 0))

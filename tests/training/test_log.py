@@ -1,10 +1,24 @@
-"""The log of a training: its rows, and the pictures and events that are made from them."""
+"""The log of a training: its rows, the best weights, and the pictures and events that are made from them."""
+
+import errno
+import os
 
 import matplotlib
 import pandas as pd
 import pytest
+import tensorflow as tf
+from crash_lab import QUICK, tiny, train_tiny
 
-from keras_pneumo.training.log import draw_curves
+from keras_pneumo.data.prepared.folder import load_prepared
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.training.log import draw_curves, save_best, save_weights
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture
+def prepared(prepared_folder):
+    return load_prepared(prepared_folder)
 
 
 def curves_text(table, tmp_path):
@@ -32,3 +46,63 @@ def test_the_best_epoch_is_labelled_with_the_score_of_its_curve(tmp_path, dice, 
     text = curves_text(table, tmp_path)
     assert label in text
     assert f"Validation {'AUROC' if dice is None else 'Dice'}" in text
+
+
+def test_a_full_disk_while_weights_are_saved_leaves_the_best_ones(monkeypatch, tmp_path, prepared):
+    run_folder = tmp_path / "run"
+    train_tiny(prepared, run_folder)
+    before = (run_folder / "best.weights.h5").read_bytes()
+    model = tiny(QUICK)
+
+    def full(path):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(model, "save_weights", full)
+    with pytest.raises(PneumoError, match=f"{run_folder}: No space left"):
+        save_best(model, run_folder)
+    assert (run_folder / "best.weights.h5").read_bytes() == before
+    assert not list(run_folder.glob("writing*"))
+
+
+def test_weights_are_on_the_disk_before_they_take_their_name(monkeypatch, tmp_path):
+    path, flush, flushed = tmp_path / "best.weights.h5", os.fsync, []
+
+    def noted(handle):
+        flushed.append((os.fstat(handle).st_ino, path.exists()))
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    save_weights(tiny(QUICK), path)
+    assert flushed == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
+def test_weights_that_cannot_be_flushed_are_not_taken(monkeypatch, tmp_path):
+    (tmp_path / "best.weights.h5").write_bytes(b"before")
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PneumoError, match="No space left"):
+        save_weights(tiny(QUICK), tmp_path / "best.weights.h5")
+    assert (tmp_path / "best.weights.h5").read_bytes() == b"before"
+    assert not list(tmp_path.glob("writing*"))
+
+
+def test_events_hold_the_log(tmp_path, prepared):
+    train_tiny(prepared, tmp_path / "run")
+    log = pd.read_csv(tmp_path / "run/log.csv")
+    assert (log["data_seconds"] >= 0).all()
+    assert (log["gradient_norm"] > 0).all()
+    assert (log["memory_gb"] > 0).all()
+    (file,) = (tmp_path / "run/events").iterdir()
+    points = {}
+    for record in tf.data.TFRecordDataset(str(file)):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            points.setdefault(value.tag, {})[event.step] = tf.make_ndarray(value.tensor).item()
+    assert points["epoch/validation_auroc"] == pytest.approx(
+        dict(zip(log["epoch"], log["validation_auroc"], strict=True))
+    )
+    assert {"step/loss", "step/gradient_norm", "step/images_per_second", "epoch/learning_rate"} <= set(points)

@@ -63,8 +63,8 @@ def value(loss, truth, logits, **options):
 @pytest.mark.parametrize("smoothing", [1, 3])
 def test_soft_dice_of_sure_masks(truth, prediction, overlap, total, smoothing):
     expected = 1 - Fraction(2 * overlap + smoothing, total + smoothing)
-    ours = value(soft_dice, batch(truth), sure(prediction), smoothing=smoothing)
-    assert ours == pytest.approx(float(expected), abs=1e-6)
+    result = value(soft_dice, batch(truth), sure(prediction), smoothing=smoothing)
+    assert result == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_soft_dice_of_an_undecided_prediction():
@@ -210,8 +210,8 @@ def test_each_image_counts_for_itself():
     truth = np.concatenate([batch(CORNER), batch(EMPTY), batch(FULL)])
     logits = np.random.default_rng(6).normal(size=truth.shape).astype(np.float32)
     for loss in TERMS.values():
-        alone = [np.array(loss(truth[i : i + 1], logits[i : i + 1]))[0] for i in range(3)]
-        np.testing.assert_allclose(np.array(loss(truth, logits)), alone, rtol=1e-5)
+        singly = [np.array(loss(truth[i : i + 1], logits[i : i + 1]))[0] for i in range(3)]
+        np.testing.assert_allclose(np.array(loss(truth, logits)), singly, rtol=1e-5)
 
 
 def test_recipes_are_read_as_they_are_written():

@@ -42,17 +42,19 @@ def test_it_searches_a_small_network_and_draws_its_plot(tmp_path):
     features = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, activation="relu")(pixels))
     model = keras.Model(pixels, keras.layers.Dense(1)(features))
     experiment = CLASSIFIER.replace(global_batch_size=8, augmentation=NO_AUGMENTATION, weights="random")
-    told = []
-    found = find_rate(model, experiment, separable(), 40, lambda done, total: told.append((done, total)))
-    assert LOW <= found.suggested <= HIGH
-    assert found.smoothed.min() < found.smoothed[0] - 0.01, "some rate must have lowered the loss"
-    assert len(found.rates) == len(found.losses) == len(found.smoothed) >= 10
-    assert told[0] == (8, 320)
-    assert found.fall > 0.01
-    assert found.suggested in found.rates[len(found.rates) // 10 : -5], "neither the unsteady start nor the divergence"
-    found.save(tmp_path)
+    calls = []
+    search = find_rate(model, experiment, separable(), 40, lambda done, total: calls.append((done, total)))
+    assert LOW <= search.suggested <= HIGH
+    assert search.smoothed.min() < search.smoothed[0] - 0.01, "some rate must have lowered the loss"
+    assert len(search.rates) == len(search.losses) == len(search.smoothed) >= 10
+    assert calls[0] == (8, 320)
+    assert search.fall > 0.01
+    assert search.suggested in search.rates[len(search.rates) // 10 : -5], (
+        "neither the unsteady start nor the divergence"
+    )
+    search.save(tmp_path)
     table = pd.read_csv(tmp_path / "learning_rates.csv")
-    np.testing.assert_allclose(table["learning_rate"], found.rates)
+    np.testing.assert_allclose(table["learning_rate"], search.rates)
     assert (tmp_path / "learning_rates.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -74,10 +76,10 @@ def test_each_loss_is_the_steps_own_not_a_running_mean():
     pixels[5] = 255
     source = ImageSet(tuple(map(str, range(24))), labels, 32, ("",) * 24, ("",) * 24, pixels, None)
     experiment = CLASSIFIER.replace(global_batch_size=2, augmentation=NO_AUGMENTATION, weights="random")
-    found = find_rate(model, experiment, source, 12)
-    spikes = found.losses > 1
+    search = find_rate(model, experiment, source, 12)
+    spikes = search.losses > 1
     assert spikes.sum() == 1
-    np.testing.assert_allclose(found.losses[~spikes], np.log(2), rtol=1e-4)
+    np.testing.assert_allclose(search.losses[~spikes], np.log(2), rtol=1e-4)
 
 
 def test_it_learns_by_the_training_step(monkeypatch):

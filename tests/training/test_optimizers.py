@@ -8,7 +8,6 @@ import keras
 import numpy as np
 import pytest
 
-from keras_pneumo.errors import PneumoError
 from keras_pneumo.training.optimizers import SGD, AdamW, decays
 from keras_pneumo.training.schedules import Tabulated, one_cycle
 
@@ -107,13 +106,6 @@ def dense_model():
     return model, rng.normal(size=(64, 5)).astype(np.float32), rng.normal(size=(64, 1)).astype(np.float32)
 
 
-def test_unknown_multipliers_are_refused():
-    model, *_ = dense_model()
-    AdamW(rate_multipliers={model.variables[0].path: 0.1}).check_multipliers(model)
-    with pytest.raises(PneumoError, match="encoder/absent"):
-        AdamW(rate_multipliers={"encoder/absent": 0.1}).check_multipliers(model)
-
-
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 @pytest.mark.parametrize("kind", [AdamW, SGD])
 def test_fit_learns_with_schedule_clipping_and_ema(policy, kind):
@@ -154,20 +146,6 @@ def test_state_is_saved_and_restored_midway():
     restored.load_own_variables(store)
     go(*again, restored, range(6, 12))
     np.testing.assert_array_equal(np.array(again[0]), expected)
-
-
-@pytest.mark.parametrize("kind", [AdamW, SGD])
-def test_accumulation_gives_the_large_batchs_steps_and_schedule(kind):
-    gradients = np.random.default_rng(6).normal(size=(6, 2, 2)).astype(np.float32)
-    rates = Tabulated([0.1, 0.2, 0.3])
-    small, large = (keras.Variable(np.ones((2, 2), np.float32)) for _ in range(2))
-    accumulating = kind(rates, weight_decay=0.1, gradient_accumulation_steps=2)
-    whole = kind(rates, weight_decay=0.1)
-    for gradient in gradients:
-        accumulating.apply([keras.ops.convert_to_tensor(gradient)], [small])
-    for pair in gradients.reshape(3, 2, 2, 2):
-        whole.apply([keras.ops.convert_to_tensor(pair.mean(0))], [large])
-    np.testing.assert_allclose(np.array(small), np.array(large), rtol=1e-6)
 
 
 def test_steps_under_a_distribution_strategy_equal_the_plain_ones():

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.training.schedules import Plateau, Tabulated, constant, cosine, one_cycle, warm_restarts
+from keras_pneumo.training.schedules import Plateau, Tabulated, cosine, one_cycle, warm_restarts
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "parity" / "pytorch" / "golden" / "schedules.json").read_text())
 
 
-def ours(plan):
+def rates_and_momenta(plan):
     """The rates, and the momenta where there are any, that our function gives for one of PyTorch's plans."""
     arguments, steps = dict(plan["arguments"]), np.arange(plan["steps"])
     if plan["kind"] == "OneCycleLR":
@@ -42,7 +42,7 @@ def ours(plan):
 
 @pytest.mark.parametrize("plan", GOLDEN, ids=lambda plan: f"{plan['kind']}-{plan['steps']}")
 def test_equal_to_pytorch_at_every_step(plan):
-    rates, momenta = ours(plan)
+    rates, momenta = rates_and_momenta(plan)
     # PyTorch multiplies the cosine's rate on from step to step, so its zero is a rounding error of the first rate.
     np.testing.assert_allclose(rates, plan["rates"], rtol=1e-9, atol=1e-15)
     if momenta is not None:
@@ -53,7 +53,7 @@ def test_equal_to_pytorch_at_every_step(plan):
 def test_the_graphs_table_is_the_function_rounded_to_float32(plan):
     import tensorflow as tf
 
-    rates, momenta = ours(plan)
+    rates, momenta = rates_and_momenta(plan)
     for values in (rates, momenta):
         schedule = Tabulated(values)
         in_graph = tf.function(schedule)
@@ -88,10 +88,6 @@ def test_one_cycle_climbs_once_and_falls_once(total, rise, peak):
 def test_a_plan_without_room_is_refused(total, options):
     with pytest.raises(PneumoError):
         one_cycle(0, total, **options)
-
-
-def test_constant():
-    np.testing.assert_array_equal(constant(np.arange(3), 0.5), [0.5, 0.5, 0.5])
 
 
 def test_cosine_by_hand():

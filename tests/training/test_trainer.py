@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import keras
@@ -10,10 +11,9 @@ from keras_pneumo.config import CLASSIFIER
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.run import build, load_model, read_run
-from keras_pneumo.models.classifier import depth_groups
-from keras_pneumo.training.fit import phases_of, train
+from keras_pneumo.models.resnet import depth_groups
 from keras_pneumo.training.optimizers import make_optimizer
-from keras_pneumo.training.start import set_precision
+from keras_pneumo.training.trainer import TrainingOptions, phases_of, run_training, set_precision, train
 
 TINY = CLASSIFIER.replace(
     name="tiny",
@@ -35,16 +35,22 @@ TINY = CLASSIFIER.replace(
 def finished(tmp_path_factory, prepared_folder):
     """A tiny run, made once; read only."""
     folder = tmp_path_factory.mktemp("run")
-    told, rows = [], []
-    outcome = train(
-        TINY, load_prepared(prepared_folder), folder, command="keras-pneumo train tiny", on_epoch=rows.append,
-        progress=lambda *now: told.append(now),
-    )  # fmt: skip
-    return folder, outcome, rows, told
+    calls, rows = [], []
+    result = train(
+        TINY,
+        load_prepared(prepared_folder),
+        folder,
+        TrainingOptions(
+            command="keras-pneumo train tiny",
+            on_epoch=rows.append,
+            show_progress=lambda title: contextlib.nullcontext(lambda *now: calls.append(now)),
+        ),
+    )
+    return folder, result, rows, calls
 
 
 def test_a_run_leaves_its_record_log_weights_and_curves(finished, prepared_folder):
-    folder, outcome, rows, told = finished
+    folder, result, rows, calls = finished
     record = json.loads((folder / "experiment.json").read_text())
     manifest = load_prepared(prepared_folder).manifest
     assert record["experiment"] == json.loads(TINY.model_dump_json())
@@ -58,9 +64,9 @@ def test_a_run_leaves_its_record_log_weights_and_curves(finished, prepared_folde
     assert log["phase"].tolist() == ["frozen", "whole"]
     assert log["best"].iloc[0] == 1
     assert np.isfinite(log[["loss", "validation_loss", "learning_rate", "images_per_second"]]).all(axis=None)
-    assert outcome.best.epoch == record["best_epoch"] == log[log["best"] == 1]["epoch"].iloc[-1]
+    assert result.best.epoch == record["best_epoch"] == log[log["best"] == 1]["epoch"].iloc[-1]
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    assert told[-1][0] == told[-1][1] == 2 * record["training_images"]
+    assert calls[-1][0] == calls[-1][1] == 2 * record["training_images"]
     assert not list(folder.glob("writing*"))
 
 
@@ -93,12 +99,40 @@ def test_a_frozen_encoder_keeps_weights_and_statistics(tmp_path, prepared_folder
     def remember(row):
         saved[row.phase] = load_file(tmp_path / "best.safetensors")
 
-    train(frozen_only, load_prepared(prepared_folder), tmp_path, on_epoch=remember)
+    train(frozen_only, load_prepared(prepared_folder), tmp_path, TrainingOptions(on_epoch=remember))
     from keras_pneumo.models.weights import to_torch
 
     start = to_torch(build(frozen_only))
     for name in ("conv1.weight", "bn1.running_mean", "layer4.1.bn2.running_var"):
         np.testing.assert_array_equal(saved["frozen"][name], start[name])
+
+
+@pytest.mark.slow
+def test_a_run_goes_from_the_prepared_folder_to_its_report_without_the_command_line(tmp_path, prepared_folder):
+    """As in a notebook; the same call again finds nothing to do, and a lost report is made again."""
+    prepared, said, shown, trained = load_prepared(prepared_folder), [], [], []
+    experiment = TINY.replace(frozen_epochs=0, ema=0, depth_decay=1)
+
+    def show_progress(title):
+        shown.append(title)
+        return contextlib.nullcontext(None)
+
+    options = TrainingOptions(say=said.append, on_trained=trained.append, show_progress=show_progress)
+    finished = run_training(experiment, prepared, tmp_path / "run", options)
+    assert finished.path == tmp_path / "run/report.html"
+    assert finished.path.is_file()
+    assert finished.sentences
+    assert (tmp_path / "run/submission/predictions.csv").is_file()
+    assert said == [f"Training tiny: resnet18 at 64, on one device, into {tmp_path / 'run'}"]
+    assert shown == ["training", "prediction"]
+    assert [result.best.epoch for result in trained] == [1]
+    with pytest.raises(PneumoError, match="finished training"):
+        run_training(experiment, prepared, tmp_path / "run", options)
+    finished.path.unlink()
+    again = run_training(experiment, prepared, tmp_path / "run", options, must_resume=True)
+    assert again.path.is_file()
+    assert len(trained) == 1, "the training itself was done"
+    assert "is an unfinished run" in said[-1]
 
 
 def test_phases_and_their_rates():

@@ -1,4 +1,4 @@
-"""The page in headless Chromium: a real DICOM file is dropped, looked at, judged; a hostile one gets a sentence."""
+"""The page in headless Chromium: a DICOM file is dropped, shown and gets a verdict; a hostile one gets an error."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from known_detector import dice, expected_mask
+from detector_lab import dice, expected_mask
 
 pytest.importorskip("uvicorn", reason="the page (extra view) is not installed")
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -63,23 +63,23 @@ class Browser:
         self.driver.find_element(By.TAG_NAME, "body").send_keys(*keys)
 
     def drop(self, *paths, wait=True):
-        """Drop files from outside onto the film, as a person does, and ``wait`` for the answer to the first."""
+        """Drop files from outside onto the page, as a person does, and ``wait`` for the answer to the first."""
         before = self.run(
-            "document.getElementById('busy').hidden = true; return document.getElementById('place').textContent"
+            "document.getElementById('busy').hidden = true; return document.getElementById('position').textContent"
         )
         data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "dragOver", "drop"):
             event = {"type": kind, "x": 400, "y": 400, "data": data}
             self.driver.execute_cdp_cmd("Input.dispatchDragEvent", event)
             time.sleep(0.3)  # the page must have said that it takes files before they are let go
-        self.until(f"return document.getElementById('place').textContent !== {json.dumps(before)}")
+        self.until(f"return document.getElementById('position').textContent !== {json.dumps(before)}")
         if wait:
             self.until("return document.getElementById('busy').hidden")
 
-    def wait_for(self, place):
-        """Until the radiograph at this place, such as ``2 of 3``, is shown."""
+    def wait_for(self, position):
+        """Until the radiograph at this position, such as ``2 of 3``, is shown."""
         self.until(
-            f"return document.getElementById('place').textContent === {json.dumps(place)}"
+            f"return document.getElementById('position').textContent === {json.dumps(position)}"
             " && document.getElementById('busy').hidden"
         )
 
@@ -100,33 +100,25 @@ class Browser:
     def inside(self):
         """Whether points of a 64x64 lattice lie inside the outline."""
         values = self.run(
-            "const s = document.getElementById('outline'), p = s.querySelector('.line'), found = [];"
+            "const s = document.getElementById('outline'), p = s.querySelector('.line'), inside = [];"
             "for (let y = 8; y < 1024; y += 16) for (let x = 8; x < 1024; x += 16) {"
-            "const q = s.createSVGPoint(); q.x = x; q.y = y; found.push(p.isPointInFill(q)); } return found;"
+            "const q = s.createSVGPoint(); q.x = x; q.y = y; inside.push(p.isPointInFill(q)); } return inside;"
         )
         return np.array(values, bool).reshape(64, 64)
 
-    def faults(self):
-        """What the page's console complained of, less the refusals that are answers."""
+    def console_errors(self):
+        """Errors in the page's console, without the server's refusals, which are answers."""
         log = self.driver.get_log("browser")
-        severe = [one["message"] for one in log if one["level"] == "SEVERE"]
+        severe = [entry["message"] for entry in log if entry["level"] == "SEVERE"]
         return [message for message in severe if "Failed to load resource" not in message]
 
 
-@pytest.fixture(scope="module")
-def films(tmp_path_factory, phantoms):
-    folder = tmp_path_factory.mktemp("films")
-    for path in sorted(phantoms.rglob("*.dcm"))[:2]:
-        (folder / path.name).write_bytes(path.read_bytes())
-    return folder
-
-
 @pytest.fixture
-def browser(films, tmp_path):
-    with Page(films, tmp_path / "readings.csv") as page:
-        found = Browser(page, tmp_path / "profile")
-        yield found
-        found.driver.quit()
+def browser(radiographs, tmp_path):
+    with Page(radiographs, tmp_path / "readings.csv") as page:
+        chromium = Browser(page, tmp_path / "profile")
+        yield chromium
+        chromium.driver.quit()
 
 
 def check_shown(browser, path, tmp_path):
@@ -145,33 +137,33 @@ def check_shown(browser, path, tmp_path):
     for wrong in (inside[:, ::-1], inside[::-1], inside.T):
         assert dice(wrong, expected) < right - 0.02
     boxes = [
-        browser.run(f"const b = document.querySelector('{one}').getBoundingClientRect(); return [b.x, b.y, b.width]")
-        for one in ("#grey", "#heat", "#outline")
+        browser.run(f"const b = document.querySelector('{layer}').getBoundingClientRect(); return [b.x, b.y, b.width]")
+        for layer in ("#grey", "#heat", "#outline")
     ]
     np.testing.assert_allclose(boxes[1:], [boxes[0]] * 2, atol=0.5)
     browser.driver.save_screenshot(str(tmp_path / "shot.png"))
     picture = cv2.imread(str(tmp_path / "shot.png"))
-    x, y, side = (round(one) for one in boxes[0])
-    film = picture[max(y, 0) : y + side, x : x + side]
-    grey = film.mean(axis=2)
-    plain = np.ptp(film, axis=2) < 8  # neither the outline nor its rim's mixture with it
+    x, y, side = (round(value) for value in boxes[0])
+    radiograph = picture[max(y, 0) : y + side, x : x + side]
+    grey = radiograph.mean(axis=2)
+    plain = np.ptp(radiograph, axis=2) < 8  # neither the outline nor its rim's mixture with it
     small = cv2.resize(pixels, (grey.shape[1], grey.shape[0]), interpolation=cv2.INTER_AREA)
     assert np.corrcoef(grey[plain], small[plain])[0, 1] > 0.95, "the screenshot shows that radiograph"
-    assert (np.ptp(film, axis=2) > 60).mean() > 0.002, "and an outline in colour"
+    assert (np.ptp(radiograph, axis=2) > 60).mean() > 0.002, "and an outline in colour"
 
 
-def test_a_dropped_dicom_is_shown_judged_and_kept(browser, films, tmp_path):
+def test_a_dropped_dicom_is_shown_and_its_verdict_saved(browser, tmp_path):
     browser.until("return document.body.dataset.shown")
     check_shown(browser, browser.page.files[0][0], tmp_path)
     outside = tmp_path / "dropped.dcm"
     outside.write_bytes(browser.page.files[1][0].read_bytes())
     browser.drop(outside)
-    assert browser.text("place") == "3 of 3"
+    assert browser.text("position") == "3 of 3"
     assert browser.text("name") == "dropped.dcm"
     assert "yes" in browser.text("word")
     assert "10 of 40" in browser.text("evidence")
-    assert "Probability 0.800 (the classifier's); yes from 0.500." in browser.text("numbers")
-    assert "The probability is the classifier's" in browser.text("heat-note")
+    assert "Probability 0.800, from the classifier; yes from 0.500 on." in browser.text("numbers")
+    assert "The probability comes from the classifier." in browser.text("heat-note")
     assert "about 25 would be wrong" in browser.text("hundred")
     assert len(browser.driver.find_elements(By.CSS_SELECTOR, "#dots .wrong")) == 25
     check_shown(browser, outside, tmp_path)
@@ -179,55 +171,55 @@ def test_a_dropped_dicom_is_shown_judged_and_kept(browser, films, tmp_path):
     WebDriverWait(browser.driver, 30).until(lambda _: browser.pressed("disagree"))
     browser.press(Keys.ARROW_LEFT)
     browser.until(
-        "return document.getElementById('place').textContent === '2 of 3' && document.getElementById('busy').hidden"
+        "return document.getElementById('position').textContent === '2 of 3' && document.getElementById('busy').hidden"
     )
-    # The same bytes, so the verdict stands already; the other film is judged with a click.
+    # The same bytes, so the verdict is there already; the other radiograph gets one with a click.
     assert (
         browser.run("return document.querySelector('[data-verdict=disagree]').getAttribute('aria-pressed')") == "true"
     )
     browser.press(Keys.ARROW_LEFT)
     browser.until(
-        "return document.getElementById('place').textContent === '1 of 3' && document.getElementById('busy').hidden"
+        "return document.getElementById('position').textContent === '1 of 3' && document.getElementById('busy').hidden"
     )
     browser.driver.find_element(By.CSS_SELECTOR, "[data-verdict=agree]").click()
     browser.until("return document.getElementById('agreement').textContent.startsWith('All 3 read')")
     assert "agree on 1 of 2" in browser.text("agreement")
     table = pd.read_csv(tmp_path / "readings.csv")
     assert sorted(table["verdict"]) == ["agree", "disagree"]
-    asked = browser.run("return performance.getEntriesByType('resource').map((one) => one.name)")
-    assert all(name.startswith((browser.page.address, "data:")) for name in asked), asked
-    assert browser.faults() == []
+    loaded = browser.run("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+    assert all(url.startswith((browser.page.address, "data:")) for url in loaded), loaded
+    assert browser.console_errors() == []
 
 
 def hash_of(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def held(monkeypatch, place, name, when=lambda *_: True):
+def held(monkeypatch, owner, name, when=lambda *_: True):
     """Hold the calls of a method that ``when`` says to, until the event that is returned is set."""
-    let_go, real = threading.Event(), getattr(place, name)
+    let_go, real = threading.Event(), getattr(owner, name)
 
     def wait(*given):
         if when(*given):
             assert let_go.wait(60)
         return real(*given)
 
-    monkeypatch.setattr(place, name, wait)
+    monkeypatch.setattr(owner, name, wait)
     return let_go
 
 
 def test_a_verdict_waits_for_the_radiograph_that_it_is_on(browser, tmp_path, monkeypatch):
     browser.until("return document.body.dataset.shown")
-    let_go = held(monkeypatch, browser.page.reader, "read", lambda _, name: name == "slow.dcm")
+    let_go = held(monkeypatch, browser.page.page_detector, "answer", lambda _, name: name == "slow.dcm")
     slow = tmp_path / "slow.dcm"
     slow.write_bytes(browser.page.files[1][0].read_bytes() + b"\0\0")  # bytes that nobody has read yet
     browser.drop(slow, wait=False)
     assert browser.text("busy") == "Reading …"
     buttons = browser.driver.find_elements(By.CSS_SELECTOR, "[data-verdict]")
-    assert not any(button.is_enabled() for button in buttons), "there is nothing to judge yet"
+    assert not any(button.is_enabled() for button in buttons), "there is no radiograph yet to give a verdict on"
     browser.press("a")
     time.sleep(1)  # what is sent by mistake arrives in that time
-    assert browser.page.readings.verdicts(browser.page.reader.detector.version) == {}
+    assert browser.page.readings.verdicts(browser.page.page_detector.detector.version) == {}
     let_go.set()
     browser.wait_for("3 of 3")
     assert not any(browser.pressed(verdict) for verdict in ("agree", "disagree", "unsure"))
@@ -260,7 +252,7 @@ def test_a_verdict_that_is_kept_late_is_not_shown_on_another_radiograph(browser,
     browser.drop(bad)
     let_go.set()
     browser.until("return document.getElementById('agreement').textContent.includes('1 unsure')")
-    assert browser.text("fault").startswith("bad.dcm cannot be shown"), "nothing else went wrong"
+    assert browser.text("error").startswith("bad.dcm cannot be shown"), "nothing else went wrong"
     browser.press(Keys.ARROW_LEFT)
     browser.wait_for("2 of 3")
     assert browser.pressed("unsure")
@@ -294,7 +286,7 @@ def test_the_page_can_be_loaded_again(browser):
     browser.run("delete document.body.dataset.shown")
     browser.driver.refresh()
     browser.until("return document.body.dataset.shown")
-    assert browser.faults() == []
+    assert browser.console_errors() == []
 
 
 def test_keys_and_sliders_change_what_is_seen(browser):
@@ -332,7 +324,7 @@ def test_keys_and_sliders_change_what_is_seen(browser):
     browser.press("?")
     assert browser.driver.find_element(By.ID, "keys").is_displayed()
     browser.press(Keys.ESCAPE)
-    assert browser.faults() == []
+    assert browser.console_errors() == []
 
 
 def test_a_hostile_file_gets_a_sentence_and_the_page_goes_on(browser, tmp_path):
@@ -340,9 +332,9 @@ def test_a_hostile_file_gets_a_sentence_and_the_page_goes_on(browser, tmp_path):
     hostile = tmp_path / "<img src=x onerror=document.title='owned'>.dcm"
     hostile.write_bytes(b"\0" * 128 + b"DICM" + bytes(range(256)) * 4)
     browser.drop(hostile)
-    said = browser.text("fault")
-    assert said.startswith("<img src=x")
-    assert "cannot be shown" in said
+    error = browser.text("error")
+    assert error.startswith("<img src=x")
+    assert "cannot be shown" in error
     assert "owned" not in browser.driver.title
     assert not browser.run("return document.body.dataset.shown"), "no answer stands beside it"
     assert not browser.driver.find_element(By.ID, "answer").is_displayed()
@@ -350,20 +342,20 @@ def test_a_hostile_file_gets_a_sentence_and_the_page_goes_on(browser, tmp_path):
     liar.Rows = 60000
     liar.save_as(tmp_path / "liar.dcm")
     browser.drop(tmp_path / "liar.dcm")
-    assert browser.text("fault").startswith("liar.dcm cannot be shown")
+    assert browser.text("error").startswith("liar.dcm cannot be shown")
     good = tmp_path / "good.dcm"
     good.write_bytes(browser.page.files[0][0].read_bytes())
     browser.drop(good)
     assert browser.text("name") == "good.dcm"
-    assert not browser.driver.find_element(By.ID, "fault").is_displayed()
-    assert browser.faults() == []
+    assert not browser.driver.find_element(By.ID, "error").is_displayed()
+    assert browser.console_errors() == []
 
 
 def test_a_folder_or_a_file_that_is_gone_gets_a_true_sentence(browser, tmp_path):
     browser.until("return document.body.dataset.shown")
     (tmp_path / "a folder").mkdir()
     browser.drop(tmp_path / "a folder")
-    assert browser.text("fault").startswith("a folder cannot be read. It is a folder, or")
+    assert browser.text("error").startswith("a folder cannot be read. It is a folder, or")
     gone = tmp_path / "gone.dcm"
     gone.write_bytes(browser.page.files[0][0].read_bytes())
     browser.drop(gone)
@@ -373,11 +365,11 @@ def test_a_folder_or_a_file_that_is_gone_gets_a_true_sentence(browser, tmp_path)
     browser.wait_for("3 of 4")
     browser.press(Keys.ARROW_RIGHT)
     browser.wait_for("4 of 4")
-    assert browser.text("fault").startswith("gone.dcm cannot be read.")
+    assert browser.text("error").startswith("gone.dcm cannot be read.")
     browser.press(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
     browser.wait_for("2 of 4")
-    assert browser.text("fault") == ""
-    assert browser.faults() == []
+    assert browser.text("error") == ""
+    assert browser.console_errors() == []
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real DICOM files are not here")

@@ -98,15 +98,25 @@ def text_of(counts: Sequence[int]) -> str:
 
 def runs_of(text: str, height: int = MASK_SIZE, width: int = MASK_SIZE) -> Runs:
     """Compressed COCO runs of one EncodedPixels text; see :func:`counts_of` for what it refuses."""
-    return coco.frPyObjects({"size": [height, width], "counts": counts_of(text, height * width)}, height, width)
+    return runs_of_counts(counts_of(text, height * width), height, width)
+
+
+def runs_of_counts(counts: Sequence[int], height: int = MASK_SIZE, width: int = MASK_SIZE) -> Runs:
+    """Compressed COCO runs of the counts that :func:`counts_of` returns, for those who have parsed the text already."""
+    return coco.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
 
 
 def unite(texts: Iterable[str], height: int = MASK_SIZE, width: int = MASK_SIZE) -> Runs:
     """The union of several rows of one image, as compressed COCO runs. Overlaps count once; no row at all is empty."""
     parts = [runs_of(text, height, width) for text in texts]
-    if not parts:
-        return runs_of(EMPTY, height, width)
-    return coco.merge(parts, intersect=False)
+    return unite_runs(parts) if parts else runs_of(EMPTY, height, width)
+
+
+def unite_runs(parts: Sequence[Runs]) -> Runs:
+    """The union of the masks of one image; overlaps count once, and no mask at all is an empty one of full size."""
+    if len(parts) == 1:
+        return parts[0]
+    return coco.merge(list(parts), intersect=False) if parts else runs_of(EMPTY)
 
 
 def counts_of_runs(runs: Runs) -> list[int]:

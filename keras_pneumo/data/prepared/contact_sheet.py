@@ -1,4 +1,4 @@
-"""A sheet of small radiographs with their masks outlined, to be looked at by a person before anything is trained.
+"""Draws a sheet of small radiographs with their masks outlined, for a person to look at before training.
 
 In comes a prepared folder, out comes one PNG: a strip of images for each subset and label. A transposed, mirrored or
 shifted mask, an inverted image or a wrong label is seen at once. Captions name no patient.
@@ -23,6 +23,8 @@ RESEARCH_USE = "Research use only. Not for diagnosis."
 
 _TILE = 224
 """Side of one image on the sheet, in pixels."""
+_ENOUGH = 256
+"""Prepared size that is large enough for a tile: a larger one would only take longer."""
 _COLUMNS = 8
 _GAP, _CAPTION, _HEADING, _TOP = 10, 40, 34, 64
 _BACKGROUND, _INK, _FAINT, _OUTLINE = (24, 26, 30), (236, 236, 236), (168, 172, 180), (255, 176, 0)
@@ -40,7 +42,7 @@ def draw_contact_sheet(
     Args:
         prepared: the folder.
         out: the PNG to write.
-        size: prepared size to draw from; None for the largest.
+        size: prepared size to draw from; None: the smallest from 256 on, or else the largest.
         per_group: images per subset and label.
         seed: another seed shows other images.
 
@@ -53,16 +55,18 @@ def draw_contact_sheet(
     """
     if per_group < 1:
         raise PneumoError(f"A contact sheet shows at least one image per group, not {per_group}.")
-    size = max(prepared.manifest["sizes"]) if size is None else size
+    if size is None:
+        sizes = prepared.manifest["sizes"]
+        size = min((side for side in sizes if side >= _ENOUGH), default=max(sizes))
     cases = prepared.cases.set_index("image_id")
     share_of = (100.0 * cases["mask_pixels"] / rle.MASK_SIZE**2).to_dict()
     strips: list[tuple[str, list[str]]] = []
     for subset in SUBSETS:
         ids = prepared.subset(subset)
-        for label, said in ((1, "pneumothorax"), (0, "no pneumothorax")):
+        for label, label_text in ((1, "pneumothorax"), (0, "no pneumothorax")):
             of_label = [image_id for image_id in ids if cases.at[image_id, "pneumothorax"] == label]
-            chosen = _drawn(of_label, per_group, seed)
-            heading = f"{subset}: {said}, {len(chosen)} of {len(of_label)}"
+            chosen = _pick(of_label, per_group, seed)
+            heading = f"{subset}: {label_text}, {len(chosen)} of {len(of_label)}"
             starts = range(0, max(len(chosen), 1), _COLUMNS)
             strips += [(heading if start == 0 else "", chosen[start : start + _COLUMNS]) for start in starts]
     verify_files(prepared, size, [image_id for _, ids in strips for image_id in ids])
@@ -81,17 +85,17 @@ def draw_contact_sheet(
             left = _GAP + column * (_TILE + _GAP)
             share = share_of[image_id]
             sheet.paste(_tile(prepared, image_id, size), (left, top + _HEADING))
-            gone = image_id in prepared.manifest["vanished"].get(str(size), [])
-            said = f"mask {share:.2f}%" + (f", none left at {size}" if gone else "") if share else "no mask"
-            _caption(pen, (left, top + _HEADING + _TILE + 3), image_id, said)
-    done, data = cv2.imencode(".png", cv2.cvtColor(np.asarray(sheet), cv2.COLOR_RGB2BGR))
-    if not done:
+            vanished = image_id in prepared.manifest["vanished"].get(str(size), [])
+            mask_text = f"mask {share:.2f}%" + (f", none left at {size}" if vanished else "") if share else "no mask"
+            _caption(pen, (left, top + _HEADING + _TILE + 3), image_id, mask_text)
+    encoded, data = cv2.imencode(".png", cv2.cvtColor(np.asarray(sheet), cv2.COLOR_RGB2BGR))
+    if not encoded:
         raise PneumoError(f"OpenCV could not write {out} as PNG. Install opencv-python-headless again.")
     write_bytes(Path(out), data.tobytes())
     return Path(out)
 
 
-def _drawn(image_ids: list[str], count: int, seed: int) -> list[str]:
+def _pick(image_ids: list[str], count: int, seed: int) -> list[str]:
     """``count`` of the ids in an order that depends on the seed alone."""
     return sorted(image_ids, key=lambda image_id: hashlib.sha256(f"{seed}:{image_id}".encode()).digest())[:count]
 
@@ -117,7 +121,7 @@ def _read_grey(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def _caption(pen: ImageDraw.ImageDraw, place: tuple[int, int], image_id: str, second: str) -> None:
+def _caption(pen: ImageDraw.ImageDraw, corner: tuple[int, int], image_id: str, second_line: str) -> None:
     tail = image_id if len(image_id) <= _ID_TAIL else "..." + image_id[-_ID_TAIL:]
-    pen.text(place, tail, _INK, font=ImageFont.load_default(14))
-    pen.text((place[0], place[1] + 17), second, _FAINT, font=ImageFont.load_default(14))
+    pen.text(corner, tail, _INK, font=ImageFont.load_default(14))
+    pen.text((corner[0], corner[1] + 17), second_line, _FAINT, font=ImageFont.load_default(14))

@@ -1,7 +1,7 @@
-"""The prepared folder: made once from a data folder, then read by training, prediction and the referee.
+"""Reads a prepared folder, which training, prediction and the referee share.
 
-In comes a folder that :func:`prepare` made; out come its tables, the paths of its images and masks, and the assurance
-that they are what was prepared: tables are checked against the manifest when the folder is loaded, images before use.
+In comes a folder that :func:`~.prepare.prepare` made; out come its tables and the paths of its images and masks. That
+they are what was prepared is checked: tables against the manifest when the folder is loaded, images before use.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 
-from keras_pneumo.data.prepared.journal import intact_files
 from keras_pneumo.data.prepared.manifest import (
     CASES,
     MANIFEST_NAME,
@@ -24,22 +23,10 @@ from keras_pneumo.data.prepared.manifest import (
     read_manifest,
     read_table,
 )
-from keras_pneumo.data.prepared.prepare import PrepareSummary, prepare
-from keras_pneumo.data.prepared.rendering import expected_names, image_name, mask_name
+from keras_pneumo.data.prepared.rendering import expected_names, image_name, intact_files, mask_name
 from keras_pneumo.data.prepared.split import check_split, split_sha256, subset_ids
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import sha256_file
-
-__all__ = [
-    "PrepareSummary",
-    "PreparedFolder",
-    "find_prepared",
-    "is_prepared",
-    "load_prepared",
-    "prepare",
-    "read_table",
-    "verify_files",
-]
 
 
 @dataclass(frozen=True)
@@ -84,7 +71,7 @@ def find_prepared(folder: Path, split: str, sizes: Iterable[int]) -> Path:
     if is_prepared(folder):
         return folder
     others = []
-    for path in sorted(place.parent for place in folder.glob(f"*/{MANIFEST_NAME}")):
+    for path in sorted(manifest.parent for manifest in folder.glob(f"*/{MANIFEST_NAME}")):
         try:
             manifest = read_manifest(path)
         except PneumoError:

@@ -16,11 +16,11 @@ from typing import Any
 import pandas as pd
 
 from keras_pneumo import __version__
-from keras_pneumo.data.labels.siim import Rejected
-from keras_pneumo.data.prepared.cases_table import cases_table, quarantine_table, truth_table
-from keras_pneumo.data.prepared.plan import PreparationPlan
+from keras_pneumo.data.labels import rle
+from keras_pneumo.data.labels.cases import Labels, Rejected
+from keras_pneumo.data.labels.patients import Grouping
+from keras_pneumo.data.prepared.plan import PreparationPlan, RadiographFile
 from keras_pneumo.data.prepared.rendering import Rendered, expected_names
-from keras_pneumo.data.prepared.sources import RadiographFile
 from keras_pneumo.data.prepared.split import SUBSETS, make_split, split_sha256
 from keras_pneumo.data.radiographs.decoders import DECODERS
 from keras_pneumo.errors import PneumoError
@@ -88,6 +88,56 @@ def write_folder(
     }
     write_json(out / MANIFEST_NAME, manifest)
     return manifest
+
+
+def require_split(plan: PreparationPlan) -> None:
+    """Refuse a plan whose images cannot be split, before any of them is decoded.
+
+    Raises:
+        PneumoError: there are too few patients with or without a pneumothorax.
+    """
+    undecoded = {source.image_id: Rendered(source.image_id) for source in plan.sources}
+    make_split(cases_table(plan.sources, plan.labels, plan.grouping, undecoded), plan.seed)
+
+
+def cases_table(
+    sources: Sequence[RadiographFile], labels: Labels, grouping: Grouping, rendered: Mapping[str, Rendered]
+) -> pd.DataFrame:
+    """``cases.csv``: a row per prepared image, sorted by image id; mask_pixels are counted on the 1024x1024 grid."""
+    rows = []
+    for source in sources:
+        label, image = labels.images[source.image_id], rendered[source.image_id]
+        rows.append(
+            {
+                "image_id": source.image_id,
+                "patient_id": grouping.patient_of[source.image_id],
+                "sex": image.sex,
+                "age": image.age,
+                "view": image.view,
+                "pixel_spacing_mm": image.pixel_spacing_mm,
+                "pneumothorax": int(label.positive),
+                "mask_pixels": rle.area(label.runs),
+                "label_rows": len(label.rows),
+                "source_sha256": source.sha256,
+            }
+        )
+    table = pd.DataFrame(rows)
+    return table.astype({"age": "float64", "pixel_spacing_mm": "float64"})
+
+
+def truth_table(cases: pd.DataFrame, split: pd.DataFrame, labels: Labels) -> pd.DataFrame:
+    """``truth.csv``: all that a referee needs to score a submission, in the order of ``cases``."""
+    pixels = [rle.encode_runs(labels.images[image_id].runs) for image_id in cases["image_id"]]
+    merged = cases.merge(split[["image_id", "subset", "fold"]], on="image_id", validate="one_to_one")
+    columns = ["image_id", "patient_id", "subset", "fold", "pneumothorax", "encoded_pixels"]
+    return merged.assign(encoded_pixels=pixels)[[*columns, "sex", "age", "view", "pixel_spacing_mm"]]
+
+
+def quarantine_table(set_aside: Sequence[Rejected]) -> pd.DataFrame:
+    """``quarantine.csv``: everything set aside, sorted by file and row; row is blank where the whole file is meant."""
+    ordered = sorted(set_aside, key=lambda item: (item.file, item.row or 0, item.reason))
+    rows = [(item.file, item.row, item.reason) for item in ordered]
+    return pd.DataFrame(rows, columns=["file", "row", "reason"]).astype({"row": "Int64"})
 
 
 def prepared_sha256(tables: Mapping[str, str], pixels: Mapping[str, str]) -> str:

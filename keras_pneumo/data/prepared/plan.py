@@ -1,31 +1,53 @@
 """What is to be prepared, settled before any pixel is decoded, so that what cannot work is refused at once.
 
-In come the files of a data folder, a label csv and perhaps a patient table; out comes a plan: the images
-to prepare with labels and patients, all that is set aside, and hashes
-that tell whether a folder was made from the same.
+In come the files of a data folder, a label csv and perhaps a patient table; out comes a plan: one file per labelled
+image in the order of image ids, with its label and patient; everything set aside with its reason (unreadable files, one
+id on two different images, images without a label, labels without an image); and hashes that tell whether a folder was
+made from the same data.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from keras_pneumo.data.labels.patients import Grouping, find_patient_table, group_images, read_patients
-from keras_pneumo.data.labels.siim import Labels, Rejected, find_label_csv, read_labels
-from keras_pneumo.data.prepared.cases_table import cases_table
-from keras_pneumo.data.prepared.rendering import Rendered
-from keras_pneumo.data.prepared.sources import (
-    RadiographFile,
-    choose,
-    folder_sha256,
-    named_by_labels,
-    require_decoders,
-    scan,
-)
-from keras_pneumo.data.prepared.split import make_split
+from keras_pneumo.data.labels.cases import Labels, Rejected, read_labels
+from keras_pneumo.data.labels.patients import Grouping, find_patient_table, group_images, pseudonym, read_patients
+from keras_pneumo.data.labels.siim import find_label_csv
+from keras_pneumo.data.radiographs.decoders import decoder_report
+from keras_pneumo.data.radiographs.dicom import read_header
+from keras_pneumo.data.radiographs.radiograph import UnreadableImage
+from keras_pneumo.data.radiographs.raster import read_limited
+from keras_pneumo.data.radiographs.reading import RASTER_SUFFIXES
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import sha256_file
+from keras_pneumo.storage.files import sha256_bytes, sha256_file
+from keras_pneumo.storage.tables import image_id_of, printable
+from keras_pneumo.storage.workers import results_in_order
+
+_MAX_ID = 180
+"""Bytes of an image id: file systems allow 255 for a name, and ours gets an ending and a temporary one."""
+
+
+@dataclass(frozen=True)
+class RadiographFile:
+    """One file of the data folder."""
+
+    path: Path
+    relative: str
+    """Its path inside the data folder, with ``/``."""
+    image_id: str
+    """SOPInstanceUID, or for other files the stem."""
+    stem: str
+    sha256: str
+    patient: str = ""
+    """Pseudonym of the file's PatientID, blank when it has none."""
+    transfer_syntax: str = ""
+    error: str = ""
+    """Why it cannot be used; blank when it may."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +74,27 @@ def make_plan(
     seed: int,
     workers: int | None,
 ) -> PreparationPlan:
-    """Everything that can be settled before pixels are decoded, and refused if it will not do."""
+    """Identify the files, read the labels and the patients, and choose one file per labelled image.
+
+    Args:
+        data: the folder of radiographs.
+        out: the prepared folder, in which no labels are looked for.
+        paths: the files that may be radiographs.
+        notes: what finding them gave to say.
+        labels_path: label csv; None: it is looked for in ``data``.
+        patients_path: patient table; None: it is looked for in ``data`` and beside it.
+        seed: of the split.
+        workers: processes that read the files' headers.
+
+    Raises:
+        PneumoError: a decoder is missing, there are no labels, or no file can be used.
+    """
     sources = scan(data, paths, workers)
     require_decoders(sources)
     if labels_path is None:
         labels_path = find_label_csv(data, {name for s in sources for name in (s.image_id, s.stem)}, skip=[out])
     labels = read_labels(labels_path)
-    sources = named_by_labels(sources, {*labels.images, *labels.spoilt})
+    sources = named_by_labels(sources, {*labels.images, *labels.rejected_rows})
     chosen, set_aside, copies = choose(sources, labels)
     if not chosen:
         reasons = "; ".join(sorted({item.reason for item in set_aside})[:3])
@@ -74,10 +110,7 @@ def make_plan(
         "patients": {"file": patients_path.name, "sha256": sha256_file(patients_path)} if patients_path else None,
         "seed": seed,
     }
-    plan = PreparationPlan(chosen, labels, grouping, set_aside, notes + copies, record, seed)
-    # A split that cannot be made is said now, not after an hour of decoding.
-    make_split(cases_table(chosen, labels, grouping, {s.image_id: Rendered(s.image_id) for s in chosen}), seed)
-    return plan
+    return PreparationPlan(chosen, labels, grouping, set_aside, notes + copies, record, seed)
 
 
 def require_same(out: Path, earlier: Any, now: dict[str, Any]) -> None:
@@ -93,7 +126,7 @@ def require_same(out: Path, earlier: Any, now: dict[str, Any]) -> None:
     """
     if earlier == now:
         return
-    said = {
+    names = {
         "images_sha256": "images",
         "images": "images",
         "labels": "labels",
@@ -101,8 +134,128 @@ def require_same(out: Path, earlier: Any, now: dict[str, Any]) -> None:
         "seed": "seed",
     }
     earlier = earlier if isinstance(earlier, dict) else {}
-    differing = sorted({said[key] for key in now if earlier.get(key) != now[key]})
+    differing = sorted({names[key] for key in now if earlier.get(key) != now[key]})
     raise PneumoError(
         f"{out} was prepared from other data: the {' and the '.join(differing)} differ. Name another folder "
         "(prepare's --out, train's --prepared), or delete this one."
     )
+
+
+def scan(folder: Path, paths: Sequence[Path], workers: int | None = None) -> list[RadiographFile]:
+    """Identify every file: its hash, image id and, for DICOM, transfer syntax; one entry per path, in their order."""
+    jobs = [(path, printable(path.relative_to(folder).as_posix())) for path in paths]
+    sources = results_in_order(_identify, jobs, workers)
+    crashed = "reading its header ends the program that does it"
+    return [
+        source or RadiographFile(path, relative, "", printable(path.stem), "", error=crashed)
+        for (path, relative), source in zip(jobs, sources, strict=True)
+    ]
+
+
+def _identify(job: tuple[Path, str]) -> RadiographFile:
+    path, relative = job
+    stem = image_id_of(path.name)
+    try:
+        data = read_limited(path)
+    except UnreadableImage as error:
+        return RadiographFile(path, relative, stem, stem, "", error=str(error))
+    source = RadiographFile(path, relative, stem, stem, sha256_bytes(data))
+    if path.suffix.lower() in RASTER_SUFFIXES:
+        return source
+    try:
+        header = read_header(data, stem)
+    except UnreadableImage as error:
+        return replace(source, error=str(error))
+    return replace(
+        source,
+        image_id=image_id_of(header.image_id),
+        patient=pseudonym(header.patient_id_tag),
+        transfer_syntax=header.transfer_syntax,
+    )
+
+
+def folder_sha256(sources: Sequence[RadiographFile]) -> str:
+    """One hash for all files of the data folder, by their paths in it and their bytes."""
+    lines = sorted(f"{source.sha256} {source.relative}\n" for source in sources)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def require_decoders(sources: Sequence[RadiographFile]) -> None:
+    """Say once, before any work, which decoder is missing for these files.
+
+    Raises:
+        PneumoError: at least one is; the message names the packages to install.
+    """
+    needed = Counter(source.transfer_syntax for source in sources if not source.error)
+    missing = [status for status in decoder_report() if needed[status.transfer_syntax] and not status.available]
+    if missing:
+        parts = ", ".join(f"{needed[status.transfer_syntax]} are stored as {status.name}" for status in missing)
+        packages = " ".join(sorted({status.package for status in missing}))
+        raise PneumoError(f"Of {len(sources)} files {parts}, and the decoder is missing. Run: pip install {packages}")
+
+
+def named_by_labels(sources: Sequence[RadiographFile], label_ids: Collection[str]) -> list[RadiographFile]:
+    """Settle each source's image id: the SOPInstanceUID when the labels know it, else the file's name when they do.
+
+    The competition's second-stage files are named ``ID_...`` and labelled by that name.
+    """
+    labelled = set(label_ids)
+    return [
+        replace(source, image_id=source.stem) if source.image_id not in labelled and source.stem in labelled else source
+        for source in sources
+    ]
+
+
+def choose(sources: Sequence[RadiographFile], labels: Labels) -> tuple[list[RadiographFile], list[Rejected], list[str]]:
+    """Pick one usable source per labelled image.
+
+    Returns:
+        The sources sorted by image id, what is set aside (files, and rows of the label file), and notes on copies.
+    """
+    set_aside = [Rejected(source.relative, None, source.error) for source in sources if source.error]
+    notes: list[str] = []
+    groups: dict[str, list[RadiographFile]] = {}
+    for source in sources:
+        if source.error:
+            continue
+        reason = _bad_id(source.image_id)
+        if reason:
+            set_aside.append(Rejected(source.relative, None, reason))
+        else:
+            groups.setdefault(source.image_id, []).append(source)
+    chosen: list[RadiographFile] = []
+    for image_id, group in sorted(groups.items()):
+        if len({source.sha256 for source in group}) > 1:
+            names = ", ".join(source.relative for source in group)
+            reason = f"image id {image_id} stands on different files ({names}), so none of them is used"
+            set_aside += [Rejected(source.relative, None, reason) for source in group]
+            continue
+        notes += [f"{source.relative} is a copy of {group[0].relative} and was left out." for source in group[1:]]
+        if image_id in labels.images and labels.images[image_id].lacks_mask:
+            reason = f"{labels.path.name} says that there is a pneumothorax, but has no mask of it"
+            set_aside.append(Rejected(group[0].relative, None, reason))
+        elif image_id in labels.images:
+            chosen.append(group[0])
+        elif image_id in labels.rejected_rows:
+            rows = ", ".join(map(str, labels.rejected_rows[image_id]))
+            set_aside.append(
+                Rejected(group[0].relative, None, f"its label in {labels.path.name} (row {rows}) cannot be used")
+            )
+        else:
+            set_aside.append(Rejected(group[0].relative, None, f"no row of {labels.path.name} names it"))
+    present = {source.image_id for source in sources}
+    set_aside += [
+        Rejected(labels.path.name, label.rows[0], f"there is no file for image {image_id}")
+        for image_id, label in labels.images.items()
+        if image_id not in present
+    ]
+    return chosen, set_aside + labels.rejected, notes
+
+
+def _bad_id(image_id: str) -> str:
+    """Why an image id cannot be the name of a file; blank when it can. It may come from a stranger's DICOM file."""
+    if not image_id or image_id.startswith(".") or not image_id.isprintable() or set(image_id) & set('/\\:*?"<>|'):
+        return f"its image id {image_id[:60]!r} cannot be the name of a file"
+    if len(image_id.encode()) > _MAX_ID:
+        return f"its image id has {len(image_id.encode())} bytes, more than the {_MAX_ID} that are taken"
+    return ""

@@ -1,45 +1,44 @@
 """Data folder to prepared folder: one decode per image, restartable, the same bytes however often it is interrupted.
 
 In come a folder of radiographs, a label csv and perhaps a patient table; out comes the prepared folder that training
-and the referee read. Pixels are never held for more images than there are workers.
-
-Whether a folder may be filled with prepared radiographs: an empty one, or one that was prepared before.
-
-In comes the folder that a user named; what is refused stays as it is. It exists because other programs have a
-``manifest.json`` and a ``cases.csv`` too, and preparing writes over tables and removes half-written files.
+and the referee read. Pixels are never held for more images than there are workers. A folder that holds anything else
+is left alone: preparing writes over tables and removes half-written files.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.devices import FILE as DEVICES
 from keras_pneumo.data.labels.devices import read_devices
-from keras_pneumo.data.labels.siim import find_images
-from keras_pneumo.data.prepared.journal import (
-    JOURNAL_NAME,
-    add_to_journal,
-    intact_files,
-    open_journal,
-    read_journal,
-    remove_journal,
+from keras_pneumo.data.prepared.manifest import (
+    MANIFEST_NAME,
+    TABLES,
+    read_manifest,
+    rendered_images,
+    require_split,
+    write_folder,
 )
-from keras_pneumo.data.prepared.manifest import MANIFEST_NAME, TABLES, read_manifest, rendered_images, write_folder
 from keras_pneumo.data.prepared.plan import PreparationPlan, make_plan, require_same
-from keras_pneumo.data.prepared.rendering import Job, Rendered, expected_names, render
+from keras_pneumo.data.prepared.rendering import Job, Rendered, expected_names, intact_files, render
 from keras_pneumo.data.prepared.split import SUBSETS
+from keras_pneumo.data.radiographs.reading import find_images
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import folder_lock, remove_temporary, require_writable, write_bytes
-from keras_pneumo.storage.workers import work_through
+from keras_pneumo.storage.workers import map_in_processes
 
 SMALLEST_SIZE = 32
 """Side in pixels below which no U-Net with strides up to 32 has anything left to look at."""
+
+CONTACT_SHEET = "contact_sheet.png"
+"""What ``keras-pneumo inspect`` draws into a prepared folder."""
 
 Progress = Callable[[int, int], None]
 """Called with images done and images in all."""
@@ -96,19 +95,20 @@ def prepare(
     paths, notes = find_images(data, skip=[out])
     if not paths:
         raise PneumoError(f"There is no DICOM, PNG or JPEG file in {data}. Give the folder that holds the radiographs.")
-    require_ours(out)
+    _require_own_folder(out)
     require_writable(out)
     with folder_lock(out):
         remove_temporary(out)
         devices = _devices(data)
         plan = make_plan(data, out, paths, notes, labels, patients, seed, workers)
+        require_split(plan)  # now, rather than after an hour of decoding
         known, earlier_sizes = _earlier_work(out, plan)
         every_size = tuple(sorted({*wanted, *earlier_sizes}))
         rendered, count = _render_all(out, plan, every_size, known, workers, progress)
         manifest = write_folder(out, plan, every_size, rendered)
         if devices is not None:
             write_bytes(out / DEVICES, devices)
-        remove_journal(out)
+        _remove_journal(out)
         remove_temporary(out)
     return _summary(out, manifest, count)
 
@@ -167,7 +167,7 @@ def _earlier_work(out: Path, plan: PreparationPlan) -> tuple[dict[str, Rendered]
         if manifest:
             require_same(out, manifest.get("source"), plan.record)
             known, sizes = rendered_images(out, manifest), {int(size) for size in manifest["sizes"]}
-    head, journalled = read_journal(out)
+    head, journalled = _read_journal(out)
     if head is not None:
         require_same(out, head.get("source"), plan.record)
         known |= journalled
@@ -204,11 +204,11 @@ def _render_all(
     if not jobs:
         return done, 0
     head = {"source": plan.record, "sizes": list(sizes)}
-    with open_journal(out, head, done) as journal:
-        for number, (job, result) in enumerate(work_through(render, jobs, workers), start=1):
+    with _open_journal(out, head, done) as journal:
+        for number, (job, result) in enumerate(map_in_processes(render, jobs, workers), start=1):
             image = result or Rendered(job.image_id, error="decoding it ends the program that does it")
             done[job.image_id] = _merged(out, done.get(job.image_id), image)
-            add_to_journal(journal, done[job.image_id])
+            _add_to_journal(journal, done[job.image_id])
             if progress:
                 progress(len(plan.sources) - len(jobs) + number, len(plan.sources))
     return done, len(jobs)
@@ -232,13 +232,67 @@ def _merged(out: Path, earlier: Rendered | None, now: Rendered) -> Rendered:
     return now
 
 
-CONTACT_SHEET = "contact_sheet.png"
-"""What ``keras-pneumo inspect`` draws into a prepared folder."""
+# -- The journal of an interrupted preparation -------------------------------------------------------------------------
+
+JOURNAL_NAME = ".journal.jsonl"
+"""JSON lines in the prepared folder: first what is being prepared, then one line per image.
+
+A line that a kill cut short is dropped, and its image is done again. A finished folder has no journal; its manifest and
+cases.csv hold the same.
+"""
+
+
+def _read_journal(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Rendered]]:
+    """What the journal in ``folder`` was begun for (None when there is no journal) and its finished images by id."""
+    try:
+        lines = (folder / JOURNAL_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return None, {}
+    done: dict[str, Rendered] = {}
+    head: dict[str, Any] | None = None
+    for number, line in enumerate(lines):
+        try:
+            entry = json.loads(line)
+            if number == 0:
+                head = dict(entry)
+            else:
+                rendered = Rendered(**entry)
+                done[rendered.image_id] = rendered
+        except (ValueError, TypeError):
+            continue
+    return head, done
+
+
+@contextlib.contextmanager
+def _open_journal(folder: Path, head: dict[str, Any], done: dict[str, Rendered]) -> Iterator[TextIO]:
+    """Begin the journal of ``folder`` with what is already done, whole or not at all, and keep it open for more."""
+    lines = [json.dumps(head, sort_keys=True), *(_line(rendered) for rendered in done.values())]
+    write_bytes(folder / JOURNAL_NAME, ("\n".join(lines) + "\n").encode())
+    with (folder / JOURNAL_NAME).open("a", encoding="utf-8") as stream:
+        yield stream
+
+
+def _add_to_journal(stream: TextIO, rendered: Rendered) -> None:
+    """Note one image as done; it is on its way to the disk when this returns."""
+    stream.write(_line(rendered) + "\n")
+    stream.flush()
+
+
+def _line(rendered: Rendered) -> str:
+    return json.dumps(asdict(rendered), sort_keys=True)
+
+
+def _remove_journal(folder: Path) -> None:
+    """End the journal: the folder is complete."""
+    (folder / JOURNAL_NAME).unlink(missing_ok=True)
+
+
+# -- Folders that may be filled ----------------------------------------------------------------------------------------
 
 _SIZE_FOLDER = re.compile(r"(images|masks)_\d+")
 
 
-def require_ours(out: Path) -> None:
+def _require_own_folder(out: Path) -> None:
     """Refuse to fill a folder that holds something else.
 
     It is ours with a journal, with a manifest of ours, or when it holds nothing but names of ours: then a damaged
@@ -249,7 +303,9 @@ def require_ours(out: Path) -> None:
     """
     if not out.is_dir():
         return
-    others = sorted(path.name for path in out.iterdir() if not path.name.startswith(".") and not _own(path.name))
+    others = sorted(
+        path.name for path in out.iterdir() if not path.name.startswith(".") and not _is_own_name(path.name)
+    )
     if others and not (out / JOURNAL_NAME).exists() and not _has_manifest(out):
         raise PneumoError(
             f"{out} holds other files ({others[0]!r}) and is no prepared folder. Give an empty or a new folder with "
@@ -257,7 +313,7 @@ def require_ours(out: Path) -> None:
         )
 
 
-def _own(name: str) -> bool:
+def _is_own_name(name: str) -> bool:
     return name in (MANIFEST_NAME, *TABLES, DEVICES, CONTACT_SHEET) or _SIZE_FOLDER.fullmatch(name) is not None
 
 

@@ -7,6 +7,7 @@ an exception.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +15,11 @@ import cv2
 import numpy as np
 
 from keras_pneumo.data.labels import rle
+from keras_pneumo.data.radiographs.geometry import resize_image, resize_mask, size_fault
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
 from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import sha256_bytes, write_bytes
+from keras_pneumo.storage.files import sha256_bytes, sha256_file, write_bytes
 
 PNG_LEVEL = 3
 """zlib level of the PNG files, fixed so that the same pixels give the same bytes. On 20 real radiographs at 512 pixels,
@@ -68,6 +70,20 @@ def expected_names(image_id: str, size: int, positive: bool) -> list[str]:
     return [image_name(image_id, size), mask_name(image_id, size)] if positive else [image_name(image_id, size)]
 
 
+def intact_files(folder: Path, files: dict[str, str]) -> set[str]:
+    """Those of ``files`` (path in the folder -> SHA-256) that are there and unchanged."""
+
+    def is_intact(item: tuple[str, str]) -> bool:
+        try:
+            return sha256_file(folder / item[0]) == item[1]
+        except OSError:
+            return False
+
+    with ThreadPoolExecutor() as threads:  # hashing and reading leave the interpreter's lock
+        items = list(files.items())
+        return {item[0] for item, intact in zip(items, threads.map(is_intact, items), strict=True) if intact}
+
+
 def render(job: Job) -> Rendered:
     """Decode one image, write it and its mask at all sizes.
 
@@ -76,11 +92,8 @@ def render(job: Job) -> Rendered:
     """
     try:
         radiograph = read_radiograph(job.path)
-        height, width = radiograph.pixels.shape
-        if height != width:
-            raise UnreadableImage(f"it has {height} rows and {width} columns; masks refer to a square image")
-        if height < max(job.sizes):
-            raise UnreadableImage(f"its side of {height} pixels is shorter than the wanted size {max(job.sizes)}")
+        if reason := size_fault(radiograph.pixels, max(job.sizes)):
+            raise UnreadableImage(reason)
     except UnreadableImage as error:
         return Rendered(job.image_id, error=str(error))
     rendered = Rendered(
@@ -102,19 +115,6 @@ def render(job: Job) -> Rendered:
             if not small.any():
                 rendered.vanished.append(size)
     return rendered
-
-
-def resize_image(image: np.ndarray, size: int) -> np.ndarray:
-    """A square uint8 image reduced to (size, size) by area (cv2 INTER_AREA): antialiased, and pinned for both teams."""
-    return image if image.shape == (size, size) else cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
-
-
-def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """A square 0/1 mask reduced to (size, size): a pixel is in when at least half of its area is."""
-    if mask.shape == (size, size):
-        return mask
-    share = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
-    return (share >= 0.5).astype(np.uint8)
 
 
 def _write_png(path: Path, image: np.ndarray) -> str:

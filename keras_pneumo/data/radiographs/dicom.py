@@ -26,6 +26,7 @@ from keras_pneumo.data.radiographs.decoders import DECODERS, DecoderStatus, deco
 from keras_pneumo.data.radiographs.limits import check_deflated, check_pixels, text_of, transfer_syntax_of
 from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage, stretch
 from keras_pneumo.data.radiographs.raster import read_image, read_limited
+from keras_pneumo.errors import PneumoError
 
 __all__ = [
     "DECODERS",
@@ -125,7 +126,7 @@ def _decode(dataset: pydicom.Dataset, stem: str) -> Radiograph:
             patient_id_tag=text_of(dataset, "PatientID"),
             photometric=photometric,
         )
-    except UnreadableImage:
+    except PneumoError:
         raise
     except RecursionError:
         raise UnreadableImage("its sequences are nested too deeply") from None
@@ -137,7 +138,7 @@ def _dataset(data: bytes, *, stop_before_pixels: bool) -> pydicom.Dataset:
     try:
         check_deflated(data)
         return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=stop_before_pixels, specific_tags=_TAGS)
-    except UnreadableImage:
+    except PneumoError:
         raise
     except InvalidDicomError:
         raise UnreadableImage("it is no DICOM file: the preamble and the letters DICM are missing") from None

@@ -21,6 +21,7 @@ from keras_pneumo.data.radiographs.radiograph import (
     check_size,
     stretch,
 )
+from keras_pneumo.errors import PneumoError
 
 _FORMATS = ("PNG", "JPEG")
 _GREY_8 = ("L", "1")
@@ -70,7 +71,7 @@ def decode_image(data: bytes, image_id: str) -> Radiograph:
                 if getattr(picture, "n_frames", 1) != 1:
                     raise UnreadableImage("it holds several frames; one radiograph per file is read")
                 return Radiograph(_grey(picture), image_id)
-    except UnreadableImage:
+    except PneumoError:
         raise
     except Image.DecompressionBombError:
         raise UnreadableImage(f"its header gives far more than the {MAX_PIXELS} pixels that are decoded") from None

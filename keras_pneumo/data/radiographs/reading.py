@@ -1,15 +1,85 @@
-"""Any radiograph file to pixels, chosen by its ending: for preparing and for predicting on files as they come."""
+"""Finds radiographs in folders and reads them, whatever their file format.
+
+In come folders and files, out come paths, and for each file a :class:`Radiograph` or the reason why it is none. It
+brings no TensorFlow and no pandas, because every worker process that reads files imports it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from keras_pneumo.data.radiographs.dicom import read_dicom
 from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage
 from keras_pneumo.data.radiographs.raster import read_image
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.tables import IMAGE_SUFFIXES, printable
 
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def find_images(folder: Path, skip: Collection[Path] = ()) -> tuple[list[Path], list[str]]:
+    """Every file under ``folder`` that may be a radiograph, sorted by its path, and notes on folders passed over.
+
+    Files count by their ending, or as DICOM by their first bytes when they have none. Hidden files and folders,
+    prepared folders and the folders in ``skip`` are not entered; nor are folders named after masks, because
+    drawn masks often carry the very names of their images and would be taken for them.
+
+    Raises:
+        PneumoError: ``folder`` is not a folder that can be read.
+    """
+    if not folder.is_dir():
+        raise PneumoError(f"{folder} is not a folder. Give the folder that holds the radiographs and the label csv.")
+    skipped = {path.resolve() for path in skip}
+    images: list[Path] = []
+    notes: list[str] = []
+    visited: set[Path] = set()
+    for base, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
+        here = Path(base)
+        real = here.resolve()
+        if real in visited or real in skipped or ("manifest.json" in files and "cases.csv" in files):
+            folders.clear()
+            continue
+        visited.add(real)
+        masks = sorted(name for name in folders if "mask" in name.lower())
+        notes += [
+            f"The folder {printable(str((here / name).relative_to(folder)))} was not searched: masks come from the csv."
+            for name in masks
+        ]
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in masks)
+        images += [here / name for name in files if not name.startswith(".") and _may_be_image(here / name)]
+    return sorted(images), notes
+
+
+def find_files(paths: Sequence[Path], out: Path | None = None) -> list[tuple[Path, str]]:
+    """Every radiograph named or in a named folder, with the name it goes by in the tables.
+
+    Args:
+        paths: files and folders.
+        out: where pictures will be written: not searched, since those of an earlier call are no radiographs.
+
+    Raises:
+        PneumoError: a path does not exist, or is ``out`` itself, or there is no radiograph at all.
+    """
+    files: list[tuple[Path, str]] = []
+    skip = [] if out is None else [out]
+    for path in paths:
+        if path.is_dir():
+            if out is not None and path.resolve() == out.resolve():
+                raise PneumoError(
+                    f"{path} holds the radiographs, and pictures written there would be taken for some. Name another "
+                    "--out; a folder within it will do."
+                )
+            files += [(image, printable(image.relative_to(path).as_posix())) for image in find_images(path, skip)[0]]
+        elif path.is_file():
+            files.append((path, printable(path.name)))
+        else:
+            raise PneumoError(f"There is no {path}. Name DICOM, PNG or JPEG files, or a folder that holds them.")
+    if not files:
+        raise PneumoError(f"{', '.join(map(str, paths))}: there is no DICOM, PNG or JPEG file. Name another folder.")
+    return files
 
 
 def read_radiograph(path: Path) -> Radiograph:
@@ -22,24 +92,26 @@ def read_radiograph(path: Path) -> Radiograph:
 
 
 def read_or_reason(path: Path) -> Radiograph | str:
-    """A radiograph, or why it is none, in a form that worker processes can hand back.
-
-    It stands here because a worker imports the module of what it runs, and this one brings no TensorFlow.
-    """
+    """A radiograph, or the reason why it is none, in a form that worker processes can hand back."""
     try:
         return read_radiograph(path)
     except UnreadableImage as error:
         return str(error)
 
 
-def iter_images(paths: Iterable[Path]) -> Iterator[tuple[Path, Radiograph | UnreadableImage]]:
-    """Read files one after another; a bad one comes out as its error, so that it never stops the others.
+def _raise_unreadable(error: OSError) -> NoReturn:
+    raise PneumoError(
+        f"The folder {error.filename} cannot be read: {error.strerror}. Give yourself the right to read it."
+    )
 
-    Yields:
-        The path with the radiograph, whose ``pixels`` are uint8 of shape (height, width), or with the reason.
-    """
-    for path in paths:
-        try:
-            yield path, read_radiograph(path)
-        except UnreadableImage as error:
-            yield path, error
+
+def _may_be_image(path: Path) -> bool:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    if path.suffix and not path.suffix[1:].isdigit():  # a UID without ending seems to end in .123456
+        return False
+    try:
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False

@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.labels import rle
-from keras_pneumo.data.labels.label_csv import read_kaggle, read_table
+from keras_pneumo.data.labels.cases import read_labels, refuse_rejected
 from keras_pneumo.data.labels.patients import read_patients
 from keras_pneumo.data.prepared.manifest import MANIFEST_NAME, read_manifest
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.scoring.metrics import auroc
-from keras_pneumo.storage.tables import IMAGE_COLUMNS, column_name, counted, image_id_of
+from keras_pneumo.storage.tables import IMAGE_COLUMNS, column_name, counted, image_id_of, read_table
 
 _LABELS = ("pneumothorax", "existlabels", "label", "target")
 _SPLITS = ("fold", "subset")
@@ -95,7 +94,8 @@ def audit_split(split: Path, patients: Path | None = None, labels: Path | None =
 
     Args:
         split: a prepared folder, or a CSV with an image column (``image_id``, ``ImageId``, ``fname``, ...) and ``fold``
-            or ``subset``; it may bring its own labels (``pneumothorax``, ``exist_labels``, ``label``, ``target``; 0 or 1) and ``patient_id``.
+            or ``subset``; it may bring its own labels (``pneumothorax``, ``exist_labels``,
+            ``label``, ``target``; 0 or 1) and ``patient_id``.
             Each fold is held out once and compared with all other folds (fold -1 is left out); then, where there are
             subsets, ``validation`` (also ``valid``, ``val``, ``dev``) and ``test`` are each compared with the rest.
         patients: patient table; see :func:`keras_pneumo.data.labels.patients.read_patients`.
@@ -215,11 +215,9 @@ def _file_labels(rows: pd.DataFrame, split: Path, labels: Path | None) -> pd.Ser
         raise PneumoError(
             f"{split} has no label column (pneumothorax, exist_labels). Give the label file with --labels."
         )
-    label_rows = read_kaggle(labels)
-    by_image = (
-        label_rows.assign(y=(~label_rows.encoded_pixels.map(rle.is_empty)).astype(int)).groupby("image_id").y.max()
-    )
-    values = rows.image_id.map(by_image)
+    label_table = read_labels(labels, need_masks=False)
+    refuse_rejected(labels, label_table.rejected)
+    values = rows.image_id.map({image_id: int(label.positive) for image_id, label in label_table.images.items()})
     if values.isna().any():
         first = rows[values.isna()].iloc[0]
         raise PneumoError(

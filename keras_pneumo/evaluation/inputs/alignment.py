@@ -15,7 +15,6 @@ from keras_pneumo.data.labels import rle
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.inputs.submission import Submission, SubmissionInfo
 from keras_pneumo.evaluation.inputs.truth import Truth
-from keras_pneumo.evaluation.scoring.masks import runs_of_counts, united
 from keras_pneumo.storage.tables import counted, listed
 
 _ENOUGH_MASKS = 10
@@ -170,7 +169,7 @@ def _runs(
             continue
         masks += 1
         furthest = max(furthest, pixels - counts[-1])
-        by_image.setdefault(image_id, []).append(runs_of_counts(counts))
+        by_image.setdefault(image_id, []).append(rle.runs_of_counts(counts))
     file = submission.predictions_file
     past = sum("ends at pixel" in message for message in errors) + clipped
     if absolute and absolute == past:  # a file in which only some masks do has another error
@@ -195,7 +194,10 @@ def _runs(
     if clipped:
         notes.append(f"{counted(clipped, 'mask')} cut at the last pixel (--clip-runs)")
     empty = rle.runs_of(rle.EMPTY)
-    return [united(by_image[image_id]) if image_id in by_image else empty for image_id in truth.cases.image_id.tolist()]
+    return [
+        rle.unite_runs(by_image[image_id]) if image_id in by_image else empty
+        for image_id in truth.cases.image_id.tolist()
+    ]
 
 
 def _furthest(truth: Truth) -> int:

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.labels.label_csv import read_table
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.tables import IMAGE_COLUMNS, column_name, image_id_of
+from keras_pneumo.storage.tables import IMAGE_COLUMNS, column_name, image_id_of, read_table
 
 MOST_CATEGORIES = 20
 """A text column with more different values than this is not used: it is free text, a list of findings, or an id."""

@@ -19,10 +19,10 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from keras_pneumo.data.labels.label_csv import MAX_BYTES, read_kaggle, read_table, read_text
+from keras_pneumo.data.labels.cases import read_label_rows, refuse_rejected
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import is_temporary, write_bytes
-from keras_pneumo.storage.tables import listed, one_line
+from keras_pneumo.storage.tables import MAX_BYTES, image_id_of, listed, one_line, read_rows, read_table, read_text
 
 INFO_FILE, PREDICTIONS_FILE, VALIDATION_FILE = "submission.json", "predictions.csv", "validation.csv"
 OWN_NAMES = frozenset({INFO_FILE, PREDICTIONS_FILE, VALIDATION_FILE, "postprocess.json", "postprocess.png"})
@@ -107,7 +107,7 @@ def read_submission(path: Path, max_bytes: int = MAX_BYTES) -> Submission:
     if not path.is_dir():
         name = path.name.removesuffix(".gz").removesuffix(".csv")
         info = SubmissionInfo(team=one_line(name, 80) or "unnamed", task="segmentation")
-        return Submission(path, info, read_kaggle(path, max_bytes), bare=True)
+        return Submission(path, info, _read_bare(path, max_bytes), bare=True)
     info = _read_info(path / INFO_FILE, max_bytes)
     predictions = _read_predictions(path / PREDICTIONS_FILE, info.task, max_bytes)
     validation = path / VALIDATION_FILE
@@ -187,8 +187,6 @@ def _read_info(path: Path, max_bytes: int) -> SubmissionInfo:
     try:
         content = json.loads(read_text(path, max_bytes))
     except (ValueError, RecursionError) as error:
-        if isinstance(error, PneumoError):
-            raise
         raise PneumoError(f"{path} is not JSON ({one_line(str(error))}).") from None
     if not isinstance(content, dict):
         raise PneumoError(f"{path} must hold one JSON object with the fields team, task, ...")
@@ -214,6 +212,21 @@ def _need_columns(table: pd.DataFrame, task: Task, path: Path) -> None:
         raise PneumoError(f"{path} has no column {' and no column '.join(missing)}, which the task {task!r} needs.")
 
 
+def _read_bare(path: Path, max_bytes: int) -> pd.DataFrame:
+    """A bare Kaggle file: ``image_id``, ``encoded_pixels`` and ``row``, a line per mask."""
+    _, header = next(read_rows(path, max_bytes), (0, []))
+    if any(name.lower() == "probability" for name in header):
+        raise PneumoError(
+            f"{path} has a column probability; a bare file holds masks alone. Put it in a folder as predictions.csv, "
+            "with a submission.json beside it."
+        )
+    rows, rejected = read_label_rows(path, max_bytes=max_bytes)
+    refuse_rejected(path, rejected)
+    if rows.empty:
+        raise PneumoError(f"{path} has no rows.")
+    return rows[["image_id", "encoded_pixels", "row"]]
+
+
 def _read_predictions(path: Path, task: Task, max_bytes: int) -> pd.DataFrame:
     if not path.exists():
         raise PneumoError(f"{path.parent} has no {path.name}.")
@@ -222,7 +235,7 @@ def _read_predictions(path: Path, task: Task, max_bytes: int) -> pd.DataFrame:
     if table.empty:
         raise PneumoError(f"{path} has no rows.")
     columns = [name for name in ("image_id", "probability", "encoded_pixels", "row") if name in table.columns]
-    table = table[columns]
+    table = table[columns].assign(image_id=table.image_id.map(image_id_of))
     blank = table.row[table.image_id == ""]
     if len(blank):
         raise PneumoError(f"{path}, row {blank.iloc[0]}: the image id is blank.")

@@ -17,16 +17,15 @@ import numpy as np
 import pandas as pd
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.labels.label_csv import read_table
+from keras_pneumo.data.labels.cases import Labels, read_labels, refuse_rejected
 from keras_pneumo.data.labels.patients import read_patients
 from keras_pneumo.data.prepared.manifest import MANIFEST_NAME, TRUTH, read_manifest
 from keras_pneumo.data.prepared.split import COLUMNS as SPLIT_COLUMNS
 from keras_pneumo.data.prepared.split import split_sha256
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.inputs.label_rows import label_rows, one_row_per_image, united_runs
 from keras_pneumo.evaluation.inputs.metadata import read_metadata, read_nih_names
 from keras_pneumo.storage.files import sha256_file
-from keras_pneumo.storage.tables import image_id_of, listed
+from keras_pneumo.storage.tables import IMAGE_COLUMNS, column_name, image_id_of, listed, read_rows
 
 METADATA = ("sex", "age", "view", "pixel_spacing_mm")
 SINGLE_NOTE = (
@@ -111,8 +110,8 @@ def read_truth(
     manifest = _manifest_beside(file)
     nih_names = read_nih_names(patients) if patients is not None else {}
     extra = read_metadata(metadata, nih_names) if metadata is not None else None
-    rows = label_rows(file)
-    table = one_row_per_image(rows, file)
+    labels = read_labels(file, need_masks=False)
+    table = _one_row_per_image(labels, file)
     notes: list[str] = []
     origin = str(manifest.get("patients", "table"))
     split = _split_of(table, manifest, file)  # of the patients that it was made with, before any are put in their place
@@ -138,7 +137,6 @@ def read_truth(
     if "fold" not in table.columns:
         table["fold"] = -1
     scored, subset = _scored(table, file, subset, ids)
-    parts = table.pop("parts")
     cases = table[scored].reset_index(drop=True)
     learnable = ~scored if ids is not None else table.subset.isin(["train", "validation"]) & ~scored
     return Truth(
@@ -146,13 +144,46 @@ def read_truth(
         development=table[learnable].reset_index(drop=True),
         subset=subset,
         split_sha256=split,
-        runs=united_runs(cases, parts[scored].tolist(), file),
+        runs=_runs_of(cases, labels, file),
         patients=origin,
         notes=notes,
         source=file.name,
         nih_names=nih_names,
         metadata=extra,
     )
+
+
+def _one_row_per_image(labels: Labels, file: Path) -> pd.DataFrame:
+    """The table's other columns and the label of each image, in the order of the file; a wrong row refuses the file.
+
+    Every row counts, also of images that are not scored, since a fault there is a fault of the file.
+    """
+    refuse_rejected(file, labels.rejected)
+    rows = labels.rows
+    if rows.empty:
+        raise PneumoError(f"{file} has no rows.")
+    if "pneumothorax" in rows.columns and rows.image_id.duplicated().any():
+        again = rows[rows.image_id.duplicated()].iloc[0]
+        raise PneumoError(f"{file}, row {again.row}: image {again.image_id!r} was given before. One row per image.")
+    table = rows.drop_duplicates("image_id").drop(columns="encoded_pixels", errors="ignore").reset_index(drop=True)
+    return table.assign(pneumothorax=[int(labels.images[image_id].positive) for image_id in table.image_id])
+
+
+def _runs_of(cases: pd.DataFrame, labels: Labels, file: Path) -> list[rle.Runs] | None:
+    """The mask of each image; None when no positive has an outline (labels that say only yes or no)."""
+    runs = [labels.images[image_id].runs for image_id in cases.image_id]
+    outlined = np.array([rle.area(mask) > 0 for mask in runs])
+    positive = cases.pneumothorax.to_numpy() == 1
+    if "encoded_pixels" not in labels.rows or (positive.any() and not outlined.any()):
+        return None
+    bare = cases[positive & ~outlined]
+    if len(bare):
+        raise PneumoError(
+            f"{file}: {len(bare):,} images have a pneumothorax but no mask, among others that have one: "
+            f"{listed(map(repr, bare.image_id))}. Dice cannot be computed on them; leave encoded_pixels out "
+            "altogether, or give every positive its mask."
+        )
+    return runs
 
 
 def _scored(table: pd.DataFrame, file: Path, subset: str, ids: Path | None) -> tuple[pd.Series, str]:
@@ -178,14 +209,21 @@ def _scored(table: pd.DataFrame, file: Path, subset: str, ids: Path | None) -> t
 
 
 def _read_ids(path: Path) -> list[str]:
-    table = read_table(path, header=None)
-    ids = table.iloc[:, 0]
-    if ids.duplicated().any():
-        row = table.row[ids.duplicated()].iloc[0]
-        raise PneumoError(f"{path}, row {row}: image {ids[ids.duplicated()].iloc[0]!r} was given before.")
-    if ids.empty:
+    """Image ids of a file: of its image column, or of its first where no header names one."""
+    rows = list(read_rows(path))
+    names = [column_name(cell) for cell in rows[0][1]] if rows else []
+    image = next((names.index(name) for name in IMAGE_COLUMNS if name in names), None)
+    ids: dict[str, int] = {}
+    for number, cells in rows if image is None else rows[1:]:
+        image_id = image_id_of(cells[image or 0]) if len(cells) > (image or 0) else ""
+        if not image_id:
+            raise PneumoError(f"{path}, row {number}: the image id is blank.")
+        if image_id in ids:
+            raise PneumoError(f"{path}, row {number}: image {image_id!r} was given before (row {ids[image_id]}).")
+        ids[image_id] = number
+    if not ids:
         raise PneumoError(f"{path} names no image.")
-    return ids.tolist()
+    return list(ids)
 
 
 def _without_patients(table: pd.DataFrame, origin: str) -> bool:
@@ -194,7 +232,7 @@ def _without_patients(table: pd.DataFrame, origin: str) -> bool:
 
 
 def _with_patients(table: pd.DataFrame, path: Path) -> pd.Series:
-    found = table.image_id.map(image_id_of).map(read_patients(path))
+    found = table.image_id.map(read_patients(path))
     if found.isna().any():
         missing = table.image_id[found.isna()]
         raise PneumoError(f"{path} has no patient for {len(missing):,} images: {listed(map(repr, missing))}.")

@@ -12,7 +12,6 @@ from typing import Any, overload
 
 import numpy as np
 import pandas as pd
-from pycocotools import mask as coco
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.errors import PneumoError
@@ -98,19 +97,6 @@ def overlap(
             "iou": np.where(empty, 1.0, shared / np.where(empty, 1, union)),
         }
     )
-
-
-def runs_of_counts(counts: Sequence[int]) -> rle.Runs:
-    """COCO runs of a full-size mask from the counts of :func:`~.rle.counts_of`: one parse per text."""
-    size = [rle.MASK_SIZE, rle.MASK_SIZE]
-    return coco.frPyObjects({"size": size, "counts": list(counts)}, *size)
-
-
-def united(parts: Sequence[rle.Runs]) -> rle.Runs:
-    """The union of the masks of one image; overlaps count once, and of no mask it is empty."""
-    if len(parts) == 1:
-        return parts[0]
-    return coco.merge(list(parts), intersect=False) if parts else rle.runs_of(rle.EMPTY)
 
 
 def mask_areas(runs: Sequence[rle.Runs]) -> np.ndarray:

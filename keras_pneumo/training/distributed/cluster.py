@@ -1,12 +1,9 @@
-"""Which workers a training has and how they are reached, said before TensorFlow waits for any of them.
+"""The workers of a training and how they are reached, and which of TensorFlow's strategies the training takes.
 
-In: ``TF_CONFIG``, or the variables of a Slurm job step. Out: the workers' addresses and which of them this process is,
-checked; and the certainty that all of them are there, within a time limit. TensorFlow itself would wait for minutes, or
-for ever, and then name no one.
-
-Which of TensorFlow's strategies a training takes, from what was wished for and what is there.
-
-In: the user's wish, the environment and the number of GPUs. Out: a choice in words, which ``distribution`` carries out.
+In: the strategy that the user asked for, the environment (``TF_CONFIG``, or the variables of a Slurm job step) and the
+number of GPUs. Out: the strategy in words; the workers' addresses, checked, and which of them this process is; and the
+certainty that all of them are there, within a time limit. TensorFlow itself would wait for minutes or for ever, and
+would not say for which worker. ``strategy`` then makes the devices ready.
 """
 
 from __future__ import annotations
@@ -25,37 +22,104 @@ from typing import Literal
 from keras_pneumo.errors import AGAIN, PneumoError, Stopped
 
 WAIT_SECONDS = 120.0
-"""How long workers wait for one another to start; a cluster's nodes rarely start at the same moment."""
+"""How long workers wait for each other; the nodes of a cluster rarely start at the same moment."""
 
 GREETING = b"keras-pneumo worker "
 FIRST_PORT, PORTS = 20000, 10000
-"""Slurm jobs take a port from this range by their number, so that two jobs on one node do not meet."""
+"""A Slurm job takes its ports from this range by its number, so that two jobs on one node have different ones."""
+
+
+Kind = Literal["one", "mirrored", "multiworker"]
+CHOICES = ("auto", "one", "mirrored", "multiworker")
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The workers' addresses (``host:port``), in order, and the number of this one; number 0 is the chief."""
+    """The addresses of all workers (``host:port``), in order, and the number of this one; number 0 is the chief."""
 
     workers: tuple[str, ...]
     index: int
     source: str
-    """What said so, for messages."""
+    """Where the addresses come from, for messages."""
 
     def tf_config(self) -> str:
-        """The same as ``TF_CONFIG``."""
+        """The text of ``TF_CONFIG`` for this worker."""
         task = {"type": "worker", "index": self.index}
         return json.dumps({"cluster": {"worker": list(self.workers)}, "task": task})
+
+
+@dataclass(frozen=True)
+class StrategyChoice:
+    """The strategy that a training takes, also in words, and its workers."""
+
+    kind: Kind
+    description: str
+    cluster: Cluster | None = None
+
+
+def choose_strategy(
+    requested: str, environ: Mapping[str, str], gpus: int, replicas: int | None = None
+) -> StrategyChoice:
+    """Choose the strategy: for ``auto`` several workers if there are any, else all GPUs, else one device.
+
+    Args:
+        requested: one of :data:`CHOICES`.
+        environ: the environment, with ``TF_CONFIG`` or Slurm's variables.
+        gpus: how many GPUs this process sees.
+        replicas: how many devices to use of this host; without GPUs, and on one host, the CPU is divided into so many.
+            Default: all GPUs.
+
+    Raises:
+        PneumoError: the strategy cannot be had here.
+    """
+    if requested not in CHOICES:
+        raise PneumoError(f"There is no strategy {requested!r}. Choose one of {', '.join(CHOICES)}.")
+    cluster = cluster_for(requested, environ)
+    if requested == "multiworker" and cluster is None:
+        raise PneumoError(
+            "--strategy multiworker needs several workers, but neither TF_CONFIG nor srun names any. On one host, use "
+            "--strategy auto."
+        )
+    if gpus and replicas is not None and replicas > gpus:
+        raise PneumoError(f"--replicas {replicas} is more than the {gpus} GPUs here.")
+    if replicas is not None and replicas > 1 and requested == "one":
+        raise PneumoError(f"--strategy one is one device, not {replicas}. Leave out --replicas, or use mirrored.")
+    if replicas is not None and replicas > 1 and cluster is not None and not gpus:
+        raise PneumoError(
+            f"--replicas {replicas}: a worker without GPUs is one device. Leave it out, or start more workers."
+        )
+    local = min(replicas or gpus, gpus) if gpus else replicas or 1
+    devices = f"{local} GPU{'s' * (local > 1)}" if gpus else f"CPU divided in {local}" if local > 1 else "CPU"
+    if cluster is not None:
+        link = "NCCL" if gpus else "ring"
+        return StrategyChoice(
+            "multiworker", f"{len(cluster.workers)} workers of {cluster.source}, {devices}, {link}", cluster
+        )
+    if requested == "mirrored" and local == 1 and not gpus:
+        raise PneumoError("--strategy mirrored needs several devices; here is one CPU. --replicas 2 divides it in two.")
+    if requested == "mirrored" or (requested == "auto" and local > 1):
+        return StrategyChoice("mirrored", f"mirrored, {devices}")
+    return StrategyChoice("one", "one device, GPU:0" if gpus else "one device, CPU:0")
+
+
+def cluster_for(requested: str, environ: Mapping[str, str]) -> Cluster | None:
+    """The workers of a command, from the environment alone; None where the command is one process.
+
+    Raises:
+        PneumoError: the variables do not fit together; see :func:`find_cluster`.
+    """
+    return find_cluster(environ) if requested in ("auto", "multiworker") else None
 
 
 def find_cluster(environ: Mapping[str, str]) -> Cluster | None:
     """The cluster of ``TF_CONFIG`` or of a Slurm step of several tasks; None where there is one process only.
 
     Raises:
-        PneumoError: the variables contradict themselves or cannot be read.
+        PneumoError: the variables cannot be read, or do not fit together.
     """
     if environ.get("TF_CONFIG"):
-        found = _from_tf_config(environ["TF_CONFIG"])
-        return found if len(found.workers) > 1 else None
+        cluster = _from_tf_config(environ["TF_CONFIG"])
+        return cluster if len(cluster.workers) > 1 else None
     if environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         return _from_slurm(environ)
     return None
@@ -69,27 +133,27 @@ def _from_tf_config(text: str) -> Cluster:
     try:
         config = json.loads(text)
         cluster, task = config["cluster"], config["task"]
-        workers = [str(one) for one in [*cluster.get("chief", []), *cluster["worker"]]]
+        workers = [str(address) for address in [*cluster.get("chief", []), *cluster["worker"]]]
         index = int(task["index"]) + (len(cluster.get("chief", [])) if task["type"] == "worker" else 0)
         kind = task["type"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PneumoError(f"TF_CONFIG cannot be read ({type(error).__name__}: {error}). {hint}") from None
     if kind not in ("worker", "chief") or set(cluster) - {"worker", "chief"}:
-        raise PneumoError(f"TF_CONFIG names other tasks than workers (and a chief), which is all there is here. {hint}")
+        raise PneumoError(f"TF_CONFIG may only name workers, and a chief. {hint}")
     return _checked(Cluster(tuple(workers), index, "TF_CONFIG"), hint)
 
 
 def _from_slurm(environ: Mapping[str, str]) -> Cluster:
-    """Through TensorFlow's own resolver; its ports come from the job's number, its GPUs are left to Slurm."""
+    """The cluster of a Slurm step, by TensorFlow's resolver; ports come from the job's number, GPUs from Slurm."""
     names = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE")
     hint = "Start the training with srun, inside a job; see experiments/slurm/."
     if missing := [name for name in names if not environ.get(name)]:
-        raise PneumoError(f"Slurm's variables {', '.join(missing)} are not set, though others are. {hint}")
+        raise PneumoError(f"Slurm's variables {', '.join(missing)} are not set, although others are. {hint}")
     import tensorflow as tf
 
     try:
         job = int(re.sub(r"\D", "", environ.get("SLURM_JOB_ID", "")) or 0)
-        # One GPU a task is only what the resolver counts with; which GPUs a task sees is Slurm's (--gpus-per-task).
+        # The resolver counts one GPU for each task; which GPUs a task really sees is set by Slurm (--gpus-per-task).
         resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
             gpus_per_node=10**6, gpus_per_task=1, auto_set_gpu=False
         )
@@ -108,7 +172,7 @@ def _checked(cluster: Cluster, hint: str) -> Cluster:
     for address in cluster.workers:
         host, _, port = address.rpartition(":")
         if not _is_name(host) or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
-            raise PneumoError(f"{cluster.source}: {address!r} is no address of the form host:port. {hint}")
+            raise PneumoError(f"{cluster.source}: {address!r} is not an address of the form host:port. {hint}")
     if len(set(cluster.workers)) < len(cluster.workers):
         raise PneumoError(f"{cluster.source}: two workers have the same address. {hint}")
     if not 0 <= cluster.index < len(cluster.workers):
@@ -120,7 +184,7 @@ def _checked(cluster: Cluster, hint: str) -> Cluster:
 
 
 def _is_name(host: str) -> bool:
-    """Whether a host's name can be asked for at all; an empty part in it, or one too long, cannot."""
+    """Whether a host's name can be looked up at all: not with an empty part, or one that is too long."""
     try:
         return bool(host.encode("idna"))
     except UnicodeError:
@@ -128,46 +192,45 @@ def _is_name(host: str) -> bool:
 
 
 def wait_for_all(
-    cluster: Cluster, seconds: float = WAIT_SECONDS, tell: Callable[[str], None] = lambda text: None
+    cluster: Cluster, seconds: float = WAIT_SECONDS, notify: Callable[[str], None] = lambda text: None
 ) -> None:
-    """Return when every worker has been heard and has heard this one.
+    """Wait until this worker has reached every other one, and every other one has reached it.
 
     Args:
         cluster: all workers.
         seconds: the time limit.
-        tell: is told whom this worker waits for.
+        notify: called with a sentence that says for which workers this one waits.
 
     Raises:
-        PneumoError: the worker's own port is in use, or another calls itself by a number that is not its own.
-        Stopped: some did not come within the time limit; one whose host is unknown is waited for too, since a cluster's
-            names may come later than its nodes.
+        PneumoError: this worker's port is in use, or another worker has another number than the list says.
+        Stopped: some could not be reached within the time limit. A host without a known name is waited for too, since a
+            cluster may publish its names after its nodes have started.
     """
     others = set(range(len(cluster.workers))) - {cluster.index}
-    heard: set[int] = set()  # by us
-    heard_us: set[int] = set()
+    reached: set[int] = set()  # by this worker
+    reached_us: set[int] = set()  # this worker, by these
     stop = threading.Event()
     listener = _listen(cluster)
-    thread = threading.Thread(target=_answer, args=(listener, cluster.index, heard_us, stop), daemon=True)
+    thread = threading.Thread(target=_answer, args=(listener, cluster.index, reached_us, stop), daemon=True)
     thread.start()
     started, spoke = time.monotonic(), time.monotonic() - 4.5
     try:
-        while heard != others or not heard_us >= others:
-            for number in sorted(others - heard):
+        while reached != others or not reached_us >= others:
+            for number in sorted(others - reached):
                 if _greet(cluster, number):
-                    heard.add(number)
+                    reached.add(number)
             now = time.monotonic()
-            lacking = ", ".join(f"{n} ({cluster.workers[n]})" for n in sorted(others - (heard & heard_us)))
+            lacking = ", ".join(f"{n} ({cluster.workers[n]})" for n in sorted(others - (reached & reached_us)))
             if lacking and now - started > seconds:
                 raise Stopped(
-                    f"Worker {cluster.index} has waited {seconds:.0f} s for worker {lacking}, named in "
-                    f"{cluster.source}, "
-                    "which did not come. Look at that worker's own output; check that its host can be reached at that "
-                    "port; start all workers again. (--wait-for-workers SECONDS waits longer.)",
+                    f"Worker {cluster.index} has waited {seconds:.0f} s for worker {lacking} of {cluster.source}, "
+                    "and could not reach it. Look at that worker's own output, check that its host can be reached at "
+                    "that port, and start all workers again. (--wait-for-workers SECONDS waits longer.)",
                     AGAIN,
                 )
             if lacking and now - spoke > 5.0:
                 spoke = now
-                tell(f"Worker {cluster.index} of {len(cluster.workers)} waits for worker {lacking}.")
+                notify(f"Worker {cluster.index} of {len(cluster.workers)} waits for worker {lacking}.")
             time.sleep(0.1)
     finally:
         stop.set()
@@ -176,6 +239,7 @@ def wait_for_all(
 
 
 def _listen(cluster: Cluster) -> socket.socket:
+    """A socket on this worker's own port."""
     host, _, port = cluster.workers[cluster.index].rpartition(":")
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -187,15 +251,15 @@ def _listen(cluster: Cluster) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise PneumoError(
                 f"Port {port}, which {cluster.source} gives worker {cluster.index} ({host}), is in use here. "
-                "Another run, "
-                "or what is left of one, holds it: end that, or choose another port."
+                "Another run uses it, or a process that is left from one. End that, or choose another port."
             ) from None
-        raise PneumoError(f"Port {port} of {host} cannot be listened to: {error.strerror}.") from None
+        raise PneumoError(f"Port {port} of {host} cannot be opened: {error.strerror}.") from None
     listener.settimeout(0.2)
     return listener
 
 
-def _answer(listener: socket.socket, index: int, heard_us: set[int], stop: threading.Event) -> None:
+def _answer(listener: socket.socket, index: int, reached_us: set[int], stop: threading.Event) -> None:
+    """Answer every worker that connects with this one's number, until ``stop`` is set."""
     while not stop.is_set():
         with contextlib.suppress(OSError, ValueError):
             connection, _ = listener.accept()
@@ -204,10 +268,11 @@ def _answer(listener: socket.socket, index: int, heard_us: set[int], stop: threa
                 text = connection.recv(64)
                 if text.startswith(GREETING):
                     connection.sendall(GREETING + str(index).encode())
-                    heard_us.add(int(text.removeprefix(GREETING)))
+                    reached_us.add(int(text.removeprefix(GREETING)))
 
 
 def _greet(cluster: Cluster, number: int) -> bool:
+    """Whether a worker answers at its address."""
     host, _, port = cluster.workers[number].rpartition(":")
     with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=2.0) as connection:
         connection.settimeout(2.0)
@@ -220,66 +285,3 @@ def _greet(cluster: Cluster, number: int) -> bool:
             )
         return answer.startswith(GREETING)
     return False
-
-
-Kind = Literal["one", "mirrored", "multiworker"]
-CHOICES = ("auto", "one", "mirrored", "multiworker")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a training would run on here, and in words."""
-
-    kind: Kind
-    text: str
-    cluster: Cluster | None = None
-
-
-def cluster_for(wanted: str, environ: Mapping[str, str]) -> Cluster | None:
-    """The workers that a command would be one of, told without TensorFlow's devices; None where it is alone.
-
-    Raises:
-        PneumoError: the variables do not fit together; see :func:`cluster.find_cluster`.
-    """
-    return find_cluster(environ) if wanted in ("auto", "multiworker") else None
-
-
-def choose(wanted: str, environ: Mapping[str, str], gpus: int, replicas: int | None = None) -> Choice:
-    """Which strategy a training takes: for ``auto`` several workers if there are any, else all GPUs, else one device.
-
-    Args:
-        wanted: one of :data:`CHOICES`.
-        environ: where ``TF_CONFIG`` and Slurm's variables are looked for.
-        gpus: how many GPUs this process sees.
-        replicas: how many devices to use of this host; without GPUs, and on one host, the CPU is divided into so many.
-            Default: all GPUs.
-
-    Raises:
-        PneumoError: the wish cannot be met here.
-    """
-    if wanted not in CHOICES:
-        raise PneumoError(f"There is no strategy {wanted!r}. Choose one of {', '.join(CHOICES)}.")
-    cluster = cluster_for(wanted, environ)
-    if wanted == "multiworker" and cluster is None:
-        raise PneumoError(
-            "--strategy multiworker needs several workers, named in TF_CONFIG or by srun; neither names any. Use "
-            "--strategy auto on one host."
-        )
-    if gpus and replicas is not None and replicas > gpus:
-        raise PneumoError(f"--replicas {replicas} is more than the {gpus} GPUs here.")
-    if replicas is not None and replicas > 1 and wanted == "one":
-        raise PneumoError(f"--strategy one is one device, not {replicas}. Leave out --replicas, or use mirrored.")
-    if replicas is not None and replicas > 1 and cluster is not None and not gpus:
-        raise PneumoError(
-            f"--replicas {replicas}: a worker without GPUs is one device. Leave it out, or start more workers."
-        )
-    local = min(replicas or gpus, gpus) if gpus else replicas or 1
-    devices = f"{local} GPU{'s' * (local > 1)}" if gpus else f"CPU divided in {local}" if local > 1 else "CPU"
-    if cluster is not None:
-        link = "NCCL" if gpus else "ring"
-        return Choice("multiworker", f"{len(cluster.workers)} workers of {cluster.source}, {devices}, {link}", cluster)
-    if wanted == "mirrored" and local == 1 and not gpus:
-        raise PneumoError("--strategy mirrored needs several devices; here is one CPU. --replicas 2 divides it in two.")
-    if wanted == "mirrored" or (wanted == "auto" and local > 1):
-        return Choice("mirrored", f"mirrored, {devices}")
-    return Choice("one", "one device, GPU:0" if gpus else "one device, CPU:0")

@@ -1,19 +1,20 @@
-"""One device, several, or several hosts: the only place that knows TensorFlow's strategies.
+"""Training on one device, on several, or on several hosts: the only place that knows TensorFlow's strategies.
 
-In: what is wished for (``--strategy``), the devices and the cluster. Out: an :class:`Engine`, which makes variables
-where they belong, deals a batch out to the replicas, adds up what they found, and gathers predictions in order. With it
-the global batch, its loss and its gradient are those of one device at any number of replicas:
+In: the strategy that the user asked for (``--strategy``), the devices and the cluster. Out: a :class:`Distribution`,
+which creates variables on all devices, distributes batches to the replicas, sums what the replicas computed, and
+gathers predictions in order. The global batch, its loss and its gradient are the same for any number of replicas:
 
-- each replica takes its part of every batch, as equal as can be, and each image counts one over the whole batch's
-  number; nothing is padded in training, since a padding row would enter BatchNorm's statistics (a prediction is padded,
-  and cut);
-- BatchNorm is synchronized; gradients are added up before they are clipped, checked and applied.
+- Each replica takes its part of every batch. The parts are as equal as possible, and each image has the weight of one
+  over the number of images in the whole batch. Nothing is padded in training, since padding would enter BatchNorm's
+  statistics. (Predictions are padded, and the padding is cut off.)
+- BatchNorm is synchronized. Gradients are summed before they are clipped, checked and applied.
 
 Keras 3.15.1 breaks MultiWorkerMirroredStrategy in two places: ``_maybe_symbolic_build`` reduces a PerReplica, and
-``reduce_per_replica`` takes axis 0 of scalars. Its optimizer, besides, clips each replica's gradient before adding them
-up. The way round: :class:`keras_pneumo.training.step.Network` builds nothing symbolically and takes its training
-function from :meth:`Engine.step_function`; the optimizers leave the adding up to :meth:`Engine.add_up`. ``model.fit``
-stays the loop. When a later Keras passes ``tests/test_distribution.py`` without these, they can go.
+``reduce_per_replica`` takes axis 0 of scalars. Besides, its optimizer clips each replica's gradient before the sum.
+Therefore :class:`keras_pneumo.training.step.TrainingNetwork` builds nothing symbolically and takes its training
+function from :meth:`Distribution.step_function`, and the optimizers leave the sum to
+:meth:`Distribution.sum_over_replicas`. ``model.fit`` stays the loop. When a later Keras passes
+``tests/training/distributed/test_strategy.py`` without these three, they can go.
 """
 
 from __future__ import annotations
@@ -33,29 +34,30 @@ from keras_pneumo.data.batches.order import Share, TrainingPlan
 from keras_pneumo.data.batches.pipeline import training_batches
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor
-from keras_pneumo.training.distributed.cluster import WAIT_SECONDS, Cluster, choose, wait_for_all
+from keras_pneumo.training.distributed.cluster import WAIT_SECONDS, Cluster, choose_strategy, wait_for_all
 
-OF_ANOTHER = re.compile(r"collective|incarnation|peer|socket|connection|recv|grpc|coordination|heartbeat", re.I)
-"""Words of TensorFlow 2.21's messages about a worker that is gone or does something else (its C++ sources)."""
+OTHER_WORKER = re.compile(r"collective|incarnation|peer|socket|connection|recv|grpc|coordination|heartbeat", re.I)
+"""Words in TensorFlow 2.21's messages about a lost worker, or one that does something else (from its C++ sources)."""
 
 LONGEST = 300
+"""Characters of TensorFlow's message that are quoted."""
 
 
 @dataclass(frozen=True)
 class DistributedNetwork:
-    """A network whose batches are dealt out to all replicas; every worker gets the whole outputs."""
+    """A network that predicts each batch on all replicas; every worker gets the whole outputs."""
 
     predict_on_batch: Callable[[Any], Any]
 
 
-class Engine:
-    """Where a training runs; without a strategy, TensorFlow's default device."""
+class Distribution:
+    """The devices that a training runs on; without a strategy, TensorFlow's default device."""
 
-    def __init__(self, strategy: Any = None, cluster: Cluster | None = None, text: str = "one device") -> None:
-        """Use :func:`start_engine`, or :data:`ONE`."""
+    def __init__(self, strategy: Any = None, cluster: Cluster | None = None, description: str = "one device") -> None:
+        """Use :func:`start_distribution`, or :data:`ONE_DEVICE`."""
         self.strategy = strategy
         self.cluster = cluster
-        self.text = text
+        self.description = description
         self.workers = len(cluster.workers) if cluster else 1
         self.worker = cluster.index if cluster else 0
         self.replicas = strategy.num_replicas_in_sync if strategy else 1
@@ -69,28 +71,26 @@ class Engine:
         return self.worker == 0
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
-        """Variables made within it live on every replica."""
+        """A context whose variables are created on every replica."""
         return self.strategy.scope() if self.strategy else contextlib.nullcontext()
 
     def batches(self, source: ImageSet, plan: TrainingPlan) -> Any:
-        """What ``fit`` iterates over.
+        """The training batches that ``fit`` iterates over.
 
         Raises:
             PneumoError: a batch has fewer images than there are replicas.
         """
         if min(len(rows) for rows in plan.rows(len(source))) < self.replicas:
             raise PneumoError(
-                f"A batch of {plan.batch_size} cannot be dealt out to {self.replicas} replicas. Raise "
-                "global_batch_size "
-                "to at least twice their number, or use fewer."
+                f"A batch of {plan.batch_size} images is too small for {self.replicas} replicas. Raise "
+                "global_batch_size to at least twice the number of replicas, or use fewer replicas."
             )
         if not self.strategy:
             return training_batches(source, plan)
-
         return self.strategy.distribute_datasets_from_function(lambda _: training_batches(source, plan, self.share))
 
-    def add_up(self, values: list[Any]) -> list[Any]:
-        """Sums over all replicas; called by each replica within a step."""
+    def sum_over_replicas(self, values: list[Any]) -> list[Any]:
+        """The sum of each value over all replicas; called by each replica within a step."""
         if not self.strategy:
             return values
         return list(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values))
@@ -98,10 +98,10 @@ class Engine:
     def step_function(
         self, step: Callable[..., dict[str, Any]], jit: bool, spec: Any = None
     ) -> Callable[..., dict[str, Any]]:
-        """``step(data, wish)`` as a graph, run by every replica; what it returns is the same on each.
+        """``step(data, stop_request)`` as a graph that every replica runs; its results are the same on each.
 
-        ``spec`` is what the data look like, with batches of any size. Without it each replica's graph would be made for
-        its own number of images, and synchronized BatchNorm's gradient differs between a known and an unknown number.
+        ``spec`` describes the data, with batches of any size. Without it each replica's graph would be made for its own
+        number of images, and the gradient of synchronized BatchNorm differs between a known and an unknown number.
         """
         strategy = self.strategy
         options: dict[str, Any] = {"reduce_retracing": True}
@@ -111,21 +111,21 @@ class Engine:
             return tf.function(step, jit_compile=jit or None, **options)
 
         @tf.function(**options)
-        def everywhere(data: Any, wish: tf.Tensor) -> dict[str, Any]:
-            found = strategy.run(step, args=(data, wish))
-            return {name: strategy.experimental_local_results(value)[0] for name, value in found.items()}
+        def on_all_replicas(data: Any, stop_request: tf.Tensor) -> dict[str, Any]:
+            results = strategy.run(step, args=(data, stop_request))
+            return {name: strategy.experimental_local_results(value)[0] for name, value in results.items()}
 
-        return everywhere
+        return on_all_replicas
 
     def predictor(self, model: Any) -> Callable[[Any], Any]:
-        """A function from a batch, the same on every worker, to all of its rows in order, dealt out to all replicas."""
+        """A function that predicts a batch, the same on every worker, on all replicas; it returns all rows in order."""
         strategy, replicas = self.strategy, self.replicas
 
         @tf.function(reduce_retracing=True)
-        def everywhere(parts: Any) -> Any:
-            found = strategy.run(lambda images: model(images, training=False), args=(parts,))
-            # In the graph: outside of one TensorFlow would trace the gathering anew each time.
-            return tf.nest.map_structure(lambda rows: strategy.gather(rows, axis=0), found)
+        def on_all_replicas(parts: Any) -> Any:
+            outputs = strategy.run(lambda images: model(images, training=False), args=(parts,))
+            # Within the graph, since outside of one TensorFlow would trace the gathering anew for each batch.
+            return tf.nest.map_structure(lambda rows: strategy.gather(rows, axis=0), outputs)
 
         def predict(images: Any) -> Any:
             images = np.asarray(images)
@@ -135,78 +135,80 @@ class Engine:
             parts = strategy.experimental_distribute_values_from_function(
                 lambda context: tf.constant(split[context.replica_id_in_sync_group])
             )
-            return tf.nest.map_structure(lambda one: one.numpy()[:rows], everywhere(parts))
+            return tf.nest.map_structure(lambda output: output.numpy()[:rows], on_all_replicas(parts))
 
         return predict
 
-    def sharing(self) -> DistributedPredictor:
-        """For predictions: networks made here, and asked on all replicas."""
+    def distributed_predictor(self) -> DistributedPredictor:
+        """How ``inference`` builds networks here and predicts with them on all replicas."""
         if not self.strategy:
             return SINGLE_DEVICE
         return DistributedPredictor(
             self.scope, lambda model: DistributedNetwork(self.predictor(model)), self.replicas, self.workers
         )
 
-    def agree(self, value: int) -> int:
-        """The chief's value, on every worker; each waits here for all others."""
+    def broadcast(self, value: int) -> int:
+        """The chief's value, on every worker; each worker waits here for all others."""
         if self.workers == 1:
             return value
-        return self._everywhere(value if self.chief else 0) // self.share.count
+        return self._sum_of_all(value if self.chief else 0) // self.share.count
 
-    def agree_text(self, text: str) -> str:
+    def broadcast_text(self, text: str) -> str:
         """The chief's text, on every worker."""
-        found = bytearray()
+        received = bytearray()
         content = text.encode()
-        for start in range(0, self.agree(len(content)), 7):  # seven bytes fit into a number with a sign
-            found += self.agree(int.from_bytes(content[start : start + 7].ljust(7), "big")).to_bytes(7, "big")
-        return found.decode().rstrip()
+        for start in range(0, self.broadcast(len(content)), 7):  # seven bytes fit into a number with a sign
+            received += self.broadcast(int.from_bytes(content[start : start + 7].ljust(7), "big")).to_bytes(7, "big")
+        return received.decode().rstrip()
 
-    def largest(self, value: int) -> int:
+    def maximum(self, value: int) -> int:
         """The largest of all workers' values, on every worker."""
         if self.workers == 1:
             return value
-        found = 0
+        highest = 0
         for worker in range(self.workers):  # there is no maximum among the reductions
-            mine = value if worker == self.worker else 0
-            found = max(found, self._everywhere(mine) // self.share.count)
-        return found
+            own = value if worker == self.worker else 0
+            highest = max(highest, self._sum_of_all(own) // self.share.count)
+        return highest
 
-    def _everywhere(self, value: int) -> int:
-        def each(number: tf.Tensor) -> Any:
-            # Copied onto the replica's device, by which TensorFlow sees where the sum is to go.
+    def _sum_of_all(self, value: int) -> int:
+        """The sum of a number over all replicas of all workers."""
+
+        def on_each_replica(number: tf.Tensor) -> Any:
+            # The copy is on the replica's device, which tells TensorFlow where the sum has to go.
             return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(number))
 
         if self._sum is None:  # one graph for all calls
-            self._sum = tf.function(lambda number: self.strategy.run(each, args=(number,)))
+            self._sum = tf.function(lambda number: self.strategy.run(on_each_replica, args=(number,)))
         return int(self.strategy.experimental_local_results(self._sum(tf.constant(value, tf.int64)))[0].numpy())
 
 
-ONE = Engine()
+ONE_DEVICE = Distribution()
 """One device, TensorFlow's default."""
 
 
-def start_engine(
-    wanted: str = "auto",
+def start_distribution(
+    requested: str = "auto",
     replicas: int | None = None,
     wait_seconds: float = WAIT_SECONDS,
-    tell: Callable[[str], None] = lambda text: None,
-) -> Engine:
-    """Take the devices; called once, before anything else asks TensorFlow for one.
+    notify: Callable[[str], None] = lambda text: None,
+) -> Distribution:
+    """Make the devices ready; called once, before anything else asks TensorFlow for a device.
 
     Args:
-        wanted: see :func:`keras_pneumo.training.distributed.cluster.choose`.
-        replicas: see there.
-        wait_seconds: how long workers wait for one another.
-        tell: is told what a worker waits for.
+        requested: the strategy; see :func:`keras_pneumo.training.distributed.cluster.choose_strategy`.
+        replicas: as there.
+        wait_seconds: how long workers wait for each other.
+        notify: called with a sentence that says for which workers this one waits.
 
     Raises:
-        PneumoError: the wish cannot be met, or a port is in use.
-        Stopped: a worker did not come.
+        PneumoError: the strategy cannot be had here, or a port is in use.
+        Stopped: a worker could not be reached.
     """
     gpus = tf.config.list_physical_devices("GPU")
-    choice = choose(wanted, os.environ, len(gpus), replicas)
+    choice = choose_strategy(requested, os.environ, len(gpus), replicas)
     if choice.kind == "one":
-        return Engine(text=choice.text)
+        return Distribution(description=choice.description)
     if gpus and replicas:
         tf.config.set_visible_devices(gpus[:replicas], "GPU")
     if not gpus and replicas:
@@ -215,21 +217,21 @@ def start_engine(
     if choice.kind == "mirrored":
         kind = "GPU" if gpus else "CPU"
         names = [f"{kind}:{number}" for number in range(replicas or len(gpus) or 1)]
-        return Engine(tf.distribute.MirroredStrategy(names), text=choice.text)
+        return Distribution(tf.distribute.MirroredStrategy(names), description=choice.description)
     assert choice.cluster is not None
-    wait_for_all(choice.cluster, wait_seconds, tell)
+    wait_for_all(choice.cluster, wait_seconds, notify)
     os.environ["TF_CONFIG"] = choice.cluster.tf_config()
     implementation = tf.distribute.experimental.CommunicationImplementation
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=implementation.NCCL if gpus else implementation.RING
     )
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-    return Engine(strategy, choice.cluster, choice.text)
+    return Distribution(strategy, choice.cluster, choice.description)
 
 
 @contextlib.contextmanager
-def lost_workers(engine: Engine) -> Iterator[None]:
-    """Within this context TensorFlow's complaints about another worker become one sentence.
+def lost_workers(distribution: Distribution) -> Iterator[None]:
+    """A context in which TensorFlow's errors about a lost worker become one sentence.
 
     Raises:
         Stopped: another worker is gone.
@@ -244,24 +246,25 @@ def lost_workers(engine: Engine) -> Iterator[None]:
         tf.errors.InternalError,
         tf.errors.FailedPreconditionError,
     ) as error:
-        if engine.workers == 1 or not _of_another(error):
+        if distribution.workers == 1 or not _about_another_worker(error):
             raise
         raise Stopped(
-            f"Worker {engine.worker} of {engine.workers} has lost another one. Look at the output of the others for "
-            "the reason. Start all workers again, with the same command; they go on from the last checkpoint. "
+            f"Worker {distribution.worker} of {distribution.workers} has lost another worker. Look at the output of "
+            "the others for the reason. Start all workers again with the same command; they go on from the last "
+            "checkpoint. "
             f"(TensorFlow: {type(error).__name__}, {_reason(error)})"
         ) from None
 
 
-def _of_another(error: tf.errors.OpError) -> bool:
-    """Whether TensorFlow complains of another worker; two of its classes may mean a fault of this one's own."""
+def _about_another_worker(error: tf.errors.OpError) -> bool:
+    """Whether an error is about another worker; two of TensorFlow's classes may also be about this one."""
     if isinstance(error, tf.errors.InternalError | tf.errors.FailedPreconditionError):
-        return OF_ANOTHER.search(error.message) is not None
+        return OTHER_WORKER.search(error.message) is not None
     return True
 
 
 def _reason(error: tf.errors.OpError) -> str:
-    """The line of TensorFlow's message that names the cause; the others are headings and the graph's place."""
-    lines = [one.strip() for one in error.message.splitlines() if one.strip()]
-    line = next((one for one in lines if OF_ANOTHER.search(one)), lines[0] if lines else "no reason given")
+    """The line of TensorFlow's message that names the cause; the others are headings and positions in the graph."""
+    lines = [line.strip() for line in error.message.splitlines() if line.strip()]
+    line = next((line for line in lines if OTHER_WORKER.search(line)), lines[0] if lines else "no reason given")
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"

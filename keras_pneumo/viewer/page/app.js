@@ -1,14 +1,15 @@
-// The page: which radiograph is shown, what is asked of the server, and what the sliders, the keys and a drop do.
+// The page: it shows one radiograph at a time, asks the server for answers, and reacts to sliders, keys and dropped files.
 
-import { Film, RANGES, greyOf } from "./film.js";
-import { showAgreement, showAnswer, showFault, showHundred, showVerdict } from "./panel.js";
+import { RANGES, RadiographView, greyOf } from "./radiograph.js";
+import { showAgreement, showAnswer, showError, showHundred, showVerdict } from "./panel.js";
 
 const $ = (id) => document.getElementById(id);
-const FILMS = ["window", "level", "invert"]; // settings that the film itself keeps
+const VIEW_SETTINGS = ["window", "level", "invert"]; // kept by the view of the radiograph, the others by the state
 const START = { outline: 100, heat: 0 };
-const state = { about: null, items: [], at: -1, found: null, ...START, map: "classifier", asked: 0, judged: Promise.resolve() };
-const film = new Film($("film"), showView);
+const state = { about: null, items: [], index: -1, answer: null, ...START, map: "classifier", requests: 0, saving: Promise.resolve() };
+const view = new RadiographView($("radiograph"), showView);
 
+/** The server's answer as JSON; throws an Error with a sentence for the user. */
 async function ask(address, options) {
   let reply;
   try {
@@ -16,12 +17,12 @@ async function ask(address, options) {
   } catch {
     throw new Error("The program behind this page has ended. Start keras-pneumo view again.");
   }
-  const found = await reply.json().catch(() => ({ error: "The program gave no answer that can be read." }));
-  if (!reply.ok) throw new Error(found.error ?? "The program refused.");
-  return found;
+  const json = await reply.json().catch(() => ({ error: "The program's answer cannot be read." }));
+  if (!reply.ok) throw new Error(json.error ?? "The program refused.");
+  return json;
 }
 
-/** Items are {name, load}: load asks the server for the answer. */
+/** An item is {name, load}: load asks the server for the answer. */
 function folderItem(name, number) {
   return { name, load: () => ask(`/api/folder/${number}`) };
 }
@@ -29,53 +30,53 @@ function folderItem(name, number) {
 function droppedItem(file) {
   const load = async () => {
     if (file.size > state.about.max_bytes) {
-      throw new Error(`${file.name} cannot be shown: it is larger than the ${state.about.max_bytes / 2 ** 20} MiB that the page takes.`);
+      throw new Error(`${file.name} cannot be shown: it is larger than ${state.about.max_bytes / 2 ** 20} MiB, the limit of this page.`);
     }
     let body;
     try {
       body = await file.arrayBuffer();
     } catch {
-      throw new Error(`${file.name} cannot be read. It is a folder, or was moved, changed or locked since it was dropped. Drop the files themselves, again.`);
+      throw new Error(`${file.name} cannot be read. It is a folder, or it was moved, changed or locked after it was dropped. Drop the files again, not their folder.`);
     }
     return ask(`/api/drop?name=${encodeURIComponent(file.name)}`, { method: "POST", body });
   };
   return { name: file.name, load };
 }
 
-async function show(at) {
-  if (at < 0 || at >= state.items.length) return;
-  state.at = at;
-  const mine = ++state.asked;
-  state.found = null; // what is judged must be what is shown, and this is not yet
+async function show(index) {
+  if (index < 0 || index >= state.items.length) return;
+  state.index = index;
+  const request = ++state.requests;
+  state.answer = null; // a verdict must be on the radiograph that is shown, and this one is not shown yet
   delete document.body.dataset.shown;
   document.body.classList.add("reading");
-  showPlace();
+  showPosition();
   showVerdict(null);
-  showReading();
-  showFault(null);
+  showReadings();
+  showError(null);
   $("busy").hidden = false;
   $("welcome").hidden = true;
   try {
-    const item = state.items[at];
-    const found = { ...(await item.load()), at };
-    const names = Object.keys(found.maps);
-    const [picture, ...maps] = await Promise.all([found.pixels, ...names.map((name) => found.maps[name])].map(greyOf));
-    if (mine !== state.asked) return; // another was asked for meanwhile
-    state.found = found;
-    item.verdict = found.verdict;
-    film.show(found, picture, Object.fromEntries(names.map((name, i) => [name, maps[i]])));
-    film.drawHeat(state.map, state.heat / 100);
-    showAnswer(found, state.about);
-    showVerdict(found.verdict);
-    showReading();
+    const item = state.items[index];
+    const answer = { ...(await item.load()), index };
+    const names = Object.keys(answer.maps);
+    const [picture, ...maps] = await Promise.all([answer.pixels, ...names.map((name) => answer.maps[name])].map(greyOf));
+    if (request !== state.requests) return; // the user went on to another radiograph meanwhile
+    state.answer = answer;
+    item.verdict = answer.verdict;
+    view.show(answer, picture, Object.fromEntries(names.map((name, i) => [name, maps[i]])));
+    view.drawHeat(state.map, state.heat / 100);
+    showAnswer(answer, state.about);
+    showVerdict(answer.verdict);
+    showReadings();
     showView();
-    document.body.dataset.shown = found.key;
-    const next = state.items[at + 1];
-    if (next && !next.fetched) { next.fetched = true; next.load().catch(() => {}); } // the server keeps it
+    document.body.dataset.shown = answer.key;
+    const next = state.items[index + 1];
+    if (next && !next.fetched) { next.fetched = true; next.load().catch(() => {}); } // the server keeps the answer
   } catch (error) {
-    if (mine === state.asked) clear(error.message);
+    if (request === state.requests) clear(error.message);
   } finally {
-    if (mine === state.asked) {
+    if (request === state.requests) {
       $("busy").hidden = true;
       document.body.classList.remove("reading");
     }
@@ -83,16 +84,16 @@ async function show(at) {
 }
 
 function clear(sentence) {
-  state.found = null;
-  film.picture = null;
+  state.answer = null;
+  view.picture = null;
   $("stage").hidden = true;
   $("answer").hidden = true;
   $("facts").textContent = $("state").textContent = "";
   $("welcome").hidden = false;
   delete document.body.dataset.shown;
   showVerdict(null);
-  showReading();
-  showFault(sentence);
+  showReadings();
+  showError(sentence);
 }
 
 function add(files) {
@@ -102,22 +103,23 @@ function add(files) {
   show(first);
 }
 
-function showPlace() {
-  $("place").textContent = state.items.length ? `${state.at + 1} of ${state.items.length}` : "–";
-  $("previous").disabled = state.at <= 0;
-  $("next").disabled = state.at >= state.items.length - 1;
+function showPosition() {
+  $("position").textContent = state.items.length ? `${state.index + 1} of ${state.items.length}` : "–";
+  $("previous").disabled = state.index <= 0;
+  $("next").disabled = state.index >= state.items.length - 1;
 }
 
-function showReading() {
-  for (const button of document.querySelectorAll("[data-verdict]")) button.disabled = !state.found;
+/** The verdict buttons and the agreement of the reader with the detector. */
+function showReadings() {
+  for (const button of document.querySelectorAll("[data-verdict]")) button.disabled = !state.answer;
   const read = state.items.filter((item) => item.verdict).length;
   showAgreement(state.about.agreement, read, state.items.length, state.about.readings);
 }
 
-/** Sliders, their numbers and the picture, from the state. */
+/** Set the sliders, their numbers and the picture from the state. */
 function showView() {
   const values = {
-    window: [Math.round(film.window)], level: [Math.round(film.level)], zoom: [Math.round(100 * film.zoom), "%"],
+    window: [Math.round(view.window)], level: [Math.round(view.level)], zoom: [Math.round(100 * view.zoom), "%"],
     "outline-strength": [state.outline, "%"], "heat-strength": [state.heat, "%"],
   };
   for (const [id, [value, unit]] of Object.entries(values)) {
@@ -125,59 +127,59 @@ function showView() {
     $(id).nextElementSibling.textContent = `${value}${unit ?? ""}`;
   }
   $("outline").style.opacity = state.outline / 100;
-  $("invert").setAttribute("aria-pressed", String(film.invert));
+  $("invert").setAttribute("aria-pressed", String(view.invert));
   document.querySelector(`[name=map][value=${state.map}]`).checked = true;
-  $("state").textContent = state.found ? `W ${values.window[0]}  L ${values.level[0]}  ${values.zoom[0]}%${film.invert ? "  inverted" : ""}` : "";
+  $("state").textContent = state.answer ? `W ${values.window[0]}  L ${values.level[0]}  ${values.zoom[0]}%${view.invert ? "  inverted" : ""}` : "";
 }
 
 function set(changes) {
-  for (const [name, value] of Object.entries(changes)) (FILMS.includes(name) ? film : state)[name] = value;
-  film.limit();
-  film.draw();
-  film.drawHeat(state.map, state.heat / 100);
+  for (const [name, value] of Object.entries(changes)) (VIEW_SETTINGS.includes(name) ? view : state)[name] = value;
+  view.limit();
+  view.draw();
+  view.drawHeat(state.map, state.heat / 100);
   showView();
 }
 
 function zoom(value) {
-  film.zoomTo(value);
+  view.zoomTo(value);
   showView();
 }
 
-/** Verdicts go out one after another, so that the last one given is the one kept. */
-function judge(verdict) {
-  const { found } = state;
-  if (found) state.judged = state.judged.then(() => keep(found, state.items[found.at], verdict));
+/** Verdicts are saved one after another, so that the last one given is the one kept. */
+function giveVerdict(verdict) {
+  const { answer } = state;
+  if (answer) state.saving = state.saving.then(() => saveVerdict(answer, state.items[answer.index], verdict));
 }
 
-/** File a verdict on an answer. The page may show another radiograph by the time it is kept. */
-async function keep(found, item, verdict) {
+/** Save a verdict on an answer. The page may show another radiograph by the time it is saved. */
+async function saveVerdict(answer, item, verdict) {
   try {
-    const body = JSON.stringify({ key: found.key, name: found.name, verdict });
+    const body = JSON.stringify({ key: answer.key, name: answer.name, verdict });
     state.about.agreement = await ask("/api/reading", { method: "POST", body });
     item.verdict = verdict;
-    if (state.found === found) showVerdict(verdict);
-    showReading();
+    if (state.answer === answer) showVerdict(verdict);
+    showReadings();
   } catch (error) {
-    showFault(`What you said of ${found.name} was not kept: ${error.message}`);
+    showError(`Your verdict on ${answer.name} was not saved: ${error.message}`);
   }
 }
 
 const KEYS = {
-  ArrowLeft: () => show(state.at - 1), ArrowRight: () => show(state.at + 1),
+  ArrowLeft: () => show(state.index - 1), ArrowRight: () => show(state.index + 1),
   f: () => $("files").click(), "?": () => $("keys").showModal(),
-  w: () => set({ window: film.window / 1.12 }), W: () => set({ window: film.window * 1.12 }),
-  l: () => set({ level: film.level - 6 }), L: () => set({ level: film.level + 6 }),
-  "+": () => zoom(film.zoom * 1.25), "=": () => zoom(film.zoom * 1.25), "-": () => zoom(film.zoom / 1.25), 0: () => zoom(1),
-  i: () => set({ invert: !film.invert }),
+  w: () => set({ window: view.window / 1.12 }), W: () => set({ window: view.window * 1.12 }),
+  l: () => set({ level: view.level - 6 }), L: () => set({ level: view.level + 6 }),
+  "+": () => zoom(view.zoom * 1.25), "=": () => zoom(view.zoom * 1.25), "-": () => zoom(view.zoom / 1.25), 0: () => zoom(1),
+  i: () => set({ invert: !view.invert }),
   o: () => set({ outline: state.outline ? 0 : 100 }), h: () => set({ heat: state.heat ? 0 : 60 }),
   m: () => set({ map: state.map === "classifier" ? "segmenter" : "classifier", heat: state.heat || 60 }),
   r: () => reset(),
-  a: () => judge("agree"), d: () => judge("disagree"), u: () => judge("unsure"),
+  a: () => giveVerdict("agree"), d: () => giveVerdict("disagree"), u: () => giveVerdict("unsure"),
 };
 
 function reset() {
-  film.reset();
-  film.place();
+  view.reset();
+  view.layout();
   set({ ...START });
 }
 
@@ -201,9 +203,9 @@ function listen() {
   $("zoom").oninput = () => zoom($("zoom").value / 100);
   $("outline-strength").oninput = () => set({ outline: Number($("outline-strength").value) });
   $("heat-strength").oninput = () => set({ heat: Number($("heat-strength").value) });
-  $("prevalence").oninput = () => state.found && showHundred(state.found, state.about);
+  $("prevalence").oninput = () => state.answer && showHundred(state.answer, state.about);
   for (const choice of document.querySelectorAll("[name=map]")) choice.onchange = () => set({ map: choice.value });
-  for (const button of document.querySelectorAll("[data-verdict]")) button.onclick = () => judge(button.dataset.verdict);
+  for (const button of document.querySelectorAll("[data-verdict]")) button.onclick = () => giveVerdict(button.dataset.verdict);
   document.addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dropping"); });
   document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dropping"); });
   document.addEventListener("drop", (event) => {
@@ -218,7 +220,7 @@ async function start() {
   try {
     state.about = await ask("/api/about");
   } catch (error) {
-    showFault(error.message);
+    showError(error.message);
     return;
   }
   $("detector").textContent = `${state.about.name} ${state.about.version}`;
@@ -226,8 +228,8 @@ async function start() {
   $("prevalence").value = Math.max(1, Math.round(100 * state.about.prevalence));
   state.items = state.about.files.map(folderItem);
   showView();
-  showPlace();
-  showReading();
+  showPosition();
+  showReadings();
   document.body.dataset.ready = "yes";
   if (state.items.length) show(0);
 }

@@ -17,11 +17,13 @@ from keras_pneumo.data.labels.devices import (
     kinds_of,
     read_devices,
 )
-from keras_pneumo.data.prepared.folder import load_prepared, prepare
+from keras_pneumo.data.prepared.folder import load_prepared
+from keras_pneumo.data.prepared.prepare import prepare
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.phantoms.cohort import case_of, films
-from keras_pneumo.phantoms.devices import device_rows, posed, things_of
-from keras_pneumo.phantoms.folder import PhantomSettings, render, write_phantoms
+from keras_pneumo.phantoms.cohort import list_images, make_case
+from keras_pneumo.phantoms.devices import device_rows, draw_devices, position_patient
+from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
+from keras_pneumo.phantoms.render import render
 
 
 @pytest.mark.parametrize("box", [(0, 0, 1, 1), (3, 5, 4, 2), (1020, 1000, 50, 50), (0, 0, 1024, 1024), (-5, 10, 8, 3)])
@@ -36,7 +38,7 @@ def test_a_box_beyond_the_border_is_empty():
     assert box_pixels(2000, 3, 5, 5) == "-1"
 
 
-def test_things_of_one_kind_on_one_image_are_united(tmp_path):
+def test_devices_of_one_kind_on_one_image_are_united(tmp_path):
     path = tmp_path / FILE
     path.write_bytes(
         devices_csv([("a", TUBE, "0 3"), ("a", TUBE, "2 3"), ("a", MARKER, "10 1"), ("b", "pacemaker", "-1")])
@@ -70,12 +72,12 @@ def test_phantoms_say_where_tubes_leads_and_writing_are(phantoms):
     assert kinds_of(devices) == [TUBE, LEADS, MARKER, WORDS]
     seen = set()
     for patient in range(8):
-        film = render(5, patient, 0, settings)
-        found = devices[film.case.image_id]
-        _, _, width, height = film.marker_box
+        phantom = render(5, patient, 0, settings)
+        found = devices[phantom.case.image_id]
+        _, _, width, height = phantom.marker_box
         assert rle.area(found[MARKER]) == width * height
-        assert bool(film.places.words) == (WORDS in found)
-        for kind, mask in ((TUBE, film.tube), (LEADS, film.places.leads)):
+        assert bool(phantom.locations.words) == (WORDS in found)
+        for kind, mask in ((TUBE, phantom.tube), (LEADS, phantom.locations.leads)):
             assert mask.any() == (kind in found)
             if kind in found:
                 np.testing.assert_array_equal(rle.draw(found[kind]).astype(bool), mask)
@@ -83,34 +85,34 @@ def test_phantoms_say_where_tubes_leads_and_writing_are(phantoms):
     assert seen == {TUBE, LEADS, MARKER, WORDS}
 
 
-def test_their_places_hold_all_that_is_drawn_and_little_else():
+def test_their_locations_hold_all_that_is_drawn_and_little_else():
     """What adds attenuation lies in a place, but for the soft rim of its blur; what is lit lies in a box, snugly."""
     settings = PhantomSettings(images=40, seed=5, positive_rate=0.5, size_scale=4.0)
     leads, words = 0, 0
-    for pair in films(5, 40, 0.5):
-        case = case_of(5, *pair, settings)
-        things = things_of(case, *posed(case))
-        drawn, places = things.leads.attenuation, things.places
-        outside = np.where(places.leads, 0, drawn)
+    for pair in list_images(5, 40, 0.5):
+        case = make_case(5, *pair, settings)
+        devices = draw_devices(case, *position_patient(case))
+        drawn, locations = devices.leads.attenuation, devices.locations
+        outside = np.where(locations.leads, 0, drawn)
         assert outside.sum() <= 0.1 * drawn.sum()
-        assert (drawn[places.leads] > 0).mean() > 0.6 if places.leads.any() else not drawn.any()
-        lit = np.maximum(things.writing.lead, things.writing.ink) > 64
-        boxes = [places.marker, *places.words]
+        assert (drawn[locations.leads] > 0).mean() > 0.6 if locations.leads.any() else not drawn.any()
+        lit = np.maximum(devices.writing.lead, devices.writing.ink) > 64
+        boxes = [locations.marker, *locations.words]
         for x, y, width, height in boxes:
             inside = lit[y : y + height, x : x + width]
             assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
             lit[y : y + height, x : x + width] = False
         assert not lit.any()
-        leads, words = leads + places.leads.any(), words + len(places.words)
+        leads, words = leads + locations.leads.any(), words + len(locations.words)
     assert leads > 5
     assert words > 10
 
 
-def test_the_order_of_a_films_rows_is_that_of_before_words_and_leads():
+def test_the_order_of_an_images_rows_is_that_of_before_words_and_leads():
     settings = PhantomSettings(images=40, seed=5, positive_rate=0.5, size_scale=4.0)
     order = [TUBE, MARKER, WORDS, LEADS]
-    for pair in films(5, 40, 0.5):
-        case = case_of(5, *pair, settings)
+    for pair in list_images(5, 40, 0.5):
+        case = make_case(5, *pair, settings)
         kinds = [order.index(kind) for image_id, kind, _ in device_rows(case)]
         assert kinds == sorted(kinds)
         assert kinds.count(order.index(MARKER)) == 1

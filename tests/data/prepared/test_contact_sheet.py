@@ -4,11 +4,12 @@ import cv2
 import numpy as np
 import pytest
 from PIL import ImageDraw
-from small_siim import write_labels, write_siim
+from small_siim import radiograph, write_labels, write_png, write_siim
 
 from keras_pneumo.data.prepared import contact_sheet
 from keras_pneumo.data.prepared.contact_sheet import draw_contact_sheet
-from keras_pneumo.data.prepared.folder import load_prepared, prepare
+from keras_pneumo.data.prepared.folder import load_prepared
+from keras_pneumo.data.prepared.prepare import prepare
 from keras_pneumo.errors import PneumoError
 
 ORANGE = (0, 176, 255)  # as OpenCV reads it: blue, green, red
@@ -35,7 +36,7 @@ def prepared_folder(tmp_path, count=20, rows=None):
     return load_prepared(tmp_path / "prepared")
 
 
-def test_all_groups_are_there_and_captions_tell(tmp_path, written):
+def test_all_groups_are_there_and_captions_say_what_they_show(tmp_path, written):
     prepared = prepared_folder(tmp_path)
     out = draw_contact_sheet(prepared, tmp_path / "sheets" / "sheet.png")
     sheet = cv2.imread(str(out))
@@ -81,7 +82,7 @@ def test_tiny_mask_gets_a_ring(tmp_path):
     assert np.ptp(orange[0]) >= 15
 
 
-def test_vanished_mask_is_said(tmp_path, written):
+def test_vanished_mask_is_noted(tmp_path, written):
     prepared = prepared_folder(tmp_path, rows=lambda ids: [(i, "5000 3" if n % 2 else "-1") for n, i in enumerate(ids)])
     draw_contact_sheet(prepared, tmp_path / "sheet.png", size=32)
     assert "mask 0.00%, none left at 32" in written
@@ -111,6 +112,15 @@ def test_many_images_wrap(tmp_path, written):
     sheet = cv2.imread(str(draw_contact_sheet(prepared, tmp_path / "sheet.png", per_group=30)))
     assert sheet.shape[1] < 9 * 240
     assert sum(text.startswith("1.2.276.") for text in written) == 40
+
+
+def test_the_default_size_is_the_smallest_from_256_on(tmp_path, written):
+    ids = write_siim(tmp_path / "data", count=10, kinds=("png",))
+    for number, image_id in enumerate(ids):
+        write_png(tmp_path / "data" / "png" / f"{image_id}.png", radiograph(number, side=512))
+    prepare(tmp_path / "data", tmp_path / "prepared", [64, 256, 512], workers=1)
+    draw_contact_sheet(load_prepared(tmp_path / "prepared"), tmp_path / "sheet.png")
+    assert "10 radiographs, 5 with pneumothorax, 256 x 256 pixels" in written
 
 
 def test_what_cannot_be_drawn(tmp_path):

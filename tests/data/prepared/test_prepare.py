@@ -26,12 +26,15 @@ from small_siim import (
 )
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.labels.siim import find_files, read_labels
+from keras_pneumo.data.labels.cases import read_labels
 from keras_pneumo.data.prepared import prepare as preparation
-from keras_pneumo.data.prepared.folder import find_prepared, load_prepared, prepare, verify_files
-from keras_pneumo.data.prepared.rendering import resize_image, resize_mask
+from keras_pneumo.data.prepared.folder import find_prepared, load_prepared, verify_files
+from keras_pneumo.data.prepared.prepare import prepare
+from keras_pneumo.data.prepared.split import make_split
 from keras_pneumo.data.radiographs import decoders
 from keras_pneumo.data.radiographs.dicom import read_dicom
+from keras_pneumo.data.radiographs.geometry import resize_image, resize_mask
+from keras_pneumo.data.radiographs.reading import find_files
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import folder_lock
 
@@ -257,7 +260,7 @@ def test_added_size_gives_the_folder_made_at_once(data, out, tmp_path):
 def test_added_size_that_an_image_cannot_have_is_refused(data, out):
     prepare(data, out, [64])
     before = hashes(out)
-    with pytest.raises(PneumoError, match=r"shorter than the wanted size 128. Leave that size out"):
+    with pytest.raises(PneumoError, match=r"shorter than the 128 that are needed. Leave that size out"):
         prepare(data, out, [128])
     after = hashes(out)
     assert {name: after[name] for name in before} == before
@@ -432,10 +435,8 @@ def test_damaged_manifest_is_mended(data, out):
 
 
 def test_split_that_leaks_is_refused_even_with_fitting_hashes(data, out, monkeypatch):
-    real = preparation.make_plan.__globals__["make_split"]
-
     def leaking(cases, seed=0):
-        split = real(cases, seed)
+        split = make_split(cases, seed)
         return split.assign(patient_id="everyone")
 
     monkeypatch.setattr("keras_pneumo.data.prepared.manifest.make_split", leaking)
@@ -499,6 +500,19 @@ def test_bad_files_are_set_aside_each_with_its_reason(data, out):
         assert part in set_aside(out, file)
     assert summary.set_aside == len(quarantine(out)) == load_prepared(out).manifest["counts"]["set_aside"]
     assert prepare(data, out, [64]).rendered == 0  # what failed is known, and not tried again
+
+
+def test_a_positive_label_without_a_mask_is_set_aside(data, out):
+    labels = data / "train-rle.csv"
+    header, *rows = labels.read_text().splitlines()
+    positive = {row.split(",")[0] for row in rows if not row.endswith("-1")}
+    victim = sorted(positive)[0]
+    table = [f"{row},{int(row.split(',')[0] in positive)}" for row in rows if not row.startswith(f"{victim},")]
+    labels.write_text("\n".join([f"{header},pneumothorax", *table, f"{victim},-1,1"]) + "\n")
+    assert prepare(data, out, [32]).images == 11
+    assert quarantine(out)["reason"].tolist() == [
+        "train-rle.csv says that there is a pneumothorax, but has no mask of it"
+    ]
 
 
 def test_bad_label_rows_are_set_aside_with_file_and_row(data, out):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_pneumo.data.labels import rle
+from keras_pneumo.data.labels.cases import read_labels
 from keras_pneumo.data.labels.patients import read_patients
-from keras_pneumo.data.labels.siim import read_labels
 from keras_pneumo.data.prepared.split import COLUMNS, check_split, make_split, split_sha256, subset_ids
 from keras_pneumo.errors import PneumoError
 

@@ -35,7 +35,7 @@ from small_siim import SIDE, dicom, radiograph, save, write_dicom, write_jpeg_di
 from keras_pneumo.data.radiographs import decoders
 from keras_pneumo.data.radiographs.dicom import UnreadableImage, decoder_report, read_dicom, read_header, read_image
 from keras_pneumo.data.radiographs.radiograph import MAX_FILE_BYTES, MAX_PIXELS, stretch
-from keras_pneumo.data.radiographs.reading import iter_images, read_radiograph
+from keras_pneumo.data.radiographs.reading import read_or_reason, read_radiograph
 
 PIXEL_ARRAY = "keras_pneumo.data.radiographs.dicom.pixel_array"
 REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[4] / "shared")) / "siim_mini"
@@ -636,7 +636,7 @@ def test_a_bad_file_among_good_ones(tmp_path):
         write_dicom(tmp_path / "c.dcm", radiograph(2)),
     ]
     paths[1].write_bytes(b"rubbish")
-    read = dict(iter_images(paths))
+    read = {path: read_or_reason(path) for path in paths}
     assert (read[paths[0]].pixels == radiograph(1)).all()
-    assert isinstance(read[paths[1]], UnreadableImage)
+    assert isinstance(read[paths[1]], str)
     assert (read[paths[2]].pixels == radiograph(2)).all()

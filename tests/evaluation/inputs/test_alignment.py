@@ -49,7 +49,7 @@ def test_good_folder_in_the_truths_order(tmp_path, truth):
         ("image_id,probability,encoded_pixels\n", "has no rows"),
         ("", "is empty"),
         ("image_id,probability,probability\na,1,1\n", "names the column 'probability' twice"),
-        (GOOD_PREDICTIONS + "c,0.5,-1,4,5\n", "is not a comma-separated table"),
+        (GOOD_PREDICTIONS + "c,0.5,-1,4,5\n", "line 4, has 5 cells, but the header has 3"),
     ],
 )
 def test_faults_of_the_table(tmp_path, truth, predictions, sentence):
@@ -98,6 +98,11 @@ def test_missing_and_extra_only_when_allowed_and_then_marked(tmp_path, truth):
         align_submission(read, truth, allow_extra=True)
     with pytest.raises(PneumoError, match="--allow-extra"):
         align_submission(read, truth, allow_missing=True)
+
+
+def test_ids_in_a_team_folder_may_be_file_names(tmp_path, truth):
+    predictions = GOOD_PREDICTIONS.replace("a,", "a.dcm,")
+    assert align_submission(read_submission(team_folder(tmp_path, predictions)), truth).notes == []
 
 
 def test_kaggle_rows_of_one_image_are_united(tmp_path, truth):

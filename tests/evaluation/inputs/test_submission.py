@@ -8,10 +8,20 @@ import pytest
 from board_lab import GOOD_PREDICTIONS, team_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from label_lab import FORMS
 
+from keras_pneumo.data.labels import rle
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.inputs.submission import SubmissionInfo, read_submission, write_submission
 from keras_pneumo.storage.tables import one_line, slug, spreadsheet_safe, table_text
+
+
+@pytest.mark.parametrize("content", FORMS)
+def test_a_bare_file_is_read_as_a_label_file_is(tmp_path, content):
+    path = tmp_path / "team.csv"
+    path.write_bytes(content.encode())
+    rows = read_submission(path).predictions
+    assert dict(zip(rows.image_id, rows.encoded_pixels.map(rle.is_empty), strict=True)) == {"a": True, "b": False}
 
 
 def test_a_huge_file_is_refused_before_reading(tmp_path):

@@ -1,4 +1,4 @@
-"""The way to PyTorch: a script run by the Python of PyTorch's own environment, files in, files out."""
+"""Runs scripts with the Python of PyTorch's own environment: files in, files out."""
 
 import json
 import os
@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.parity import processes as exchange
+from keras_pneumo.parity import backends
 
 
 @pytest.fixture(scope="session")
 def torch_python():
-    """The interpreter that has torch; a test is skipped where none is stated and none found."""
+    """The interpreter that has torch; a test is skipped where none is named and none found."""
     try:
-        return exchange.torch_python()
+        return backends.torch_python()
     except PneumoError as error:
-        if os.environ.get(exchange.ENVIRONMENT):
-            raise  # stated but absent is an error of the set-up, not a reason to skip
+        if os.environ.get(backends.ENVIRONMENT):
+            raise  # named but absent is an error of the set-up, not a reason to skip
         pytest.skip(str(error))
 
 

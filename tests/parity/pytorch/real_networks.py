@@ -17,24 +17,24 @@ from keras_pneumo.models.weights import from_torch, load_safetensors
 
 NETWORKS = {
     "classifier": lambda: build_classifier("resnet18"),
-    "segmenter": lambda: build_unet("resnet18"),  # the score is its mask's
+    "segmenter": lambda: build_unet("resnet18"),  # its score is that of the mask
     "segmenter with head": lambda: build_unet("resnet18", attention="scse", image_head=True),
 }
 
 
-def answers(name, folder):
-    """Everything asked of one network, by name."""
+def outputs_of(name, folder):
+    """The logits and heat maps of one network, by name."""
     model, images = NETWORKS[name](), np.load(folder / "images.npy")
     from_torch(model, load_safetensors(folder / f"{name}.safetensors"))
-    outputs = model(images, training=False)
-    outputs = outputs if isinstance(outputs, dict) else {"logits": outputs}
-    found = {head: keras.ops.convert_to_numpy(logits) for head, logits in outputs.items()}
+    logits = model(images, training=False)
+    logits = logits if isinstance(logits, dict) else {"logits": logits}
+    arrays = {head: keras.ops.convert_to_numpy(values) for head, values in logits.items()}
     for stage in STAGES:
-        found |= {f"{method} {stage}": raw_maps(model, images, method, stage).maps for method in METHODS}
-    return found | {"heat": heat_maps(model, images, "gradcam++", 2)}
+        arrays |= {f"{method} {stage}": raw_maps(model, images, method, stage).maps for method in METHODS}
+    return arrays | {"heat": heat_maps(model, images, "gradcam++", 2)}
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
-    all_found = {f"{name}: {key}": array for name in NETWORKS for key, array in answers(name, place).items()}
-    np.savez(place / f"{keras.backend.backend()}.npz", **all_found)
+    folder = Path(sys.argv[1])
+    arrays = {f"{name}: {key}": array for name in NETWORKS for key, array in outputs_of(name, folder).items()}
+    np.savez(folder / f"{keras.backend.backend()}.npz", **arrays)

@@ -11,11 +11,11 @@ from keras_pneumo.models.weights import load_safetensors
 def test_archives_of_torch_itself(reference):
     folder = reference("archives", {})
     for name in ("mixed", "resnet18"):
-        ours, theirs = load_torch_archive(folder / f"{name}.pth"), load_safetensors(folder / f"{name}.safetensors")
-        assert ours.keys() == theirs.keys()
-        for key in theirs:
-            assert ours[key].dtype == theirs[key].dtype
-            np.testing.assert_array_equal(ours[key], theirs[key])
+        tensors, expected = load_torch_archive(folder / f"{name}.pth"), load_safetensors(folder / f"{name}.safetensors")
+        assert tensors.keys() == expected.keys()
+        for key in expected:
+            assert tensors[key].dtype == expected[key].dtype
+            np.testing.assert_array_equal(tensors[key], expected[key])
     with pytest.raises(PneumoError, match="could run code"):
         load_torch_archive(folder / "hostile.pth")
     assert not (folder / "executed").exists()

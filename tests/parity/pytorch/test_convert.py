@@ -36,16 +36,16 @@ def test_files_of_torch_save_keep_every_bit(reference, convert):
     for name in ("mixed", "legacy", "resnet18"):
         done = convert(folder / f"{name}.pth", folder / f"{name}.new.safetensors")
         assert done.returncode == 0, done.stderr
-        found = load_safetensors(folder / f"{name}.new.safetensors")
+        tensors = load_safetensors(folder / f"{name}.new.safetensors")
         expected = load_safetensors(folder / f"{'resnet18' if name == 'resnet18' else 'mixed'}.safetensors")
-        assert found.keys() == expected.keys()
+        assert tensors.keys() == expected.keys()
         for key, array in expected.items():
-            assert found[key].dtype == array.dtype
-            np.testing.assert_array_equal(found[key], array)
+            assert tensors[key].dtype == array.dtype
+            np.testing.assert_array_equal(tensors[key], array)
     refused(convert, folder / "hostile.pth", "posix.system", "would run code")
     assert not (folder / "executed").exists()
     (folder / "half.pth").write_bytes((folder / "resnet18.pth").read_bytes()[:5000])
-    refused(convert, folder / "half.pth", "no whole file")
+    refused(convert, folder / "half.pth", "not a whole file")
     refused(convert, folder / "absent.pth", "There is no")
     there = convert(folder / "mixed.pth", folder / "resnet18.safetensors")
     assert there.returncode == 2
@@ -53,7 +53,7 @@ def test_files_of_torch_save_keep_every_bit(reference, convert):
 
 
 @pytest.mark.slow
-def test_a_saved_learner_of_fastais_becomes_ours(reference, convert):
+def test_a_saved_fastai_learner_loads_here(reference, convert):
     folder = reference("learner_file", {"encoder": "resnet18"})
     done = convert(folder / "learner.pth", folder / "learner.safetensors")
     assert done.returncode == 0, done.stderr
@@ -61,6 +61,6 @@ def test_a_saved_learner_of_fastais_becomes_ours(reference, convert):
     model = build_fastai_classifier("resnet18")
     from_torch(model, load_safetensors(folder / "learner.safetensors"))
     expected = load_safetensors(folder / "expected.safetensors")
-    ours = to_torch(model)
-    assert ours.keys() == expected.keys()
-    assert all(ours[name].tobytes() == expected[name].tobytes() for name in expected)
+    state = to_torch(model)
+    assert state.keys() == expected.keys()
+    assert all(state[name].tobytes() == expected[name].tobytes() for name in expected)

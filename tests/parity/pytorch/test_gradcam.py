@@ -1,4 +1,4 @@
-"""Heat maps and answers of the real networks: by PyTorch's twin, by its script; and by our code on every Keras backend.
+"""Heat maps and outputs of the real networks: PyTorch's twin by its script, and our code on every Keras backend.
 
 On JAX only where ``KERAS_PNEUMO_JAX_PYTHON`` names a Python that has it: ``python -m venv .venv-jax``, then
 ``.venv-jax/bin/pip install jax keras==3.15.1 safetensors opencv-python-headless pydicom pandas pydantic filelock``.
@@ -18,10 +18,10 @@ from real_networks import NETWORKS
 from keras_pneumo.config import CLASSIFIER, SEGMENTER
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.evaluation.scoring.saliency import agreement
-from keras_pneumo.explain.explain import Asked, explain_prepared
-from keras_pneumo.explain.gradcam import METHODS, STAGES, raw_maps, shown
-from keras_pneumo.explain.map_files import compared_maps, write_maps
+from keras_pneumo.explain.gradcam import METHODS, STAGES, raw_maps, to_heat
+from keras_pneumo.explain.map_files import read_twin_maps, write_maps
 from keras_pneumo.explain.positives import pixels_of
+from keras_pneumo.explain.saliency_check import CheckOptions, explain_prepared
 from keras_pneumo.inference.run import FORMAT, WEIGHTS, build, read_run
 from keras_pneumo.models.weights import save_safetensors
 from keras_pneumo.parity.networks import randomise
@@ -51,8 +51,8 @@ def start(python, *arguments, **environment):
 def check_maps(maps, wanted):
     """Each image's map as it should be, to within a share of its largest value.
 
-    A ReLU whose input rounds to the other side of nought changes an image's slopes by a step; of these networks' some
-    hundred thousand one may, in an image here and there: seen were steps of 5e-3, and 5e-6 in images without.
+    A ReLU whose input rounds to the other side of zero changes an image's gradients by a step. Of these networks'
+    hundred thousand ReLUs one may, in some images: steps of 5e-3 were seen, and 5e-6 in images without such a ReLU.
     """
     assert maps.shape == wanted.shape
     apart = np.abs(maps - wanted).max(axis=(1, 2)) / np.abs(wanted).max(axis=(1, 2))
@@ -69,8 +69,8 @@ def radiographs(prepared_folder):
 
 
 def untrained(model, pixels):
-    """Random weights and statistics; of a segmenter without head, no pixel so near its mask's edge that rounding would
-    decide whether it belongs to the score."""
+    """Set random weights and statistics; of a segmenter without head, move pixels away from the mask's edge, where
+    rounding would decide whether they belong to the score."""
     randomise(model, np.random.default_rng(1), pixels)
     if model.name.endswith("unet") and not isinstance(model.output, dict):
         logits = np.sort(np.array(model(pixels, training=False)).ravel())
@@ -99,37 +99,37 @@ def twin(request, tmp_path_factory, prepared_folder, radiographs):
 
 
 @pytest.mark.parametrize(("method", "stage"), [("gradcam", 5), ("gradcam++", 3), ("hirescam", 1), ("gradcam", 2)])
-def test_pytorchs_own_maps_are_ours(tmp_path, torch_python, twin, prepared_folder, method, stage):
+def test_pytorchs_own_maps_are_equal(tmp_path, torch_python, twin, prepared_folder, method, stage):
     run, model, image_ids, pixels = twin
-    ours = raw_maps(model, pixels, method, stage)
-    write_maps(tmp_path / "ours.npz", image_ids, ours, method, stage)
-    start(torch_python, SCRIPT, run, prepared_folder, "--maps", tmp_path / "ours.npz", "--out", tmp_path / "twin.npz")
-    theirs = compared_maps(tmp_path / "twin.npz", image_ids, method, stage, ours.maps.shape[1:])
-    np.testing.assert_allclose(ours.logits, theirs.logits, rtol=1e-4, atol=1e-4)
-    check_maps(ours.maps, theirs.maps)
-    found = agreement(shown(ours.maps, 64), shown(theirs.maps, 64))
-    assert found["rank_correlation"] > 0.999
-    assert found["same_peak"] == 1
+    keras_maps = raw_maps(model, pixels, method, stage)
+    write_maps(tmp_path / "keras.npz", image_ids, keras_maps, method, stage)
+    start(torch_python, SCRIPT, run, prepared_folder, "--maps", tmp_path / "keras.npz", "--out", tmp_path / "twin.npz")
+    torch_maps = read_twin_maps(tmp_path / "twin.npz", image_ids, method, stage, keras_maps.maps.shape[1:])
+    np.testing.assert_allclose(keras_maps.logits, torch_maps.logits, rtol=1e-4, atol=1e-4)
+    check_maps(keras_maps.maps, torch_maps.maps)
+    scores = agreement(to_heat(keras_maps.maps, 64), to_heat(torch_maps.maps, 64))
+    assert scores["rank_correlation"] > 0.999
+    assert scores["same_peak"] == 1
 
 
-def test_explain_scores_the_twin_beside_ours(tmp_path, torch_python, twin, prepared_folder):
+def test_explain_compares_with_the_twin(tmp_path, torch_python, twin, prepared_folder):
     folder, *_ = twin
     run, prepared = read_run(folder), load_prepared(prepared_folder)
-    explain_prepared(run, prepared, tmp_path / "explain", Asked(method="hirescam", stage=4), resamples=100)
+    explain_prepared(run, prepared, tmp_path / "explain", CheckOptions(method="hirescam", stage=4), resamples=100)
     made = tmp_path / "twin.npz"
     start(torch_python, SCRIPT, folder, prepared_folder, "--maps", tmp_path / "explain" / "maps.npz", "--out", made)
-    asked = Asked(method="hirescam", stage=4, compare=made)
-    explain_prepared(run, prepared, tmp_path / "explain", asked, resamples=100)
-    found = json.loads((tmp_path / "explain" / "explain.json").read_text())["twin"]
-    assert found["lowest"] > 0.999
-    assert found["same_peak"] == 1
-    assert found["difference"] < 2e-2
-    assert found["logit_difference"] < 1e-3
+    options = CheckOptions(method="hirescam", stage=4, compare=made)
+    explain_prepared(run, prepared, tmp_path / "explain", options, resamples=100)
+    scores = json.loads((tmp_path / "explain" / "explain.json").read_text())["twin"]
+    assert scores["lowest"] > 0.999
+    assert scores["same_peak"] == 1
+    assert scores["difference"] < 2e-2
+    assert scores["logit_difference"] < 1e-3
 
 
 @pytest.fixture(scope="module")
 def on_tensorflow(tmp_path_factory, radiographs):
-    """The folder with images and weights, and what TensorFlow makes of them."""
+    """The folder with images and weights, and TensorFlow's outputs."""
     folder = tmp_path_factory.mktemp("networks")
     np.save(folder / "images.npy", radiographs[1])
     for number, (name, make) in enumerate(NETWORKS.items()):
@@ -158,15 +158,15 @@ def other_python(request, torch_python):
 
 @pytest.mark.parametrize("other_python", ["torch", "jax"], indirect=True)
 def test_every_backend_gives_tensorflows_answers_and_maps(on_tensorflow, other_python):
-    folder, ours = on_tensorflow
+    folder, expected = on_tensorflow
     backend, python = other_python
-    theirs = on_backend(python, backend, folder)
+    outputs = on_backend(python, backend, folder)
     maps = {f"{method} {stage}" for method in METHODS for stage in STAGES} | {"heat"}
     heads = {"classifier": {"logits"}, "segmenter": {"logits"}, "segmenter with head": {"mask", "image"}}
-    assert set(ours) == set(theirs) == {f"{name}: {what}" for name in heads for what in maps | heads[name]}
-    for name, values in ours.items():
+    assert set(expected) == set(outputs) == {f"{name}: {what}" for name in heads for what in maps | heads[name]}
+    for name, values in expected.items():
         assert values.any(), name
         if name.partition(": ")[2] in maps:
-            check_maps(theirs[name], values)
+            check_maps(outputs[name], values)
         else:
-            np.testing.assert_allclose(theirs[name], values, rtol=0, atol=1e-4 * np.abs(values).max(), err_msg=name)
+            np.testing.assert_allclose(outputs[name], values, rtol=0, atol=1e-4 * np.abs(values).max(), err_msg=name)

@@ -1,7 +1,7 @@
 """Our networks against torchvision's and smp's, with the same random weights and random BatchNorm statistics.
 
 Outputs are compared in float32, both stacks'. Gradients are compared in float64: a ReLU whose input rounds to the other
-side of nought changes the gradient by a step, and a random ResNet50 has so many that PyTorch's own float32 gradient is
+side of zero changes the gradient by a step, and a random ResNet50 has so many that PyTorch's own float32 gradient is
 1 to 3% off its float64 one. In float64 what would remain is a difference of the implementations.
 """
 
@@ -12,7 +12,7 @@ import pytest
 from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.models.fastai import build_fastai_classifier
 from keras_pneumo.models.preprocessing import normalise
-from keras_pneumo.models.resnet import depth_of, feature_channels, resnet
+from keras_pneumo.models.resnet import depth_of, resnet
 from keras_pneumo.models.unet import build_unet
 from keras_pneumo.models.weights import from_torch, load_safetensors, to_torch
 from keras_pneumo.parity.networks import by_torch_names, randomise
@@ -29,11 +29,11 @@ def radiographs(rng, count, height, width):
     return np.clip(image, 0, 1)[..., None].astype(np.float32)
 
 
-def relative(ours, theirs):
+def relative(actual, expected):
     """Largest difference as a share of the reference's range."""
-    ours, theirs = np.asarray(ours), np.asarray(theirs)
-    assert ours.shape == theirs.shape
-    return float(np.abs(ours - theirs).max() / np.ptp(theirs))
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape
+    return float(np.abs(actual - expected).max() / np.ptp(expected))
 
 
 def named(outputs):
@@ -57,30 +57,30 @@ def gradients_of(model, image, truths, training):
     return outputs, by_name
 
 
-def gradient_error(ours, theirs, prefix):
+def gradient_error(actual, expected, prefix):
     """Norm of the difference over the norm of PyTorch's gradient, of the worst tensor."""
-    pairs = {name.removeprefix(prefix): array for name, array in theirs.items() if name.startswith(prefix)}
-    differences = {name: np.linalg.norm(ours[name] - array) for name, array in pairs.items()}
+    pairs = {name.removeprefix(prefix): array for name, array in expected.items() if name.startswith(prefix)}
+    differences = {name: np.linalg.norm(actual[name] - array) for name, array in pairs.items()}
     norms = {name: np.linalg.norm(array) for name, array in pairs.items()}
-    # A gradient of nought (a ReLU that is off for the whole batch) must be nought here too.
+    # A gradient of zero (a ReLU that is off for the whole batch) must be zero here too.
     assert all(differences[name] == 0 for name, norm in norms.items() if norm == 0)
     return max(differences[name] / norm for name, norm in norms.items() if norm > 0)
 
 
-def check_statistics(model, before, theirs):
+def check_statistics(model, before, expected):
     """BatchNorm's new averages: the mean alike, the variance too once Keras's biased one is multiplied n / (n - 1)."""
     for name, array in to_torch(model).items():
         if name.endswith("running_mean"):
-            np.testing.assert_allclose(array, theirs[f"float64.buffer.{name}"], rtol=1e-7, atol=1e-9)
+            np.testing.assert_allclose(array, expected[f"float64.buffer.{name}"], rtol=1e-7, atol=1e-9)
         if name.endswith("running_var"):
             old = 0.9 * before[name].astype(np.float64)
-            ours_new, theirs_new = array - old, theirs[f"float64.buffer.{name}"] - old
-            alive = ours_new != 0  # a unit that is off for the whole batch has no variance, in neither
-            assert (theirs_new[~alive] == 0).all()
-            ratio = np.median(theirs_new[alive] / ours_new[alive])
+            keras_new, torch_new = array - old, expected[f"float64.buffer.{name}"] - old
+            alive = keras_new != 0  # a unit that is off for the whole batch has no variance, in neither
+            assert (torch_new[~alive] == 0).all()
+            ratio = np.median(torch_new[alive] / keras_new[alive])
             count = ratio / (ratio - 1)  # n, the positions in the batch
             assert abs(count - round(count)) < 1e-3 * count
-            np.testing.assert_allclose(theirs_new, ours_new * ratio, rtol=1e-6)
+            np.testing.assert_allclose(torch_new, keras_new * ratio, rtol=1e-6)
 
 
 def check_round_trip(model, state, returned):
@@ -95,20 +95,20 @@ def check_round_trip(model, state, returned):
 
 
 def check_twins(build, run, image, truths, training_bound=1e-4):
-    """Everything above for one network; ``build()`` makes ours, ``run(arrays, state)`` gets PyTorch's answers."""
+    """Everything above for one network; ``build()`` makes it, ``run(arrays, state)`` gets PyTorch's answers."""
     keras.utils.set_random_seed(1)
     model = build()
     randomise(model, np.random.default_rng(1), image)
     state = to_torch(model)
     folder = run({"radiograph": image, **truths}, state)
-    theirs = dict(np.load(folder / "out.npz"))
+    expected = dict(np.load(folder / "out.npz"))
     for mode in ("inference", "training"):
-        if "float32.inference.feature0" in theirs:
+        if "float32.inference.feature0" in expected:
             for index, feature in enumerate(model.get_layer("encoder")(normalise(image), training=False)):
-                assert relative(feature, theirs[f"float32.inference.feature{index}"]) < 1e-4
+                assert relative(feature, expected[f"float32.inference.feature{index}"]) < 1e-4
         for head, logits in named(model(image, training=mode == "training")).items():
             bound = training_bound if mode == "training" else 1e-4
-            assert relative(logits, theirs[f"float32.{mode}.{head}"]) < bound
+            assert relative(logits, expected[f"float32.{mode}.{head}"]) < bound
     check_round_trip(model, state, load_safetensors(folder / "out.safetensors"))
 
     keras.config.set_dtype_policy("float64")
@@ -120,10 +120,10 @@ def check_twins(build, run, image, truths, training_bound=1e-4):
     for mode in ("inference", "training"):
         outputs, gradients = gradients_of(exact, image, truths, mode == "training")
         for head, logits in outputs.items():
-            assert relative(logits, theirs[f"float64.{mode}.{head}"]) < 1e-10
-        assert gradient_error(gradients, theirs, f"float64.{mode}.gradient.") < 1e-8
-    check_statistics(exact, state, theirs)
-    return model, state, theirs
+            assert relative(logits, expected[f"float64.{mode}.{head}"]) < 1e-10
+        assert gradient_error(gradients, expected, f"float64.{mode}.gradient.") < 1e-8
+    check_statistics(exact, state, expected)
+    return model, state, expected
 
 
 @pytest.mark.parametrize(
@@ -169,17 +169,17 @@ def test_headless_timm_takes_and_gives_the_encoders_weights(reference, encoder):
     network = resnet(depth_of(encoder))
     image = radiographs(np.random.default_rng(2), 3, 64, 64)
     state = to_torch(network)
-    truth = np.zeros((3, feature_channels(depth_of(encoder))[-1]), np.float32)
+    truth = np.zeros((3, network.outputs[-1].shape[-1]), np.float32)
     arguments = {"encoder": encoder, "classes": 0}
     folder = reference("timm_classifier", arguments, arrays={"radiograph": image, "image": truth}, state=state)
     pooled = np.load(folder / "out.npz")["float32.inference.image"]
-    ours = np.array(network(normalise(image), training=False)[-1]).mean(axis=(1, 2))
-    assert relative(ours, pooled) < 1e-4
+    pooled_keras = np.array(network(normalise(image), training=False)[-1]).mean(axis=(1, 2))
+    assert relative(pooled_keras, pooled) < 1e-4
     check_round_trip(network, state, load_safetensors(folder / "out.safetensors"))
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
-def test_fastais_learner_is_ours(reference, encoder):
+def test_the_fastai_classifier_is_fastais(reference, encoder):
     image = radiographs(np.random.default_rng(2), 8, 64, 64)
     truth = np.eye(2, dtype=np.float32)[[0, 1, 1, 0, 1, 0, 0, 1]]
 
@@ -205,9 +205,9 @@ def test_unet_is_smps(reference, encoder, attention, image_head):
         return reference("unet", {"encoder": encoder, **options}, arrays=arrays, state=state)
 
     truths = {"mask": mask, "image": TRUTH} if image_head else {"mask": mask}
-    model, state, theirs = check_twins(lambda: build_unet(encoder, dropout=0.0, **options), run, image, truths)
+    model, state, expected = check_twins(lambda: build_unet(encoder, dropout=0.0, **options), run, image, truths)
     # The unused attention of the last block is trained in neither, but PyTorch counts its parameters.
     unused = sum(array.size for name, array in state.items() if "blocks.4.attention1" in name)
-    assert sum(variable.numpy().size for variable in model.trainable_variables) + unused == theirs["parameters"]
+    assert sum(variable.numpy().size for variable in model.trainable_variables) + unused == expected["parameters"]
     if encoder == "resnet50":
-        assert theirs["parameters"] == 32_521_105
+        assert expected["parameters"] == 32_521_105

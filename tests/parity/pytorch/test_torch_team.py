@@ -1,4 +1,4 @@
-"""The other team (experiments/torch_team): its pieces against ours, and both teams end to end."""
+"""The PyTorch team (experiments/torch_team): its functions against ours, and both teams end to end."""
 
 import json
 import os
@@ -25,16 +25,15 @@ from keras_pneumo.inference.postprocess import PostprocessingParameters, postpro
 from keras_pneumo.inference.run import read_run
 from keras_pneumo.models.fastai import build_fastai_classifier
 from keras_pneumo.models.weights import from_torch, load_safetensors
-from keras_pneumo.training.fit import train
 from keras_pneumo.training.losses import ClassificationLoss, SegmentationLoss
-from keras_pneumo.training.report import finish
-from keras_pneumo.training.start import starting_network
+from keras_pneumo.training.report import report_run
+from keras_pneumo.training.trainer import starting_network, train
 
 TEAM = Path(__file__).resolve().parents[3] / "experiments" / "torch_team"
 RECIPES = ["bce", "2.7 bce + 0.9 dice", "3 BCE + 1 Dice + 4 * focal", "lovasz"]
 
 
-def test_pieces_are_the_same_mathematics(reference):
+def test_functions_compute_the_same(reference):
     random = np.random.default_rng(7)
     ranges = Augmentation(flip=0.5, shift=0.05, scale=0.1, rotate=10, brightness=0.1, contrast=0.2, gamma=0.2)
     keys = [(4, 2, 0), (7, 2, 1), (0, 2, 0), (9, 2, 3)]  # image, epoch, repeat
@@ -64,31 +63,33 @@ def test_pieces_are_the_same_mathematics(reference):
         "text": text,
     }
     folder = reference("team_pieces", arguments, arrays=given)
-    theirs = np.load(folder / "out.npz")
+    torch_values = np.load(folder / "out.npz")
     for number, recipe in enumerate(RECIPES):
-        ours = SegmentationLoss(recipe, reduction=None)(given["masks"], given["logits"])
-        np.testing.assert_allclose(theirs[f"loss{number}"], np.array(ours), rtol=2e-5)
+        values = SegmentationLoss(recipe, reduction=None)(given["masks"], given["logits"])
+        np.testing.assert_allclose(torch_values[f"loss{number}"], np.array(values), rtol=2e-5)
     weighted = ClassificationLoss(0.1, 3.0, reduction=None)(label[:, None], given["logit"][:, None])
-    np.testing.assert_allclose(theirs["cross_entropy"], np.array(weighted), rtol=1e-5)
-    assert theirs["auroc"] == pytest.approx(auroc(label, given["score"]), abs=1e-12)
-    assert theirs["threshold"] == pytest.approx(fit_threshold(label, given["score"]), abs=1e-12)
+    np.testing.assert_allclose(torch_values["cross_entropy"], np.array(weighted), rtol=1e-5)
+    assert torch_values["auroc"] == pytest.approx(auroc(label, given["score"]), abs=1e-12)
+    assert torch_values["threshold"] == pytest.approx(fit_threshold(label, given["score"]), abs=1e-12)
     drawn, repeats = np.array([key[0] for key in keys]), np.array([key[2] for key in keys])
     parameters, noise_seeds = draw_parameters(ranges, 6, 2, drawn, repeats)
     assert set(parameters[:, 0]) == {0, 1}, "some are mirrored, others not"
-    ours = augment(ranges, tf.constant(images), tf.constant(parameters), tf.constant(noise_seeds))
-    np.testing.assert_allclose(theirs["images"], ours.numpy(), atol=2e-4)
+    augmented = augment(ranges, tf.constant(images), tf.constant(parameters), tf.constant(noise_seeds))
+    np.testing.assert_allclose(torch_values["images"], augmented.numpy(), atol=2e-4)
     moved = augment_masks(ranges, tf.constant(outlines), tf.constant(parameters)).numpy()
-    assert (theirs["outlines"] != moved).mean() < 1e-3, "but for pixels that are half in"
-    np.testing.assert_array_equal(theirs["cropped"], crop(tf.constant(outlines > 0), tf.constant(noise_seeds), 32))
-    np.testing.assert_array_equal(theirs["decoded"], rle.decode(text).astype(bool))
+    assert (torch_values["outlines"] != moved).mean() < 1e-3, "but for pixels that are half in"
+    np.testing.assert_array_equal(
+        torch_values["cropped"], crop(tf.constant(outlines > 0), tf.constant(noise_seeds), 32)
+    )
+    np.testing.assert_array_equal(torch_values["decoded"], rle.decode(text).astype(bool))
     assert json.loads((folder / "out.json").read_text()) == [text, "-1", rle.encode(mask)]
     for epoch, rate, positives in ((0, 0.75, 22), (2, 0.5, 15)):
         order = epoch_order(given["labels"], 3, epoch, rate)
-        keys = theirs[f"keys{epoch}"]
+        keys = torch_values[f"keys{epoch}"]
         np.testing.assert_array_equal(keys[:, 0], order)
         assert (keys[:, 1] == epoch).all()
         np.testing.assert_array_equal(keys[:, 2], repeats_of(order))
-        assert theirs[f"sizes{epoch}"].tolist() == [8, 8, 7, 7]
+        assert torch_values[f"sizes{epoch}"].tolist() == [8, 8, 7, 7]
         assert (order < 7).sum() == positives
 
 
@@ -115,16 +116,16 @@ def both_teams(other_team, prepared_folder, tmp_path):
 
     def run(experiment):
         start = export_network(starting_network(experiment), experiment, "torch", tmp_path / "start.safetensors").path
-        place = tmp_path / "runs" / "keras"
-        place.mkdir(parents=True)
+        keras_run = tmp_path / "runs" / "keras"
+        keras_run.mkdir(parents=True)
         prepared = load_prepared(prepared_folder)
-        train(experiment, prepared, place)
-        finish(read_run(place), prepared, resamples=200)
-        theirs = tmp_path / "runs" / "torch"
-        places = ["--data", prepared_folder, "--out", theirs]
-        done = other_team(f"{experiment.task}.py", "--experiment", start, "--init", start, *places)
+        train(experiment, prepared, keras_run)
+        report_run(read_run(keras_run), prepared, resamples=200)
+        torch_run = tmp_path / "runs" / "torch"
+        paths = ["--data", prepared_folder, "--out", torch_run]
+        done = other_team(f"{experiment.task}.py", "--experiment", start, "--init", start, *paths)
         assert done.returncode == 0, done.stderr[-3000:]
-        return read_submission(place / "submission"), read_submission(theirs / "submission")
+        return read_submission(keras_run / "submission"), read_submission(torch_run / "submission")
 
     return run
 
@@ -140,33 +141,36 @@ STANDING = {
     "weight_decay": 0,
     "frozen_batchnorm": True,
 }
-"""A training in which nothing is learnt, so that both teams' networks stay what they start as."""
+"""A training in which nothing is learnt, so both teams' networks keep their start weights."""
 
 
 @pytest.mark.slow
-def test_classifiers_that_learn_nothing_answer_alike(both_teams, tmp_path, prepared_folder):
+def test_classifiers_that_learn_nothing_give_the_same_probabilities(both_teams, tmp_path, prepared_folder):
     """Everything but the learning, end to end: start, pixels, network, mirror images, threshold, file."""
-    ours, theirs = both_teams(CLASSIFIER.replace(**STANDING))
-    assert ours.info.split_sha256 == theirs.info.split_sha256
-    assert ours.info.threshold == pytest.approx(theirs.info.threshold, abs=1e-5)
-    for here, there in ((ours.predictions, theirs.predictions), (ours.validation, theirs.validation)):
-        pair = here.merge(there, on="image_id", suffixes=("", "_theirs"))
+    keras_team, torch_team = both_teams(CLASSIFIER.replace(**STANDING))
+    assert keras_team.info.split_sha256 == torch_team.info.split_sha256
+    assert keras_team.info.threshold == pytest.approx(torch_team.info.threshold, abs=1e-5)
+    for here, there in (
+        (keras_team.predictions, torch_team.predictions),
+        (keras_team.validation, torch_team.validation),
+    ):
+        pair = here.merge(there, on="image_id", suffixes=("", "_torch"))
         assert len(pair) == len(here) == len(there)
-        np.testing.assert_allclose(pair["probability"], pair["probability_theirs"], atol=1e-5)
+        np.testing.assert_allclose(pair["probability"], pair["probability_torch"], atol=1e-5)
         assert pair["probability"].std() > 1e-3, "else a constant would pass"
 
 
 @pytest.mark.slow
-def test_segmenters_that_learn_nothing_draw_alike(both_teams, tmp_path, prepared_folder):
-    """Their rule for masks on our maps gives their masks."""
-    _, theirs = both_teams(SEGMENTER.replace(**STANDING))
-    found = predict_map_set([read_run(tmp_path / "runs" / "keras")], load_prepared(prepared_folder), "test")
+def test_segmenters_that_learn_nothing_give_the_same_masks(both_teams, tmp_path, prepared_folder):
+    """The PyTorch team's postprocessing on our maps gives that team's masks."""
+    _, torch_team = both_teams(SEGMENTER.replace(**STANDING))
+    maps = predict_map_set([read_run(tmp_path / "runs" / "keras")], load_prepared(prepared_folder), "test")
     fitted = json.loads((tmp_path / "runs" / "torch" / "rule.json").read_text())
     cut = fitted["cut"] / 255
-    rule = PostprocessingParameters(top=cut, area=fitted["area"], bottom=cut, gate=fitted["gate"])
-    pair = postprocess_maps(found, rule, found.image_probability).merge(theirs.predictions, on="image_id")
-    assert len(pair) == len(found.image_ids) == len(theirs.predictions)
-    # Levels are whole numbers of 255, enlarged by two libraries.
+    parameters = PostprocessingParameters(top=cut, area=fitted["area"], bottom=cut, gate=fitted["gate"])
+    pair = postprocess_maps(maps, parameters, maps.image_probability).merge(torch_team.predictions, on="image_id")
+    assert len(pair) == len(maps.image_ids) == len(torch_team.predictions)
+    # Quantised probabilities are whole numbers of 255, enlarged by two libraries.
     np.testing.assert_allclose(pair["probability_x"], pair["probability_y"], atol=2 / 255)
     assert pair["probability_x"].std() > 1e-3, "else a constant would pass"
     for mask, other in zip(pair["encoded_pixels_x"], pair["encoded_pixels_y"], strict=True):
@@ -188,9 +192,9 @@ def test_from_the_same_start_and_budget_the_board_cannot_tell_them_apart(both_te
         depth_decay=0.8,
     )
     both_teams(experiment)
-    ours, theirs = (pd.read_csv(tmp_path / "runs" / team / "log.csv")["loss"] for team in ("keras", "torch"))
-    assert ours[0] == pytest.approx(theirs[0], rel=1e-4), "the head alone learns, from the same pixels"
-    assert ours[1] == pytest.approx(theirs[1], rel=0.05), "all learn; rounding has begun to tell"
+    keras_loss, torch_loss = (pd.read_csv(tmp_path / "runs" / team / "log.csv")["loss"] for team in ("keras", "torch"))
+    assert keras_loss[0] == pytest.approx(torch_loss[0], rel=1e-4), "the head alone learns, from the same pixels"
+    assert keras_loss[1] == pytest.approx(torch_loss[1], rel=0.05), "all learn; rounding has begun to tell"
     board, _ = compare(tmp_path / "runs", prepared_folder, tmp_path / "board", resamples=500)
     assert {"keras-pneumo tiny", "torch tiny"} <= set(board.table["team"])
     assert "cannot be told apart" in verdict(board).headline
@@ -198,24 +202,26 @@ def test_from_the_same_start_and_budget_the_board_cannot_tell_them_apart(both_te
 
 
 @pytest.mark.slow
-def test_the_fastai_team_hands_in_and_its_learner_runs_here(other_team, tmp_path, prepared_folder):
+def test_the_fastai_team_submits_and_its_learner_runs_here(other_team, tmp_path, prepared_folder):
     experiment = CLASSIFIER.replace(name="tiny", weights="random", image_size=64, frozen_epochs=0, epochs=1)
     record = tmp_path / "experiment.json"
     record.write_text(json.dumps({"experiment": experiment.model_dump(mode="json")}))
-    places = ["--data", prepared_folder, "--out", tmp_path / "run"]
-    done = other_team("fastai_classifier.py", "--experiment", record, *places)
+    paths = ["--data", prepared_folder, "--out", tmp_path / "run"]
+    done = other_team("fastai_classifier.py", "--experiment", record, *paths)
     assert done.returncode == 0, done.stderr[-3000:]
-    handed = read_submission(tmp_path / "run" / "submission")
-    assert handed.info.framework.startswith("fastai 2.8.12")
-    pretrained = handed.info.pretraining.images != "none"
+    submission = read_submission(tmp_path / "run" / "submission")
+    assert submission.info.framework.startswith("fastai 2.8.12")
+    pretrained = submission.info.pretraining.images != "none"
     model = build_fastai_classifier("resnet50", normalised=pretrained)
     from_torch(model, load_safetensors(tmp_path / "run" / "learner.safetensors"))
     prepared = load_prepared(prepared_folder)
-    images = [tf.io.decode_png(prepared.image_path(name, 64).read_bytes()) for name in handed.predictions["image_id"]]
+    images = [
+        tf.io.decode_png(prepared.image_path(name, 64).read_bytes()) for name in submission.predictions["image_id"]
+    ]
     logits = np.array(model(np.stack(images).astype(np.float32) / 255, training=False), np.float64)
-    ours = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
-    np.testing.assert_allclose(ours, handed.predictions["probability"], atol=1e-4)
-    again = other_team("fastai_classifier.py", "--experiment", record, *places)
+    probability = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
+    np.testing.assert_allclose(probability, submission.predictions["probability"], atol=1e-4)
+    again = other_team("fastai_classifier.py", "--experiment", record, *paths)
     assert again.returncode == 2
     assert "holds a submission already" in again.stderr
 
@@ -235,7 +241,7 @@ def test_the_other_team_refuses_in_sentences(other_team, tmp_path, prepared_fold
     refused(SEGMENTER.replace(name="other"), "of a segmenter")
     refused(small.replace(ema=0.9), "ema=0.9")
     refused(small.replace(augmentation={"clahe": 0.5}), "clahe")
-    refused(small, "no prepared folder", data=tmp_path)
+    refused(small, "not a prepared folder", data=tmp_path)
     refused(small.replace(image_size=96), "Prepare size 96")
     refused(small.replace(fold=9), "no fold 9")
-    refused(small, "does not start this network", more=("--init", tmp_path / "experiment.json"))
+    refused(small, "do not fit this network", more=("--init", tmp_path / "experiment.json"))

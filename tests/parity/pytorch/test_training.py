@@ -1,4 +1,4 @@
-"""The golden values of schedules and optimizers are still what the PyTorch at hand gives."""
+"""The golden values of schedules and optimizers are still those of the installed PyTorch."""
 
 import json
 from pathlib import Path

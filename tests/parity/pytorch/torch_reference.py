@@ -98,7 +98,7 @@ def unet(task, folder):
 
 
 def team_pieces(task, folder):
-    """What the other team's code (experiments/torch_team) makes of given numbers; see test_torch_team.py."""
+    """What the PyTorch team's functions (experiments/torch_team) give for given numbers; see test_torch_team.py."""
     from types import SimpleNamespace
 
     sys.path.insert(0, task["team"])
@@ -124,7 +124,7 @@ def team_pieces(task, folder):
     drawn = torch.from_numpy((given["outlines"] > 0).transpose(0, 3, 1, 2)).float()
     moved = augmentation.augment(images, drawn, SimpleNamespace(**task["augmentation"]), numbers)
     kept["cropped"] = nhwc(augmentation.crop(drawn, 32, numbers)).numpy()
-    kept["images"], kept["outlines"] = (nhwc(one).numpy() for one in moved)
+    kept["images"], kept["outlines"] = (nhwc(tensor).numpy() for tensor in moved)
     kept["decoded"] = masks.decode(task["text"])
     texts = [masks.encode(kept["decoded"]), masks.encode(np.zeros((1024, 1024), bool)), masks.encode(given["mask"])]
     (folder / "out.json").write_text(json.dumps(texts))

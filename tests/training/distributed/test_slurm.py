@@ -110,7 +110,7 @@ def test_a_container_and_options_for_srun(slurm):
     assert called.count("train train x.py --data prepared --out out") == 2
 
 
-def test_what_is_missing_is_said(slurm):
+def test_a_missing_argument_is_named(slurm):
     result, _ = slurm("one_node.sbatch", "x.py")
     assert result.returncode != 0
     assert "a prepared folder" in result.stderr
@@ -126,11 +126,11 @@ def test_two_tasks_train_to_one_report(slurm, tmp_path, prepared_folder):
         "several_nodes.sbatch", "experiments/smallest_classifier.py", prepared_folder, tmp_path / "run",
         tasks=2, KERAS_PNEUMO=str(program), PYTHONPATH=str(REPOSITORY),
     )  # fmt: skip
-    said = [(tmp_path / f"record.{task}").read_text() for task in range(2)]
-    assert result.returncode == 0, said[0][-3000:] + said[1][-3000:]
-    assert "2 workers of Slurm's variables" in said[0]
-    assert str(tmp_path / "run/report.html") in said[0]
-    assert "report.html" not in said[1], "the chief alone writes"
+    outputs = [(tmp_path / f"record.{task}").read_text() for task in range(2)]
+    assert result.returncode == 0, outputs[0][-3000:] + outputs[1][-3000:]
+    assert "2 workers of Slurm's variables" in outputs[0]
+    assert str(tmp_path / "run/report.html") in outputs[0]
+    assert "report.html" not in outputs[1], "the chief alone writes"
     assert len(pd.read_csv(tmp_path / "run/log.csv")) == 2
 
 
@@ -146,10 +146,10 @@ def test_a_chief_that_refuses_ends_the_job_with_its_code(slurm, tmp_path, prepar
         "several_nodes.sbatch", "experiments/smallest_classifier.py", prepared_folder, tmp_path / "run",
         tasks=2, KERAS_PNEUMO=str(program), PYTHONPATH=str(REPOSITORY),
     )  # fmt: skip
-    said = [" ".join((tmp_path / f"record.{task}").read_text().split()) for task in range(2)]
-    assert result.returncode == 2, said[0][-3000:] + said[1][-3000:]
+    outputs = [" ".join((tmp_path / f"record.{task}").read_text().split()) for task in range(2)]
+    assert result.returncode == 2, outputs[0][-3000:] + outputs[1][-3000:]
     assert "requeue" not in called
-    assert "is not empty" in said[0]
-    assert "has lost another one" in said[1]
-    assert "Traceback" not in said[0] + said[1]
+    assert "is not empty" in outputs[0]
+    assert "has lost another worker" in outputs[1]
+    assert "Traceback" not in outputs[0] + outputs[1]
     assert (tmp_path / "run/mine.txt").read_text() == "kept"

@@ -1,4 +1,4 @@
-"""Two logical devices, and two processes on loopback, train and predict as one device does."""
+"""Two logical devices, and two workers on one host, train and predict as one device does."""
 
 import json
 import os
@@ -10,14 +10,13 @@ import time
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from worker_lab import REPOSITORY, begin, end, free_ports, tf_config
+from worker_lab import REPOSITORY, begin, end, free_ports
 
-from keras_pneumo.errors import PneumoError
-from keras_pneumo.training.distributed.cluster import choose
-from keras_pneumo.training.distributed.strategy import ONE
+from keras_pneumo.training.distributed.strategy import ONE_DEVICE
 
 
-def two(prepared, folder, out, **options):
+def two_workers(prepared, folder, out, **options):
+    """Begin two processes that train together."""
     ports = free_ports(2)
     return [
         begin(prepared, folder, f"{out}{number}.npz", (ports, number), strategy="auto", **options)
@@ -27,52 +26,52 @@ def two(prepared, folder, out, **options):
 
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory, prepared_folder):
-    """Losses and predictions of one device, and the same with a head that clips and averages and with slices."""
+    """Losses and predictions of a training on one device."""
     folder = tmp_path_factory.mktemp("one")
     end(begin(prepared_folder, folder / "run", folder / "one.npz", strategy="one"))
     return np.load(folder / "one.npz")
 
 
-def alike(found, wanted):
+def assert_same_training(result, expected):
     """Losses to 1e-5 over at least 20 steps; predictions of 7 images and of 1, which do not divide by 2."""
-    assert len(found["losses"]) == len(wanted["losses"]) >= 20
-    np.testing.assert_allclose(found["losses"], wanted["losses"], atol=1e-5, rtol=0)
-    np.testing.assert_allclose(found["predictions"], wanted["predictions"], atol=1e-4, rtol=0)
-    np.testing.assert_allclose(found["one"], found["predictions"][:1], atol=1e-6, rtol=0)
-    assert found["predictions"].shape == (7, 1)
+    assert len(result["losses"]) == len(expected["losses"]) >= 20
+    np.testing.assert_allclose(result["losses"], expected["losses"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(result["predictions"], expected["predictions"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(result["one"], result["predictions"][:1], atol=1e-6, rtol=0)
+    assert result["predictions"].shape == (7, 1)
 
 
 @pytest.mark.slow
 def test_two_logical_devices_give_the_losses_and_predictions_of_one(one_device, tmp_path, prepared_folder):
     end(begin(prepared_folder, tmp_path / "run", tmp_path / "two.npz", strategy="mirrored", replicas=2))
-    alike(np.load(tmp_path / "two.npz"), one_device)
+    assert_same_training(np.load(tmp_path / "two.npz"), one_device)
 
 
 @pytest.mark.slow
 def test_a_resnet_learns_on_two_devices_and_two_workers_what_it_learns_on_one(tmp_path):
-    """In float64, so that rounding, which a ResNet makes large, is out of the way: losses to 1e-5 over 20 steps."""
+    """In float64, since a ResNet makes the rounding of float32 large: losses to 1e-5 over 20 steps."""
     benchmark = REPOSITORY / "experiments/benchmarks/replicas.py"
-    command = [sys.executable, benchmark, "--only", "float64", "--size", "32", "--json", tmp_path / "found.json"]
+    command = [sys.executable, benchmark, "--only", "float64", "--size", "32", "--json", tmp_path / "rows.json"]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=600, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = {row["name"]: row["ratio"] for row in json.loads((tmp_path / "found.json").read_text())["rows"]}
-    for way in ("2 (logical)", "2 workers"):
-        assert 0 < rows[f"loss of {way} in float64 against 1e-05"] < 1
+    rows = {row["name"]: row["ratio"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
+    for devices in ("2 (logical)", "2 workers"):
+        assert 0 < rows[f"loss of {devices} in float64 against 1e-05"] < 1
     assert "| 2 workers: two processes on loopback |" in done.stdout
 
 
 @pytest.mark.slow
-def test_slices_average_and_clipping_go_together_with_two_devices(tmp_path, prepared_folder):
-    """BatchNorm keeps its statistics, so that slices are the whole batch."""
+def test_micro_batches_average_and_clipping_work_together_with_two_devices(tmp_path, prepared_folder):
+    """BatchNorm keeps its statistics, so that micro-batches are the same as the whole batch."""
     changes = {"frozen_batchnorm": True, "ema": 0.5, "clip_norm": 0.1}
     end(begin(prepared_folder, tmp_path / "one", tmp_path / "one.npz", strategy="one", changes=changes))
     changes["accumulation"] = 2
     end(
         begin(prepared_folder, tmp_path / "two", tmp_path / "two.npz", strategy="mirrored", replicas=2, changes=changes)
     )
-    alike(np.load(tmp_path / "two.npz"), np.load(tmp_path / "one.npz"))
+    assert_same_training(np.load(tmp_path / "two.npz"), np.load(tmp_path / "one.npz"))
 
 
 @pytest.mark.slow
@@ -83,63 +82,63 @@ def test_the_loss_is_scaled_on_two_devices_as_on_one(tmp_path, prepared_folder):
     end(
         begin(prepared_folder, tmp_path / "two", tmp_path / "two.npz", strategy="mirrored", replicas=2, changes=changes)
     )
-    one, two = (np.load(tmp_path / f"{name}.npz") for name in ("one", "two"))
-    np.testing.assert_allclose(two["losses"], one["losses"], atol=5e-3, rtol=0)
-    np.testing.assert_allclose(two["predictions"], one["predictions"], atol=2e-2, rtol=0)
-    assert np.abs(np.diff(one["losses"])).max() > 1e-3, "it learns"
+    single, double = (np.load(tmp_path / f"{name}.npz") for name in ("one", "two"))
+    np.testing.assert_allclose(double["losses"], single["losses"], atol=5e-3, rtol=0)
+    np.testing.assert_allclose(double["predictions"], single["predictions"], atol=2e-2, rtol=0)
+    assert np.abs(np.diff(single["losses"])).max() > 1e-3, "it learns"
 
 
 @pytest.mark.slow
 def test_two_workers_give_the_losses_of_one_and_a_killed_one_ends_the_other(one_device, tmp_path, prepared_folder):
     """Then both are started again, and come to the same weights, bit for bit."""
-    end(*two(prepared_folder, tmp_path / "whole", tmp_path / "whole"))
+    end(*two_workers(prepared_folder, tmp_path / "whole", tmp_path / "whole"))
     for number in range(2):
-        alike(np.load(tmp_path / f"whole{number}.npz"), one_device)
-    workers = two(prepared_folder, tmp_path / "broken", tmp_path / "broken", every="1steps", say=True)
+        assert_same_training(np.load(tmp_path / f"whole{number}.npz"), one_device)
+    workers = two_workers(prepared_folder, tmp_path / "broken", tmp_path / "broken", every="1steps", say=True)
     while workers[1].stdout.readline() != "step 9\n":
         assert workers[1].poll() is None, workers[1].stderr.read()
     workers[1].send_signal(signal.SIGKILL)
     killed = time.monotonic()
-    (said,) = end(workers[0], code=75, timeout=90)
+    (errors,) = end(workers[0], code=75, timeout=90)
     assert time.monotonic() - killed < 90
-    assert "has lost another" in said
-    assert "go on" in said
+    assert "has lost another worker" in errors
+    assert "go on" in errors
     workers[1].wait()
-    said = end(*two(prepared_folder, tmp_path / "broken", tmp_path / "broken", every="1steps"))
-    assert all("Goes on from at_" in text for text in said)
+    errors = end(*two_workers(prepared_folder, tmp_path / "broken", tmp_path / "broken", every="1steps"))
+    assert all("goes on from at_" in text for text in errors)
     rest = np.load(tmp_path / "broken0.npz")["losses"]
     assert 5 < len(rest) < len(one_device["losses"]), "it did not begin anew"
     (last,) = tmp_path.glob("whole/checkpoints/at_*")
-    place = f"checkpoints/{last.name}/arrays.safetensors"
-    first, second = (load_file(tmp_path / name / place) for name in ("whole", "broken"))
+    arrays = f"checkpoints/{last.name}/arrays.safetensors"
+    first, second = (load_file(tmp_path / name / arrays) for name in ("whole", "broken"))
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name], err_msg=name)
 
 
 @pytest.mark.slow
 def test_a_signal_to_one_worker_stops_both_at_the_same_step(tmp_path, prepared_folder):
-    workers = two(prepared_folder, tmp_path / "run", tmp_path / "out", say=True, changes={"epochs": 300})
+    workers = two_workers(prepared_folder, tmp_path / "run", tmp_path / "out", say=True, changes={"epochs": 300})
     while workers[1].stdout.readline() != "step 9\n":
         assert workers[1].poll() is None, workers[1].stderr.read()
     workers[1].send_signal(signal.SIGTERM)
-    said = end(*workers, code=75)
-    assert "A signal to another worker came at epoch" in said[0]
-    assert "SIGTERM came at epoch" in said[1]
-    assert said[0].split(" came at epoch ")[1].split(";")[0] == said[1].split(" came at epoch ")[1].split(";")[0]
+    errors = end(*workers, code=75)
+    assert "A signal to another worker came at epoch" in errors[0]
+    assert "SIGTERM came at epoch" in errors[1]
+    assert errors[0].split(" came at epoch ")[1].split(";")[0] == errors[1].split(" came at epoch ")[1].split(";")[0]
 
 
 @pytest.mark.slow
 def test_a_worker_without_memory_ends_both_and_a_restart_halves_the_batch_on_each(tmp_path, prepared_folder):
     """BatchNorm keeps its statistics, so that the weights are then those of a training with memory enough."""
     given = {"changes": {"frozen_batchnorm": True}, "every": "1steps", "poor_worker": 1}
-    end(*two(prepared_folder, tmp_path / "rich", tmp_path / "rich", **(given | {"poor_worker": None})))
-    chief, poor = end(*two(prepared_folder, tmp_path / "run", tmp_path / "out", **given), code=75)
+    end(*two_workers(prepared_folder, tmp_path / "rich", tmp_path / "rich", **(given | {"poor_worker": None})))
+    chief, poor = end(*two_workers(prepared_folder, tmp_path / "run", tmp_path / "out", **given), code=75)
     assert "Out of memory on worker 1. From now on 2 images are taken at once" in poor
-    assert "has lost another" in chief
-    (kept,) = json.loads((tmp_path / "run-host1/memory.json").read_text()).values()
-    assert kept == 2, "half of worker 1's part of a batch of 8"
-    said = end(*two(prepared_folder, tmp_path / "run", tmp_path / "out", **given))
-    assert all("Goes on from at_" in text for text in said)
+    assert "has lost another worker" in chief
+    (remembered,) = json.loads((tmp_path / "run-host1/memory.json").read_text()).values()
+    assert remembered == 2, "half of worker 1's part of a batch of 8"
+    errors = end(*two_workers(prepared_folder, tmp_path / "run", tmp_path / "out", **given))
+    assert all("goes on from at_" in text for text in errors)
     rest, whole = (np.load(tmp_path / f"{name}0.npz") for name in ("out", "rich"))
     assert 5 < len(rest["losses"]) < len(whole["losses"])
     np.testing.assert_allclose(rest["losses"], whole["losses"][-len(rest["losses"]) :], atol=1e-5, rtol=0)
@@ -147,10 +146,10 @@ def test_a_worker_without_memory_ends_both_and_a_restart_halves_the_batch_on_eac
 
 
 @pytest.mark.slow
-def test_workers_that_mean_different_trainings_refuse_before_the_first_step(tmp_path, prepared_folder):
+def test_workers_with_different_trainings_refuse_before_the_first_step(tmp_path, prepared_folder):
     """With another fold, a worker would train on what the chief validates with, in steps of equal size."""
     changes = {"changes": {"fold": 0}, "others": {"fold": 1}}
-    chief, other = end(*two(prepared_folder, tmp_path / "run", tmp_path / "out", **changes), code=2)
+    chief, other = end(*two_workers(prepared_folder, tmp_path / "run", tmp_path / "out", **changes), code=2)
     assert "Worker 1 refuses this training" in chief
     assert "Worker 1 has another experiment than worker 0" in other
     assert not (tmp_path / "run/log.csv").exists()
@@ -159,44 +158,17 @@ def test_workers_that_mean_different_trainings_refuse_before_the_first_step(tmp_
 @pytest.mark.slow
 def test_auto_batch_with_one_worker_that_lacks_memory_halves_the_batch_on_all(tmp_path, prepared_folder):
     changes = {"changes": {"frozen_batchnorm": True}, "poor_trial": 1}
-    rich, poor = end(*two(prepared_folder, tmp_path / "run", tmp_path / "out", **changes))
-    assert "4 images fit into memory at once; each batch is worked through in 1 slices" in rich
-    assert "2 images fit into memory at once; each batch is worked through in 2 slices" in poor
+    rich, poor = end(*two_workers(prepared_folder, tmp_path / "run", tmp_path / "out", **changes))
+    assert "4 images fit into memory at once; each batch is taken in 1 micro-batches" in rich
+    assert "2 images fit into memory at once; each batch is taken in 2 micro-batches" in poor
     first, second = (np.load(tmp_path / f"out{number}.npz") for number in range(2))
     np.testing.assert_array_equal(first["losses"], second["losses"])
 
 
-def test_auto_takes_what_is_there():
-    assert choose("auto", {}, 0).text == "one device, CPU:0"
-    assert choose("auto", {}, 1).text == "one device, GPU:0"
-    assert (choose("auto", {}, 4).kind, choose("auto", {}, 4).text) == ("mirrored", "mirrored, 4 GPUs")
-    assert choose("auto", {}, 4, replicas=1).kind == "one"
-    assert choose("one", {"TF_CONFIG": tf_config([1, 2], 0)}, 4).kind == "one"
-    found = choose("auto", {"TF_CONFIG": tf_config([1, 2], 1)}, 0)
-    assert (found.kind, found.cluster.index) == ("multiworker", 1)
-    assert "ring" in found.text
-    assert "NCCL" in choose("auto", {"TF_CONFIG": tf_config([1, 2], 1)}, 8).text
-
-
-@pytest.mark.parametrize(
-    ("wanted", "gpus", "replicas", "word"),
-    [
-        ("both", 0, None, "no strategy 'both'"),
-        ("multiworker", 0, None, "TF_CONFIG"),
-        ("mirrored", 0, None, "--replicas 2"),
-        ("auto", 2, 3, "more than the 2 GPUs"),
-        ("one", 2, 2, "is one device, not 2"),
-    ],
-)
-def test_what_cannot_be_had_is_refused(wanted, gpus, replicas, word):
-    with pytest.raises(PneumoError, match=word):
-        choose(wanted, {}, gpus, replicas)
-
-
-def test_a_worker_without_gpus_is_not_divided():
-    with pytest.raises(PneumoError, match="start more workers"):
-        choose("auto", {"TF_CONFIG": tf_config([1, 2], 1)}, 0, replicas=2)
-
-
 def test_one_device_agrees_with_itself():
-    assert (ONE.agree(7), ONE.largest(3), ONE.agree_text("ü"), ONE.chief) == (7, 3, "ü", True)
+    assert (ONE_DEVICE.broadcast(7), ONE_DEVICE.maximum(3), ONE_DEVICE.broadcast_text("ü"), ONE_DEVICE.chief) == (
+        7,
+        3,
+        "ü",
+        True,
+    )

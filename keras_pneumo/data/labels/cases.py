@@ -1,0 +1,214 @@
+"""Reads a label table into one label per image: for preparing, for the referee's truth and for bare submissions.
+
+In comes a csv file with an image column and ``EncodedPixels`` (a row per mask), ``pneumothorax`` (0 or 1), or both, in
+any order and beside other columns; SIIM's two columns may also come without a header. Out come its rows as text, and
+one label per image: all masks of the image united. A row that cannot be used is rejected with its number and the
+reason. What that means is for the caller to decide: preparing sets the image aside, the referee refuses the file.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from keras_pneumo.data.labels import rle
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.tables import (
+    IMAGE_COLUMNS,
+    MAX_BYTES,
+    check_header,
+    column_name,
+    image_id_of,
+    listed,
+    read_rows,
+)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A file or a row of a file that is set aside, and why."""
+
+    file: str
+    row: int | None
+    reason: str
+    image_id: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a label table says of one image."""
+
+    runs: rle.Runs
+    """All its masks united, as compressed COCO runs on the 1024x1024 grid."""
+    rows: tuple[int, ...]
+    """Line numbers in the table."""
+    positive: bool
+    """Whether there is a pneumothorax: by the column ``pneumothorax`` where there is one, else by the mask."""
+
+    @property
+    def lacks_mask(self) -> bool:
+        """Whether there is a pneumothorax but no mask of it."""
+        return self.positive and rle.area(self.runs) == 0
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A label table, read."""
+
+    path: Path
+    rows: pd.DataFrame
+    """Its rows as :func:`read_label_rows` returns them."""
+    images: dict[str, Label]
+    """Image id -> label, only images whose rows are all good."""
+    rejected: list[Rejected]
+    """Rows that cannot be used, in the order of the table."""
+
+    @property
+    def rejected_rows(self) -> dict[str, tuple[int, ...]]:
+        """Image id -> numbers of its rejected rows: such an image's mask is not known, so it has no label."""
+        numbers: dict[str, tuple[int, ...]] = {}
+        for item in self.rejected:
+            if item.image_id and item.row is not None:
+                numbers[item.image_id] = (*numbers.get(item.image_id, ()), item.row)
+        return numbers
+
+
+def read_labels(path: Path, need_masks: bool = True) -> Labels:
+    """Read a label table and unite the rows of each image.
+
+    Args:
+        path: the csv file, plain or gzipped.
+        need_masks: whether a table without EncodedPixels is refused.
+
+    An image that has a rejected row has no label at all, since part of its mask is not known. Rejected are also rows
+    that contradict each other: no pneumothorax in one and a mask or a 1 in another, or a mask beside a 0.
+
+    Raises:
+        PneumoError: the file as a whole is not a label table.
+    """
+    rows, rejected = read_label_rows(path, need_masks=need_masks)
+    has_masks, has_labels = "encoded_pixels" in rows, "pneumothorax" in rows
+    columns = [rows[name].tolist() if name in rows else [""] * len(rows) for name in ("encoded_pixels", "pneumothorax")]
+    by_image: dict[str, list[tuple[int, str, str]]] = {}
+    for image_id, number, text, label in zip(rows["image_id"].tolist(), rows["row"].tolist(), *columns, strict=True):
+        by_image.setdefault(image_id, []).append((number, text, label))
+    images: dict[str, Label] = {}
+    spoilt = {item.image_id for item in rejected}
+    for image_id, parts in by_image.items():
+        faults = _faults(parts, has_masks, has_labels)
+        rejected += [Rejected(path.name, row, f"image {image_id}: {reason}", image_id) for row, reason in faults]
+        if faults or image_id in spoilt:
+            continue
+        runs = rle.unite(text for _, text, _ in parts)
+        positive = parts[0][2] == "1" if has_labels else rle.area(runs) > 0
+        images[image_id] = Label(runs, tuple(number for number, _, _ in parts), positive)
+    return Labels(path, rows, images, sorted(rejected, key=lambda item: item.row or 0))
+
+
+def read_label_rows(
+    path: Path, need_masks: bool = True, max_bytes: int = MAX_BYTES
+) -> tuple[pd.DataFrame, list[Rejected]]:
+    """The rows of a label table as text, one line per row of the file: rows of one image are not united.
+
+    Returns:
+        Columns ``image_id`` (without a file's ending), ``encoded_pixels`` and/or ``pneumothorax``, the file's other
+        columns by their own names, and ``row``, the line number; and the rows without an image id or with too few or
+        too many cells, which the table leaves out.
+
+    Raises:
+        PneumoError: the file cannot be read, or it is not a label table.
+    """
+    lines = read_rows(path, max_bytes)
+    first = next(lines, None)
+    if first is None:
+        raise PneumoError(f"{path} is empty. A label table has the columns ImageId and EncodedPixels.")
+    header = _header(first[1], path, need_masks)
+    image = header.index("image_id")
+    needed = 1 + max(header.index(name) for name in ("image_id", "encoded_pixels", "pneumothorax") if name in header)
+    numbers: list[int] = []
+    table: list[list[str]] = []
+    rejected: list[Rejected] = []
+    for number, cells in lines if _is_header(first[1]) else itertools.chain([first], lines):
+        image_id = image_id_of(cells[image]) if len(cells) > image else ""
+        if not image_id:
+            rejected.append(Rejected(path.name, number, "the image id is blank"))
+        elif len(cells) < needed or any(cells[len(header) :]):
+            reason = f"image {image_id}: the row has {len(cells)} cells, where {len(header)} are expected"
+            rejected.append(Rejected(path.name, number, reason, image_id))
+        else:
+            cells = [*cells, *[""] * (len(header) - len(cells))][: len(header)]
+            cells[image] = image_id
+            table.append(cells)
+            numbers.append(number)
+    return pd.DataFrame(table, columns=header, dtype=str).assign(row=numbers), rejected
+
+
+def refuse_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
+    """Refuse a table that has rejected rows, for those who need all of it.
+
+    Raises:
+        PneumoError: there is one; the message names the first.
+    """
+    for item in sorted(rejected, key=lambda item: item.row or 0)[:1]:
+        more = f" {len(rejected) - 1:,} more rows cannot be used." if len(rejected) > 1 else ""
+        raise PneumoError(f"{path}, row {item.row}: {item.reason}.{more}")
+
+
+_NAMES = {"encodedpixels": "encoded_pixels", "pneumothorax": "pneumothorax"}
+"""Columns of labels, as :func:`column_name` writes them, and what they are called here."""
+
+
+def _is_header(cells: list[str]) -> bool:
+    names = {column_name(cell) for cell in cells}
+    return bool(names & set(IMAGE_COLUMNS)) and bool(names & set(_NAMES))
+
+
+def _header(cells: list[str], path: Path, need_masks: bool) -> list[str]:
+    """Names of the columns, from the first line of a label table.
+
+    Raises:
+        PneumoError: it is not the first line of one.
+    """
+    if _is_header(cells):
+        names = [column_name(cell) for cell in cells]
+        image = next(names.index(name) for name in IMAGE_COLUMNS if name in names)
+        header = [_NAMES.get(name, cell) for name, cell in zip(names, cells, strict=True)]
+        header[image] = "image_id"
+        check_header(header, path)
+        if "encoded_pixels" in header or not need_masks:
+            return header
+    elif len(cells) == 2 and (rle.is_empty(cells[1]) or cells[1][0] in "-0123456789"):
+        return ["image_id", "encoded_pixels"]
+    elif len(cells) == 1 and ";" in cells[0]:
+        raise PneumoError(f"{path} is separated by semicolons. Save it with commas.")
+    start = ", ".join(cell[:30] for cell in cells[:6])
+    wanted = "ImageId and EncodedPixels" if need_masks else "ImageId and EncodedPixels or pneumothorax"
+    raise PneumoError(f"{path} is not a label table: its first line is {start!r}, where {wanted} are expected.")
+
+
+def _faults(parts: list[tuple[int, str, str]], has_masks: bool, has_labels: bool) -> list[tuple[int, str]]:
+    """(line number, reason) of the rows of one image that cannot be used; rows are (line number, mask, label)."""
+    faults: list[tuple[int, str]] = []
+    for number, text, label in parts:
+        try:
+            rle.counts_of(text)
+        except rle.RleError as error:
+            faults.append((number, str(error)))
+            continue
+        if has_labels and label not in ("0", "1"):
+            faults.append((number, f"pneumothorax is {label[:20]!r}; it must be 0 or 1"))
+        elif has_labels and label == "0" and not rle.is_empty(text):
+            faults.append((number, "the image has a mask but its pneumothorax is 0"))
+    if faults:
+        return faults
+    rows = listed(number for number, _, _ in parts)
+    if has_masks and len({rle.is_empty(text) for _, text, _ in parts}) > 1:
+        reason = f"one row says that there is no pneumothorax, another draws one (rows {rows})"
+        return [(number, reason) for number, _, _ in parts]
+    if has_labels and (len({label for _, _, label in parts}) > 1 or (not has_masks and len(parts) > 1)):
+        return [(number, f"the image was given before (rows {rows})") for number, _, _ in parts[1:]]
+    return []

@@ -1,0 +1,237 @@
+"""The run folder of a training: which one it is, whether to resume what it holds, and its record.
+
+In: what the user named, the experiment and the prepared folder. Out: a folder, and whether to resume. A run is finished
+when its report is written; an unfinished one of the same experiment and data is gone on with, whatever command made it.
+The record, ``experiment.json``, also says which run's weights the training began from (its provenance), by which
+submissions declare what the weights have seen. No TensorFlow here: the command line looks before it is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from keras_pneumo.config import Experiment
+from keras_pneumo.data.prepared.folder import PreparedFolder
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.files import LOCK_NAME, TEMPORARY_SUFFIX, folder_lock, sha256_file, write_json
+
+if TYPE_CHECKING:
+    from keras_pneumo.inference.run import RunFolder
+    from keras_pneumo.training.checkpoints import Checkpoint
+
+RUNS = Path("runs")
+RECORD = "experiment.json"
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class RunLocation:
+    """A run folder, which exists, and whether the training in it is to be resumed."""
+
+    folder: Path
+    resume: bool
+    finished: bool = False
+    """Whether nothing is left to do there."""
+
+
+Progress = Literal["empty", "other", "unfinished", "finished"]
+
+
+def progress_of(folder: Path, experiment: Experiment, prepared: PreparedFolder) -> Progress:
+    """How far this experiment on these images has come in ``folder``; ``other`` where that holds something else."""
+    if not folder.exists() or (folder.is_dir() and not _holds(folder)):
+        return "empty"
+    record = read_record(folder)
+    wanted = {
+        "experiment": json.loads(experiment.model_dump_json()),
+        "split_sha256": prepared.manifest["split_sha256"],
+        "prepared_sha256": prepared.manifest["prepared_sha256"],
+    }
+    if any(record.get(name) != value for name, value in wanted.items()):
+        return "other"
+    return "finished" if (folder / REPORT).is_file() and "best_epoch" in record else "unfinished"
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether the training in a run folder has ended, and only its predictions and report may be missing."""
+    return "best_epoch" in read_record(folder)
+
+
+def find_run_folder(wanted: Path | None, experiment: Experiment, prepared: PreparedFolder, resume: bool) -> RunLocation:
+    """The folder of one run: ``wanted``, or the last of runs/NAME, runs/NAME-2, ... if unfinished, else the next.
+
+    Args:
+        wanted: what ``--out`` names.
+        experiment: what is to be trained.
+        prepared: on what.
+        resume: whether there must be something to go on with.
+
+    Raises:
+        PneumoError: ``wanted`` holds something else or is finished, or there is nothing to resume.
+    """
+    if wanted is not None:
+        return _named(wanted, experiment, prepared, resume)
+    number = 1
+    while _numbered(experiment.name, number + 1).exists():
+        number += 1
+    last = _numbered(experiment.name, number)
+    unfinished = last.exists() and progress_of(last, experiment, prepared) == "unfinished"
+    if unfinished and (resume or is_free(last)):
+        return RunLocation(last, True)
+    if resume:
+        raise PneumoError(
+            f"There is no unfinished training of {experiment.name} on these images to go on with in {last}. Name its "
+            "folder with --out, or leave out --resume."
+        )
+    return RunLocation(new_folder(None, experiment.name), False)
+
+
+def _named(wanted: Path, experiment: Experiment, prepared: PreparedFolder, resume: bool) -> RunLocation:
+    progress = progress_of(wanted, experiment, prepared)
+    if progress == "unfinished":
+        return RunLocation(wanted, True)
+    if resume:
+        reasons = {
+            "empty": "holds nothing",
+            "other": "holds something else, or a training of another experiment, data set or split",
+            "finished": "holds a finished training",
+        }
+        raise PneumoError(f"{wanted} {reasons[progress]}, so there is nothing to go on with. Leave out --resume.")
+    return RunLocation(new_folder(wanted, experiment.name), False)
+
+
+def new_folder(wanted: Path | None, name: str) -> Path:
+    """A new, empty folder: ``wanted``, or the first free of runs/NAME, runs/NAME-2, ...
+
+    Raises:
+        PneumoError: ``wanted`` holds something already.
+    """
+    if wanted is not None:
+        if wanted.exists() and (not wanted.is_dir() or _holds(wanted)):
+            what = "is not empty"
+            if wanted.is_dir() and read_record(wanted):
+                finished = (wanted / REPORT).is_file()
+                what += (
+                    ": it holds a finished training"
+                    if finished
+                    else ": it holds a training of another experiment, data set or split"
+                )
+            raise PneumoError(f"{wanted} {what}. Choose another --out, or remove it; nothing was changed.")
+        wanted.mkdir(parents=True, exist_ok=True)
+        return wanted
+    number = 1
+    while True:
+        folder = _numbered(name, number)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def find_folds_folder(
+    wanted: Path | None, experiment: Experiment, prepared: PreparedFolder, folds: list[int], resume: bool
+) -> Path:
+    """The folder of a training of all folds: an unfinished one, or a new one.
+
+    Raises:
+        PneumoError: as :func:`find_run_folder`.
+    """
+    name = f"{experiment.name}-folds"
+    number = 1
+    while wanted is None and _numbered(name, number + 1).exists():
+        number += 1
+    last = wanted or _numbered(name, number)
+    progress = {progress_of(last / f"fold_{fold}", experiment.replace(fold=fold), prepared) for fold in folds}
+    if "other" not in progress and progress - {"empty"} and progress != {"finished"}:
+        return last
+    if resume:
+        raise PneumoError(f"{last} holds no unfinished training of all folds of {experiment.name} on these images.")
+    begun = {f"fold_{fold}" for fold in folds}  # killed before the first one's first file
+    if wanted is not None and wanted.is_dir() and progress == {"empty"} and not _holds(wanted, begun):
+        return wanted
+    return new_folder(wanted, name)
+
+
+def is_free(folder: Path) -> bool:
+    """Whether no process is at work in the folder."""
+    try:
+        with folder_lock(folder):
+            return True
+    except PneumoError:
+        return False
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """A run folder's ``experiment.json``; empty where there is none that can be read."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write ``experiment.json``."""
+    write_json(folder / RECORD, record)
+
+
+def provenance_of(
+    start_from: RunFolder | None, folder: Path, checkpoint: Checkpoint | None, resume: bool
+) -> dict[str, Any] | None:
+    """The record's ``start_from``: which run's weights the training began from; None where it was no other run.
+
+    Args:
+        start_from: the run that the user named for this start of the program, if any.
+        folder: the run folder.
+        checkpoint: the one that is resumed from.
+        resume: whether the folder may hold this training's record.
+
+    Raises:
+        PneumoError: the training in the folder began from other weights, or has to begin anew and the run that it is to
+            start from is not named.
+    """
+    given = _provenance(start_from) if start_from is not None else None
+    record = read_record(folder) if resume else {}
+    if not record:
+        return given
+    before: dict[str, Any] | None = record.get("start_from")
+    if given is None:
+        if before is not None and checkpoint is None:
+            raise PneumoError(
+                f"The training in {folder} is to start from the weights of {before.get('name', 'another run')} and has "
+                "no checkpoint yet. Name that run with --start-from again."
+            )
+        return before
+    began = "its own first weights" if before is None else f"other weights, those of {before.get('name', 'a run')}"
+    # Earlier versions forgot the provenance when they resumed; the log still has the row of such a start.
+    forgotten = before is None and checkpoint is not None and any(row["epoch"] == 0 for row in checkpoint.state["rows"])
+    if not forgotten and (before is None or before.get("weights_sha256") != given["weights_sha256"]):
+        raise PneumoError(
+            f"The training in {folder} began from {began}, not from {given['name']}'s as --start-from says. Go on with "
+            "it as it began, or train into another folder with --out."
+        )
+    return before or given
+
+
+def _provenance(run: RunFolder) -> dict[str, Any]:
+    return {
+        "name": run.experiment.name,
+        "image_size": run.experiment.image_size,
+        "weights_sha256": sha256_file(run.weights),
+        "pretraining": run.pretraining,
+    }
+
+
+def _numbered(name: str, number: int) -> Path:
+    return RUNS / (name if number == 1 else f"{name}-{number}")
+
+
+def _holds(folder: Path, but: Collection[str] = ()) -> bool:
+    """Whether the folder holds anything but these names, a lock, and the half-written files of a killed start."""
+    return any(path.name not in {LOCK_NAME, *but} and path.suffix != TEMPORARY_SUFFIX for path in folder.iterdir())

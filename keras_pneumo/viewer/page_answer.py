@@ -1,0 +1,160 @@
+"""The answer for the page: everything that the page shows of one radiograph.
+
+In: the bytes of a DICOM, PNG or JPEG file. Out: plain values for JSON: the radiograph itself (lossless, so that window
+and level are exact), the outline as a path, two heat maps, and how often such an answer is wrong. Of a file's tags only
+view, age and sex are shown; no name and no PatientID.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+from keras_pneumo.data.labels import rle
+from keras_pneumo.data.radiographs.geometry import size_fault
+from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage
+from keras_pneumo.detector.detector import CLASSIFIER, OUTLINE, Detector
+from keras_pneumo.detector.overlay import encode_png
+from keras_pneumo.detector.summary import error_rate_of, summary_of
+from keras_pneumo.evaluation.report.pictures import outline
+from keras_pneumo.explain.gradcam import heat_maps
+from keras_pneumo.inference.files import pixels_at
+from keras_pneumo.inference.postprocess import OWN_HEAD
+from keras_pneumo.storage.files import sha256_bytes
+from keras_pneumo.viewer.decoding import Decoder
+
+MAX_SIDE = 2048
+"""Longest side that the page gets; larger radiographs are reduced for the page, not for the detector."""
+
+HEAT_SIDE = 512
+
+
+class PageDetector:
+    """A detector that answers for the page, one radiograph at a time."""
+
+    def __init__(self, detector: Detector, decoder: Decoder) -> None:
+        """Use an opened detector, and a decoder for files."""
+        self.detector = detector
+        self.decoder = decoder
+        self._lock = threading.Lock()
+
+    def answer(self, data: bytes, name: str) -> dict[str, Any]:
+        """Decode one file and answer for it: all that the page shows of it.
+
+        Raises:
+            UnreadableImage: with the reason.
+        """
+        radiograph = self.decoder.decode(data, name)
+        reason = size_fault(radiograph.pixels, self.detector.image_size)
+        if reason:
+            raise UnreadableImage(reason)
+        with self._lock:  # networks answer one at a time
+            (answer,) = self.detector.answer([radiograph.pixels])
+            heat = mean_heat(self.detector, [radiograph.pixels])[0]
+        summary = summary_of(self.detector, radiograph, answer)
+        return {
+            "key": sha256_bytes(data),
+            **summary,
+            "gate": self.detector.postprocessing.gate,
+            "gate_source": self.detector.postprocessing.gate_source,
+            "probability_from": members_in(self.detector.probability_source),
+            "evidence": error_rate_of(self.detector.counts, bool(summary["pneumothorax"])).evidence,
+            "outline": outline(rle.runs_of(summary["encoded_pixels"]), tolerance=0.4),
+            "pixels": _png_url(_reduced(radiograph)),
+            "maps": {
+                "classifier": _png_url(np.rint(_resized(heat, HEAT_SIDE) * 255).astype(np.uint8)),
+                "segmenter": _png_url(_resized(answer.quantised_map, HEAT_SIDE)),
+            },
+            "facts": facts_of(radiograph),
+        }
+
+
+def heat_map_method(detector: Detector) -> tuple[str, int]:
+    """Method and stage of the heat maps, as selected on validation when the detector was fitted."""
+    heat = detector.record.get("heat") or {}
+    return str(heat.get("method", "gradcam")), int(heat.get("stage", 5))
+
+
+def heat_map_sentences(detector: Detector) -> str:
+    """What the classifiers' heat map is, how well it points at the finding, and its part in the answer."""
+    heat, (method, stage) = detector.record.get("heat") or {}, heat_map_method(detector)
+    name = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "hirescam": "HiResCAM"}.get(method, method)
+    networks = sum(len(models) for _, models in detector.classifiers)
+    mean, network = (f", mean of {networks} networks", "The first network's") if networks > 1 else ("", "Its")
+    pointing = (
+        f" {network} hottest point lies in the pneumothorax in {heat['pointing']:.0%} of {heat['images']} validation "
+        f"positives ({heat['chance']:.0%} by chance)."
+        if {"pointing", "chance", "images"} <= heat.keys()
+        else ""
+    )
+    return f"Heat map of the classifier: {name} of stage {stage}{mean}.{pointing} {source_sentences(detector)}"
+
+
+def source_sentences(detector: Detector) -> str:
+    """Which members the probability and the outline come from.
+
+    Validation selects the source of the probability and that of the gate separately. So the classifier, whose heat map
+    is shown beside the answer, may have no part in it.
+    """
+    members, parameters = members_in(detector.probability_source), detector.postprocessing
+    gate = members_in(parameters.gate_source) if parameters.gate > 0 else ""
+    probability = members if "classifier" in members else f"{members}, not from the classifier of this heat map"
+    outline = "the segmenter alone"
+    if "classifier" in gate:
+        outline = f"the segmenter, where the probability of {gate} is at least {parameters.gate:.3f}"
+    return f"The probability comes from {probability}. The outline comes from {outline}."
+
+
+def members_in(source: str) -> str:
+    """The members behind an image-level source, by its name in :func:`image_level_sources`."""
+    parts = source.replace(" and ", ", ").split(", ")
+    names = ["the classifier"] * (CLASSIFIER in parts) + ["the segmenter"] * bool({OUTLINE, OWN_HEAD} & {*parts})
+    return " and ".join(names)
+
+
+def mean_heat(detector: Detector, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean heat maps of all classifiers' networks: float32 (B, HEAT_SIDE, HEAT_SIDE), 0 to 1."""
+    method, stage = heat_map_method(detector)
+    networks = []
+    for run, models in detector.classifiers:
+        pixels = pixels_at(images, run.experiment.image_size)
+        maps = [heat_maps(model, pixels, method, stage) for model in models]
+        networks += [np.stack([_resized(heat_map, HEAT_SIDE) for heat_map in batch]) for batch in maps]
+    return np.asarray(np.mean(networks, axis=0), np.float32)
+
+
+def facts_of(radiograph: Radiograph) -> list[str]:
+    """Facts about the radiograph: size, view, age, sex; nothing that names the patient."""
+    side = radiograph.pixels.shape[0]
+    facts = [f"{side} × {side} pixels"]
+    if radiograph.pixel_spacing_mm:
+        facts.append(f"{radiograph.pixel_spacing_mm:.3f} mm each")
+    if radiograph.view:
+        facts.append(f"view {radiograph.view}")
+    if radiograph.age is not None:
+        facts.append(f"{radiograph.age:.0f} years")
+    if radiograph.sex:
+        facts.append({"M": "male", "F": "female"}[radiograph.sex])
+    if radiograph.photometric == "MONOCHROME1":
+        facts.append("stored inverted")
+    return facts
+
+
+def _reduced(radiograph: Radiograph) -> np.ndarray:
+    image = radiograph.pixels
+    if image.shape[0] <= MAX_SIDE:
+        return image
+    return np.asarray(cv2.resize(image, (MAX_SIDE, MAX_SIDE), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _resized(image: np.ndarray, side: int) -> np.ndarray:
+    return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR))
+
+
+def _png_url(image: np.ndarray) -> str:
+    return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()

@@ -1,0 +1,206 @@
+"""Tests of the DICOM objects: they line up with their source, name it, are valid, and say what the answer is."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from detector_lab import DCIODVFY, check_valid, dice, expected_mask, known_detector
+
+from keras_pneumo.data.labels import rle
+from keras_pneumo.data.radiographs.reading import read_radiograph
+from keras_pneumo.detector.detect import detect
+from keras_pneumo.detector.detector import Answer
+from keras_pneumo.detector.dicom_files import is_uid
+from keras_pneumo.detector.summary import caption
+
+hd = pytest.importorskip("highdicom", reason="highdicom (extra dicom) is not installed")
+REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[3] / "shared")) / "siim_mini" / "dicom"
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory, few):
+    """Answers for the three, with DICOM objects."""
+    out = tmp_path_factory.mktemp("answered")
+    result = detect(known_detector(), [few], out, dicom=True)
+    assert not result.set_aside
+    return out
+
+
+def source_pixels(path):
+    pixels = pydicom.dcmread(path).pixel_array
+    return 255 - pixels if pydicom.dcmread(path).PhotometricInterpretation == "MONOCHROME1" else pixels
+
+
+def check_alignment(path, out):
+    """Mask, overlay, Segmentation and Secondary Capture of one file lie where its own pixels say."""
+    pixels = source_pixels(path)
+    expected = expected_mask(pixels)
+    written = json.loads((out / f"{path.stem}.json").read_text())
+    segmentation = hd.seg.segread(out / written["dicom"]["segmentation"])
+    mask = segmentation.pixel_array.squeeze() > 0
+    assert mask.shape == pixels.shape
+    right = dice(mask, expected)
+    assert right > 0.95
+    for wrong in (mask[:, ::-1], mask[::-1], mask.T, np.roll(mask, 32, axis=1)):
+        assert dice(wrong, expected) < right - 0.02
+    np.testing.assert_array_equal(rle.decode(written["encoded_pixels"]) > 0, mask)
+    assert segmentation.get_source_image_uids()[0][2] == path.stem
+    picture = cv2.imread(str(out / written["overlay"]))
+    capture = pydicom.dcmread(out / written["dicom"]["capture"])
+    np.testing.assert_array_equal(capture.pixel_array, picture[..., ::-1])
+    assert capture.SourceImageSequence[0].ReferencedSOPInstanceUID == path.stem
+    coloured = np.ptp(picture, axis=2) > 60
+    padded = np.pad(mask.astype(np.uint8), 8)  # at the border of the picture the mask has an edge too
+    edge, near = (
+        cv2.morphologyEx(padded, cv2.MORPH_GRADIENT, np.ones((size, size)))[8:-8, 8:-8] > 0 for size in (9, 15)
+    )
+    assert coloured.any()
+    assert edge[coloured].mean() > 0.99, "what is coloured is the mask's edge"
+    text = np.zeros_like(mask)
+    text[int(0.9 * len(text)) :] = True
+    untouched = ~near & ~text
+    # Another JPEG decoder than ours may round otherwise.
+    np.testing.assert_allclose(picture[untouched].astype(int), np.repeat(pixels[untouched][:, None], 3, axis=1), atol=2)
+
+
+def check_objects(path, out):
+    """What the three objects name and say, read back with highdicom and pydicom."""
+    written = json.loads((out / f"{path.stem}.json").read_text())
+    source = pydicom.dcmread(path, stop_before_pixels=True)
+    for kind in ("segmentation", "capture", "report"):
+        dataset = pydicom.dcmread(out / written["dicom"][kind])
+        assert dataset.StudyInstanceUID == source.StudyInstanceUID
+        assert dataset.PatientID == source.PatientID
+        assert dataset.SoftwareVersions == "0.1.0+test"
+        assert dataset.ManufacturerModelName == "keras-pneumo bright"
+        assert "esearch use only" in dataset.SeriesDescription
+        assert is_uid(dataset.SOPInstanceUID)
+    report = hd.sr.srread(out / written["dicom"]["report"])
+    (image,) = report.content.get_image_measurement_groups()
+    assert image.source_images[0].referenced_sop_instance_uid == path.stem
+    (probability,) = image.get_measurements()
+    assert probability.value == pytest.approx(80)
+    assert probability.name.meaning == "Probability of pneumothorax"
+    assert image.finding_type is None
+    assert len(image.get_qualitative_evaluations()) == 1, "nothing to disagree about"
+    capture = pydicom.dcmread(out / written["dicom"]["capture"])
+    assert capture.ConversionType == "WSD"
+    for name in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        assert capture.get(name) == source.get(name)
+    assert image.get_qualitative_evaluations()[0].value.meaning == "Present"
+    (region,) = report.content.get_planar_roi_measurement_groups()
+    assert region.get_measurements()[0].value == pytest.approx(written["area_mm2"], rel=1e-3)
+    spacing = float(source.PixelSpacing[0])
+    assert written["area_mm2"] == pytest.approx(rle.decode(written["encoded_pixels"]).sum() * spacing**2, rel=1e-3)
+    text = str(report)
+    assert "0.1.0+test" in text
+    assert "Research use only" in text
+
+
+def test_objects_of_phantoms_line_up_and_name_their_source(answered, few):
+    for path in few.iterdir():
+        check_alignment(path, answered)
+        check_objects(path, answered)
+    table = pd.read_csv(answered / "predictions.csv")
+    assert sorted(table["image_id"]) == sorted(path.stem for path in few.iterdir())
+    assert (table["pneumothorax"] == 1).all()
+    assert not (answered / "quarantine.csv").exists()
+
+
+@pytest.mark.skipif(DCIODVFY is None, reason="dciodvfy (Debian's dicom3tools) is not installed")
+def test_objects_of_phantoms_are_valid_dicom(answered):
+    check_valid(answered)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real DICOM files are not here")
+@pytest.mark.slow
+def test_objects_of_real_files_line_up_and_are_valid(tmp_path):
+    result = detect(known_detector(), [REAL], tmp_path, dicom=True)
+    assert len(result.rows) == 10
+    for path in REAL.glob("*.dcm"):
+        check_alignment(path, tmp_path)
+        check_objects(path, tmp_path)
+    if DCIODVFY:
+        check_valid(tmp_path)
+
+
+@pytest.mark.skipif(DCIODVFY is None, reason="dciodvfy (Debian's dicom3tools) is not installed")
+def test_a_no_has_a_report_and_no_segmentation(few, tmp_path):
+    result = detect(known_detector(probability=0.1, top=2), [next(few.iterdir())], tmp_path, dicom=True)
+    (row,) = result.rows
+    assert (row["pneumothorax"], row["outlined"], row["encoded_pixels"]) == (False, False, "-1")
+    assert not list(tmp_path.rglob("segmentation.dcm"))
+    (path,) = tmp_path.rglob("report.dcm")
+    (image,) = hd.sr.srread(path).content.get_image_measurement_groups()
+    assert image.get_qualitative_evaluations()[0].value.meaning == "Absent"
+    check_valid(tmp_path)
+
+
+def test_lossy_compression_of_the_source_is_recorded(few, tmp_path):
+    dataset = pydicom.dcmread(next(few.iterdir()))
+    dataset.LossyImageCompression = "01"
+    dataset.LossyImageCompressionRatio, dataset.LossyImageCompressionMethod = ["12.5", "2"], ["ISO_10918_1"] * 2
+    dataset.save_as(tmp_path / "a.dcm")
+    detect(known_detector(), [tmp_path / "a.dcm"], tmp_path / "out", dicom=True)
+    capture = pydicom.dcmread(next((tmp_path / "out").rglob("capture.dcm")))
+    assert capture.LossyImageCompression == "01"
+    assert list(capture.LossyImageCompressionRatio) == [12.5, 2]
+    assert list(capture.LossyImageCompressionMethod) == ["ISO_10918_1"] * 2
+    if DCIODVFY:
+        check_valid(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("probability", "top", "disagreement"),
+    [
+        (0.4, 0.5, "answered no, yet an area is outlined"),
+        (0.8, 2, "answered yes, yet nothing is outlined"),
+        (0.8, 0.5, None),
+    ],
+)
+def test_a_disagreement_of_answer_and_outline_is_in_every_output(few, tmp_path, probability, top, disagreement):
+    (path,) = sorted(few.iterdir())[:1]
+    # Without a gate there is a mask even where the answer is no.
+    detector = known_detector(probability=probability, top=top)
+    detector = replace(detector, postprocessing=replace(detector.postprocessing, gate=0.0))
+    detect(detector, [path], tmp_path, dicom=True)
+    assert json.loads((tmp_path / f"{path.stem}.json").read_text())["disagreement"] == disagreement
+    answer = detector.answer([read_radiograph(path).pixels])[0]
+    assert caption(detector, answer)[:-2] == ([f"Answer and outline disagree: {disagreement}"] if disagreement else [])
+    report = hd.sr.srread(tmp_path / "dicom" / path.stem / "report.dcm").content
+    for group in [*report.get_image_measurement_groups(), *report.get_planar_roi_measurement_groups()]:
+        evaluations = [evaluation.value.meaning for evaluation in group.get_qualitative_evaluations()]
+        others = [text for text in evaluations if text not in ("Present", "Absent")]
+        assert others == ([f"Disagree: {disagreement}"] if disagreement else [])
+    if DCIODVFY:
+        check_valid(tmp_path)
+
+
+def test_names_of_any_script_are_kept(few, tmp_path):
+    dataset = pydicom.dcmread(next(few.iterdir()))
+    dataset.SpecificCharacterSet = "ISO_IR 100"
+    dataset.PatientName = "Müller^Zoë"
+    dataset.save_as(tmp_path / "a.dcm")
+    detector = replace(known_detector(), name="Größe\\ лёгкие 肺")
+    detect(detector, [tmp_path / "a.dcm"], tmp_path / "out", dicom=True)
+    objects = {path.stem: pydicom.dcmread(path) for path in (tmp_path / "out").rglob("*.dcm")}
+    assert objects.keys() == {"segmentation", "capture", "report"}
+    for dataset in objects.values():
+        assert dataset.ManufacturerModelName == "keras-pneumo Größe_ лёгкие 肺"
+        assert str(dataset.PatientName) == "Müller^Zoë"
+    algorithm = objects["segmentation"].SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
+    assert algorithm.AlgorithmName == "keras-pneumo Größe_ лёгкие 肺"
+    assert "лёгкие 肺" in str(objects["report"])
+    assert caption(detector, known_answer())[-1] == "keras-pneumo Groe\\ 0.1.0+test. Research use only"
+    if DCIODVFY:
+        check_valid(tmp_path / "out")
+
+
+def known_answer(probability=0.8):
+    return Answer(probability, 0.8, None, np.zeros((128, 128), np.uint8), np.zeros((1024, 1024), np.uint8))

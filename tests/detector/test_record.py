@@ -1,0 +1,71 @@
+"""Tests of the detector's record: a damaged or incomplete copy is refused in a sentence."""
+
+import json
+import shutil
+
+import pytest
+
+from keras_pneumo.detector.detector import open_detector
+from keras_pneumo.detector.record import content_hash
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.files import write_json
+
+
+def spoil_weights(folder):
+    path = next(folder.glob("segmenter_0/*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+
+
+def spoil_threshold(folder):
+    record = json.loads((folder / "detector.json").read_text())
+    write_json(folder / "detector.json", record | {"threshold": 0.0})
+
+
+def name_a_file_outside(folder):
+    record = json.loads((folder / "detector.json").read_text())
+    record["files"]["../outside"] = "0" * 64
+    write_json(folder / "detector.json", record | {"sha256": content_hash(record)})
+
+
+def rewrite(folder, change):
+    """A record that was changed with its hash: nothing but what it says can give it away."""
+    record = json.loads((folder / "detector.json").read_text())
+    change(record)
+    write_json(folder / "detector.json", record | {"sha256": content_hash(record)})
+
+
+def copy_over_one_with_more_checkpoints(folder):
+    shutil.copy(folder / "classifier_0/network_0.safetensors", folder / "classifier_0/network_1.safetensors")
+
+
+def name_a_run_outside(folder):
+    shutil.copytree(folder / "classifier_0", folder.parent / "elsewhere")
+    rewrite(folder, lambda record: record.update(classifiers=["../elsewhere"]))
+
+
+def forget(name):
+    return lambda folder: rewrite(folder, lambda record: record["files"].pop(name))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (copy_over_one_with_more_checkpoints, "network_1.safetensors, which detector.json does not list"),
+        (name_a_run_outside, "'../elsewhere', which is not in its folder"),
+        (lambda folder: rewrite(folder, lambda record: record.update(classifiers=["."])), "'.', which is not in"),
+        (forget("classifier_0/network_0.safetensors"), "no weights of classifier_0"),
+        (forget("segmenter_0/experiment.json"), "no experiment"),
+        (forget("postprocess.json"), "postprocess.json"),
+        (spoil_weights, "segmenter_0"),
+        (spoil_threshold, "was changed"),
+        (name_a_file_outside, "outside"),
+        (lambda folder: (folder / "postprocess.json").unlink(), "postprocess.json"),
+        (lambda folder: (folder / "detector.json").unlink(), "not a detector"),
+        (lambda folder: (folder / "detector.json").write_text("[]"), "format"),
+    ],
+)
+def test_a_damaged_copy_is_refused_in_a_sentence(tiny_detector, tmp_path, spoil, words):
+    copy = shutil.copytree(tiny_detector, tmp_path / "copy")
+    spoil(copy)
+    with pytest.raises(PneumoError, match=words):
+        open_detector(copy)

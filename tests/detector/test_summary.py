@@ -1,0 +1,36 @@
+"""Tests of the summary of an answer: its source, and the exact error rates."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from detector_lab import known_detector
+
+from keras_pneumo.data.radiographs.reading import read_radiograph
+from keras_pneumo.detector.detect import detect
+from keras_pneumo.detector.summary import error_rate_of
+
+
+@pytest.mark.parametrize(("gate", "written"), [(0.25, {"source": "outline", "from": 0.25}), (0.0, None)])
+def test_a_summary_names_the_sources_of_the_answer(few, tmp_path, gate, written):
+    (path,) = sorted(few.iterdir())[:1]
+    detector = known_detector(probability=0.7)
+    parameters = replace(detector.postprocessing, gate=gate, gate_source="outline")
+    detector = replace(detector, postprocessing=parameters, probability_source="classifier and outline")
+    detect(detector, [path], tmp_path)
+    summary = json.loads((tmp_path / f"{path.stem}.json").read_text())
+    assert summary["probability_source"] == "classifier and outline"
+    assert summary["gate"] == written
+    assert summary["classifier_probability"] == pytest.approx(0.7, abs=1e-6)
+    assert summary["own_head_probability"] is None
+    assert summary["probability"] == detector.answer([read_radiograph(path).pixels])[0].probability
+
+
+def test_error_rates_are_exact():
+    counts = known_detector().counts  # 30 right and 10 wrong yes, 152 right and 8 wrong no; 38 of 200 positive
+    yes, no = error_rate_of(counts, True), error_rate_of(counts, False)
+    assert (yes.wrong, yes.answers, no.wrong, no.answers) == (10, 40, 8, 160)
+    assert "about 25 have no pneumothorax" in yes.sentence
+    assert "about 5 have a pneumothorax" in no.sentence
+    assert "19% of 200" in yes.sentence
+    assert yes.low < 0.25 < yes.high

@@ -1,0 +1,82 @@
+"""A detector with known answers: it outlines bright pixels, and its probability is given.
+
+Its mask can be made from a file's own pixels with pydicom and cv2 and nothing of ours.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import cv2
+import keras
+import numpy as np
+
+from keras_pneumo.config import CLASSIFIER, SEGMENTER
+from keras_pneumo.detector.calibration import Calibration
+from keras_pneumo.detector.detector import Detector, ValidationCounts
+from keras_pneumo.inference.postprocess import PostprocessingParameters
+from keras_pneumo.inference.run import FORMAT, RunFolder, versions
+
+BRIGHT = 0.45
+DCIODVFY = shutil.which("dciodvfy")
+"""The validator of DICOM files in Debian's dicom3tools, where it is installed."""
+
+
+def bright_model():
+    """A segmenter sure of a pneumothorax wherever a pixel is brighter than BRIGHT."""
+    image = keras.Input((None, None, 1))
+    model = keras.Model(image, keras.layers.Conv2D(1, 1)(image))
+    model.set_weights([np.full((1, 1, 1, 1), 40.0), np.array([-40.0 * BRIGHT])])
+    return model
+
+
+def constant_model(probability):
+    """A classifier that always says the same."""
+    image = keras.Input((None, None, 1))
+    logits = keras.layers.Dense(1)(keras.layers.GlobalAveragePooling2D()(image))
+    model = keras.Model(image, logits)
+    model.set_weights([np.zeros((1, 1)), np.array([np.log(probability / (1 - probability))])])
+    return model
+
+
+def known_detector(size=128, probability=0.8, top=0.5, classifier_model=None):
+    """An opened detector; ``top`` above 1 outlines nothing.
+
+    A ``classifier_model`` of one's own has heat maps; it is calibrated to always say ``probability`` too.
+    """
+    record = {"format": FORMAT, "versions": versions()}
+    classifier = RunFolder(Path(), CLASSIFIER.replace(name="sure", image_size=size), record)
+    segmenter = RunFolder(Path(), SEGMENTER.replace(name="bright", image_size=size), record)
+    return Detector(
+        folder=Path(),
+        name="bright",
+        version="0.1.0+test",
+        classifiers=[(classifier, [classifier_model or constant_model(probability)])],
+        segmenters=[(segmenter, [bright_model()])],
+        postprocessing=PostprocessingParameters(min(top, 1.0), 1 if top <= 1 else 2**30, 0.5),
+        outline_area=1,
+        calibration=Calibration("isotonic", knots=((0.0, probability), (1.0, probability))),
+        probability_source="classifier",
+        threshold=0.5,
+        counts=ValidationCounts(200, 150, 30, 10, 8, 152),
+        record={},
+    )
+
+
+def expected_mask(pixels, size=128):
+    """The known mask on the grid of the file, from its decoded pixels (square, uint8, white dense)."""
+    small = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    return cv2.resize(small, pixels.shape[::-1], interpolation=cv2.INTER_LINEAR) > BRIGHT
+
+
+def dice(first, second):
+    return 2 * np.logical_and(first, second).sum() / (first.sum() + second.sum())
+
+
+def check_valid(out):
+    """dciodvfy finds no error in any object."""
+    made = sorted(path for path in (out / "dicom").rglob("*.dcm") if path.name != "source.dcm")
+    assert made
+    for path in made:
+        validation = subprocess.run([DCIODVFY, "-new", path], capture_output=True, text=True)
+        assert "Error" not in validation.stderr + validation.stdout, f"{path.name}: {validation.stderr}"

@@ -1,0 +1,197 @@
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from keras_pneumo.cli.predict import predict_command
+from keras_pneumo.config import CLASSIFIER
+from keras_pneumo.data.batches.images import open_source
+from keras_pneumo.data.labels import rle
+from keras_pneumo.data.prepared.folder import load_prepared
+from keras_pneumo.data.radiographs.reading import read_radiograph
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.inference.ensemble import predict_map_set
+from keras_pneumo.inference.files import predict_files, predict_folder, predict_images
+from keras_pneumo.inference.postprocess import postprocess_maps, read_postprocessing
+from keras_pneumo.inference.predictor import predict_passes
+from keras_pneumo.inference.run import FORMAT, RunFolder, build, read_run, versions
+
+
+@pytest.fixture
+def radiographs(tmp_path, phantoms):
+    """A folder of five radiographs."""
+    folder = tmp_path / "radiographs"
+    folder.mkdir()
+    for path in sorted(phantoms.rglob("*.dcm"))[:5]:
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.mark.parametrize("task", ["classifier", "segmenter"])
+def test_paths_arrays_and_a_folder_get_the_same_predictions(tmp_path, tiny_runs, radiographs, task):
+    run = read_run(shutil.copytree(tiny_runs / task, tmp_path / task))
+    if task == "segmenter":
+        rule = {"top": 0.4, "area": 1, "bottom": 0.4}
+        (run.folder / "postprocess.json").write_text(json.dumps({"rule": rule}))
+    paths = sorted(radiographs.iterdir())
+    arrays = [read_radiograph(path).pixels for path in paths]
+    expected = pd.read_csv(predict_folder([run], radiographs, tmp_path / "out").path, dtype={"encoded_pixels": str})
+    done = []
+    folder = predict_images([run], str(radiographs), progress=lambda *now: done.append(now))
+    assert done[-1] == (5, 5)
+    columns = ["image_id", "probability"] + ["encoded_pixels"] * (task == "segmenter")
+    assert folder.columns.tolist() == columns
+    assert folder["image_id"].tolist() == expected["image_id"].tolist() == [path.stem for path in paths]
+    np.testing.assert_array_equal(folder["probability"].round(6), expected["probability"])
+    pd.testing.assert_frame_equal(predict_images([run], paths), folder)
+    for images in (arrays, [array[..., None] for array in arrays], [array / np.float32(255) for array in arrays]):
+        table = predict_images([run], images)
+        assert table["image_id"].tolist() == list("01234")
+        pd.testing.assert_frame_equal(table.drop(columns="image_id"), folder.drop(columns="image_id"))
+    pd.testing.assert_frame_equal(predict_images([run], paths[2]), predict_images([run], [str(paths[2])]))
+    if task == "segmenter":
+        assert (folder["encoded_pixels"] == expected["encoded_pixels"]).all()
+        assert (folder["encoded_pixels"] != "-1").any()
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ([], "list is empty"),
+        (
+            np.full((64, 64), 200.0),
+            "values from 200 to 200. Divide it by 255",
+        ),
+        (np.full((64, 64), np.nan), "from 0 to 1"),
+        (np.full((64, 64), -0.1), "from 0 to 1"),
+        (np.zeros((64, 64), int), "must be uint8, or floats from 0 to 1; this one is int64"),
+        (np.zeros((64, 64, 3), np.uint8), r"the shape \(64, 64, 3\)"),
+        (np.zeros((64, 65), np.uint8), "65 columns"),
+        (np.zeros((63, 63), np.uint8), "63 pixels is shorter than the network's 64"),
+        ("nowhere.dcm", "There is no nowhere.dcm"),
+    ],
+)
+def test_images_that_cannot_be_predicted_are_refused(tiny_runs, images, words):
+    with pytest.raises(PneumoError, match=words):
+        predict_images([read_run(tiny_runs / "classifier")], images)
+
+
+def test_files_that_cannot_be_read_are_left_out_with_a_warning(tmp_path, tiny_runs, radiographs):
+    run = read_run(tiny_runs / "classifier")
+    (radiographs / "broken.dcm").write_bytes(b"no radiograph")
+    with pytest.warns(UserWarning, match=r"1 of 6 radiographs were left out: broken.dcm \("):
+        table = predict_images([run], radiographs)
+    assert len(table) == 5
+    with pytest.raises(PneumoError, match=r"None of the 1 radiographs can be predicted; the first, broken.dcm: "):
+        predict_images([run], radiographs / "broken.dcm")
+
+
+def test_raw_files_and_prepared_images_get_the_same_prediction(tmp_path, radiographs, prepared_folder):
+    """The way from a DICOM file and the way through a prepared folder are one."""
+    experiment = CLASSIFIER.replace(name="x", encoder="resnet18", weights="random", image_size=64)
+    model = build(experiment)
+    model.save_weights(tmp_path / "best.weights.h5")
+    run = RunFolder(tmp_path, experiment, {"format": FORMAT, "versions": versions()})
+    (radiographs / "broken.dcm").write_bytes(b"no dicom at all")
+    predictions, refused = predict_files([run], radiographs)
+    assert len(predictions) == 5
+    assert [str(file) for file in refused["file"]] == ["broken.dcm"]
+    assert refused["reason"].str.len().gt(10).all()
+    prepared = load_prepared(prepared_folder)
+    ids = predictions["image_id"].tolist()
+    pixels = open_source(prepared, ids, 64).images.astype(np.float32) / np.float32(255)
+    expected = np.mean([each.image for each in predict_passes(model, pixels, experiment.flip_averaging)], axis=0)
+    np.testing.assert_allclose(predictions["probability"], expected, rtol=1e-5)
+    assert isinstance(predictions, pd.DataFrame)
+
+
+def test_unused_options_are_refused(tmp_path, tiny_runs, prepared_folder, phantoms):
+    from keras_pneumo.cli.train import open_data
+
+    run, segmenter = tiny_runs / "classifier", tiny_runs / "segmenter"
+    for options in ({"gate": [run]}, {"parameters_file": tmp_path / "rule.json"}):
+        with pytest.raises(PneumoError, match="are for segmenters' masks"):
+            predict_command([run], data=phantoms, out_folder=tmp_path / "out", **options)
+    with pytest.raises(PneumoError, match="--postprocess is not used"):
+        predict_command([segmenter], data=prepared_folder, out_folder=tmp_path, parameters_file=tmp_path / "rule.json")
+    table = tmp_path / "patients.csv"
+    with pytest.raises(PneumoError, match="so --labels and --patients would count for nothing"):
+        open_data(prepared_folder, CLASSIFIER, None, table, table)
+    with pytest.raises(PneumoError, match="so --prepared would count for nothing"):
+        open_data(prepared_folder, CLASSIFIER, tmp_path, None, None)
+    assert open_data(prepared_folder, CLASSIFIER, None, None, None).folder == prepared_folder
+
+
+@pytest.fixture
+def nothing_is_predicted(monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("a prediction was begun")
+
+    monkeypatch.setattr("keras_pneumo.inference.submission.predict_subset", fail)
+    monkeypatch.setattr("keras_pneumo.inference.files.predict_folder", fail)
+
+
+def test_a_folder_of_other_files_is_refused_before_anything_is_predicted(
+    tmp_path, tiny_runs, prepared_folder, nothing_is_predicted
+):
+    (tmp_path / "thesis.txt").write_text("three years")
+    for out in (tmp_path, tmp_path / "thesis.txt", tiny_runs / "segmenter"):
+        with pytest.raises(PneumoError, match="nothing was changed"):
+            predict_command([tiny_runs / "classifier"], data=prepared_folder, out_folder=out)
+    assert (tmp_path / "thesis.txt").read_text() == "three years"
+    assert (tiny_runs / "segmenter" / "best.weights.h5").exists()
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_anything_is_predicted(
+    tmp_path, tiny_runs, prepared_folder, phantoms, nothing_is_predicted
+):
+    (tmp_path / "file").write_text("mine")
+    run = tiny_runs / "classifier"
+    with pytest.raises(PneumoError, match="is a file, but a folder is to be written there"):
+        predict_command([run], data=phantoms, out_folder=tmp_path / "file")
+    with pytest.raises(PneumoError, match="file"):
+        predict_command([run], data=prepared_folder, out_folder=tmp_path / "file" / "below")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_names_are_no_formulas_in_the_table_and_an_old_quarantine_is_removed(tmp_path, tiny_runs, prepared_folder):
+    """A file's name is anybody's; a spreadsheet would run one that begins as a formula does."""
+    folder, out = tmp_path / "radiographs", tmp_path / "out"
+    folder.mkdir()
+    out.mkdir()
+    shutil.copy(next((prepared_folder / "images_64").glob("*.png")), folder / "=1+1.png")
+    (out / "quarantine.csv").write_text("file,reason\n")
+    predict_folder([read_run(tiny_runs / "classifier")], folder, out)
+    (row,) = pd.read_csv(out / "predictions.csv").to_dict("records")
+    assert (row["image_id"], row["file"]) == ("'=1+1", "'=1+1.png")
+    assert [path.name for path in out.iterdir()] == ["predictions.csv"]
+
+
+def test_masks_of_raw_files_are_those_of_prepared_images(tmp_path, tiny_runs, phantoms, prepared_folder):
+    run, prepared = read_run(shutil.copytree(tiny_runs / "segmenter", tmp_path / "run")), load_prepared(prepared_folder)
+    (run.folder / "postprocess.json").write_text(json.dumps({"rule": {"top": 0.4, "area": 1, "bottom": 0.4}}))
+    image_ids = set(prepared.subset("test")[:4])
+    folder = tmp_path / "radiographs"
+    folder.mkdir()
+    for path in phantoms.rglob("*.dcm"):
+        if path.stem in image_ids:
+            shutil.copy(path, folder)
+    summary = predict_folder([run], folder, tmp_path / "out")
+    table = pd.read_csv(summary.path, dtype=str).set_index("image_id")
+    maps = predict_map_set([run], prepared, "test")
+    parameters = read_postprocessing(run.folder / "postprocess.json")
+    expected = postprocess_maps(maps, parameters, maps.image_probability).set_index("image_id")
+    assert len(table) == len(image_ids) == 4
+    masks = {image_id: rle.decode(text) for image_id, text in table["encoded_pixels"].items()}
+    assert any(mask.any() for mask in masks.values())
+    for image_id, mask in masks.items():
+        prepared_mask = rle.decode(expected.loc[image_id, "encoded_pixels"])
+        assert np.count_nonzero(mask != prepared_mask) <= 0.001 * mask.size
+
+
+def test_several_runs_need_a_postprocessing_for_raw_files(tiny_runs, tmp_path, phantoms):
+    run = read_run(tiny_runs / "segmenter")
+    with pytest.raises(PneumoError, match="postprocess"):
+        predict_folder([run, run], phantoms, tmp_path / "out")

@@ -1,0 +1,74 @@
+"""The report of a run: what it may say of a ladder that lies beside the run."""
+
+import json
+
+import pytest
+
+from keras_pneumo.config import CLASSIFIER
+from keras_pneumo.inference.run import FORMAT, RunFolder, versions
+from keras_pneumo.parity.comparison import Difference
+from keras_pneumo.parity.ladder import CheckResult, Ladder
+from keras_pneumo.parity.run import as_json
+from keras_pneumo.training.report import ladder_fact
+
+EQUAL = Difference(0, 0, 0, "", "a", 1)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's record: ResNet50 at 256, with the versions that are installed."""
+    experiment = CLASSIFIER.replace(name="demo", encoder="resnet50", image_size=256)
+    return RunFolder(tmp_path / "runs/demo", experiment, {"format": FORMAT, "versions": versions()})
+
+
+def write_ladder(run, **changes):
+    """The answer of a ladder beside the run, of the same encoder, size and versions but for what is changed."""
+    keras = {name: version for name, version in versions().items() if name != "keras_pneumo"}
+    ladder = Ladder(
+        [CheckResult(1, "DICOM pixels", "", "1e-4 of the range", 1e-4, EQUAL, EQUAL, "", "")],
+        {"encoder": "resnet50", "size": 256, "data": ""},
+        {"torch": {"torch": "2.14.1"}, "keras": keras, "keras_on_torch": keras},
+    )
+    path = run.folder.parent / "parity/parity.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(as_json(ladder) | changes))
+    return path
+
+
+def test_a_ladder_of_the_same_network_and_versions_is_quoted(run):
+    write_ladder(run)
+    assert ladder_fact(run)["comparable with PyTorch"].startswith("Yes: in all 1 ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"encoder": "resnet18"}, "encoder resnet18 (this run: resnet50)"),
+        ({"size": 64}, "image size 64 (this run: 256)"),
+        ({"keras_pneumo": "0.0.1"}, "keras_pneumo 0.0.1"),
+        ({"versions": {"keras": {"keras": "3.0.0"}}}, "keras 3.0.0"),
+    ],
+)
+def test_a_ladder_of_another_network_or_version_is_not_quoted(run, changes, words):
+    write_ladder(run, **changes)
+    text = ladder_fact(run)["comparable with PyTorch"]
+    assert text.startswith("Not checked for this run.")
+    assert words in text
+    assert "Yes" not in text
+    assert "keras-pneumo parity --encoder resnet50 --size 256" in text
+
+
+def test_a_ladder_of_a_version_that_did_not_say_its_own_is_not_quoted(run):
+    path = write_ladder(run)
+    answer = json.loads(path.read_text())
+    del answer["keras_pneumo"]
+    path.write_text(json.dumps(answer))
+    assert "keras_pneumo an earlier version" in ladder_fact(run)["comparable with PyTorch"]
+
+
+@pytest.mark.parametrize("content", [None, "[", "[]", "{}", '{"verdict": "Yes", "versions": 1}'])
+def test_without_a_whole_ladder_nothing_is_said(run, content):
+    if content is not None:
+        path = write_ladder(run)
+        path.write_text(content)
+    assert ladder_fact(run) == {}
