@@ -42,6 +42,10 @@ class Augmentation(Settings):
     """How a training image and its mask are changed; each range is drawn from uniformly, anew for every draw.
 
     The defaults are mild, since a radiograph has a known pose; :data:`NO_AUGMENTATION` changes nothing.
+
+    Example:
+        >>> kp.Augmentation(rotate=5).replace(flip=0).rotate
+        5.0
     """
 
     flip: Probability = 0.5
@@ -72,7 +76,20 @@ RECIPE = r"^[\s\d.*+]*(?i:bce|dice|focal|lovasz)(\s*\+[\s\d.*]*(?i:bce|dice|foca
 
 
 class Experiment(Settings):
-    """One training of one network; the defaults are the project's ResNet50 classifier."""
+    """One training of one network: everything that decides it. The defaults are those of the ResNet50 classifier.
+
+    ``CLASSIFIER`` and ``SEGMENTER`` are what the two tasks' experiments start from.
+
+    Example:
+        >>> mine = kp.CLASSIFIER.replace(name="mine", epochs=20, learning_rate=3e-4)
+        >>> mine.task, mine.encoder, mine.epochs
+        ('classifier', 'resnet50', 20)
+        >>> kp.SEGMENTER.loss
+        '3 bce + 1 dice + 4 focal'
+        >>> kp.CLASSIFIER.replace(encoder="resnet7")
+        Traceback (most recent call last):
+        keras_pneumo.errors.PneumoError: Experiment cannot be used. encoder: ...
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
     """Names the run folder: lower case letters, digits, and ``_ . -``."""

@@ -6,6 +6,13 @@ class PneumoError(Exception):
 
     The message is one or more full sentences: what is wrong, where (file, row), what to do. The command line prints it
     without a traceback and exits with 2. It is no ``ValueError``, so a handler of damaged files cannot take it for one.
+
+    Example:
+        >>> try:
+        ...     kp.load_prepared("nowhere")
+        ... except kp.PneumoError as error:
+        ...     print(error)
+        nowhere ...
     """
 
 

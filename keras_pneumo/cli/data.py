@@ -23,7 +23,7 @@ DEFAULT_SIZES = (256, 512)
 def doctor_command(
     folder: Annotated[Path, typer.Option(help="Folder whose disk is meant to hold data and runs.")] = Path(),
 ) -> None:
-    """Say what this machine has and lacks, a line for each thing, with what to do.
+    """Print what this machine has and lacks, one line each, with what to do.
 
     Example: `keras-pneumo doctor`
     """
@@ -80,7 +80,7 @@ def download_command(
 def prepare_command(
     data: Annotated[Path, typer.Argument(help="Folder of DICOM, PNG or JPEG files with a label csv.")],
     out_folder: Annotated[Path, typer.Option("--out", help="The prepared folder.")],
-    size: Annotated[list[int] | None, typer.Option(help="Side in pixels; give it several times for several.")] = None,
+    size: Annotated[list[int] | None, typer.Option(help="Side in pixels; may be given several times.")] = None,
     labels: Annotated[Path | None, typer.Option(help="The label csv, where DATA does not hold it.")] = None,
     patients: Annotated[Path | None, typer.Option(help="Table of ImageId and patient, or NIH's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
@@ -88,7 +88,7 @@ def prepare_command(
 ) -> None:
     """Turn radiographs into checked PNGs at one or more sizes, with a patient-level split and a manifest.
 
-    Run it again after a break: it goes on where it was.
+    After an interruption, run it again: it continues where it stopped.
 
     Example: `keras-pneumo phantom data/phantom-try --images 60 &&
     keras-pneumo prepare data/phantom-try --out data/prepared-try --size 128`
@@ -110,7 +110,7 @@ def prepare_command(
 
 
 def report_prepared(summary: PrepareSummary) -> None:
-    """Print what was prepared, and loudly what the user must know about it."""
+    """Print what was prepared, and warn of what the user must know about it."""
     done = f"{summary.rendered} decoded now" if summary.rendered else "nothing was left to do"
     subsets = ", ".join(f"{count} {name}" for name, count in summary.subsets.items())
     say(
@@ -129,7 +129,9 @@ def inspect_command(
     out_file: Annotated[
         Path | None, typer.Option("--out", help="The picture; default: contact_sheet.png in the prepared folder.")
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Which prepared size; default: the smallest from 256 on.")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Which prepared size; default: the smallest from 256 on, else the largest.")
+    ] = None,
     per_group: Annotated[int, typer.Option(min=1, help="Images of each subset and label.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Which images are drawn.")] = 0,
 ) -> None:

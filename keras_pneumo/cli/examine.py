@@ -1,4 +1,4 @@
-"""What this machine has and lacks, as one line for each thing, with what to do about it."""
+"""Examines this machine for `doctor`: one line for each thing it has or lacks, with what to do about it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENOUGH_DISK = 10e9
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's answer."""
+    """One line that `doctor` prints."""
 
     subject: str
     state: Literal["ok", "note", "fault"]
@@ -58,8 +58,8 @@ def _python() -> Finding:
 
 
 def _packages() -> list[Finding]:
-    found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    return [Finding("packages", "ok", found)]
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    return [Finding("packages", "ok", versions)]
 
 
 def _engine() -> list[Finding]:
@@ -100,7 +100,7 @@ def _strategy(gpus: int) -> Finding:
     try:
         return Finding("strategy", "ok", choose_strategy("auto", os.environ, gpus).description)
     except PneumoError as fault:
-        return Finding("strategy", "fault", "the workers cannot be told", str(fault))
+        return Finding("strategy", "fault", "the workers cannot be determined", str(fault))
 
 
 def _decoders() -> list[Finding]:

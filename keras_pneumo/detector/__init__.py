@@ -1,1 +1,1 @@
-"""Finished runs joined into one detector: fitting, its folder, its answers."""
+"""The detector: finished runs with one answer. Fitting, folder, answers, DICOM output."""

@@ -1,7 +1,7 @@
-"""Writing files so that no reader ever sees half of one, hashing them, and keeping a folder for one run at a time.
+"""Writes files whole or not at all, hashes them, and locks folders.
 
 In come bytes, tables and paths; out go files that are either whole or absent. Every fault of the disk (full, read-only,
-no permission) leaves here as one sentence, with the old file still in place and the temporary one gone.
+no permission) becomes one sentence, with the old file still in place and the temporary one gone.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def write_bytes(path: Path, data: bytes, durable: bool = True) -> str:
         with replacing(path, durable) as stream:
             stream.write(data)
     except OSError as error:
-        raise PneumoError(_disk_sentence(path, error)) from error
+        raise PneumoError(_disk_message(path, error)) from error
     return sha256_bytes(data)
 
 
@@ -119,7 +119,7 @@ def require_writable(folder: Path) -> None:
     """Make ``folder`` and try to write in it.
 
     Raises:
-        PneumoError: that is not possible, said before any work is done.
+        PneumoError: that is not possible; call this before any work.
     """
     if folder.exists() and not folder.is_dir():
         raise PneumoError(f"{folder} is a file, but a folder is to be written there. Give another name.")
@@ -179,15 +179,15 @@ def folder_lock(folder: Path) -> Iterator[None]:
     try:
         lock = acquire(folder / LOCK_NAME, busy)
     except OSError as error:
-        raise PneumoError(_disk_sentence(folder / LOCK_NAME, error)) from error
+        raise PneumoError(_disk_message(folder / LOCK_NAME, error)) from error
     try:
         yield
     finally:
         lock.release()
 
 
-def _disk_sentence(path: Path, error: OSError) -> str:
-    """What went wrong on the disk, where, and what to do."""
+def _disk_message(path: Path, error: OSError) -> str:
+    """A sentence on what went wrong on the disk, where, and what to do."""
     remedies = {
         errno.ENOSPC: "Free some space there and run the same command again.",
         errno.EDQUOT: "Free some of your quota there and run the same command again.",

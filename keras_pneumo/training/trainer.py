@@ -220,13 +220,13 @@ def run_folds(
     folders = []
     for fold in folds:
         of_fold = experiment.replace(fold=fold)
-        origin = start_from / f"fold_{fold}" if start_from is not None else None
+        start_of_fold = start_from / f"fold_{fold}" if start_from is not None else None
         location = shared_location(
             options.distribution, partial(_fold_location, folder / f"fold_{fold}", of_fold, prepared)
         )
         folders.append(location.folder)
         if not location.finished:
-            report = _train_and_report(of_fold, prepared, location, options, weights, origin)
+            report = _train_and_report(of_fold, prepared, location, options, weights, start_of_fold)
             if report is not None:
                 on_report(report)
     return folders

@@ -1,7 +1,8 @@
-"""Bytes that someone dropped on the page, decoded where they can do no harm: in a process of their own.
+"""Decodes the bytes of a file for the page, in a separate process: the file may be damaged or hostile.
 
-In: bytes and a file name. Out: a :class:`Radiograph`, or :class:`UnreadableImage` with the reason. A file that makes a
-decoder crash, or that keeps it busy too long, costs that process, and the next file gets a new one.
+In: bytes and a file name. Out: a :class:`Radiograph`, or :class:`UnreadableImage` with the reason. A file that crashes
+the decoder, or takes too long, costs that process, and the next file gets a new one. This module is separate
+because that process imports it, and so it must not import TensorFlow.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from keras_pneumo.data.radiographs.raster import decode_image
 from keras_pneumo.storage.workers import IsolatedWorker, WorkerClosedError, WorkerCrashedError, WorkerTimeoutError
 
 SECONDS = 60.0
-"""Longest that one file may take; a radiograph of 16 megapixels takes about one second."""
+"""Time limit for one file; a radiograph of 16 megapixels takes about one second."""
 
 _PNG, _JPEG = b"\x89PNG", b"\xff\xd8\xff"
 
 
 def decode_bytes(data: bytes, name: str) -> Radiograph | str:
-    """The radiograph in some bytes, told apart by how they begin, or why there is none."""
+    """Decode PNG, JPEG or DICOM, recognised by the first bytes: the radiograph, or the reason why there is none."""
     stem = PurePath(name.replace("\\", "/")).stem[:100] or "image"
     try:
         if not data:
@@ -34,12 +35,12 @@ class Decoder:
     """Decodes bytes in a process of its own, one file at a time."""
 
     def __init__(self, seconds: float = SECONDS) -> None:
-        """Nothing is started yet; ``seconds`` is the longest that one file may take."""
+        """Start nothing yet; ``seconds`` is the time limit for one file."""
         self.seconds = seconds
         self.worker = IsolatedWorker()
 
     def decode(self, data: bytes, name: str) -> Radiograph:
-        """The radiograph in these bytes.
+        """Decode these bytes.
 
         Raises:
             UnreadableImage: there is none, the decoder crashed, or it did not finish in time.

@@ -95,7 +95,7 @@ def test_another_source_needs_another_folder(kaggle, tmp_path):
         download(tmp_path / "data")
 
 
-def test_images_without_labels_are_said(kaggle, tmp_path):
+def test_images_without_labels_are_noted(kaggle, tmp_path):
     for path in (tmp_path / "served").rglob("*.csv"):
         path.unlink()
     summary = download(tmp_path / "data")

@@ -69,7 +69,7 @@ def test_paths_arrays_and_a_folder_get_the_same_predictions(tmp_path, tiny_runs,
         (np.zeros((64, 64), int), "must be uint8, or floats from 0 to 1; this one is int64"),
         (np.zeros((64, 64, 3), np.uint8), r"the shape \(64, 64, 3\)"),
         (np.zeros((64, 65), np.uint8), "65 columns"),
-        (np.zeros((63, 63), np.uint8), "63 pixels is shorter than the network's 64"),
+        (np.zeros((63, 63), np.uint8), "63 pixels is shorter than the 64 that are needed"),
         ("nowhere.dcm", "There is no nowhere.dcm"),
     ],
 )
@@ -117,9 +117,9 @@ def test_unused_options_are_refused(tmp_path, tiny_runs, prepared_folder, phanto
     with pytest.raises(PneumoError, match="--postprocess is not used"):
         predict_command([segmenter], data=prepared_folder, out_folder=tmp_path, parameters_file=tmp_path / "rule.json")
     table = tmp_path / "patients.csv"
-    with pytest.raises(PneumoError, match="so --labels and --patients would count for nothing"):
+    with pytest.raises(PneumoError, match="so --labels and --patients cannot be used"):
         open_data(prepared_folder, CLASSIFIER, None, table, table)
-    with pytest.raises(PneumoError, match="so --prepared would count for nothing"):
+    with pytest.raises(PneumoError, match="so --prepared cannot be used"):
         open_data(prepared_folder, CLASSIFIER, tmp_path, None, None)
     assert open_data(prepared_folder, CLASSIFIER, None, None, None).folder == prepared_folder
 

@@ -1,4 +1,4 @@
-"""One random transform for an image and its mask: drawn on the host, applied in the graph.
+"""Random transforms of images and their masks: drawn on the host, applied in the graph.
 
 Drawing and applying are apart, so that the same parameters can be given to another framework: :func:`draw_parameters`
 is a pure function of (seed, epoch, image, how often it was drawn), and :func:`augment` of images and parameters.
@@ -132,7 +132,7 @@ def augment_masks(settings: Augmentation, masks: tf.Tensor, parameters: tf.Tenso
 def crop(pixels: tf.Tensor, noise_seeds: tf.Tensor, side: int) -> tf.Tensor:
     """A square cut out of each image; the same seeds cut the same square out of image and mask.
 
-    The place comes from the noise seeds, which are uniform over their range and drawn for (seed, epoch, image, repeat).
+    The position comes from the noise seeds, uniform over their range and drawn for (seed, epoch, image, repeat).
 
     Args:
         pixels: (B, H, W, 1) of any type.
@@ -149,8 +149,8 @@ def crop(pixels: tf.Tensor, noise_seeds: tf.Tensor, side: int) -> tf.Tensor:
     rows = corners[:, 0, None, None] + steps[None, :, None]
     columns = corners[:, 1, None, None] + steps[None, None, :]
     batch = tf.broadcast_to(tf.range(shape[0])[:, None, None], [shape[0], side, side])
-    where = tf.stack([batch, *(tf.broadcast_to(one, tf.shape(batch)) for one in (rows, columns))], axis=-1)
-    return tf.ensure_shape(tf.gather_nd(pixels, where), [None, side, side, 1])
+    indices = tf.stack([batch, *(tf.broadcast_to(index, tf.shape(batch)) for index in (rows, columns))], axis=-1)
+    return tf.ensure_shape(tf.gather_nd(pixels, indices), [None, side, side, 1])
 
 
 def warp(pixels: tf.Tensor, parameters: tf.Tensor) -> tf.Tensor:

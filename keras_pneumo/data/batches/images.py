@@ -1,4 +1,4 @@
-"""The images of a prepared folder at one size, opened: held in memory where they fit, else read as they are used."""
+"""Opens the images of a prepared folder at one size: in memory where they fit, else read from disk as they are used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which image comes when in a training, and who is fed it: pure functions of (labels, seed, epoch).
+"""The order of images in a training, and each replica's part: pure functions of (labels, seed, epoch).
 
 In: labels and a seed. Out: for each step the images' indices, what augments them, and each replica's part. A run that
 goes on needs no more of the past than two numbers.

@@ -99,9 +99,9 @@ def read_labels(path: Path, need_masks: bool = True) -> Labels:
     images: dict[str, Label] = {}
     spoilt = {item.image_id for item in rejected}
     for image_id, parts in by_image.items():
-        faults = _faults(parts, has_masks, has_labels)
-        rejected += [Rejected(path.name, row, f"image {image_id}: {reason}", image_id) for row, reason in faults]
-        if faults or image_id in spoilt:
+        reasons = _wrong_rows(parts, has_masks, has_labels)
+        rejected += [Rejected(path.name, row, f"image {image_id}: {reason}", image_id) for row, reason in reasons]
+        if reasons or image_id in spoilt:
             continue
         runs = rle.unite(text for _, text, _ in parts)
         positive = parts[0][2] == "1" if has_labels else rle.area(runs) > 0
@@ -190,21 +190,21 @@ def _header(cells: list[str], path: Path, need_masks: bool) -> list[str]:
     raise PneumoError(f"{path} is not a label table: its first line is {start!r}, where {wanted} are expected.")
 
 
-def _faults(parts: list[tuple[int, str, str]], has_masks: bool, has_labels: bool) -> list[tuple[int, str]]:
+def _wrong_rows(parts: list[tuple[int, str, str]], has_masks: bool, has_labels: bool) -> list[tuple[int, str]]:
     """(line number, reason) of the rows of one image that cannot be used; rows are (line number, mask, label)."""
-    faults: list[tuple[int, str]] = []
+    reasons: list[tuple[int, str]] = []
     for number, text, label in parts:
         try:
             rle.counts_of(text)
         except rle.RleError as error:
-            faults.append((number, str(error)))
+            reasons.append((number, str(error)))
             continue
         if has_labels and label not in ("0", "1"):
-            faults.append((number, f"pneumothorax is {label[:20]!r}; it must be 0 or 1"))
+            reasons.append((number, f"pneumothorax is {label[:20]!r}; it must be 0 or 1"))
         elif has_labels and label == "0" and not rle.is_empty(text):
-            faults.append((number, "the image has a mask but its pneumothorax is 0"))
-    if faults:
-        return faults
+            reasons.append((number, "the image has a mask but its pneumothorax is 0"))
+    if reasons:
+        return reasons
     rows = listed(number for number, _, _ in parts)
     if has_masks and len({rle.is_empty(text) for _, text, _ in parts}) > 1:
         reason = f"one row says that there is no pneumothorax, another draws one (rows {rows})"

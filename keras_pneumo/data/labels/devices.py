@@ -1,7 +1,7 @@
-"""What is known to lie on a radiograph beside the patient: tubes, leads, writing; a table that goes with the images.
+"""Reads and writes the table of what lies on a radiograph beside the patient: tubes, leads, writing.
 
-In: ``devices.csv``, ``image_id, kind, encoded_pixels`` (a row for each thing, drawn on the grid of masks). Out: the
-places of each kind on each image. Phantoms come with one, and whoever has annotated tubes may write one; it exists so
+In: ``devices.csv``, ``image_id, kind, encoded_pixels`` (a row for each object, drawn on the grid of masks). Out: the
+mask of each kind on each image. Phantoms come with one, and whoever has annotated tubes may write one; it exists so
 that heat on a tube can be told from heat on the pneumothorax beside it.
 """
 
@@ -26,11 +26,11 @@ are all that lies on or in the patient but a chest tube: electrodes, wires, line
 COLUMNS = ("image_id", "kind", "encoded_pixels")
 
 Devices = dict[str, dict[str, rle.Runs]]
-"""Image id -> kind -> where things of that kind lie; an image without an entry has none of a kind in the table."""
+"""Image id -> kind -> mask of that kind; an image without an entry has none of the kinds in the table."""
 
 
 def read_devices(path: Path) -> Devices:
-    """Read the table; several things of one kind on one image are united.
+    """Read the table; several masks of one kind on one image are united.
 
     Raises:
         PneumoError: the file cannot be read, lacks a column, or a row's pixels are no mask; the row is named.
@@ -51,7 +51,7 @@ def read_devices(path: Path) -> Devices:
         except rle.RleError as error:
             raise PneumoError(f"{path}, line {number}: {error}.") from None
         texts.setdefault(image_id_of(cells[image]), {}).setdefault(cells[kind], []).append(cells[pixels])
-    return {name: {what: rle.unite(some) for what, some in kinds.items()} for name, kinds in texts.items()}
+    return {image_id: {name: rle.unite(masks) for name, masks in kinds.items()} for image_id, kinds in texts.items()}
 
 
 def kinds_of(devices: Devices) -> list[str]:

@@ -1,7 +1,7 @@
-"""Whose radiograph an image is: from a table, from the DICOM files, or not known.
+"""Finds the patient of each image: from a table, else from the DICOM files, else unknown.
 
-SIIM's files carry a fresh random PatientID each, so only a table (``nih_id.csv``) shows that 12,047 images come from
-6,171 patients. Where nothing groups, that is put into a sentence which travels with the prepared folder.
+Each of SIIM's files has a random PatientID of its own, so only a table (``nih_id.csv``) shows that 12,047 images come
+from 6,171 patients. Where no images can be grouped, a sentence that says so is kept with the prepared folder.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _NIH_DIGITS = 8
 
 @dataclass(frozen=True)
 class Grouping:
-    """Patients of a set of images and what is to be said about them."""
+    """The patients of a set of images."""
 
     patient_of: dict[str, str]
     """Image id -> patient id."""
     source: str
     """``table``, ``dicom`` or ``none``."""
     note: str
-    """A sentence to say aloud when grouping does nothing, or not for all; otherwise blank."""
+    """A sentence for the user when grouping does nothing, or leaves some images out; otherwise blank."""
 
 
 def find_patient_table(folder: Path) -> Path | None:
@@ -87,7 +87,7 @@ def read_patients(path: Path) -> dict[str, str]:
 
 
 def pseudonym(patient_id_tag: str) -> str:
-    """A patient id that groups like the PatientID in a file but does not give it away; blank stays blank."""
+    """A patient id that groups images as the PatientID in their files does, without revealing it; blank stays blank."""
     return f"patient-{hashlib.sha256(patient_id_tag.encode()).hexdigest()[:16]}" if patient_id_tag else ""
 
 

@@ -1,4 +1,4 @@
-"""EncodedPixels, the text form of a mask, to COCO runs and drawn masks, and back.
+"""Converts masks between EncodedPixels text, COCO runs and drawn pixels.
 
 SIIM-ACR writes a mask as ``gap length gap length ...`` over the pixels of a 1024x1024 image numbered down the columns,
 each gap counted from the end of the run before. That is COCO's uncompressed run-length form without its last gap, so

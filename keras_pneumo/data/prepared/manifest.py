@@ -1,7 +1,8 @@
-"""``manifest.json``: what a prepared folder was made from, what is in it, and the hashes that prove it.
+"""Writes the tables and the manifest of a prepared folder, and reads them again.
 
-In come a plan and what rendering gave; out come the folder's tables and, last of all, its manifest. There is no date
-and no path of this machine in them, so the same data give the same bytes everywhere.
+In come a plan and the rendered images; out come ``cases.csv``, ``split.csv``, ``truth.csv``, ``quarantine.csv`` and,
+last of all, ``manifest.json``: what the folder was made from, what is in it, and the hashes that prove it. There is no
+date and no path of this machine in them, so the same data give the same bytes everywhere.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def quarantine_table(set_aside: Sequence[Rejected]) -> pd.DataFrame:
 
 
 def prepared_sha256(tables: Mapping[str, str], pixels: Mapping[str, str]) -> str:
-    """The folder's name: over its tables' hashes and the hash of each image's decoded pixels.
+    """The hash that identifies the folder: over the hashes of its tables and of each image's decoded pixels.
 
     The sizes written are not part of it, so that adding one leaves earlier runs on the same data.
     """
@@ -182,7 +183,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def rendered_images(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Rendered]:
-    """What a finished folder says of its images, as the journal would; empty when its table of cases was changed."""
+    """The rendered images of a finished folder, as its journal had them; empty when its table of cases was changed."""
     try:
         if sha256_file(folder / CASES) != manifest["tables"][CASES]:
             return {}
@@ -210,13 +211,13 @@ def _rendered(row: Mapping[Any, Any], manifest: Mapping[str, Any]) -> Rendered:
 
 def _versions() -> dict[str, str]:
     """Versions of the packages that decide about the bytes of a prepared folder."""
-    found = {"keras-pneumo": __version__}
+    versions = {"keras-pneumo": __version__}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:  # OpenCV comes under several names
-            found[name] = "unknown"
-    return found
+            versions[name] = "unknown"
+    return versions
 
 
 def _decoders(sources: Sequence[RadiographFile]) -> dict[str, str]:

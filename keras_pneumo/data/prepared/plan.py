@@ -1,4 +1,4 @@
-"""What is to be prepared, settled before any pixel is decoded, so that what cannot work is refused at once.
+"""Plans a preparation before any pixel is decoded, so that what cannot work is refused at once.
 
 In come the files of a data folder, a label csv and perhaps a patient table; out comes a plan: one file per labelled
 image in the order of image ids, with its label and patient; everything set aside with its reason (unreadable files, one
@@ -52,7 +52,7 @@ class RadiographFile:
 
 @dataclass(frozen=True)
 class PreparationPlan:
-    """The images of one preparation and everything known of them before they are decoded."""
+    """The images of one preparation and what is known of them before they are decoded."""
 
     sources: list[RadiographFile]
     labels: Labels
@@ -100,7 +100,7 @@ def make_plan(
         reasons = "; ".join(sorted({item.reason for item in set_aside})[:3])
         raise PneumoError(f"None of the {len(paths)} files in {data} can be prepared: {reasons}.")
     if patients_path is None and (patients_path := find_patient_table(data)) and patients_path.parent != data:
-        notes = [*notes, f"Patients are taken from {patients_path}, which stands beside the data."]
+        notes = [*notes, f"Patients are taken from {patients_path}, which lies beside the data."]
     table = read_patients(patients_path) if patients_path else None
     grouping = group_images([s.image_id for s in chosen], table, {s.image_id: s.patient for s in chosen})
     record = {
@@ -114,7 +114,7 @@ def make_plan(
 
 
 def require_same(out: Path, earlier: Any, now: dict[str, Any]) -> None:
-    """Refuse to go on in a folder that was begun from other data.
+    """Check that a folder was begun from the same data.
 
     Args:
         out: the folder.
@@ -181,7 +181,7 @@ def folder_sha256(sources: Sequence[RadiographFile]) -> str:
 
 
 def require_decoders(sources: Sequence[RadiographFile]) -> None:
-    """Say once, before any work, which decoder is missing for these files.
+    """Check, before any work, that there is a decoder for each of these files.
 
     Raises:
         PneumoError: at least one is; the message names the packages to install.
@@ -195,7 +195,7 @@ def require_decoders(sources: Sequence[RadiographFile]) -> None:
 
 
 def named_by_labels(sources: Sequence[RadiographFile], label_ids: Collection[str]) -> list[RadiographFile]:
-    """Settle each source's image id: the SOPInstanceUID when the labels know it, else the file's name when they do.
+    """Choose each file's image id: the SOPInstanceUID when the labels have it, else the file's name when they do.
 
     The competition's second-stage files are named ``ID_...`` and labelled by that name.
     """
@@ -227,7 +227,7 @@ def choose(sources: Sequence[RadiographFile], labels: Labels) -> tuple[list[Radi
     for image_id, group in sorted(groups.items()):
         if len({source.sha256 for source in group}) > 1:
             names = ", ".join(source.relative for source in group)
-            reason = f"image id {image_id} stands on different files ({names}), so none of them is used"
+            reason = f"different files have the image id {image_id} ({names}), so none of them is used"
             set_aside += [Rejected(source.relative, None, reason) for source in group]
             continue
         notes += [f"{source.relative} is a copy of {group[0].relative} and was left out." for source in group[1:]]
@@ -253,7 +253,7 @@ def choose(sources: Sequence[RadiographFile], labels: Labels) -> tuple[list[Radi
 
 
 def _bad_id(image_id: str) -> str:
-    """Why an image id cannot be the name of a file; blank when it can. It may come from a stranger's DICOM file."""
+    """Why an image id cannot be the name of a file; blank when it can. A stranger's file gives it."""
     if not image_id or image_id.startswith(".") or not image_id.isprintable() or set(image_id) & set('/\\:*?"<>|'):
         return f"its image id {image_id[:60]!r} cannot be the name of a file"
     if len(image_id.encode()) > _MAX_ID:

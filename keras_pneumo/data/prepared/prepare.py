@@ -1,4 +1,4 @@
-"""Data folder to prepared folder: one decode per image, restartable, the same bytes however often it is interrupted.
+"""Makes a prepared folder from a data folder: one decode per image, and the same bytes however often it is interrupted.
 
 In come a folder of radiographs, a label csv and perhaps a patient table; out comes the prepared folder that training
 and the referee read. Pixels are never held for more images than there are workers. A folder that holds anything else
@@ -46,7 +46,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class PrepareSummary:
-    """What :func:`prepare` did, for a person to read."""
+    """The result of :func:`prepare`, for a person to read."""
 
     folder: Path
     images: int
@@ -61,7 +61,7 @@ class PrepareSummary:
     split_sha256: str
     prepared_sha256: str
     notes: list[str] = field(default_factory=list)
-    """Sentences to say aloud."""
+    """Sentences to show to the user."""
 
 
 def prepare(
@@ -102,9 +102,9 @@ def prepare(
         devices = _devices(data)
         plan = make_plan(data, out, paths, notes, labels, patients, seed, workers)
         require_split(plan)  # now, rather than after an hour of decoding
-        known, earlier_sizes = _earlier_work(out, plan)
+        finished, earlier_sizes = _earlier_work(out, plan)
         every_size = tuple(sorted({*wanted, *earlier_sizes}))
-        rendered, count = _render_all(out, plan, every_size, known, workers, progress)
+        rendered, count = _render_all(out, plan, every_size, finished, workers, progress)
         manifest = write_folder(out, plan, every_size, rendered)
         if devices is not None:
             write_bytes(out / DEVICES, devices)
@@ -132,9 +132,9 @@ def _summary(out: Path, manifest: dict[str, Any], count: int) -> PrepareSummary:
 def _checked_sizes(sizes: Sequence[int]) -> list[int]:
     bad = [size for size in sizes if not SMALLEST_SIZE <= size <= rle.MASK_SIZE]
     if bad or not sizes:
-        shown = f"{bad[0]} is none" if bad else "none was given"
+        given = f"{bad[0]} was given" if bad else "none was given"
         raise PneumoError(
-            f"Sizes lie between {SMALLEST_SIZE} and {rle.MASK_SIZE} pixels; {shown}. Give for example --size 256."
+            f"Sizes lie between {SMALLEST_SIZE} and {rle.MASK_SIZE} pixels; {given}. Give for example --size 256."
         )
     return sorted({int(size) for size in sizes})
 
@@ -157,7 +157,7 @@ def _earlier_work(out: Path, plan: PreparationPlan) -> tuple[dict[str, Rendered]
     Raises:
         PneumoError: they were made from other data.
     """
-    known: dict[str, Rendered] = {}
+    finished: dict[str, Rendered] = {}
     sizes: set[int] = set()
     if (out / MANIFEST_NAME).exists():
         try:
@@ -166,30 +166,30 @@ def _earlier_work(out: Path, plan: PreparationPlan) -> tuple[dict[str, Rendered]
             manifest = {}  # damaged: the journal, or decoding everything again, will mend it
         if manifest:
             require_same(out, manifest.get("source"), plan.record)
-            known, sizes = rendered_images(out, manifest), {int(size) for size in manifest["sizes"]}
+            finished, sizes = rendered_images(out, manifest), {int(size) for size in manifest["sizes"]}
     head, journalled = _read_journal(out)
     if head is not None:
         require_same(out, head.get("source"), plan.record)
-        known |= journalled
+        finished |= journalled
         sizes |= {int(size) for size in head.get("sizes", [])}
-    return known, sizes
+    return finished, sizes
 
 
 def _render_all(
     out: Path,
     plan: PreparationPlan,
     sizes: tuple[int, ...],
-    known: dict[str, Rendered],
+    finished: dict[str, Rendered],
     workers: int | None,
     progress: Progress | None,
 ) -> tuple[dict[str, Rendered], int]:
     """Make every file that is missing or damaged; returns all images' results and how many were decoded."""
-    intact = intact_files(out, {name: digest for image in known.values() for name, digest in image.files.items()})
+    intact = intact_files(out, {name: digest for image in finished.values() for name, digest in image.files.items()})
     done: dict[str, Rendered] = {}
     jobs: list[Job] = []
     for source in plan.sources:
         label = plan.labels.images[source.image_id]
-        earlier = known.get(source.image_id)
+        earlier = finished.get(source.image_id)
         missing = tuple(
             size
             for size in sizes
@@ -293,13 +293,13 @@ _SIZE_FOLDER = re.compile(r"(images|masks)_\d+")
 
 
 def _require_own_folder(out: Path) -> None:
-    """Refuse to fill a folder that holds something else.
+    """Check that a folder may be filled: it is empty or a prepared one.
 
-    It is ours with a journal, with a manifest of ours, or when it holds nothing but names of ours: then a damaged
-    manifest can be mended.
+    It is a prepared folder with a journal, with a manifest, or when it holds only file names of a prepared folder: then
+    a damaged manifest can be mended.
 
     Raises:
-        PneumoError: it is not.
+        PneumoError: it holds something else.
     """
     if not out.is_dir():
         return

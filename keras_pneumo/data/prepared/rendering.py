@@ -1,8 +1,8 @@
-"""One radiograph and its label to PNG files at every wanted size, from one decode.
+"""Writes one radiograph and its mask as PNG files at every size, from one decode.
 
-In comes a :class:`Job`, out comes a :class:`Rendered` with the hash of each file written. It runs in worker
-processes, so both are small and picklable, and a file that cannot be read comes back as a reason and not as
-an exception.
+In comes a :class:`Job`, out comes a :class:`Rendered` with the hash of each file written. It runs in worker processes
+and is a module of its own for that: they import no pandas. A file that cannot be read comes back as a reason, not as an
+exception.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Job:
 
 @dataclass
 class Rendered:
-    """What became of one image; fields are what the journal keeps."""
+    """The result for one image, as the journal keeps it."""
 
     image_id: str
     pixels_sha256: str = ""
@@ -118,8 +118,8 @@ def render(job: Job) -> Rendered:
 
 
 def _write_png(path: Path, image: np.ndarray) -> str:
-    done, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])
-    if not done:
+    encoded, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])
+    if not encoded:
         raise PneumoError(f"OpenCV could not write {path.name} as PNG. Install opencv-python-headless again.")
     # Not flushed one by one: each file's hash is checked before it is used or kept.
     return write_bytes(path, data.tobytes(), durable=False)

@@ -1,4 +1,4 @@
-"""One patient-level split, made from a seed and named by its hash.
+"""Makes and checks the split by patient, from a seed, identified by its hash.
 
 In comes the table of cases, out comes ``split.csv``: a test subset held out for good and folds over the rest, no
 patient in two of them, label and mask size spread evenly. The order is a function of the seed and the patient ids
@@ -26,7 +26,7 @@ def make_split(cases: pd.DataFrame, seed: int = 0, test_fraction: float = 0.2, f
 
     Patients are taken one after another, those with most images first and otherwise in an order drawn from the seed;
     each goes where it brings the counts of negatives, small, medium and large positives, images and patients nearest
-    to the wished shares (least chi-square distance). When there are too few patients of a class for every fold to
+    to the wanted shares (least chi-square distance). When there are too few patients of a class for every fold to
     have both classes, fewer folds are made, and ``split.attrs["notes"]`` says so.
 
     Args:
@@ -65,16 +65,16 @@ def make_split(cases: pd.DataFrame, seed: int = 0, test_fraction: float = 0.2, f
 
 
 def split_sha256(split: pd.DataFrame) -> str:
-    """The split's name: SHA-256 over its rows sorted by image id, whatever their order in the table."""
+    """The hash that identifies the split: SHA-256 over its rows sorted by image id."""
     table = split.sort_values("image_id")[list(COLUMNS)].astype({"pneumothorax": int, "fold": int})
     return hashlib.sha256(table.to_csv(index=False, header=False, lineterminator="\n").encode()).hexdigest()
 
 
 def check_split(split: pd.DataFrame) -> None:
-    """Refuse a split that would make any result worthless.
+    """Check that a split has no leak and can be scored.
 
     Raises:
-        PneumoError: a patient stands in two subsets or two folds, an image occurs twice, a subset is unknown or
+        PneumoError: a patient is in two subsets or two folds, an image occurs twice, a subset is unknown or
             missing, or a subset has one class only.
     """
     missing = [name for name in COLUMNS if name not in split]
@@ -92,7 +92,7 @@ def check_split(split: pd.DataFrame) -> None:
         if len(shared):
             shown = ", ".join(map(str, shared.index[:5])) + (", ..." if len(shared) > 5 else "")
             raise PneumoError(
-                f"{len(shared)} patients stand in more than one {name} of the split ({shown}), so the test would be no "
+                f"{len(shared)} patients are in more than one {name} of the split ({shown}), so the test would be no "
                 "test. Make the split again with prepare and a patient table."
             )
     for subset in SUBSETS:
@@ -143,16 +143,16 @@ def _assign(patients: pd.Series, strata: np.ndarray, seed: int, shares: list[flo
     np.add.at(counts, (index, strata), 1)
     counts[:, -2] = counts.sum(axis=1)
     counts[:, -1] = 1
-    wished = np.outer(shares, counts.sum(axis=0))  # (bins, classes)
-    divisor = np.maximum(wished, 1e-9)
-    filled = np.zeros_like(wished)
+    wanted = np.outer(shares, counts.sum(axis=0))  # (bins, classes)
+    divisor = np.maximum(wanted, 1e-9)
+    filled = np.zeros_like(wanted)
     ranks = [hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in names]
     order = sorted(range(len(names)), key=lambda patient: (-counts[patient, -2], ranks[patient]))
     bin_of = np.zeros(len(names), dtype=np.int64)
     for patient in order:
         added = counts[patient]
-        # Change of sum((filled - wished)^2 / wished) when this patient joins each bin.
-        cost = (added * (2 * (filled - wished) + added) / divisor).sum(axis=1)
+        # Change of sum((filled - wanted)^2 / wanted) when this patient joins each bin.
+        cost = (added * (2 * (filled - wanted) + added) / divisor).sum(axis=1)
         best = int(np.argmin(np.round(cost, 9)))
         filled[best] += added
         bin_of[patient] = best

@@ -1,4 +1,4 @@
-"""Which decoder reads which DICOM transfer syntax, by name, and whether it is installed."""
+"""The decoder of each DICOM transfer syntax, by name, and whether it is installed."""
 
 from __future__ import annotations
 

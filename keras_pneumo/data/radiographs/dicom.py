@@ -1,8 +1,7 @@
-"""DICOM files to grey radiographs, by named decoders and under limits.
+"""Reads DICOM files as grey radiographs, with named decoders and under limits.
 
-In comes a path, out comes a :class:`Radiograph`: one 2-D frame, rescaled, windowed and inverted as its tags ask. A file
-that is anything else raises :class:`UnreadableImage` with the reason. Nothing is forced: a file without the DICOM
-preamble is no DICOM file.
+In comes a path, out comes a :class:`Radiograph`: one 2-D frame, rescaled, windowed and inverted as its tags say. Any
+other file raises :class:`UnreadableImage` with the reason. A file without the DICOM preamble is not taken for DICOM.
 """
 
 from __future__ import annotations
@@ -22,24 +21,11 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing, pixel_array
 
-from keras_pneumo.data.radiographs.decoders import DECODERS, DecoderStatus, decoder_report
+from keras_pneumo.data.radiographs.decoders import DECODERS
 from keras_pneumo.data.radiographs.limits import check_deflated, check_pixels, text_of, transfer_syntax_of
 from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage, stretch
-from keras_pneumo.data.radiographs.raster import read_image, read_limited
+from keras_pneumo.data.radiographs.raster import read_limited
 from keras_pneumo.errors import PneumoError
-
-__all__ = [
-    "DECODERS",
-    "DecoderStatus",
-    "Header",
-    "Radiograph",
-    "UnreadableImage",
-    "decoder_report",
-    "quiet",
-    "read_dicom",
-    "read_header",
-    "read_image",
-]
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # for the reason given in quiet
 
@@ -54,7 +40,7 @@ _TAGS = [
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of a DICOM file before its pixels are decoded."""
+    """Identity of a DICOM file, read before its pixels are decoded."""
 
     image_id: str
     transfer_syntax: str
@@ -100,7 +86,7 @@ _one_at_a_time = threading.RLock()
 def quiet() -> Iterator[None]:
     """Keep pydicom from warning of odd values: it quotes them, and a value may be a person's name.
 
-    Warnings and pydicom's settings belong to the whole process, so one thread at a time is in here.
+    Warnings and pydicom's settings belong to the whole process, so only one thread at a time may run in here.
     """
     with _one_at_a_time, warnings.catch_warnings(), pydicom.config.disable_value_validation():
         warnings.simplefilter("ignore")
@@ -149,7 +135,7 @@ def _dataset(data: bytes, *, stop_before_pixels: bool) -> pydicom.Dataset:
 
 
 def _to_grey(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-    """Stored values to uint8 before inversion; see :func:`read_dicom` for the rule."""
+    """Stored values to uint8 before inversion; see :func:`read_dicom` for how."""
     has_table = bool(dataset.get("VOILUTSequence"))
     has_window = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
     values = apply_modality_lut(stored, dataset)
@@ -176,10 +162,10 @@ def _one_of(text: str, allowed: tuple[str, ...]) -> str:
 
 def _age(text: str) -> float | None:
     """Years from ``062Y``, ``018M``, ``010W``, ``005D`` (PS3.5, VR AS) or SIIM's plain ``62``; None beyond 0 to 120."""
-    found = re.fullmatch(r"([0-9]{1,3})([DWMY]?)", text.upper())
-    if not found:
+    match = re.fullmatch(r"([0-9]{1,3})([DWMY]?)", text.upper())
+    if not match:
         return None
-    years = int(found[1]) / {"D": 365.25, "W": 52.18, "M": 12.0}.get(found[2], 1.0)
+    years = int(match[1]) / {"D": 365.25, "W": 52.18, "M": 12.0}.get(match[2], 1.0)
     return round(years, 2) if years <= 120 else None
 
 

@@ -1,7 +1,7 @@
-"""From a radiograph of any size to the square that networks see: the one rule for resizing.
+"""Resizes radiographs and masks to the square that networks see: the one rule for it.
 
-In come grey pixels or a mask, out comes a square of the size that is asked for, or the reason why there is none. Both
-teams' pixels come from here, so what it does is pinned: a change of the rule is a change of every result.
+In come grey pixels or a mask, out comes a square of a given size, or the reason why there is none. Both teams' pixels
+are made here, so a change of this rule changes every result.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def size_fault(pixels: np.ndarray, size: int) -> str:
 
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:
-    """A square uint8 image reduced to (size, size) by area (cv2 INTER_AREA): antialiased, and pinned for both teams."""
+    """A square uint8 image reduced to (size, size) by area (cv2 INTER_AREA), which is antialiased."""
     return image if image.shape == (size, size) else cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
 
 

@@ -1,6 +1,6 @@
-"""What a DICOM file must keep before a decoder touches it: refused from headers, with bounded memory.
+"""Checks DICOM files against limits before a decoder touches them, from their headers and with bounded memory.
 
-Every function here raises :class:`~.radiograph.UnreadableImage` with the reason, or says nothing.
+Every check raises :class:`~.radiograph.UnreadableImage` with the reason when the file breaks a limit.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def text_of(dataset: pydicom.Dataset, name: str) -> str:
 
 
 def check_deflated(data: bytes) -> None:
-    """Measure a deflated data set piece by piece, so that a small file cannot become gigabytes in memory."""
+    """Check how large a deflated data set becomes, piece by piece: a small file must not become gigabytes in memory."""
     if data[128:132] != b"DICM":
-        return  # no DICOM file, which the reader says in better words
+        return  # not a DICOM file: the reader refuses it with a better message
     syntax, start = _file_meta(data)
     if syntax != str(DeflatedExplicitVRLittleEndian):
         return
@@ -36,13 +36,13 @@ def check_deflated(data: bytes) -> None:
         total += len(inflater.decompress(rest, 1 << 20))
         rest = inflater.unconsumed_tail
         if total > MAX_FILE_BYTES:
-            raise UnreadableImage(f"its deflated data unfold to more than the {MAX_FILE_BYTES} bytes that are read")
+            raise UnreadableImage(f"its deflated data unpack to more than the {MAX_FILE_BYTES} bytes that are read")
 
 
 def _file_meta(data: bytes) -> tuple[str, int]:
     """Transfer syntax and length of the file's meta group, which is explicit little endian (PS3.10, 7.1).
 
-    pydicom's own reader unfolds the rest of the file in the same call, before anyone can ask what it is.
+    pydicom's own reader unpacks the rest of the file in the same call, before its size can be checked.
     """
     position, syntax = 132, ""
     while data[position : position + 2] == b"\x02\x00":
@@ -57,17 +57,17 @@ def _file_meta(data: bytes) -> tuple[str, int]:
 
 
 def transfer_syntax_of(dataset: pydicom.Dataset) -> str:
-    """How the pixels are stored, when that is a form of radiographs."""
+    """The transfer syntax (how the pixels are stored), when it is one that radiographs use."""
     syntax = getattr(dataset, "file_meta", pydicom.Dataset()).get("TransferSyntaxUID")
     if syntax is None:
         raise UnreadableImage("it does not say how its pixels are stored (no TransferSyntaxUID)")
     if syntax not in DECODERS and syntax not in UNCOMPRESSED:
-        raise UnreadableImage(f"its pixels are stored as {UID(syntax).name}, which is not a form of radiographs")
+        raise UnreadableImage(f"its pixels are stored as {UID(syntax).name}, which radiographs do not use")
     return str(syntax)
 
 
 def check_pixels(dataset: pydicom.Dataset) -> str:
-    """Refuse from the header what is not one grey frame of sensible size; returns the photometric interpretation."""
+    """Check from the header that there is one grey frame of sensible size; returns the photometric interpretation."""
     if "PixelData" not in dataset:
         raise UnreadableImage("it holds no pixels (no PixelData)")
     rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
@@ -91,7 +91,7 @@ def check_pixels(dataset: pydicom.Dataset) -> str:
 
 
 def _check_encapsulated(dataset: pydicom.Dataset, rows: int, columns: int, expected: int) -> None:
-    """Hold the one compressed frame's own header against the DICOM header, before a decoder trusts it."""
+    """Check that the compressed frame's own header agrees with the DICOM header, before a decoder trusts it."""
     frames = generate_frames(dataset.PixelData, number_of_frames=1)
     frame = next(frames)
     if next(frames, None) is not None:
@@ -101,14 +101,14 @@ def _check_encapsulated(dataset: pydicom.Dataset, rows: int, columns: int, expec
         _check_frame(frame, rows, columns)
     if len(frame) > 2 * expected + 65536:
         raise UnreadableImage(
-            f"its compressed image has {len(frame)} bytes, far more than the {expected} it unfolds to"
+            f"its compressed image has {len(frame)} bytes, far more than the {expected} it unpacks to"
         )
-    if run_length and _unfolded_rle(frame, expected) > expected + 1024:
-        raise UnreadableImage(f"its run-length data unfold to far more than the {expected} bytes of its image")
+    if run_length and _unpacked_rle_size(frame, expected) > expected + 1024:
+        raise UnreadableImage(f"its run-length data unpack to far more than the {expected} bytes of its image")
 
 
-def _unfolded_rle(frame: bytes, limit: int) -> int:
-    """Bytes that a run-length frame unfolds to, counted until a little beyond ``limit`` (PS3.5, annex G).
+def _unpacked_rle_size(frame: bytes, limit: int) -> int:
+    """Bytes that a run-length frame unpacks to, counted until a little beyond ``limit`` (PS3.5, annex G).
 
     A run of 128 takes two bytes, so that a decoder that trusts the frame can need 64 times its size.
     """
@@ -131,29 +131,29 @@ def _unfolded_rle(frame: bytes, limit: int) -> int:
 
 
 def _check_frame(frame: bytes, rows: int, columns: int) -> None:
-    """Hold the size that a compressed image gives against the DICOM header; one that gives none is not decoded."""
+    """Check that the size in a compressed image agrees with the DICOM header; without a size it is not decoded."""
     if frame[4:8] == b"jP  ":
         raise UnreadableImage(
             "its JPEG 2000 image is wrapped in a JP2 file, where DICOM has the bare code stream (PS3.5, A.4.4); "
             "export it again, or decode it and save it as PNG"
         )
-    found = _frame_size(frame)
-    if found is None:
+    size = _frame_size(frame)
+    if size is None:
         raise UnreadableImage("its compressed image does not begin as JPEG, JPEG-LS or JPEG 2000 does, "
                               "so its pixels cannot be decoded within limits")  # fmt: skip
-    if found[:2] != (rows, columns):
+    if size[:2] != (rows, columns):
         raise UnreadableImage(
-            f"its compressed image is of {found[0]}x{found[1]} pixels, its header gives {rows}x{columns}"
+            f"its compressed image is of {size[0]}x{size[1]} pixels, its header gives {rows}x{columns}"
         )
-    if found[2] != 1:
-        raise UnreadableImage(f"its compressed image has {found[2]} components; one of grey is expected")
+    if size[2] != 1:
+        raise UnreadableImage(f"its compressed image has {size[2]} components; one of grey is expected")
 
 
 def _frame_size(frame: bytes) -> tuple[int, int, int] | None:
     """Rows, columns and components from the header of a JPEG, JPEG-LS or JPEG 2000 code stream.
 
-    None when it is neither, or is so odd that a decoder might find another header than is found here: bytes between the
-    segments, a marker without a segment, a second frame.
+    None when it is neither, or is so odd that a decoder might use another header than this function does: bytes
+    between the segments, a marker without a segment, a second frame.
 
     Markers: ITU-T T.81 table B.1 (SOFn; DHP, which gives the size of a hierarchical image), T.87 (SOF55), T.800 (SIZ).
     """
@@ -162,19 +162,19 @@ def _frame_size(frame: bytes) -> tuple[int, int, int] | None:
         return height - top, width - left, int.from_bytes(frame[40:42])
     if frame[:2] != b"\xff\xd8":
         return None
-    position, found = 2, None
+    position, size = 2, None
     while position + 4 <= len(frame) and frame[position] == 0xFF:
         marker, length = frame[position + 1], int.from_bytes(frame[position + 2 : position + 4])
         if marker == 0xFF:  # fill byte
             position += 1
             continue
         if marker == 0xDA:  # the first scan
-            return found
+            return size
         if marker < 0xC0 or 0xD0 <= marker <= 0xD9 or length < 2:
             return None
         if (marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker in (0xDE, 0xF7):
-            if found is not None or length < 8 or position + 10 > len(frame):
+            if size is not None or length < 8 or position + 10 > len(frame):
                 return None
-            found = struct.unpack(">2HB", frame[position + 5 : position + 10])
+            size = struct.unpack(">2HB", frame[position + 5 : position + 10])
         position += 2 + length
     return None

@@ -1,7 +1,7 @@
-"""One radiograph in memory, and the limits that a file must keep before it is decoded.
+"""A radiograph in memory, and the limits on files before they are decoded.
 
 The readers (dicom.py, raster.py) turn a file into a :class:`Radiograph` or raise :class:`UnreadableImage` with the
-reason; nothing else about the file's format travels further.
+reason; no other code needs to know the file's format.
 """
 
 from __future__ import annotations

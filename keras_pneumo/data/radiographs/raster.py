@@ -1,4 +1,4 @@
-"""PNG and JPEG files to grey radiographs.
+"""Reads PNG and JPEG files as grey radiographs.
 
 In comes a path, out comes a :class:`~.radiograph.Radiograph` whose ``image_id`` is the file's stem.
 Orientation tags (EXIF) are ignored on purpose: masks refer to the pixels as stored.

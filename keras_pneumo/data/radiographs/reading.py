@@ -21,7 +21,7 @@ RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def find_images(folder: Path, skip: Collection[Path] = ()) -> tuple[list[Path], list[str]]:
-    """Every file under ``folder`` that may be a radiograph, sorted by its path, and notes on folders passed over.
+    """Every file under ``folder`` that may be a radiograph, sorted by its path, and notes on folders not searched.
 
     Files count by their ending, or as DICOM by their first bytes when they have none. Hidden files and folders,
     prepared folders and the folders in ``skip`` are not entered; nor are folders named after masks, because
@@ -54,7 +54,7 @@ def find_images(folder: Path, skip: Collection[Path] = ()) -> tuple[list[Path], 
 
 
 def find_files(paths: Sequence[Path], out: Path | None = None) -> list[tuple[Path, str]]:
-    """Every radiograph named or in a named folder, with the name it goes by in the tables.
+    """Every radiograph named or in a named folder, with its name in the tables.
 
     Args:
         paths: files and folders.

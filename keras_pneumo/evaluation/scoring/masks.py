@@ -57,6 +57,16 @@ def dice(truth: Any, prediction: Any) -> float | np.ndarray | pd.Series:
 
     Raises:
         PneumoError: the two have different shapes, lengths or images, or an array is no mask.
+
+    Example:
+        >>> import numpy as np
+        >>> truth, prediction = np.zeros((4, 4)), np.zeros((4, 4))
+        >>> kp.dice(truth, prediction)
+        1.0
+        >>> truth[0, :3] = 1
+        >>> prediction[0, 2:] = 1
+        >>> kp.dice(truth, prediction)
+        0.4
     """
     if isinstance(truth, pd.DataFrame) or isinstance(prediction, pd.DataFrame):
         true_runs, predicted_runs = _runs_by_image(truth, "truth"), _runs_by_image(prediction, "prediction")

@@ -56,7 +56,6 @@ class Distribution:
     def __init__(self, strategy: Any = None, cluster: Cluster | None = None, description: str = "one device") -> None:
         """Use :func:`start_distribution`, or :data:`ONE_DEVICE`."""
         self.strategy = strategy
-        self.cluster = cluster
         self.description = description
         self.workers = len(cluster.workers) if cluster else 1
         self.worker = cluster.index if cluster else 0

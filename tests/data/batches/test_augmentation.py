@@ -79,9 +79,9 @@ def test_geometry_agrees_with_opencv(angle, scale, shift, flip):
     matrix[:, 2] += shift * size
     source = smooth[:, ::-1].copy() if flip else smooth
     expected = cv2.warpAffine(source, matrix, (size, size), flags=cv2.INTER_LINEAR)
-    found = moved(smooth, flip=flip, rotate=angle, scale=scale, shift_x=shift, shift_y=shift)
+    result = moved(smooth, flip=flip, rotate=angle, scale=scale, shift_x=shift, shift_y=shift)
     inside = (slice(8, 24), slice(8, 24))  # at the border the two blend with black differently
-    np.testing.assert_allclose(found[inside], expected[inside], atol=0.01)  # cv2 rounds positions to 1/32 pixel
+    np.testing.assert_allclose(result[inside], expected[inside], atol=0.01)  # cv2 rounds positions to 1/32 pixel
 
 
 @given(seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 500))

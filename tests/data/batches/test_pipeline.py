@@ -78,8 +78,8 @@ def test_held_and_read_give_the_same_batches(folder):
     for first, second in zip(
         training_batches(source(folder, True), settings), training_batches(source(folder, False), settings), strict=True
     ):
-        for one, other in zip(first, second, strict=True):
-            np.testing.assert_array_equal(one, other)
+        for left, right in zip(first, second, strict=True):
+            np.testing.assert_array_equal(left, right)
 
 
 def test_a_later_start_repeats_the_unbroken_run(folder):
@@ -88,8 +88,8 @@ def test_a_later_start_repeats_the_unbroken_run(folder):
     whole = list(training_batches(source(folder), plan(last_epoch=3, augmentation=augmentation)))
     rest = list(training_batches(source(folder), plan(first_epoch=2, last_epoch=3, augmentation=augmentation)))
     assert len(rest) == 3
-    for (one, *_), (other, *_) in zip(whole[6:], rest, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for (left, *_), (right, *_) in zip(whole[6:], rest, strict=True):
+        np.testing.assert_array_equal(left, right)
 
 
 @pytest.mark.parametrize("held", [True, False])
@@ -129,25 +129,25 @@ def test_a_crop_is_cut_from_image_and_mask_alike_and_labelled_by_what_it_holds(t
         mask[row : row + 8, column : column + 8] = 255
     labels = np.array([1, 1, 1, 1, 0, 0])
     made = ImageSet(tuple("abcdef"), labels, 64, ("",) * 6, ("",) * 6, (masks > 0) * np.uint8(200), masks)
-    places, found = set(), []
+    places, labels = set(), []
     crops = plan(with_masks=True, with_labels=True, crop=32, last_epoch=8)
     for images, target in training_batches(made, crops):
         assert images.shape[1:] == target["mask"].shape[1:] == (32, 32, 1)
         np.testing.assert_allclose(images, np.asarray(target["mask"]) * 200 / 255, rtol=1e-6)
         np.testing.assert_array_equal(target["image"][:, 0], np.max(target["mask"], axis=(1, 2, 3)))
-        found += target["image"][:, 0].numpy().tolist()
+        labels += target["image"][:, 0].numpy().tolist()
         places |= {tuple(np.argwhere(mask)[0]) for mask in np.asarray(target["mask"])[..., 0] if mask.any()}
     assert len(places) > 5, "crops are cut at many places"
-    assert 0 < np.mean(found) < 4 / 6, "some crops of positives hold nothing"
+    assert 0 < np.mean(labels) < 4 / 6, "some crops of positives hold nothing"
 
 
 @pytest.mark.parametrize("held", [True, False])
 def test_masks_of_some_images(folder, held):
-    found = masks_of(source(folder, held), np.array([3, 0]))
-    assert found.shape == (2, 32, 32, 1)
-    assert found[0, 3].all()
-    assert found[0].sum() == 32 * 255
-    assert not found[1].any()
+    masks = masks_of(source(folder, held), np.array([3, 0]))
+    assert masks.shape == (2, 32, 32, 1)
+    assert masks[0, 3].all()
+    assert masks[0].sum() == 32 * 255
+    assert not masks[1].any()
 
 
 def test_a_second_pass_over_the_training_batches_is_the_first_again(folder):

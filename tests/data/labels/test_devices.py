@@ -43,11 +43,11 @@ def test_devices_of_one_kind_on_one_image_are_united(tmp_path):
     path.write_bytes(
         devices_csv([("a", TUBE, "0 3"), ("a", TUBE, "2 3"), ("a", MARKER, "10 1"), ("b", "pacemaker", "-1")])
     )
-    found = read_devices(path)
-    assert rle.area(found["a"][TUBE]) == 5
-    assert rle.area(found["a"][MARKER]) == 1
-    assert rle.area(found["b"]["pacemaker"]) == 0
-    assert kinds_of(found) == ["chest tube", "marker", "pacemaker"]
+    masks = read_devices(path)
+    assert rle.area(masks["a"][TUBE]) == 5
+    assert rle.area(masks["a"][MARKER]) == 1
+    assert rle.area(masks["b"]["pacemaker"]) == 0
+    assert kinds_of(masks) == ["chest tube", "marker", "pacemaker"]
 
 
 @pytest.mark.parametrize(
@@ -73,15 +73,15 @@ def test_phantoms_say_where_tubes_leads_and_writing_are(phantoms):
     seen = set()
     for patient in range(8):
         phantom = render(5, patient, 0, settings)
-        found = devices[phantom.case.image_id]
+        masks = devices[phantom.case.image_id]
         _, _, width, height = phantom.marker_box
-        assert rle.area(found[MARKER]) == width * height
-        assert bool(phantom.locations.words) == (WORDS in found)
+        assert rle.area(masks[MARKER]) == width * height
+        assert bool(phantom.locations.words) == (WORDS in masks)
         for kind, mask in ((TUBE, phantom.tube), (LEADS, phantom.locations.leads)):
-            assert mask.any() == (kind in found)
-            if kind in found:
-                np.testing.assert_array_equal(rle.draw(found[kind]).astype(bool), mask)
-        seen |= set(found)
+            assert mask.any() == (kind in masks)
+            if kind in masks:
+                np.testing.assert_array_equal(rle.draw(masks[kind]).astype(bool), mask)
+        seen |= set(masks)
     assert seen == {TUBE, LEADS, MARKER, WORDS}
 
 

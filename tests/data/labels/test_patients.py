@@ -86,7 +86,7 @@ def test_grouping_by_files_that_share_a_patient():
     assert (grouping.source, grouping.note) == ("dicom", "")
 
 
-def test_grouping_that_does_nothing_is_said():
+def test_grouping_that_does_nothing_is_noted():
     by_tag = group_images(["a", "b"], None, {"a": pseudonym("one"), "b": pseudonym("two")})
     assert by_tag.source == "dicom"
     assert "PatientID is different in every file" in by_tag.note

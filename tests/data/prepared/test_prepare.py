@@ -348,7 +348,7 @@ def test_unfinished_folder_of_other_data_is_refused(data, out):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda path: path.unlink(), "missing or damaged"),
         (lambda path: path.write_bytes(path.read_bytes()[:-20]), "missing or damaged"),
@@ -361,14 +361,14 @@ def test_unfinished_folder_of_other_data_is_refused(data, out):
     ids=["missing", "truncated", "flipped bit", "empty"],
 )
 @pytest.mark.parametrize("folder", ["images_32", "masks_32"])
-def test_damaged_files_are_found_named_and_mended(data, out, damage, said, folder):
+def test_damaged_files_are_named_and_repaired(data, out, damage, message, folder):
     prepare(data, out, [32, 64])
     before = hashes(out)
     victim = sorted((out / folder).iterdir())[1]
     damage(victim)
     prepared = load_prepared(out)
     verify_files(prepared, 64)
-    with pytest.raises(PneumoError, match=said) as error:
+    with pytest.raises(PneumoError, match=message) as error:
         verify_files(prepared, 32)
     assert f"{folder}/{victim.name}" in str(error.value)
     assert "keras-pneumo prepare" in str(error.value)
@@ -451,9 +451,9 @@ def test_other_labels_images_patients_or_seed_are_refused(data, out):
     labels = (data / "train-rle.csv").read_bytes()
     ids = sorted(read_labels(data / "train-rle.csv").images)
     table = write_labels(data.parent / "who.csv", [(i, i) for i in ids], header=("ImageId", "patient_id"))
-    for wish, part in [({"seed": 1}, "the seed differ"), ({"patients": table}, "the patient table differ")]:
+    for options, part in [({"seed": 1}, "the seed differ"), ({"patients": table}, "the patient table differ")]:
         with pytest.raises(PneumoError, match=part) as error:
-            prepare(data, out, [32], **wish)
+            prepare(data, out, [32], **options)
         assert "--out" in str(error.value)
     (data / "train-rle.csv").write_bytes(labels + b"\n")
     with pytest.raises(PneumoError, match="the labels differ"):
@@ -659,11 +659,11 @@ def test_folder_with_other_files_is_left_alone(data, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "text"), [("cases.csv", "case,verdict\n"), ("manifest.json", '{"format": 3}')])
-def test_a_name_that_a_strangers_folder_shares_with_ours_does_not_make_it_ours(data, out, name, text):
-    theirs = {name: text, "film.mkv.part": "half a film", "thesis.txt": "..."}
+def test_a_folder_of_other_files_with_one_name_of_a_prepared_folder_is_refused(data, out, name, text):
+    theirs = {name: text, "video.mkv.part": "half a video", "thesis.txt": "..."}
     out.mkdir()
-    for one, content in theirs.items():
-        (out / one).write_text(content)
+    for name, content in theirs.items():
+        (out / name).write_text(content)
     before = hashes(out)
     with pytest.raises(PneumoError, match="holds other files"):
         prepare(data, out, [32])

@@ -91,7 +91,7 @@ def test_hash_survives_the_csv(tmp_path):
     assert split_sha256(again) == split_sha256(split)
 
 
-def test_fewer_folds_are_made_and_said():
+def test_fewer_folds_are_made_and_noted():
     # Four positive patients: the test subset and three folds.
     rows = [(f"{i}", f"p{i}", int(i < 4), 100 * int(i < 4)) for i in range(40)]
     split = make_split(pd.DataFrame(rows, columns=["image_id", "patient_id", "pneumothorax", "mask_pixels"]))
@@ -114,10 +114,10 @@ def test_one_patient_cannot_be_split():
         make_split(pd.DataFrame(rows, columns=["image_id", "patient_id", "pneumothorax", "mask_pixels"]))
 
 
-@pytest.mark.parametrize("wish", [{"test_fraction": 0.0}, {"test_fraction": 1.0}, {"folds": 1}])
-def test_wishes_that_make_no_split(wish):
+@pytest.mark.parametrize("options", [{"test_fraction": 0.0}, {"test_fraction": 1.0}, {"folds": 1}])
+def test_options_that_make_no_split(options):
     with pytest.raises(PneumoError, match="between 0 and 1 and at least 2 folds"):
-        make_split(cases(), **wish)
+        make_split(cases(), **options)
 
 
 def test_an_image_twice_is_refused():

@@ -33,8 +33,10 @@ from pydicom.uid import (
 from small_siim import SIDE, dicom, radiograph, save, write_dicom, write_jpeg_dicom, write_png
 
 from keras_pneumo.data.radiographs import decoders
-from keras_pneumo.data.radiographs.dicom import UnreadableImage, decoder_report, read_dicom, read_header, read_image
-from keras_pneumo.data.radiographs.radiograph import MAX_FILE_BYTES, MAX_PIXELS, stretch
+from keras_pneumo.data.radiographs.decoders import decoder_report
+from keras_pneumo.data.radiographs.dicom import read_dicom, read_header
+from keras_pneumo.data.radiographs.radiograph import MAX_FILE_BYTES, MAX_PIXELS, UnreadableImage, stretch
+from keras_pneumo.data.radiographs.raster import read_image
 from keras_pneumo.data.radiographs.reading import read_or_reason, read_radiograph
 
 PIXEL_ARRAY = "keras_pneumo.data.radiographs.dicom.pixel_array"
@@ -79,7 +81,7 @@ def test_monochrome1_is_inverted(tmp_path):
 def test_notes_say_what_is_odd_or_missing(tmp_path):
     plain = read_dicom(write_dicom(tmp_path / "a.dcm", radiograph(1), PixelSpacing=[0.2, 0.2]))
     assert plain.notes == ()
-    inverted = write_dicom(tmp_path / "b.dcm", radiograph(1)[:100], PhotometricInterpretation="MONOCHROME1")
+    inverted = write_dicom(tmp_path / "b.dcm", radiograph(1)[:20], PhotometricInterpretation="MONOCHROME1")
     notes = " ".join(read_dicom(inverted).notes)
     assert "inverted" in notes
     assert "how large a pixel is" in notes
@@ -163,9 +165,9 @@ def test_windows_agree_with_pydicom(tmp_path, function, slope):
 def test_first_of_several_windows_is_used(tmp_path):
     stored = np.arange(0, 4096, 64, dtype=np.uint16).reshape(8, 8)
     tags = {"BitsStored": 12, "HighBit": 11}
-    one = write_dicom(tmp_path / "a.dcm", stored, **tags, WindowCenter=2000, WindowWidth=1000)
+    windowed = write_dicom(tmp_path / "a.dcm", stored, **tags, WindowCenter=2000, WindowWidth=1000)
     two = write_dicom(tmp_path / "b.dcm", stored, **tags, WindowCenter=[2000, 50], WindowWidth=[1000, 5])
-    assert (read_dicom(one).pixels == read_dicom(two).pixels).all()
+    assert (read_dicom(windowed).pixels == read_dicom(two).pixels).all()
 
 
 def test_voi_table_is_applied(tmp_path):
@@ -278,13 +280,13 @@ def test_thousands_of_nested_sequences(tmp_path):
     refused(tmp_path / "b.dcm", "nested too deeply")
 
 
-def deflated_bomb(path, unfolded):
-    """A DICOM file whose deflated part unfolds to ``unfolded`` bytes of zeros in one element."""
+def deflated_bomb(path, unpacked):
+    """A DICOM file whose deflated part unpacks to ``unpacked`` bytes of zeros in one element."""
     head = write_dicom(path, radiograph(1), syntax=DeflatedExplicitVRLittleEndian).read_bytes()
     start = 132 + 12 + int.from_bytes(head[140:144], "little")
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    parts = [squeeze.compress(struct.pack("<HH2sHI", 0x0009, 0x1001, b"OB", 0, unfolded))]
-    parts += [squeeze.compress(bytes(1 << 20)) for _ in range(unfolded >> 20)]
+    parts = [squeeze.compress(struct.pack("<HH2sHI", 0x0009, 0x1001, b"OB", 0, unpacked))]
+    parts += [squeeze.compress(bytes(1 << 20)) for _ in range(unpacked >> 20)]
     path.write_bytes(head[:start] + b"".join(parts) + squeeze.flush())
     return path
 
@@ -293,14 +295,15 @@ def test_deflated_bomb_is_refused_in_bounded_memory(tmp_path):
     path = deflated_bomb(tmp_path / "a.dcm", 600 * 2**20)
     assert path.stat().st_size < 2**20
     code = (
-        "import sys; from pathlib import Path; from keras_pneumo.data.radiographs.dicom import read_dicom, UnreadableImage\n"  # noqa: E501
+        "import sys; from pathlib import Path; from keras_pneumo.data.radiographs.dicom import read_dicom\n"
+        "from keras_pneumo.data.radiographs.radiograph import UnreadableImage\n"
         "import resource; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try:\n    read_dicom(Path(sys.argv[1]))\nexcept UnreadableImage as error:\n"
         "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
     grown, _, reason = done.stdout.partition(" ")
-    assert "deflated data unfold" in reason
+    assert "deflated data unpack" in reason
     unit = 1 if sys.platform == "darwin" else 1024
     assert int(grown) * unit < 100 * 2**20
 
@@ -340,7 +343,7 @@ def write_frame(path, frame, syntax=JPEGBaseline8Bit, pixels=None):
 def test_fill_bytes_before_a_marker_are_read(tmp_path):
     jpeg = cv2.imencode(".jpg", radiograph(1))[1].tobytes()
     segments, rest = jpeg_segments(jpeg)
-    filled = jpeg_of(*(b"\xff" * 3 + one for one in segments), rest=b"\xff" + rest)
+    filled = jpeg_of(*(b"\xff" * 3 + segment for segment in segments), rest=b"\xff" + rest)
     plain = read_dicom(write_frame(tmp_path / "a.dcm", jpeg)).pixels
     assert (read_dicom(write_frame(tmp_path / "b.dcm", filled)).pixels == plain).all()
 
@@ -355,17 +358,17 @@ def a_marker_that_has_no_segment(segments):
 
 
 def two_frames(segments):
-    (frame,) = (one for one in segments if one[1] == 0xC0)
+    (frame,) = (segment for segment in segments if segment[1] == 0xC0)
     return [*segments, frame]
 
 
 def a_hierarchy_of_frames(segments):
-    (frame,) = (one for one in segments if one[1] == 0xC0)
+    (frame,) = (segment for segment in segments if segment[1] == 0xC0)
     return [b"\xff\xde" + frame[2:5] + struct.pack(">2H", 5000, 5000) + frame[9:], *segments]
 
 
 def no_frame(segments):
-    return [one for one in segments if one[1] != 0xC0]
+    return [segment for segment in segments if segment[1] != 0xC0]
 
 
 @pytest.mark.parametrize(
@@ -373,7 +376,7 @@ def no_frame(segments):
 )
 def test_jpeg_whose_size_could_be_read_in_two_ways_is_not_decoded(tmp_path, spoil, monkeypatch):
     monkeypatch.setattr(
-        "keras_pneumo.data.radiographs.dicom.pixel_array", lambda *_, **__: pytest.fail("a decoder was asked")
+        "keras_pneumo.data.radiographs.dicom.pixel_array", lambda *_, **__: pytest.fail("a decoder was called")
     )
     segments, rest = jpeg_segments(cv2.imencode(".jpg", radiograph(1))[1].tobytes())
     path = write_frame(tmp_path / "a.dcm", jpeg_of(*spoil(segments), rest=rest))
@@ -382,7 +385,7 @@ def test_jpeg_whose_size_could_be_read_in_two_ways_is_not_decoded(tmp_path, spoi
 
 def test_jpeg_2000_in_a_file_of_its_own_is_not_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "keras_pneumo.data.radiographs.dicom.pixel_array", lambda *_, **__: pytest.fail("a decoder was asked")
+        "keras_pneumo.data.radiographs.dicom.pixel_array", lambda *_, **__: pytest.fail("a decoder was called")
     )
     stream = io.BytesIO()
     Image.fromarray(np.zeros((6000, 6000), np.uint8)).save(stream, "JPEG2000")
@@ -391,7 +394,7 @@ def test_jpeg_2000_in_a_file_of_its_own_is_not_decoded(tmp_path, monkeypatch):
 
 def test_compressed_colour_in_a_grey_file_is_not_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "keras_pneumo.data.radiographs.dicom.pixel_array", lambda *_, **__: pytest.fail("a decoder was asked")
+        "keras_pneumo.data.radiographs.dicom.pixel_array", lambda *_, **__: pytest.fail("a decoder was called")
     )
     colour = np.zeros((SIDE, SIDE, 3), np.uint8)
     refused(write_frame(tmp_path / "a.dcm", cv2.imencode(".jpg", colour)[1].tobytes()), "has 3 components")
@@ -414,10 +417,10 @@ def test_compressed_frame_far_larger_than_its_image(tmp_path):
     refused(save(dataset, tmp_path / "a.dcm"), "far more than")
 
 
-def test_run_lengths_that_unfold_to_far_more(tmp_path):
+def test_run_lengths_that_unpack_to_far_more(tmp_path):
     dataset = dicom(radiograph(1), syntax=RLELossless)
     dataset.PixelData = encapsulate([struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * 4000])
-    refused(save(dataset, tmp_path / "a.dcm"), "unfold to far more than the 4096 bytes")
+    refused(save(dataset, tmp_path / "a.dcm"), "unpack to far more than the 4096 bytes")
 
 
 def test_run_lengths_are_read(tmp_path):
@@ -504,8 +507,8 @@ def test_folder_and_missing_file(tmp_path):
 def test_flipped_bytes_never_escape_as_another_error(tmp_path, seed):
     rng = np.random.default_rng(seed)
     data = bytearray((write_jpeg_dicom if seed % 2 else write_dicom)(tmp_path / "a.dcm", radiograph(1)).read_bytes())
-    for place in rng.integers(0, min(len(data), 1200), 4):
-        data[place] = rng.integers(0, 256)
+    for position in rng.integers(0, min(len(data), 1200), 4):
+        data[position] = rng.integers(0, 256)
     (tmp_path / "b.dcm").write_bytes(data)
     try:
         image = read_dicom(tmp_path / "b.dcm").pixels
@@ -609,7 +612,7 @@ def test_truncated_picture(tmp_path, ending, share):
 
 
 def test_png_bombs(tmp_path):
-    # 20000 x 20000 pixels of one bit: 50 MB unfolded, 400 MB as grey.
+    # 20000 x 20000 pixels of one bit: 50 MB unpacked, 400 MB as grey.
     Image.new("1", (20000, 20000)).save(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size < 100_000
     refused(tmp_path / "a.png", "more than")

@@ -1,0 +1,83 @@
+"""Reading csv files row by row, ids of images, and texts that do no harm in a spreadsheet, a page or a terminal."""
+
+import csv
+import gzip
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.tables import (
+    image_id_of,
+    one_line,
+    read_rows,
+    read_table,
+    slug,
+    spreadsheet_safe,
+    table_text,
+)
+
+
+def test_rows_come_with_the_number_of_their_line(tmp_path):
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(gzip.compress(b"\xef\xbb\xbfa, b\n\n  \n 1 ,2\n"))
+    assert list(read_rows(path)) == [(1, ["a", "b"]), (4, ["1", "2"])]
+    assert csv.field_size_limit() == 131_072  # other users of the csv module keep their own limit
+
+
+def test_a_table_has_text_cells_and_line_numbers(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,\n01,nan,\n\nx\n")
+    table = read_table(path)
+    assert table.to_dict("list") == {"a": ["01", "x"], "b": ["nan", ""], "": ["", ""], "row": [2, 4]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("a,a\n1,2\n", "names the column 'a' twice"),
+        ("a,row\n1,2\n", "has a column called 'row'"),
+        ("a\n1,2\n", "line 2, has 2 cells, but the header has 1"),
+        ('a\n"1\n', "is not csv"),
+    ],
+)
+def test_tables_that_are_refused(tmp_path, text, message):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(PneumoError, match=message):
+        read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("cell", ["a", " a ", "a.dcm", "a.PNG", "a.png.png", "a.dcm.jpeg"])
+def test_an_image_id_has_no_file_ending(cell):
+    assert image_id_of(cell) == "a"
+
+
+def test_other_endings_belong_to_the_id():
+    assert image_id_of("1.2.276.0.3") == "1.2.276.0.3"
+    assert image_id_of("e\u0301.png") == "\u00e9"
+
+
+@given(st.text())
+@settings(max_examples=200, deadline=None)
+def test_names_are_harmless_everywhere(text):
+    name = slug(text, taken=["team"])
+    assert name
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert name != "team"
+    line = one_line(text, 40)
+    assert len(line) <= 40
+    assert line.isprintable() or line == ""
+    assert not spreadsheet_safe(text).startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+
+
+def test_names_that_attack():
+    assert spreadsheet_safe('=HYPERLINK("http://x","y")') == '\'=HYPERLINK("http://x","y")'
+    assert slug("../../x") == "x"
+    assert slug("<script>alert(1)</script>") == "script-alert-1-script"
+    assert slug("Team", ["team", "team-2"]) == "team-3"
+    assert one_line("a\x1b[31mred\u202egnp.exe") == "a [31mred gnp.exe"
+    text = table_text(pd.DataFrame({"team": ["=1+1", "ok"], "dice": [-0.5, 0.25]}))
+    assert text == "team,dice\n'=1+1,-0.5\nok,0.25\n"
