@@ -63,11 +63,11 @@ def compare_command(
         this_split=this_split,
     )
     show_board(*terminal_rows(board, findings))
-    found = verdict(board)
-    say(found.headline)
-    for sentence in found.sentences:
+    result = verdict(board)
+    say(result.headline)
+    for sentence in result.sentences:
         say(sentence)
-    for warning in found.warnings:
+    for warning in result.warnings:
         warn(warning)
     say(str(out_folder / "report.html"))
 
@@ -102,7 +102,7 @@ def audit_split_command(
     keras-pneumo prepare data/phantom-try --out data/prepared-audit --size 64 &&
     keras-pneumo audit-split data/prepared-audit`
     """
-    audit = audit_split(split / "split.csv" if split.is_dir() else split, patients, labels)
+    audit = audit_split(split, patients, labels)
     say(audit.table.to_string(index=False, float_format="{:.3f}".format))
     say(audit.sentence)
     for note in audit.notes:

@@ -179,8 +179,8 @@ def open_data(
         unused = [name for name, value in given.items() if value is not None]
         if unused:
             raise PneumoError(
-                f"{data} is prepared already, with its own labels and patients, so {' and '.join(unused)} would count "
-                "for nothing. Leave it out, or name the folder of radiographs with --data."
+                f"{data} is prepared already, with its own labels and patients, so {' and '.join(unused)} cannot be "
+                "used. Leave it out, or name the folder of radiographs with --data."
             )
         return load_prepared(data)
     if not data.is_dir():

@@ -117,9 +117,9 @@ def test_unused_options_are_refused(tmp_path, tiny_runs, prepared_folder, phanto
     with pytest.raises(PneumoError, match="--postprocess is not used"):
         predict_command([segmenter], data=prepared_folder, out_folder=tmp_path, parameters_file=tmp_path / "rule.json")
     table = tmp_path / "patients.csv"
-    with pytest.raises(PneumoError, match="so --labels and --patients would count for nothing"):
+    with pytest.raises(PneumoError, match="so --labels and --patients cannot be used"):
         open_data(prepared_folder, CLASSIFIER, None, table, table)
-    with pytest.raises(PneumoError, match="so --prepared would count for nothing"):
+    with pytest.raises(PneumoError, match="so --prepared cannot be used"):
         open_data(prepared_folder, CLASSIFIER, tmp_path, None, None)
     assert open_data(prepared_folder, CLASSIFIER, None, None, None).folder == prepared_folder
 

@@ -1,9 +1,9 @@
-"""What can be scored without looking at a single pixel.
+"""Metadata-only baselines: answers that are computed from tables, without any pixel.
 
 In: a :class:`Truth`, that is tables. Out: probabilities for the scored images from the majority, from the patient's
-other images, from age, sex and view, and from how often the patient was imaged; and the empty outline. They stand on
-every board, because a score means what it adds to these: on SIIM images split one by one, knowing only the patient
-scores AUROC 0.81 to 0.84, and outlining nothing scores Dice 0.79.
+other images, from age, sex and view, and from how often the patient was imaged; and the empty outline. Every board
+shows them, because a score is worth only what it adds to them: on SIIM images split image by image, knowing only the
+patient scores AUROC 0.81 to 0.84, and outlining nothing scores Dice 0.79.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from keras_pneumo.evaluation.inputs.truth import METADATA, Truth
 from keras_pneumo.storage.tables import one_line
 
 MOST_COLUMNS = 12
-"""Columns of a metadata table that get a row of their own on the board."""
+"""Most columns of a metadata table that get a row of their own on the board."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """An answer from the tables: ``probability`` of shape (images,), or None with the reason in ``skipped``."""
+    """One baseline: its ``probability`` of shape (images,), or None with the reason in ``skipped``."""
 
     name: str
     explanation: str
@@ -36,14 +36,14 @@ class Baseline:
 
 
 def baselines(truth: Truth) -> list[Baseline]:
-    """Every no-pixel answer, in the order of a board; one that the tables cannot give says why."""
-    found = [majority(truth), all_empty(truth), patient_only(truth), age_sex_view(truth), times_imaged(truth)]
-    return found + metadata_baselines(truth)
+    """Every metadata-only baseline, in the order of a board; one that the tables do not allow says why."""
+    fixed = [majority(truth), all_empty(truth), patient_only(truth), age_sex_view(truth), times_imaged(truth)]
+    return fixed + metadata_baselines(truth)
 
 
 def majority(truth: Truth) -> Baseline:
-    """The share of positives in what a team could learn from, for every image; so the commoner answer, always."""
-    name, explanation = "Majority", "the commoner answer for every image"
+    """The share of positives in training for every image, which always gives the more frequent answer."""
+    name, explanation = "Majority", "the more frequent answer for every image"
     share = _prevalence(truth)
     if share is None:
         share = float(truth.pneumothorax.mean())
@@ -52,14 +52,14 @@ def majority(truth: Truth) -> Baseline:
 
 
 def all_empty(truth: Truth) -> Baseline:
-    """No pneumothorax, nowhere: probability 0 and an empty mask for every image."""
+    """Probability 0 and an empty mask for every image."""
     return Baseline("All empty", "'no pneumothorax' and no outline for every image", np.zeros(len(truth.cases)), True)
 
 
 def patient_only(truth: Truth) -> Baseline:
     """The share of positives among the patient's training images; the overall share for an unknown patient.
 
-    With a split by patient every patient is unknown and this ranks nothing (AUROC 0.5). Anything better is a leak.
+    With a split by patient every patient is unknown, so its AUROC is 0.5. Any higher value shows a leak.
     """
     name, explanation = (
         "Patient only",
@@ -99,57 +99,58 @@ def age_sex_view(truth: Truth) -> Baseline:
 
 
 def times_imaged(truth: Truth) -> Baseline:
-    """How many images of the patient the whole table has. No label says so; the sick are imaged again.
+    """How many images of the patient the whole table has; ill patients are imaged more often.
 
-    Where there are training labels a logistic regression on the logarithm of the count makes a probability of it, which
-    changes no ranking unless the relation is the reverse; else the probability is ``1 - 1/count``.
+    Where there are training labels, a logistic regression on the logarithm of the count gives the probability, which
+    keeps or reverses the ranking; otherwise the probability is ``1 - 1/count``.
     """
     name, explanation = "Times imaged", "how many images of the patient the table has"
     if truth.patients == "none":
         return Baseline(name, explanation, skipped="There is no patient table.")
     everyone = pd.concat([truth.development.patient_id, truth.cases.patient_id])
     count = everyone.value_counts()
-    known = np.log(truth.development.patient_id.map(count).to_numpy(float))[:, None]
-    asked = truth.cases.patient_id.map(count).to_numpy(float)
+    training = np.log(truth.development.patient_id.map(count).to_numpy(float))[:, None]
+    scored = truth.cases.patient_id.map(count).to_numpy(float)
     if truth.development.empty:
-        return Baseline(name, explanation, 1 - 1 / asked)
-    return _regression(name, explanation, truth, known, np.log(asked)[:, None])
+        return Baseline(name, explanation, 1 - 1 / scored)
+    return _regression(name, explanation, truth, training, np.log(scored)[:, None])
 
 
 def metadata_baselines(truth: Truth) -> list[Baseline]:
-    """One answer per further column of the metadata table given, and one from all of them together.
+    """One baseline for each further column of the metadata table, and one from all of its columns together.
 
-    Each is a logistic regression fitted on the training rows. Without training labels a numeric column is scaled to
-    0..1 as it stands (more means ill), and nothing is made of text columns or of all together.
+    Each is a logistic regression fitted on the training rows. Without training labels a numeric column is only scaled
+    to 0..1 (more means ill), and text columns are not used, nor all columns together.
     """
     if truth.metadata is None:
         return []
-    known = features(truth.metadata, truth.development.image_id)
-    asked = features(truth.metadata, truth.cases.image_id)
-    further = [name for name in asked if name not in METADATA]
-    answers = []
+    training = features(truth.metadata, truth.development.image_id)
+    scored = features(truth.metadata, truth.cases.image_id)
+    further = [name for name in scored if name not in METADATA]
+    made = []
     for name in further[:MOST_COLUMNS]:
         title, explanation = f"Table: {one_line(name, 40)}", "this one column of the metadata table"
         if len(truth.development):
-            answers.append(_regression(title, explanation, truth, known[name], asked[name]))
-        elif np.unique(asked[name][:, 0]).size > 2:
-            values = asked[name][:, 0]
-            answers.append(Baseline(title, explanation, (values - values.min()) / (values.max() - values.min())))
-    if len(asked) > 1 and len(truth.development):
-        together = [np.concatenate([part[name] for name in asked], axis=1) for part in (known, asked)]
-        explanation = f"all {len(asked)} usable columns of the metadata table"
-        answers.append(_regression("Table: all columns", explanation, truth, *together))
-    return answers
+            made.append(_regression(title, explanation, truth, training[name], scored[name]))
+        elif np.unique(scored[name][:, 0]).size > 2:
+            values = scored[name][:, 0]
+            made.append(Baseline(title, explanation, (values - values.min()) / (values.max() - values.min())))
+    if len(scored) > 1 and len(truth.development):
+        together = [np.concatenate([part[name] for name in scored], axis=1) for part in (training, scored)]
+        explanation = f"all {len(scored)} usable columns of the metadata table"
+        made.append(_regression("Table: all columns", explanation, truth, *together))
+    return made
 
 
-def _regression(name: str, explanation: str, truth: Truth, known: np.ndarray, asked: np.ndarray) -> Baseline:
+def _regression(name: str, explanation: str, truth: Truth, training: np.ndarray, scored: np.ndarray) -> Baseline:
+    """A logistic regression on features, shape (rows, k), fitted on the training rows, applied to the scored rows."""
     labels = truth.development.pneumothorax.to_numpy()
     if len(labels) == 0:
         return Baseline(name, explanation, skipped="There are no training labels beside the scored ones.")
     if len(np.unique(labels)) < 2:
         return Baseline(name, explanation, skipped="The training labels are all alike.")
     model = make_pipeline(StandardScaler(), LogisticRegression(random_state=0, max_iter=1000))
-    return Baseline(name, explanation, model.fit(known, labels).predict_proba(asked)[:, 1])
+    return Baseline(name, explanation, model.fit(training, labels).predict_proba(scored)[:, 1])
 
 
 def _prevalence(truth: Truth) -> float | None:

@@ -43,7 +43,7 @@ LOWER_IS_BETTER = frozenset({"brier", "calibration_error", "positives_missed"})
 
 @dataclass(frozen=True, eq=False)
 class Board:
-    """All entries scored on one truth. ``skipped`` holds the no-pixel answers that the tables could not give."""
+    """All entries scored on one truth; ``skipped`` holds the baselines that the tables do not allow."""
 
     truth: Truth
     entries: list[Entry]
@@ -55,14 +55,14 @@ class Board:
 
     @property
     def teams(self) -> list[Entry]:
-        """The submissions, without the no-pixel answers."""
+        """The submissions, without the metadata-only baselines."""
         return [entry for entry in self.entries if entry.kind == "submission"]
 
     @property
     def headline(self) -> str:
         """The score that the verdict is about: AUROC where every team gives probabilities, else Dice, else accuracy.
 
-        Or the one that was asked for, if every team has it.
+        Or ``wanted_headline``, if every team has it.
         """
         if self.wanted_headline and all(self.wanted_headline in entry.point for entry in self.teams):
             return self.wanted_headline
@@ -72,7 +72,7 @@ class Board:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per entry: what it is, then each score with its ``_low`` and ``_high``; best submission first."""
+        """One row per entry: its description, then each score with ``_low`` and ``_high``; best submission first."""
         return pd.DataFrame([_row(entry, self) for entry in self.ordered])
 
     @cached_property
@@ -90,9 +90,9 @@ class Board:
 
     @cached_property
     def ordered(self) -> list[Entry]:
-        """Submissions from best to worst by the headline, then the no-pixel answers."""
-        known = [entry for entry in self.teams if np.isfinite(entry.point.get(self.headline, np.nan))]
-        ranked = sorted(known, key=lambda entry: (-entry.point[self.headline], entry.team))
+        """Submissions from best to worst by the headline score, then the metadata-only baselines."""
+        scored = [entry for entry in self.teams if np.isfinite(entry.point.get(self.headline, np.nan))]
+        ranked = sorted(scored, key=lambda entry: (-entry.point[self.headline], entry.team))
         rest = [entry for entry in self.entries if entry not in ranked]
         return [*ranked, *[e for e in rest if e.kind == "submission"], *[e for e in rest if e.kind == "baseline"]]
 
@@ -106,27 +106,27 @@ def score_submissions(
     names: list[str] | None = None,
     headline: str = "",
 ) -> Board:
-    """Score submissions and every no-pixel answer on one truth.
+    """Score submissions and every metadata-only baseline on one truth.
 
     Args:
         truth: the scored images.
-        submissions: laid against that truth by :func:`matching.align_submission`.
+        submissions: aligned with that truth by :func:`.alignment.align_submission`.
         seed: seed of the patients' bootstrap.
         resamples: number of resamples.
-        common_sensitivity: where specificities are compared.
+        common_sensitivity: the sensitivity at which specificities are compared.
         names: what to call each submission when teams share a name; by default the declared team.
         headline: the score that the verdict is to be about.
     """
-    wanted = names or [answers.info.team for answers in submissions]
+    names = names or [submission.info.team for submission in submissions]
     entries: list[Entry] = []
-    for answers, name in zip(submissions, wanted, strict=True):
-        entries.append(team_entry(name, slug(name, [entry.slug for entry in entries]), answers, truth))
-    given = baselines(truth)
-    for baseline in given:
+    for submission, name in zip(submissions, names, strict=True):
+        entries.append(team_entry(name, slug(name, [entry.slug for entry in entries]), submission, truth))
+    every_baseline = baselines(truth)
+    for baseline in every_baseline:
         if baseline.probability is not None:
             entries.append(baseline_entry(baseline, slug(baseline.name, [e.slug for e in entries]), truth))
     scored = score_entries(entries, truth, seed, resamples, common_sensitivity)
-    skipped = [baseline for baseline in given if baseline.probability is None]
+    skipped = [baseline for baseline in every_baseline if baseline.probability is None]
     return Board(truth, scored, skipped, seed, resamples, common_sensitivity, headline)
 
 
@@ -142,10 +142,7 @@ def score_entries(
 
 @dataclass(frozen=True, eq=False)
 class PairedDifference:
-    """One entry's score less another's on the same images, with its paired interval by patient.
-
-    ``better`` turns the sign so that more is always in favour of the first.
-    """
+    """One entry's score minus another's on the same images, with its paired 95% interval by patient."""
 
     score: str
     value: float
@@ -155,12 +152,12 @@ class PairedDifference:
 
     @property
     def certain(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Whether the interval excludes zero."""
         return self.interval.low > 0 or self.interval.high < 0
 
 
 def paired_difference(first: Entry, second: Entry, name: str) -> PairedDifference:
-    """The paired difference of one score; NaN where either team has none."""
+    """The paired difference of one score, first minus second; NaN where either entry has no such score."""
     value = first.point.get(name, float("nan")) - second.point.get(name, float("nan"))
     if name not in first.replicates or name not in second.replicates:
         return PairedDifference(name, float("nan"), Interval(float("nan"), float("nan")), float("nan"))

@@ -27,30 +27,7 @@ from keras_pneumo.storage.tables import column_name, counted, image_id_of, one_l
 
 _NIH_NAME = re.compile(r"\d{8}_\d{3}")
 _SAME_IMAGES = ("nih", "chestxray14", "chestxray8", "cxr14", "chestxnet", "siim")
-"""Names of collections that hold SIIM's images."""
-
-
-def contamination(pretraining: Pretraining, truth: Truth) -> str:
-    """What the declared pre-training has to do with the scored images.
-
-    Args:
-        pretraining: names of a collection, and image ids as SIIM or NIH call them (with or without ending).
-        truth: the scored images; with NIH names where a table was given.
-    """
-    declared = {image_id_of(name) for name in pretraining.image_ids}
-    own = truth.cases.image_id.map(lambda image_id: {image_id, truth.nih_names.get(image_id, image_id)})
-    seen = sum(bool(names & declared) for names in own)
-    if seen:
-        return f"contaminated: {counted(seen, 'test image')} in its pre-training"
-    nih_patients = {name.split("_")[0] for name in declared if _NIH_NAME.fullmatch(name)}
-    patients = {truth.nih_names[i].split("_")[0] for i in truth.cases.image_id if i in truth.nih_names}
-    if nih_patients & patients:
-        return f"pre-trained on other images of {counted(len(nih_patients & patients), 'test patient')}"
-    words = column_name(pretraining.images)
-    if not declared and any(name in words for name in _SAME_IMAGES):
-        name = one_line(pretraining.images, 40)
-        return f"pre-trained on {name}, images not named; SIIM's images are NIH's, so test images may be among them"
-    return ""
+"""Names of data sets that contain SIIM's images."""
 
 
 _COUNTS = ("true_positive", "false_positive", "false_negative", "true_negative")
@@ -61,12 +38,12 @@ _SHARES = {
     "ppv": ("true_positive", "false_positive"),
     "npv": ("true_negative", "false_negative"),
 }
-"""Shares, and the counts that each is a share of."""
+"""Scores that are shares, and the counts that each is a share of."""
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One row of the board: a team's submission or a no-pixel answer, with all that was computed of it."""
+    """One row of the board: a team's submission or a metadata-only baseline, with everything computed from it."""
 
     team: str
     slug: str
@@ -79,7 +56,7 @@ class Entry:
     threshold: float | None
     threshold_source: str
     masks: pd.DataFrame | None
-    answers: AlignedSubmission | None
+    submission: AlignedSubmission | None
     notes: list[str]
     point: dict[str, float] = field(default_factory=dict)
     replicates: ScoreArrays = field(default_factory=dict, repr=False)
@@ -88,7 +65,7 @@ class Entry:
 
     @property
     def contradictions(self) -> tuple[int, int] | None:
-        """How often a team with probabilities and masks says yes without an outline, and no with one."""
+        """How often a team with probabilities and masks says yes without a mask, and no with one."""
         if self.probability is None or self.masks is None or self.kind == "baseline":
             return None
         outlined = (self.masks.predicted_pixels > 0).to_numpy()
@@ -99,48 +76,47 @@ class Entry:
         return metrics.confusion(truth, self.decision)
 
 
-def team_entry(name: str, anchor: str, answers: AlignedSubmission, truth: Truth) -> Entry:
-    """A team's row before scoring: its yes/no answers at its own threshold, its masks laid over the true ones."""
+def team_entry(name: str, anchor: str, submission: AlignedSubmission, truth: Truth) -> Entry:
+    """A team's row before scoring: its yes/no answers at its own threshold, its masks compared with the true ones."""
     masks = None
-    if answers.runs is not None and truth.runs is not None:
-        masks = overlap(truth.runs, answers.runs, truth.areas)
-    notes = list(answers.notes)
-    threshold, source = _threshold(answers, truth)
-    if answers.probability is not None and threshold is not None:
-        decision = answers.probability >= threshold
+    if submission.runs is not None and truth.runs is not None:
+        masks = overlap(truth.runs, submission.runs, truth.areas)
+    notes = list(submission.notes)
+    threshold, source = _threshold(submission, truth)
+    if submission.probability is not None and threshold is not None:
+        decision = submission.probability >= threshold
     else:
-        decision = mask_areas(answers.runs or []) > 0
+        decision = mask_areas(submission.runs or []) > 0
         source = "the mask is not empty"
     if source.startswith("0.5"):
         notes.append("no threshold declared: 0.5 used")
-    warned = contamination(answers.info.pretraining, truth)
-    notes += [warned] if warned else []
-    explanation = answers.info.framework
+    warning = contamination(submission.info.pretraining, truth)
+    notes += [warning] if warning else []
+    explanation = submission.info.framework
     return Entry(
-        name, anchor, "submission", answers.info, explanation, answers.probability, decision, threshold, source, masks,
-        answers, notes,
+        name, anchor, "submission", submission.info, explanation, submission.probability, decision, threshold, source,
+        masks, submission, notes,
     )  # fmt: skip
 
 
-def _threshold(answers: AlignedSubmission, truth: Truth) -> tuple[float | None, str]:
-    if answers.probability is None:
+def _threshold(submission: AlignedSubmission, truth: Truth) -> tuple[float | None, str]:
+    if submission.probability is None:
         return None, ""
-    if answers.info.threshold is not None:
-        return float(answers.info.threshold), "declared by the team"
-    held_out = answers.validation
-    if held_out is not None and "probability" in held_out.columns:
-        known = truth.development[truth.development.subset == "validation"].set_index("image_id").pneumothorax
-        labels = held_out.image_id.map(known)
+    if submission.info.threshold is not None:
+        return float(submission.info.threshold), "declared by the team"
+    validation = submission.validation
+    if validation is not None and "probability" in validation.columns:
+        labels_by_id = truth.development[truth.development.subset == "validation"].set_index("image_id").pneumothorax
+        labels = validation.image_id.map(labels_by_id)
         if labels.notna().all() and labels.nunique() == 2:
-            probability = held_out.probability.to_numpy(float)
-            return metrics.fit_threshold(
-                labels.to_numpy() == 1, probability
-            ), "fitted on the team's validation predictions"
+            probability = validation.probability.to_numpy(float)
+            threshold = metrics.fit_threshold(labels.to_numpy() == 1, probability)
+            return threshold, "fitted on the team's validation predictions"
     return 0.5, "0.5, none declared"
 
 
 def baseline_entry(baseline: Baseline, anchor: str, truth: Truth) -> Entry:
-    """A no-pixel answer's row before scoring. It says yes above 0.5, since it promises a probability; a tie is a no."""
+    """A metadata-only baseline's row before scoring; it says yes above a probability of 0.5, and no at 0.5."""
     assert baseline.probability is not None
     masks = None
     if baseline.outlines_nothing and truth.runs is not None:
@@ -152,17 +128,17 @@ def baseline_entry(baseline: Baseline, anchor: str, truth: Truth) -> Entry:
 
 
 def entry_sums(entry: Entry, truth: Truth, common_sensitivity: float) -> PatientSums:
-    """What the entry's scores are functions of."""
+    """The sums by patient from which the entry's scores are computed."""
     return sum_by_patient(
         truth.pneumothorax, truth.patient_codes, entry.probability, entry.decision, entry.masks, common_sensitivity
     )
 
 
 def with_scores(
-    entry: Entry, sheet: PatientSums, replicates: ScoreArrays, jackknife: ScoreArrays, truth: Truth
+    entry: Entry, sums: PatientSums, replicates: ScoreArrays, jackknife: ScoreArrays, truth: Truth
 ) -> Entry:
     """The entry with its scores and their intervals."""
-    point = point_scores(sheet)
+    point = point_scores(sums)
     intervals = {name: bca_interval(values, point[name], jackknife[name]) for name, values in replicates.items()}
     if entry.kind == "submission":
         for name, decision, kinds in _shares(entry):
@@ -175,23 +151,46 @@ def with_scores(
     return replace(entry, point=point, replicates=replicates, jackknife=jackknife, intervals=intervals)
 
 
+def contamination(pretraining: Pretraining, truth: Truth) -> str:
+    """A note for the board if the declared pre-training may have used scored images; '' if not.
+
+    Args:
+        pretraining: the name of a data set, and image ids as SIIM or NIH write them (with or without file ending).
+        truth: the scored images; with NIH names where a table was given.
+    """
+    declared = {image_id_of(name) for name in pretraining.image_ids}
+    own = truth.cases.image_id.map(lambda image_id: {image_id, truth.nih_names.get(image_id, image_id)})
+    used = sum(bool(names & declared) for names in own)
+    if used:
+        return f"contaminated: {counted(used, 'test image')} in its pre-training"
+    nih_patients = {name.split("_")[0] for name in declared if _NIH_NAME.fullmatch(name)}
+    patients = {truth.nih_names[i].split("_")[0] for i in truth.cases.image_id if i in truth.nih_names}
+    if nih_patients & patients:
+        return f"pre-trained on other images of {counted(len(nih_patients & patients), 'test patient')}"
+    words = column_name(pretraining.images)
+    if not declared and any(name in words for name in _SAME_IMAGES):
+        name = one_line(pretraining.images, 40)
+        return f"pre-trained on {name}, images not named; SIIM's images are NIH's, so test images may be among them"
+    return ""
+
+
 def _shares(entry: Entry) -> list[tuple[str, np.ndarray, tuple[str, ...]]]:
-    """Every score that is a share of images: its name, the yes/no answers it counts, and what it is a share of."""
-    found = [(name, entry.decision, kinds) for name, kinds in _SHARES.items()]
+    """Every score that is a share of images: its name, its yes/no answers, and the counts it is a share of."""
+    shares = [(name, entry.decision, kinds) for name, kinds in _SHARES.items()]
     if entry.masks is not None:
         outlined = (entry.masks.predicted_pixels > 0).to_numpy()
-        found += [(f"mask_{name}", outlined, kinds) for name, kinds in _SHARES.items()]
-        found.append(("negatives_left_empty", outlined, _SHARES["specificity"]))
-        found.append(("positives_missed", outlined, _SHARES["sensitivity"]))
-    return found
+        shares += [(f"mask_{name}", outlined, kinds) for name, kinds in _SHARES.items()]
+        shares.append(("negatives_left_empty", outlined, _SHARES["specificity"]))
+        shares.append(("positives_missed", outlined, _SHARES["sensitivity"]))
+    return shares
 
 
 def _perfect_auroc(truth: Truth) -> Interval:
-    """A bound for an AUROC of 1, of which every resample is perfect too.
+    """An interval for an AUROC of 1, where every resample is perfect too and the bootstrap has no width.
 
-    Pair each patient with positives with another one with negatives: m pairs that share nobody, each rightly ordered
-    with the true AUROC as its chance. All m were, so Clopper and Pearson's bound for m of m holds, erring on the low
-    side.
+    Pair each patient with positives with another one with negatives: m pairs without a common patient, each in the
+    right order with the true AUROC as its probability. All m are, so Clopper and Pearson's bound for m of m holds; it
+    is rather too low than too high.
     """
     codes, positive = truth.patient_codes, truth.pneumothorax
     pairs = min(len(np.unique(codes[positive])), len(np.unique(codes[~positive])))
@@ -200,7 +199,7 @@ def _perfect_auroc(truth: Truth) -> Interval:
 
 
 def _share_interval(truth: Truth, decision: np.ndarray, kinds: tuple[str, ...], share: float) -> Interval:
-    """The exact interval where every resample gives the same share: all or none of n patients, not certainty."""
+    """The exact interval over patients, for a share of all or none, where every resample gives the same share."""
     member = np.zeros(len(decision), bool)
     positive = truth.pneumothorax
     for kind in kinds:

@@ -56,7 +56,7 @@ def fuse(first: Entry, second: Entry, truth: Truth) -> Fusion:
         scores["AUROC of the mean probability"] = (first.point["auroc"], second.point["auroc"], fused)
         fused = metrics.brier(positive, mean)
         scores["Brier score of the mean probability"] = (first.point["brier"], second.point["brier"], fused)
-    runs = [entry.answers.runs if entry.answers else None for entry in (first, second)]
+    runs = [entry.submission.runs if entry.submission else None for entry in (first, second)]
     if truth.runs is not None and runs[0] is not None and runs[1] is not None:
         for name, intersect in (("Dice of the union", False), ("Dice of the intersection", True)):
             merged = [coco.merge([a, b], intersect=intersect) for a, b in zip(runs[0], runs[1], strict=True)]

@@ -1,13 +1,9 @@
-"""A split as people hand it in, read for the audit: folds or subsets, patients and labels of every image.
+"""Audits a split: how many held-out images share a patient with training, and what that alone is worth.
 
-In: a CSV, and where it lacks them a patient table and a label file. Out: one table. A cell that would silently drop an
-image, or make strangers one patient, is refused by its row: the audit would otherwise acquit a split that leaks.
-
-What a split leaks: how many validation images share a patient with training, and what that alone is worth.
-
-In: folds or a split as a table, a patient table, and labels (in the same table or a label file). Out: a row per fold.
-It exists because a split made image by image lets a model that knows only the patient score AUROC 0.81 to 0.84 on
-SIIM's images, and nothing in such a result says that it did not.
+In: folds or a split as a CSV, and where it lacks them a patient table and a label file. Out: a :class:`SplitAudit` with
+a row per fold. It exists because in a split made image by image a model that knows only the patient scores AUROC 0.81
+to 0.84 on SIIM's images, and nothing in its result shows why. A cell that would silently drop an image, or join
+different patients into one, is refused by its row, because the audit could otherwise miss a leak.
 """
 
 from __future__ import annotations
@@ -33,14 +29,98 @@ _SUBSETS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
-"""What the subsets of a split are called."""
+"""The names that each subset of a split may have."""
+
+
+@dataclass(frozen=True)
+class FoldAudit:
+    """One held-out fold or subset compared with the images that a model is then trained on."""
+
+    name: str
+    images: int
+    positives: int
+    images_shared: int
+    """Held-out images whose patient is in training too."""
+    positives_shared: int
+    patients_shared: int
+    patient_auroc: float
+    """AUROC of the patient's share of positives in training; an unknown patient gets the overall share."""
+    patient_accuracy: float
+    """Accuracy of the same; yes above one half."""
+    majority_accuracy: float
+
+
+@dataclass(frozen=True)
+class SplitAudit:
+    """The audit of a whole split; ``notes`` say what could not be known."""
+
+    folds: list[FoldAudit]
+    notes: list[str]
+    images: int
+    """Number of held-out images; one that is in a fold and in a subset counts once."""
+    images_shared: int
+    """How many of them have a patient who is in training too."""
+
+    @property
+    def leaks(self) -> bool:
+        """Whether any held-out image shares its patient with training."""
+        return self.images_shared > 0
+
+    @property
+    def sentence(self) -> str:
+        """The result in a sentence."""
+        images, shared = self.images, self.images_shared
+        if not shared:
+            return f"No patient is on both sides: none of {images:,} held-out images shares a patient with training."
+        areas = [fold.patient_auroc for fold in self.folds if np.isfinite(fold.patient_auroc)]
+        worth = (
+            f"AUROC {min(areas):.3f} to {max(areas):.3f}"
+            if areas
+            else "an unknown amount, since the held-out images are of one class"
+        )
+        return (
+            f"{shared:,} of {images:,} held-out images ({shared / images:.0%}) share a patient with training; "
+            f"a model that knows only the patient reaches {worth}. Split by patient."
+        )
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per fold."""
+        return pd.DataFrame([vars(fold) for fold in self.folds])
+
+
+def audit_split(split: Path, patients: Path | None = None, labels: Path | None = None) -> SplitAudit:
+    """Audit folds or a split.
+
+    Args:
+        split: a prepared folder, or a CSV with an image column (``image_id``, ``ImageId``, ``fname``, ...) and ``fold``
+            or ``subset``; it may bring its own labels (``pneumothorax``, ``exist_labels``,
+            ``label``, ``target``; 0 or 1) and ``patient_id``.
+            Each fold is held out once and compared with all other folds (fold -1 is left out); then, where there are
+            subsets, ``validation`` (also ``valid``, ``val``, ``dev``) and ``test`` are each compared with the rest.
+        patients: patient table; see :func:`keras_pneumo.data.labels.patients.read_patients`.
+        labels: SIIM label file, when the split has no labels.
+
+    Raises:
+        PneumoError: a column is missing, an image comes twice or has no label, a fold, subset or patient cannot be
+            read, or no patients are known at all.
+    """
+    split = Path(split) / "split.csv" if Path(split).is_dir() else Path(split)
+    table, notes = read_split_table(split, patients, labels)
+    pairs = _pairs(table)
+    if not pairs:
+        raise PneumoError(f"{split} has neither two folds nor a train subset beside validation or test.")
+    audits = [_audit(name, training, held_out) for name, training, held_out in pairs]
+    shared = [held_out.image_id[_shared(training, held_out)] for _, training, held_out in pairs]
+    held = pd.concat([held_out.image_id for _, _, held_out in pairs])
+    return SplitAudit(audits, notes, int(held.nunique()), int(pd.concat(shared).nunique()))
 
 
 def read_split_table(split: Path, patients: Path | None, labels: Path | None) -> tuple[pd.DataFrame, list[str]]:
-    """``image_id``, ``patient_id``, ``pneumothorax`` and ``fold`` and/or ``subset`` per row, and notes to say aloud.
+    """Reads ``image_id``, ``patient_id``, ``pneumothorax`` and ``fold`` and/or ``subset`` per row; and notes.
 
     Raises:
-        PneumoError: see :func:`keras_pneumo.evaluation.board.split_audit.audit_split`.
+        PneumoError: see :func:`audit_split`.
     """
     table = read_table(split)
     names = {column_name(name): name for name in table.columns if name != "row"}
@@ -48,37 +128,35 @@ def read_split_table(split: Path, patients: Path | None, labels: Path | None) ->
     parts = [name for name in _SPLITS if name in names]
     if image is None or not parts:
         raise PneumoError(f"{split} needs an image column (image_id, ImageId, fname) and a column fold or subset.")
-    found = pd.DataFrame({"image_id": table[image].map(image_id_of), "row": table.row})
+    rows = pd.DataFrame({"image_id": table[image].map(image_id_of), "row": table.row})
     for name in parts:
-        found[name] = (_folds if name == "fold" else _subsets)(table[names[name]], split, table.row)
-    if found.image_id.duplicated().any():
-        first = found[found.image_id.duplicated()].iloc[0]
+        rows[name] = (_folds if name == "fold" else _subsets)(table[names[name]], split, table.row)
+    if rows.image_id.duplicated().any():
+        first = rows[rows.image_id.duplicated()].iloc[0]
         raise PneumoError(f"{split}, row {first.row}: image {first.image_id!r} was given before.")
     label = next((names[name] for name in _LABELS if name in names), None)
-    found["pneumothorax"] = (
-        _given_labels(table[label], split, table.row) if label else _file_labels(found, split, labels)
-    )
+    rows["pneumothorax"] = _given_labels(table[label], split, table.row) if label else _file_labels(rows, split, labels)
     notes: list[str] = []
     if patients is not None:
-        found["patient_id"] = found.image_id.map(read_patients(patients))
-        unknown = found.patient_id.isna()
+        rows["patient_id"] = rows.image_id.map(read_patients(patients))
+        unknown = rows.patient_id.isna()
         if unknown.all():
             raise PneumoError(f"{patients} names none of the images of {split}. Check that they belong together.")
         if unknown.any():
             notes.append(
                 f"{counted(int(unknown.sum()), 'image')} without a patient, each taken as a patient of its own."
             )
-            found["patient_id"] = found.patient_id.where(~unknown, _UNKNOWN + found.image_id)
+            rows["patient_id"] = rows.patient_id.where(~unknown, _UNKNOWN + rows.image_id)
     elif "patientid" in names:
-        found["patient_id"] = table[names["patientid"]]
-        _require_patients(found, split)
+        rows["patient_id"] = table[names["patientid"]]
+        _require_patients(rows, split)
     else:
         raise PneumoError(f"{split} has no patient_id. Give a patient table with --patients (for SIIM: nih_id.csv).")
-    return found, notes
+    return rows, notes
 
 
 def _folds(cells: pd.Series, split: Path, rows: pd.Series) -> pd.Series:
-    """Folds as whole numbers, however they are written: a table that went through a spreadsheet has -1.0 for -1."""
+    """Folds as whole numbers; a table that was saved by a spreadsheet may have -1.0 for -1."""
     values = pd.to_numeric(cells, errors="coerce")
     wrong = ~(np.isfinite(values) & (values % 1 == 0))
     if wrong.any():
@@ -90,35 +168,35 @@ def _folds(cells: pd.Series, split: Path, rows: pd.Series) -> pd.Series:
 
 
 def _subsets(cells: pd.Series, split: Path, rows: pd.Series) -> pd.Series:
-    known = {name: subset for subset, names in _SUBSETS.items() for name in names}
-    values = cells.str.lower().map(known)
+    names = {name: subset for subset, spellings in _SUBSETS.items() for name in spellings}
+    values = cells.str.lower().map(names)
     wrong = values.isna()
     if wrong.any():
         raise PneumoError(
             f"{split}, row {rows[wrong].iloc[0]}: the subset is {cells[wrong].iloc[0][:20]!r}, which is none of "
-            f"{', '.join(known)}. Rename it, or take these rows out."
+            f"{', '.join(names)}. Rename it, or remove these rows."
         )
     return values
 
 
-def _require_patients(found: pd.DataFrame, split: Path) -> None:
-    """Refuse a split whose patients are not known: where each image is its own patient, none is ever shared."""
-    blank = found.row[found.patient_id == ""]
+def _require_patients(rows: pd.DataFrame, split: Path) -> None:
+    """Refuse a split whose patients are not known: if each image is its own patient, no patient is ever shared."""
+    blank = rows.row[rows.patient_id == ""]
     if len(blank):
         raise PneumoError(
             f"{split}, row {blank.iloc[0]}: the patient id is blank. Complete it, or give a patient table with "
             "--patients."
         )
-    by_image = (found.patient_id == found.image_id) | (found.patient_id == "image-" + found.image_id)
-    if by_image.all() or (not found.patient_id.duplicated().any() and _ungrouped(split)):
+    by_image = (rows.patient_id == rows.image_id) | (rows.patient_id == "image-" + rows.image_id)
+    if by_image.all() or (not rows.patient_id.duplicated().any() and _ungrouped(split)):
         raise PneumoError(
             f"{split} says nothing about patients: every image counts as a patient of its own, so whether a patient "
-            "stands on both sides cannot be known. Give a patient table with --patients (for SIIM: nih_id.csv)."
+            "is on both sides cannot be known. Give a patient table with --patients (for SIIM: nih_id.csv)."
         )
 
 
 def _ungrouped(split: Path) -> bool:
-    """Whether the prepared folder that a split is in was prepared without a patient table."""
+    """Whether the split is in a folder that was prepared without a patient table."""
     return (split.parent / MANIFEST_NAME).is_file() and read_manifest(split.parent).get("patients") != "table"
 
 
@@ -132,16 +210,16 @@ def _given_labels(cells: pd.Series, split: Path, rows: pd.Series) -> pd.Series:
     return values.astype(int)
 
 
-def _file_labels(found: pd.DataFrame, split: Path, labels: Path | None) -> pd.Series:
+def _file_labels(rows: pd.DataFrame, split: Path, labels: Path | None) -> pd.Series:
     if labels is None:
         raise PneumoError(
             f"{split} has no label column (pneumothorax, exist_labels). Give the label file with --labels."
         )
-    read = read_labels(labels, need_masks=False)
-    refuse_rejected(labels, read.rejected)
-    values = found.image_id.map({image_id: int(label.positive) for image_id, label in read.images.items()})
+    label_table = read_labels(labels, need_masks=False)
+    refuse_rejected(labels, label_table.rejected)
+    values = rows.image_id.map({image_id: int(label.positive) for image_id, label in label_table.images.items()})
     if values.isna().any():
-        first = found[values.isna()].iloc[0]
+        first = rows[values.isna()].iloc[0]
         raise PneumoError(
             f"{labels} has no label for {counted(int(values.isna().sum()), 'image')} of {split}, "
             f"first {first.image_id!r}."
@@ -149,90 +227,8 @@ def _file_labels(found: pd.DataFrame, split: Path, labels: Path | None) -> pd.Se
     return values.astype(int)
 
 
-@dataclass(frozen=True)
-class FoldAudit:
-    """One validation fold, or the subsets of a split, held against the images it is trained on."""
-
-    name: str
-    images: int
-    positives: int
-    images_shared: int
-    """Validation images whose patient is in training too."""
-    positives_shared: int
-    patients_shared: int
-    patient_auroc: float
-    """AUROC of the patient's share of positives in training, the overall share for an unknown patient."""
-    patient_accuracy: float
-    """Accuracy of the same, yes above one half."""
-    majority_accuracy: float
-
-
-@dataclass(frozen=True)
-class SplitAudit:
-    """The audit of a whole split; ``notes`` say what was set aside or could not be known."""
-
-    folds: list[FoldAudit]
-    notes: list[str]
-    images: int
-    """Different images that are held out anywhere; where folds and subsets overlap, each counts once."""
-    images_shared: int
-    """Those among them whose patient is in training too."""
-
-    @property
-    def leaks(self) -> bool:
-        """Whether any validation image shares its patient with training."""
-        return self.images_shared > 0
-
-    @property
-    def sentence(self) -> str:
-        """The finding in a sentence."""
-        images, shared = self.images, self.images_shared
-        if not shared:
-            return (
-                f"No patient stands on both sides: none of {images:,} held-out images shares a patient with training."
-            )
-        areas = [fold.patient_auroc for fold in self.folds if np.isfinite(fold.patient_auroc)]
-        worth = (
-            f"AUROC {min(areas):.3f} to {max(areas):.3f}" if areas else "an unknown amount, for want of both classes"
-        )
-        return (
-            f"{shared:,} of {images:,} held-out images ({shared / images:.0%}) share a patient with training; "
-            f"knowing the patient alone is worth {worth}. Split by patient."
-        )
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """One row per fold."""
-        return pd.DataFrame([vars(fold) for fold in self.folds])
-
-
-def audit_split(split: Path, patients: Path | None = None, labels: Path | None = None) -> SplitAudit:
-    """Audit folds or a split.
-
-    Args:
-        split: a CSV with an image column (``image_id``, ``ImageId``, ``fname``, ...) and ``fold`` or ``subset``; it may
-            bring its own labels (``pneumothorax``, ``exist_labels``, ``label``, ``target``; 0 or 1) and ``patient_id``.
-            Each fold is validation once, held against all other folds (fold -1 left out); then, where there are
-            subsets, ``validation`` (also ``valid``, ``val``, ``dev``) and ``test`` are each held against the rest.
-        patients: patient table; see :func:`keras_pneumo.data.labels.patients.read_patients`.
-        labels: SIIM label file, when the split has no labels.
-
-    Raises:
-        PneumoError: a column is missing, an image comes twice or has no label, a fold, subset or patient cannot be
-            read, or no patients are known at all: then nothing can be said.
-    """
-    table, notes = read_split_table(Path(split), patients, labels)
-    pairs = _pairs(table)
-    if not pairs:
-        raise PneumoError(f"{split} has neither two folds nor a train subset beside validation or test.")
-    audits = [_audit(name, training, held_out) for name, training, held_out in pairs]
-    shared = [held_out.image_id[_shared(training, held_out)] for _, training, held_out in pairs]
-    held = pd.concat([held_out.image_id for _, _, held_out in pairs])
-    return SplitAudit(audits, notes, int(held.nunique()), int(pd.concat(shared).nunique()))
-
-
 def _pairs(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, pd.DataFrame]]:
-    """Each fold and subset that is held out: its name, what is trained on beside it, and itself."""
+    """Each held-out fold or subset: its name, the rows trained on, and its own rows."""
     pairs = []
     if "fold" in table.columns:
         usable = table[table.fold >= 0]

@@ -18,12 +18,12 @@ from keras_pneumo.evaluation.inputs.truth import Truth
 from keras_pneumo.storage.tables import counted, listed
 
 _ENOUGH_MASKS = 10
-"""From so many masks on, all of them ending before pixel 512 x 512 means another grid, not chance."""
+"""If at least so many masks all end before pixel 512 x 512, they were drawn on another grid; that is no chance."""
 
 
 @dataclass(frozen=True)
 class AlignedSubmission:
-    """What one team answered for each scored image, in the truth's order."""
+    """One team's probabilities and masks of the scored images, in the truth's order."""
 
     info: SubmissionInfo
     probability: np.ndarray | None
@@ -41,35 +41,35 @@ def align_submission(
     allow_extra: bool = False,
     clip_runs: bool = False,
 ) -> AlignedSubmission:
-    """Lay a submission against the truth.
+    """Bring a submission's predictions into the truth's order, and check that they fit.
 
     Args:
-        submission: as read.
+        submission: from :func:`.submission.read_submission`.
         truth: the scored subset.
         allow_missing: an image without a row counts as answered "no pneumothorax" (probability 0, empty mask). It is
-            not left out, since then leaving out the hard images would pay.
-        allow_extra: rows of other images, and word-for-word repeated rows, are set aside.
+            not left out of the score, since a team could then raise its score by leaving out hard images.
+        allow_extra: rows of other images, and exactly repeated rows, are left out.
         clip_runs: runs that end past the last pixel are cut there, as in files that write ``1 1048576`` for the whole
-            image. Every other fault of a mask stays a refusal.
+            image. Every other error in a mask is still refused.
 
     Returns:
-        Arrays in the truth's order, and notes for the board on whatever was allowed.
+        Arrays in the truth's order, and notes for the board on everything that was allowed.
 
     Raises:
-        PneumoError: another split or subset; duplicate, missing or unknown ids; a wrong mask. All ids and rows
-            concerned are counted and the first ones named.
+        PneumoError: another split or subset; duplicate, missing or unknown ids; a wrong mask. The message counts the
+            ids or rows and names the first ones.
     """
     info, file = submission.info, submission.predictions_file
     notes = _check_split(submission, truth)
     rows = submission.predictions
-    known = set(truth.cases.image_id)
-    extra = ~rows.image_id.isin(known)
+    scored = set(truth.cases.image_id)
+    extra = ~rows.image_id.isin(scored)
     if extra.any():
         if not allow_extra:
             named = listed(f"row {r} ({i!r})" for r, i in zip(rows.row[extra], rows.image_id[extra], strict=True))
             raise PneumoError(
                 f"{file} has {int(extra.sum()):,} rows of images that are not in the {truth.subset} subset: {named}. "
-                "Take them out, or allow them with --allow-extra; the board will say so."
+                "Remove them, or allow them with --allow-extra; the board will say so."
             )
         notes.append(f"{counted(int(extra.sum()), 'row')} of other images set aside (--allow-extra)")
         rows = rows[~extra]
@@ -79,7 +79,7 @@ def align_submission(
     if missing:
         if not allow_missing:
             raise PneumoError(
-                f"{file} has no row for {len(missing):,} of {len(known):,} images of the {truth.subset} subset: "
+                f"{file} has no row for {len(missing):,} of {len(scored):,} images of the {truth.subset} subset: "
                 f"{listed(map(repr, missing))}. Add them, or allow it with --allow-missing: each then counts as "
                 "answered 'no pneumothorax', and the board will say so."
             )
@@ -114,7 +114,7 @@ def _check_split(submission: Submission, truth: Truth) -> list[str]:
 
 
 def _without_repeats(rows: pd.DataFrame, submission: Submission, allow_extra: bool, notes: list[str]) -> pd.DataFrame:
-    """Refuse or set aside repeated rows of one image; several different masks of one image stay (they are united)."""
+    """Refuse or leave out repeated rows of one image; several different masks of one image stay (they are united)."""
     several = rows[rows.image_id.duplicated(keep=False)]
     if several.empty:
         return rows
@@ -125,7 +125,7 @@ def _without_repeats(rows: pd.DataFrame, submission: Submission, allow_extra: bo
         first = several[several.image_id == both.index[both][0]]
         raise PneumoError(
             f"{file} says of {int(both.sum()):,} images both that they are empty and that they have a mask, first of "
-            f"{first.image_id.iloc[0]!r} (rows {listed(first.row)}). Keep one or the other."
+            f"{first.image_id.iloc[0]!r} (rows {listed(first.row)}). Keep only one of the two."
         )
     text = several.encoded_pixels.where(~empty, rle.EMPTY)
     again = pd.DataFrame({"image_id": several.image_id, "text": text}).duplicated()
@@ -133,10 +133,10 @@ def _without_repeats(rows: pd.DataFrame, submission: Submission, allow_extra: bo
         return rows
     repeated = several[again]
     if not allow_extra:
-        where = listed(f"row {row} ({image!r})" for row, image in zip(repeated.row, repeated.image_id, strict=True))
+        named = listed(f"row {row} ({image!r})" for row, image in zip(repeated.row, repeated.image_id, strict=True))
         raise PneumoError(
-            f"{file} repeats {len(repeated):,} rows word for word: {where}. "
-            "Take them out, or allow them with --allow-extra; the board will say so."
+            f"{file} repeats {len(repeated):,} rows exactly: {named}. "
+            "Remove them, or allow them with --allow-extra; the board will say so."
         )
     notes.append(f"{counted(len(repeated), 'repeated row')} set aside (--allow-extra)")
     return rows.drop(index=repeated.index)
@@ -148,7 +148,7 @@ def _runs(
     """The united mask of each scored image."""
     pixels = rle.MASK_SIZE * rle.MASK_SIZE
     by_image: dict[str, list[rle.Runs]] = {}
-    faults: list[str] = []
+    errors: list[str] = []
     clipped, absolute, masks, furthest = 0, 0, 0, 0
     # Lists, since pandas hands out text cells one by one ten times slower.
     cells = zip(rows.image_id.tolist(), rows.encoded_pixels.tolist(), rows.row.tolist(), strict=True)
@@ -165,25 +165,25 @@ def _runs(
                 counts = _clipped(text, pixels)
                 clipped += 1
         except rle.RleError as error:
-            faults.append(f"row {row} ({image_id}): {error}")
+            errors.append(f"row {row} ({image_id}): {error}")
             continue
         masks += 1
         furthest = max(furthest, pixels - counts[-1])
         by_image.setdefault(image_id, []).append(rle.runs_of_counts(counts))
     file = submission.predictions_file
-    past = sum("ends at pixel" in fault for fault in faults) + clipped
-    if absolute and absolute == past:  # a file in which only some do has another fault
+    past = sum("ends at pixel" in message for message in errors) + clipped
+    if absolute and absolute == past:  # a file in which only some masks do has another error
         raise PneumoError(
-            f"{file}: {counted(past, 'mask')} would end past the last pixel, but fit if each first number were the "
-            "run's place in the image. Those look like absolute starts; a gap is counted from the end of the run "
-            f"before. {faults[0] + '. ' if faults else ''}Write gaps."
+            f"{file}: {counted(past, 'mask')} would end past the last pixel, but would fit if the first number of each "
+            "pair were the position of the run in the image. They look like absolute starts, but the first number must "
+            f"be the gap from the end of the run before. {errors[0] + '. ' if errors else ''}Write gaps."
         )
-    if faults:
+    if errors:
         hint = " Runs past the last pixel can be cut there with --clip-runs; the board will say so." if past else ""
         raise PneumoError(
-            f"{file}: {len(faults):,} masks are wrong. "
-            + ". ".join(faults[:5])
-            + (f" (and {len(faults) - 5:,} more)" if len(faults) > 5 else "")
+            f"{file}: {len(errors):,} masks are wrong. "
+            + ". ".join(errors[:5])
+            + (f" (and {len(errors) - 5:,} more)" if len(errors) > 5 else "")
             + f".{hint}"
         )
     if masks >= _ENOUGH_MASKS and furthest <= pixels // 4 < _furthest(truth):
@@ -203,24 +203,24 @@ def _runs(
 def _furthest(truth: Truth) -> int:
     """The last pixel of any true mask, counted from 1; 0 when there is none."""
     counts = [rle.counts_of_runs(runs) for runs in truth.runs or []]
-    return max((sum(one) - (one[-1] if len(one) % 2 else 0) for one in counts), default=0)
+    return max((sum(mask) - (mask[-1] if len(mask) % 2 else 0) for mask in counts), default=0)
 
 
 def _absolute_starts(text: str, pixels: int) -> bool:
-    """Whether a text that is no mask is one when its gaps are read as places: several runs in order, within the image.
+    """Whether a text that is no mask is one if its gaps are read as positions: several runs in order, in the image.
 
-    A mask of gaps is hardly ever one, since its gaps do not grow from run to run.
+    This is hardly ever true of a mask written with gaps, since gaps do not grow from run to run.
     """
     words = text.split()
     if len(words) < 4 or len(words) % 2 or not all(word.isdecimal() and len(word) <= 7 for word in words):
         return False
     starts, lengths = np.array(words[0::2], int), np.array(words[1::2], int)
     ends = starts + lengths
-    return bool((starts[1:] >= ends[:-1]).all() and ends[-1] <= pixels + 1)  # places may count from 0 or from 1
+    return bool((starts[1:] >= ends[:-1]).all() and ends[-1] <= pixels + 1)  # positions may count from 0 or from 1
 
 
 def _clipped(text: str, pixels: int) -> list[int]:
-    """Counts of a mask whose runs reach past the last pixel, cut there; what else is wrong still raises."""
+    """Counts of a mask whose runs reach past the last pixel, cut there; every other error is still raised."""
     counts = rle.counts_of(text, 10**12)  # any number of pixels that no sane run passes
     kept: list[int] = []
     left = pixels

@@ -1,8 +1,8 @@
-"""What is known of an image beside its pixels and its label: its NIH twin, and any table of columns about it.
+"""Tables about images beside pixels and labels: their NIH names, and any columns of metadata.
 
-In: ``nih_id.csv`` (SIIM image -> NIH image) and a table such as NIH's ``Data_Entry_2017``. Out: per image, its NIH
-name, and columns that a no-pixel answer may use. It exists because SIIM's images are NIH's: what was recorded there of
-a patient, or used there for pre-training, bears on the score here.
+In: ``nih_id.csv`` (SIIM image -> NIH image) and a table such as NIH's ``Data_Entry_2017``. Out: for each image its NIH
+name, and the columns that a metadata-only baseline may use. SIIM's images are NIH images under other names, so what NIH
+recorded of a patient, or what a team used of NIH for pre-training, matters for the score here.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.tables import IMAGE_COLUMNS, column_name, image_id_of, read_table
 
 MOST_CATEGORIES = 20
-"""A text column with more different values than this is left out: it is free text, a list of findings, or an id."""
+"""A text column with more different values than this is not used: it is free text, a list of findings, or an id."""
 
 _IMAGE = (*IMAGE_COLUMNS, "imageindex")
-_KNOWN = {"patientage": "age", "patientgender": "sex", "patientsex": "sex", "viewposition": "view"}
+_RENAMED = {"patientage": "age", "patientgender": "sex", "patientsex": "sex", "viewposition": "view"}
 
 
 def read_nih_names(path: Path) -> dict[str, str]:
@@ -37,7 +37,7 @@ def read_nih_names(path: Path) -> dict[str, str]:
 
 
 def read_metadata(path: Path, nih_names: dict[str, str] | None = None) -> pd.DataFrame:
-    """A table about images, indexed by image id as text cells; NIH's names are taken over to the SIIM images.
+    """Reads a table about images into text cells, indexed by image id; rows of NIH images get the SIIM image's id.
 
     Args:
         path: a CSV with an image column (``image_id``, ``ImageId``, ``Image Index``, ...).
@@ -57,12 +57,12 @@ def read_metadata(path: Path, nih_names: dict[str, str] | None = None) -> pd.Dat
         raise PneumoError(f"{path}, row {first.row}: image {first[image]!r} was given before. One row per image.")
     table = table.drop(columns=[image, "row"]).set_axis(index, axis=0)
     # NIH's header has "OriginalImage[Width,Height]", which a comma-separated table reads as two names.
-    names = {name: _KNOWN.get(column_name(name), name.replace("[", " ").strip("] ")) for name in table.columns}
+    names = {name: _RENAMED.get(column_name(name), name.replace("[", " ").strip("] ")) for name in table.columns}
     table = table.rename(columns=names)
     if nih_names:
-        known = {image_id: nih for image_id, nih in nih_names.items() if nih in table.index}
-        if known:
-            table = table.loc[list(known.values())].set_axis(list(known), axis=0)
+        present = {image_id: nih for image_id, nih in nih_names.items() if nih in table.index}
+        if present:
+            table = table.loc[list(present.values())].set_axis(list(present), axis=0)
     table.index.name = "image_id"
     return table
 
@@ -79,7 +79,7 @@ def features(table: pd.DataFrame, image_ids: pd.Series) -> dict[str, np.ndarray]
         whether it is missing; a text column gives one 0/1 column per value. Columns that never change, ids, and texts
         with more than :data:`MOST_CATEGORIES` values are left out.
     """
-    found: dict[str, np.ndarray] = {}
+    usable: dict[str, np.ndarray] = {}
     for name in table.columns:
         words = column_name(name)
         if words.endswith("id") or "index" in words:
@@ -97,13 +97,13 @@ def features(table: pd.DataFrame, image_ids: pd.Series) -> dict[str, np.ndarray]
             columns = [(cells == kind).to_numpy() for kind in kinds]
         values = np.stack(columns, axis=1).astype(float)
         if whole.nunique() > 1:
-            found[name] = values
-    return found
+            usable[name] = values
+    return usable
 
 
 def _image_column(names: dict[str, str], path: Path) -> str:
-    found = next((names[name] for name in _IMAGE if name in names), None)
-    if found is None:
+    column = next((names[name] for name in _IMAGE if name in names), None)
+    if column is None:
         has = ", ".join(map(repr, names.values()))
         raise PneumoError(f"{path} has no image column (image_id, ImageId, Kaggle_ID, Image Index); it has {has}.")
-    return found
+    return column

@@ -1,13 +1,9 @@
-"""A submission's folder: what may stand there, and how a new one takes an old one's place.
-
-In: a path that a user gave, and the finished folder that is to stand there. It exists because replacing a folder
-deletes what was in it: only what a submission itself consists of may be lost that way.
-
-What a team hands in, read without trusting it, and written so that it is whole.
+"""A team's submission: read with every check, and written whole.
 
 In: a folder (``submission.json``, ``predictions.csv``, perhaps ``validation.csv``) from any framework, or a bare Kaggle
-CSV. Out: a :class:`Submission`, its text parsed and its faults named by row. What it says about the truth's images is
-checked in :mod:`keras_pneumo.evaluation.inputs.alignment`.
+CSV. Out: a :class:`Submission`, its text parsed; every fault is named by file and row. Whether it fits the truth's
+images is checked in :mod:`keras_pneumo.evaluation.inputs.alignment`. Writing replaces a folder, so it refuses a folder
+that holds anything but an older submission.
 """
 
 from __future__ import annotations
@@ -30,65 +26,21 @@ from keras_pneumo.storage.tables import MAX_BYTES, image_id_of, listed, one_line
 
 INFO_FILE, PREDICTIONS_FILE, VALIDATION_FILE = "submission.json", "predictions.csv", "validation.csv"
 OWN_NAMES = frozenset({INFO_FILE, PREDICTIONS_FILE, VALIDATION_FILE, "postprocess.json", "postprocess.png"})
-"""All that is written into a submission's folder, the rule for masks and the picture of its search included."""
-
-
-def require_replaceable(folder: Path) -> Path:
-    """The real path of a place where a submission may be written: a new folder, an empty one, or an old submission.
-
-    Raises:
-        PneumoError: a file stands there, or a folder that holds anything else, which writing would delete.
-    """
-    real = Path(folder).resolve()
-    if not real.exists():
-        return real
-    if not real.is_dir():
-        raise PneumoError(f"{folder} is a file, but a submission is a folder. Give another name; nothing was changed.")
-    try:
-        others = sorted(path.name for path in real.iterdir() if not _own(path))
-    except OSError as error:
-        raise PneumoError(f"{folder} cannot be read ({error.strerror}). Give another folder.") from error
-    if others:
-        named = ", ".join(repr(name) for name in others[:3]) + (", ..." if len(others) > 3 else "")
-        raise PneumoError(
-            f"{folder} holds what is no part of a submission ({named}), and writing a submission replaces the whole "
-            "folder. Give a new or an empty folder; nothing was changed."
-        )
-    return real
-
-
-def put_in_place(made: Path, folder: Path) -> None:
-    """Give a finished folder its name; what stood there goes only once the new one stands."""
-    if not folder.exists():
-        made.rename(folder)
-        return
-    old = folder.with_name(made.name + ".old")
-    folder.rename(old)
-    try:
-        made.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old)
-
-
-def _own(path: Path) -> bool:
-    return path.is_file() and (path.name in OWN_NAMES or is_temporary(path.name))
-
+"""All files that are written into a submission's folder, those of the postprocessing search included."""
 
 Task = Literal["classification", "segmentation", "joint"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Pretraining(BaseModel):
-    """Images seen before training; ``image_ids`` are SIIM or NIH names, checked against the test set."""
+    """Images used for pre-training; ``image_ids`` are SIIM or NIH names, which are compared with the test set."""
 
     images: str = "none"
     image_ids: list[str] = []
 
 
 class SubmissionInfo(BaseModel):
-    """``submission.json``: what a team declares about its predictions. Unknown fields are ignored."""
+    """The content of ``submission.json``: what a team declares about its predictions. Unknown fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -134,7 +86,7 @@ class Submission:
 
     @property
     def predictions_file(self) -> Path:
-        """The file that a complaint about a row names."""
+        """The file that a message about a row names."""
         return self.path if self.bare else self.path / PREDICTIONS_FILE
 
 
@@ -159,8 +111,8 @@ def read_submission(path: Path, max_bytes: int = MAX_BYTES) -> Submission:
     info = _read_info(path / INFO_FILE, max_bytes)
     predictions = _read_predictions(path / PREDICTIONS_FILE, info.task, max_bytes)
     validation = path / VALIDATION_FILE
-    held_out = _read_predictions(validation, info.task, max_bytes) if validation.exists() else None
-    return Submission(path, info, predictions, held_out)
+    validation_table = _read_predictions(validation, info.task, max_bytes) if validation.exists() else None
+    return Submission(path, info, predictions, validation_table)
 
 
 def write_submission(
@@ -169,13 +121,14 @@ def write_submission(
     """Write a submission folder whole: it appears complete, or an older one of that name stays as it was.
 
     Args:
-        folder: where it goes; the parent is made. What stands there must be an older submission and nothing else.
-        info: what is declared.
+        folder: the folder to write; its parent is made. An existing folder must hold an older submission and nothing
+            else.
+        info: what the team declares.
         predictions: ``image_id`` and ``probability`` (0 to 1) and/or ``encoded_pixels`` (text, ``-1`` for empty).
         validation: the same for the validation subset.
 
     Raises:
-        PneumoError: the tables do not have what the task asks for, the folder holds other files, or it cannot be
+        PneumoError: the tables lack a column that the task needs, the folder holds other files, or it cannot be
             written.
     """
     folder = require_replaceable(folder)
@@ -188,20 +141,44 @@ def write_submission(
         texts[name] = table[columns].to_csv(index=False, lineterminator="\n", float_format="%.17g")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
         raise PneumoError(f"{folder} could not be written ({error.strerror}).") from error
     try:
-        made.chmod(0o755)
+        new.chmod(0o755)
         for name, text in texts.items():
-            write_bytes(made / name, text.encode())
-        read_submission(made)
-        put_in_place(made, folder)
+            write_bytes(new / name, text.encode())
+        read_submission(new)
+        _put_in_place(new, folder)
     except OSError as error:
         raise PneumoError(f"{folder} could not be written ({error.strerror}).") from error
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
     return folder
+
+
+def require_replaceable(folder: Path) -> Path:
+    """The real path of a folder that a submission may replace: a new one, an empty one, or an older submission.
+
+    Raises:
+        PneumoError: it is a file, or a folder that holds anything else, which writing would delete.
+    """
+    real = Path(folder).resolve()
+    if not real.exists():
+        return real
+    if not real.is_dir():
+        raise PneumoError(f"{folder} is a file, but a submission is a folder. Give another name; nothing was changed.")
+    try:
+        others = sorted(path.name for path in real.iterdir() if not _own(path))
+    except OSError as error:
+        raise PneumoError(f"{folder} cannot be read ({error.strerror}). Give another folder.") from error
+    if others:
+        named = ", ".join(repr(name) for name in others[:3]) + (", ..." if len(others) > 3 else "")
+        raise PneumoError(
+            f"{folder} holds files that are not part of a submission ({named}), and writing a submission replaces the "
+            "whole folder. Give a new or an empty folder; nothing was changed."
+        )
+    return real
 
 
 def _read_info(path: Path, max_bytes: int) -> SubmissionInfo:
@@ -220,8 +197,8 @@ def _read_info(path: Path, max_bytes: int) -> SubmissionInfo:
 
 
 def _sentences(error: ValidationError) -> str:
-    faults: list[dict[str, Any]] = [dict(fault) for fault in error.errors()]
-    return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {one_line(str(fault['msg']))}" for fault in faults[:5])
+    errors: list[dict[str, Any]] = [dict(item) for item in error.errors()]
+    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {one_line(str(item['msg']))}" for item in errors[:5])
 
 
 def _need_columns(table: pd.DataFrame, task: Task, path: Path) -> None:
@@ -264,8 +241,8 @@ def _read_predictions(path: Path, task: Task, max_bytes: int) -> pd.DataFrame:
         raise PneumoError(f"{path}, row {blank.iloc[0]}: the image id is blank.")
     again = table[table.image_id.duplicated()]
     if len(again):
-        where = listed(f"row {row} ({image!r})" for row, image in zip(again.row, again.image_id, strict=True))
-        raise PneumoError(f"{path} gives {len(again):,} images more than one row: {where}. One row per image.")
+        rows = listed(f"row {row} ({image!r})" for row, image in zip(again.row, again.image_id, strict=True))
+        raise PneumoError(f"{path} gives {len(again):,} images more than one row: {rows}. Give one row per image.")
     if "probability" in table.columns:
         table = table.assign(probability=_probabilities(table, path))
     return table
@@ -276,10 +253,29 @@ def _probabilities(table: pd.DataFrame, path: Path) -> np.ndarray:
     wrong = ~(np.isfinite(values) & (values >= 0) & (values <= 1))
     if wrong.any():
         cells = zip(table.row[wrong], table.probability[wrong], strict=True)
-        where = listed(f"row {row} ({text[:20]!r})" for row, text in cells)
+        rows = listed(f"row {row} ({text[:20]!r})" for row, text in cells)
         outside = np.isfinite(values[wrong]).all()
         hint = (
             "Logits must go through a sigmoid first." if outside else "Give every image a number, with a decimal point."
         )
-        raise PneumoError(f"{path}: {int(wrong.sum()):,} probabilities are not numbers from 0 to 1: {where}. {hint}")
+        raise PneumoError(f"{path}: {int(wrong.sum()):,} probabilities are not numbers from 0 to 1: {rows}. {hint}")
     return values
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Give a finished folder its name; the older folder is deleted only after that."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = folder.with_name(new.name + ".old")
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)
+
+
+def _own(path: Path) -> bool:
+    return path.is_file() and (path.name in OWN_NAMES or is_temporary(path.name))

@@ -100,7 +100,7 @@ def mask_findings(board: Board, counts: np.ndarray) -> MaskFindings:
         counts: pixels at each level, all and true ones, of each image in the truth's order: (images, 2, levels).
     """
     truth, team = board.truth, board.teams[0]
-    if team.masks is None or team.answers is None or team.answers.runs is None or truth.runs is None:
+    if team.masks is None or team.submission is None or team.submission.runs is None or truth.runs is None:
         raise ValueError("a submission with masks and a truth with masks are needed")
     nothing = next((entry for entry in board.entries if entry.team == ALL_EMPTY), None)
     empty = nothing.point if nothing is not None else {}
@@ -127,7 +127,7 @@ def mask_findings(board: Board, counts: np.ndarray) -> MaskFindings:
     by_chance = float(average_precision(share)[()])
     label = PIXEL_SCORES["pixel_auprc"]
     figures.append(MaskScore("pixel_auprc", label, value, interval, len(counts), by_chance))
-    surface = surface_table(truth.runs, team.answers.runs, truth.cases.pixel_spacing_mm.to_numpy(float))
+    surface = surface_table(truth.runs, team.submission.runs, truth.cases.pixel_spacing_mm.to_numpy(float))
     measured = int((surface["case"] == "measured").sum())
     for name in DISTANCES:
         value, interval = mean_by_patient(surface[name].to_numpy(), patients, resamples, seed)

@@ -180,8 +180,8 @@ def _card(index: int, outcome: str, teams: list[Entry], board: Board, image: Ima
 def _line(index: int, colour: int, team: Entry, positive: bool) -> Line:
     words = [] if team.probability is None else [f"{team.probability[index]:.3f}"]
     path = ""
-    if team.masks is not None and team.answers is not None and team.answers.runs is not None:
+    if team.masks is not None and team.submission is not None and team.submission.runs is not None:
         words.append(f"Dice {team.masks.dice[index]:.3f}")
-        path = outline(team.answers.runs[index]) if team.masks.predicted_pixels[index] else ""
+        path = outline(team.submission.runs[index]) if team.masks.predicted_pixels[index] else ""
     words.append("yes" if team.decision[index] else "no")
     return Line(team.team, colour, bool(team.decision[index]) == positive, ", ".join(words), path)

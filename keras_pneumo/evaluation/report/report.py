@@ -215,7 +215,7 @@ def _outlines(team: Entry, board: Board, image: ImageLoader | None, masks: MaskF
 def _card(index: int, team: Entry, board: Board, image: ImageLoader | None) -> dict[str, Any]:
     truth = board.truth
     image_id = str(truth.cases.image_id[index])
-    runs = team.answers.runs if team.answers else None
+    runs = team.submission.runs if team.submission else None
     return {
         "image_id": image_id,
         "picture": data_uri(image(image_id)) if image else "",

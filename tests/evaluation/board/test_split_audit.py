@@ -41,9 +41,7 @@ def test_by_patient_it_is_worth_nothing(tmp_path):
     assert [fold.name for fold in audit.folds] == ["validation", "test"]
     assert [fold.patient_auroc for fold in audit.folds] == [0.5, 0.5]
     assert not audit.leaks
-    assert (
-        audit.sentence == "No patient stands on both sides: none of 8 held-out images shares a patient with training."
-    )
+    assert audit.sentence == "No patient is on both sides: none of 8 held-out images shares a patient with training."
 
 
 def test_an_image_that_is_held_out_twice_counts_once(tmp_path):

@@ -117,7 +117,7 @@ def test_kaggle_rows_of_one_image_are_united(tmp_path, truth):
 def test_kaggle_repeats_and_contradictions(tmp_path, truth):
     path = tmp_path / "k.csv"
     path.write_text("ImageId,EncodedPixels\na,10 4\na,10 4\nb,-1\nb,\n")
-    with pytest.raises(PneumoError, match=r"repeats 2 rows word for word: row 3 \('a'\), row 5 \('b'\)"):
+    with pytest.raises(PneumoError, match=r"repeats 2 rows exactly: row 3 \('a'\), row 5 \('b'\)"):
         align_submission(read_submission(path), truth)
     answers = align_submission(read_submission(path), truth, allow_extra=True)
     assert [rle.area(runs) for runs in answers.runs] == [4, 0]

@@ -105,15 +105,15 @@ def test_writing_deletes_nothing_but_an_older_submission(tmp_path, monkeypatch):
     thesis = tmp_path / "work" / "thesis.txt"
     thesis.parent.mkdir()
     thesis.write_text("three years")
-    with pytest.raises(PneumoError, match=r"holds what is no part of a submission \('thesis.txt'\)"):
+    with pytest.raises(PneumoError, match=r"holds files that are not part of a submission \('thesis.txt'\)"):
         write_submission(thesis.parent, info, table)
     with pytest.raises(PneumoError, match="is a file, but a submission is a folder"):
         write_submission(thesis, info, table)
     monkeypatch.chdir(thesis.parent)
-    with pytest.raises(PneumoError, match="holds what is no part of a submission"):
+    with pytest.raises(PneumoError, match="holds files that are not part of a submission"):
         write_submission(Path(), info, table)
     (tmp_path / "run" / "predictions.csv").mkdir(parents=True)  # a folder of that name is no table of ours
-    with pytest.raises(PneumoError, match="no part of a submission"):
+    with pytest.raises(PneumoError, match="not part of a submission"):
         write_submission(tmp_path / "run", info, table)
     assert thesis.read_text() == "three years"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "work"]
