@@ -220,7 +220,7 @@ def test_a_heat_map_has_the_rows_and_columns_of_its_image(phantoms, tiny_runs):
         (lambda prepared: prepared.dataset("test"), "Give one as image_size"),
         (lambda prepared: prepared.dataset("tests", 64), "There is no subset 'tests'"),
         (lambda prepared: prepared.dataset("test", 64, batch_size=0), "at least 1"),
-        (lambda prepared: kp.load_run("nowhere"), "no run folder"),
+        (lambda prepared: kp.load_run("nowhere"), "not a run folder"),
         (lambda prepared: kp.load_detector("nowhere"), "not a detector"),
         (lambda prepared: kp.load_prepared("nowhere"), "nowhere"),
         (lambda prepared: kp.prepare("nowhere", "out"), "nowhere"),

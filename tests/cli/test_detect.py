@@ -68,7 +68,7 @@ def test_what_cannot_be_done_is_refused(place, tmp_path):
     refused(run("detect", detector, tmp_path, "--out", tmp_path / "o", "--make-uids"), "Give --dicom too")
     refused(run("view", tmp_path), "not a detector")
     refused(
-        run("join", tmp_path, "--segmenter", tmp_path, "--data", place / "data/prepared/phantom-try"), "no run folder"
+        run("join", tmp_path, "--segmenter", tmp_path, "--data", place / "data/prepared/phantom-try"), "not a run folder"
     )
     pair = (place / "runs/smallest_classifier", "--segmenter", place / "runs/smallest_segmenter")
     refused(run("join", *pair, "--data", tmp_path, "--out", tmp_path / "o"), "holds none with the split", "PREPARED=")
@@ -116,4 +116,4 @@ def test_the_page_is_served_and_ends_with_ctrl_c(place, tmp_path):
     spoken, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
-    assert "No answer was agreed" in spoken
+    assert "No answer is marked Agree" in spoken
