@@ -181,3 +181,14 @@ def test_make_hands_on_paths_with_spaces_whole(target, word):
     said = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     commands_run = [shlex.split(one) for one in said.splitlines() if "bin/" in one and "pip" not in one]
     assert any(word in words and "my run" in words for words in commands_run), said
+
+
+def test_the_way_of_a_radiograph_names_functions_that_exist():
+    ways = (REPOSITORY / "docs/way.md").read_text().split("## ")[1:]
+    assert len(ways) == 2
+    for way in ways:
+        rows = re.findall(r"^\| (\d+) \| `(\w+)` \| `([\w/.]+)` \|", way, re.MULTILINE)
+        assert [int(number) for number, *_ in rows] == list(range(1, len(rows) + 1))
+        assert 1 < len(rows) <= 15
+        for _, function, module in rows:
+            assert f"\ndef {function}(" in (REPOSITORY / "keras_pneumo" / module).read_text(), (function, module)
