@@ -67,9 +67,7 @@ def test_what_cannot_be_done_is_refused(place, tmp_path):
     refused(run("detect", detector, tmp_path / "nowhere", "--out", tmp_path / "o"), "There is no")
     refused(run("detect", detector, tmp_path, "--out", tmp_path / "o", "--make-uids"), "Give --dicom too")
     refused(run("view", tmp_path), "not a detector")
-    refused(
-        run("join", tmp_path, "--segmenter", tmp_path, "--data", place / "data/prepared/phantom-try"), "not a run folder"
-    )
+    refused(run("join", tmp_path, "--segmenter", tmp_path, "--data", place / "data/prepared/phantom-try"), "not a run")
     pair = (place / "runs/smallest_classifier", "--segmenter", place / "runs/smallest_segmenter")
     refused(run("join", *pair, "--data", tmp_path, "--out", tmp_path / "o"), "holds none with the split", "PREPARED=")
     assert not (tmp_path / "o").exists()
