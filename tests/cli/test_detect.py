@@ -27,7 +27,7 @@ def place(tmp_path_factory, phantoms, prepared_folder, tiny_runs):
     for name in ("classifier", "segmenter"):
         (folder / f"runs/smallest_{name}").symlink_to(tiny_runs / name)
     for result in shell(example("join"), folder):
-        assert "segmenter alone" in result.stdout
+        assert "segmenter without classifier" in result.stdout
         assert "Where it looks (" in result.stdout
         assert "runs/detector-try" in result.stdout
     return folder
@@ -38,8 +38,8 @@ def test_the_examples_work_one_after_the_other(place):
         assert "40 radiographs answered" in result.stdout
     table = pd.read_csv(place / "runs/detect-try/predictions.csv")
     assert len(table) == 40
-    told = json.loads((place / "runs/detect-try" / f"{table['image_id'][0]}.json").read_text())
-    assert told["use"].startswith("Research use only")
+    answer = json.loads((place / "runs/detect-try" / f"{table['image_id'][0]}.json").read_text())
+    assert answer["use"].startswith("Research use only")
     # As compare shows it: the detector's own submission, found in its folder.
     compared = run(
         *("compare", "runs/detector-try", "--truth", "data/prepared/phantom-try", "--out", "board", "--resamples", 100),
@@ -50,11 +50,11 @@ def test_the_examples_work_one_after_the_other(place):
 
 
 def test_set_aside_files_give_exit_code_one_and_a_second_word(place, tmp_path):
-    (tmp_path / "films").mkdir()
+    (tmp_path / "radiographs").mkdir()
     source = next((place / "data/phantom-try").rglob("*.dcm"))
-    (tmp_path / "films/good.dcm").write_bytes(source.read_bytes())
-    (tmp_path / "films/bad.dcm").write_bytes(b"no radiograph")
-    result = run("detect", place / "runs/detector-try", tmp_path / "films", "--out", tmp_path / "out", "--dicom")
+    (tmp_path / "radiographs/good.dcm").write_bytes(source.read_bytes())
+    (tmp_path / "radiographs/bad.dcm").write_bytes(b"no radiograph")
+    result = run("detect", place / "runs/detector-try", tmp_path / "radiographs", "--out", tmp_path / "out", "--dicom")
     assert result.returncode == 1, result.stderr
     assert "bad.dcm: it is no DICOM file" in result.stderr
     assert "1 set aside" in result.stdout
@@ -63,13 +63,11 @@ def test_set_aside_files_give_exit_code_one_and_a_second_word(place, tmp_path):
 
 def test_what_cannot_be_done_is_refused(place, tmp_path):
     detector = place / "runs/detector-try"
-    refused(run("detect", tmp_path, tmp_path, "--out", tmp_path / "o"), "no detector", "keras-pneumo join")
+    refused(run("detect", tmp_path, tmp_path, "--out", tmp_path / "o"), "not a detector", "keras-pneumo join")
     refused(run("detect", detector, tmp_path / "nowhere", "--out", tmp_path / "o"), "There is no")
     refused(run("detect", detector, tmp_path, "--out", tmp_path / "o", "--make-uids"), "Give --dicom too")
-    refused(run("view", tmp_path), "no detector")
-    refused(
-        run("join", tmp_path, "--segmenter", tmp_path, "--data", place / "data/prepared/phantom-try"), "no run folder"
-    )
+    refused(run("view", tmp_path), "not a detector")
+    refused(run("join", tmp_path, "--segmenter", tmp_path, "--data", place / "data/prepared/phantom-try"), "not a run")
     pair = (place / "runs/smallest_classifier", "--segmenter", place / "runs/smallest_segmenter")
     refused(run("join", *pair, "--data", tmp_path, "--out", tmp_path / "o"), "holds none with the split", "PREPARED=")
     assert not (tmp_path / "o").exists()
@@ -116,4 +114,4 @@ def test_the_page_is_served_and_ends_with_ctrl_c(place, tmp_path):
     spoken, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
-    assert "No answer was agreed" in spoken
+    assert "No answer is marked Agree" in spoken

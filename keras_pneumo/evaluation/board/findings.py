@@ -51,7 +51,7 @@ def analyse(board: Board, adjudicated: dict[str, bool] | None = None) -> Finding
 
 
 def ranked_table(board: Board, findings: Findings) -> pd.DataFrame:
-    """The board's table with ``rank`` in front (blank for no-pixel answers) and what the ceiling says of each team."""
+    """The board's table with ``rank`` in front (blank for baselines) and what the ceiling says of each team."""
     table = board.table.copy()
     ranks = [findings.ranks.get(e.team) if e.kind == "submission" else None for e in board.ordered]
     table.insert(0, "rank", pd.Series(ranks, dtype="Int64"))

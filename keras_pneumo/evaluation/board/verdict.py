@@ -1,7 +1,7 @@
-"""The answer in a sentence, before any table.
+"""The result of a board in sentences, before any table.
 
-In: a :class:`Board`. Out: a :class:`Verdict`: who beats whom and every answer that uses no pixels, by how much, with
-interval and n, in words that claim no more than the interval does.
+In: a :class:`Board`. Out: a :class:`Verdict`: which team beats which, whether they beat every metadata-only
+baseline, and by how much, with interval and n. No sentence claims more than its interval allows.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def verdict(board: Board) -> Verdict:
     ranked = [team for team in board.ordered if team.kind == "submission"]
     warnings = _warnings(board)
     if not ranked:
-        return Verdict("unclear", "There is no submission to judge.", [], warnings)
+        return Verdict("unclear", "There is no submission to evaluate.", [], warnings)
     score = board.headline
     if all(math.isnan(team.point.get(score, math.nan)) for team in ranked):
         reason = _why_nothing(board)
@@ -79,12 +79,12 @@ def verdict(board: Board) -> Verdict:
     multiple = f"; p {shown_p(adjusted)} after Holm’s adjustment for {pairs} pairs of teams" if pairs > 1 else ""
     sentences = [f"{_gap(gap)}, {board.extent}{multiple}."]
     winners = [team for team in ranked if _beats_all(team, board)]
-    nobody = "None of them beats every answer that uses no pixels."
+    nobody = "None of them beats every metadata-only baseline."
     if len(winners) == len(ranked):
         everyone = "Both" if len(ranked) == 2 else f"All {len(ranked)}"
-        sentences.append(f"{everyone} beat every answer that uses no pixels.")
+        sentences.append(f"{everyone} beat every metadata-only baseline.")
     elif winners:
-        sentences.append(f"{len(winners)} of {len(ranked)} beat every answer that uses no pixels.")
+        sentences.append(f"{len(winners)} of {len(ranked)} beat every metadata-only baseline.")
     else:
         sentences.append(nobody)
     return Verdict(("good" if told_apart else "unclear") if winners else "bad", headline, sentences, warnings)
@@ -114,33 +114,34 @@ def _adjusted_p(ranked: list[Entry], score: str) -> float:
 
 def _against_baselines(team: Entry, board: Board) -> tuple[str, list[str]]:
     score = board.headline
-    rivals = [entry for entry in board.entries if entry.kind == "baseline" and score in entry.point]
+    others = [entry for entry in board.entries if entry.kind == "baseline" and score in entry.point]
     own = f"Its {LABELS[score]} is {with_interval(team, score)}, {board.extent}."
-    if not rivals:
-        return "unclear", [f"{team.team} has no no-pixel answer to be compared with.", own]
-    best = max(rivals, key=lambda entry: entry.point[score])
-    gaps = {rival: paired_difference(team, rival, score) for rival in rivals}
-    doubtful = [rival for rival, gap in gaps.items() if not gap.interval.low > 0]
+    if not others:
+        return "unclear", [f"{team.team} has no metadata-only baseline to be compared with.", own]
+    best = max(others, key=lambda entry: entry.point[score])
+    gaps = {baseline: paired_difference(team, baseline, score) for baseline in others}
+    doubtful = [baseline for baseline, gap in gaps.items() if not gap.interval.low > 0]
     if not doubtful:
         text = (
             f"The best of them, “{best.team}” ({best.explanation}), has {shown(best.point[score])}: "
             f"{_gap(gaps[best], lower=True)}."
         )
-        return "good", [f"{team.team} beats every answer that uses no pixels.", own, text]
-    rival = max(doubtful, key=lambda entry: entry.point[score])
-    worse = gaps[rival].interval.high < 0
+        return "good", [f"{team.team} beats every metadata-only baseline.", own, text]
+    baseline = max(doubtful, key=lambda entry: entry.point[score])
+    worse = gaps[baseline].interval.high < 0
     word = "is worse than" if worse else "cannot be told apart from"
-    text = f"“{rival.team}” ({rival.explanation}) has {shown(rival.point[score])}: {_gap(gaps[rival], lower=True)}."
+    value, gap = shown(baseline.point[score]), _gap(gaps[baseline], lower=True)
+    text = f"“{baseline.team}” ({baseline.explanation}) has {value}: {gap}."
     return (
         "bad" if worse else "unclear",
-        [f"{team.team} {word} an answer that uses no pixels, “{rival.team}”.", own, text],
+        [f"{team.team} {word} a metadata-only baseline, “{baseline.team}”.", own, text],
     )
 
 
 def _beats_all(team: Entry, board: Board) -> bool:
     score = board.headline
-    rivals = [entry for entry in board.entries if entry.kind == "baseline" and score in entry.point]
-    return bool(rivals) and all(paired_difference(team, rival, score).interval.low > 0 for rival in rivals)
+    others = [entry for entry in board.entries if entry.kind == "baseline" and score in entry.point]
+    return bool(others) and all(paired_difference(team, baseline, score).interval.low > 0 for baseline in others)
 
 
 def _gap(gap: PairedDifference, lower: bool = False) -> str:

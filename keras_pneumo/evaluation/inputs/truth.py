@@ -2,8 +2,8 @@
 
 In: a prepared folder, its ``truth.csv``, or a label file as SIIM published it (and, beside a label file, optionally the
 ids to score and a patient table). Out: a :class:`Truth`: the scored images with their masks as runs, and the rows that
-a team was allowed to learn from, which the no-pixel baselines need. It exists so that a team with nothing but a CSV
-and this package can be refereed.
+a team was allowed to learn from, which the metadata-only baselines need. A team with nothing but a
+CSV and this package can thus be evaluated.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Truth:
     nih_names: dict[str, str] = field(default_factory=dict, repr=False)
     """NIH image of each image, where a table says so."""
     metadata: pd.DataFrame | None = field(default=None, repr=False)
-    """Further columns about images, for the no-pixel answers; see :func:`metadata.read_metadata`."""
+    """Further columns about images, for the metadata-only baselines; see :func:`metadata.read_metadata`."""
 
     @cached_property
     def pneumothorax(self) -> np.ndarray:
@@ -96,7 +96,7 @@ def read_truth(
         patients: patient table for a file without ``patient_id``, or a folder prepared without patients; see
             :func:`keras_pneumo.data.labels.patients.read_patients`.
             One with NIH names also leads NIH's metadata, adjudicated labels and pre-training images to the images here.
-        metadata: a table about the images, for the no-pixel answers; its age, sex and view fill those not known.
+        metadata: a table about the images, for the metadata-only baselines; its age, sex and view fill those not known.
 
     Raises:
         PneumoError: a file cannot be read, a row is wrong (named), the table is not the one its manifest describes,

@@ -57,7 +57,7 @@ def write_run_report(
 
     Args:
         path: the HTML file.
-        board: the run's submission and the no-pixel answers, scored.
+        board: the run's submission and the metadata-only baselines, scored.
         log: a row per epoch (``epoch``, ``phase``, ``loss``, ``validation_loss``, ``validation_auroc``,
             ``learning_rate``, ...), or None.
         experiment: what was run, nested as in ``experiment.json``; shown as a table.
@@ -276,7 +276,7 @@ def tiles(team: Entry, board: Board) -> list[dict[str, str]]:
 
 
 def columns(board: Board) -> list[str]:
-    """Which scores the board shows: those that any team has, and AUROC, which every no-pixel answer has."""
+    """Which scores the board shows: those that any team has, and AUROC, which every baseline has."""
     probabilities = [n for n in _PROBABILITY_COLUMNS if n == "auroc" or any(n in team.point for team in board.teams)]
     return probabilities + [n for n in _MASK_COLUMNS if any(n in team.point for team in board.teams)]
 

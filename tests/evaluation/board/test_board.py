@@ -59,7 +59,7 @@ def test_perfect_and_hopeless(tmp_path):
     assert low == pytest.approx(0.025 ** (1 / patients))  # all right is not certainty: the exact bound over patients
     assert high == 1
     assert verdict(board).tone == "good"
-    assert verdict(board).headline == "P beats every answer that uses no pixels."
+    assert verdict(board).headline == "P beats every metadata-only baseline."
     empty = next(entry for entry in board.entries if entry.team == "All empty")
     assert empty.point["dice"] == pytest.approx((~positive).mean())
     assert empty.point["auroc"] == 0.5
