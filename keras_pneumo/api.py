@@ -348,7 +348,9 @@ def load_run(folder: PathLike) -> Run:
     """
     folder = Path(folder)
     if not (folder / "experiment.json").is_file():  # said without waiting for TensorFlow
-        raise PneumoError(f"{folder} is no run folder: it has no experiment.json. Name the folder that train printed.")
+        raise PneumoError(
+            f"{folder} is not a run folder: it has no experiment.json. Name the folder that train printed."
+        )
     import_tensorflow()
     from keras_pneumo.inference.run import read_run
 
