@@ -218,7 +218,7 @@ def _difference(check: pd.DataFrame, reference: str) -> str:
     parts = []
     for score, name in (("pointing", "the pointing game"), ("auprc", "AUPRC")):
         row = _score(check, reference, score)
-        comparison = "better" if row.ahead_low > 0 else "worse" if row.ahead_high < 0 else "not distinguishable"
+        comparison = "better" if row.ahead_low > 0 else "worse" if row.ahead_high < 0 else "not clearly different"
         parts.append(
             f"{comparison} in {name} (difference {shown(row.ahead)}, {shown(row.ahead_low)} to {shown(row.ahead_high)})"
         )
@@ -275,7 +275,7 @@ def _shortcut_rows(table: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def _tube_rows(table: pd.DataFrame) -> list[dict[str, str]]:
-    tubes = {"with": "with a chest tube", "without": "without", "difference": "difference"}
+    tubes = {"with": "with a chest tube", "without": "without a chest tube", "difference": "difference"}
     names = {"positives": "Sensitivity", "negatives": "Specificity"}
     return [
         {

@@ -118,7 +118,7 @@ def test_explain_compares_with_the_twin(tmp_path, torch_python, twin, prepared_f
     explain_prepared(run, prepared, tmp_path / "explain", CheckOptions(method="hirescam", stage=4), resamples=100)
     made = tmp_path / "twin.npz"
     start(torch_python, SCRIPT, folder, prepared_folder, "--maps", tmp_path / "explain" / "maps.npz", "--out", made)
-    options = CheckOptions(method="hirescam", stage=4, compare=made)
+    options = CheckOptions(method="hirescam", stage=4, twin_maps=made)
     explain_prepared(run, prepared, tmp_path / "explain", options, resamples=100)
     scores = json.loads((tmp_path / "explain" / "explain.json").read_text())["twin"]
     assert scores["lowest"] > 0.999
