@@ -1,4 +1,4 @@
-"""A small truth and submissions of chosen skill, for tests of the board and its reports."""
+"""A small truth, and submissions of a chosen quality, for tests of the board and its reports."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from keras_pneumo.evaluation.inputs.submission import SubmissionInfo, read_submi
 from keras_pneumo.evaluation.inputs.truth import read_truth
 
 REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[2] / "shared"))
-"""Folder of real submissions and SIIM's tables; tests that need it are skipped without it."""
-needs_real = pytest.mark.skipif(not (REAL / "siim_tables").exists(), reason="the real tables are not at hand")
+"""Folder of real submissions and SIIM's tables. Without it, the tests that need it are skipped."""
+needs_real = pytest.mark.skipif(not (REAL / "siim_tables").exists(), reason="the real tables are not on this machine")
 
 
 def write_truth(folder, n=60, seed=0):
-    """A prepared folder's truth: patients of two images, a third of all ill, masks of 400 pixels; test and training."""
+    """Writes and reads a prepared folder's truth: two images a patient, a third positive, masks of 400 pixels."""
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(2 * n):
@@ -64,7 +64,7 @@ GOOD_PREDICTIONS = "image_id,probability,encoded_pixels\nb,0.25,-1\na,0.75,12 5\
 
 
 def team_folder(tmp_path, predictions=GOOD_PREDICTIONS, **info):
-    """A team's folder as another framework might write it, right or wrong."""
+    """Writes a team's folder as another framework would, with right or wrong content."""
     folder = tmp_path / "team"
     folder.mkdir()
     declared = {"format": 1, "team": "Team", "task": "joint", "split_sha256": "f" * 64} | info

@@ -1,4 +1,4 @@
-"""Run keras-pneumo as a user does, and look at what it says."""
+"""Runs keras-pneumo as a user does, and checks its output."""
 
 import os
 import re
@@ -22,7 +22,7 @@ def run(*arguments, cwd=None, timeout=600):
 
 
 def shell(line, cwd):
-    """Run a line from a help text as a shell would, with this environment's keras-pneumo."""
+    """Runs a line from a help text as a shell would, with this environment's keras-pneumo."""
     for part in line.split("&&"):
         words = shlex.split(part)
         assert words[0] == "keras-pneumo"
@@ -32,7 +32,7 @@ def shell(line, cwd):
 
 
 def refused(result, *words):
-    """The process said one clear thing, without a traceback, and ended with 2."""
+    """The process gave one clear message, without a traceback, and ended with 2."""
     assert result.returncode == 2, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     for word in words:
@@ -41,6 +41,6 @@ def refused(result, *words):
 
 def example(command):
     text = " ".join(run(command, "--help").stdout.split())
-    found = re.search(r"Example[^:]*: (keras-pneumo .*?)(?: Arguments|[│╭]| ?\w*Options|$)", text)
-    assert found, text
-    return re.sub(r"[╭╮╰╯│─].*", "", found.group(1)).strip()
+    match = re.search(r"Example[^:]*: (keras-pneumo .*?)(?: Arguments|[│╭]| ?\w*Options|$)", text)
+    assert match, text
+    return re.sub(r"[╭╮╰╯│─].*", "", match.group(1)).strip()

@@ -53,19 +53,19 @@ def prepared_folder(tmp_path_factory, phantoms) -> Path:
 
 @pytest.fixture
 def own_cache(monkeypatch, tmp_path):
-    """Trainings remember nothing of this machine's memory."""
+    """A cache of the test's own, so that trainings use no memory size that was measured before."""
     monkeypatch.setenv("KERAS_PNEUMO_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def prepared_copy(tmp_path, prepared_folder) -> Path:
-    """The prepared phantoms in a folder of the test's own, to be spoilt."""
+    """A copy of the prepared phantoms that the test may damage."""
     return Path(shutil.copytree(prepared_folder, tmp_path / "prepared"))
 
 
 @pytest.fixture(scope="session")
 def tiny_runs(tmp_path_factory, prepared_folder) -> Path:
-    """Two run folders, ``classifier`` and ``segmenter``, whose networks have learnt nothing. Read only."""
+    """Two run folders, ``classifier`` and ``segmenter``, with random weights. Read only."""
     return _once(tmp_path_factory, "tiny_runs", lambda folder: _write_tiny_runs(folder, prepared_folder))
 
 
@@ -78,12 +78,12 @@ def _write_tiny_runs(folder, prepared_folder):
     split = load_prepared(prepared_folder).manifest["split_sha256"]
     for name, base in (("classifier", CLASSIFIER), ("segmenter", SEGMENTER)):
         experiment = base.replace(name=name, encoder="resnet18", weights="random", image_size=64, frozen_epochs=0)
-        place = folder / name
-        place.mkdir(parents=True)
-        build(experiment).save_weights(place / "best.weights.h5")
+        run_folder = folder / name
+        run_folder.mkdir(parents=True)
+        build(experiment).save_weights(run_folder / "best.weights.h5")
         record = {"format": FORMAT, "experiment": experiment.model_dump(mode="json"), "versions": versions()}
-        more = {"split_sha256": split, "hardware": "a test", "training_seconds": 0.0, "command": "at /a/place"}
-        write_json(place / "experiment.json", record | more)
+        more = {"split_sha256": split, "hardware": "a test", "training_seconds": 0.0, "command": "keras-pneumo train"}
+        write_json(run_folder / "experiment.json", record | more)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
-"""A process that trains a tiny network again and again, each time in a child of its own that may be killed.
+"""A process that trains a tiny network many times, each time in a child process that a test may kill.
 
-TensorFlow is imported once, here, and started in each child, so that thirty restarts take seconds, not minutes.
-Commands come on stdin, one JSON object a line; each child's process id, and ``first step`` when it has done one, go to
-stdout.
+TensorFlow is imported once, here, and the child processes are forks, so that thirty restarts take seconds, not minutes.
+It reads commands from stdin, one JSON object per line. It writes each child's process id to stdout, and ``first step``
+when the child has done its first step.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ SHORT = CLASSIFIER.replace(
     positive_rate=((0, 0.5),), ema=0.5, swa_epochs=2, top_k=2, schedule="plateau", plateau_patience=0, dropout=0.3,
     learning_rate=1e-2, clip_norm=1.0, optimizer="adamw",
 )  # fmt: skip
-"""Everything that has state: an average of either kind, kept epochs, a plateau, dropout, two phases."""
+"""An experiment with everything that has state: both kinds of averages, kept epochs, a plateau, dropout, two phases."""
 
 LONG = SHORT.replace(name="long", frozen_epochs=10, epochs=30)
 
 
 def tiny(experiment, synchronized=False):
-    """A network with the real ones' parts by name, and some hundred weights."""
+    """A network of some hundred weights, whose parts have the names of the real networks' parts."""
     keras.utils.set_random_seed(experiment.seed)
     inner = keras.Input((None, None, 3))
     x = keras.layers.Conv2D(4, 5, strides=4, use_bias=False, name="conv1")(inner)
@@ -58,7 +58,7 @@ QUICK = SHORT.replace(
 
 
 def train_tiny(prepared, folder, experiment=QUICK, **options):
-    """Train the tiny network; gives the result, and the messages."""
+    """Trains the tiny network; gives the result and the messages."""
     folder.mkdir(exist_ok=True)
     messages = []
     options = TrainingOptions(notify=messages.append, build=tiny, **options)
@@ -66,7 +66,7 @@ def train_tiny(prepared, folder, experiment=QUICK, **options):
 
 
 def poisoned(when):
-    """Networks whose steps give NaN where ``when(number of the step)``, as an image of NaN would."""
+    """A class of networks whose loss is NaN at each step for which ``when(number of the step)`` is true."""
     count = [0]
 
     class Poisoned(TrainingNetwork):
@@ -80,7 +80,7 @@ def poisoned(when):
 
 
 def exhausted(fewest):
-    """Networks that learn only from batches in at least ``fewest`` micro-batches."""
+    """A class of networks that run out of memory with fewer than ``fewest`` micro-batches."""
 
     class Exhausted(TrainingNetwork):
         def take_step(self, data):
@@ -92,7 +92,7 @@ def exhausted(fewest):
 
 
 def slow_saves(seconds):
-    """Make each flush take longer, so that many a kill meets a save."""
+    """Makes each flush take longer, so that many kills happen during a save."""
     flush = os.fsync
 
     def slowly(handle):
@@ -108,11 +108,11 @@ MOMENTS = {
     "validation": (trainer, "make_validator"),
     "first network": (trainer, "training_network"),
 }
-"""Of each moment before the first step something that is called then."""
+"""Moments before the first step, each with a function that is called then."""
 
 
-def killed_at(moment):
-    """Make the process end there as by SIGKILL."""
+def kill_at(moment):
+    """Makes the process kill itself with SIGKILL at that moment."""
     setattr(*MOMENTS[moment], lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 
 
@@ -128,7 +128,7 @@ def child(command):
     if command.get("slow"):
         slow_saves(command["slow"])
     if command.get("kill"):
-        killed_at(command["kill"])
+        kill_at(command["kill"])
     folder = Path(command["folder"])
     folder.mkdir(exist_ok=True)
     experiment = {"short": SHORT, "long": LONG}[command["experiment"]].replace(**command.get("changes", {}))
@@ -141,9 +141,9 @@ def child(command):
     )
     try:
         train(experiment, load_prepared(Path(command["prepared"])), folder, options)
-    except PneumoError as fault:
-        print(json.dumps(str(fault)), file=sys.stderr, flush=True)
-        return getattr(fault, "exit_code", 2)
+    except PneumoError as error:
+        print(json.dumps(str(error)), file=sys.stderr, flush=True)
+        return getattr(error, "exit_code", 2)
     return 0
 
 

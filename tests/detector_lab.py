@@ -1,6 +1,6 @@
-"""A detector with known answers: it outlines bright pixels, and its probability is given.
+"""A detector with known answers: it outlines bright pixels, and always gives the same probability.
 
-Its mask can be made from a file's own pixels with pydicom and cv2 and nothing of ours.
+A test can compute the expected mask from the file's pixels with pydicom and cv2, without this package.
 """
 
 import shutil
@@ -23,7 +23,7 @@ DCIODVFY = shutil.which("dciodvfy")
 
 
 def bright_model():
-    """A segmenter sure of a pneumothorax wherever a pixel is brighter than BRIGHT."""
+    """A segmenter that is sure of a pneumothorax wherever a pixel is brighter than BRIGHT."""
     image = keras.Input((None, None, 1))
     model = keras.Model(image, keras.layers.Conv2D(1, 1)(image))
     model.set_weights([np.full((1, 1, 1, 1), 40.0), np.array([-40.0 * BRIGHT])])
@@ -31,7 +31,7 @@ def bright_model():
 
 
 def constant_model(probability):
-    """A classifier that always says the same."""
+    """A classifier that always gives this probability."""
     image = keras.Input((None, None, 1))
     logits = keras.layers.Dense(1)(keras.layers.GlobalAveragePooling2D()(image))
     model = keras.Model(image, logits)
@@ -40,9 +40,9 @@ def constant_model(probability):
 
 
 def known_detector(size=128, probability=0.8, top=0.5, classifier_model=None):
-    """An opened detector; ``top`` above 1 outlines nothing.
+    """An opened detector; with ``top`` above 1 it outlines nothing.
 
-    A ``classifier_model`` of one's own has heat maps; it is calibrated to always say ``probability`` too.
+    A ``classifier_model`` gives it heat maps; the calibrated probability is ``probability`` with it, too.
     """
     record = {"format": FORMAT, "versions": versions()}
     classifier = RunFolder(Path(), CLASSIFIER.replace(name="sure", image_size=size), record)
@@ -64,7 +64,7 @@ def known_detector(size=128, probability=0.8, top=0.5, classifier_model=None):
 
 
 def expected_mask(pixels, size=128):
-    """The known mask on the grid of the file, from its decoded pixels (square, uint8, white dense)."""
+    """The expected mask in the rows and columns of the file, from its decoded pixels (square, uint8, white = dense)."""
     small = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     return cv2.resize(small, pixels.shape[::-1], interpolation=cv2.INTER_LINEAR) > BRIGHT
 

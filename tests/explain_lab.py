@@ -1,4 +1,4 @@
-"""Runs that have learnt nothing, for tests of heat maps."""
+"""Runs whose weights are random, for tests of heat maps."""
 
 import pandas as pd
 
@@ -7,7 +7,7 @@ from keras_pneumo.storage.files import write_json
 
 
 def untrained(folder, experiment, prepared, **more):
-    """A run whose network has never learnt anything, as a training would leave it."""
+    """A run folder as a training writes it, but with random weights."""
     folder.mkdir(parents=True)
     model = build(experiment)
     model.save_weights(folder / WEIGHTS)

@@ -1,4 +1,4 @@
-"""The forms in which one label table comes: image a without a pneumothorax, image b with the mask "5 3"."""
+"""One label table in every accepted form: image a without a pneumothorax, image b with the mask "5 3"."""
 
 FORMS = (
     "ImageId, EncodedPixels\na,-1\nb, 5 3\n",

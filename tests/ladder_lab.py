@@ -1,4 +1,4 @@
-"""What tests of the ladder share: results and whole ladders made by hand."""
+"""Results of checks, and whole ladders, made by hand for tests."""
 
 from keras_pneumo.parity.comparison import Difference
 from keras_pneumo.parity.ladder import CheckResult, Ladder

@@ -1,16 +1,16 @@
-"""A predictor with a small memory."""
+"""A predictor that runs out of memory with large batches."""
 
 import numpy as np
 import tensorflow as tf
 
 
 def exhausted(images):
-    """The error of a device without memory for so many images."""
+    """The error of a device that has too little memory for this number of images."""
     return tf.errors.ResourceExhaustedError(None, None, f"out of memory by {images} images")
 
 
 class SmallMemory:
-    """Predicts with two outputs, and has memory for ``most`` images; ``sizes`` are those of its batches."""
+    """Predicts two outputs, with memory for at most ``most`` images; ``sizes`` lists the sizes of its batches."""
 
     def __init__(self, most):
         self.most, self.sizes = most, []

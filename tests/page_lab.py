@@ -46,11 +46,11 @@ class Page:
         self.page_detector.decoder.close()
 
     def ask(self, path, data=None, **headers):
-        """Status, headers and text of an answer; headers are given with _ for -."""
-        given = {"Cookie": f"{cookie_name(self.port)}={self.keys.cookie}"}
-        given |= {"Origin": self.address} if data is not None else {}
-        given |= {name.replace("_", "-"): value for name, value in headers.items()}
-        request = urllib.request.Request(self.address + path, data, given)
+        """Sends a request; gives status, headers and text of the answer. In names of headers, write _ for -."""
+        sent = {"Cookie": f"{cookie_name(self.port)}={self.keys.cookie}"}
+        sent |= {"Origin": self.address} if data is not None else {}
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(self.address + path, data, sent)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, dict(answer.headers), answer.read().decode()

@@ -1,10 +1,10 @@
-"""How long a radiograph takes from DICOM file to written answer: ResNet50 and U-Net at 512, on CPU cores.
+"""Measures the seconds per radiograph from the DICOM file to the written answer: ResNet50 and U-Net at 512, on a CPU.
 
     python experiments/benchmarks/detect.py [--images 16] [--size 512] [--json bench.json]
 
-Random weights (they cost the same as learnt ones), phantoms as DICOM files of 1024x1024. It prints what decoding,
-predicting and writing take alone, and what the pipeline takes in all; ``--json`` also writes rows
-``{"name", "ratio", "low", "high", "goal", "note"}``: the sum of the stages over the pipeline's time.
+The weights are random (they cost the same as learnt ones), the images are phantoms as DICOM files of 1024x1024. Prints
+the seconds of decoding, predicting and writing alone, and of the whole pipeline. ``--json`` also writes rows
+``{"name", "ratio", "low", "high", "goal", "note"}``; the ratio is the sum of the stages over the pipeline's time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from keras_pneumo.storage.workers import available_cores
 
 
 def random_detector(size: int, flips: bool, engine: str) -> Detector:
-    """The default classifier and segmenter, untrained; whatever the maps say, something is outlined."""
+    """A detector of the untrained default classifier and segmenter; it outlines something on every image."""
     record = {"format": FORMAT, "versions": versions()}
     changes = {"image_size": size, "weights": "random", "flip_averaging": flips}
     runs = [RunFolder(Path(), base.replace(**changes), record) for base in (CLASSIFIER, SEGMENTER)]
@@ -49,19 +49,19 @@ def random_detector(size: int, flips: bool, engine: str) -> Detector:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_phantoms(folder / "radiographs", PhantomSettings(images=given.images, seed=0), workers=1)
+        write_phantoms(folder / "radiographs", PhantomSettings(images=args.images, seed=0), workers=1)
         paths = [path for path, _ in find_files([folder / "radiographs"])]
         for engine, flips in [(engine, flips) for engine in ("keras", "onnx") for flips in (True, False)]:
-            detector = random_detector(given.size, flips, engine)
+            detector = random_detector(args.size, flips, engine)
             images = [read_radiograph(path).pixels for path in paths]
             detector.answer(images[:BATCH])  # compiles, which is paid once
             seconds = {}
@@ -70,7 +70,8 @@ def main() -> None:
                 read_radiograph(path)
             seconds["decode"] = time.perf_counter() - start
             start = time.perf_counter()
-            answers = [one for at in range(0, len(images), BATCH) for one in detector.answer(images[at : at + BATCH])]
+            batches = [images[first : first + BATCH] for first in range(0, len(images), BATCH)]
+            answers = [answer for batch in batches for answer in detector.answer(batch)]
             seconds["predict"] = time.perf_counter() - start
             start = time.perf_counter()
             for number, (image, answer) in enumerate(zip(images, answers, strict=True)):
@@ -92,13 +93,13 @@ def main() -> None:
             rows.append({
                 "name": f"stages one after the other against the pipeline, {kind}",
                 "ratio": sum(seconds.values()) / whole, "low": None, "high": None, "goal": 1.0,
-                "note": f"{whole / len(paths):.2f} s per image, {given.images} images at {given.size}",
+                "note": f"{whole / len(paths):.2f} s per image, {args.images} images at {args.size}",
             })  # fmt: skip
     cores = available_cores()
-    print(f"{cores} of {os.cpu_count()} CPU cores, ResNet50 and U-Net on ResNet50 at {given.size}, batches of {BATCH}")
-    if given.json:
+    print(f"{cores} of {os.cpu_count()} CPU cores, ResNet50 and U-Net on ResNet50 at {args.size}, batches of {BATCH}")
+    if args.json:
         machine = f"{platform.platform()}, {cores} cores"
-        given.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

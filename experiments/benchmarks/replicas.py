@@ -1,15 +1,17 @@
-"""Do two devices, and two processes, learn what one device learns? Losses, predictions and wall time side by side.
+"""Compares what two devices, or two processes, learn with what one device learns: losses, predictions and seconds.
 
     python experiments/benchmarks/replicas.py [--steps 20] [--size 64] [--encoder resnet18] [--optimizer sgd]
         [--only float64] [--json replicas.json]
 
-Each way is a process (or two) of its own on the same phantoms, from the same start, with the same global batch of 8:
-one device; the CPU divided into two logical devices (MirroredStrategy); two worker processes on loopback
-(MultiWorkerMirroredStrategy). On one host the last two share its cores, so they cannot be faster; what they show is
-that the result is the same, and what it costs. Everything is done twice. In float64, where rounding is far below what
-is looked for, a difference is a fault of the method: more than 1e-5 in any loss ends the command with 1. In float32, in
-which networks are trained, a control shows what rounding alone may do: one device again, each first weight moved by its
-last bit. (A ResNet from a random start makes such differences large within some steps, at any number of devices.)
+Each set-up runs in one process (or two) of its own, on the same phantoms, from the same start weights, with the same
+global batch of 8: one device; the CPU divided into two logical devices (MirroredStrategy); two worker processes on
+127.0.0.1 (MultiWorkerMirroredStrategy). The last two share the cores of one host, so they cannot be faster. They show
+whether the result is the same, and what it costs.
+
+Everything is done twice. In float64 rounding is far below the differences that are looked for, so a difference is an
+error of the method: more than 1e-5 in any loss ends the command with 1. In float32, in which networks are trained, a
+control shows what rounding alone can do: one device again, each first weight changed in its last bit. (A ResNet from a
+random start makes such differences large within some steps, at any number of devices.)
 """
 
 from __future__ import annotations
@@ -34,16 +36,16 @@ BOUND = 1e-5
 
 PRECISIONS = ("float64", "float32")
 CONTROL = "1 (control)"
-WAYS = {
+SETUPS = {
     "1": "one device",
-    CONTROL: "one device, each first weight moved by its last bit",
+    CONTROL: "one device, each first weight changed in its last bit",
     "2 (logical)": "the CPU divided in two",
     "2 workers": "two processes on loopback",
 }
 
 
 def experiment_of(size: int, encoder: str, optimizer: str) -> Experiment:
-    """Clipping, label smoothing, an average of the weights: whatever could differ between replicas."""
+    """The experiment, with all that could differ between replicas: clipping, label smoothing, averaged weights."""
     return CLASSIFIER.replace(
         name="replicas", encoder=encoder, weights="random", image_size=size, frozen_epochs=0, epochs=50,
         global_batch_size=8, positive_rate=((0, 0.5),), label_smoothing=0.1, ema=0.5, clip_norm=1.0,
@@ -51,8 +53,10 @@ def experiment_of(size: int, encoder: str, optimizer: str) -> Experiment:
     )  # fmt: skip
 
 
-def work(prepared_folder: Path, out: Path, way: str, steps: int, experiment: Experiment, precision: str) -> None:
-    """Train ``steps`` steps one way and write losses, predictions and seconds to ``out``."""
+def train_steps(
+    prepared_folder: Path, out: Path, setup: str, steps: int, experiment: Experiment, precision: str
+) -> None:
+    """Trains ``steps`` steps in one set-up and writes losses, predictions and seconds to ``out``."""
     import keras
     import tensorflow as tf
 
@@ -71,7 +75,7 @@ def work(prepared_folder: Path, out: Path, way: str, steps: int, experiment: Exp
         CONTROL: ("one", None),
         "2 (logical)": ("mirrored", 2),
         "2 workers": ("multiworker", None),
-    }[way]
+    }[setup]
     distribution = start_distribution(strategy, replicas)
     keras.config.set_floatx(precision)
     keras.config.set_dtype_policy(precision)
@@ -83,7 +87,7 @@ def work(prepared_folder: Path, out: Path, way: str, steps: int, experiment: Exp
         model = build(experiment, synchronized=distribution.replicas > 1)
         optimizer = make_optimizer(experiment, model, experiment.learning_rate, steps)
         network = training_network(model, image_losses(experiment), optimizer, distribution=distribution)
-    if way == CONTROL:
+    if setup == CONTROL:
         signs = np.random.default_rng(0)
         for variable in network.trainable_variables:
             value = keras.ops.convert_to_numpy(variable)
@@ -105,33 +109,33 @@ def work(prepared_folder: Path, out: Path, way: str, steps: int, experiment: Exp
     distribution.broadcast(0)
 
 
-def run(prepared: Path, folder: Path, way: str, precision: str, given: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Start the process or processes of one way, and read what they found."""
-    ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    workers = [f"127.0.0.1:{one.getsockname()[1]}" for one in ports]
-    for one in ports:
-        one.close()
-    out = folder / f"{way}.{precision}.npz"
-    options = [f"--{name}={getattr(given, name)}" for name in ("steps", "size", "encoder", "optimizer")]
+def run(prepared: Path, folder: Path, setup: str, precision: str, args: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Runs the process or processes of one set-up, and reads what they wrote."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    workers = [f"127.0.0.1:{server.getsockname()[1]}" for server in sockets]
+    for server in sockets:
+        server.close()
+    out = folder / f"{setup}.{precision}.npz"
+    options = [f"--{name}={getattr(args, name)}" for name in ("steps", "size", "encoder", "optimizer")]
     options.append(f"--precision={precision}")
     processes = []
-    for index in range(2 if way == "2 workers" else 1):
+    for index in range(2 if setup == "2 workers" else 1):
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
         environment.pop("TF_CONFIG", None)
-        if way == "2 workers":
+        if setup == "2 workers":
             task = {"type": "worker", "index": index}
             environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": workers}, "task": task})
-        command = [sys.executable, __file__, *options, "--way", way, "--prepared", str(prepared), "--out", str(out)]
+        command = [sys.executable, __file__, *options, "--setup", setup, "--prepared", str(prepared), "--out", str(out)]
         processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     for process in processes:
-        said = process.communicate()[1]
+        errors = process.communicate()[1]
         if process.returncode:
-            sys.exit(f"{way}: {said[-3000:]}")
+            sys.exit(f"{setup}: {errors[-3000:]}")
     return dict(np.load(out))
 
 
 def main() -> None:
-    """Measure and print a table."""
+    """Measures and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", type=int, default=64)
@@ -139,13 +143,13 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
     parser.add_argument("--only", choices=PRECISIONS)
     parser.add_argument("--json", type=Path)
-    for name in ("--precision", "--way", "--prepared", "--out"):
+    for name in ("--precision", "--setup", "--prepared", "--out"):
         parser.add_argument(name, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    precisions = [given.only] if given.only else list(PRECISIONS)
-    experiment = experiment_of(given.size, given.encoder, given.optimizer)
-    if given.way:
-        work(Path(given.prepared), Path(given.out), given.way, given.steps, experiment, given.precision)
+    args = parser.parse_args()
+    precisions = [args.only] if args.only else list(PRECISIONS)
+    experiment = experiment_of(args.size, args.encoder, args.optimizer)
+    if args.setup:
+        train_steps(Path(args.prepared), Path(args.out), args.setup, args.steps, experiment, args.precision)
         return
     from keras_pneumo.data.prepared.prepare import prepare
     from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
@@ -154,39 +158,39 @@ def main() -> None:
         folder = Path(name)
         settings = PhantomSettings(images=60, seed=5, positive_rate=0.5, size_scale=4.0)
         write_phantoms(folder / "phantoms", settings)
-        prepare(folder / "phantoms", folder / "prepared", [given.size], patients=folder / "phantoms/patients.csv")
-        found = {
-            (way, precision): run(folder / "prepared", folder, way, precision, given)
+        prepare(folder / "phantoms", folder / "prepared", [args.size], patients=folder / "phantoms/patients.csv")
+        results = {
+            (setup, precision): run(folder / "prepared", folder, setup, precision, args)
             for precision in precisions
-            for way in WAYS
+            for setup in SETUPS
         }
-    apart = {key: differences(values, found["1", key[1]]) for key, values in found.items()}
+    deviations = {key: differences(values, results["1", key[1]]) for key, values in results.items()}
     last = precisions[-1]
-    count = len(found["1", last]["predictions"])
-    print(f"{given.encoder}, {given.size} px, {given.optimizer}, {given.steps} steps of 8 images, {count} predictions")
+    count = len(results["1", last]["predictions"])
+    print(f"{args.encoder}, {args.size} px, {args.optimizer}, {args.steps} steps of 8 images, {count} predictions")
     heads = [f"{what} differ by ({precision})" for precision in precisions for what in ("losses", "predictions")]
     print(f"| replicas | first and last loss | {' | '.join(heads)} | seconds a step |")
     print(f"|---|---|{'---|' * len(heads)}---|")
     rows = []
-    for way, words in WAYS.items():
-        losses, seconds = found[way, last]["losses"], float(found[way, last]["seconds"])
-        cells = " | ".join(f"{value:.1e}" for precision in precisions for value in apart[way, precision])
-        print(f"| {way}: {words} | {losses[0]:.6f}, {losses[-1]:.6f} | {cells} | {seconds:.2f} |")
+    for setup, description in SETUPS.items():
+        losses, seconds = results[setup, last]["losses"], float(results[setup, last]["seconds"])
+        cells = " | ".join(f"{value:.1e}" for precision in precisions for value in deviations[setup, precision])
+        print(f"| {setup}: {description} | {losses[0]:.6f}, {losses[-1]:.6f} | {cells} | {seconds:.2f} |")
         for precision in precisions:
-            loss, prediction = apart[way, precision]
+            loss, prediction = deviations[setup, precision]
             rows.append(
-                {"name": f"loss of {way} in {precision} against {BOUND}", "ratio": loss / BOUND, "low": None,
+                {"name": f"loss of {setup} in {precision} against {BOUND}", "ratio": loss / BOUND, "low": None,
                  "high": None, "goal": 1.0 if precision == "float64" else None, "note": f"predictions {prediction:.1e}"}
             )  # fmt: skip
-    if given.json:
-        given.json.write_text(json.dumps({"machine": platform.platform(), "rows": rows}, indent=1) + "\n")
-    if any(loss > BOUND for (_, precision), (loss, _) in apart.items() if precision == "float64"):
+    if args.json:
+        args.json.write_text(json.dumps({"machine": platform.platform(), "rows": rows}, indent=1) + "\n")
+    if any(loss > BOUND for (_, precision), (loss, _) in deviations.items() if precision == "float64"):
         sys.exit(f"In float64 a loss differs by more than {BOUND}.")
 
 
-def differences(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> tuple[float, float]:
-    """The largest difference of any step's loss, and of any prediction."""
-    losses, predictions = (float(np.abs(one[name] - other[name]).max()) for name in ("losses", "predictions"))
+def differences(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> tuple[float, float]:
+    """The largest difference in the loss of any step, and in any prediction."""
+    losses, predictions = (float(np.abs(first[name] - second[name]).max()) for name in ("losses", "predictions"))
     return losses, predictions
 
 

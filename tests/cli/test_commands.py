@@ -87,7 +87,7 @@ def test_the_version_is_printed():
     assert re.fullmatch(r"keras-pneumo \d+\.\d+\.\d+\n", run("--version").stdout)
 
 
-def test_doctor_has_a_line_for_each_thing(tmp_path):
+def test_doctor_prints_a_line_for_each_check(tmp_path):
     result = run("doctor", "--folder", tmp_path / "new")
     assert result.returncode == 0, result.stdout
     for subject in ("python", "packages", "training", "devices", "strategy", "decoder", "memory", "disk"):

@@ -17,9 +17,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, phantoms, prepared_folder, tiny_runs):
+def root(tmp_path_factory, phantoms, prepared_folder, tiny_runs):
     """A folder as it is after training: runs and data under the names that the examples use."""
-    folder = tmp_path_factory.mktemp("place")
+    folder = tmp_path_factory.mktemp("work")
     (folder / "data/prepared").mkdir(parents=True)
     (folder / "runs").mkdir()
     (folder / "data/phantom-try").symlink_to(phantoms)
@@ -33,50 +33,57 @@ def place(tmp_path_factory, phantoms, prepared_folder, tiny_runs):
     return folder
 
 
-def test_the_examples_work_one_after_the_other(place):
-    for result in shell(example("detect"), place):
+def test_the_examples_work_one_after_the_other(root):
+    for result in shell(example("detect"), root):
         assert "40 radiographs answered" in result.stdout
-    table = pd.read_csv(place / "runs/detect-try/predictions.csv")
+    table = pd.read_csv(root / "runs/detect-try/predictions.csv")
     assert len(table) == 40
-    answer = json.loads((place / "runs/detect-try" / f"{table['image_id'][0]}.json").read_text())
+    answer = json.loads((root / "runs/detect-try" / f"{table['image_id'][0]}.json").read_text())
     assert answer["use"].startswith("Research use only")
     # As compare shows it: the detector's own submission, found in its folder.
     compared = run(
         *("compare", "runs/detector-try", "--truth", "data/prepared/phantom-try", "--out", "board", "--resamples", 100),
-        cwd=place,
+        cwd=root,
     )
     assert compared.returncode == 0, compared.stderr
     assert "joined" in compared.stdout
 
 
-def test_set_aside_files_give_exit_code_one_and_a_second_word(place, tmp_path):
+def test_set_aside_files_give_exit_code_one_and_a_second_sentence(root, tmp_path):
     (tmp_path / "radiographs").mkdir()
-    source = next((place / "data/phantom-try").rglob("*.dcm"))
+    source = next((root / "data/phantom-try").rglob("*.dcm"))
     (tmp_path / "radiographs/good.dcm").write_bytes(source.read_bytes())
     (tmp_path / "radiographs/bad.dcm").write_bytes(b"no radiograph")
-    result = run("detect", place / "runs/detector-try", tmp_path / "radiographs", "--out", tmp_path / "out", "--dicom")
+    result = run("detect", root / "runs/detector-try", tmp_path / "radiographs", "--out", tmp_path / "out", "--dicom")
     assert result.returncode == 1, result.stderr
     assert "bad.dcm: it is no DICOM file" in result.stderr
     assert "1 set aside" in result.stdout
     assert len(list((tmp_path / "out/dicom").rglob("report.dcm"))) == 1
 
 
-def test_what_cannot_be_done_is_refused(place, tmp_path):
-    detector = place / "runs/detector-try"
+def test_what_cannot_be_done_is_refused(root, tmp_path):
+    detector = root / "runs/detector-try"
     refused(run("detect", tmp_path, tmp_path, "--out", tmp_path / "o"), "not a detector", "keras-pneumo join")
     refused(run("detect", detector, tmp_path / "nowhere", "--out", tmp_path / "o"), "There is no")
     refused(run("detect", detector, tmp_path, "--out", tmp_path / "o", "--make-uids"), "Give --dicom too")
     refused(run("view", tmp_path), "not a detector")
-    refused(run("join", tmp_path, "--segmenter", tmp_path, "--data", place / "data/prepared/phantom-try"), "not a run")
-    pair = (place / "runs/smallest_classifier", "--segmenter", place / "runs/smallest_segmenter")
+    refused(run("join", tmp_path, "--segmenter", tmp_path, "--data", root / "data/prepared/phantom-try"), "not a run")
+    pair = (root / "runs/smallest_classifier", "--segmenter", root / "runs/smallest_segmenter")
     refused(run("join", *pair, "--data", tmp_path, "--out", tmp_path / "o"), "holds none with the split", "PREPARED=")
     assert not (tmp_path / "o").exists()
-    found = run("join", *pair, "--data", place / "data/prepared", "--out", tmp_path / "found", "--resamples", 100)
-    assert found.returncode == 0, found.stderr
+    joined = run("join", *pair, "--data", root / "data/prepared", "--out", tmp_path / "found", "--resamples", 100)
+    assert joined.returncode == 0, joined.stderr
 
 
-def test_the_page_is_served_and_ends_with_ctrl_c(place, tmp_path):
-    command = [sys.executable, "-m", "keras_pneumo", "view", place / "runs/detector-try", place / "data/phantom-try"]
+def test_the_page_is_served_and_ends_with_ctrl_c(root, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "keras_pneumo",
+        "view",
+        root / "runs/detector-try",
+        root / "data/phantom-try",
+    ]
     process = subprocess.Popen(
         [*command, "--port", "0", "--no-browser"],
         stdout=subprocess.PIPE,
@@ -98,8 +105,8 @@ def test_the_page_is_served_and_ends_with_ctrl_c(place, tmp_path):
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
         assert len(about["files"]) == 40
-        found = json.load(browser.open(address + "api/folder/0", timeout=60))
-        assert set(found["maps"]) == {"classifier", "segmenter"}
+        answer = json.load(browser.open(address + "api/folder/0", timeout=60))
+        assert set(answer["maps"]) == {"classifier", "segmenter"}
         second = subprocess.run(
             [*command, "--port", "0", "--no-browser"],
             capture_output=True,

@@ -22,19 +22,19 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to
 
 
 def prose(page):
-    """A page without its blocks of code."""
+    """The text of a page without its blocks of code."""
     return FENCE.sub("", page.read_text())
 
 
 def blocks(text):
-    """The lines of each block of shell, comments off, those that end in a backslash joined."""
+    """The lines of each block of shell commands. Lines that end in a backslash are joined with the next."""
     for language, body in FENCE.findall(text):
         if not language:
             yield from body.replace("\\\n", " ").splitlines()
 
 
 def words_of(line):
-    """A shell line's words, without its comment; one written in prose may be broken, or not be shell at all."""
+    """The words of a shell line, without its comment. A line in prose may be incomplete, or no shell at all."""
     try:
         return shlex.split(line, comments=True)
     except ValueError:
@@ -42,7 +42,7 @@ def words_of(line):
 
 
 def inline(text):
-    """What stands between single backquotes, where a line may break."""
+    """The code between single backquotes; it may go over a line break."""
     return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
 
 
@@ -59,7 +59,7 @@ def headings(page):
 
 
 def broken_links(page, root=REPOSITORY):
-    """Links and pictures of a page that lead nowhere, or out of the checkout."""
+    """Links and pictures of a page whose file or heading does not exist, or is outside the checkout."""
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if re.match(r"\w+:", target):
             continue
@@ -77,20 +77,20 @@ def commands():
 
 @functools.cache
 def options(name):
-    """What a command's options are called."""
+    """The names of a command's options."""
     return {word for parameter in commands()[name].params for word in (*parameter.opts, *parameter.secondary_opts)}
 
 
 def wrong_words(words):
-    """What is wrong with a line that starts with keras-pneumo, in prose: its command or its options."""
+    """The words of a line in prose, starting with keras-pneumo, that are no command or no option of it."""
     if len(words) > 1 and not words[1].startswith("-") and words[1] != "COMMAND" and words[1] not in commands():
         return [words[1]]
-    known = options(words[1]) | {"--help"} if len(words) > 1 and words[1] in commands() else {"--help", "--version"}
-    return [word for word in words[1:] if word.startswith("-") and word.split("=")[0] not in known]
+    allowed = options(words[1]) | {"--help"} if len(words) > 1 and words[1] in commands() else {"--help", "--version"}
+    return [word for word in words[1:] if word.startswith("-") and word.split("=")[0] not in allowed]
 
 
 @pages
-def test_links_and_pictures_lead_somewhere(page):
+def test_links_and_pictures_exist(page):
     assert not list(broken_links(page))
 
 
@@ -117,14 +117,14 @@ def test_make_targets_and_variables_exist(page):
 
 
 @pages
-def test_commands_in_blocks_are_taken_as_they_stand(page):
+def test_commands_in_blocks_are_accepted(page):
     for line in blocks(page.read_text()):
         words = words_of(line)
         if words[:1] == ["keras-pneumo"] and words[1] != "COMMAND":
             try:  # required arguments, options and their values; nothing is run
                 commands()[words[1]].make_context(words[1], words[2:])
-            except Exception as fault:
-                pytest.fail(f"{line}: {fault}")
+            except Exception as error:
+                pytest.fail(f"{line}: {error}")
 
 
 @pages
@@ -146,7 +146,7 @@ def test_a_wrong_option_is_found():
 
 
 @pages
-def test_files_that_are_named_exist_and_know_their_options(page):
+def test_named_files_exist_and_have_the_options(page):
     for words in shell_lines(page):
         script = ""
         for word in words:
@@ -159,7 +159,7 @@ def test_files_that_are_named_exist_and_know_their_options(page):
                 assert any(f'"{word}"' in source.read_text() for source in sources), words
 
 
-def test_every_dependency_has_its_reason_in_the_readme():
+def test_every_dependency_has_a_reason_in_the_readme():
     setup = configparser.ConfigParser()
     setup.read(REPOSITORY / "setup.cfg")
     required = "\n".join([setup["options"]["install_requires"], *setup["options.extras_require"].values()])
@@ -173,11 +173,11 @@ def test_every_dependency_has_its_reason_in_the_readme():
 
 
 @pytest.mark.parametrize(
-    ("target", "word"), [("train-classifier", "my films"), ("compare", "my films"), ("torch-segmenter", "my films")]
+    ("target", "folder"), [(name, "my radiographs") for name in ("train-classifier", "compare", "torch-segmenter")]
 )
-def test_make_hands_on_paths_with_spaces_whole(target, word):
+def test_make_passes_paths_with_spaces(target, folder):
     ready = [part for name in (".venv/.ready", ".venv-torch/.ready") for part in ("-o", name)]
-    line = ["make", "-n", *ready, target, f"DATA={word}", "OUT=my run"]
-    said = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    commands_run = [shlex.split(one) for one in said.splitlines() if "bin/" in one and "pip" not in one]
-    assert any(word in words and "my run" in words for words in commands_run), said
+    line = ["make", "-n", *ready, target, f"DATA={folder}", "OUT=my run"]
+    output = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    commands_run = [shlex.split(text) for text in output.splitlines() if "bin/" in text and "pip" not in text]
+    assert any(folder in words and "my run" in words for words in commands_run), output

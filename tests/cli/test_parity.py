@@ -17,7 +17,7 @@ from keras_pneumo.parity.comparison import Difference
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_the_table_is_plain_when_piped_and_says_all(monkeypatch, capsys):
+def test_the_table_in_a_pipe_is_plain_and_complete(monkeypatch, capsys):
     from keras_pneumo.cli import console
 
     piped = Console(width=40)

@@ -82,7 +82,7 @@ def test_a_worker_that_gets_a_signal_while_it_waits_for_the_report_may_be_starte
         (tf.errors.InternalError(None, None, "cuDNN failed to initialize"), 1),  # its own: starting again does not help
     ],
 )
-def test_a_lost_worker_is_told_apart_from_an_error_of_this_one(leaves, capsys, error, code):
+def test_a_lost_worker_and_an_error_of_this_worker_have_different_messages(leaves, capsys, error, code):
     distribution = Worker(failing(error))
     assert leaves(distribution=distribution) == code
     output = " ".join(capsys.readouterr().err.split())

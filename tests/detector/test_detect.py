@@ -55,7 +55,7 @@ def test_a_crash_costs_only_its_own_file(few, tmp_path, monkeypatch, workers):
     assert aside["reason"].startswith("its decoder crashed")
 
 
-def test_bad_files_are_set_aside_and_nobody_is_named(few, tmp_path, capsys, recwarn):
+def test_bad_files_are_set_aside_and_no_patient_is_named(few, tmp_path, capsys, recwarn):
     data = tmp_path / "data"
     data.mkdir()
     named = pydicom.dcmread(next(few.iterdir()))
@@ -79,7 +79,7 @@ def test_bad_files_are_set_aside_and_nobody_is_named(few, tmp_path, capsys, recw
     assert "unmistakable" not in everything.lower()
 
 
-def test_hostile_ids_stay_inside_the_folder_and_equal_ones_apart(few, tmp_path):
+def test_hostile_ids_stay_inside_the_folder_and_equal_ids_get_separate_files(few, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     dataset = pydicom.dcmread(next(few.iterdir()))

@@ -103,7 +103,7 @@ def check_objects(path, out):
     assert "Research use only" in text
 
 
-def test_objects_of_phantoms_line_up_and_name_their_source(answered, few):
+def test_objects_of_phantoms_have_their_sources_grid_and_name_it(answered, few):
     for path in few.iterdir():
         check_alignment(path, answered)
         check_objects(path, answered)
@@ -120,7 +120,7 @@ def test_objects_of_phantoms_are_valid_dicom(answered):
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real DICOM files are not here")
 @pytest.mark.slow
-def test_objects_of_real_files_line_up_and_are_valid(tmp_path):
+def test_objects_of_real_files_have_their_sources_grid_and_are_valid(tmp_path):
     result = detect(known_detector(), [REAL], tmp_path, dicom=True)
     assert len(result.rows) == 10
     for path in REAL.glob("*.dcm"):
@@ -131,7 +131,7 @@ def test_objects_of_real_files_line_up_and_are_valid(tmp_path):
 
 
 @pytest.mark.skipif(DCIODVFY is None, reason="dciodvfy (Debian's dicom3tools) is not installed")
-def test_a_no_has_a_report_and_no_segmentation(few, tmp_path):
+def test_a_negative_answer_has_a_report_and_no_segmentation(few, tmp_path):
     result = detect(known_detector(probability=0.1, top=2), [next(few.iterdir())], tmp_path, dicom=True)
     (row,) = result.rows
     assert (row["pneumothorax"], row["outlined"], row["encoded_pixels"]) == (False, False, "-1")

@@ -27,18 +27,18 @@ from keras_pneumo.training.log import Events
 @pytest.mark.parametrize(("norms", "wanted"), [([1.0, np.inf, 4.0], 2.0), ([np.nan] * 3, np.nan)])
 def test_the_mean_gradient_leaves_out_the_steps_that_overflowed(monkeypatch, norms, wanted):
     """In float16 the loss scale leaves such a step out; its norm is no number. Batches of 8, 4 and 4 images."""
-    state, given = State(), []
+    state, rows = State(), []
     network = SimpleNamespace(optimizer=SimpleNamespace(inner_optimizer=None), data_seconds=0.0)
     steps = StepCounter(state, [8, 4, 4], 1, Interruption(), Events(None), None)
     steps.set_model(network)
     for norm in norms:
         steps.on_train_batch_end(0, {"loss": 1.0, "gradient_norm": norm})
     monkeypatch.setattr(callbacks, "averaged_weights", lambda model: contextlib.nullcontext())
-    log = SimpleNamespace(best=None, add_epoch=lambda *row: given.append(row[-1]) or SimpleNamespace(score=0.5))
+    log = SimpleNamespace(best=None, add_epoch=lambda *row: rows.append(row[-1]) or SimpleNamespace(score=0.5))
     validation = EpochValidation(state, log, lambda model: None, "whole", lambda row: None)
     validation.set_model(network)
     validation.on_epoch_end(0)
-    assert given[0].gradient_norm == pytest.approx(wanted, nan_ok=True)
+    assert rows[0].gradient_norm == pytest.approx(wanted, nan_ok=True)
     assert state.images == 16
 
 
@@ -56,7 +56,7 @@ def test_checkpoint_intervals(text, wanted):
 
 
 @pytest.mark.parametrize("text", ["", "often", "0steps", "-3", "5 hours", "1.5steps"])
-def test_what_is_no_checkpoint_interval_is_refused(text):
+def test_an_invalid_checkpoint_interval_is_refused(text):
     with pytest.raises(PneumoError, match="200steps"):
         CheckpointInterval.parse(text)
 

@@ -21,7 +21,7 @@ def write(run, epoch=1, step=2, **more):
     return checkpoints.save(run, epoch, step, ARRAYS | more, STATE, [])
 
 
-def test_what_was_written_comes_back(tmp_path):
+def test_a_checkpoint_is_restored_as_it_was_saved(tmp_path):
     folder = write(tmp_path)
     checkpoint = checkpoints.latest(tmp_path)
     assert checkpoint.folder == folder == tmp_path / "checkpoints/at_0001_000002"
@@ -33,7 +33,7 @@ def test_what_was_written_comes_back(tmp_path):
     assert not list(tmp_path.glob("checkpoints/.*"))
 
 
-def test_the_last_two_are_kept(tmp_path):
+def test_the_last_two_checkpoints_are_kept(tmp_path):
     for step in (3, 11, 200):
         write(tmp_path, 0, step)
     write(tmp_path, 1, 0)
@@ -42,7 +42,7 @@ def test_the_last_two_are_kept(tmp_path):
     assert [folder.name for folder in checkpoints.folders(tmp_path)] == ["at_0001_000000"]
 
 
-def test_the_same_moment_again_replaces(tmp_path):
+def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
     write(tmp_path)
     write(tmp_path, extra=np.ones(1))
     assert "extra" in checkpoints.latest(tmp_path).arrays
@@ -50,7 +50,7 @@ def test_the_same_moment_again_replaces(tmp_path):
 
 @pytest.mark.parametrize("name", ["arrays.safetensors", "state.json", "kept/best.weights.h5"])
 @pytest.mark.parametrize("how", ["truncated", "altered", "missing"])
-def test_a_damaged_one_is_passed_over_with_a_sentence(tmp_path, name, how):
+def test_a_damaged_checkpoint_is_skipped_with_a_message(tmp_path, name, how):
     (tmp_path / "best.weights.h5").write_bytes(b"weights" * 100)
     write(tmp_path, 0, 5)
     last = checkpoints.save(tmp_path, 0, 9, ARRAYS, STATE, ["best.weights.h5"])
@@ -72,7 +72,7 @@ def test_a_damaged_one_is_passed_over_with_a_sentence(tmp_path, name, how):
         assert "not complete" not in messages[0]
 
 
-def test_one_without_its_marker_or_with_a_broken_one_is_none(tmp_path):
+def test_a_checkpoint_without_a_valid_marker_is_ignored(tmp_path):
     folder = write(tmp_path)
     messages = []
     (folder / "COMPLETE.json").write_text("{")
@@ -83,7 +83,7 @@ def test_one_without_its_marker_or_with_a_broken_one_is_none(tmp_path):
     assert "it is not complete (COMPLETE.json" in messages[1]
 
 
-def test_files_of_the_run_come_back_as_they_were(tmp_path):
+def test_files_of_the_run_are_restored(tmp_path):
     best = tmp_path / "best.weights.h5"
     best.write_bytes(b"first")
     (tmp_path / "checkpoints").mkdir()

@@ -65,7 +65,7 @@ def test_a_full_disk_while_weights_are_saved_leaves_the_best_ones(monkeypatch, t
     assert not list(run_folder.glob("writing*"))
 
 
-def test_weights_are_on_the_disk_before_they_take_their_name(monkeypatch, tmp_path):
+def test_weights_are_flushed_before_they_are_renamed(monkeypatch, tmp_path):
     path, flush, flushed = tmp_path / "best.weights.h5", os.fsync, []
 
     def noted(handle):
@@ -77,7 +77,7 @@ def test_weights_are_on_the_disk_before_they_take_their_name(monkeypatch, tmp_pa
     assert flushed == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
 
 
-def test_weights_that_cannot_be_flushed_are_not_taken(monkeypatch, tmp_path):
+def test_weights_that_cannot_be_flushed_are_not_renamed(monkeypatch, tmp_path):
     (tmp_path / "best.weights.h5").write_bytes(b"before")
 
     def full(handle):

@@ -167,7 +167,7 @@ def test_any_logit_gives_a_finite_loss_and_gradient(word):
 
 
 @pytest.mark.parametrize("word", TERMS)
-def test_a_false_mask_on_an_empty_truth_is_pushed_down(word):
+def test_the_gradient_reduces_a_false_mask_on_an_empty_truth(word):
     logits = batch(np.where(CORNER, 2.0, -2.0))
     logits[0, 0, 1, 0] = 3.0
     slopes = gradient(TERMS[word], batch(EMPTY), logits)
@@ -176,7 +176,7 @@ def test_a_false_mask_on_an_empty_truth_is_pushed_down(word):
     assert slopes[0, 0, :2, 0].max() > 1e-3
 
 
-def test_a_sure_mistake_keeps_its_slope():
+def test_a_confident_error_keeps_its_gradient():
     # The probability is 1 in float32 here; a loss through the clipped probability would have no gradient.
     for word, expected in (("bce", 1 / 9), ("focal", 1 / 9)):
         assert gradient(TERMS[word], batch(EMPTY), sure(CORNER))[0, 0, 0, 0] == pytest.approx(expected)

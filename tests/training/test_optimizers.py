@@ -77,7 +77,7 @@ def test_sgd_by_hand_at_a_changing_rate():
         np.testing.assert_allclose(np.array(variable), [[expected]], rtol=1e-6)
 
 
-def test_decay_spares_vectors():
+def test_weight_decay_leaves_out_vectors():
     kernel, bias = keras.Variable(np.ones((3, 3), np.float32)), keras.Variable(np.ones(3, np.float32))
     assert decays(kernel)
     assert not decays(bias)
@@ -91,7 +91,7 @@ def test_decay_spares_vectors():
     np.testing.assert_allclose(np.array(bias), 0.99, rtol=1e-6)
 
 
-def test_a_multiplier_of_zero_stands_still():
+def test_a_multiplier_of_zero_changes_nothing():
     first, second = keras.Variable(np.ones((2, 2), np.float32)), keras.Variable(np.ones((2, 2), np.float32))
     optimizer = AdamW(0.1, rate_multipliers={first.path: 0.0})
     optimizer.apply([keras.ops.ones((2, 2))] * 2, [first, second])

@@ -58,7 +58,7 @@ def test_a_ladder_of_another_network_or_version_is_not_quoted(run, changes, word
     assert "keras-pneumo parity --encoder resnet50 --size 256" in text
 
 
-def test_a_ladder_of_a_version_that_did_not_say_its_own_is_not_quoted(run):
+def test_a_ladder_without_a_version_is_not_quoted(run):
     path = write_ladder(run)
     answer = json.loads(path.read_text())
     del answer["keras_pneumo"]
@@ -67,7 +67,7 @@ def test_a_ladder_of_a_version_that_did_not_say_its_own_is_not_quoted(run):
 
 
 @pytest.mark.parametrize("content", [None, "[", "[]", "{}", '{"verdict": "Yes", "versions": 1}'])
-def test_without_a_whole_ladder_nothing_is_said(run, content):
+def test_without_a_whole_ladder_there_is_no_sentence(run, content):
     if content is not None:
         path = write_ladder(run)
         path.write_text(content)

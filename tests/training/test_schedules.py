@@ -71,7 +71,7 @@ def test_one_cycle_by_hand():
 
 
 @given(st.integers(10, 400), st.floats(0.25, 0.9), st.floats(1e-6, 10))
-def test_one_cycle_climbs_once_and_falls_once(total, rise, peak):
+def test_one_cycle_rises_once_and_falls_once(total, rise, peak):
     rates, momenta = one_cycle(np.arange(total), total, peak, rise=rise)
     top = int(rates.argmax())
     assert (np.diff(rates[: top + 1]) >= 0).all()
@@ -106,7 +106,7 @@ def test_warm_restarts_by_hand():
             warm_restarts(0, first, 1.0, factor)
 
 
-def test_table_survives_serialisation_and_refuses_nonsense():
+def test_a_table_is_serialised_and_restored_and_invalid_values_are_refused():
     schedule = Tabulated([0.1, 0.2])
     copy = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(schedule))
     assert float(copy(1)) == np.float32(0.2)

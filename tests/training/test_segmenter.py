@@ -33,15 +33,15 @@ def finished(tmp_path_factory, prepared_folder):
     """A tiny run with its report; read only."""
     folder = tmp_path_factory.mktemp("segmenter")
     prepared = load_prepared(prepared_folder)
-    outcome = train(TINY, prepared, folder)
+    trained = train(TINY, prepared, folder)
     done = report_run(read_run(folder), prepared, resamples=200)
-    return folder, outcome, done
+    return folder, trained, done
 
 
 def test_a_run_holds_masks_their_postprocessing_and_a_report(finished, prepared_folder):
-    folder, outcome, done = finished
+    folder, trained, done = finished
     log = pd.read_csv(folder / "log.csv")
-    assert log.loc[0, "validation_dice"] == pytest.approx(outcome.best.validation_dice)
+    assert log.loc[0, "validation_dice"] == pytest.approx(trained.best.validation_dice)
     assert 0 <= log.loc[0, "validation_dice"] <= 1
     rows = pd.read_csv(folder / "submission" / "predictions.csv", dtype=str)
     assert set(rows.columns) == {"image_id", "probability", "encoded_pixels"}
@@ -55,34 +55,34 @@ def test_a_run_holds_masks_their_postprocessing_and_a_report(finished, prepared_
     assert board.loc["All empty", "dice"] == pytest.approx(1 - board["positives"].iloc[0] / board["images"].iloc[0])
     assert 0 < board["pixel_auprc"].iloc[0] <= 1
     page = done.path.read_text()
-    assert "The outlines, taken apart" in page
-    assert "Outlining nothing" in page
+    assert "Scores of the masks" in page
+    assert "Empty masks" in page
     assert "Pixel AUPRC" in page
 
 
 def test_the_reported_validation_dice_is_the_one_training_watched(finished, prepared_folder):
     """Early stopping and checkpoints watch what is reported; flips and component sizes are all that is added."""
-    folder, outcome, _ = finished
+    folder, trained, _ = finished
     fitted = json.loads((folder / "postprocess.json").read_text())["fitted_on_validation"]
-    assert fitted["dice"] == pytest.approx(outcome.best.validation_dice, abs=0.1)
+    assert fitted["dice"] == pytest.approx(trained.best.validation_dice, abs=0.1)
 
 
 @pytest.mark.slow
 def test_a_start_from_a_smaller_run_begins_with_its_weights_and_dice(finished, tmp_path, prepared_folder):
-    folder, outcome, _ = finished
+    folder, trained, _ = finished
     prepared = load_prepared(prepared_folder)
-    origin = read_run(folder)
+    smaller = read_run(folder)
     same, larger = tmp_path / "same", tmp_path / "larger"
     same.mkdir()
     larger.mkdir()
-    train(TINY.replace(name="same", learning_rate=1e-9, weight_decay=0), prepared, same, start_from=origin)
+    train(TINY.replace(name="same", learning_rate=1e-9, weight_decay=0), prepared, same, start_from=smaller)
     first = pd.read_csv(same / "log.csv").iloc[0]
     assert (first["epoch"], first["phase"]) == (0, "start")
-    assert first["validation_dice"] == pytest.approx(outcome.best.validation_dice, abs=1e-6)
-    assert first["validation_loss"] == pytest.approx(outcome.best.validation_loss, rel=1e-4)
+    assert first["validation_dice"] == pytest.approx(trained.best.validation_dice, abs=1e-6)
+    assert first["validation_loss"] == pytest.approx(trained.best.validation_loss, rel=1e-4)
 
     seen = []
-    train(TINY.replace(name="larger", image_size=128), prepared, larger, start_from=origin, on_epoch=seen.append)
+    train(TINY.replace(name="larger", image_size=128), prepared, larger, start_from=smaller, on_epoch=seen.append)
     assert seen[0].epoch == 0
     assert np.isfinite(seen[0].validation_dice)
     record = json.loads((larger / "experiment.json").read_text())

@@ -110,20 +110,20 @@ def test_a_frozen_encoder_keeps_weights_and_statistics(tmp_path, prepared_folder
 @pytest.mark.slow
 def test_a_run_goes_from_the_prepared_folder_to_its_report_without_the_command_line(tmp_path, prepared_folder):
     """As in a notebook; the same call again finds nothing to do, and a lost report is made again."""
-    prepared, said, shown, trained = load_prepared(prepared_folder), [], [], []
+    prepared, messages, shown, trained = load_prepared(prepared_folder), [], [], []
     experiment = TINY.replace(frozen_epochs=0, ema=0, depth_decay=1)
 
     def show_progress(title):
         shown.append(title)
         return contextlib.nullcontext(None)
 
-    options = TrainingOptions(say=said.append, on_trained=trained.append, show_progress=show_progress)
+    options = TrainingOptions(say=messages.append, on_trained=trained.append, show_progress=show_progress)
     finished = run_training(experiment, prepared, tmp_path / "run", options)
     assert finished.path == tmp_path / "run/report.html"
     assert finished.path.is_file()
     assert finished.sentences
     assert (tmp_path / "run/submission/predictions.csv").is_file()
-    assert said == [f"Training tiny: resnet18 at 64, on one device, into {tmp_path / 'run'}"]
+    assert messages == [f"Training tiny: resnet18 at 64, on one device, into {tmp_path / 'run'}"]
     assert shown == ["training", "prediction"]
     assert [result.best.epoch for result in trained] == [1]
     with pytest.raises(PneumoError, match="finished training"):
@@ -132,7 +132,7 @@ def test_a_run_goes_from_the_prepared_folder_to_its_report_without_the_command_l
     again = run_training(experiment, prepared, tmp_path / "run", options, must_resume=True)
     assert again.path.is_file()
     assert len(trained) == 1, "the training itself was done"
-    assert "is an unfinished run" in said[-1]
+    assert "is an unfinished run" in messages[-1]
 
 
 def test_phases_and_their_rates():

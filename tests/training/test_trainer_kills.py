@@ -82,7 +82,7 @@ def same(first_run, second_run):
 
 
 @pytest.mark.slow
-def test_thirty_kills_at_random_moments_leave_the_weights_of_the_unbroken_run(lab, tmp_path):
+def test_thirty_kills_at_random_moments_give_the_weights_of_an_uninterrupted_run(lab, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert lab.finish(whole, "long") == 0, lab.errors_text()
     moments = random.Random(4)

@@ -63,7 +63,9 @@ def record_of(folder):
 
 
 @pytest.mark.parametrize("frozen_batchnorm", [True, False])
-def test_stopped_after_the_last_phase_the_average_is_that_of_an_unbroken_run(tmp_path, prepared, frozen_batchnorm):
+def test_after_a_stop_in_the_last_phase_the_average_is_that_of_an_uninterrupted_run(
+    tmp_path, prepared, frozen_batchnorm
+):
     experiment = BRIEF.replace(swa_epochs=2, frozen_batchnorm=frozen_batchnorm)
     begin(prepared, tmp_path / "whole", experiment)
     with pytest.raises(Stopped):
@@ -86,7 +88,7 @@ def origins(tmp_path, prepared):
     return read_run(tmp_path / "first"), read_run(tmp_path / "second")
 
 
-def test_the_provenance_of_the_weights_outlives_a_start_that_does_not_name_it(tmp_path, prepared, origins):
+def test_the_provenance_of_the_weights_is_kept_when_the_option_is_left_out(tmp_path, prepared, origins):
     first, second = origins
     out = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -103,7 +105,7 @@ def test_the_provenance_of_the_weights_outlives_a_start_that_does_not_name_it(tm
     assert read_run(out).pretraining == "ImageNet-1k, CheXpert"
 
 
-def test_another_run_to_start_from_is_refused_and_a_missing_one_asked_for(tmp_path, prepared, origins):
+def test_another_run_to_start_from_is_refused_and_a_missing_one_is_required(tmp_path, prepared, origins):
     first, _ = origins
     out = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -118,16 +120,16 @@ def test_another_run_to_start_from_is_refused_and_a_missing_one_asked_for(tmp_pa
         begin(prepared, tmp_path / "other")
 
 
-def test_a_record_whose_provenance_an_earlier_version_lost_takes_it_again(tmp_path, prepared, origins):
+def test_a_record_without_start_from_gets_it_again(tmp_path, prepared, origins):
     first, _ = origins
     out = tmp_path / "run"
     with pytest.raises(Stopped):
         begin(prepared, out, signal_after=2, start_from=first)
     record = record_of(out)
-    origin = record.pop("start_from")
+    first_start = record.pop("start_from")
     (out / "experiment.json").write_text(json.dumps(record))
     begin(prepared, out, start_from=first)
-    assert record_of(out)["start_from"] == origin
+    assert record_of(out)["start_from"] == first_start
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
@@ -135,11 +137,11 @@ def test_a_record_whose_provenance_an_earlier_version_lost_takes_it_again(tmp_pa
 def test_a_signal_after_the_last_step_ends_a_training_that_is_done(
     monkeypatch, tmp_path, prepared, moment, number, code
 ):
-    out, work = tmp_path / "run", getattr(trainer, moment)
+    out, original = tmp_path / "run", getattr(trainer, moment)
 
     def signalled(*arguments):
         os.kill(os.getpid(), number)
-        return work(*arguments)
+        return original(*arguments)
 
     monkeypatch.setattr(trainer, moment, signalled)
     with pytest.raises(Stopped, match="the training is done") as caught:
@@ -175,7 +177,7 @@ def counting(fits=100):
 BATCHNORM = "BatchNorm learns from each micro-batch, so the weights differ from those of whole batches."
 
 
-def test_what_the_memory_file_says_meanwhile_changes_nothing_for_a_resumed_training(tmp_path, prepared):
+def test_a_resumed_training_ignores_changes_of_the_memory_file(tmp_path, prepared):
     """Neither where it was broken with whole batches, nor where it was broken with micro-batches."""
     kind, taken = counting()
     messages = begin(prepared, tmp_path / "whole", kind=kind)

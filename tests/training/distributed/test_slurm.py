@@ -117,7 +117,7 @@ def test_a_missing_argument_is_named(slurm):
 
 
 @pytest.mark.slow
-def test_two_tasks_train_to_one_report(slurm, tmp_path, prepared_folder):
+def test_two_tasks_train_and_write_one_report(slurm, tmp_path, prepared_folder):
     """The whole command line on two workers, found through Slurm's variables by TensorFlow's resolver."""
     program = tmp_path / "keras-pneumo"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m keras_pneumo "$@"\n')

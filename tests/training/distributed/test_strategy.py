@@ -37,7 +37,7 @@ def assert_same_training(result, expected):
     assert len(result["losses"]) == len(expected["losses"]) >= 20
     np.testing.assert_allclose(result["losses"], expected["losses"], atol=1e-5, rtol=0)
     np.testing.assert_allclose(result["predictions"], expected["predictions"], atol=1e-4, rtol=0)
-    np.testing.assert_allclose(result["one"], result["predictions"][:1], atol=1e-6, rtol=0)
+    np.testing.assert_allclose(result["first_prediction"], result["predictions"][:1], atol=1e-6, rtol=0)
     assert result["predictions"].shape == (7, 1)
 
 
@@ -94,7 +94,7 @@ def test_two_workers_give_the_losses_of_one_and_a_killed_one_ends_the_other(one_
     end(*two_workers(prepared_folder, tmp_path / "whole", tmp_path / "whole"))
     for number in range(2):
         assert_same_training(np.load(tmp_path / f"whole{number}.npz"), one_device)
-    workers = two_workers(prepared_folder, tmp_path / "broken", tmp_path / "broken", every="1steps", say=True)
+    workers = two_workers(prepared_folder, tmp_path / "broken", tmp_path / "broken", every="1steps", print=True)
     while workers[1].stdout.readline() != "step 9\n":
         assert workers[1].poll() is None, workers[1].stderr.read()
     workers[1].send_signal(signal.SIGKILL)
@@ -117,7 +117,7 @@ def test_two_workers_give_the_losses_of_one_and_a_killed_one_ends_the_other(one_
 
 @pytest.mark.slow
 def test_a_signal_to_one_worker_stops_both_at_the_same_step(tmp_path, prepared_folder):
-    workers = two_workers(prepared_folder, tmp_path / "run", tmp_path / "out", say=True, changes={"epochs": 300})
+    workers = two_workers(prepared_folder, tmp_path / "run", tmp_path / "out", print=True, changes={"epochs": 300})
     while workers[1].stdout.readline() != "step 9\n":
         assert workers[1].poll() is None, workers[1].stderr.read()
     workers[1].send_signal(signal.SIGTERM)
@@ -130,14 +130,14 @@ def test_a_signal_to_one_worker_stops_both_at_the_same_step(tmp_path, prepared_f
 @pytest.mark.slow
 def test_a_worker_without_memory_ends_both_and_a_restart_halves_the_batch_on_each(tmp_path, prepared_folder):
     """BatchNorm keeps its statistics, so that the weights are then those of a training with memory enough."""
-    given = {"changes": {"frozen_batchnorm": True}, "every": "1steps", "poor_worker": 1}
-    end(*two_workers(prepared_folder, tmp_path / "rich", tmp_path / "rich", **(given | {"poor_worker": None})))
-    chief, poor = end(*two_workers(prepared_folder, tmp_path / "run", tmp_path / "out", **given), code=75)
+    settings = {"changes": {"frozen_batchnorm": True}, "every": "1steps", "poor_worker": 1}
+    end(*two_workers(prepared_folder, tmp_path / "rich", tmp_path / "rich", **(settings | {"poor_worker": None})))
+    chief, poor = end(*two_workers(prepared_folder, tmp_path / "run", tmp_path / "out", **settings), code=75)
     assert "Out of memory on worker 1. From now on 2 images are taken at once" in poor
     assert "has lost another worker" in chief
     (remembered,) = json.loads((tmp_path / "run-host1/memory.json").read_text()).values()
     assert remembered == 2, "half of worker 1's part of a batch of 8"
-    errors = end(*two_workers(prepared_folder, tmp_path / "run", tmp_path / "out", **given))
+    errors = end(*two_workers(prepared_folder, tmp_path / "run", tmp_path / "out", **settings))
     assert all("goes on from at_" in text for text in errors)
     rest, whole = (np.load(tmp_path / f"{name}0.npz") for name in ("out", "rich"))
     assert 5 < len(rest["losses"]) < len(whole["losses"])
