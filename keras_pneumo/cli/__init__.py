@@ -68,9 +68,7 @@ COMMANDS = {
         "answer is wrong.",
     ),
     "export": Command("export", "Export a run's best weights, checked on test images against the run itself."),
-    "compare": Command(
-        "referee", "Score submissions of any framework by patient, beside the answers that use no pixels."
-    ),
+    "compare": Command("referee", "Score submissions of any framework by patient, beside metadata-only baselines."),
     "audit-split": Command(
         "referee",
         "Say how many validation images share a patient with training, and what knowing the patient alone is worth.",

@@ -40,7 +40,7 @@ def compare_command(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 0,
     resamples: Annotated[int, typer.Option(min=100, help="How often patients are resampled.")] = 10_000,
 ) -> None:
-    """Score submissions of any framework by patient, beside the answers that use no pixels.
+    """Score submissions of any framework by patient, beside metadata-only baselines.
 
     Example, after training: `keras-pneumo compare runs/smallest_classifier --truth data/prepared/phantom-try
     --out runs/compare-try`

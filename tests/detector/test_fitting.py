@@ -102,7 +102,7 @@ def test_the_report_shows_the_heat_map_check_beside_the_detectors_segmenter(tiny
     assert record["segmenters"] == ["segmenter"]
     rows = read_saliency_report(explained).rows
     assert [row["map"] for row in rows] == [
-        "The heat map", "The segmenter’s map", "The middle of every image", "Where training masks lie"]  # fmt: skip
+        "The heat map", "The segmenter’s map", "The centre of the image", "Sum of the training masks"]  # fmt: skip
     # Found and missed, and the probabilities, are the detector's.
     answers = read_submission(tiny_detector / "submission").predictions.set_index("image_id")["probability"]
     threshold = json.loads((tiny_detector / "detector.json").read_text())["threshold"]
@@ -153,7 +153,7 @@ def test_the_heat_map_method_is_selected_once(tiny_runs, prepared_folder, tmp_pa
     assert selected_for == ["classifier"]
     saliency = read_saliency_report(tmp_path / "d" / "explain")
     assert saliency.title == "Grad-CAM of stage 3"
-    assert "the first of 2 that are joined" in saliency.source
+    assert "the first of the detector’s 2 classifiers" in saliency.source
     assert "the mean of 2 segmenters’" in saliency.source
 
 

@@ -55,8 +55,8 @@ def test_a_run_holds_masks_their_postprocessing_and_a_report(finished, prepared_
     assert board.loc["All empty", "dice"] == pytest.approx(1 - board["positives"].iloc[0] / board["images"].iloc[0])
     assert 0 < board["pixel_auprc"].iloc[0] <= 1
     page = done.path.read_text()
-    assert "The outlines, taken apart" in page
-    assert "Outlining nothing" in page
+    assert "Scores of the masks" in page
+    assert "Empty masks" in page
     assert "Pixel AUPRC" in page
 
 

@@ -1,7 +1,7 @@
-"""Curves and intervals as inline SVG, so that a report is one file, sharp in print and legible in the dark.
+"""Charts of curves and intervals as inline SVG, so that a report is one file and follows light and dark mode.
 
-In: numbers. Out: SVG text whose colours are the page's CSS variables (``--c0`` .. ``--c7``, ``--ink``, ``--line``) and
-whose every word is escaped. matplotlib is not used here, since its pictures cannot follow the reader's light or dark.
+In: numbers. Out: SVG text whose colours are the page's CSS variables (``--c0`` .. ``--c7``, ``--ink``, ``--line``);
+all text in it is escaped. matplotlib is not used here, since its pictures cannot follow the reader's light or dark.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from keras_pneumo.evaluation.scoring import metrics
 COLOURS = 8
 MOST_POINTS = 300
 Numbers = Sequence[float] | np.ndarray | pd.Series
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 14, 44
-
+_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 14, 14, 44
 
 MOST_CURVES = COLOURS
 """Teams in one chart of curves; more cannot be told apart by colour."""
@@ -59,9 +58,9 @@ def gap_figure(board: Board) -> str:
     for other in others:
         gap = paired_difference(first, other, board.headline)
         if np.isfinite(gap.value):
-            bars.append(Bar(f"over {other.team}", gap.value, *gap.interval, 0, other.kind == "baseline"))
+            bars.append(Bar(other.team, gap.value, *gap.interval, 0, other.kind == "baseline"))
     label = LABELS[board.headline]
-    return interval_chart(bars, f"Lead of {first.team} in {label}, 95% interval, paired", "Leads", 0.0) if bars else ""
+    return interval_chart(bars, f"Lead in {label}, 95% interval, paired", "Leads", 0.0) if bars else ""
 
 
 def roc_figure(board: Board) -> str:
@@ -72,8 +71,8 @@ def roc_figure(board: Board) -> str:
         assert team.probability is not None
         curve = metrics.threshold_curve(truth, team.probability)
         series.append(Series(team.team, 1 - curve.specificity, curve.sensitivity, colour))
-        at = metrics.rates(team.confusion(truth))
-        series.append(Series("", [1 - at["specificity"]], [at["sensitivity"]], colour, points=True))
+        point = metrics.rates(team.confusion(truth))
+        series.append(Series("", [1 - point["specificity"]], [point["sensitivity"]], colour, points=True))
     if not series:
         return ""
     return line_chart(series, "1 − specificity", "Sensitivity", "ROC curves", diagonal=True)
@@ -95,7 +94,7 @@ def precision_figure(board: Board) -> str:
 
 
 def calibration_figure(board: Board) -> str:
-    """Observed share against promised probability in ten bins."""
+    """Observed share of positives against predicted probability in ten bins."""
     series = []
     for colour, team in _with_probability(board):
         assert team.probability is not None
@@ -105,7 +104,7 @@ def calibration_figure(board: Board) -> str:
         series.append(Series(team.team, curve.promised, curve.observed, colour, points=True, low=low, high=high))
     if not series:
         return ""
-    return line_chart(series, "Promised probability", "Observed share", "Calibration", diagonal=True)
+    return line_chart(series, "Predicted probability", "Observed share", "Calibration", diagonal=True)
 
 
 def budget_figure(board: Board) -> str:
@@ -122,12 +121,17 @@ def budget_figure(board: Board) -> str:
         series.append(Series(label, [hours], [team.point[name]], colour, points=True, low=[low], high=[high]))
     if len(series) < 2:
         return ""
-    most = max(max(one.x) for one in series) or 1.0
-    spread = [bound for one in series for bound in (*(one.low or ()), *(one.high or ())) if np.isfinite(bound)]
-    bottom, top = min(spread, default=0.0), max(spread, default=1.0)
+    most = max(max(point.x) for point in series) or 1.0
+    bounds = [bound for point in series for bound in (*(point.low or ()), *(point.high or ())) if np.isfinite(bound)]
+    bottom, top = min(bounds, default=0.0), max(bounds, default=1.0)
     pad = (top - bottom) * 0.1 or 0.05
     return line_chart(
-        series, "Training hours", LABELS[name], "Score against cost", (0, most * 1.08), (bottom - pad, top + pad)
+        series,
+        "Training hours",
+        LABELS[name],
+        "Score and training hours",
+        (0, most * 1.08),
+        (bottom - pad, top + pad),
     )
 
 
@@ -135,7 +139,7 @@ def training_figures(log: pd.DataFrame) -> list[dict[str, Any]]:
     """Loss, validation AUROC or Dice, and learning rate over the epochs, from what columns the log has."""
     step = log["epoch"].to_numpy() if "epoch" in log.columns else np.arange(1, len(log) + 1)
     figures = []
-    wanted = (
+    charts = (
         ("Loss over the epochs.", "Loss", [("loss", "training"), ("validation_loss", "validation")], None),
         (
             "Validation AUROC over the epochs; results come from the test set.",
@@ -146,7 +150,7 @@ def training_figures(log: pd.DataFrame) -> list[dict[str, Any]]:
         ("Validation Dice over the epochs; results come from the test set.", "Dice", [("validation_dice", "")], None),
         ("Learning rate over the epochs.", "Learning rate", [("learning_rate", "")], None),
     )
-    for caption, label, columns, y_range in wanted:
+    for caption, label, columns, y_range in charts:
         series = [
             Series(name, step, pd.to_numeric(log[column], errors="coerce"), colour, points=len(log) < 30)
             for colour, (column, name) in enumerate(columns)
@@ -215,7 +219,7 @@ def line_chart(
     y0, y1 = y_range or _range([v for s in series for v in s.y])
     legend = [s for s in series if s.name]
     legend = legend if len(legend) > 1 else []
-    total = height + 20 * len(legend)
+    total = height + (20 * len(legend) + 6 if legend else 0)
 
     def px(value: float) -> float:
         return round(_LEFT + (value - x0) / (x1 - x0) * (width - _LEFT - _RIGHT), 1)
@@ -243,12 +247,12 @@ def line_chart(
     )
     if diagonal:
         parts.append(f'<line class="diagonal" x1="{px(x0)}" y1="{py(y0)}" x2="{px(x1)}" y2="{py(y1)}"/>')
-    parts += [_drawn(one, px, py) for one in series]
-    for position, one in enumerate(legend):
+    parts += [_draw_series(line, px, py) for line in series]
+    for position, line in enumerate(legend):
         y = height + 12 + 20 * position
-        kind = f"s{one.colour % COLOURS}{' dashed' if one.dashed else ''}"
+        kind = f"s{line.colour % COLOURS}{' dashed' if line.dashed else ''}"
         parts.append(f'<line class="{kind}" x1="{_LEFT}" x2="{_LEFT + 22}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{_LEFT + 30}" y="{y + 4}">{escape(_short(one.name, 44))}</text>')
+        parts.append(f'<text x="{_LEFT + 30}" y="{y + 4}">{escape(_short(line.name, 44))}</text>')
     parts.append("</svg>")
     return "".join(parts)
 
@@ -296,28 +300,28 @@ def interval_chart(
     return "".join(parts)
 
 
-def _drawn(one: Series, px: Callable[[float], float], py: Callable[[float], float]) -> str:
-    kind = f"s{one.colour % COLOURS}" + (" dashed" if one.dashed else "")
-    x, y = np.asarray(one.x, float), np.asarray(one.y, float)
-    if len(x) > MOST_POINTS and not one.points:
+def _draw_series(series: Series, px: Callable[[float], float], py: Callable[[float], float]) -> str:
+    kind = f"s{series.colour % COLOURS}" + (" dashed" if series.dashed else "")
+    x, y = np.asarray(series.x, float), np.asarray(series.y, float)
+    if len(x) > MOST_POINTS and not series.points:
         kept = np.unique(np.linspace(0, len(x) - 1, MOST_POINTS).round().astype(int))
         x, y = x[kept], y[kept]
     parts = []
-    if one.low is not None and one.high is not None:
-        for at, low, high in zip(one.x, one.low, one.high, strict=True):
-            parts.append(f'<line class="{kind}" x1="{px(at)}" x2="{px(at)}" y1="{py(low)}" y2="{py(high)}"/>')
+    if series.low is not None and series.high is not None:
+        for centre, low, high in zip(series.x, series.low, series.high, strict=True):
+            parts.append(f'<line class="{kind}" x1="{px(centre)}" x2="{px(centre)}" y1="{py(low)}" y2="{py(high)}"/>')
     path, pen = [], "M"
-    for at, value in zip(x, y, strict=True):
-        if not (math.isfinite(at) and math.isfinite(value)):
+    for position, value in zip(x, y, strict=True):
+        if not (math.isfinite(position) and math.isfinite(value)):
             pen = "M"
             continue
-        if one.stepped and pen == "L":
-            path.append(f"H{px(at)}")
-        path.append(f"{pen}{px(at)} {py(value)}")
+        if series.stepped and pen == "L":
+            path.append(f"H{px(position)}")
+        path.append(f"{pen}{px(position)} {py(value)}")
         pen = "L"
     if path:
         parts.append(f'<path class="{kind}" d="{"".join(path)}"/>')
-    if one.points:
+    if series.points:
         parts += [
             f'<circle class="{kind} dot" cx="{px(a)}" cy="{py(v)}" r="3.5"/>'
             for a, v in zip(x, y, strict=True)

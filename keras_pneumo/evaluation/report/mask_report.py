@@ -1,8 +1,8 @@
-"""What a segmenter's report says beyond any report: Dice taken apart, pixels, distances, and the outlines gone wrong.
+"""The mask section of a segmenter's report: the parts of the Dice score, pixels, distances and the worst outlines.
 
-In: a scored :class:`Board` of one submission with masks, and counts of its pixels by level. Out: rows of text, columns
-for ``board.csv``, and which images to show. Everything stands beside the answer that outlines nothing, which has a Dice
-of 0.79 on SIIM.
+In: a scored :class:`Board` of one submission with masks, and counts of its pixels by probability. Out: rows of text,
+columns for ``board.csv``, and which images to show. Every score stands beside that of the baseline of empty masks,
+whose Dice is 0.79 on SIIM.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WORST = 20
 """How many of the worst outlines, and of the false alarms, are shown."""
 
 ALL_EMPTY = "All empty"
-"""How a board names the answer that outlines nothing (:func:`baselines.all_empty`)."""
+"""The board's name of the baseline whose masks are all empty (:func:`baselines.all_empty`)."""
 
 PIXEL_SCORES = {
     "pixel_auprc": "Pixel AUPRC",
@@ -33,7 +33,7 @@ PIXEL_SCORES = {
 
 @dataclass(frozen=True)
 class MaskScore:
-    """A score with its interval, over how many images it is a mean, and the same of outlining nothing."""
+    """A score with its interval, the number of images, and the score of empty masks (``nothing``)."""
 
     name: str
     label: str
@@ -58,7 +58,7 @@ class MaskScore:
 
 @dataclass(frozen=True, eq=False)
 class MaskFindings:
-    """All that was found of the masks; ``worst`` and ``alarms`` are positions of images in the truth's order."""
+    """The scores of the masks; ``worst`` and ``alarms`` are positions of images in the truth's order."""
 
     figures: list[MaskScore]
     surface: pd.DataFrame
@@ -69,18 +69,18 @@ class MaskFindings:
 
     @property
     def missing(self) -> str:
-        """Which images have no distance, in a sentence."""
+        """How many images have no distance, and why, in a sentence."""
         count = self.surface["case"].value_counts()
-        named = {"missed": "", "false alarm": "s", "both empty": "", "no spacing": ""}  # and how each forms its plural
-        several = {name: name + plural if count.get(name) != 1 else name for name, plural in named.items()}
-        found = ", ".join(f"{count[name]:,} {words}" for name, words in several.items() if name in count)
+        plurals = {"missed": "", "false alarm": "s", "both empty": "", "no spacing": ""}
+        labels = {name: name + plural if count.get(name) != 1 else name for name, plural in plurals.items()}
+        reasons = ", ".join(f"{count[name]:,} {label}" for name, label in labels.items() if name in count)
         return (
             f"Distances are means over the {int(count.get('measured', 0)):,} images with both outlines and a known "
-            f"PixelSpacing; without a distance are: {found or 'none'}."
+            f"PixelSpacing. Images without a distance: {reasons or 'none'}."
         )
 
     def on_board(self, table: pd.DataFrame) -> pd.DataFrame:
-        """The board's table with the scores of pixels and distances, also those of outlining nothing."""
+        """Add the scores of pixels and distances to the board's table, also those of empty masks."""
         extra = [figure for figure in self.figures if figure.name in PIXEL_SCORES]
         team = (table["kind"] == "submission").to_numpy()
         nothing = (table["team"] == ALL_EMPTY).to_numpy() & ~team
@@ -93,11 +93,11 @@ class MaskFindings:
 
 
 def mask_findings(board: Board, counts: np.ndarray) -> MaskFindings:
-    """Everything about the masks of a board's only submission.
+    """Score the masks of a board's only submission and choose the images to show.
 
     Args:
         board: scored; its submission and its truth have masks.
-        counts: pixels at each level, all and true ones, of each image in the truth's order: (images, 2, levels).
+        counts: all pixels and true pixels at each quantised probability, (images, 2, levels), in the truth's order.
     """
     truth, team = board.truth, board.teams[0]
     if team.masks is None or team.submission is None or team.submission.runs is None or truth.runs is None:

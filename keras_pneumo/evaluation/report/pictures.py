@@ -1,4 +1,4 @@
-"""Radiographs and outlines for a page: small, inside the page, and sharp at any size.
+"""Radiographs and outlines for a page, as small JPEG images and SVG paths inside the page.
 
 In: a grey image as uint8 array, masks as runs. Out: a ``data:`` address of a JPEG, and outlines as SVG paths on the
 1024 grid that lie over it. Outlines stay lines, so a reader can switch them off and see the radiograph beneath.
@@ -96,7 +96,7 @@ SIZE_NAMES = {
 
 @dataclass(frozen=True)
 class Line:
-    """What one team said of one image."""
+    """The prediction of one team on one image."""
 
     team: str
     colour: int
@@ -107,7 +107,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Card:
-    """One image: its tags (outcomes and size), radiograph (may be ''), true outline and the teams' lines."""
+    """One image: its tags (agreement and errors), radiograph (may be ''), true outline and the teams' lines."""
 
     image_id: str
     tags: str
@@ -118,31 +118,31 @@ class Card:
 
 
 def gallery(board: Board, image: ImageLoader | None = None, most: int = MOST_CARDS) -> list[Card]:
-    """The cards, the most telling first; none for a single team.
+    """Choose the images that differ most between teams and make a card of each; none for a single team.
 
     Args:
         board: scored, with two or more submissions; the best four are shown.
         image: gives the radiograph of an image id, or None.
-        most: largest number of cards, shared between the outcomes "disagree", "all wrong" and "all right".
+        most: largest number of cards, shared between the groups "disagree", "all wrong" and "all right".
     """
     teams = [entry for entry in board.ordered if entry.kind == "submission"][:MOST_TEAMS]
     if len(teams) < 2:
         return []
     truth = board.truth
     right = np.stack([team.decision == truth.pneumothorax for team in teams])
-    outcome = np.where(right.all(axis=0), "right", np.where(right.any(axis=0), "disagree", "wrong"))
-    telling = _telling(teams, board)
+    agreement = np.where(right.all(axis=0), "right", np.where(right.any(axis=0), "disagree", "wrong"))
+    interest = _interest(teams, board)
     chosen: list[int] = []
     kinds = ("disagree", "wrong", "right")
-    queues = {kind: [int(i) for i in np.argsort(-telling, kind="stable") if outcome[i] == kind] for kind in kinds}
+    queues = {kind: [int(i) for i in np.argsort(-interest, kind="stable") if agreement[i] == kind] for kind in kinds}
     while len(chosen) < most and any(queues.values()):
         chosen += [queues[kind].pop(0) for kind in kinds if queues[kind]][: most - len(chosen)]
-    chosen.sort(key=lambda index: (kinds.index(outcome[index]), -telling[index]))
-    return [_card(index, str(outcome[index]), teams, board, image) for index in chosen]
+    chosen.sort(key=lambda index: (kinds.index(agreement[index]), -interest[index]))
+    return [_card(index, str(agreement[index]), teams, board, image) for index in chosen]
 
 
-def _telling(teams: list[Entry], board: Board) -> np.ndarray:
-    """How much an image shows: spread of probabilities and of Dice between teams, and how wrong all of them are."""
+def _interest(teams: list[Entry], board: Board) -> np.ndarray:
+    """How interesting each image is: the teams' spread in probability and Dice, plus their mean error."""
     truth = board.truth.pneumothorax
     value = np.zeros(len(truth))
     probabilities = [team.probability for team in teams if team.probability is not None]
@@ -155,10 +155,10 @@ def _telling(teams: list[Entry], board: Board) -> np.ndarray:
     return value
 
 
-def _card(index: int, outcome: str, teams: list[Entry], board: Board, image: ImageLoader | None) -> Card:
+def _card(index: int, agreement: str, teams: list[Entry], board: Board, image: ImageLoader | None) -> Card:
     truth = board.truth
     positive = bool(truth.pneumothorax[index])
-    tags = [outcome]
+    tags = [agreement]
     if not positive and any(team.decision[index] for team in teams):
         tags.append("alarm")
     if positive and not all(team.decision[index] for team in teams):

@@ -1,8 +1,8 @@
-"""The page that a person reads: one offline HTML file, verdict first, every figure with its interval and its n.
+"""Reports as one offline HTML file: verdict first, every score with its interval and its number of images.
 
 In: a :class:`Board`, and for a single run its training log, its experiment and a way to get at the radiographs. Out:
-``report.html``, with pictures inside, no outside resource, every foreign word escaped by jinja2. Patient ids are never
-put on it.
+``report.html``, with pictures inside, no outside resource, and all text from files escaped by jinja2. It never shows
+patient ids.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ def write_run_report(
             ``learning_rate``, ...), or None.
         experiment: what was run, nested as in ``experiment.json``; shown as a table.
         image: gives the radiograph of an image id (uint8, grey), for the pictures of mistakes.
-        masks: what :func:`mask_report.mask_findings` found of a segmenter's masks.
-        saliency: the heat maps' check, from :func:`.saliency_report.read_saliency_report`.
+        masks: the scores of a segmenter's masks, from :func:`mask_report.mask_findings`.
+        saliency: the check of the heat maps, from :func:`.saliency_report.read_saliency_report`.
 
     Raises:
         PneumoError: the file cannot be written.
     """
     team = board.teams[0]
-    title = f"{team.team}: what it is worth"
+    title = f"Report of {team.team}"
     figures = training_figures(log) if log is not None and len(log) else []
     facts = flat_facts(experiment or {})
     return _write(path, board, title, image, training=figures, facts=facts, masks=masks, saliency=saliency)
@@ -84,12 +84,12 @@ def write_comparison_report(
 ) -> Path:
     """Write the report of any number of submissions side by side; arguments as in :func:`write_run_report`.
 
-    ``findings`` (see :func:`findings.analyse`) adds ranks, every pair, seeds, the labels' ceiling, fusion and the
-    gallery; they are gathered here when not given.
+    ``findings`` (see :func:`findings.analyse`) adds ranks, all pairs, seeds, the accuracy of the labels, fusion and
+    the gallery; it is computed here when not given.
     """
     names = [team.team for team in board.teams]
     title = f"{names[0]} and {len(names) - 1} more, compared" if len(names) > 2 else " and ".join(names) + ", compared"
-    title = title if len(names) > 1 else f"{names[0]}: what it is worth"
+    title = title if len(names) > 1 else f"Report of {names[0]}"
     return _write(path, board, title, image, findings=findings or analyse(board), saliency=saliency)
 
 
@@ -142,7 +142,7 @@ def _write(
         rows=board_rows(board, findings),
         findings=findings,
         pairs=pair_rows(board, findings) if findings else [],
-        joint=joint_rows(board),
+        agreement=agreement_rows(board),
         dice_rows=dice_rows(board) if any(team.masks is not None for team in teams) else [],
         dice_parts=DICE_PARTS,
         size_counts=size_counts(board),
@@ -160,13 +160,16 @@ def _write(
         curves=[
             {"caption": caption, "svg": Markup(svg)}
             for caption, svg in (
-                ("ROC: sensitivity bought with false alarms. The dot is the operating point.", roc_figure(board)),
-                ("Precision and recall. Guessing is the level of the positives’ share.", precision_figure(board)),
-                ("Calibration: promised against observed, with 95% Wilson intervals.", calibration_figure(board)),
+                ("ROC curve. The dot is the operating point.", roc_figure(board)),
+                ("Precision and recall. The dashed line is guessing: the share of positives.", precision_figure(board)),
+                (
+                    "Calibration, with 95% Wilson intervals of the observed share.",
+                    calibration_figure(board),
+                ),
             )
             if svg
         ],
-        training=[{"caption": one["caption"], "svg": Markup(one["svg"])} for one in training or []],
+        training=[{"caption": figure["caption"], "svg": Markup(figure["svg"])} for figure in training or []],
         confusions=confusions(board),
         mistakes=_mistakes(single, board, image) if single and not masks else [],
         masks=masks,
@@ -181,18 +184,18 @@ def _write(
 
 
 def _mistakes(team: Entry, board: Board, image: ImageLoader | None) -> list[dict[str, Any]]:
-    """The surest wrong answers: positives with the lowest probability, negatives with the highest."""
+    """The most confident errors: positives with the lowest probability, negatives with the highest."""
     truth = board.truth
     if team.probability is not None:
-        sureness = team.probability
+        confidence = team.probability
     elif team.masks is not None:
-        sureness = team.masks.predicted_pixels.to_numpy(float)
+        confidence = team.masks.predicted_pixels.to_numpy(float)
     else:
         return []
     groups = []
     for title, wrong, order in (
-        ("Missed", truth.pneumothorax & ~team.decision, sureness),
-        ("False alarms", ~truth.pneumothorax & team.decision, -sureness),
+        ("Missed", truth.pneumothorax & ~team.decision, confidence),
+        ("False alarms", ~truth.pneumothorax & team.decision, -confidence),
     ):
         chosen = np.flatnonzero(wrong)
         chosen = chosen[np.argsort(order[chosen], kind="stable")][:MISTAKES]
@@ -228,13 +231,13 @@ def _card(index: int, team: Entry, board: Board, image: ImageLoader | None) -> d
 
 
 def _versions() -> str:
-    found = [f"Python {platform.python_version()}"]
+    versions = [f"Python {platform.python_version()}"]
     for package in ("keras-pneumo", "numpy", "scipy", "pandas", "pycocotools"):
         try:
-            found.append(f"{package} {version(package)}")
+            versions.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             continue
-    return ", ".join(found)
+    return ", ".join(versions)
 
 
 _PROBABILITY_COLUMNS = ("auroc", "auprc", "accuracy", "sensitivity", "specificity", "brier")
@@ -246,18 +249,18 @@ _MASK_COLUMNS = ("dice", "dice_positives", "negatives_left_empty", "positives_mi
 
 
 def tiles(team: Entry, board: Board) -> list[dict[str, str]]:
-    """A single team's scores, each beside what it is to be held against."""
+    """The scores of a single team, each with a value to compare it with."""
     positive = board.truth.pneumothorax
     prevalence = float(positive.mean())
     notes = {
         "auroc": "guessing: 0.500",
         "auprc": f"guessing: {shown(prevalence)}",
-        "accuracy": f"the majority answer: {shown(max(prevalence, 1 - prevalence))}",
+        "accuracy": f"majority class: {shown(max(prevalence, 1 - prevalence))}",
         "sensitivity": f"at its threshold; {int(positive.sum()):,} positives",
         "specificity": f"at its threshold; {int((~positive).sum()):,} negatives",
-        "brier": f"the share of positives for all: {shown(prevalence * (1 - prevalence))}; lower is better",
+        "brier": f"always predicting the prevalence: {shown(prevalence * (1 - prevalence))}; lower is better",
         "calibration_error": "lower is better",
-        "dice": f"outlining nothing: {shown(1 - prevalence)}",
+        "dice": f"empty masks: {shown(1 - prevalence)}",
         "dice_positives": f"{int(positive.sum()):,} positives; a missed one counts 0",
         "negatives_left_empty": f"{int((~positive).sum()):,} negatives",
         "positives_missed": "lower is better",
@@ -276,7 +279,7 @@ def tiles(team: Entry, board: Board) -> list[dict[str, str]]:
 
 
 def columns(board: Board) -> list[str]:
-    """Which scores the board shows: those that any team has, and AUROC, which every baseline has."""
+    """The scores that the board shows: those that any team has, and AUROC, which every baseline has."""
     probabilities = [n for n in _PROBABILITY_COLUMNS if n == "auroc" or any(n in team.point for team in board.teams)]
     return probabilities + [n for n in _MASK_COLUMNS if any(n in team.point for team in board.teams)]
 
@@ -286,9 +289,9 @@ def board_rows(board: Board, findings: Findings | None) -> list[dict[str, Any]]:
     names = columns(board)
     best = {}
     for name in names:
-        known = [team.point[name] for team in board.teams if np.isfinite(team.point.get(name, np.nan))]
-        if known:
-            best[name] = min(known) if name in LOWER_IS_BETTER else max(known)
+        values = [team.point[name] for team in board.teams if np.isfinite(team.point.get(name, np.nan))]
+        if values:
+            best[name] = min(values) if name in LOWER_IS_BETTER else max(values)
     rows = []
     for entry in board.ordered:
         cells = []
@@ -308,36 +311,36 @@ def board_rows(board: Board, findings: Findings | None) -> list[dict[str, Any]]:
 
 
 def leads(board: Board) -> list[dict[str, str | bool]]:
-    """The best submission against every other entry, by the headline score."""
+    """The lead of the best submission over every other entry, in the headline score."""
     ranked = board.ordered
-    found: list[dict[str, str | bool]] = []
+    rows: list[dict[str, str | bool]] = []
     for other in ranked[1:]:
         gap = paired_difference(ranked[0], other, board.headline)
         if np.isfinite(gap.value):
             span = f"{shown(gap.interval.low)} to {shown(gap.interval.high)}"
-            found.append({"other": other.team, "value": shown(gap.value), "interval": span, "certain": gap.certain})
-    return found
+            rows.append({"other": other.team, "value": shown(gap.value), "interval": span, "certain": gap.certain})
+    return rows
 
 
 def confusions(board: Board) -> list[dict[str, Any]]:
-    """Each team's four counts and where its threshold came from."""
-    found = []
+    """The confusion matrix of each team, and the source of its threshold."""
+    matrices = []
     for team in board.teams:
         threshold = "" if team.threshold is None else f"{team.threshold:.3g}, "
-        found.append(
+        matrices.append(
             {
                 "team": team.team,
                 "counts": team.confusion(board.truth.pneumothorax),
-                "rule": f"Threshold {threshold}{team.threshold_source}"
+                "threshold": f"Threshold {threshold}{team.threshold_source}"
                 if threshold
-                else f"Yes where {team.threshold_source}",
+                else f"Positive where {team.threshold_source}",
             }
         )
-    return found
+    return matrices
 
 
 def dice_rows(board: Board) -> list[dict[str, Any]]:
-    """The Dice taken apart: with its interval, each mean that it is made of, for every entry with masks."""
+    """The parts of the Dice score, with intervals, for every entry with masks."""
     rows = []
     for entry in board.ordered:
         if entry.masks is None:
@@ -359,7 +362,7 @@ def size_counts(board: Board) -> dict[str, int]:
 
 
 def pair_rows(board: Board, findings: Findings) -> list[dict[str, Any]]:
-    """Every pair of teams, one line per score."""
+    """One row for each pair of teams and score."""
     return [
         {
             "first": pair["first"],
@@ -377,8 +380,8 @@ def pair_rows(board: Board, findings: Findings) -> list[dict[str, Any]]:
     ]
 
 
-def joint_rows(board: Board) -> list[dict[str, Any]]:
-    """For teams with both: the image-level answer by probability beside the one that the outline implies."""
+def agreement_rows(board: Board) -> list[dict[str, Any]]:
+    """Scores by probability beside scores by mask, and how often they disagree, for teams with both."""
     rows = []
     for team in board.teams:
         if team.contradictions is None:

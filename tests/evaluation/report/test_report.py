@@ -1,4 +1,4 @@
-"""The page: whole, offline, escaped, without patients; and the drawings on it."""
+"""The report page: well-formed, offline, escaped, without patient ids; and its charts."""
 
 import re
 from html.parser import HTMLParser
@@ -14,16 +14,16 @@ VOID = {"meta", "img", "br", "hr", "input", "link"}
 
 
 class Tree(HTMLParser):
-    """Checks that every opened element is closed in order, and gathers addresses."""
+    """Checks that every opened element is closed in order, and collects addresses."""
 
     def __init__(self, page):
         super().__init__()
-        self.open, self.addresses, self.faults = [], [], []
+        self.open, self.addresses, self.errors = [], [], []
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
         self.addresses += [value for name, value in attrs if name in ("src", "href")]
-        self.faults += [name for name, _ in attrs if name.startswith("on")]
+        self.errors += [name for name, _ in attrs if name.startswith("on")]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -32,13 +32,13 @@ class Tree(HTMLParser):
 
     def handle_endtag(self, tag):
         if not self.open or self.open.pop() != tag:
-            self.faults.append(tag)
+            self.errors.append(tag)
 
 
 def sound(page):
     tree = Tree(page)
     assert tree.open == []
-    assert tree.faults == []
+    assert tree.errors == []
     assert all(address.startswith(("data:", "#")) for address in tree.addresses)
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page)
     assert "Research use only" in page
@@ -64,7 +64,7 @@ def test_run_report(tmp_path, truth):
     assert "&lt;script&gt;alert(1)" in page
     assert "40 entries" in page
     assert "data:image/jpeg;base64," in page
-    assert "The surest mistakes" in page
+    assert "The most confident errors" in page
     assert 'aria-label="ROC curves"' in page
     assert 'aria-label="Loss"' in page
     assert not any(f">{patient}<" in page or f" {patient} " in page for patient in truth.cases.patient_id)
@@ -72,16 +72,16 @@ def test_run_report(tmp_path, truth):
     assert f"{shown[0]:.3f}" in page
 
 
-def test_mistakes_are_the_surest_ones(tmp_path, truth):
+def test_the_errors_are_the_most_confident_ones(tmp_path, truth):
     board = board_of(truth, submit(tmp_path / "a", truth, "A", 0.5))
     page = write_run_report(tmp_path / "r.html", board).read_text()
     entry = board.teams[0]
     wrong = truth.pneumothorax & ~entry.decision
-    surest = truth.cases.image_id[np.flatnonzero(wrong)[np.argmin(entry.probability[wrong])]]
+    first = truth.cases.image_id[np.flatnonzero(wrong)[np.argmin(entry.probability[wrong])]]
     missed = page[page.index("Missed (") : page.index("False alarms (")]
-    assert missed.index(f"<small>{surest}</small>") == missed.index("<small>")
+    assert missed.index(f"<small>{first}</small>") == missed.index("<small>")
     assert f"Missed ({int(wrong.sum())})" in page
-    assert "radiograph not at hand" in page
+    assert "radiograph not available" in page
 
 
 def test_comparison_report(tmp_path, truth):
@@ -113,10 +113,10 @@ def test_facts_are_flat_and_short():
     assert lines[4] == ("g h", "1, 2")
 
 
-def test_the_dice_is_taken_apart(tmp_path, truth):
+def test_the_parts_of_the_dice_score(tmp_path, truth):
     board = board_of(truth, submit(tmp_path / "a", truth, "A", 2))
     page = write_run_report(tmp_path / "r.html", board).read_text()
-    table = page[page.index("Dice taken apart") : page.index("Dice = share of negatives")]
+    table = page[page.index("Parts of the Dice score") : page.index("Dice = share of negatives")]
     entry = board.teams[0]
     for name in ("dice", "negatives_left_empty", "positives_missed", "dice_found", "dice_small"):
         assert f"<td>{entry.point[name]:.3f}" in table

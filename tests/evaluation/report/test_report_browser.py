@@ -30,7 +30,7 @@ window.onload = function () {{
   button.click();
   var box = page.getElementById("outlines");
   box.click();
-  var line = page.querySelector(".film path");
+  var line = page.querySelector(".radiograph path");
   document.title = JSON.stringify({{
     wide: wide, focused: focused, shown: page.getElementById("shown").textContent,
     visible: page.querySelectorAll(".card:not([hidden])").length, pressed: button.getAttribute("aria-pressed"),
@@ -54,19 +54,19 @@ def dom(address, folder, *flags):
 
 
 def test_filters_open_from_an_address(tmp_path, page):
-    found = dom(f"file://{page}#outcome=disagree&size=none", tmp_path)
-    shown = [card for card in re.findall(r"<figure class=\"card\"[^>]*>", found) if "hidden" not in card]
+    html = dom(f"file://{page}#outcome=disagree&size=none", tmp_path)
+    shown = [card for card in re.findall(r"<figure class=\"card\"[^>]*>", html) if "hidden" not in card]
     assert shown
     assert all('data-tags="disagree' in card and 'data-size="none"' in card for card in shown)
-    assert f"{len(shown)} of " in re.search(r'<output id="shown">([^<]*)', found).group(1)
-    assert len(shown) < found.count('class="card"')
+    assert f"{len(shown)} of " in re.search(r'<output id="shown">([^<]*)', html).group(1)
+    assert len(shown) < html.count('class="card"')
 
 
 def test_on_a_phone_with_clicks(tmp_path, page):
     probe = tmp_path / "probe.html"
     probe.write_text(PROBE.format(page=page.as_uri()))
-    found = dom(f"file://{probe}", tmp_path, "--allow-file-access-from-files")
-    seen = json.loads(re.search(r"<title>(.*?)</title>", found).group(1))
+    html = dom(f"file://{probe}", tmp_path, "--allow-file-access-from-files")
+    seen = json.loads(re.search(r"<title>(.*?)</title>", html).group(1))
     assert seen["wide"] <= 390  # tables slide inside their frames; the page itself never does
     assert seen["focused"]
     assert seen["pressed"] == "true"

@@ -1,4 +1,4 @@
-"""The report's section, read from tables alone."""
+"""The saliency section of a report, read from tables alone."""
 
 import json
 
@@ -30,10 +30,10 @@ def folder(tmp_path):
     rng = np.random.default_rng(1)
     write_json(tmp_path / "explain.json", RECORD)
     tables((rng.random(30) < 0.7).astype(float)).to_csv(tmp_path / "check.csv", index=False)
-    found = np.array([1, 0] * 15)
-    pd.DataFrame({"image_id": [f"1.2.{i}0" for i in range(30)], "probability": found * 0.9, "found": found}).to_csv(
-        tmp_path / "per_image.csv", index=False
-    )
+    is_found = np.array([1, 0] * 15)
+    pd.DataFrame(
+        {"image_id": [f"1.2.{i}0" for i in range(30)], "probability": is_found * 0.9, "found": is_found}
+    ).to_csv(tmp_path / "per_image.csv", index=False)
     pd.DataFrame([(1, "fc", 0.3, 0.1, 0.5), (2, "stem", 0.2, -0.1, 0.4)],
                  columns=["step", "block", "likeness", "lowest", "highest"]).to_csv(
         tmp_path / "sanity.csv", index=False)  # fmt: skip
@@ -46,15 +46,15 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_what_the_page_says(folder):
+def test_the_text_of_the_page(folder):
     saliency = read_saliency_report(folder)
     assert saliency.title == "HiResCAM of stage 2"
     assert "above chance" in saliency.sentences[0]
     assert "30 positives of 30 patients" in saliency.sentences[0]
-    assert saliency.sentences[1].count("ahead in") == 2
+    assert saliency.sentences[1].count("better in") == 2
     assert "0.20 on 8 images" in saliency.sentences[2]
     assert "20 validation positives (0.700 there), out of 2" in saliency.sentences[3]
-    assert [row["map"] for row in saliency.rows] == ["The heat map", "Where training masks lie"]
+    assert [row["map"] for row in saliency.rows] == ["The heat map", "Sum of the training masks"]
     assert saliency.rows[0]["cells"][0]["above"]
     assert saliency.shortcuts[0]["interval"] == "−20.0% to −0.01%"
     assert saliency.shortcuts[1]["heat"] == "–"
@@ -64,15 +64,15 @@ def test_what_the_page_says(folder):
         ("Missed", 15, CARDS),
     ]
     assert all(card["image_id"].endswith("0") for card in saliency.groups[0]["cards"])  # ids are no numbers
-    assert saliency.groups[0]["cards"][0]["picture"] == ""  # gone, and no fault
+    assert saliency.groups[0]["cards"][0]["picture"] == ""  # missing, which is no error
 
 
 @pytest.mark.parametrize(
     ("hits", "words"),
     [
         (np.zeros(80), "below chance"),
-        (np.zeros(30), "not told apart from chance"),  # nothing of 30 may be up to 0.116
-        (np.array([1] + [0] * 29, float), "not told apart from chance"),
+        (np.zeros(30), "not distinguishable from chance"),  # nothing of 30 may be up to 0.116
+        (np.array([1] + [0] * 29, float), "not distinguishable from chance"),
     ],
 )
 def test_no_more_is_claimed_than_the_interval_holds(folder, hits, words):
@@ -82,7 +82,7 @@ def test_no_more_is_claimed_than_the_interval_holds(folder, hits, words):
     assert not any("Only" in sentence for sentence in saliency.sentences)
 
 
-def test_few_patients_are_said(folder):
+def test_few_patients_are_mentioned(folder):
     tables(np.array([1, 0, 1], float)).to_csv(folder / "check.csv", index=False)
     assert any(sentence.startswith("Only 3 patients: ") for sentence in read_saliency_report(folder).sentences)
 
@@ -93,23 +93,29 @@ def test_the_segmenters_map_in_a_sentence_and_in_the_pictures(folder):
     saliency = read_saliency_report(folder)
     assert saliency.panels == 3
     assert [row["map"] for row in saliency.rows][1] == "The segmenter’s map"
-    assert "highest pixel hits on 1.000, it is behind in pointing (difference −0.667" in saliency.sentences[1]
-    assert "has seen no image" in saliency.sentences[2]
+    assert (
+        "highest pixel hits on 1.000, the heat map is worse in the pointing game (difference −0.667"
+        in saliency.sentences[1]
+    )
+    assert "which uses no image" in saliency.sentences[2]
 
 
-def test_whose_maps_they_are_is_said_where_it_is_not_plain():
+def test_the_source_sentence_names_the_network_where_there_are_several():
     assert source_sentence({"run": "one"}) == ""
     assert source_sentence({"run": "one", "checkpoints": 1, "detector": [], "segmenters": ["s"]}) == ""
     several = source_sentence({"run": "one", "checkpoints": 3})
-    assert several == "The heat maps are of the best of its 3 checkpoints, whose mean is its answer."
+    assert several == "The heat maps are of the best of its 3 checkpoints; its predictions are the mean of all."
     joined = source_sentence({"run": "one", "checkpoints": 1, "detector": ["one"], "segmenters": ["s"]})
     assert joined == (
-        "The heat maps are of the classifier one. The segmenter’s map beside them is the one that the detector "
-        "outlines by. Probabilities, and what is found or missed, are the detector’s."
+        "The heat maps are of the classifier one. The segmenter’s map is the one that gives the detector’s outlines. "
+        "Probabilities, and whether a positive is found or missed, are the detector’s."
     )
     many = source_sentence({"run": "one", "checkpoints": 2, "detector": ["one", "two"], "segmenters": ["s", "t"]})
-    assert "one (the best of its 2 checkpoints, whose mean is its answer), the first of 2 that are joined." in many
-    assert "is the mean of 2 segmenters’, the one" in many
+    assert (
+        "one (the best of its 2 checkpoints; its predictions are the mean of all), the first of the detector’s 2 cl"
+        in many
+    )
+    assert "is the mean of 2 segmenters, the one" in many
 
 
 def test_found_by_the_detector_is_not_found_by_the_classifier(folder):
