@@ -1,16 +1,16 @@
-# For a newcomer: `make train-classifier`, `make train-segmenter`, `make detect`, `make test`. Each sets up all it needs.
+# Start here: `make train-classifier`, `make train-segmenter`, `make detect`, `make test`. Each target installs what it needs.
 #
 #   DATA=FOLDER        radiographs (DICOM, PNG or JPEG) with a label csv, or a prepared folder; default: phantoms
-#   PATIENTS=TABLE     which patient each image shows, where DATA or its neighbours hold no such table
+#   PATIENTS=TABLE     the patient of each image, where no such table is found in DATA or beside it
 #   EXPERIMENT=FILE    what to train; default: the demo
-#   PREPARED=FOLDER    where DATA's radiographs are prepared; default: data/prepared/<name of DATA>; make detect finds what
-#                      the runs were trained on in data/prepared
-#   OUT=FOLDER         where the run goes; default: runs/<experiment>
-#   CLASSIFIER=RUN SEGMENTER=RUN    what make detect joins; default: the demos' runs
-#   DETECTOR=FOLDER    a detector that was joined before
-#   START_FROM=RUN     a run whose weights are the start, such as a smaller image size's
+#   PREPARED=FOLDER    where DATA's radiographs are prepared; default: data/prepared/<name of DATA>. make detect searches
+#                      data/prepared for the folder that the runs were trained on
+#   OUT=FOLDER         the run folder; default: runs/<experiment>
+#   CLASSIFIER=RUN SEGMENTER=RUN    the runs that make detect joins; default: the demos' runs
+#   DETECTOR=FOLDER    an existing detector for make detect
+#   START_FROM=RUN     a run whose weights are the start, for example of a smaller image size
 #
-# A training that was interrupted goes on when the same line is given again.
+# An interrupted training goes on when the same command is started again.
 
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 VENV := .venv
@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TRAIN_EXTRA := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,train)
 
-# Six times SIIM's areas: at the demos' sizes the median pneumothorax would otherwise be some hundred pixels large.
+# Six times SIIM's areas: at the demos' image sizes the median pneumothorax would otherwise have about a hundred pixels.
 PHANTOMS := data/phantom
 PHANTOM_OPTIONS := --images 900 --seed 0 --size-scale 6
 EXPERIMENT ?= experiments/demo_classifier.py
@@ -30,13 +30,13 @@ OPTIONS = $(if $(OUT),--out "$(OUT)") $(if $(PREPARED),--prepared "$(PREPARED)")
 help:
 	@echo "make train-classifier   train, predict, score; prints the path of report.html (DATA= EXPERIMENT= OUT=)"
 	@echo "make train-segmenter    the same for the outline of the pneumothorax"
-	@echo "make detect             both joined, and what they find in DATA= (CLASSIFIER= SEGMENTER= or DETECTOR=; DICOM=1)"
+	@echo "make detect             joins both and answers for the radiographs in DATA= (CLASSIFIER= SEGMENTER= or DETECTOR=; DICOM=1)"
 	@echo "make torch-classifier   the other team: PyTorch, same experiment, prepared folder and starting weights;"
 	@echo "                        make torch-segmenter, make fastai-classifier (DATA=prepared folder EXPERIMENT= OUT=)"
 	@echo "make slurm-classifier   submit a training to Slurm (NODES= DATA=prepared folder EXPERIMENT= OUT=); slurm-segmenter too"
 	@echo "make compare            score submissions side by side (DATA=folder of submissions TRUTH= OUT=)"
 	@echo "make test               the fast tests; make test-slow the others"
-	@echo "make parity             can the two be compared? the ladder beside PyTorch, in an environment of its own (5 GB)"
+	@echo "make parity             compares Keras with PyTorch, check by check; PyTorch has an environment of its own (5 GB)"
 	@echo "make lint               style, types and import rules"
 	@echo "make doctor             what this machine has and lacks"
 
@@ -59,7 +59,7 @@ $(TORCH)/.ready: experiments/torch_team/requirements.txt
 	$(TORCH)/bin/python -m pip install --quiet -r $<
 	@touch $@
 
-# Written once: phantom and prepare see by themselves that nothing is left to do.
+# phantom and prepare do nothing where their files exist already.
 train-classifier train-segmenter: $(READY)
 ifdef DATA
 	$(BIN)/keras-pneumo train "$(EXPERIMENT)" --data "$(DATA)" $(OPTIONS)
@@ -68,9 +68,9 @@ else
 	$(BIN)/keras-pneumo train "$(EXPERIMENT)" --data $(PHANTOMS) $(OPTIONS)
 endif
 
-# The other team reads the prepared folder and the experiment; PyTorch's Python starts from the weights that Keras's
-# seed gives. EXPERIMENT may be a run, whose experiment is then repeated, not continued. On cores that are shared, PyTorch's
-# threads would otherwise spin on the very core that they wait for: four times the CPU time per step was measured.
+# The other team reads the prepared folder and the experiment, and starts from the weights that Keras draws from the seed.
+# EXPERIMENT may be a run: its experiment is then repeated, not continued. OMP_WAIT_POLICY: without it PyTorch's waiting
+# threads keep shared cores busy; a step then took four times the CPU time.
 TEAM_DATA = $(or $(DATA),$(PREPARED),data/prepared/$(notdir $(PHANTOMS)))
 TEAM_OUT = $(or $(OUT),runs/$(subst -,_,$@))
 TEAM_EXPERIMENT = $(or $(wildcard $(EXPERIMENT)/experiment.json),$(EXPERIMENT))
@@ -91,18 +91,18 @@ slurm-classifier slurm-segmenter:
 	@test -f "$(DATA)/manifest.json" || { echo "Name a prepared folder on a disk that all nodes share: make $@ DATA=data/prepared/siim (keras-pneumo prepare makes it)."; exit 2; }
 	$(SBATCH) --nodes=$(NODES) experiments/slurm/$(if $(filter 1,$(NODES)),one_node,several_nodes).sbatch "$(EXPERIMENT)" "$(DATA)" $(if $(OUT),"$(OUT)")
 
-# With nothing said, the demo's runs: those made on the phantoms' split.
+# Without DATA: the demo's runs, which are those on the phantoms' split.
 compare: $(READY)
 	$(BIN)/keras-pneumo compare $(if $(DATA),"$(DATA)",runs --this-split) --truth "$(or $(TRUTH),data/prepared/$(notdir $(PHANTOMS)))" --out "$(or $(OUT),runs/compare)"
 
-# The two runs are joined on the data they were trained on, anew when either was trained again; DETECTOR= is taken as it is.
+# Joins the two runs on the data they were trained on, and again when one was trained again. DETECTOR= is used as it is.
 CLASSIFIER ?= runs/demo_classifier
 SEGMENTER ?= runs/demo_segmenter
 JOINED := runs/detector-$(notdir $(CLASSIFIER:/=))+$(notdir $(SEGMENTER:/=))
-FILMS = $(or $(DATA),$(PHANTOMS))
+RADIOGRAPHS = $(or $(DATA),$(PHANTOMS))
 
 detect: $(READY) $(if $(DETECTOR),,$(JOINED)/detector.json)
-	$(BIN)/keras-pneumo detect "$(or $(DETECTOR),$(JOINED))" "$(FILMS)" --out "$(or $(OUT),runs/detect-$(notdir $(FILMS:/=)))" $(if $(DICOM),--dicom --make-uids)
+	$(BIN)/keras-pneumo detect "$(or $(DETECTOR),$(JOINED))" "$(RADIOGRAPHS)" --out "$(or $(OUT),runs/detect-$(notdir $(RADIOGRAPHS:/=)))" $(if $(DICOM),--dicom --make-uids)
 
 $(JOINED)/detector.json: $(CLASSIFIER)/experiment.json $(SEGMENTER)/experiment.json | $(READY)
 	rm -rf $(@D)
@@ -120,7 +120,7 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n 2 -m slow --ignore=tests/parity/pytorch
 
-# The tests, then the ladder from pixels to scores; real radiographs are read besides the phantoms where they are at hand.
+# The tests, then the ladder from pixels to scores. It also reads real radiographs where they are on this machine.
 PARITY_DATA := $(wildcard ../shared/siim_mini)
 parity: export KERAS_PNEUMO_TORCH_PYTHON := $(abspath $(TORCH))/bin/python
 parity: $(READY) $(TORCH)/.ready

@@ -1,6 +1,6 @@
-"""First place of SIIM-ACR 2019, stage 2 of 3: the same network at 1024, started from stage 1 (progressive resizing).
+"""First place of SIIM-ACR 2019, stage 2 of 3: the same network at 1024, from the weights of stage 1.
 
-The batch of 2 is the winner's.
+This is progressive resizing. The batch of 2 is the winner's.
 
 Command: make train-segmenter DATA=data/siim EXPERIMENT=experiments/albunet_1024.py START_FROM=runs/albunet_512
 Needs: the SIIM-ACR data, the run of albunet_512, a GPU.

@@ -1,7 +1,8 @@
-"""First place of SIIM-ACR 2019, stage 1 of 3: the U-Net on ResNet34 ("albunet") at 512, its encoder first frozen.
+"""First place of SIIM-ACR 2019, stage 1 of 3: the U-Net on ResNet34 ("albunet") at 512, the encoder frozen at first.
 
-3 BCE + 1 Dice + 4 focal; Adam with decay 5e-6, gradients clipped to 0.1, positives drawn at 0.8; rate 1e-4, lowered
-tenfold when validation stands still for more than two epochs. The decay is decoupled here (AdamW), Adam's was not.
+3 BCE + 1 Dice + 4 focal; Adam with weight decay 5e-6, gradients clipped to 0.1, a positive rate of 0.8. The learning
+rate is 1e-4, divided by ten when validation does not improve for more than two epochs. Here the weight decay is
+decoupled (AdamW); the winner's Adam added it to the gradient.
 
 Command: make train-segmenter DATA=data/siim EXPERIMENT=experiments/albunet_512.py
 Needs: the SIIM-ACR data, ImageNet weights, a GPU.

@@ -1,7 +1,7 @@
-"""Does the whole chain learn, on two CPU cores, in a few minutes?
+"""Does the classifier learn in a few minutes, on two CPU cores?
 
-It is made easier than SIIM-ACR, so that a random start can learn in that time: ResNet18 in place of the default
-ResNet50, 96 pixels, and phantoms whose pneumothoraces have six times SIIM's areas (`--size-scale 6` in the Makefile).
+The task is easier than SIIM-ACR, so that a network with random start weights can learn in that time: ResNet18 instead
+of the default ResNet50, 96 pixels, and phantoms with six times SIIM's areas (`--size-scale 6` in the Makefile).
 
 Command: make train-classifier
 Duration and result: experiments/README.md.

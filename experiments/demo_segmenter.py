@@ -1,4 +1,4 @@
-"""Does the segmenter learn to outline, on two CPU cores, in a few minutes?
+"""Does the segmenter learn to outline a pneumothorax in a few minutes, on two CPU cores?
 
 Command: make train-segmenter
 Duration and result: experiments/README.md.

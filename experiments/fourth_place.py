@@ -1,7 +1,8 @@
-"""Fourth place of SIIM-ACR 2019: crops, a head that tells if there is anything, BatchNorm frozen.
+"""Fourth place of SIIM-ACR 2019: crops, an image-level head, frozen BatchNorm.
 
-A U-Net on ResNet34; crops of 512 from 768; 2.7 BCE + 0.9 Dice + 0.1 BCE of the head; Adam at 7.5e-5 in cosines of 8
-epochs, 60 epochs; positives drawn at 0.8 falling to 0.22; the best four checkpoints. Predicted on whole images.
+A U-Net on ResNet34; crops of 512 from 768; 2.7 BCE + 0.9 Dice + 0.1 BCE of the head; Adam at 7.5e-5 with warm restarts
+every 8 epochs, 60 epochs; the rate of positives falls from 0.8 to 0.22; the best four checkpoints predict
+together, on whole images.
 
 Command: make train-segmenter DATA=data/siim EXPERIMENT=experiments/fourth_place.py
 Needs: the SIIM-ACR data, ImageNet weights, a GPU.

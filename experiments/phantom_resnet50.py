@@ -1,4 +1,4 @@
-"""Does ResNet50, the default network, learn from a random start what the demo's ResNet18 learns?
+"""Does ResNet50, the default network, learn from a random start as well as the demo's ResNet18?
 
 Command: make train-classifier EXPERIMENT=experiments/phantom_resnet50.py
 Duration and result: experiments/README.md.

@@ -1,11 +1,11 @@
-"""How much can be seen at 128, where the median pneumothorax covers 130 pixels?
+"""How good is the result at 128, where the median pneumothorax has only 130 pixels?
 
 The recipe is that of a datathon team: ResNet50 from ImageNet weights, one epoch with the encoder frozen, then the
-one-cycle policy (arXiv 1803.09820) with rates that fall towards the stem.
+one-cycle policy (arXiv 1803.09820) with learning rates that are lower for earlier layers.
 
 Command: make train-classifier DATA=data/siim EXPERIMENT=experiments/resnet50_128.py
 Needs: the SIIM-ACR data, ImageNet weights, a GPU.
-Result: not run yet, for lack of the data and a GPU; experiments/README.md holds those that were.
+Result: not run yet, since the data and a GPU were not available. Results of others: experiments/README.md.
 """
 
 from keras_pneumo.config import CLASSIFIER as base

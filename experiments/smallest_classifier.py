@@ -1,4 +1,4 @@
-"""Does the chain run from end to end? So small that its score means nothing.
+"""Does the whole chain run? The network and the training are so small that the score means nothing.
 
 Command: keras-pneumo train experiments/smallest_classifier.py --data data/phantom-try
 """

@@ -1,4 +1,4 @@
-"""Does the segmenter's chain run from end to end? So small that its score means nothing.
+"""Does the segmenter's whole chain run? Network and training are so small that the score means nothing.
 
 Command: keras-pneumo train experiments/smallest_segmenter.py --data data/phantom-try
 """

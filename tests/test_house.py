@@ -1,4 +1,4 @@
-"""The house: modules in a room, small modules that stand alone, modules that nothing imports, and private words."""
+"""The structure of the package: modules per folder, small modules, modules that nothing imports, and private words."""
 
 import ast
 import collections
@@ -13,13 +13,13 @@ MOST_MODULES = 14
 SMALL = 60
 
 REASONS: dict[str, str] = {}
-"""Small modules with one importer that stand alone, and why."""
+"""Small modules with one importer that are not part of it, and why."""
 
 PRIVATE_WORDS = re.compile(
     r"\b(films?|dealt|stance|rivals?|rungs?|climb(s|ed|ing)?|no-pixel|befall\w*|made to stand|lies on the table)\b",
     re.IGNORECASE,
 )
-"""Words that only the project's makers would understand; the field has its own (``../shared/design.md``, Words)."""
+"""Words that only the makers of this project would understand, where the field has a word of its own."""
 
 
 def modules():
@@ -80,7 +80,7 @@ def pages():
     return files + sorted((REPOSITORY / "docs").glob("*.md")) + [REPOSITORY / "README.md"]
 
 
-def test_the_words_are_the_field_s():
+def test_no_private_words_are_used():
     used = {}
     for path in pages():
         words = sorted({match.group(0).lower() for match in PRIVATE_WORDS.finditer(path.read_text(encoding="utf-8"))})

@@ -64,7 +64,7 @@ def test_tables_are_refused_as_files_are(predictions, sentence):
     labels = pd.DataFrame({"image_id": ["a", "b"], "pneumothorax": [1, 0]})
     with pytest.raises(PneumoError, match=sentence):
         score(labels, pd.DataFrame(predictions))
-    with pytest.raises(PneumoError, match=r"^The table of the truth, row 3: pneumothorax is '3'"):
+    with pytest.raises(PneumoError, match=r"^The table of the truth, row 3: image b: pneumothorax is '3'"):
         score(labels.assign(pneumothorax=[1, 3]), labels)
 
 
