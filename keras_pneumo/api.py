@@ -178,7 +178,7 @@ class Prepared:
 
     def __init__(self, prepared: PreparedFolder) -> None:
         """Wrap an opened folder; :func:`load_prepared` opens one."""
-        self._prepared = prepared
+        self.prepared_folder = prepared
 
     def __repr__(self) -> str:
         """Name the folder and say what it holds."""
@@ -187,22 +187,22 @@ class Prepared:
     @property
     def folder(self) -> Path:
         """Where it lies."""
-        return self._prepared.folder
+        return self.prepared_folder.folder
 
     @property
     def cases(self) -> pd.DataFrame:
         """A row per image: ``image_id``, ``patient_id``, ``sex``, ``age``, ``view``, ``pneumothorax``, ..."""
-        return self._prepared.cases.copy()
+        return self.prepared_folder.cases.copy()
 
     @property
     def split(self) -> pd.DataFrame:
         """A row per image: ``image_id``, ``patient_id``, ``pneumothorax``, ``subset``, ``fold``."""
-        return self._prepared.split.copy()
+        return self.prepared_folder.split.copy()
 
     @property
     def sizes(self) -> list[int]:
         """Sides of the prepared images, in pixels."""
-        return sorted(int(size) for size in self._prepared.manifest["sizes"])
+        return sorted(int(size) for size in self.prepared_folder.manifest["sizes"])
 
     def image_ids(self, subset: str, fold: int = 0) -> list[str]:
         """Ids of the images of ``train``, ``validation`` or ``test``, in the order of :meth:`dataset` without shuffle.
@@ -214,7 +214,7 @@ class Prepared:
         subsets = ("train", "validation", "test")
         if subset not in subsets:
             raise PneumoError(f"There is no subset {subset!r}. Choose one of {', '.join(subsets)}.")
-        return self._prepared.subset(subset, fold=fold)
+        return self.prepared_folder.subset(subset, fold=fold)
 
     def dataset(
         self,
@@ -260,8 +260,8 @@ class Prepared:
         from keras_pneumo.data.batches.pipeline import labelled_batches
         from keras_pneumo.data.prepared.folder import verify_files
 
-        verify_files(self._prepared, size, image_ids)
-        source = open_source(self._prepared, image_ids, size, with_masks=masks)
+        verify_files(self.prepared_folder, size, image_ids)
+        source = open_source(self.prepared_folder, image_ids, size, with_masks=masks)
         return labelled_batches(source, batch_size, masks, augmentation, seed, shuffle)
 
     def _one_size(self, image_size: int | None) -> int:
@@ -507,7 +507,7 @@ def train(
         say=say,
         on_epoch=say_epoch,
     )
-    report = run_training(chosen, opened._prepared, _path(out), options, weights=_path(weights))
+    report = run_training(chosen, opened.prepared_folder, _path(out), options, weights=_path(weights))
     assert report is not None  # one process writes its own report
     for sentence in report.sentences:
         say(sentence)

@@ -37,7 +37,7 @@ def house(tmp_path, monkeypatch, phantoms, prepared_folder, tiny_runs, tiny_dete
     answers = pd.DataFrame({"image_id": prepared.image_ids("test")})
     answers.assign(probability=np.linspace(0, 1, len(answers))).to_csv(submission / "predictions.csv", index=False)
     info = '{"format": 1, "team": "Test team", "task": "classification", "split_sha256": "%s"}'
-    (submission / "submission.json").write_text(info % prepared._prepared.manifest["split_sha256"])
+    (submission / "submission.json").write_text(info % prepared.prepared_folder.manifest["split_sha256"])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -171,7 +171,7 @@ def test_the_networks_own_predict_gives_what_the_command_gives(tmp_path, prepare
     if flip_averaging:
         mirrored = run.model.predict(dataset.map(lambda images, _: images[:, :, ::-1]), verbose=0)[:, 0]
         probability = (probability + 1 / (1 + np.exp(-mirrored.astype(float)))) / 2
-    write_predictions(predict_subset([read_run(tmp_path / "run")], prepared._prepared), tmp_path / "submission")
+    write_predictions(predict_subset([read_run(tmp_path / "run")], prepared.prepared_folder), tmp_path / "submission")
     table = pd.read_csv(tmp_path / "submission/predictions.csv")
     assert table["image_id"].tolist() == prepared.image_ids("test")
     np.testing.assert_allclose(probability, table["probability"], atol=2e-6)

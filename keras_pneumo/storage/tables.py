@@ -69,17 +69,21 @@ def read_rows(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[tuple[int, lis
         PneumoError: as :func:`read_text`, or the text is not csv.
     """
     text = read_text(path, max_bytes)
-    limit = csv.field_size_limit(_MAX_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for cells in reader:
-            stripped = [cell.strip() for cell in cells]
-            if any(stripped):
-                yield reader.line_num, stripped
-    except csv.Error as error:
-        raise PneumoError(f"{path}, line {reader.line_num}, is not csv: {error}.") from error
-    finally:
-        csv.field_size_limit(limit)
+    while True:
+        # The limit is the whole process's, so it is back before a caller goes on, who may never ask for the last row.
+        limit = csv.field_size_limit(_MAX_CELL)
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise PneumoError(f"{path}, line {reader.line_num}, is not csv: {error}.") from error
+        finally:
+            csv.field_size_limit(limit)
+        if cells is None:
+            return
+        stripped = [cell.strip() for cell in cells]
+        if any(stripped):
+            yield reader.line_num, stripped
 
 
 def read_table(path: Path, max_bytes: int = MAX_BYTES) -> pd.DataFrame:

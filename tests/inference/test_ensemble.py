@@ -28,7 +28,7 @@ def variant(run, folder, **changes):
     return read_run(copy.folder)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 50])
+@pytest.mark.parametrize("batch_size", [2, 3, 50])
 def test_every_image_is_predicted_in_order_whatever_the_batch(tmp_path, tiny_runs, prepared, batch_size):
     run = variant(read_run(tiny_runs / "classifier"), tmp_path / "run", global_batch_size=batch_size)
     done = []

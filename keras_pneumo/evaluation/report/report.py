@@ -258,7 +258,7 @@ def tiles(team: Entry, board: Board) -> list[dict[str, str]]:
         "accuracy": f"majority class: {shown(max(prevalence, 1 - prevalence))}",
         "sensitivity": f"at its threshold; {int(positive.sum()):,} positives",
         "specificity": f"at its threshold; {int((~positive).sum()):,} negatives",
-        "brier": f"always predicting the prevalence: {shown(prevalence * (1 - prevalence))}; lower is better",
+        "brier": f"predicting the prevalence: {shown(prevalence * (1 - prevalence))}; lower is better",
         "calibration_error": "lower is better",
         "dice": f"empty masks: {shown(1 - prevalence)}",
         "dice_positives": f"{int(positive.sum()):,} positives; a missed one counts 0",
