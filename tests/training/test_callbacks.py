@@ -26,7 +26,7 @@ from keras_pneumo.training.log import Events
 
 @pytest.mark.parametrize(("norms", "wanted"), [([1.0, np.inf, 4.0], 2.0), ([np.nan] * 3, np.nan)])
 def test_the_mean_gradient_leaves_out_the_steps_that_overflowed(monkeypatch, norms, wanted):
-    """In float16 the loss scale leaves out a step that overflowed; its norm is not finite. Batches of 8, 4 and 4 images."""
+    """In float16 an overflowed step is left out; its norm is not finite. Batches of 8, 4 and 4 images."""
     state, rows = State(), []
     network = SimpleNamespace(optimizer=SimpleNamespace(inner_optimizer=None), data_seconds=0.0)
     steps = StepCounter(state, [8, 4, 4], 1, Interruption(), Events(None), None)

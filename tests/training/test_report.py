@@ -22,7 +22,7 @@ def run(tmp_path):
 
 
 def write_ladder(run, **changes):
-    """Writes the result of a ladder next to the run, with the run's encoder, size and versions, apart from the changes."""
+    """Writes a ladder's result next to the run, with the run's encoder, size and versions, apart from the changes."""
     keras = {name: version for name, version in versions().items() if name != "keras_pneumo"}
     ladder = Ladder(
         [CheckResult(1, "DICOM pixels", "", "1e-4 of the range", 1e-4, EQUAL, EQUAL, "", "")],
