@@ -161,7 +161,7 @@ def test_a_signal_to_another_worker_after_the_last_step_ends_this_one_too():
 
 
 def counting(fits=100):
-    """A class of networks that records the micro-batches of each step, and its records; ``fits`` images fit in memory."""
+    """A class of networks that records the micro-batches of each step, and its list; ``fits`` images fit in memory."""
     taken = []
 
     class Counting(TrainingNetwork):
