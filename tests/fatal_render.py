@@ -1,4 +1,4 @@
-"""A renderer and a reader that die on one file, as a decoder with a fault in its C code does."""
+"""A renderer and a reader that crash on one file, as a decoder with an error in its C code does."""
 
 import os
 

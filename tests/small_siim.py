@@ -1,4 +1,4 @@
-"""Small SIIM folders made on the spot, shared by the tests of the data part."""
+"""Makes small SIIM folders for tests."""
 
 import csv
 from pathlib import Path
@@ -51,7 +51,7 @@ def dicom(pixels, uid="1.2.3.4", syntax=ExplicitVRLittleEndian, **tags):
 
 
 def write_dicom(path, pixels, uid=None, **tags):
-    """Write :func:`dicom`; the uid is the file's stem unless given."""
+    """Writes :func:`dicom` to a file; the default of the uid is the stem of the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     dicom(pixels, uid or path.stem, **tags).save_as(path, enforce_file_format=True)
     return path

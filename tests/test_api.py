@@ -25,7 +25,7 @@ SMALLEST = {"encoder": "resnet18", "weights": "random", "image_size": 64, "froze
 
 @pytest.fixture
 def house(tmp_path, monkeypatch, phantoms, prepared_folder, tiny_runs, tiny_detector):
-    """A folder to work in, with what the examples name."""
+    """A working folder with the files that the examples use."""
     for name, source in (("phantoms", phantoms), ("prepared", prepared_folder), ("detector", tiny_detector)):
         shutil.copytree(source, tmp_path / name)
     shutil.copytree(tiny_runs, tmp_path / "runs")
@@ -43,7 +43,7 @@ def house(tmp_path, monkeypatch, phantoms, prepared_folder, tiny_runs, tiny_dete
 
 
 def with_postprocessing(folder):
-    """The run folder of a segmenter, given parameters for its masks."""
+    """The run folder of a segmenter with postprocessing parameters."""
     parameters = PostprocessingParameters(top=0.5, area=100, bottom=0.4)
     write_postprocessing(folder, PostprocessingSearch(parameters, 1.0, 1.0, 1, np.zeros(1), (), ()))
     return folder
@@ -74,7 +74,7 @@ def test_the_example_of_every_public_name_runs(name, house):
 
 
 def run_python(code, **options):
-    """Run a line in a new Python; fails where that fails."""
+    """Runs a line in a new Python process; fails if the process fails."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, **options)

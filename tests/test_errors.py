@@ -1,4 +1,4 @@
-"""Refusals reach the user: no handler of damaged files, and none of unforeseen errors, takes one for its own."""
+"""Tests that refusals reach the user: no handler of damaged files or of unexpected errors catches a PneumoError."""
 
 import ast
 import io
