@@ -71,7 +71,7 @@ COMMANDS = {
     "compare": Command("referee", "Score submissions of any framework by patient, beside metadata-only baselines."),
     "audit-split": Command(
         "referee",
-        "Say how many validation images share a patient with training, and what knowing the patient alone is worth.",
+        "Report how many validation images share a patient with training, and the patient-only baseline's score.",
     ),
     "parity": Command(
         "parity", "Compare Keras with PyTorch, check by check, from DICOM pixels to scores, and show where they differ."

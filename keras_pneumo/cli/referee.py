@@ -28,17 +28,19 @@ def compare_command(
     subset: Annotated[str, typer.Option(help="Which patients are scored.")] = "test",
     ids: Annotated[Path | None, typer.Option(help="Csv of the image ids to score, for a label csv as truth.")] = None,
     patients: Annotated[Path | None, typer.Option(help="Patient table, for a label csv as truth.")] = None,
-    metadata: Annotated[Path | None, typer.Option(help="Table about the images; each column is tried alone.")] = None,
-    adjudicated: Annotated[Path | None, typer.Option(help="Labels by a panel, for the ceiling of all claims.")] = None,
-    this_split: Annotated[bool, typer.Option(help="Pass over submissions made on another split.")] = False,
-    allow_missing: Annotated[bool, typer.Option(help="Count images without an answer as answered 'no'.")] = False,
+    metadata: Annotated[
+        Path | None, typer.Option(help="Table about the images; each column becomes a baseline.")
+    ] = None,
+    adjudicated: Annotated[Path | None, typer.Option(help="Adjudicated labels, for the accuracy ceiling.")] = None,
+    this_split: Annotated[bool, typer.Option(help="Leave out submissions made on another split.")] = False,
+    allow_missing: Annotated[bool, typer.Option(help="Count images without a prediction as 'no'.")] = False,
     allow_extra: Annotated[
         bool, typer.Option(help="Leave out rows of images that are not scored, and rows given twice.")
     ] = False,
     clip_runs: Annotated[bool, typer.Option(help="Cut masks that end past the last pixel.")] = False,
     team: Annotated[str | None, typer.Option(help="Score only this team's submission.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 0,
-    resamples: Annotated[int, typer.Option(min=100, help="How often patients are resampled.")] = 10_000,
+    resamples: Annotated[int, typer.Option(min=100, help="Number of resamples of the patients.")] = 10_000,
 ) -> None:
     """Score submissions of any framework by patient, beside metadata-only baselines.
 
@@ -73,7 +75,7 @@ def compare_command(
 
 
 def show_board(names: list[str], rows: list[list[str]]) -> None:
-    """Print the board, then the notes by team. Names are hostile until escaped.
+    """Print the board, then the notes by team; names from submissions are escaped.
 
     On a pipe, and where the terminal is too narrow for a row, the table is as wide as it needs to be.
     """
@@ -94,7 +96,7 @@ def audit_split_command(
     patients: Annotated[Path | None, typer.Option(help="Patient table, where the split has no patients.")] = None,
     labels: Annotated[Path | None, typer.Option(help="SIIM label csv, where the split has no labels.")] = None,
 ) -> None:
-    """Say how many validation images share a patient with training, and what knowing the patient alone is worth.
+    """Report how many validation images share a patient with training, and the patient-only baseline's score.
 
     Ends with 1 when patients are shared.
 

@@ -2,7 +2,7 @@
 
 In: paths or tables. Out: :class:`Scores` of one submission, or a :class:`Comparison` and, in the output folder,
 ``per_image.csv``, ``pairs.csv``, ``board.csv``, ``board.json``, ``board.md`` and ``report.html``. All submissions are
-read and checked before anything is computed, and one message names everything that is wrong with them.
+read and checked before anything is computed, and one message lists all errors.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Scores:
 
 
 class Comparison(NamedTuple):
-    """All submissions and baselines scored, and what the scores say of the teams side by side."""
+    """The board of all submissions and baselines, and the comparison of the teams."""
 
     board: Board
     findings: Findings
@@ -149,17 +149,20 @@ def score(
     Raises:
         PneumoError: the truth or the submission is refused; the message names file, row and reason.
     """
-    known = _as_truth(truth, subset, ids, patients)
-    read = _as_submission(submission, known, threshold)
+    ground_truth = _as_truth(truth, subset, ids, patients)
+    parsed = _as_submission(submission, ground_truth, threshold)
     entry = team_entry(
-        read.info.team, "submission", align_submission(read, known, allow_missing, allow_extra, clip_runs), known
+        parsed.info.team,
+        "submission",
+        align_submission(parsed, ground_truth, allow_missing, allow_extra, clip_runs),
+        ground_truth,
     )
-    (entry,) = score_entries([entry], known, seed, resamples, COMMON_SENSITIVITY)
+    (entry,) = score_entries([entry], ground_truth, seed, resamples, COMMON_SENSITIVITY)
     table = pd.DataFrame(
         {"value": entry.point, "low": {n: i.low for n, i in entry.intervals.items()}}
         | {"high": {n: i.high for n, i in entry.intervals.items()}}
     ).loc[list(entry.point)]
-    per_image = known.cases[["image_id", "pneumothorax"]].reset_index(drop=True)
+    per_image = ground_truth.cases[["image_id", "pneumothorax"]].reset_index(drop=True)
     if entry.probability is not None:
         per_image["probability"] = entry.probability
     if entry.masks is not None:
@@ -168,12 +171,12 @@ def score(
         entry.team,
         table,
         per_image,
-        len(known.cases),
-        known.n_patients,
-        int(known.pneumothorax.sum()),
+        len(ground_truth.cases),
+        ground_truth.n_patients,
+        int(ground_truth.pneumothorax.sum()),
         entry.threshold,
         entry.threshold_source,
-        [*known.notes, *entry.notes],
+        [*ground_truth.notes, *entry.notes],
     )
 
 
@@ -212,35 +215,37 @@ def compare(
         resamples: number of resamples.
         images: gives radiographs for the report; by default those of the prepared folder that ``truth`` is in.
         metadata: a table about the images, each column of which becomes a metadata-only baseline.
-        adjudicated: radiologists' labels (a column Pneumothorax, yes or no), to say how right the labels themselves
-            are; see :mod:`.label_noise`.
+        adjudicated: radiologists' labels (a column Pneumothorax, yes or no), to measure how often the labels are right;
+            see :mod:`.label_noise`.
         this_split: leave out submissions that were made on another split, or name none, instead of refusing them.
 
     Raises:
-        PneumoError: nothing to score, or the truth or any submission is refused (all refusals in one message).
+        PneumoError: nothing to score, or the truth or any submission is refused (all errors in one message).
     """
     folder, truth = Path(folder), Path(truth)
     if out is not None and Path(out).resolve() == folder.resolve():
         raise PneumoError(
-            f"{out} is the folder of the submissions themselves, so the board would be read as a submission next time. "
+            f"{out} is also the folder of the submissions, so the board would be read as a submission next time. "
             "Give another --out."
         )
-    known = read_truth(truth, subset, _path(ids), _path(patients), _path(metadata))
-    labels = read_adjudicated(Path(adjudicated), known) if adjudicated is not None else None
+    ground_truth = read_truth(truth, subset, _path(ids), _path(patients), _path(metadata))
+    adjudicated_labels = read_adjudicated(Path(adjudicated), ground_truth) if adjudicated is not None else None
     submissions = read_all(folder)
     if team is not None:
         submissions = [submission for submission in submissions if team in (submission.info.team, submission.path.name)]
         if not submissions:
             raise PneumoError(f"{folder} has no submission of the team {team!r}.")
     if this_split:
-        submissions = [submission for submission in submissions if submission.info.split_sha256 == known.split_sha256]
+        submissions = [
+            submission for submission in submissions if submission.info.split_sha256 == ground_truth.split_sha256
+        ]
         if not submissions:
             raise PneumoError(f"{folder} has no submission made on the split of {truth}. Train or predict on it first.")
-    aligned = align_all(submissions, known, allow_missing, allow_extra, clip_runs)
+    aligned = align_all(submissions, ground_truth, allow_missing, allow_extra, clip_runs)
     if out is not None:
         require_writable(Path(out))  # now, not after thousands of resamples
-    board = score_submissions(known, aligned, seed, resamples, names=distinct_names(submissions))
-    findings = analyse(board, labels)
+    board = score_submissions(ground_truth, aligned, seed, resamples, names=distinct_names(submissions))
+    findings = analyse(board, adjudicated_labels)
     if out is not None:
         write_board(board, Path(out), images or image_loader(truth), findings)
     return Comparison(board, findings)
@@ -278,7 +283,7 @@ def find_submissions(folder: Path) -> list[Path]:
 
 
 def read_all(folder: Path) -> list[Submission]:
-    """Read every submission at a path; the refusals of all of them stand in one message."""
+    """Read every submission at a path; one message lists the errors of all of them."""
     return _all_or_one_message(read_submission, find_submissions(folder))
 
 
@@ -289,14 +294,14 @@ def align_all(
     allow_extra: bool = False,
     clip_runs: bool = False,
 ) -> list[AlignedSubmission]:
-    """Align every submission with the truth; the refusals of all of them stand in one message."""
+    """Align every submission with the truth; one message lists the errors of all of them."""
     return _all_or_one_message(
         lambda submission: align_submission(submission, truth, allow_missing, allow_extra, clip_runs), submissions
     )
 
 
 def distinct_names(submissions: list[Submission]) -> list[str]:
-    """What to call each submission: its team, with its folder's name behind it where teams share a name."""
+    """The name of each submission: its team, followed by its folder's name where teams share a name."""
     names = [submission.info.team for submission in submissions]
     full = []
     for submission, name in zip(submissions, names, strict=True):
@@ -387,7 +392,7 @@ def _as_submission(
 
 
 def _plain_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """A copy with Kaggle's column names made ours, and missing cells blank."""
+    """A copy with Kaggle's column names replaced by image_id and encoded_pixels, and missing cells blank."""
     names = {"imageid": "image_id", "encodedpixels": "encoded_pixels"}
     columns = {name: names.get(column_name(str(name)), str(name)) for name in table.columns}
     table = table.rename(columns=columns).copy()
@@ -403,16 +408,16 @@ def _path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _all_or_one_message(work: Callable[[_In], _Out], items: list[_In]) -> list[_Out]:
-    done, refusals = [], []
+def _all_or_one_message(function: Callable[[_In], _Out], items: list[_In]) -> list[_Out]:
+    results, refusals = [], []
     for item in items:
         try:
-            done.append(work(item))
+            results.append(function(item))
         except PneumoError as error:
             refusals.append(str(error))
     if refusals:
         raise PneumoError("\n".join(refusals))
-    return done
+    return results
 
 
 def _submission_in(folder: Path) -> Path | None:

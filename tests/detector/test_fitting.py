@@ -1,4 +1,4 @@
-"""Tests of fitting: on validation the detector is never below its segmenter; its board and heat maps are right."""
+"""Tests of fitting: on validation the detector is never worse than its segmenter; its board and heat maps."""
 
 import json
 from dataclasses import replace

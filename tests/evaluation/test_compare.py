@@ -1,4 +1,4 @@
-"""The two entrances of the referee: one submission scored, and a folder of submissions compared and written."""
+"""Scoring one submission, and comparing a folder of submissions."""
 
 import subprocess
 import sys
@@ -119,10 +119,10 @@ def test_compare_looks_at_its_out_folder_before_it_resamples(tmp_path, monkeypat
         compare(tmp_path / "a", tmp_path, tmp_path / "out")
 
 
-def test_the_board_does_not_go_among_the_submissions(tmp_path):
+def test_out_must_not_be_the_folder_of_the_submissions(tmp_path):
     truth = write_truth(tmp_path)
     submit(tmp_path / "teams" / "a", truth, "A", 3)
-    with pytest.raises(PneumoError, match="is the folder of the submissions themselves"):
+    with pytest.raises(PneumoError, match="is also the folder of the submissions"):
         compare(tmp_path / "teams", tmp_path, tmp_path / "teams" / ".." / "teams", resamples=50)
     assert [path.name for path in (tmp_path / "teams").iterdir()] == ["a"]
 
@@ -142,7 +142,7 @@ def test_compare_refuses_all_at_once_and_before_writing(tmp_path):
         compare(teams, tmp_path, tmp_path / "out", team="Z")
 
 
-def test_other_splits_are_passed_over_when_asked(tmp_path):
+def test_this_split_leaves_out_other_splits(tmp_path):
     truth = write_truth(tmp_path)
     teams = tmp_path / "teams"
     submit(teams / "a", truth, "A", 2)
@@ -153,14 +153,14 @@ def test_other_splits_are_passed_over_when_asked(tmp_path):
         compare(teams / "b", tmp_path, tmp_path / "none", this_split=True)
 
 
-def test_where_submissions_are_found(tmp_path):
+def test_find_submissions(tmp_path):
     with pytest.raises(PneumoError, match="There is no"):
         find_submissions(tmp_path / "nowhere")
     with pytest.raises(PneumoError, match="holds no submission"):
         find_submissions(tmp_path)
 
 
-def test_teams_of_one_name_are_told_apart_by_folder(tmp_path):
+def test_teams_of_the_same_name_show_their_folder(tmp_path):
     truth = write_truth(tmp_path)
     submit(tmp_path / "teams" / "seed1", truth, "Keras", 2)
     submit(tmp_path / "teams" / "seed2", truth, "Keras", 2, seed=1)

@@ -1,9 +1,9 @@
-"""Metadata-only baselines: answers that are computed from tables, without any pixel.
+"""Metadata-only baselines: predictions computed from tables, without reading any image.
 
 In: a :class:`Truth`, that is tables. Out: probabilities for the scored images from the majority, from the patient's
-other images, from age, sex and view, and from how often the patient was imaged; and the empty outline. Every board
-shows them, because a score is worth only what it adds to them: on SIIM images split image by image, knowing only the
-patient scores AUROC 0.81 to 0.84, and outlining nothing scores Dice 0.79.
+other images, from age, sex and view, and from how often the patient was imaged; and the empty mask. Every board
+shows them, because a score means only what it adds to them: on SIIM images split image by image, the patient-only
+baseline scores AUROC 0.81 to 0.84, and an empty mask for every image scores Dice 0.79.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Baseline:
 
 
 def baselines(truth: Truth) -> list[Baseline]:
-    """Every metadata-only baseline, in the order of a board; one that the tables do not allow says why."""
+    """Every metadata-only baseline, in the order of a board; one that cannot be computed gives the reason."""
     fixed = [majority(truth), all_empty(truth), patient_only(truth), age_sex_view(truth), times_imaged(truth)]
     return fixed + metadata_baselines(truth)
 

@@ -114,8 +114,8 @@ def score_submissions(
         seed: seed of the patients' bootstrap.
         resamples: number of resamples.
         common_sensitivity: the sensitivity at which specificities are compared.
-        names: what to call each submission when teams share a name; by default the declared team.
-        headline: the score that the verdict is to be about.
+        names: a name for each submission, where teams share one; by default the declared team.
+        headline: the score that the verdict is about.
     """
     names = names or [submission.info.team for submission in submissions]
     entries: list[Entry] = []

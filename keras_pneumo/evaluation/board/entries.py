@@ -2,8 +2,8 @@
 
 In: a :class:`Truth` and an :class:`AlignedSubmission` or a :class:`Baseline`. Out: an :class:`Entry` with its yes/no
 answers at its own threshold, its masks compared with the true ones, and (after the shared resamples) its scores. The
-entry also keeps where its threshold came from, because a threshold fitted on the test set makes a score too good, and
-a note where the declared pre-training may have used the test images.
+entry also records the source of its threshold, because a threshold fitted on the test set makes a score too high, and
+a note if the declared pre-training may have used test images.
 """
 
 from __future__ import annotations

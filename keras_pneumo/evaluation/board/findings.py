@@ -1,7 +1,7 @@
-"""Everything that a board of several teams is asked beyond its scores, gathered once for all outputs.
+"""Collects pairwise tests, ranks, seed tests, label agreement and fusions, and writes the board as JSON and Markdown.
 
 In: a scored :class:`Board`, adjudicated labels if there are any. Out: :class:`Findings`, and the board as table, JSON
-and Markdown: the same figures for a spreadsheet, a program and a pull request.
+and Markdown: the same numbers for a spreadsheet, a program and a pull request.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from keras_pneumo.evaluation.board.ranking import SeedTest, compare_pairs, seed_
 from keras_pneumo.evaluation.board.verdict import LABELS, shown, verdict
 
 FUSED = 3
-"""The best so many teams are fused two by two."""
+"""Number of best teams that are fused in pairs."""
 
 SUMMARY_SCORES = ("auroc", "auprc", "accuracy", "sensitivity", "specificity", "brier", "dice", "dice_positives")
 
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """Pairs compared, ranks, seeds, the labels' ceiling and the best teams fused."""
+    """Pairwise tests, ranks, seed tests, the ceiling of the labels, and fusions of the best teams."""
 
     pairs: pd.DataFrame
     ranks: dict[str, int]
@@ -38,7 +38,7 @@ class Findings:
 
 
 def analyse(board: Board, adjudicated: dict[str, bool] | None = None) -> Findings:
-    """Ask everything of a board."""
+    """Compute all findings of a board."""
     pairs = compare_pairs(board)
     best = [entry for entry in board.ordered if entry.kind == "submission"][:FUSED]
     return Findings(
@@ -51,7 +51,7 @@ def analyse(board: Board, adjudicated: dict[str, bool] | None = None) -> Finding
 
 
 def ranked_table(board: Board, findings: Findings) -> pd.DataFrame:
-    """The board's table with ``rank`` in front (blank for baselines) and what the ceiling says of each team."""
+    """The board's table with ``rank`` in front (blank for baselines) and whether each team is above the ceiling."""
     table = board.table.copy()
     ranks = [findings.ranks.get(e.team) if e.kind == "submission" else None for e in board.ordered]
     table.insert(0, "rank", pd.Series(ranks, dtype="Int64"))
@@ -64,11 +64,11 @@ def ranked_table(board: Board, findings: Findings) -> pd.DataFrame:
 def board_json(board: Board, findings: Findings) -> str:
     """The whole board for a program; numbers that do not exist are null. Names are as declared, so escape them."""
     truth = board.truth
-    said = verdict(board)
+    result = verdict(board)
     content: dict[str, Any] = {
         "format": 1,
-        "verdict": [said.headline, *said.sentences],
-        "warnings": said.warnings,
+        "verdict": [result.headline, *result.sentences],
+        "warnings": result.warnings,
         "scored": {
             "subset": truth.subset,
             "images": len(truth.cases),
@@ -103,11 +103,11 @@ def board_json(board: Board, findings: Findings) -> str:
 
 
 def board_markdown(board: Board, findings: Findings) -> str:
-    """The board for a pull request: verdict, table, pairs; every foreign word escaped for Markdown and HTML."""
-    said = verdict(board)
+    """The board for a pull request: verdict, table and pairs, all text escaped for Markdown and HTML."""
+    result = verdict(board)
     header, entries = terminal_rows(board, findings)
-    lines = [f"**{_safe(said.headline)}** {_safe(' '.join(said.sentences))}", ""]
-    lines += [f"> {_safe(warning)}" for warning in said.warnings]
+    lines = [f"**{_safe(result.headline)}** {_safe(' '.join(result.sentences))}", ""]
+    lines += [f"> {_safe(warning)}" for warning in result.warnings]
     lines += ["", "| " + " | ".join(header[:-1]) + " |", "|---|---|" + "---:|" * (len(header) - 3)]
     for entry, (rank, name, *cells, notes) in zip(board.ordered, entries, strict=True):
         name = _safe(name) if entry.kind == "submission" else f"*{_safe(name)}*"
@@ -141,7 +141,7 @@ def terminal_rows(board: Board, findings: Findings) -> tuple[list[str], list[lis
 
 
 def _safe(text: str) -> str:
-    """Text that Markdown and the HTML within it leave alone, a mention or link included."""
+    """Escape text for Markdown and HTML, mentions and links included."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     for mark in "\\`*_{}[]()#!|~":
         text = text.replace(mark, "\\" + mark)
@@ -158,11 +158,11 @@ def _row(row: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Only what JSON knows: missing and infinite numbers become null, numpy's numbers Python's."""
+    """Convert a value for JSON: missing and infinite numbers become null, numpy's numbers Python's."""
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     if value is None or isinstance(value, str | bool):
         return value
     if value is pd.NA or not math.isfinite(value):

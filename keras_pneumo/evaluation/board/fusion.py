@@ -1,8 +1,8 @@
-"""What two teams would be worth together, and whether they fail on the same images.
+"""Scores two teams combined, and compares their errors.
 
-In: two entries of a board. Out: scores of their mean probability and of their masks united and intersected, a table of
-who is right where, and the images that only one of them gets right. Two teams that score alike but fail on different
-images are worth more together than a third decimal apart.
+In: two entries of a board. Out: scores of their mean probability and of their masks united and intersected, counts of
+images that both, one or neither get right, and the images that only one gets right. Two teams with similar scores but
+errors on different images can be much better together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from keras_pneumo.evaluation.scoring.masks import overlap
 
 @dataclass(frozen=True)
 class Fusion:
-    """Two teams together; ``scores`` maps what was fused to (first, second, fused), NaN where a team has none."""
+    """Two teams combined; ``scores`` maps what was fused to (first, second, fused), NaN where a team has none."""
 
     first: str
     second: str
@@ -30,18 +30,18 @@ class Fusion:
     only_second: list[str] = field(repr=False)
     both_wrong: int
     expected_both_wrong: float
-    """Images that both would get wrong if their errors had nothing to do with each other."""
+    """Number of images that both would get wrong if their errors were independent."""
     error_kappa: float
-    """Agreement of their errors beyond chance: 0 unrelated, 1 the same images."""
+    """Cohen's kappa of their errors: 0 independent, 1 the same images."""
 
     @property
     def sentence(self) -> str:
-        """Whether their errors overlap."""
+        """How much their errors overlap, in a sentence."""
         n = len(self.only_first) + len(self.only_second)
         image = "image" if len(self.only_first) == 1 else "images"
         return (
-            f"{self.first} alone is right on {len(self.only_first):,} {image}, {self.second} alone on "
-            f"{len(self.only_second):,}; both are wrong on {self.both_wrong:,}, where unrelated errors would give "
+            f"Only {self.first} is right on {len(self.only_first):,} {image}, only {self.second} on "
+            f"{len(self.only_second):,}; both are wrong on {self.both_wrong:,}, where independent errors would give "
             f"{self.expected_both_wrong:.0f}" + (f" (they disagree on {n:,})." if n else ".")
         )
 
@@ -63,7 +63,7 @@ def fuse(first: Entry, second: Entry, truth: Truth) -> Fusion:
             fused = float(overlap(truth.runs, merged).dice.mean())
             scores[name] = (first.point["dice"], second.point["dice"], fused)
     right = [entry.decision == positive for entry in (first, second)]
-    wrong = [~one for one in right]
+    wrong = [~correct for correct in right]
     ids = truth.cases.image_id
     return Fusion(
         first=first.team,

@@ -1,8 +1,8 @@
-"""How right the labels themselves are, and what no score can therefore claim.
+"""Compares the labels with adjudicated labels, which limits the accuracy that any team can claim.
 
 In: a truth and labels that radiologists adjudicated for some of its images. Out: how far the two agree, and every team
 scored on the adjudicated labels too. On SIIM the labels agree with Google's adjudication of NIH images on 88.9%
-(488 images), so an accuracy above that is agreement with the label's habits, not with the radiograph.
+(488 images), so an accuracy above that agrees with the errors of the labels, not with the radiograph.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _YES, _NO = ("yes", "1", "true", "1.0"), ("no", "0", "false", "0.0")
 
 @dataclass(frozen=True)
 class Ceiling:
-    """Agreement of the labels with the adjudicated ones over all images known to both, scored or not."""
+    """Agreement of the labels with the adjudicated ones over all images that have both, scored or not."""
 
     images: int
     agreement: float
@@ -36,14 +36,14 @@ class Ceiling:
     kappa: float
     teams: pd.DataFrame
     """``team``, ``images`` (scored and adjudicated), ``accuracy``, ``auroc``, ``labels`` (the labels' own agreement on
-    those images) and ``above`` (whether the team's accuracy on all scored images passes the ceiling)."""
+    those images) and ``above`` (whether the team's accuracy on all scored images is above the ceiling)."""
 
 
 def read_adjudicated(path: Path, truth: Truth) -> dict[str, bool]:
     """Image id -> adjudicated pneumothorax, for images of ``truth`` (through their NIH names where it has them).
 
     Raises:
-        PneumoError: no column is called Pneumothorax, a cell is neither yes nor no, or no image is known.
+        PneumoError: no column is called Pneumothorax, a cell is neither yes nor no, or no image is in the truth.
     """
     table = read_metadata(path, truth.nih_names)
     column = next((name for name in table.columns if column_name(name) == "pneumothorax"), None)
@@ -55,20 +55,21 @@ def read_adjudicated(path: Path, truth: Truth) -> dict[str, bool]:
         raise PneumoError(
             f"{path}: image {cells.index[wrong][0]!r} has {table[column][wrong].iloc[0][:20]!r}, not yes or no."
         )
-    known = set(truth.cases.image_id) | set(truth.development.image_id)
-    found = {str(image_id): cell in _YES for image_id, cell in cells.items() if image_id in known}
-    if not found:
+    image_ids = set(truth.cases.image_id) | set(truth.development.image_id)
+    labels = {str(image_id): cell in _YES for image_id, cell in cells.items() if image_id in image_ids}
+    if not labels:
         raise PneumoError(
-            f"{path} names none of the images. If it has NIH names, give the table from SIIM to NIH with --patients."
+            f"{path} has none of the images of the truth. If it has NIH names, "
+            "give the table from SIIM to NIH with --patients."
         )
-    return found
+    return labels
 
 
 def noise_ceiling(board: Board, adjudicated: dict[str, bool]) -> Ceiling:
     """Score the labels, and every submission, on the adjudicated labels.
 
     The ceiling is taken over every image that has both labels, the development images too, since agreement is a
-    property of how the labels were made and more images pin it down better.
+    property of how the labels were made and more images give a narrower interval.
     """
     truth = board.truth
     everything = pd.concat([truth.cases, truth.development])
@@ -78,18 +79,22 @@ def noise_ceiling(board: Board, adjudicated: dict[str, bool]) -> Ceiling:
     second = labels.loc[ids].to_numpy() == 1
     agree = int(np.sum(first == second))
     wilson = stats.binomtest(agree, len(ids)).proportion_ci(method="wilson")
-    here = truth.cases.image_id.isin(set(ids)).to_numpy()
-    judged = truth.cases.image_id[here].map(adjudicated).to_numpy(bool)
+    has_label = truth.cases.image_id.isin(set(ids)).to_numpy()
+    adjudicated_labels = truth.cases.image_id[has_label].map(adjudicated).to_numpy(bool)
     rows = []
     for entry in board.teams:
-        counts = confusion(judged, entry.decision[here])
+        counts = confusion(adjudicated_labels, entry.decision[has_label])
         rows.append(
             {
                 "team": entry.team,
-                "images": int(here.sum()),
+                "images": int(has_label.sum()),
                 "accuracy": rates(counts)["accuracy"],
-                "auroc": float("nan") if entry.probability is None else auroc(judged, entry.probability[here]),
-                "labels": float(np.mean(judged == truth.pneumothorax[here])) if here.any() else float("nan"),
+                "auroc": float("nan")
+                if entry.probability is None
+                else auroc(adjudicated_labels, entry.probability[has_label]),
+                "labels": float(np.mean(adjudicated_labels == truth.pneumothorax[has_label]))
+                if has_label.any()
+                else float("nan"),
                 "above": bool(entry.point["accuracy"] > agree / len(ids)),
             }
         )

@@ -1,8 +1,8 @@
-"""Who beats whom: every pair of teams compared, paired and by patient, and ranks that claim no more than that.
+"""Paired comparison of all pairs of teams, by patient, and the ranks that follow from it.
 
 In: a scored :class:`Board`. Out: a row per pair and score with interval and p values, adjusted for their number; a rank
-per team, shared by teams that cannot be told apart; and, for teams with several seeds, whether another training would
-give the same answer.
+per team, shared by teams without a significant difference; and, for teams with several seeds, a permutation test over
+their trainings.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ PAIR_COLUMNS = ["first", "second", "score", "difference", "low", "high", "p", "p
 
 
 def compare_pairs(board: Board) -> pd.DataFrame:
-    """Every pair of submissions on every score that both have.
+    """Compare every pair of submissions on every score that both have.
 
     Returns:
         ``first``, ``second``, ``score``, ``difference`` (first minus second), ``low``, ``high`` (paired 95% interval by
         patient), ``p`` (of the same bootstrap, so it agrees with the interval), ``p_holm`` (adjusted over all pairs of
-        the same score), and a second opinion, ``other_test`` with ``p_other``: DeLong clustered by patient for AUROC,
+        the same score), and a second test, ``other_test`` with ``p_other``: DeLong clustered by patient for AUROC,
         and for accuracy the exact McNemar test, which takes images as independent.
     """
     truth = board.truth
@@ -65,11 +65,10 @@ def compare_pairs(board: Board) -> pd.DataFrame:
 
 
 def shared_ranks(board: Board, pairs: pd.DataFrame) -> dict[str, int]:
-    """Rank of each submission by the headline score: one more than the teams that are better beyond chance.
+    """Rank of each submission by the headline score: 1 plus the number of significantly better teams.
 
-    A pair is told apart when its Holm-adjusted p is under 0.05, so among many teams no pair is called different by luck
-    more than once in twenty boards; teams with the same number of betters share a rank. Teams without the score have
-    no rank.
+    A difference is significant when its Holm-adjusted p is under 0.05, so at most one board in twenty calls equal teams
+    different. Teams with the same number of better teams share a rank. Teams without the score have no rank.
     """
     score = board.headline
     sign = -1 if score in LOWER_IS_BETTER else 1
@@ -81,7 +80,7 @@ def shared_ranks(board: Board, pairs: pd.DataFrame) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class SeedTest:
-    """Two teams over their seeds: mean scores, difference, permutation p, and the least p that so few seeds allow."""
+    """Two teams over their seeds: mean scores, difference, permutation p, and the smallest p that is possible."""
 
     first: str
     second: str
@@ -94,7 +93,7 @@ class SeedTest:
 
 
 def seed_tests(board: Board) -> list[SeedTest]:
-    """For every two teams with at least two submissions each (one per seed): would another training do the same?
+    """Permutation tests of every two teams with at least two submissions each (one per seed).
 
     The patients' bootstrap takes each network as given. This takes the patients as given and permutes which team each
     training belongs to.
@@ -104,14 +103,14 @@ def seed_tests(board: Board) -> list[SeedTest]:
     for entry in board.teams:
         if entry.info is not None and _has(entry, score):
             by_team.setdefault(entry.info.team, []).append(entry.point[score])
-    found = []
+    tests = []
     for first, second in combinations([team for team, values in by_team.items() if len(values) > 1], 2):
         a, b = np.array(by_team[first]), np.array(by_team[second])
         test = permutation_test(a, b)
         least = (2 if len(a) == len(b) else 1) / math.comb(len(a) + len(b), len(a))
         means = (float(a.mean()), float(b.mean()))
-        found.append(SeedTest(first, second, score, (len(a), len(b)), means, test.difference, test.p, least))
-    return found
+        tests.append(SeedTest(first, second, score, (len(a), len(b)), means, test.difference, test.p, least))
+    return tests
 
 
 def _has(entry: Entry, score: str) -> bool:

@@ -1,9 +1,9 @@
-"""Audits a split: how many held-out images share a patient with training, and what that alone is worth.
+"""Audits a split: how many held-out images share a patient with training, and the patient-only baseline's score.
 
 In: folds or a split as a CSV, and where it lacks them a patient table and a label file. Out: a :class:`SplitAudit` with
-a row per fold. It exists because in a split made image by image a model that knows only the patient scores AUROC 0.81
-to 0.84 on SIIM's images, and nothing in its result shows why. A cell that would silently drop an image, or join
-different patients into one, is refused by its row, because the audit could otherwise miss a leak.
+a row per fold. It exists because in a split made image by image a patient-only baseline scores AUROC 0.81 to 0.84 on
+SIIM's images, and nothing in a model's result shows such a leak. A cell that would drop an image without a message, or
+join different patients into one, is refused, and the message names its row: otherwise the audit could miss a leak.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class FoldAudit:
 
 @dataclass(frozen=True)
 class SplitAudit:
-    """The audit of a whole split; ``notes`` say what could not be known."""
+    """The audit of a whole split; ``notes`` list what is missing."""
 
     folds: list[FoldAudit]
     notes: list[str]
@@ -80,7 +80,7 @@ class SplitAudit:
         )
         return (
             f"{shared:,} of {images:,} held-out images ({shared / images:.0%}) share a patient with training; "
-            f"a model that knows only the patient reaches {worth}. Split by patient."
+            f"a patient-only baseline reaches {worth}. Split by patient."
         )
 
     @property
@@ -141,7 +141,9 @@ def read_split_table(split: Path, patients: Path | None, labels: Path | None) ->
         rows["patient_id"] = rows.image_id.map(read_patients(patients))
         unknown = rows.patient_id.isna()
         if unknown.all():
-            raise PneumoError(f"{patients} names none of the images of {split}. Check that they belong together.")
+            raise PneumoError(
+                f"{patients} has none of the images of {split}. Check that the two files belong together."
+            )
         if unknown.any():
             notes.append(
                 f"{counted(int(unknown.sum()), 'image')} without a patient, each taken as a patient of its own."
@@ -190,8 +192,8 @@ def _require_patients(rows: pd.DataFrame, split: Path) -> None:
     by_image = (rows.patient_id == rows.image_id) | (rows.patient_id == "image-" + rows.image_id)
     if by_image.all() or (not rows.patient_id.duplicated().any() and _ungrouped(split)):
         raise PneumoError(
-            f"{split} says nothing about patients: every image counts as a patient of its own, so whether a patient "
-            "is on both sides cannot be known. Give a patient table with --patients (for SIIM: nih_id.csv)."
+            f"{split} has no real patients: every image counts as a patient of its own, so shared patients "
+            "cannot be known. Give a patient table with --patients (for SIIM: nih_id.csv)."
         )
 
 

@@ -1,7 +1,7 @@
-"""The result of a board in sentences, before any table.
+"""Summarises a board in sentences.
 
 In: a :class:`Board`. Out: a :class:`Verdict`: which team beats which, whether they beat every metadata-only
-baseline, and by how much, with interval and n. No sentence claims more than its interval allows.
+baseline, and by how much, with interval and number of images. No sentence claims more than its interval allows.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Verdict:
 
 
 def verdict(board: Board) -> Verdict:
-    """What the board says."""
+    """The result of a board: the two best teams compared, and every team against the baselines."""
     ranked = [team for team in board.ordered if team.kind == "submission"]
     warnings = _warnings(board)
     if not ranked:
@@ -71,32 +71,32 @@ def verdict(board: Board) -> Verdict:
     first, second = ranked[0], ranked[1]
     gap = paired_difference(first, second, score)
     adjusted = _adjusted_p(ranked, score)
-    told_apart = gap.certain and adjusted < ALPHA
+    significant = gap.certain and adjusted < ALPHA
     headline = (
-        f"{first.team} beats {second.team}." if told_apart else f"{first.team} and {second.team} cannot be told apart."
+        f"{first.team} beats {second.team}." if significant else f"{first.team} and {second.team} cannot be told apart."
     )
     pairs = len(ranked) * (len(ranked) - 1) // 2
     multiple = f"; p {shown_p(adjusted)} after Holm’s adjustment for {pairs} pairs of teams" if pairs > 1 else ""
     sentences = [f"{_gap(gap)}, {board.extent}{multiple}."]
     winners = [team for team in ranked if _beats_all(team, board)]
-    nobody = "None of them beats every metadata-only baseline."
+    none_better = "None of them beats every metadata-only baseline."
     if len(winners) == len(ranked):
-        everyone = "Both" if len(ranked) == 2 else f"All {len(ranked)}"
-        sentences.append(f"{everyone} beat every metadata-only baseline.")
+        subject = "Both" if len(ranked) == 2 else f"All {len(ranked)}"
+        sentences.append(f"{subject} beat every metadata-only baseline.")
     elif winners:
         sentences.append(f"{len(winners)} of {len(ranked)} beat every metadata-only baseline.")
     else:
-        sentences.append(nobody)
-    return Verdict(("good" if told_apart else "unclear") if winners else "bad", headline, sentences, warnings)
+        sentences.append(none_better)
+    return Verdict(("good" if significant else "unclear") if winners else "bad", headline, sentences, warnings)
 
 
 def shown(value: float, digits: int = 3) -> str:
-    """A number for a person: three decimals, a real minus sign, a dash for what does not exist."""
+    """A number as text: three decimals, a real minus sign, a dash if it does not exist."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
 
 
 def shown_p(p: float) -> str:
-    """A p value for a person: three decimals, and no claim of zero."""
+    """A p value as text: three decimals, and ``< 0.001`` instead of zero."""
     return "< 0.001" if p < 0.001 else shown(p)
 
 
@@ -107,7 +107,7 @@ def with_interval(entry: Entry, score: str) -> str:
 
 
 def _adjusted_p(ranked: list[Entry], score: str) -> float:
-    """Holm-adjusted p of the first two teams among all pairs, since those two were picked after looking."""
+    """Holm-adjusted p of the first two teams among all pairs, since these two were chosen by their scores."""
     pairs = list(combinations(ranked, 2))  # the first pair is that of the first two
     return float(holm([paired_difference(first, second, score).p for first, second in pairs])[0])
 
@@ -151,7 +151,7 @@ def _gap(gap: PairedDifference, lower: bool = False) -> str:
 
 
 def _why_nothing(board: Board) -> str:
-    return why_undefined(board.truth.pneumothorax) or "No submission gives what it is computed from."
+    return why_undefined(board.truth.pneumothorax) or "No submission has the predictions that it needs."
 
 
 def _warnings(board: Board) -> list[str]:

@@ -1,7 +1,7 @@
 """Brings a submission into the order of the truth's images, or refuses it and names the images that differ.
 
 In: a :class:`Submission` and a :class:`Truth`. Out: an :class:`AlignedSubmission`, arrays in the truth's order. Nothing
-is left out, filled in or repaired unless the user allowed it, and the board repeats in a note what was allowed.
+is left out, filled in or repaired unless the user allowed it, and the board shows in a note what was allowed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from keras_pneumo.evaluation.inputs.truth import Truth
 from keras_pneumo.storage.tables import counted, listed
 
 _ENOUGH_MASKS = 10
-"""If at least so many masks all end before pixel 512 x 512, they were drawn on another grid; that is no chance."""
+"""If at least this number of masks all end before pixel 512 x 512, they were drawn on another grid."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def align_submission(
     Args:
         submission: from :func:`.submission.read_submission`.
         truth: the scored subset.
-        allow_missing: an image without a row counts as answered "no pneumothorax" (probability 0, empty mask). It is
+        allow_missing: an image without a row counts as "no pneumothorax" (probability 0, empty mask). It is
             not left out of the score, since a team could then raise its score by leaving out hard images.
         allow_extra: rows of other images, and exactly repeated rows, are left out.
         clip_runs: runs that end past the last pixel are cut there, as in files that write ``1 1048576`` for the whole

@@ -1,8 +1,8 @@
-"""Tables about images beside pixels and labels: their NIH names, and any columns of metadata.
+"""Reads tables about images: their NIH names, and columns of metadata.
 
 In: ``nih_id.csv`` (SIIM image -> NIH image) and a table such as NIH's ``Data_Entry_2017``. Out: for each image its NIH
-name, and the columns that a metadata-only baseline may use. SIIM's images are NIH images under other names, so what NIH
-recorded of a patient, or what a team used of NIH for pre-training, matters for the score here.
+name, and the columns that a metadata-only baseline may use. SIIM's images are NIH images under other names, so NIH's
+records of a patient, and a pre-training on NIH's images, matter for the score.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def read_metadata(path: Path, nih_names: dict[str, str] | None = None) -> pd.Dat
 
 
 def features(table: pd.DataFrame, image_ids: pd.Series) -> dict[str, np.ndarray]:
-    """The usable columns of a metadata table for some images, as numbers.
+    """Convert the usable columns of a metadata table into numbers.
 
     Args:
         table: from :func:`read_metadata`.

@@ -1,7 +1,7 @@
-"""A team's submission: read with every check, and written whole.
+"""Reads, checks and writes a team's submission.
 
 In: a folder (``submission.json``, ``predictions.csv``, perhaps ``validation.csv``) from any framework, or a bare Kaggle
-CSV. Out: a :class:`Submission`, its text parsed; every fault is named by file and row. Whether it fits the truth's
+CSV. Out: a :class:`Submission`; an error message names the file and the row. Whether it fits the truth's
 images is checked in :mod:`keras_pneumo.evaluation.inputs.alignment`. Writing replaces a folder, so it refuses a folder
 that holds anything but an older submission.
 """
@@ -67,7 +67,7 @@ class SubmissionInfo(BaseModel):
     @classmethod
     def _named(cls, text: str) -> str:
         if not text:
-            raise ValueError("a team needs a name that can be seen")
+            raise ValueError("the team's name must have visible characters")
         return one_line(text, 80)
 
 
@@ -86,7 +86,7 @@ class Submission:
 
     @property
     def predictions_file(self) -> Path:
-        """The file that a message about a row names."""
+        """The file of the predictions, for messages about a row."""
         return self.path if self.bare else self.path / PREDICTIONS_FILE
 
 
@@ -118,7 +118,7 @@ def read_submission(path: Path, max_bytes: int = MAX_BYTES) -> Submission:
 def write_submission(
     folder: Path, info: SubmissionInfo, predictions: pd.DataFrame, validation: pd.DataFrame | None = None
 ) -> Path:
-    """Write a submission folder whole: it appears complete, or an older one of that name stays as it was.
+    """Write a submission folder; if that fails, an older one of that name stays as it was.
 
     Args:
         folder: the folder to write; its parent is made. An existing folder must hold an older submission and nothing
@@ -183,7 +183,9 @@ def require_replaceable(folder: Path) -> Path:
 
 def _read_info(path: Path, max_bytes: int) -> SubmissionInfo:
     if not path.exists():
-        raise PneumoError(f"{path.parent} has no {path.name}; a submission folder declares its team and task there.")
+        raise PneumoError(
+            f"{path.parent} has no {path.name}. A submission folder needs this file with the fields team and task."
+        )
     try:
         content = json.loads(read_text(path, max_bytes))
     except (ValueError, RecursionError) as error:
@@ -217,8 +219,8 @@ def _read_bare(path: Path, max_bytes: int) -> pd.DataFrame:
     _, header = next(read_rows(path, max_bytes), (0, []))
     if any(name.lower() == "probability" for name in header):
         raise PneumoError(
-            f"{path} has a column probability; a bare file holds masks alone. Put it in a folder as predictions.csv, "
-            "with a submission.json beside it."
+            f"{path} has a column probability, but a single file may hold masks only. "
+            "Put it in a folder as predictions.csv, with a submission.json beside it."
         )
     rows, rejected = read_label_rows(path, max_bytes=max_bytes)
     refuse_rejected(path, rejected)
@@ -256,7 +258,9 @@ def _probabilities(table: pd.DataFrame, path: Path) -> np.ndarray:
         rows = listed(f"row {row} ({text[:20]!r})" for row, text in cells)
         outside = np.isfinite(values[wrong]).all()
         hint = (
-            "Logits must go through a sigmoid first." if outside else "Give every image a number, with a decimal point."
+            "If they are logits, apply a sigmoid first."
+            if outside
+            else "Give every image a number with a decimal point."
         )
         raise PneumoError(f"{path}: {int(wrong.sum()):,} probabilities are not numbers from 0 to 1: {rows}. {hint}")
     return values

@@ -1,9 +1,9 @@
-"""What is true of the images that are scored, read from tables alone.
+"""Reads the ground truth of the scored images from tables.
 
 In: a prepared folder, its ``truth.csv``, or a label file as SIIM published it (and, beside a label file, optionally the
 ids to score and a patient table). Out: a :class:`Truth`: the scored images with their masks as runs, and the rows that
-a team was allowed to learn from, which the metadata-only baselines need. A team with nothing but a
-CSV and this package can thus be evaluated.
+a team was allowed to train on, which the metadata-only baselines need. No image file is opened, so a team with nothing
+but a CSV and this package can be evaluated.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SINGLE_NOTE = (
 
 @dataclass(frozen=True)
 class Truth:
-    """The scored images, and the rows to learn from.
+    """The scored images with their labels and masks, and the rows that a team may train on.
 
     Both tables have ``image_id``, ``patient_id``, ``subset``, ``fold``, ``pneumothorax`` (0 or 1), ``sex``, ``age``
     (float, NaN if unknown), ``view``, ``pixel_spacing_mm``; ``cases`` is in the order of every array in this package.
@@ -92,7 +92,7 @@ def read_truth(
             or a SIIM label file (``ImageId, EncodedPixels``, several rows per image, plain or gzipped).
         subset: which subset of ``truth.csv`` is scored. A file without a ``subset`` column is scored whole.
         ids: a file of image ids (a column ``ImageId`` or ``image_id``, or no header); only these are scored, and the
-            rest of the file counts as what a team could learn from.
+            rest of the file counts as rows that a team could train on.
         patients: patient table for a file without ``patient_id``, or a folder prepared without patients; see
             :func:`keras_pneumo.data.labels.patients.read_patients`.
             One with NIH names also leads NIH's metadata, adjudicated labels and pre-training images to the images here.
@@ -113,14 +113,16 @@ def read_truth(
     labels = read_labels(file, need_masks=False)
     table = _one_row_per_image(labels, file)
     notes: list[str] = []
-    origin = str(manifest.get("patients", "table"))
-    split = _split_of(table, manifest, file)  # of the patients that it was made with, before any are put in their place
-    if patients is not None and _without_patients(table, origin):
-        table["patient_id"], origin = _with_patients(table, patients), "table"
+    patient_source = str(manifest.get("patients", "table"))
+    split_hash = _split_of(
+        table, manifest, file
+    )  # before patient ids are replaced below: the hash is of the original ones
+    if patients is not None and _without_patients(table, patient_source):
+        table["patient_id"], patient_source = _with_patients(table, patients), "table"
     elif manifest.get("patients_note"):
         notes.append(str(manifest["patients_note"]))
     if "patient_id" not in table.columns:
-        table["patient_id"], origin = table.image_id, "none"
+        table["patient_id"], patient_source = table.image_id, "none"
         notes.append(SINGLE_NOTE)
     elif (table.patient_id == "").any():
         row = table.loc[table.patient_id == "", "row"].iloc[0]
@@ -143,9 +145,9 @@ def read_truth(
         cases=cases,
         development=table[learnable].reset_index(drop=True),
         subset=subset,
-        split_sha256=split,
+        split_sha256=split_hash,
         runs=_runs_of(cases, labels, file),
-        patients=origin,
+        patients=patient_source,
         notes=notes,
         source=file.name,
         nih_names=nih_names,
@@ -156,7 +158,7 @@ def read_truth(
 def _one_row_per_image(labels: Labels, file: Path) -> pd.DataFrame:
     """The table's other columns and the label of each image, in the order of the file; a wrong row refuses the file.
 
-    Every row counts, also of images that are not scored, since a fault there is a fault of the file.
+    Rows of images that are not scored are checked too, since an error there is an error of the file.
     """
     refuse_rejected(file, labels.rejected)
     rows = labels.rows
@@ -180,14 +182,14 @@ def _runs_of(cases: pd.DataFrame, labels: Labels, file: Path) -> list[rle.Runs] 
     if len(bare):
         raise PneumoError(
             f"{file}: {len(bare):,} images have a pneumothorax but no mask, among others that have one: "
-            f"{listed(map(repr, bare.image_id))}. Dice cannot be computed on them; leave encoded_pixels out "
-            "altogether, or give every positive its mask."
+            f"{listed(map(repr, bare.image_id))}. Dice cannot be computed on them. Give every positive its "
+            "mask, or remove the column encoded_pixels."
         )
     return runs
 
 
 def _scored(table: pd.DataFrame, file: Path, subset: str, ids: Path | None) -> tuple[pd.Series, str]:
-    """Which rows are scored, and what to call them."""
+    """Which rows are scored (bool Series), and the name of the subset."""
     whole = "subset" not in table.columns
     if whole:
         table["subset"] = ""
@@ -196,15 +198,15 @@ def _scored(table: pd.DataFrame, file: Path, subset: str, ids: Path | None) -> t
         unknown = sorted(set(wanted) - set(table.image_id))
         if unknown:
             raise PneumoError(
-                f"{ids} names {len(unknown):,} images that {file} has no truth for: {listed(map(repr, unknown))}."
+                f"{ids} names {len(unknown):,} images that have no label in {file}: {listed(map(repr, unknown))}."
             )
         return table.image_id.isin(set(wanted)), subset
     if whole:
         return pd.Series(True, index=table.index), "all"
     scored = table.subset == subset
     if not scored.any():
-        known = ", ".join(sorted(set(table.subset)))
-        raise PneumoError(f"{file} has no image in the subset {subset!r}; it has {known}.")
+        subsets = ", ".join(sorted(set(table.subset)))
+        raise PneumoError(f"{file} has no image in the subset {subset!r}; it has {subsets}.")
     return scored, subset
 
 
@@ -222,21 +224,21 @@ def _read_ids(path: Path) -> list[str]:
             raise PneumoError(f"{path}, row {number}: image {image_id!r} was given before (row {ids[image_id]}).")
         ids[image_id] = number
     if not ids:
-        raise PneumoError(f"{path} names no image.")
+        raise PneumoError(f"{path} has no image id.")
     return list(ids)
 
 
-def _without_patients(table: pd.DataFrame, origin: str) -> bool:
-    """Whether nothing is known of patients: no column, or a folder prepared where each image was its own patient."""
-    return "patient_id" not in table.columns or (origin != "table" and not table.patient_id.duplicated().any())
+def _without_patients(table: pd.DataFrame, patient_source: str) -> bool:
+    """Whether patients are unknown: no column, or a folder prepared where each image was its own patient."""
+    return "patient_id" not in table.columns or (patient_source != "table" and not table.patient_id.duplicated().any())
 
 
 def _with_patients(table: pd.DataFrame, path: Path) -> pd.Series:
-    found = table.image_id.map(read_patients(path))
-    if found.isna().any():
-        missing = table.image_id[found.isna()]
+    patient_ids = table.image_id.map(read_patients(path))
+    if patient_ids.isna().any():
+        missing = table.image_id[patient_ids.isna()]
         raise PneumoError(f"{path} has no patient for {len(missing):,} images: {listed(map(repr, missing))}.")
-    return found
+    return patient_ids
 
 
 def _split_of(table: pd.DataFrame, manifest: dict[str, Any], file: Path) -> str | None:
@@ -249,7 +251,7 @@ def _split_of(table: pd.DataFrame, manifest: dict[str, Any], file: Path) -> str 
     except ValueError:
         return recorded
     if recorded and recorded != own:
-        raise PneumoError(f"{file} has another split than its manifest says. Prepare the folder again.")
+        raise PneumoError(f"The split in {file} is not the split that its manifest records. Prepare the folder again.")
     return own
 
 

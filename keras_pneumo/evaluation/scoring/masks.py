@@ -1,8 +1,8 @@
-"""How good outlines are, counted on runs without drawing a mask.
+"""Dice, IoU and areas of masks, computed on run-length codes.
 
 In: true and predicted masks as COCO runs, one each per image. Out: exact pixel areas, Dice and IoU per image, and the
-competition's mean Dice taken apart, since 0.7886 of it is had by outlining nothing at all. Rule for empty masks (the
-competition's): both empty scores 1, one empty scores 0.
+competition's mean Dice taken apart, because empty masks for all images already score 0.7886. Empty masks score as
+in the competition: both empty scores 1, one empty scores 0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from keras_pneumo.evaluation.scoring.statistics import (
 from keras_pneumo.storage.tables import column_name, listed
 
 SIZE_CUTS = (4096, 16384)
-"""Pixels at 1024x1024 (0.4% and 1.6% of the image) that part small, medium and large masks; about a quarter of SIIM's
+"""Pixels at 1024x1024 (0.4% and 1.6% of the image) that divide small, medium and large masks; about a quarter of SIIM's
 positives are small and three tenths large."""
 
 SIZES = ("small", "medium", "large")
@@ -112,7 +112,7 @@ def overlap(
 def mask_areas(runs: Sequence[rle.Runs]) -> np.ndarray:
     """Number of pixels of each mask: int64, shape (images,)."""
     # One by one: pycocotools 2.0.11 refuses lists longer than 255 under numpy 2.
-    return np.array([rle.area(one) for one in runs], np.int64)
+    return np.array([rle.area(mask_runs) for mask_runs in runs], np.int64)
 
 
 def size_of(true_pixels: np.ndarray) -> np.ndarray:
@@ -122,7 +122,7 @@ def size_of(true_pixels: np.ndarray) -> np.ndarray:
 
 
 def parts(true_pixels: np.ndarray, predicted_pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """Which images each part of the Dice is a mean over, as bool arrays of shape (images,).
+    """The images that each part of the Dice averages over, as bool arrays of shape (images,).
 
     ``negatives`` and ``positives`` by truth; ``found``: positives with any predicted pixel; ``positives_small`` and so
     on by size of the true mask.
@@ -138,7 +138,7 @@ def parts(true_pixels: np.ndarray, predicted_pixels: np.ndarray) -> dict[str, np
 
 
 def dice_parts(table: pd.DataFrame) -> dict[str, float]:
-    """The mean Dice and what it is made of, from the table of :func:`overlap`; NaN for a mean over nothing.
+    """The mean Dice and its parts, from the table of :func:`overlap`; NaN for a mean over nothing.
 
     ``dice``, ``iou`` over all images; ``dice_positives``, ``iou_positives`` over positives (a missed one counts 0);
     ``dice_found`` over positives with any outline; ``negatives_left_empty`` and ``positives_missed`` as shares;

@@ -1,4 +1,4 @@
-"""How good probabilities and yes/no answers are: plain functions of a truth and a prediction.
+"""Scores of probabilities and yes/no answers: plain functions of truth and prediction.
 
 In: ``truth``, bool, shape (images,); ``probability``, float in 0..1, shape (images,). Out: numbers, NaN where a number
 does not exist (sensitivity without positives), never an exception. Results come from here and never from Keras's
@@ -55,7 +55,7 @@ def ratio(part: float, whole: float) -> float:
 
 
 def why_undefined(truth: np.ndarray) -> str | None:
-    """Why AUROC and its kin do not exist for this truth, as a sentence; None when they do."""
+    """Why AUROC and similar scores do not exist for this truth, as a sentence; None when they do."""
     if truth.all() or not truth.any():
         kind = "positive" if len(truth) and truth.all() else "negative"
         return (
@@ -107,16 +107,16 @@ def threshold_curve(truth: np.ndarray, probability: np.ndarray) -> pd.DataFrame:
 
 
 def fit_threshold(
-    truth: np.ndarray, probability: np.ndarray, rule: Literal["youden", "accuracy", "f1"] = "youden"
+    truth: np.ndarray, probability: np.ndarray, criterion: Literal["youden", "accuracy", "f1"] = "youden"
 ) -> float:
-    """The operating threshold that serves best on a validation subset; answer yes at or above it.
+    """Fit the operating threshold on a validation subset; the answer is yes at or above it.
 
     Args:
         truth: bool, shape (images,).
         probability: float in 0..1, shape (images,).
-        rule: ``youden`` (the default) maximises sensitivity + specificity, the same as balanced accuracy; it does not
-            depend on how many positives the subset happens to have, so it survives a test set with another share of
-            them and never answers "no" always, as ``accuracy`` may at 22% positives. ``f1`` maximises F1.
+        criterion: ``youden`` (the default) maximises sensitivity + specificity, the same as balanced accuracy; it does
+            not depend on the share of positives, so it holds for a test set with another share and never
+            always answers "no", as ``accuracy`` may at 22% positives. ``f1`` maximises F1.
 
     Returns:
         A threshold halfway between two neighbouring scores, so that a small shift of a score changes no answer. Of
@@ -147,7 +147,7 @@ def fit_threshold(
         "youden": tp / len(positive) - fp / len(negative),
         "accuracy": (tp + len(negative) - fp) / len(truth),
         "f1": 2 * tp / (len(positive) + tp + fp),
-    }[rule]
+    }[criterion]
     best = np.flatnonzero(value >= value.max() - 1e-12)
     return float(candidates[best[(len(best) - 1) // 2]])
 
@@ -173,7 +173,7 @@ def calibration_bins(probability: np.ndarray, bins: int = CALIBRATION_BINS) -> n
 
 
 def calibration_curve(truth: np.ndarray, probability: np.ndarray, bins: int = CALIBRATION_BINS) -> pd.DataFrame:
-    """What was promised and what came true, per filled bin.
+    """The calibration curve: mean probability and share of positives, per filled bin.
 
     Returns:
         ``low``, ``high`` (edges), ``n``, ``promised`` (mean probability), ``observed`` (share of positives), and

@@ -1,4 +1,4 @@
-"""How well a heat map finds what it is said to explain: the check that no eye can make on thousands of images.
+"""Scores heat maps against true masks.
 
 In: heat, float (S, S), and the true mask, bool (S, S). Out: three scores per image, each beside what a map that is the
 same everywhere would get, which for all three is exactly the mask's share of the image; means with intervals.
@@ -8,7 +8,7 @@ same everywhere would get, which for all three is exactly the mask's share of th
 - auprc: average precision of the pixels, ranked by heat, as Arun et al. (arXiv 2008.02766) score maps.
 - energy: share of all heat that lies in the mask (Wang et al., Score-CAM, arXiv 1910.01279).
 
-A map without any heat says nothing and counts as one that is the same everywhere.
+A map without any heat counts as a map that is the same everywhere.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAP_SCORES = ("pointing", "auprc", "energy")
 
 UNINFORMATIVE = 0.5
 """Mean rank correlation with the map of a network with random weights from which on a map is called uninformative: half
-of its order of places then comes from the radiograph and the architecture, not from what was learnt."""
+of the ranking of its pixels then comes from the radiograph and the architecture, not from training."""
 
 
 def mask_at(runs: rle.Runs, side: int) -> np.ndarray:
@@ -74,7 +74,7 @@ def energy(heat: np.ndarray, share: np.ndarray) -> float:
 
 
 def centre_prior(side: int) -> np.ndarray:
-    """A map that knows only that things are in the middle: a Gaussian, one sigma a quarter of the side."""
+    """A Gaussian map around the centre of the image, sigma a quarter of the side, that ignores the radiograph."""
     along = (np.arange(side) + 0.5) / side - 0.5
     bell = np.exp(-((along / 0.25) ** 2) / 2)
     return np.outer(bell, bell).astype(np.float32)
@@ -144,7 +144,7 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     """
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 1.0 if np.ptp(first) == np.ptp(second) else 0.0
-    ranks = [stats.rankdata(one.ravel()) for one in (first, second)]
+    ranks = [stats.rankdata(heat_map.ravel()) for heat_map in (first, second)]
     return float(np.corrcoef(*ranks)[0, 1])
 
 
@@ -152,10 +152,10 @@ def agreement(first: Iterable[np.ndarray], second: Iterable[np.ndarray]) -> dict
     """How alike two sets of heat maps of the same images are: ``rank_correlation`` (mean), ``lowest`` (of any image),
     ``difference`` (largest, of heat from 0 to 1) and ``same_peak`` (share of images with the same hottest pixel)."""
     correlations, differences, peaks = [], [], []
-    for one, other in zip(first, second, strict=True):
-        correlations.append(rank_correlation(one, other))
-        differences.append(float(np.abs(one - other).max()))
-        peaks.append(one.argmax() == other.argmax())
+    for first_map, second_map in zip(first, second, strict=True):
+        correlations.append(rank_correlation(first_map, second_map))
+        differences.append(float(np.abs(first_map - second_map).max()))
+        peaks.append(first_map.argmax() == second_map.argmax())
     return {
         "rank_correlation": float(np.mean(correlations)),
         "lowest": min(correlations),

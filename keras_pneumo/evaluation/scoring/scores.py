@@ -1,4 +1,4 @@
-"""Computes every score of one team for the images as they are and for thousands of resamples of their patients at once.
+"""Computes all scores of one team, for the images as they are and for thousands of resamples of their patients.
 
 In: the truth and one team's answers. Out: a :class:`PatientSums`, and from it the scores for any matrix that says how
 often each patient counts. A resample never copies an image: every score is a function of sums over images, which one
@@ -30,14 +30,14 @@ ScoreArrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Ranking:
-    """Where negatives stand among the distinct scores of positives, highest first; rows are those scores.
+    """How negatives rank among the distinct scores of positives, highest first; rows are those scores.
 
-    ``placed`` is three sparse tables of counts, one above the other, each of shape (distinct scores of positives,
+    ``counts`` is three sparse tables of counts, one above the other, each of shape (distinct scores of positives,
     patients): positives with this score, negatives with it, and negatives below the row before but above this one.
     """
 
     rows: int
-    placed: sparse.csr_array
+    counts: sparse.csr_array
     negatives: np.ndarray
     """All negatives of each patient, those below every positive too: shape (patients,)."""
 
@@ -60,7 +60,7 @@ def sum_by_patient(
     masks: pd.DataFrame | None = None,
     common_sensitivity: float = COMMON_SENSITIVITY,
 ) -> PatientSums:
-    """Reduce one team's answers to what its scores are functions of.
+    """Sum, by patient, the values from which a team's scores are computed.
 
     Args:
         truth: bool, shape (images,).
@@ -95,51 +95,53 @@ def sum_by_patient(
     return PatientSums(list(columns), sums, ranking, common_sensitivity)
 
 
-def scores(sheet: PatientSums, counts: np.ndarray) -> ScoreArrays:
+def scores(patient_sums: PatientSums, counts: np.ndarray) -> ScoreArrays:
     """All scores when patient ``p`` counts ``counts[b, p]`` times.
 
     Args:
-        sheet: from :func:`sum_by_patient`.
+        patient_sums: from :func:`sum_by_patient`.
         counts: shape (resamples, patients); a row of ones gives the scores of the images as they are.
 
     Returns:
         Score name -> float64, shape (resamples,); NaN where a score does not exist.
     """
-    return _scores(sheet, np.ascontiguousarray(np.asarray(counts, float).T))
+    return _scores(patient_sums, np.ascontiguousarray(np.asarray(counts, float).T))
 
 
-def _scores(sheet: PatientSums, drawn: np.ndarray) -> ScoreArrays:
-    """:func:`scores` for counts laid out as (patients, resamples), the layout that all its products want."""
-    sums = dict(zip(sheet.names, sheet.sums.T @ drawn, strict=True))
-    found: ScoreArrays = {}
+def _scores(patient_sums: PatientSums, drawn: np.ndarray) -> ScoreArrays:
+    """:func:`scores` for counts laid out as (patients, resamples), the layout that its matrix products need."""
+    sums = dict(zip(patient_sums.names, patient_sums.sums.T @ drawn, strict=True))
+    values: ScoreArrays = {}
     with np.errstate(invalid="ignore", divide="ignore"):
-        if sheet.ranking is not None:
-            found |= _ranked(sheet.ranking, drawn, sheet.common_sensitivity)
+        if patient_sums.ranking is not None:
+            values |= _ranked(patient_sums.ranking, drawn, patient_sums.common_sensitivity)
         if "true_positive" in sums:
-            found |= _confusion_scores("", sums)
+            values |= _confusion_scores("", sums)
         if "squared_error" in sums:
-            found["brier"] = sums["squared_error"] / sums["n"]
+            values["brier"] = sums["squared_error"] / sums["n"]
             excess = [np.abs(sums[f"excess_{number}"]) for number in range(CALIBRATION_BINS)]
-            found["calibration_error"] = np.sum(excess, axis=0) / sums["n"]
+            values["calibration_error"] = np.sum(excess, axis=0) / sums["n"]
         if "dice" in sums:
-            found |= _mask_scores(sums)
-            found |= _confusion_scores("mask_", sums)
-    return found
+            values |= _mask_scores(sums)
+            values |= _confusion_scores("mask_", sums)
+    return values
 
 
-def point_scores(sheet: PatientSums) -> dict[str, float]:
+def point_scores(patient_sums: PatientSums) -> dict[str, float]:
     """The scores of the images as they are."""
-    return {name: float(values[0]) for name, values in scores(sheet, np.ones((1, len(sheet.sums)))).items()}
+    return {
+        name: float(values[0]) for name, values in scores(patient_sums, np.ones((1, len(patient_sums.sums)))).items()
+    }
 
 
-def replicate_scores(sheets: list[PatientSums], draws: Iterator[np.ndarray]) -> list[ScoreArrays]:
-    """The scores of several teams in the same resamples: one dict per sheet, arrays of shape (resamples,)."""
-    gathered: list[list[ScoreArrays]] = [[] for _ in sheets]
+def replicate_scores(team_sums: list[PatientSums], draws: Iterator[np.ndarray]) -> list[ScoreArrays]:
+    """The scores of several teams in the same resamples: one dict per team, arrays of shape (resamples,)."""
+    gathered: list[list[ScoreArrays]] = [[] for _ in team_sums]
     # One thread per team, and none within: the library's own threads would wait for each other, spinning.
     with threadpool_limits(1), ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         for counts in draws:
             drawn = np.ascontiguousarray(counts.T, dtype=float)
-            for blocks, block in zip(gathered, pool.map(_scores, sheets, repeat(drawn)), strict=True):
+            for blocks, block in zip(gathered, pool.map(_scores, team_sums, repeat(drawn)), strict=True):
                 blocks.append(block)
     return [{name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]} for blocks in gathered]
 
@@ -156,7 +158,7 @@ def _confusion_columns(prefix: str, truth: np.ndarray, decision: np.ndarray) -> 
 def _confusion_scores(prefix: str, sums: ScoreArrays) -> ScoreArrays:
     tp, fp = sums[f"{prefix}true_positive"], sums[f"{prefix}false_positive"]
     fn, tn = sums[f"{prefix}false_negative"], sums[f"{prefix}true_negative"]
-    found = {
+    scores_by_name = {
         "accuracy": (tp + tn) / sums["n"],
         "sensitivity": tp / (tp + fn),
         "specificity": tn / (tn + fp),
@@ -164,13 +166,13 @@ def _confusion_scores(prefix: str, sums: ScoreArrays) -> ScoreArrays:
         "npv": tn / (tn + fn),
         "f1": 2 * tp / (2 * tp + fp + fn),
     }
-    found["balanced_accuracy"] = (found["sensitivity"] + found["specificity"]) / 2
-    return {prefix + name: values for name, values in found.items()}
+    scores_by_name["balanced_accuracy"] = (scores_by_name["sensitivity"] + scores_by_name["specificity"]) / 2
+    return {prefix + name: values for name, values in scores_by_name.items()}
 
 
 def _mask_scores(sums: ScoreArrays) -> ScoreArrays:
     negatives = sums["n"] - sums["n_positives"]
-    found = {
+    scores_by_name = {
         "dice": sums["dice"] / sums["n"],
         "iou": sums["iou"] / sums["n"],
         "dice_positives": sums["dice_positives"] / sums["n_positives"],
@@ -180,31 +182,35 @@ def _mask_scores(sums: ScoreArrays) -> ScoreArrays:
         "positives_missed": 1 - sums["n_found"] / sums["n_positives"],
     }
     for size in SIZES:
-        found[f"dice_{size}"] = sums[f"dice_positives_{size}"] / sums[f"n_positives_{size}"]
-    return found
+        scores_by_name[f"dice_{size}"] = sums[f"dice_positives_{size}"] / sums[f"n_positives_{size}"]
+    return scores_by_name
 
 
 def _rank(truth: np.ndarray, patients: np.ndarray, probability: np.ndarray, total: int) -> Ranking:
-    levels = np.unique(probability[truth])  # ascending
-    rows = len(levels)
+    positive_scores = np.unique(probability[truth])  # ascending
+    rows = len(positive_scores)
 
-    def place(members: np.ndarray, level: np.ndarray) -> sparse.csr_array:
-        kept = level >= 0
-        who = patients[members][kept]
+    def count_table(members: np.ndarray, index: np.ndarray) -> sparse.csr_array:
+        kept = index >= 0
+        patient_numbers = patients[members][kept]
         shape = (rows, total)
-        return sparse.coo_array((np.ones(len(who)), (rows - 1 - level[kept], who)), shape=shape).tocsr()
+        return sparse.coo_array(
+            (np.ones(len(patient_numbers)), (rows - 1 - index[kept], patient_numbers)), shape=shape
+        ).tocsr()
 
     positive, negative = np.flatnonzero(truth), np.flatnonzero(~truth)
-    below = np.searchsorted(levels, probability[negative], "right") - 1  # highest level not above the negative's score
-    level = np.isin(probability[negative], levels)
-    parts = [
-        place(positive, np.searchsorted(levels, probability[positive])),
-        place(negative[level], below[level]),
-        place(negative[~level], below[~level]),
+    below = (
+        np.searchsorted(positive_scores, probability[negative], "right") - 1
+    )  # highest of them not above the negative's score
+    tied = np.isin(probability[negative], positive_scores)
+    tables = [
+        count_table(positive, np.searchsorted(positive_scores, probability[positive])),
+        count_table(negative[tied], below[tied]),
+        count_table(negative[~tied], below[~tied]),
     ]
     return Ranking(
         rows,
-        sparse.vstack(parts, format="csr"),
+        sparse.vstack(tables, format="csr"),
         np.bincount(patients[negative], minlength=total).astype(float),
     )
 
@@ -214,9 +220,9 @@ def _ranked(ranking: Ranking, drawn: np.ndarray, common_sensitivity: float) -> S
 
     ``drawn`` is how often each patient counts, shape (patients, resamples).
     """
-    placed = (ranking.placed @ drawn).reshape(3, ranking.rows, drawn.shape[1])
-    gained, level, above = placed  # each (distinct scores of positives, resamples)
-    false = np.cumsum(above + level, axis=0)
+    counts = (ranking.counts @ drawn).reshape(3, ranking.rows, drawn.shape[1])
+    gained, tied, above = counts  # each (distinct scores of positives, resamples)
+    false = np.cumsum(above + tied, axis=0)
     true = np.cumsum(gained, axis=0)
     positives = gained.sum(axis=0)
     negatives = ranking.negatives @ drawn
@@ -225,7 +231,7 @@ def _ranked(ranking: Ranking, drawn: np.ndarray, common_sensitivity: float) -> S
         return {"auroc": nothing, "auprc": nothing, "specificity_at_common": nothing}
     reached = np.argmax(true >= common_sensitivity * positives - 1e-9, axis=0)
     return {
-        "auroc": np.sum(gained * (negatives - false + level / 2), axis=0) / (positives * negatives),
+        "auroc": np.sum(gained * (negatives - false + tied / 2), axis=0) / (positives * negatives),
         "auprc": np.sum(gained * true / np.maximum(true + false, 1), axis=0) / positives,
         "specificity_at_common": np.where(
             positives > 0, 1 - np.take_along_axis(false, reached[None], axis=0)[0] / negatives, np.nan

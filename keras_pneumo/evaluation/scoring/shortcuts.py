@@ -1,6 +1,6 @@
-"""Whether a classifier may look at the wrong thing: heat on borders, writing, leads, tubes; and what a tube changes.
+"""Measures shortcut regions (borders, text, leads, tubes) in heat maps, and accuracy with and without a chest tube.
 
-In: heat maps, true masks, and where devices lie, where that is known; answers with the patients' devices. Out: tables.
+In: heat maps, true masks, and the positions of devices where known; answers with the patients' devices. Out: tables.
 A chest tube is there because a pneumothorax was treated, so a network that finds tubes scores well and finds nothing
 new (Oakden-Rayner et al., arXiv 1909.12475). A region's share of the heat means something only beside its share of the
 image; what belongs to the pneumothorax itself is taken out of every region first.
@@ -70,12 +70,12 @@ def shares_table(
         ``region, images, heat, area, excess, low, high``; excess is heat less area.
     """
     rows = []
-    for name, some in shares.items():
-        both = np.asarray(some, float)
-        known = np.isfinite(both[:, 0])
-        excess, interval = mean_by_patient(both[:, 0] - both[:, 1], patients, resamples, seed)
-        heat, area = both[known].mean(axis=0) if known.any() else (float("nan"), float("nan"))
-        rows.append((name, int(known.sum()), heat, area, excess, interval.low, interval.high))
+    for name, pairs in shares.items():
+        heat_and_area = np.asarray(pairs, float)
+        measured = np.isfinite(heat_and_area[:, 0])
+        excess, interval = mean_by_patient(heat_and_area[:, 0] - heat_and_area[:, 1], patients, resamples, seed)
+        heat, area = heat_and_area[measured].mean(axis=0) if measured.any() else (float("nan"), float("nan"))
+        rows.append((name, int(measured.sum()), heat, area, excess, interval.low, interval.high))
     return pd.DataFrame(rows, columns=["region", "images", "heat", "area", "excess", "low", "high"])
 
 
@@ -87,7 +87,7 @@ def accuracy_by_tube(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How often the answer is right with a tube on the radiograph and without, for positives and for negatives.
+    """Accuracy with and without a chest tube on the radiograph, for positives and for negatives.
 
     Args:
         positive: truth, bool (images,).
@@ -118,8 +118,8 @@ def _difference(
 ) -> tuple[float, Interval]:
     """Mean of the first group less mean of the second, and its interval.
 
-    There is none where a group has one patient or is all right or all wrong: resampling would know of no doubt about
-    it. Both are NaN where a group is empty.
+    There is none where a group has one patient or is all right or all wrong: resampling would show no uncertainty
+    there. Both are NaN where a group is empty.
     """
     nothing = Interval(float("nan"), float("nan"))
     if not all(group.any() for group in groups):

@@ -1,4 +1,4 @@
-"""How far a predicted outline lies from the true one, in millimetres.
+"""Surface distances between a predicted and a true mask, in millimetres.
 
 In: true and predicted masks as COCO runs, and the side of a pixel from the files' PixelSpacing. Out: for each image the
 95% Hausdorff distance and the average symmetric surface distance. A distance needs two outlines: an image with one mask
@@ -41,7 +41,7 @@ def distances(truth: np.ndarray, prediction: np.ndarray) -> Distances:
         truth: shape (height, width), non-zero inside.
         prediction: the same shape.
     """
-    masks = [np.asarray(one) > 0 for one in (truth, prediction)]
+    masks = [np.asarray(mask) > 0 for mask in (truth, prediction)]
     if not all(mask.any() for mask in masks):
         return Distances(float("nan"), float("nan"))
     rows, columns = (np.flatnonzero((masks[0] | masks[1]).any(axis=axis)) for axis in (1, 0))
@@ -69,14 +69,14 @@ def surface_table(truth: Sequence[rle.Runs], prediction: Sequence[rle.Runs], spa
     true_area, predicted_area = mask_areas(truth), mask_areas(prediction)
     rows = []
     for number, spacing in enumerate(np.asarray(spacing_mm, float)):
-        found = Distances(float("nan"), float("nan"))
+        in_pixels = Distances(float("nan"), float("nan"))
         if true_area[number] and predicted_area[number]:
             case = "measured" if np.isfinite(spacing) and spacing > 0 else "no spacing"
             if case == "measured":
-                found = distances(coco.decode(truth[number]), coco.decode(prediction[number]))
+                in_pixels = distances(coco.decode(truth[number]), coco.decode(prediction[number]))
         else:
             case = "missed" if true_area[number] else "false alarm" if predicted_area[number] else "both empty"
-        rows.append((found.hd95 * spacing, found.surface * spacing, case))
+        rows.append((in_pixels.hd95 * spacing, in_pixels.surface * spacing, case))
     return pd.DataFrame(rows, columns=[*DISTANCES, "case"])
 
 

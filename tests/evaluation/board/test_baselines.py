@@ -1,4 +1,4 @@
-"""What tables alone score, on tables small enough to check by hand and on the real ones."""
+"""Metadata-only baselines, on tables small enough to check by hand and on the real tables."""
 
 import numpy as np
 import pytest
@@ -39,8 +39,8 @@ def test_by_hand(tmp_path):
     assert all_empty(truth).probability.tolist() == [0.0] * 3
     assert all_empty(truth).outlines_nothing
     assert patient_only(truth).probability.tolist() == [0.5, 0.0, 0.25]
-    found = times_imaged(truth).probability  # p was imaged 3 times, q twice, new once
-    assert found[0] > found[1] > found[2]
+    probability = times_imaged(truth).probability  # p was imaged 3 times, q twice, new once
+    assert probability[0] > probability[1] > probability[2]
 
 
 def test_age_sex_view_is_a_fitted_logistic_regression(tmp_path):
@@ -52,24 +52,24 @@ def test_age_sex_view_is_a_fitted_logistic_regression(tmp_path):
         rows.append(f"{number},{number},{'train' if number < 1500 else 'test'},{int(ill)},,{age},")
     truth = truth_of(tmp_path, "\n".join(rows) + "\n")
     age = truth.cases.age.to_numpy()
-    found = age_sex_view(truth).probability
-    np.testing.assert_allclose(found, special.expit(0.1 * (age - 55)), atol=0.06)
-    np.testing.assert_array_equal(found, age_sex_view(truth).probability)
+    probability = age_sex_view(truth).probability
+    np.testing.assert_allclose(probability, special.expit(0.1 * (age - 55)), atol=0.06)
+    np.testing.assert_array_equal(probability, age_sex_view(truth).probability)
 
 
-def test_what_cannot_be_answered_says_why(tmp_path):
+def test_a_baseline_that_cannot_be_computed_gives_the_reason(tmp_path):
     truth = truth_of(tmp_path, "image_id,pneumothorax\na,1\nb,0\nc,0\n")
-    found = {baseline.name: baseline for baseline in baselines(truth)}
-    assert found["Majority"].probability.tolist() == [1 / 3] * 3
-    assert "taken from the scored images" in found["Majority"].explanation
-    assert "no training labels" in found["Patient only"].skipped
-    assert "no age, sex or view" in found["Age, sex, view"].skipped
-    assert "no patient table" in found["Times imaged"].skipped
+    by_name = {baseline.name: baseline for baseline in baselines(truth)}
+    assert by_name["Majority"].probability.tolist() == [1 / 3] * 3
+    assert "taken from the scored images" in by_name["Majority"].explanation
+    assert "no training labels" in by_name["Patient only"].skipped
+    assert "no age, sex or view" in by_name["Age, sex, view"].skipped
+    assert "no patient table" in by_name["Times imaged"].skipped
     alike = truth_of(tmp_path, TABLE.replace("a,p,train,1", "a,p,train,0"))
     assert times_imaged(alike).skipped == "The training labels are all alike."
 
 
-def test_a_split_by_patient_leaves_the_patient_nothing_to_say(tmp_path):
+def test_patient_only_has_auroc_one_half_with_a_split_by_patient(tmp_path):
     truth = truth_of(tmp_path, TABLE.replace("e,p", "e,s").replace("f,q", "f,t"))
     assert metrics.auroc(truth.pneumothorax, patient_only(truth).probability) == 0.5
 

@@ -1,4 +1,4 @@
-"""The board: real submissions to the published figures, exact small boards, and the files of a comparison."""
+"""The board: published figures from real submissions, exact small boards, and the files of a comparison."""
 
 import numpy as np
 import pandas as pd
@@ -67,10 +67,10 @@ def test_perfect_and_hopeless(tmp_path):
 
 def test_the_same_seed_gives_the_same_board(tmp_path):
     truth = write_truth(tmp_path)
-    place = submit(tmp_path / "a", truth, "A", 2)
-    first, second = board_of(truth, place, seed=5).table, board_of(truth, place, seed=5).table
+    folder = submit(tmp_path / "a", truth, "A", 2)
+    first, second = board_of(truth, folder, seed=5).table, board_of(truth, folder, seed=5).table
     pd.testing.assert_frame_equal(first, second)
-    assert not first.equals(board_of(truth, place, seed=6).table)
+    assert not first.equals(board_of(truth, folder, seed=6).table)
 
 
 @pytest.mark.parametrize(("share", "word"), [(0, "negative"), (1, "positive")])
@@ -83,9 +83,9 @@ def test_one_class_only(tmp_path, share, word):
     board = board_of(truth, write_submission(tmp_path / "a", info, table))
     assert np.isnan(board.table.auroc[0])
     assert board.table.accuracy[0] == pytest.approx(0.6 if share else 0.4)
-    said = verdict(board)
-    assert said.headline == "AUROC cannot be computed."
-    assert said.sentences == [f"All 5 images are {word}, so there is nothing to rank them against."]
+    result = verdict(board)
+    assert result.headline == "AUROC cannot be computed."
+    assert result.sentences == [f"All 5 images are {word}, so there is nothing to rank them against."]
 
 
 @needs_real

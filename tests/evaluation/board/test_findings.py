@@ -1,4 +1,4 @@
-"""Pairs and ranks, seeds, the labels' ceiling, contamination, fusion, and the board for programs and pull requests."""
+"""The board as JSON and as Markdown."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Two teams together, by hand."""
+"""Two teams combined, checked by hand."""
 
 import numpy as np
 import pytest
@@ -16,17 +16,17 @@ def truth(tmp_path):
 def test_fusion_by_hand(tmp_path, truth):
     board = board_of(truth, submit(tmp_path / "a", truth, "A", 2), submit(tmp_path / "b", truth, "B", 2, seed=1))
     first, second = board.teams
-    found = fuse(first, second, truth)
+    fusion = fuse(first, second, truth)
     mean = (first.probability + second.probability) / 2
-    assert found.scores["AUROC of the mean probability"][2] == metrics.auroc(truth.pneumothorax, mean)
+    assert fusion.scores["AUROC of the mean probability"][2] == metrics.auroc(truth.pneumothorax, mean)
     right = [entry.decision == truth.pneumothorax for entry in (first, second)]
-    assert found.both_right == int(np.sum(right[0] & right[1]))
-    assert found.only_first == truth.cases.image_id[right[0] & ~right[1]].tolist()
-    total = found.both_right + len(found.only_first) + len(found.only_second) + found.both_wrong
+    assert fusion.both_right == int(np.sum(right[0] & right[1]))
+    assert fusion.only_first == truth.cases.image_id[right[0] & ~right[1]].tolist()
+    total = fusion.both_right + len(fusion.only_first) + len(fusion.only_second) + fusion.both_wrong
     assert total == len(truth.cases)
     outlined = [(e.masks.predicted_pixels > 0).to_numpy() for e in (first, second)]
     for name, answer in (("union", outlined[0] | outlined[1]), ("intersection", outlined[0] & outlined[1])):
         # All masks of these phantoms are the same 400 pixels, so Dice is 1 where the answers agree with the truth.
-        assert found.scores[f"Dice of the {name}"][2] == pytest.approx(np.mean(answer == truth.pneumothorax))
+        assert fusion.scores[f"Dice of the {name}"][2] == pytest.approx(np.mean(answer == truth.pneumothorax))
     assert fuse(first, first, truth).error_kappa == pytest.approx(1)
-    assert "alone is right on" in found.sentence
+    assert "is right on" in fusion.sentence

@@ -1,4 +1,4 @@
-"""How far the labels agree with adjudicated ones: by hand, and to the published figures."""
+"""Agreement of the labels with adjudicated labels, by hand and against published figures."""
 
 import pandas as pd
 import pytest
@@ -38,7 +38,7 @@ def test_adjudicated_labels_are_read_or_refused(tmp_path, truth):
     for text, sentence in [
         ("image_id,Nodule\ni0,YES\n", "has no column Pneumothorax"),
         ("image_id,Pneumothorax\ni0,perhaps\n", "'perhaps', not yes or no"),
-        ("image_id,Pneumothorax\nx,YES\n", "names none of the images"),
+        ("image_id,Pneumothorax\nx,YES\n", "has none of the images"),
         ("image_id,Pneumothorax\ni0,YES\ni0,NO\n", "row 3: image 'i0' was given before"),
         ("a,Pneumothorax\ni0,YES\n", "has no image column"),
     ]:

@@ -44,13 +44,13 @@ def test_delong_and_bootstrap_give_the_same_verdict(tmp_path, truth):
 
 
 def test_seeds(tmp_path, truth):
-    places = [submit(tmp_path / f"k{n}", truth, "Keras", 5, seed=n, seeds=[n]) for n in range(3)]
-    places += [submit(tmp_path / f"t{n}", truth, "Torch", 1, seed=n, seeds=[n]) for n in range(3)]
-    names = [f"{place.name}" for place in places]
-    board = board_of(truth, *places, names=names)
+    folders = [submit(tmp_path / f"k{n}", truth, "Keras", 5, seed=n, seeds=[n]) for n in range(3)]
+    folders += [submit(tmp_path / f"t{n}", truth, "Torch", 1, seed=n, seeds=[n]) for n in range(3)]
+    names = [f"{folder.name}" for folder in folders]
+    board = board_of(truth, *folders, names=names)
     (test,) = seed_tests(board)
     assert (test.first, test.second, test.seeds) == ("Keras", "Torch", (3, 3))
     assert test.p == pytest.approx(0.1) == pytest.approx(test.least_p)
     means = [np.mean([board.teams[n].point["auroc"] for n in span]) for span in (range(3), range(3, 6))]
     assert test.means == pytest.approx(tuple(means))
-    assert seed_tests(board_of(truth, places[0], places[3])) == []
+    assert seed_tests(board_of(truth, folders[0], folders[3])) == []

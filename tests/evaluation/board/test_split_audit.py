@@ -1,4 +1,4 @@
-"""What a split leaks, by hand and on the real folds made image by image."""
+"""Shared patients of a split, by hand and on the real folds made image by image."""
 
 import json
 
@@ -33,7 +33,7 @@ def test_by_hand(tmp_path):
     assert audit.table.name.tolist() == ["fold 0", "fold 1"]
 
 
-def test_by_patient_it_is_worth_nothing(tmp_path):
+def test_patient_only_has_auroc_one_half_with_folds_by_patient(tmp_path):
     subsets = ["validation"] * 4 + ["train"] * 4 + ["test"] * 4
     rows = "".join(f"i{n},p{n // 2},{s},{n % 2},{-1 if s == 'test' else 0}\n" for n, s in enumerate(subsets))
     split = written(tmp_path / "split.csv", "image_id,patient_id,subset,pneumothorax,fold\n" + rows)
@@ -61,7 +61,7 @@ def test_a_validation_subset_of_another_name_is_audited(tmp_path, name):
 
 
 @pytest.mark.parametrize("source", ["none", "dicom"])
-def test_without_patients_nothing_is_said_of_them(tmp_path, source):
+def test_a_split_without_patients_is_refused(tmp_path, source):
     rows = "a,tag-1,0,train\nb,tag-2,1,validation\nc,tag-3,1,train\n"
     split = written(tmp_path / "split.csv", "image_id,patient_id,pneumothorax,subset\n" + rows)
     assert not audit_split(split).leaks  # a table of a stranger, whose patients have one image each
@@ -112,7 +112,7 @@ def test_tables_that_do_not_belong_together(tmp_path):
     with pytest.raises(PneumoError, match=r"has no label for 1 image of .*, first 'b'"):
         audit_split(split, other, labels)
     labels.write_text("ImageId,EncodedPixels\na,-1\nb,-1\n")
-    with pytest.raises(PneumoError, match="names none of the images"):
+    with pytest.raises(PneumoError, match="has none of the images"):
         audit_split(split, other, labels)
 
 

@@ -1,4 +1,4 @@
-"""What the board concludes in sentences, and what it warns of."""
+"""The verdict's sentences and warnings."""
 
 from board_lab import board_of, submit, write_truth
 
@@ -15,7 +15,7 @@ def test_same_answers_differ_by_exactly_nothing(tmp_path):
     assert verdict(board).headline == "A and B cannot be told apart."
 
 
-def test_a_better_team_is_told_apart_and_named_first(tmp_path):
+def test_a_significantly_better_team_is_named_first(tmp_path):
     truth = write_truth(tmp_path, n=300)
     board = board_of(
         truth, submit(tmp_path / "a", truth, "Weak", 0.5), submit(tmp_path / "b", truth, "Strong", 5, seed=1)
@@ -25,15 +25,15 @@ def test_a_better_team_is_told_apart_and_named_first(tmp_path):
     assert "300 images of 150 patients" in verdict(board).sentences[0]
 
 
-def test_too_few_resamples_for_the_pairs_are_said(tmp_path):
+def test_too_few_resamples_for_the_pairs_give_a_warning(tmp_path):
     truth = write_truth(tmp_path)
     teams = [submit(tmp_path / name, truth, name, seed) for seed, name in enumerate("abc")]
 
-    def said(*folders, resamples):
+    def warned(*folders, resamples):
         return any(
             "too few to tell" in text for text in verdict(board_of(truth, *folders, resamples=resamples)).warnings
         )
 
-    assert said(*teams, resamples=119), "three pairs need 2 x 3 / 0.05 = 120 resamples"
-    assert not said(*teams, resamples=120)
-    assert not said(teams[0], resamples=20), "one team makes no pair"
+    assert warned(*teams, resamples=119), "three pairs need 2 x 3 / 0.05 = 120 resamples"
+    assert not warned(*teams, resamples=120)
+    assert not warned(teams[0], resamples=20), "one team makes no pair"

@@ -1,4 +1,4 @@
-"""Submissions brought into the truth's order; every fault of a row, a mask or a declaration has its sentence."""
+"""Submissions aligned with the truth, and the message for every error of a row, a mask or a declaration."""
 
 import json
 
@@ -20,7 +20,7 @@ def truth(tmp_path):
     return read_truth(path)
 
 
-def test_good_folder_in_the_truths_order(tmp_path, truth):
+def test_a_valid_folder_is_aligned_with_the_truth(tmp_path, truth):
     answers = align_submission(read_submission(team_folder(tmp_path)), truth)
     assert answers.probability.tolist() == [0.75, 0.25]
     assert [rle.area(runs) for runs in answers.runs] == [5, 0]
@@ -52,7 +52,7 @@ def test_good_folder_in_the_truths_order(tmp_path, truth):
         (GOOD_PREDICTIONS + "c,0.5,-1,4,5\n", "line 4, has 5 cells, but the header has 3"),
     ],
 )
-def test_faults_of_the_table(tmp_path, truth, predictions, sentence):
+def test_errors_of_the_table(tmp_path, truth, predictions, sentence):
     with pytest.raises(PneumoError, match=sentence) as raised:
         align_submission(read_submission(team_folder(tmp_path, predictions)), truth)
     assert "predictions.csv" in str(raised.value)
@@ -67,14 +67,14 @@ def test_faults_of_the_table(tmp_path, truth, predictions, sentence):
         ),
         ({"subset": "validation"}, "holds predictions for the subset 'validation', but 'test' is scored"),
         ({"team": ""}, "team: "),
-        ({"team": "\u202e\x1b"}, "a team needs a name that can be seen"),
+        ({"team": "\u202e\x1b"}, "the team's name must have visible characters"),
         ({"task": "detection"}, "task: "),
         ({"threshold": 1.5}, "threshold: "),
         ({"format": 2}, "format: "),
         ({"training_hours": -1}, "training_hours: "),
     ],
 )
-def test_faults_of_the_declaration(tmp_path, truth, info, sentence):
+def test_errors_of_the_declaration(tmp_path, truth, info, sentence):
     with pytest.raises(PneumoError, match=sentence):
         align_submission(read_submission(team_folder(tmp_path, GOOD_PREDICTIONS, **info)), truth)
 

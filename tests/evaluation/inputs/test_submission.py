@@ -1,4 +1,4 @@
-"""Submissions: read back as written, laid against the truth; every fault of rows 11, 23 and 24 has its sentence."""
+"""Submissions written and read back, and the message for every error in their files."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def test_a_small_gzip_that_unpacks_to_much_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[]", b"{", b"[" * 100_000, b'{"team": "x"}'])
-def test_declarations_that_are_none(tmp_path, content):
+def test_invalid_declarations_are_refused(tmp_path, content):
     folder = team_folder(tmp_path)
     (folder / "submission.json").write_bytes(content)
     with pytest.raises(PneumoError, match=r"submission\.json"):
@@ -93,9 +93,9 @@ def test_only_numbers_are_taken_for_logits(tmp_path, cell, logits):
     assert ("sigmoid" in str(raised.value)) == logits
 
 
-def test_a_bare_file_of_probabilities_is_told_where_it_belongs(tmp_path):
+def test_a_single_file_of_probabilities_is_refused_with_advice(tmp_path):
     (tmp_path / "answers.csv").write_text("image_id,probability\na,0.5\nb,0.25\n")
-    with pytest.raises(PneumoError, match=r"has a column probability; .* with a submission\.json"):
+    with pytest.raises(PneumoError, match=r"has a column probability, .* with a submission\.json"):
         read_submission(tmp_path / "answers.csv")
 
 

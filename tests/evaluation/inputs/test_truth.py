@@ -1,4 +1,4 @@
-"""Truth from a prepared folder, a plain table and SIIM's own files, and every refusal by row."""
+"""The truth from a prepared folder, a plain table and SIIM's own files, and the message for every wrong row."""
 
 import gzip
 import hashlib
@@ -48,8 +48,8 @@ def test_prepared_folder(tmp_path):
 
 @pytest.mark.parametrize("source", ["none", "dicom"])
 def test_a_patient_table_counts_for_a_folder_that_was_prepared_without(tmp_path, source):
-    alone = TRUTH.replace("b,p1", "b,p4")
-    folder = prepared(tmp_path, alone, patients=source, patients_note="Grouping does nothing: give --patients.")
+    single_images = TRUTH.replace("b,p1", "b,p4")
+    folder = prepared(tmp_path, single_images, patients=source, patients_note="Grouping does nothing: give --patients.")
     table = tmp_path / "patients.csv"
     table.write_text("image_id,patient_id\na,x\nb,x\nc,x\nd,y\n")
     truth = read_truth(folder, patients=table)
@@ -83,7 +83,7 @@ def test_an_edited_table_is_refused(tmp_path):
 
 def test_a_manifest_of_another_split_is_refused(tmp_path):
     prepared(tmp_path, split_sha256="e" * 64)
-    with pytest.raises(PneumoError, match="has another split than its manifest says"):
+    with pytest.raises(PneumoError, match="is not the split that its manifest records"):
         read_truth(tmp_path)
 
 
@@ -146,7 +146,7 @@ def test_ids_and_patients_beside_a_label_file(tmp_path):
     assert truth.development.patient_id.tolist() == ["00000008"]
     assert truth.patients == "table"
     (tmp_path / "ids.csv").write_text("ImageId\nx\nq\n")
-    with pytest.raises(PneumoError, match=r"names 1 images that .*train.csv has no truth for: 'q'"):
+    with pytest.raises(PneumoError, match=r"names 1 images that have no label in .*train.csv: 'q'"):
         read_truth(tmp_path / "train.csv", ids=tmp_path / "ids.csv")
 
 
@@ -174,7 +174,7 @@ def test_refusals(tmp_path, text, sentence):
         read_truth(path)
 
 
-def test_a_damaged_gzip_file_is_said(tmp_path):
+def test_a_damaged_gzip_file_is_refused(tmp_path):
     data = bytearray(gzip.compress(b"ImageId,EncodedPixels\n" + b"x,0 4\n" * 500))
     data[12:16] = b"\xff\xff\xff\xff"
     (tmp_path / "train.csv.gz").write_bytes(data)

@@ -1,4 +1,4 @@
-"""Dice and its parts on runs, against drawing and by hand."""
+"""Dice and its parts on run-length codes, against drawn masks and by hand."""
 
 import numpy as np
 import pandas as pd
@@ -31,21 +31,21 @@ def test_by_hand():
     assert table.true_pixels.tolist() == [0, 0, 4, 4, 4]
     assert table.predicted_pixels.tolist() == [0, 1, 0, 4, 4]
     assert table.shared_pixels.tolist() == [0, 0, 0, 2, 4]
-    found = dice_parts(table)
-    assert found["dice"] == 0.5
-    assert found["dice_positives"] == 0.5
-    assert found["dice_found"] == 0.75
-    assert found["negatives_left_empty"] == 0.5
-    assert found["positives_missed"] == pytest.approx(1 / 3)
-    assert found["dice_small"] == 0.5
-    assert np.isnan(found["dice_large"])
+    parts = dice_parts(table)
+    assert parts["dice"] == 0.5
+    assert parts["dice_positives"] == 0.5
+    assert parts["dice_found"] == 0.75
+    assert parts["negatives_left_empty"] == 0.5
+    assert parts["positives_missed"] == pytest.approx(1 / 3)
+    assert parts["dice_small"] == 0.5
+    assert np.isnan(parts["dice_large"])
 
 
 def test_dice_is_its_parts_put_together():
     table = overlap(runs("-1", "-1", "0 4", "0 4"), runs("-1", "9 1", "-1", "2 4"))
-    found = dice_parts(table)
-    whole = 0.5 * found["negatives_left_empty"] + 0.5 * (1 - found["positives_missed"]) * found["dice_found"]
-    assert found["dice"] == pytest.approx(whole)
+    parts = dice_parts(table)
+    whole = 0.5 * parts["negatives_left_empty"] + 0.5 * (1 - parts["positives_missed"]) * parts["dice_found"]
+    assert parts["dice"] == pytest.approx(whole)
 
 
 @given(hnp.arrays(bool, (2, 7, 9)), st.booleans(), st.booleans())
@@ -142,7 +142,7 @@ def test_dice_of_tables_unites_the_rows_of_an_image():
         (pd.DataFrame({"image_id": ["a"]}), pd.DataFrame(), "of the truth needs the columns image_id and encoded_pix"),
     ],
 )
-def test_dice_refuses_what_is_no_mask(truth, prediction, sentence):
+def test_dice_refuses_invalid_masks(truth, prediction, sentence):
     with pytest.raises(PneumoError, match=sentence):
         dice(truth, prediction)
 
@@ -152,15 +152,15 @@ def test_average_precision_of_pixels_is_scikit_learns():
 
     generator = np.random.default_rng(0)
     truth = generator.random((6, 500)) < 0.1
-    levels = np.clip(generator.normal(80 + 60 * truth, 40), 0, 255).astype(int)
+    quantised = np.clip(generator.normal(80 + 60 * truth, 40), 0, 255).astype(int)
     counts = np.stack(
         [
             np.stack([np.bincount(row, minlength=256), np.bincount(row[right], minlength=256)])
-            for row, right in zip(levels, truth, strict=True)
+            for row, right in zip(quantised, truth, strict=True)
         ]
     )
     value, interval = pixel_auprc(counts, np.array([0, 0, 1, 2, 3, 4]), 300)
-    assert value == pytest.approx(average_precision_score(truth.ravel(), levels.ravel()))
+    assert value == pytest.approx(average_precision_score(truth.ravel(), quantised.ravel()))
     assert interval.low < value < interval.high
 
 

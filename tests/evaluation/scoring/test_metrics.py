@@ -1,4 +1,4 @@
-"""Scores of probabilities and answers, against scikit-learn and by hand."""
+"""Scores of probabilities and yes/no answers, against scikit-learn and by hand."""
 
 import numpy as np
 import pytest
@@ -123,14 +123,14 @@ def test_threshold_by_hand():
 
 @given(answers(), st.sampled_from(["youden", "accuracy", "f1"]))
 @settings(max_examples=200, deadline=None)
-def test_no_other_threshold_does_better(case, rule):
+def test_no_other_threshold_does_better(case, criterion):
     truth, probability = case
     value = {
         "youden": lambda c: metrics.rates(c)["sensitivity"] + metrics.rates(c)["specificity"],
         "accuracy": lambda c: metrics.rates(c)["accuracy"],
         "f1": lambda c: metrics.rates(c)["f1"],
-    }[rule]
-    chosen = metrics.fit_threshold(truth, probability, rule)
+    }[criterion]
+    chosen = metrics.fit_threshold(truth, probability, criterion)
     assert 0 <= chosen <= 1
     reachable = np.unique(probability)  # and "never yes", unless a score of 1 leaves no room above it
     reachable = np.append(reachable, 1.0) if reachable[-1] < 1 else reachable

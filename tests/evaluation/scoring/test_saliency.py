@@ -22,10 +22,10 @@ from keras_pneumo.evaluation.scoring.saliency import (
 HEAT = np.array([[0.0, 0.5, 0.0], [0.25, 1.0, 0.25], [0.0, 0.0, 0.0]])
 
 
-def mask_of(*places):
+def mask_of(*pixels):
     mask = np.zeros((3, 3), bool)
-    for place in places:
-        mask[place] = True
+    for pixel in pixels:
+        mask[pixel] = True
     return mask
 
 
@@ -38,9 +38,9 @@ def test_a_hit_and_a_miss():
 
 def test_auprc_by_hand():
     # Ranked: 1.0 (out), 0.5 (in), two of 0.25 (one in) : 1/2 * 1/2 + 1/2 * 2/4.
-    found = score_map(HEAT, mask_of((0, 1), (1, 0)))
-    assert found["auprc"] == pytest.approx(0.5 * 1 / 2 + 0.5 * 2 / 4)
-    assert found["energy"] == pytest.approx(0.75 / 2)
+    scores = score_map(HEAT, mask_of((0, 1), (1, 0)))
+    assert scores["auprc"] == pytest.approx(0.5 * 1 / 2 + 0.5 * 2 / 4)
+    assert scores["energy"] == pytest.approx(0.75 / 2)
 
 
 def test_of_several_hottest_pixels_the_share_that_hits():
@@ -61,8 +61,8 @@ def test_the_expectation_over_shuffled_heat_is_the_masks_share(seed):
     mask = np.arange(9) < 3
     shifts = [score_map(np.roll(heat, k).reshape(3, 3), mask.reshape(3, 3)) for k in range(9)]
     # Rolled around, the hottest pixel is in each place once, and each pixel of heat too.
-    assert np.mean([one["pointing"] for one in shifts]) == pytest.approx(1 / 3)
-    assert np.mean([one["energy"] for one in shifts]) == pytest.approx(1 / 3)
+    assert np.mean([shifted["pointing"] for shifted in shifts]) == pytest.approx(1 / 3)
+    assert np.mean([shifted["energy"] for shifted in shifts]) == pytest.approx(1 / 3)
 
 
 def test_energy_counts_parts_of_pixels():
@@ -101,15 +101,17 @@ def test_summary_is_by_patient_beside_chance_and_paired():
     patients = np.repeat(np.arange(20), 2)
     chance = rng.uniform(0.02, 0.1, 40)
     good, bad = scores_of(rng.random(40) < 0.8), scores_of(chance)
-    found = summarise_maps({"heat map": good, "flat": bad}, chance, patients, resamples=500).set_index(["map", "score"])
-    own, flat = found.loc[("heat map", "pointing")], found.loc[("flat", "auprc")]
+    summary = summarise_maps({"heat map": good, "flat": bad}, chance, patients, resamples=500).set_index(
+        ["map", "score"]
+    )
+    own, flat = summary.loc[("heat map", "pointing")], summary.loc[("flat", "auprc")]
     assert own.value == good["pointing"].mean()
     assert own.low < own.value < own.high
     assert own.above_low > 0
     assert (own.images, own.patients) == (40, 20)
     assert flat.above_chance == 0
     assert own.ahead == 0
-    ahead = found.loc[("flat", "pointing")]
+    ahead = summary.loc[("flat", "pointing")]
     assert ahead.ahead == pytest.approx((good["pointing"] - chance).mean())
     assert ahead.ahead_low > 0
 
@@ -132,16 +134,16 @@ def test_agreement():
     )
     other = first.copy()
     other[1] = 1 - other[1]
-    found = agreement(first, other)
-    assert found["lowest"] == pytest.approx(-1)
-    assert found["same_peak"] == pytest.approx(2 / 3)
+    result = agreement(first, other)
+    assert result["lowest"] == pytest.approx(-1)
+    assert result["same_peak"] == pytest.approx(2 / 3)
 
 
 def test_two_images_without_a_hit_are_not_below_chance_nor_behind_one_with_hits():
     """The bootstrap of nothing but misses has no width; the exact interval of 0 of 2 patients reaches 0.84."""
     misses, hits = scores_of(np.zeros(2, bool)), scores_of(np.ones(2, bool))
-    found = summarise_maps({"heat map": misses, "other": hits}, np.full(2, 0.03), np.arange(2), resamples=200)
-    own, other = (found[found["score"] == "pointing"].set_index("map").loc[name] for name in ("heat map", "other"))
+    summary = summarise_maps({"heat map": misses, "other": hits}, np.full(2, 0.03), np.arange(2), resamples=200)
+    own, other = (summary[summary["score"] == "pointing"].set_index("map").loc[name] for name in ("heat map", "other"))
     assert own.above_low == pytest.approx(-0.03)
     assert own.above_high == pytest.approx(0.025 ** (1 / 2) * -1 + 1 - 0.03)
     assert other.above_low == pytest.approx(0.025 ** (1 / 2) - 0.03)

@@ -1,4 +1,4 @@
-"""Scores of resampled patients: those of the images repeated, score by score."""
+"""Scores of resampled patients equal the scores of the repeated images."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -23,11 +23,11 @@ def test_weighted_scores_are_the_scores_of_repeated_images(seed):
     texts = np.where(truth, "0 20", "-1")
     answer = rng.choice(["-1", "0 10", "15 9", "0 20"], n)
     masks = overlap([rle.runs_of(t) for t in texts], [rle.runs_of(t) for t in answer])
-    sheet = sum_by_patient(truth, codes, probability, probability >= 0.5, masks, common_sensitivity=0.7)
+    patient_sums = sum_by_patient(truth, codes, probability, probability >= 0.5, masks, common_sensitivity=0.7)
     counts = rng.integers(0, 3, codes.max() + 1)
     if counts[codes].sum() == 0:
         return
-    found = scores(sheet, counts[None])
+    weighted = scores(patient_sums, counts[None])
     chosen = np.repeat(np.arange(n), counts[codes])
     t, p = truth[chosen], probability[chosen]
     wanted = metrics.rates(metrics.confusion(t, p >= 0.5)) | {
@@ -42,4 +42,4 @@ def test_weighted_scores_are_the_scores_of_repeated_images(seed):
     common = curve.specificity[np.argmax(reached)] if t.any() else np.nan
     wanted["specificity_at_common"] = common
     for name, value in wanted.items():
-        np.testing.assert_allclose(found[name][0], value, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(weighted[name][0], value, atol=1e-12, err_msg=name)

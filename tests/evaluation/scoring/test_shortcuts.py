@@ -1,4 +1,4 @@
-"""Heat where there should be none, and answers with and without a tube: exact small cases."""
+"""Shortcut regions in heat maps, and accuracy with and without a tube: exact small cases."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ def test_the_border_is_the_outer_sixteenth():
     assert border(8).sum() == 64 - 36  # one pixel at least
 
 
-def test_what_belongs_to_the_pneumothorax_is_no_shortcut():
+def test_the_true_mask_is_left_out_of_every_region():
     heat = np.zeros((4, 4))
     heat[0, 0], heat[0, 1], heat[2, 2] = 2, 1, 1
     tube = np.zeros((4, 4))
@@ -25,11 +25,11 @@ def test_what_belongs_to_the_pneumothorax_is_no_shortcut():
 def test_shares_are_means_over_the_images_that_have_the_thing():
     nan = float("nan")
     rows = np.array([[0.5, 0.1], [nan, nan], [0.3, 0.1], [0.4, 0.1]])
-    [found] = shares_table({"chest tube": rows}, np.arange(4), resamples=200).to_dict("records")
-    assert found["images"] == 3
-    assert found["heat"] == pytest.approx(0.4)
-    assert found["excess"] == pytest.approx(0.3)
-    assert 0.19 < found["low"] < 0.3 < found["high"] < 0.41
+    [row] = shares_table({"chest tube": rows}, np.arange(4), resamples=200).to_dict("records")
+    assert row["images"] == 3
+    assert row["heat"] == pytest.approx(0.4)
+    assert row["excess"] == pytest.approx(0.3)
+    assert 0.19 < row["low"] < 0.3 < row["high"] < 0.41
     [none] = shares_table({"tube": np.full((2, 2), nan)}, np.arange(2), resamples=200).to_dict("records")
     assert none["images"] == 0
     assert np.isnan(none["heat"])

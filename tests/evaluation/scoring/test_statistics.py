@@ -89,8 +89,8 @@ def test_delong_equals_r():
 def test_delong_and_bootstrap_agree_on_the_error():
     truth, probability, patients = cohort(n=600, patients=200, seed=4)
     codes = np.unique(patients, return_inverse=True)[1]
-    sheets = [sum_by_patient(truth, codes, p) for p in probability]
-    drawn = replicate_scores(sheets, resample_patients(codes.max() + 1, 4000, 0))
+    team_sums = [sum_by_patient(truth, codes, p) for p in probability]
+    drawn = replicate_scores(team_sums, resample_patients(codes.max() + 1, 4000, 0))
     gap = drawn[0]["auroc"] - drawn[1]["auroc"]
     test = delong_test(truth, probability[0], probability[1], patients)
     assert gap.std() == pytest.approx(test.error, rel=0.08)
@@ -114,11 +114,11 @@ def test_mcnemar_equals_statsmodels(only_first, only_second, both):
     n = only_first + only_second + both
     first = np.array([True] * only_first + [False] * only_second + [True] * both, bool)
     second = np.array([False] * only_first + [True] * only_second + [True] * both, bool)
-    found = mcnemar(first, second)
+    test = mcnemar(first, second)
     if n:
-        assert found.difference == pytest.approx((only_first - only_second) / n)
+        assert test.difference == pytest.approx((only_first - only_second) / n)
     wanted = reference_mcnemar([[both, only_first], [only_second, 0]], exact=True).pvalue if n - both else 1.0
-    assert found.p == pytest.approx(min(1.0, wanted))
+    assert test.p == pytest.approx(min(1.0, wanted))
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
@@ -131,9 +131,9 @@ def test_mcnemar_published_example():
     """Approval ratings of Agresti (1990), 10.1: 150 and 86 changed their mind; p from R's binom.test(86, 236)."""
     before = np.array([True] * 794 + [True] * 150 + [False] * 86 + [False] * 570)
     after = np.array([True] * 794 + [False] * 150 + [True] * 86 + [False] * 570)
-    found = mcnemar(before, after)
-    assert found.difference == pytest.approx((150 - 86) / 1600)
-    assert found.p == pytest.approx(3.71593613957e-05, rel=1e-9)
+    test = mcnemar(before, after)
+    assert test.difference == pytest.approx((150 - 86) / 1600)
+    assert test.p == pytest.approx(3.71593613957e-05, rel=1e-9)
 
 
 def test_holm_equals_r_and_leaves_missing_tests_out():
@@ -158,16 +158,16 @@ def test_resampling_draws_whole_patients_and_repeats_by_seed():
 def test_bootstrap_interval_equals_scipy_for_single_images():
     """With a patient per image, the BCa interval of a mean is scipy's, up to the draws."""
     truth, probability, _ = cohort(n=300)
-    sheet = sum_by_patient(truth, np.arange(300), probability[0])
-    drawn = replicate_scores([sheet], resample_patients(300, 10_000, 1))[0]
-    left_out = replicate_scores([sheet], leave_one_out(300))[0]
-    ours = bca_interval(drawn["brier"], point_scores(sheet)["brier"], left_out["brier"])
+    patient_sums = sum_by_patient(truth, np.arange(300), probability[0])
+    drawn = replicate_scores([patient_sums], resample_patients(300, 10_000, 1))[0]
+    left_out = replicate_scores([patient_sums], leave_one_out(300))[0]
+    interval = bca_interval(drawn["brier"], point_scores(patient_sums)["brier"], left_out["brier"])
     errors = (probability[0] - truth) ** 2
     theirs = stats.bootstrap((errors,), np.mean, n_resamples=10_000, method="BCa", rng=2).confidence_interval
     width = theirs.high - theirs.low
-    assert abs(ours.low - theirs.low) < 0.05 * width
-    assert abs(ours.high - theirs.high) < 0.05 * width
-    assert point_scores(sheet)["brier"] == pytest.approx(errors.mean())
+    assert abs(interval.low - theirs.low) < 0.05 * width
+    assert abs(interval.high - theirs.high) < 0.05 * width
+    assert point_scores(patient_sums)["brier"] == pytest.approx(errors.mean())
 
 
 def test_jackknife_leaves_each_patient_out_once():
@@ -205,26 +205,26 @@ def test_intervals_at_the_edges():
 def test_permutation_equals_scipy(values, shift):
     first = np.array(values) / 10 + shift / 10
     second = np.array(values[::-1]) / 10 + np.arange(len(values)) / 50
-    found = permutation_test(first, second)
+    test = permutation_test(first, second)
     wanted = stats.permutation_test(
         (first, second), lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis), vectorized=True, n_resamples=np.inf
     )
-    assert found.difference == pytest.approx(wanted.statistic)
-    assert found.p == pytest.approx(wanted.pvalue)
+    assert test.difference == pytest.approx(wanted.statistic)
+    assert test.p == pytest.approx(wanted.pvalue)
 
 
 def test_permutation_of_three_seeds_cannot_fall_under_a_tenth():
-    found = permutation_test(np.array([0.9, 0.91, 0.92]), np.array([0.5, 0.51, 0.52]))
-    assert found.p == pytest.approx(0.1)
+    test = permutation_test(np.array([0.9, 0.91, 0.92]), np.array([0.5, 0.51, 0.52]))
+    assert test.p == pytest.approx(0.1)
 
 
 def test_permutation_of_many_seeds_is_drawn_and_repeats():
     rng = np.random.default_rng(0)
     first, second = rng.normal(0.3, 1, 20), rng.normal(0, 1, 20)
-    found = permutation_test(first, second)
-    assert found.p == permutation_test(first, second).p
+    test = permutation_test(first, second)
+    assert test.p == permutation_test(first, second).p
     wanted = stats.ttest_ind(first, second).pvalue  # the permutation test's large-sample limit
-    assert found.p == pytest.approx(wanted, abs=0.02)
+    assert test.p == pytest.approx(wanted, abs=0.02)
 
 
 def test_p_agrees_with_the_interval():
@@ -258,21 +258,21 @@ def study(rng, skills, n):
     ill = rng.random(n) < 0.3
     truth = ill[patients] ^ (rng.random(len(patients)) < 0.1)
     shared = rng.normal(size=n)[patients]
-    found = []
+    probabilities = []
     for skill in skills:
         noise = 0.6 * shared + 0.8 * rng.normal(size=len(patients))  # variance 1, correlation 0.36 within a patient
-        found.append(special.ndtr(skill * truth + noise))
-    return truth, patients, found
+        probabilities.append(special.ndtr(skill * truth + noise))
+    return truth, patients, probabilities
 
 
-def intervals(sheets, score, seed):
-    """The interval of each sheet's score, and of the first less the last."""
-    n = len(sheets[0].sums)
-    drawn = [one[score] for one in replicate_scores(sheets, resample_patients(n, RESAMPLES, seed))]
-    left = [one[score] for one in replicate_scores(sheets, leave_one_out(n))]
-    points = [point_scores(sheet)[score] for sheet in sheets]
-    found = [bca_interval(*one) for one in zip(drawn, points, left, strict=True)]
-    return [*found, bca_interval(drawn[0] - drawn[-1], points[0] - points[-1], left[0] - left[-1])]
+def intervals(team_sums, score, seed):
+    """The interval of each team's score, and of the first less the last."""
+    n = len(team_sums[0].sums)
+    drawn = [scores[score] for scores in replicate_scores(team_sums, resample_patients(n, RESAMPLES, seed))]
+    left = [scores[score] for scores in replicate_scores(team_sums, leave_one_out(n))]
+    points = [point_scores(patient_sums)[score] for patient_sums in team_sums]
+    single = [bca_interval(*scores) for scores in zip(drawn, points, left, strict=True)]
+    return [*single, bca_interval(drawn[0] - drawn[-1], points[0] - points[-1], left[0] - left[-1])]
 
 
 def holds(interval, value):
@@ -323,8 +323,8 @@ def test_interval_of_a_mean_over_clustered_images():
     hits = []
     for number in range(STUDIES):
         truth, owner, (score,) = study(rng, (1.5,), 150)
-        sheet = sum_by_patient(truth, owner, None, score >= special.ndtr(0.7))
-        hits.append(holds(intervals([sheet], "accuracy", number)[0], right))
+        patient_sums = sum_by_patient(truth, owner, None, score >= special.ndtr(0.7))
+        hits.append(holds(intervals([patient_sums], "accuracy", number)[0], right))
     assert likely(hits), np.mean(hits)
 
 

@@ -1,3 +1,5 @@
+"""Surface distances, by hand and against a search over all surface pixels."""
+
 import numpy as np
 import pytest
 from pycocotools import mask as coco
@@ -16,11 +18,11 @@ def runs(mask):
     return coco.encode(np.asfortranarray(mask))
 
 
-def test_the_same_mask_is_at_no_distance():
+def test_equal_masks_have_distance_zero():
     assert distances(square(5, 5, 9), square(5, 5, 9)) == (0, 0)
 
 
-def test_two_points_are_as_far_apart_as_they_are():
+def test_the_distance_of_two_points():
     assert distances(square(10, 10, 1), square(13, 14, 1)) == (5, 5)
 
 
@@ -46,16 +48,16 @@ def test_distances_are_those_of_a_search_over_all_surface_pixels(seed):
         padded = np.pad(mask, 1)
         inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
         points.append(np.argwhere((mask > 0) & (inner == 0)))
-    there, back = (cKDTree(points[1 - one]).query(points[one])[0] for one in (0, 1))
-    found = distances(*masks)
-    assert found.hd95 == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)))
-    assert found.surface == pytest.approx(np.concatenate([there, back]).mean())
+    there, back = (cKDTree(points[1 - index]).query(points[index])[0] for index in (0, 1))
+    result = distances(*masks)
+    assert result.hd95 == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)))
+    assert result.surface == pytest.approx(np.concatenate([there, back]).mean())
 
 
-def test_millimetres_and_what_has_no_distance():
-    one, other, none = runs(square(10, 10, 1)), runs(square(13, 14, 1)), runs(square(0, 0, 0))
+def test_distances_in_millimetres_and_cases_without_a_distance():
+    first, second, empty = runs(square(10, 10, 1)), runs(square(13, 14, 1)), runs(square(0, 0, 0))
     table = surface_table(
-        [one, one, none, none, one], [other, none, other, none, other], np.array([0.2] * 4 + [np.nan])
+        [first, first, empty, empty, first], [second, empty, second, empty, second], np.array([0.2] * 4 + [np.nan])
     )
     assert table["case"].tolist() == ["measured", "missed", "false alarm", "both empty", "no spacing"]
     assert table["hd95_mm"].iloc[0] == pytest.approx(1.0)
