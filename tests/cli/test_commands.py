@@ -1,4 +1,4 @@
-"""The command line as its users meet it: separate processes, their words and their exit codes."""
+"""Tests of the commands as separate processes: their output and their exit codes."""
 
 import os
 import re

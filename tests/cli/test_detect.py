@@ -1,4 +1,4 @@
-"""join, detect and view as their users meet them: the examples pasted, exit codes, a page that ends with Ctrl-C."""
+"""Tests of join, detect and view as processes: the examples of the help, exit codes, a page that ends with Ctrl-C."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""README, docs and the experiments' page: their links, pictures, make targets, commands, options and paths exist."""
+"""Tests that the links, pictures, make targets, commands, options and paths on all pages exist."""
 
 import configparser
 import functools

@@ -1,4 +1,4 @@
-"""The command explain refuses options that do not fit in a sentence."""
+"""Tests that explain refuses wrong options with a message."""
 
 import pytest
 from explain_lab import untrained

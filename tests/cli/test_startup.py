@@ -1,4 +1,4 @@
-"""What the command line imports before it knows the command, and that its list of commands is true."""
+"""Tests of what the command line imports before it runs a command, and of its list of commands."""
 
 import importlib
 import inspect
@@ -65,7 +65,7 @@ def test_every_command_of_the_modules_is_listed():
 
 
 def test_no_module_draws_with_pyplot():
-    """It looks for a window system, and in a notebook it would change how the user's own pictures are shown."""
+    """pyplot looks for a window system, and in a notebook it would change how the user's own pictures are shown."""
     package = REPOSITORY / "keras_pneumo"
     assert [
         path for path in package.rglob("*.py") if re.search(r"import.*pyplot|matplotlib\.use", path.read_text())

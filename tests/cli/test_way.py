@@ -1,4 +1,4 @@
-"""docs/way.md names functions that exist, in modules that exist, and no more than a reader can follow."""
+"""Tests that docs/way.md names existing functions of existing modules, and is short."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The end of one of several workers: at once, with its exit code and its reason."""
+"""Tests that one of several workers ends at once, with the right exit code and message."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""Tests of detection on folders: bad files are set aside, nobody is named, and no answer is lost."""
+"""Tests of detection on folders: bad files are set aside, no patient is named, and no answer is lost."""
 
 import cv2
 import fatal_render

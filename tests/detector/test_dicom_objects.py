@@ -1,4 +1,4 @@
-"""Tests of the DICOM objects: they line up with their source, name it, are valid, and say what the answer is."""
+"""Tests of the DICOM objects: same grid as their source, its UIDs, valid files, the right answer."""
 
 import json
 import os
@@ -25,7 +25,7 @@ REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[3] /
 
 @pytest.fixture(scope="module")
 def answered(tmp_path_factory, few):
-    """Answers for the three, with DICOM objects."""
+    """Answers for the three files, with DICOM objects."""
     out = tmp_path_factory.mktemp("answered")
     result = detect(known_detector(), [few], out, dicom=True)
     assert not result.set_aside
@@ -38,7 +38,7 @@ def source_pixels(path):
 
 
 def check_alignment(path, out):
-    """Mask, overlay, Segmentation and Secondary Capture of one file lie where its own pixels say."""
+    """Checks the position of mask, overlay, Segmentation and Secondary Capture against the pixels of the file."""
     pixels = source_pixels(path)
     expected = expected_mask(pixels)
     written = json.loads((out / f"{path.stem}.json").read_text())
@@ -70,7 +70,7 @@ def check_alignment(path, out):
 
 
 def check_objects(path, out):
-    """What the three objects name and say, read back with highdicom and pydicom."""
+    """Checks the content of the three objects, read with highdicom and pydicom."""
     written = json.loads((out / f"{path.stem}.json").read_text())
     source = pydicom.dcmread(path, stop_before_pixels=True)
     for kind in ("segmentation", "capture", "report"):

@@ -1,4 +1,4 @@
-"""Tests of the detector's record: a damaged or incomplete copy is refused in a sentence."""
+"""Tests of the detector's record: a damaged or incomplete copy is refused with a message."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def name_a_file_outside(folder):
 
 
 def rewrite(folder, change):
-    """A record that was changed with its hash: nothing but what it says can give it away."""
+    """Changes a record and its hash, so that only its content can show that it is wrong."""
     record = json.loads((folder / "detector.json").read_text())
     change(record)
     write_json(folder / "detector.json", record | {"sha256": content_hash(record)})

@@ -1,4 +1,4 @@
-"""Averaged weights get statistics of their own."""
+"""Tests of averaged weights and of their BatchNorm statistics."""
 
 import keras
 import numpy as np

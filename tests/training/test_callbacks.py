@@ -1,4 +1,4 @@
-"""What the callbacks of a training count, when they save, and what they do on a signal."""
+"""Tests of the callbacks of a training: what they count, when they save, and what they do on a signal."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ from keras_pneumo.training.log import Events
 
 @pytest.mark.parametrize(("norms", "wanted"), [([1.0, np.inf, 4.0], 2.0), ([np.nan] * 3, np.nan)])
 def test_the_mean_gradient_leaves_out_the_steps_that_overflowed(monkeypatch, norms, wanted):
-    """In float16 the loss scale leaves such a step out; its norm is no number. Batches of 8, 4 and 4 images."""
+    """In float16 an overflowed step is left out; its norm is not finite. Batches of 8, 4 and 4 images."""
     state, rows = State(), []
     network = SimpleNamespace(optimizer=SimpleNamespace(inner_optimizer=None), data_seconds=0.0)
     steps = StepCounter(state, [8, 4, 4], 1, Interruption(), Events(None), None)
@@ -108,8 +108,8 @@ def test_a_second_ctrl_c_ends_at_once():
     assert process.wait(timeout=30) == -signal.SIGINT
 
 
-def test_a_second_sigterm_is_noted_no_further():
-    """Schedulers send it more than once; what is being saved must not be cut off."""
+def test_a_second_sigterm_is_ignored():
+    """Schedulers send the signal more than once; a second one must not interrupt a save."""
     process = subprocess.Popen([sys.executable, "-c", WORK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "listens\n"
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, and a damaged one is passed over."""
+"""Tests of checkpoints: each is complete or absent, and a damaged one is skipped."""
 
 import dataclasses
 import errno

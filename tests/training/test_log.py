@@ -1,4 +1,4 @@
-"""The log of a training: its rows, the best weights, and the pictures and events that are made from them."""
+"""Tests of the log of a training: its rows, the best weights, and the pictures and events made from them."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ def prepared(prepared_folder):
 
 
 def curves_text(table, tmp_path):
-    """The curves as SVG, whose words can be read."""
+    """The curves as SVG, in which a test can read the text."""
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         draw_curves(table, tmp_path / "curves.svg")
     return (tmp_path / "curves.svg").read_text()

@@ -1,4 +1,4 @@
-"""Losses on hand-worked 3x3 masks, against definitions written out in numpy, and against finite differences."""
+"""Tests of the losses: on 3x3 masks by hand, against definitions in numpy, and against finite differences."""
 
 import itertools
 from fractions import Fraction
@@ -91,7 +91,7 @@ def test_focal_by_hand():
 
 
 def jaccard_loss(truth, wrong):
-    """One less the Jaccard index when exactly the pixels in ``wrong`` are predicted wrongly."""
+    """One minus the Jaccard index when exactly the pixels in ``wrong`` are predicted wrongly."""
     right = {p for p in np.flatnonzero(truth) if p not in wrong}
     union = set(np.flatnonzero(truth)) | set(wrong)
     return Fraction(len(union) - len(right), len(union)) if union else Fraction(0)

@@ -28,7 +28,7 @@ def test_a_loss_that_only_rises_still_gives_one_of_the_rates():
 
 
 def separable(n=32):
-    """Bright images are positive: any working training learns this."""
+    """Bright images are positive, which any correct training learns."""
     labels = np.arange(n) % 2
     pixels = np.where(labels[:, None, None, None] == 1, 200, 50) * np.ones((1, 32, 32, 1))
     return ImageSet(tuple(map(str, range(n))), labels, 32, ("",) * n, ("",) * n, pixels.astype(np.uint8), None)
@@ -59,7 +59,7 @@ def test_it_searches_a_small_network_and_draws_its_plot(tmp_path):
 
 
 def test_each_loss_is_the_steps_own_not_a_running_mean():
-    """A spike in one batch must not linger in later losses."""
+    """A high loss of one batch must not change later losses."""
     import keras
 
     class Scripted(keras.layers.Layer):

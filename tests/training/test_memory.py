@@ -1,4 +1,4 @@
-"""How many micro-batches fit into memory, and how many images validation predicts at once."""
+"""Tests of the number of micro-batches that fit into memory, and of the images that validation predicts at once."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""AdamW and SGD against PyTorch's own steps (tests/parity/pytorch/golden, PyTorch 2.14), and how they live in Keras."""
+"""Tests of AdamW and SGD: against PyTorch's steps (tests/parity/pytorch/golden, PyTorch 2.14), and within Keras."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ GOLDEN = json.loads((PARITY / "golden" / "optimizers.json").read_text())
 
 
 def optimizer_of(plan, bias_path):
-    """Our optimizer for one of PyTorch's plans, 12 steps."""
+    """The package's optimizer for one of PyTorch's recorded settings, 12 steps."""
     arguments = dict(plan["arguments"])
     rate, momentum = plan["rate"], arguments.pop("momentum", None)
     if plan["one_cycle"]:

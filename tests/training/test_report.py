@@ -1,4 +1,4 @@
-"""The report of a run: what it may say of a ladder that lies beside the run."""
+"""Tests of the report of a run: when it quotes the ladder in a neighbouring folder."""
 
 import json
 
@@ -22,7 +22,7 @@ def run(tmp_path):
 
 
 def write_ladder(run, **changes):
-    """The answer of a ladder beside the run, of the same encoder, size and versions but for what is changed."""
+    """Writes a ladder's result next to the run, with the run's encoder, size and versions, apart from the changes."""
     keras = {name: version for name, version in versions().items() if name != "keras_pneumo"}
     ladder = Ladder(
         [CheckResult(1, "DICOM pixels", "", "1e-4 of the range", 1e-4, EQUAL, EQUAL, "", "")],

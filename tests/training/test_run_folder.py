@@ -1,4 +1,4 @@
-"""Which folder a training goes to, and when it goes on with what lies there."""
+"""Tests of the run folder: which folder a training uses, and when it goes on with the training in it."""
 
 import json
 

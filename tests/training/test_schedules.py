@@ -1,4 +1,4 @@
-"""Schedules against PyTorch's own values (tests/parity/pytorch/golden, PyTorch 2.14) and hand-worked cases."""
+"""Tests of the schedules, against PyTorch's values (tests/parity/pytorch/golden, PyTorch 2.14) and cases by hand."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "parity" / "pytorch" / "golden"
 
 
 def rates_and_momenta(plan):
-    """The rates, and the momenta where there are any, that our function gives for one of PyTorch's plans."""
+    """The rates, and the momenta if there are any, of the package for one of PyTorch's recorded schedules."""
     arguments, steps = dict(plan["arguments"]), np.arange(plan["steps"])
     if plan["kind"] == "OneCycleLR":
         return one_cycle(

@@ -1,4 +1,4 @@
-"""A segmenter from training to report, and trainings that start from other runs, on tiny networks."""
+"""Tests of a segmenter from training to report, and of trainings that start from other runs, on tiny networks."""
 
 import json
 
@@ -61,7 +61,7 @@ def test_a_run_holds_masks_their_postprocessing_and_a_report(finished, prepared_
 
 
 def test_the_reported_validation_dice_is_the_one_training_watched(finished, prepared_folder):
-    """Early stopping and checkpoints watch what is reported; flips and component sizes are all that is added."""
+    """Early stopping and checkpoints use the reported score; the report only adds mirror images and component sizes."""
     folder, trained, _ = finished
     fitted = json.loads((folder / "postprocess.json").read_text())["fitted_on_validation"]
     assert fitted["dice"] == pytest.approx(trained.best.validation_dice, abs=0.1)

@@ -1,4 +1,4 @@
-"""Accumulated gradients give the weights of the large batch."""
+"""Tests of the training step: accumulated gradients give the weights of the large batch."""
 
 import numpy as np
 import pytest
@@ -79,7 +79,7 @@ def test_frozen_batchnorm_keeps_its_statistics_and_scale():
 
 @pytest.mark.slow
 def test_learning_batchnorm_takes_the_statistics_of_each_micro_batch():
-    """What is stated of BatchNorm: it is the one place where micro-batches are not the whole batch."""
+    """A learning BatchNorm is the only difference between micro-batches and the whole batch."""
     learning = FROZEN.replace(frozen_batchnorm=False)
     whole, divided = trained(learning, 1)[0], trained(learning, 5)[0]
     assert max(float(np.abs(first - second).max()) for first, second in zip(whole, divided, strict=True)) > 1e-4

@@ -109,7 +109,7 @@ def test_a_frozen_encoder_keeps_weights_and_statistics(tmp_path, prepared_folder
 
 @pytest.mark.slow
 def test_a_run_goes_from_the_prepared_folder_to_its_report_without_the_command_line(tmp_path, prepared_folder):
-    """As in a notebook; the same call again finds nothing to do, and a lost report is made again."""
+    """As in a notebook. The same call again is refused, and a lost report is written again."""
     prepared, messages, shown, trained = load_prepared(prepared_folder), [], [], []
     experiment = TINY.replace(frozen_epochs=0, ema=0, depth_decay=1)
 

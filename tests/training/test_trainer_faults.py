@@ -1,4 +1,4 @@
-"""Faults of a training: NaN, too little memory, another training's checkpoint, a second run in its folder."""
+"""Tests of failures: NaN, too little memory, another training's checkpoint, a second run in the folder."""
 
 import numpy as np
 import pandas as pd

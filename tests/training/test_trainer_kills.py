@@ -1,4 +1,4 @@
-"""A training that is killed goes on to the weights of an unbroken one, bit for bit."""
+"""Tests that a killed training goes on and gives the weights of an uninterrupted one, bit for bit."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def lab(tmp_path, prepared_folder):
 
 
 def same(first_run, second_run):
-    """The runs hold the same weights, kept epochs, log and last checkpoint, optimizer and all."""
+    """Checks that the runs have the same weights, kept epochs, log and last checkpoint with its optimizer."""
     last = [path.relative_to(first_run) for path in first_run.glob("checkpoints/at_*/arrays.safetensors")]
     assert len(last) == 1
     for name in ["best.safetensors", *last]:

@@ -1,4 +1,4 @@
-"""A resumed training is the one that was begun: its average, its provenance, its micro-batches, its signals."""
+"""Tests that a resumed training keeps its average, provenance and micro-batches, and of signals at its end."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def prepared(prepared_folder):
 def begin(
     prepared, folder, experiment=BRIEF, signal_after=0, number=signal.SIGTERM, start_from=None, kind=TrainingNetwork
 ):
-    """Train, or go on; with ``signal_after`` a signal comes in that epoch's validation."""
+    """Trains, or goes on; with ``signal_after`` the process gets a signal during the validation of that epoch."""
     folder.mkdir(exist_ok=True)
     messages = []
 
@@ -80,7 +80,7 @@ def test_after_a_stop_in_the_last_phase_the_average_is_that_of_an_uninterrupted_
 
 @pytest.fixture
 def origins(tmp_path, prepared):
-    """Two runs of the same network; the record of the first says that it began from others' weights."""
+    """Two runs of the same network; by its record the first one itself began from other weights."""
     for name, seed in (("first", 1), ("second", 2)):
         begin(prepared, tmp_path / name, BRIEF.replace(name=name, seed=seed, frozen_epochs=0, epochs=1))
     path = tmp_path / "first/experiment.json"
@@ -161,7 +161,7 @@ def test_a_signal_to_another_worker_after_the_last_step_ends_this_one_too():
 
 
 def counting(fits=100):
-    """Networks that note the micro-batches of each step, and the notes; ``fits`` images fit into memory."""
+    """A class of networks that records the micro-batches of each step, and its list; ``fits`` images fit in memory."""
     taken = []
 
     class Counting(TrainingNetwork):
@@ -178,7 +178,7 @@ BATCHNORM = "BatchNorm learns from each micro-batch, so the weights differ from 
 
 
 def test_a_resumed_training_ignores_changes_of_the_memory_file(tmp_path, prepared):
-    """Neither where it was broken with whole batches, nor where it was broken with micro-batches."""
+    """Both after an interruption with whole batches and after one with micro-batches."""
     kind, taken = counting()
     messages = begin(prepared, tmp_path / "whole", kind=kind)
     assert not any("micro-batches" in message for message in messages)

@@ -1,4 +1,4 @@
-"""The check that all workers train the same, with workers that are threads."""
+"""Tests of the check that all workers train the same; the workers are threads."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -68,7 +68,7 @@ def test_all_refuse_where_one_differs_and_that_one_says_how(tmp_path):
 
 @pytest.mark.parametrize("stale", [None, "", "123"])
 def test_a_worker_that_does_not_see_the_run_folder_says_so(tmp_path, stale):
-    """Not even where its own disk has a folder of that name, with a lock of an earlier run."""
+    """Also where its own disk has a folder of that name, with a lock of an earlier run."""
     folders = [tmp_path / "chief", tmp_path / "other"]
     folders[0].mkdir()
     if stale is not None:
@@ -80,7 +80,7 @@ def test_a_worker_that_does_not_see_the_run_folder_says_so(tmp_path, stale):
 
 
 def test_a_folder_that_appears_late_is_waited_for(tmp_path):
-    """As a network file system shows it."""
+    """A network file system may show a new folder late."""
     (tmp_path / "chief").mkdir()
     link = threading.Timer(0.3, (tmp_path / "late").symlink_to, [tmp_path / "chief"])
     link.start()

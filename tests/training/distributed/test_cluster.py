@@ -1,4 +1,4 @@
-"""The workers come from the environment, are reached within a time limit or named, and decide the strategy."""
+"""Tests of the cluster: workers from the environment, connections within a time limit, and the strategy."""
 
 import json
 import socket

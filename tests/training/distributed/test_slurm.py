@@ -1,4 +1,4 @@
-"""The job scripts with a Slurm of shell scripts: what they start, and when they go back into the queue."""
+"""Tests of the job scripts with an imitation of Slurm: what they start, and when the job is requeued."""
 
 import os
 import subprocess
@@ -136,7 +136,7 @@ def test_two_tasks_train_and_write_one_report(slurm, tmp_path, prepared_folder):
 
 @pytest.mark.slow
 def test_a_chief_that_refuses_ends_the_job_with_its_code(slurm, tmp_path, prepared_folder):
-    """Not with the higher one of the worker that it ended, which would bring the job back."""
+    """Not with the higher code of the worker that it ended, because Slurm would then requeue the job."""
     program = tmp_path / "keras-pneumo"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m keras_pneumo "$@"\n')
     program.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Two logical devices, and two workers on one host, train and predict as one device does."""
+"""Tests that two logical devices, and two workers on one host, train and predict as one device does."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from keras_pneumo.training.distributed.strategy import ONE_DEVICE
 
 
 def two_workers(prepared, folder, out, **options):
-    """Begin two processes that train together."""
+    """Starts two processes that train together."""
     ports = free_ports(2)
     return [
         begin(prepared, folder, f"{out}{number}.npz", (ports, number), strategy="auto", **options)
@@ -76,7 +76,7 @@ def test_micro_batches_average_and_clipping_work_together_with_two_devices(tmp_p
 
 @pytest.mark.slow
 def test_the_loss_is_scaled_on_two_devices_as_on_one(tmp_path, prepared_folder):
-    """In float16, to its precision: the scale is the optimizer's, and a replica's overflow would be everyone's."""
+    """In float16, to its precision. The loss scale belongs to the optimizer; an overflow on one replica affects all."""
     changes = {"precision": "mixed_float16", "learning_rate": 1e-3, "clip_norm": 1.0}
     end(begin(prepared_folder, tmp_path / "one", tmp_path / "one.npz", strategy="one", changes=changes))
     end(
@@ -90,7 +90,7 @@ def test_the_loss_is_scaled_on_two_devices_as_on_one(tmp_path, prepared_folder):
 
 @pytest.mark.slow
 def test_two_workers_give_the_losses_of_one_and_a_killed_one_ends_the_other(one_device, tmp_path, prepared_folder):
-    """Then both are started again, and come to the same weights, bit for bit."""
+    """Both are then started again and give the same weights, bit for bit."""
     end(*two_workers(prepared_folder, tmp_path / "whole", tmp_path / "whole"))
     for number in range(2):
         assert_same_training(np.load(tmp_path / f"whole{number}.npz"), one_device)
@@ -129,7 +129,7 @@ def test_a_signal_to_one_worker_stops_both_at_the_same_step(tmp_path, prepared_f
 
 @pytest.mark.slow
 def test_a_worker_without_memory_ends_both_and_a_restart_halves_the_batch_on_each(tmp_path, prepared_folder):
-    """BatchNorm keeps its statistics, so that the weights are then those of a training with memory enough."""
+    """BatchNorm keeps its statistics, so the weights are those of a training with enough memory."""
     settings = {"changes": {"frozen_batchnorm": True}, "every": "1steps", "poor_worker": 1}
     end(*two_workers(prepared_folder, tmp_path / "rich", tmp_path / "rich", **(settings | {"poor_worker": None})))
     chief, poor = end(*two_workers(prepared_folder, tmp_path / "run", tmp_path / "out", **settings), code=75)
