@@ -21,6 +21,9 @@ PRIVATE_WORDS = re.compile(
 )
 """Words that only the makers of this project would understand, where the field has a word of its own."""
 
+FILE_FORMATS = {"keras_pneumo/parity/run.py": ['"rungs":']}
+"""Keys of files that keep their old words, so that old files stay readable."""
+
 
 def modules():
     return [path for path in sorted(PACKAGE.rglob("*.py")) if path.name not in ("__init__.py", "__main__.py")]
@@ -83,7 +86,11 @@ def pages():
 def test_no_private_words_are_used():
     used = {}
     for path in pages():
-        words = sorted({match.group(0).lower() for match in PRIVATE_WORDS.finditer(path.read_text(encoding="utf-8"))})
+        name, text = str(path.relative_to(REPOSITORY)), path.read_text(encoding="utf-8")
+        for key in FILE_FORMATS.get(name, []):
+            assert key in text
+            text = text.replace(key, "")
+        words = sorted({match.group(0).lower() for match in PRIVATE_WORDS.finditer(text)})
         if words:
-            used[str(path.relative_to(REPOSITORY))] = words
+            used[name] = words
     assert used == {}

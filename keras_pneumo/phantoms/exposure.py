@@ -82,7 +82,7 @@ def develop(
         density += grain[part] * np.float32(1.9 * exposure.quanta) / np.sqrt(signal[part])
         density += gain[part] * (density + cv2.log(around[part])) + lift[part]
         curve = 255 / (1 + cv2.exp((low - density) * np.float32(steep) - np.float32(_logit(exposure.lung_grey))))
-        # The foot of the film's curve: where the beam arrives unweakened, the image is black.
+        # The foot of the characteristic curve: where the beam arrives unweakened, the image is black.
         grey[part] = curve * np.clip(density / 0.5 + 0.1, 0.1, 1)
     return grey
 

@@ -154,7 +154,7 @@ def test_the_heat_map_method_is_selected_once(tiny_runs, prepared_folder, tmp_pa
     saliency = read_saliency_report(tmp_path / "d" / "explain")
     assert saliency.title == "Grad-CAM of stage 3"
     assert "the first of the detector’s 2 classifiers" in saliency.source
-    assert "the mean of 2 segmenters’" in saliency.source
+    assert "the mean of 2 segmenters, " in saliency.source
 
 
 def test_runs_that_do_not_fit_together_are_refused(tiny_runs, prepared_folder, tmp_path):

@@ -65,7 +65,7 @@ class Entry:
 
     @property
     def contradictions(self) -> tuple[int, int] | None:
-        """How often a team with probabilities and masks says yes without a mask, and no with one."""
+        """Number of images with the answer yes but no mask, and with the answer no but a mask."""
         if self.probability is None or self.masks is None or self.kind == "baseline":
             return None
         outlined = (self.masks.predicted_pixels > 0).to_numpy()

@@ -50,7 +50,7 @@ def rates(counts: Confusion) -> dict[str, float]:
 
 
 def ratio(part: float, whole: float) -> float:
-    """``part / whole``, NaN for nothing of nothing."""
+    """``part / whole``, NaN where the whole is 0."""
     return part / whole if whole else float("nan")
 
 

@@ -227,8 +227,8 @@ def _ranked(ranking: Ranking, drawn: np.ndarray, common_sensitivity: float) -> S
     positives = gained.sum(axis=0)
     negatives = ranking.negatives @ drawn
     if not ranking.rows:
-        nothing = np.full(drawn.shape[1], np.nan)
-        return {"auroc": nothing, "auprc": nothing, "specificity_at_common": nothing}
+        undefined = np.full(drawn.shape[1], np.nan)
+        return {"auroc": undefined, "auprc": undefined, "specificity_at_common": undefined}
     reached = np.argmax(true >= common_sensitivity * positives - 1e-9, axis=0)
     return {
         "auroc": np.sum(gained * (negatives - false + tied / 2), axis=0) / (positives * negatives),

@@ -121,9 +121,9 @@ def _difference(
     There is none where a group has one patient or is all right or all wrong: resampling would show no uncertainty
     there. Both are NaN where a group is empty.
     """
-    nothing = Interval(float("nan"), float("nan"))
+    undefined = Interval(float("nan"), float("nan"))
     if not all(group.any() for group in groups):
-        return float("nan"), nothing
+        return float("nan"), undefined
     total = int(patients.max()) + 1
     sums = [np.bincount(patients[group], weights=right[group], minlength=total) for group in groups]
     counts = [np.bincount(patients[group], minlength=total) for group in groups]
@@ -135,6 +135,6 @@ def _difference(
 
     value = float(of(np.ones((1, total)))[0])
     if any(np.ptp(right[group]) == 0 or np.ptp(patients[group]) == 0 for group in groups):
-        return value, nothing
+        return value, undefined
     replicates = np.concatenate([of(drawn) for drawn in resample_patients(total, resamples, seed)])
     return value, bca_interval(replicates, value, np.concatenate([of(drawn) for drawn in leave_one_out(total)]))
