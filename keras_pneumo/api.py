@@ -533,9 +533,9 @@ def load_detector(folder: PathLike) -> Detector:
         ((1024, 1024), True)
     """
     folder = Path(folder)
-    from keras_pneumo.detector.record import read_record
+    from keras_pneumo.detector.record import read_detector_record
 
-    read_record(folder)  # what is no detector is refused without waiting for TensorFlow
+    read_detector_record(folder)  # what is no detector is refused without waiting for TensorFlow
     import_tensorflow()
     from keras_pneumo.detector.detector import open_detector
 

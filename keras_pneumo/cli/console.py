@@ -21,7 +21,7 @@ PLAIN_SECONDS = 10.0
 """In a pipe, the shortest time between two lines of progress."""
 
 
-class Progress:
+class ProgressBar:
     """Shows how many images of a task are done; a context whose :meth:`update` is a ``progress`` callback."""
 
     def __init__(self, title: str, console: Console = err) -> None:
@@ -48,7 +48,7 @@ class Progress:
         )
         self.task = self.bar.add_task(title, total=None, rate="", note="") if self.bar else None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         """Start the clock and the bar."""
         if self.bar:
             self.bar.start()

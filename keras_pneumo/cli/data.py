@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from keras_pneumo.cli.console import Progress, out, say, warn
+from keras_pneumo.cli.console import ProgressBar, out, say, warn
 from keras_pneumo.cli.examine import examine
 from keras_pneumo.data.download import COMPETITION, download
 from keras_pneumo.data.prepared.contact_sheet import draw_contact_sheet
@@ -49,7 +49,7 @@ def phantom_command(
     Example: `keras-pneumo phantom data/phantom-try --images 60`
     """
     settings = PhantomSettings(images=images, seed=seed, size_scale=size_scale)
-    with Progress("phantoms") as progress:
+    with ProgressBar("phantoms") as progress:
         summary = write_phantoms(folder, settings, workers, progress.update)
     if not summary.written:
         say(f"{folder} holds these phantoms already; nothing was done.")
@@ -93,7 +93,7 @@ def prepare_command(
     Example: `keras-pneumo phantom data/phantom-try --images 60 &&
     keras-pneumo prepare data/phantom-try --out data/prepared-try --size 128`
     """
-    with Progress("prepare") as progress:
+    with ProgressBar("prepare") as progress:
         summary = prepare(
             data,
             out_folder,

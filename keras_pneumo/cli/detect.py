@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from keras_pneumo.cli.console import Progress, say, warn
+from keras_pneumo.cli.console import ProgressBar, say, warn
 from keras_pneumo.data.prepared.folder import find_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
@@ -55,7 +55,7 @@ def join_command(
     prepared = load_prepared(find_prepared(data, str(classifier_runs[0].record.get("split_sha256")), sizes))
     folder = new_folder(out_folder, "detector")
     name = folder.name.removeprefix("detector-")
-    with Progress("joining") as progress:
+    with ProgressBar("joining") as progress:
         fitted, board = fit_detector(
             classifier_runs, segmenter_runs, prepared, folder, name, progress.update, resamples
         )
@@ -105,7 +105,7 @@ def detect_command(
     from keras_pneumo.detector.detector import open_detector
 
     detector = open_detector(detector_folder, engine.value)
-    with Progress("detection") as progress:
+    with ProgressBar("detection") as progress:
         result = detect(detector, files, out_folder, dicom, make_uids, progress.update, workers)
     for row in result.set_aside[:FEW]:
         warn(f"{row['file']}: {row['reason']}.".replace("..", "."))

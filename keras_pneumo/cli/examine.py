@@ -27,7 +27,7 @@ ENOUGH_DISK = 10e9
 
 
 @dataclass(frozen=True)
-class Finding:
+class MachineCheck:
     """One line that `doctor` prints."""
 
     subject: str
@@ -36,7 +36,7 @@ class Finding:
     advice: str = ""
 
 
-def examine(folder: Path) -> list[Finding]:
+def examine(folder: Path) -> list[MachineCheck]:
     """Look at versions, devices, decoders, memory, and the disk under ``folder``."""
     return [
         _python(),
@@ -48,38 +48,40 @@ def examine(folder: Path) -> list[Finding]:
     ]
 
 
-def _python() -> Finding:
+def _python() -> MachineCheck:
     version = sys.version_info[:2]
     text = f"keras-pneumo {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     if TESTED_PYTHON[0] <= version <= TESTED_PYTHON[1]:
-        return Finding("python", "ok", text)
+        return MachineCheck("python", "ok", text)
     low, high = (".".join(map(str, end)) for end in TESTED_PYTHON)
-    return Finding("python", "note", text, f"TensorFlow has wheels for Python {low} to {high}; use one of these.")
+    return MachineCheck("python", "note", text, f"TensorFlow has wheels for Python {low} to {high}; use one of these.")
 
 
-def _packages() -> list[Finding]:
+def _packages() -> list[MachineCheck]:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    return [Finding("packages", "ok", versions)]
+    return [MachineCheck("packages", "ok", versions)]
 
 
-def _engine() -> list[Finding]:
+def _engine() -> list[MachineCheck]:
     """TensorFlow, Keras, the devices they see, and how a training would use them."""
     if importlib.util.find_spec("tensorflow") is None or importlib.util.find_spec("keras") is None:
         advice = "To train or predict: pip install 'keras-pneumo[train]'. Scoring and preparing need neither."
-        return [Finding("training", "note", "TensorFlow and Keras are not installed", advice)]
+        return [MachineCheck("training", "note", "TensorFlow and Keras are not installed", advice)]
     import_tensorflow()
     import keras
     import tensorflow as tf
 
-    findings = [Finding("training", "ok", f"TensorFlow {tf.__version__}, Keras {keras.__version__}")]
+    findings = [MachineCheck("training", "ok", f"TensorFlow {tf.__version__}, Keras {keras.__version__}")]
     if keras.backend.backend() != "tensorflow":
         findings.append(
-            Finding("backend", "fault", f"Keras runs on {keras.backend.backend()}", "Set KERAS_BACKEND=tensorflow.")
+            MachineCheck(
+                "backend", "fault", f"Keras runs on {keras.backend.backend()}", "Set KERAS_BACKEND=tensorflow."
+            )
         )
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
-        findings.append(Finding("devices", "ok", f"{len(gpus)} GPU: {', '.join(names)}"))
+        findings.append(MachineCheck("devices", "ok", f"{len(gpus)} GPU: {', '.join(names)}"))
     else:
         advice = ""
         if shutil.which("nvidia-smi"):
@@ -88,45 +90,45 @@ def _engine() -> list[Finding]:
         if onednn == "off":
             advice += " Set TF_ENABLE_ONEDNN_OPTS=1: training is nearly twice as fast."
         text = f"no GPU; {psutil.cpu_count(logical=False) or 1} CPU cores, oneDNN {onednn}"
-        findings.append(Finding("devices", "note" if advice else "ok", text, advice.strip()))
+        findings.append(MachineCheck("devices", "note" if advice else "ok", text, advice.strip()))
     findings.append(_strategy(len(gpus)))
     return findings
 
 
-def _strategy(gpus: int) -> Finding:
+def _strategy(gpus: int) -> MachineCheck:
     """What ``train --strategy auto`` would run on, by the same choice."""
     from keras_pneumo.training.distributed.cluster import choose_strategy
 
     try:
-        return Finding("strategy", "ok", choose_strategy("auto", os.environ, gpus).description)
+        return MachineCheck("strategy", "ok", choose_strategy("auto", os.environ, gpus).description)
     except PneumoError as fault:
-        return Finding("strategy", "fault", "the workers cannot be determined", str(fault))
+        return MachineCheck("strategy", "fault", "the workers cannot be determined", str(fault))
 
 
-def _decoders() -> list[Finding]:
+def _decoders() -> list[MachineCheck]:
     findings = []
     for decoder in decoder_report():
         advice = "" if decoder.available else f"pip install {decoder.package}, to read files stored this way."
         text = f"{decoder.name}: {decoder.plugin}" if decoder.available else f"{decoder.name}: cannot be read"
-        findings.append(Finding("decoder", "ok" if decoder.available else "fault", text, advice))
+        findings.append(MachineCheck("decoder", "ok" if decoder.available else "fault", text, advice))
     return findings
 
 
-def _memory() -> Finding:
+def _memory() -> MachineCheck:
     memory = psutil.virtual_memory()
     text = f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f} GB"
     if memory.available >= ENOUGH_MEMORY:
-        return Finding("memory", "ok", text)
-    return Finding("memory", "note", text, "Under 8 GB, use an image size of 256 and a small batch.")
+        return MachineCheck("memory", "ok", text)
+    return MachineCheck("memory", "note", text, "Under 8 GB, use an image size of 256 and a small batch.")
 
 
-def _disk(folder: Path) -> Finding:
+def _disk(folder: Path) -> MachineCheck:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     text = f"{free / 1e9:.1f} GB free under {folder}"
     if not os.access(folder, os.W_OK):
-        return Finding("disk", "fault", text, f"You may not write in {folder}; choose another folder.")
+        return MachineCheck("disk", "fault", text, f"You may not write in {folder}; choose another folder.")
     if free >= ENOUGH_DISK:
-        return Finding("disk", "ok", text)
-    return Finding("disk", "note", text, "The full SIIM-ACR set needs about 10 GB, prepared at two sizes.")
+        return MachineCheck("disk", "ok", text)
+    return MachineCheck("disk", "note", text, "The full SIIM-ACR set needs about 10 GB, prepared at two sizes.")

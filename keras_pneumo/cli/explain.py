@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keras_pneumo.cli.console import Progress, say, warn
+from keras_pneumo.cli.console import ProgressBar, say, warn
 from keras_pneumo.data.prepared.folder import is_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
@@ -69,7 +69,7 @@ def explain_command(
     from keras_pneumo.explain.files import explain_files
     from keras_pneumo.inference.run import checkpoints_of
 
-    with Progress("heat maps") as progress:
+    with ProgressBar("heat maps") as progress:
         done = explain_files(run, data, out_folder or run.folder / "explained", *chosen, labels, progress.update)
     shown = f"{METHODS[done.method]} of stage {done.stage}"
     if not done.selected:
@@ -102,7 +102,7 @@ def _explain_prepared(
     prepared = load_prepared(data)
     folder = out_folder or run.folder / FOLDER
     options = CheckOptions(subset, *chosen, segmenters=segmenters, twin_maps=compare, devices=devices)
-    with Progress("heat maps") as progress:
+    with ProgressBar("heat maps") as progress:
         explain_prepared(run, prepared, folder, options, progress=progress.update)
     report = read_saliency_report(folder)
     if report is None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from keras_pneumo.cli.console import Progress, say, warn
+from keras_pneumo.cli.console import ProgressBar, say, warn
 from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together
 from keras_pneumo.data.prepared.folder import is_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
@@ -67,7 +67,7 @@ def predict_command(
     folder = out_folder or runs[0] / ("submission" if from_prepared else "predictions")
     require_writable(require_replaceable(folder).parent if from_prepared else folder)
     distribution = start_distribution(strategy, replicas, wait_for_workers, warn)
-    with ended_together(distribution), Progress("prediction") as progress:
+    with ended_together(distribution), ProgressBar("prediction") as progress:
         if from_prepared:
             prepared, update = load_prepared(data), progress.update if distribution.chief else None
             with lost_workers(distribution):

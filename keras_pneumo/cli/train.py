@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keras_pneumo.cli.console import Progress, duration, say, warn
+from keras_pneumo.cli.console import ProgressBar, duration, say, warn
 from keras_pneumo.cli.data import report_prepared
 from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together
 from keras_pneumo.config import Experiment, read_experiment
@@ -123,7 +123,7 @@ def train_command(
 
 @contextlib.contextmanager
 def _show_progress(title: str) -> Iterator[Callable[..., None]]:
-    with Progress(title) as progress:
+    with ProgressBar(title) as progress:
         yield progress.update
 
 
@@ -158,7 +158,7 @@ def find_lr_command(
     from keras_pneumo.training.lr_finder import CLEAR_FALL, search
 
     folder = new_folder(out_folder, f"{experiment.name}-rates")
-    with Progress("rates") as progress:
+    with ProgressBar("rates") as progress:
         rates = search(experiment, prepared, weights, steps, progress.update)
     rates.save(folder)
     say(f"Suggested learning_rate: {rates.suggested:.2e}")
@@ -186,7 +186,7 @@ def open_data(
     if not data.is_dir():
         raise PneumoError(f"There is no folder {data}. Name a prepared folder, or one of radiographs with a label csv.")
     folder = prepared_folder or Path("data") / "prepared" / data.resolve().name
-    with Progress("prepare") as progress:
+    with ProgressBar("prepare") as progress:
         summary = prepare(
             data, folder, [experiment.image_size], labels=labels, patients=patients, progress=progress.update
         )

@@ -29,10 +29,9 @@ from keras_pneumo.detector.dicom_files import UnusableSource, clear_objects, wri
 from keras_pneumo.detector.overlay import encode_png, mask_at_size, overlay_mask
 from keras_pneumo.detector.summary import caption, disagreement, summary_of
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.storage.files import require_writable, write_bytes, write_json, write_table
 from keras_pneumo.storage.tables import one_line, safe_columns, write_quarantine
-from keras_pneumo.storage.workers import map_in_processes
+from keras_pneumo.storage.workers import Progress, map_in_processes
 
 if TYPE_CHECKING:  # highdicom is an extra
     from keras_pneumo.detector.dicom_objects import Finding

@@ -27,7 +27,7 @@ from scipy.special import expit
 from keras_pneumo.config import Experiment, validated
 from keras_pneumo.detector.calibration import Calibration, log_odds, read_calibration
 from keras_pneumo.detector.overlay import mask_at_size
-from keras_pneumo.detector.record import FILE, check_files, networks_of, read_record
+from keras_pneumo.detector.record import FILE, check_files, networks_of, read_detector_record
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import Members, mean_maps, mean_probability
 from keras_pneumo.inference.export import on_onnx
@@ -217,7 +217,7 @@ def open_detector(folder: Path, engine: Engine = "keras") -> Detector:
     Raises:
         PneumoError: the folder is not a detector, or a file is missing or was changed.
     """
-    record = read_record(folder)
+    record = read_detector_record(folder)
     check_files(folder, record)
     try:
         counts = ValidationCounts(**record["validation"]["counts"])

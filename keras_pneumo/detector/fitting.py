@@ -49,11 +49,11 @@ from keras_pneumo.inference.postprocess import (
     fit_postprocessing,
     postprocess_maps,
 )
-from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.inference.run import RunFolder, load_model, load_models, versions
 from keras_pneumo.inference.submission import submission_info, write_search
 from keras_pneumo.models.weights import save_safetensors
 from keras_pneumo.storage.files import sha256_file, write_json
+from keras_pneumo.storage.workers import Progress
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def fit_detector(
     heat_maps = select_heat_maps(classifiers[0], prepared)
 
     members = write_members(folder, classifiers, segmenters)
-    write_record(folder, name, fitted, members, prepared, heat_maps)
+    write_detector_record(folder, name, fitted, members, prepared, heat_maps)
 
     write_submissions(folder, name, fitted, classifiers, segmenters, validation, test, prepared)
     if heat_maps is not None and outlined(classifiers[0], prepared, "test"):
@@ -240,7 +240,7 @@ def write_members(
     return members
 
 
-def write_record(
+def write_detector_record(
     folder: Path,
     name: str,
     fitted: DetectorFit,

@@ -27,7 +27,7 @@ def content_hash(record: dict[str, Any]) -> str:
     return sha256_bytes(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode())
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_detector_record(folder: Path) -> dict[str, Any]:
     """Read ``detector.json`` and check that it is unchanged and of a format that this version reads.
 
     Raises:
@@ -80,7 +80,7 @@ def networks_of(folder: Path, record: dict[str, Any], member: str) -> list[Path]
 
     Args:
         folder: the detector's.
-        record: from :func:`read_record`.
+        record: from :func:`read_detector_record`.
         member: name of the member's folder within ``folder``.
 
     Raises:

@@ -28,10 +28,10 @@ from keras_pneumo.explain.pictures import caption, overlay_heat_map, write_overl
 from keras_pneumo.explain.positives import image_probabilities, operating_threshold
 from keras_pneumo.inference.ensemble import mean_probability, open_members
 from keras_pneumo.inference.files import Image, Source, grey_pixels, pixels_at, read_batches
-from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.inference.run import RunFolder, load_model
 from keras_pneumo.storage.files import write_table
 from keras_pneumo.storage.tables import image_id_of, safe_columns, write_quarantine
+from keras_pneumo.storage.workers import Progress
 
 CONVENTION = ("gradcam", 5)
 """Method and stage of a run that was not checked: Grad-CAM of the last stage, as its authors do."""

@@ -70,9 +70,9 @@ from keras_pneumo.explain.positives import (
 )
 from keras_pneumo.explain.sanity import cascade, uninformative
 from keras_pneumo.inference.ensemble import check_together, mean_maps, open_members, predict_classifiers
-from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.inference.run import RunFolder, checkpoints_of, load_model
 from keras_pneumo.storage.files import write_json, write_table
+from keras_pneumo.storage.workers import Progress
 
 FORMAT = 1
 

@@ -19,8 +19,9 @@ from keras_pneumo.data.batches.pipeline import evaluation_batches
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.maps import MapSet, PackedMap, quantise
-from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, Predictor, Progress, predict_passes
+from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, Predictor, predict_passes
 from keras_pneumo.inference.run import RunFolder, load_predictors
+from keras_pneumo.storage.workers import Progress
 
 Members = list[tuple[RunFolder, list[Predictor]]]
 """Each run with the networks that it predicts with."""

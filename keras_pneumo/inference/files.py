@@ -28,10 +28,11 @@ from keras_pneumo.inference.postprocess import (
     postprocess_map,
     read_postprocessing,
 )
-from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, Progress
+from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor
 from keras_pneumo.inference.run import RunFolder
 from keras_pneumo.storage.files import write_table
 from keras_pneumo.storage.tables import listed, printable, safe_columns, write_quarantine
+from keras_pneumo.storage.workers import Progress
 
 Image = str | Path | np.ndarray
 """A radiograph: a file, a folder of them, or grey pixels (H, W): uint8, or floats in [0, 1]."""

@@ -21,9 +21,6 @@ import tensorflow as tf
 
 from keras_pneumo.errors import PneumoError
 
-Progress = Callable[[int, int], None]
-"""Called with how many are done, and how many there are."""
-
 
 class Predictor(Protocol):
     """Anything that predicts a batch as a Keras network does."""

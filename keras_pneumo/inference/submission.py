@@ -37,8 +37,9 @@ from keras_pneumo.inference.postprocess import (
     postprocess_maps,
     write_postprocessing,
 )
-from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, Progress
+from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor
 from keras_pneumo.inference.run import RunFolder
+from keras_pneumo.storage.workers import Progress
 
 PREPROCESSING = (
     "grey, resized with cv2 INTER_AREA, scaled to [0, 1], ImageNet mean and standard deviation, three equal channels"

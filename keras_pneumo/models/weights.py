@@ -29,7 +29,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.resnet import leaf_layers
 from keras_pneumo.storage.files import write_bytes
 
-State = dict[str, np.ndarray]
+StateDict = dict[str, np.ndarray]
 """A PyTorch state dict: numpy arrays by PyTorch's names."""
 
 HEADS = ("fc.", "segmentation_head.", "classification_head.", "1.")
@@ -50,14 +50,14 @@ _FASTAI_STEM = {"conv1": "0.0", "bn1": "0.1"}
 """The ResNet's first modules in fastai's Sequential; 0.2 and 0.3 are the ReLU and the pool, 0.4 to 0.7 the stages."""
 
 
-def to_torch(model: keras.Model) -> State:
+def to_torch(model: keras.Model) -> StateDict:
     """Return the state dict that ``load_state_dict(strict=True)`` of the PyTorch twin accepts.
 
     Args:
         model: an encoder (torchvision's ResNet less ``fc``), a classifier (torchvision's or timm's ResNet with as many
             classes), a U-Net (``smp.Unet``) or a classifier with fastai's head (the model of ``vision_learner``).
     """
-    state: State = {}
+    state: StateDict = {}
     for name, variable, axes in named_variables(model):
         # A copy in PyTorch's memory order: safetensors writes the bytes as they lie.
         state[name] = np.array(keras.ops.convert_to_numpy(variable).transpose(axes), order="C")
@@ -130,7 +130,7 @@ def save_safetensors(model: keras.Model, path: Path | str, metadata: Mapping[str
     write_bytes(Path(path), content)
 
 
-def load_safetensors(path: Path | str) -> State:
+def load_safetensors(path: Path | str) -> StateDict:
     """Read the tensors of a safetensors file, by name.
 
     Raises:

@@ -23,7 +23,7 @@ import numpy as np
 from keras_pneumo.data.radiographs.geometry import resize_image
 from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.models.preprocessing import normalise
-from keras_pneumo.models.weights import State, from_torch, to_torch
+from keras_pneumo.models.weights import StateDict, from_torch, to_torch
 from keras_pneumo.parity.backends import (
     INPUTS,
     KERAS_ON_TORCH,
@@ -174,11 +174,11 @@ def _training(backend: Backend) -> None:
 
 def _files(backend: Backend) -> None:
     """Checks 13 and 14: prediction files."""
-    from keras_pneumo.parity.submissions import write_predictions
+    from keras_pneumo.parity.submissions import write_prediction_files
 
     given = backend.inputs
     ids = [f"image{number:02}" for number in range(len(given["predicted_logits"]))]
-    write_predictions(backend.own, ids, given["predicted_logits"], given["predicted_masks"])
+    write_prediction_files(backend.own, ids, given["predicted_logits"], given["predicted_masks"])
 
 
 COMPUTATIONS: dict[str, Callable[[Backend], None]] = {
@@ -272,7 +272,7 @@ def movement(
     gradients: Mapping[str, np.ndarray],
     optimizer: keras.optimizers.Optimizer,
     shares: list[float],
-) -> State:
+) -> StateDict:
     """Return how far each trained tensor is from its start after one step with each share of the gradients."""
     from_torch(model, gradients)  # the gradients in the weights' places, to be renamed and transposed as they are
     variables = model.trainable_variables

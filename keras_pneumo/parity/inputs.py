@@ -24,7 +24,7 @@ from keras_pneumo.data.radiographs.geometry import resize_image
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
 from keras_pneumo.data.radiographs.reading import RASTER_SUFFIXES, find_images, read_radiograph
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.models.weights import State, to_torch
+from keras_pneumo.models.weights import StateDict, to_torch
 from keras_pneumo.parity.backends import INPUTS, TASK, write_arrays
 from keras_pneumo.parity.networks import NETWORKS, build, randomise
 from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
@@ -118,7 +118,7 @@ def write_inputs(folder: Path, data: Path | None, plan: LadderPlan) -> None:
         save_file(gradients, folder / f"{network}.gradients.safetensors")
 
 
-def calm(state: State) -> State:
+def calm(state: StateDict) -> StateDict:
     """Shut the residual branches of random start weights: their last BatchNorm's scale becomes 0 (arXiv 1706.02677).
 
     A plain random start is chaotic: PyTorch itself, from weights changed in their seventh digit, is some per cent off

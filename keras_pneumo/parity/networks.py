@@ -22,7 +22,7 @@ from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.models.preprocessing import normalise
 from keras_pneumo.models.resnet import leaf_layers
 from keras_pneumo.models.unet import build_unet
-from keras_pneumo.models.weights import State, from_torch, module_name, to_torch
+from keras_pneumo.models.weights import StateDict, from_torch, module_name, to_torch
 from keras_pneumo.parity.comparison import summary_of
 from keras_pneumo.training.losses import image_losses
 from keras_pneumo.training.step import loss_and_gradients
@@ -107,7 +107,7 @@ def activations(model: keras.Model, image: np.ndarray, training: bool) -> dict[s
 
 def gradients_by_name(
     model: keras.Model, network: str, image: np.ndarray, truths: Mapping[str, np.ndarray]
-) -> tuple[float, State]:
+) -> tuple[float, StateDict]:
     """Return the training step's loss for one batch, and the gradients of trained tensors by PyTorch's names."""
     weight = np.full(len(image), 1 / len(image))
     losses = image_losses(EXPERIMENTS[network])
@@ -115,7 +115,7 @@ def gradients_by_name(
     return float(to_numpy(loss)), by_torch_names(model, model.trainable_variables, gradients)
 
 
-def by_torch_names(model: keras.Model, variables: list[Any], values: list[Any]) -> State:
+def by_torch_names(model: keras.Model, variables: list[Any], values: list[Any]) -> StateDict:
     """Return values of variables, such as gradients, renamed and transposed as the weights are."""
     kept = [to_numpy(variable).copy() for variable in variables]
     for variable, value in zip(variables, values, strict=True):

@@ -30,7 +30,7 @@ DIGITS = 12
 SUBMISSION = "submission"
 
 
-def write_predictions(folder: Path, image_ids: list[str], logits: np.ndarray, masks: np.ndarray) -> None:
+def write_prediction_files(folder: Path, image_ids: list[str], logits: np.ndarray, masks: np.ndarray) -> None:
     """Write the submission that the package makes of logits (n, 1) and mask logits (n, s, s, 1)."""
     from keras_pneumo.inference.predictor import sigmoid
 

@@ -44,7 +44,7 @@ class DeviceLocations:
 
 
 @dataclass(frozen=True)
-class Devices:
+class DrawnDevices:
     """What is drawn over the patient in one image."""
 
     tube: Tube | None
@@ -58,13 +58,13 @@ class Devices:
         return DeviceLocations(tube, self.leads.mask, self.writing.box, self.writing.words)
 
 
-def draw_devices(case: Case, build: Build, position: Position, pose: Pose) -> Devices:
+def draw_devices(case: Case, build: Build, position: Position, pose: Pose) -> DrawnDevices:
     """Draw what is in one image beside the patient."""
     key = (case.patient, case.image)
     side = RIGHT if case.side == "right" else LEFT
     tube = chest_tube(build, pose, side, stream(case.seed, 11, *key)) if case.tube else None
     lines = leads(build, position, pose, stream(case.seed, 12, *key))
-    return Devices(tube, lines, writing(position, stream(case.seed, 13, *key)))
+    return DrawnDevices(tube, lines, writing(position, stream(case.seed, 13, *key)))
 
 
 def device_rows(case: Case) -> list[tuple[str, str, str]]:

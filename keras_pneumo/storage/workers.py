@@ -26,6 +26,9 @@ from keras_pneumo.errors import PneumoError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+Progress = Callable[[int, int], None]
+"""Called with how many items are done, and how many there are."""
+
 _AHEAD = 4
 """Items handed out per worker before the first has come back: enough to keep all busy, few enough to hold in memory."""
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from keras_pneumo.errors import AGAIN, PneumoError, Stopped
 from keras_pneumo.training.averaging import averaged_weights, keep_average
-from keras_pneumo.training.checkpoints import State
+from keras_pneumo.training.checkpoints import TrainingState
 from keras_pneumo.training.distributed.strategy import Distribution
 from keras_pneumo.training.log import EpochMeasures, EpochRow, Events, Log
 from keras_pneumo.training.optimizers import inner_optimizer
@@ -117,7 +117,7 @@ class StepCounter(keras.callbacks.Callback):
 
     def __init__(
         self,
-        state: State,
+        state: TrainingState,
         sizes: list[int],
         total_epochs: int,
         interruption: Interruption,
@@ -186,7 +186,7 @@ class EpochValidation(keras.callbacks.Callback):
 
     def __init__(
         self,
-        state: State,
+        state: TrainingState,
         log: Log,
         validate: Validator,
         phase: str,
@@ -252,7 +252,7 @@ class CheckpointSaver(keras.callbacks.Callback):
 
     def __init__(
         self,
-        state: State,
+        state: TrainingState,
         epochs_end: int,
         next_phase: Callable[[], None],
         steps: int,

@@ -47,7 +47,7 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclass
-class State:
+class TrainingState:
     """Where a training stands between two steps."""
 
     phase: int = 0
@@ -107,7 +107,7 @@ def identity(experiment: Experiment, prepared: PreparedFolder, model: keras.Mode
 
 
 def capture(
-    state: State,
+    state: TrainingState,
     model: keras.Model,
     optimizer: keras.optimizers.Optimizer | None,
     log: Log,
@@ -252,16 +252,16 @@ def check_identity(checkpoint: Checkpoint, wanted: dict[str, str]) -> None:
         )
 
 
-def position_of(checkpoint: Checkpoint) -> State:
+def position_of(checkpoint: Checkpoint) -> TrainingState:
     """Where the checkpoint's training stood."""
     values = dict(checkpoint.state["position"])
     plateau = values.pop("plateau")
     if "norm_images" not in values:  # an earlier version counted every step
         finite = math.isfinite(values["norm_sum"])
         values |= {"norm_images": values["images"]} if finite else {"norm_images": 0, "norm_sum": 0.0}
-    names = {field.name for field in fields(State)}
+    names = {field.name for field in fields(TrainingState)}
     values = {name: value for name, value in values.items() if name in names}
-    return State(**values, plateau=Plateau(**plateau) if plateau else None)
+    return TrainingState(**values, plateau=Plateau(**plateau) if plateau else None)
 
 
 def restore_model(checkpoint: Checkpoint, model: keras.Model, log: Log, average: WeightAverage | None) -> None:

@@ -27,11 +27,11 @@ from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
 from keras_pneumo.explain.positives import can_be_checked
 from keras_pneumo.explain.saliency_check import SubsetProbabilities, explain_prepared
 from keras_pneumo.inference.postprocess import write_threshold
-from keras_pneumo.inference.predictor import Progress
 from keras_pneumo.inference.run import RunFolder
 from keras_pneumo.inference.submission import SubsetPredictions, predict_subset, write_predictions, write_search
 from keras_pneumo.storage.files import sha256_file, write_bytes
 from keras_pneumo.storage.tables import table_text
+from keras_pneumo.storage.workers import Progress
 from keras_pneumo.training.distributed.strategy import ONE_DEVICE, Distribution, lost_workers
 from keras_pneumo.training.run_folder import write_record
 

@@ -38,10 +38,10 @@ class RunLocation:
     """Whether nothing is left to do there."""
 
 
-Progress = Literal["empty", "other", "unfinished", "finished"]
+RunProgress = Literal["empty", "other", "unfinished", "finished"]
 
 
-def progress_of(folder: Path, experiment: Experiment, prepared: PreparedFolder) -> Progress:
+def progress_of(folder: Path, experiment: Experiment, prepared: PreparedFolder) -> RunProgress:
     """How far this experiment on these images has come in ``folder``; ``other`` where that holds something else."""
     if not folder.exists() or (folder.is_dir() and not _holds(folder)):
         return "empty"

@@ -51,7 +51,7 @@ from keras_pneumo.training.callbacks import (
     TrainProgress,
     stopped_at_once,
 )
-from keras_pneumo.training.checkpoints import Checkpoint, State, capture, check_identity, identity, position_of
+from keras_pneumo.training.checkpoints import Checkpoint, TrainingState, capture, check_identity, identity, position_of
 from keras_pneumo.training.distributed.agreement import check_agreement
 from keras_pneumo.training.distributed.strategy import ONE_DEVICE, Distribution, lost_workers
 from keras_pneumo.training.log import EpochMeasures, EpochRow, Events, Log, draw_curves
@@ -337,7 +337,7 @@ class Trainer:
         self.distribution = options.distribution
         self.phases = phases_of(experiment)
         self.interruption = Interruption(options.notify)
-        self.state = State()
+        self.state = TrainingState()
         """Where the training stands."""
         self.average: WeightAverage | None = None
         """Of the weights of the last epochs."""

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from keras_pneumo.cli import console
-from keras_pneumo.cli.console import Progress, duration
+from keras_pneumo.cli.console import ProgressBar, duration
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_progress_in_a_pipe_is_a_plain_line_now_and_then(monkeypatch):
     clock = iter(range(0, 1000, 4))
     monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
     stream = io.StringIO()
-    with Progress("reading", Console(file=stream, force_terminal=False, width=200)) as progress:
+    with ProgressBar("reading", Console(file=stream, force_terminal=False, width=200)) as progress:
         for done in range(1, 11):
             progress.update(done, 10, "note")
     lines = stream.getvalue().splitlines()
@@ -35,7 +35,7 @@ def test_a_pass_over_other_images_has_a_rate_of_its_own(monkeypatch):
     clock = iter([0.0, 1.0, 10.0, 50.0, 61.0, 71.0])
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
     stream = io.StringIO()
-    with Progress("reading", Console(file=stream, force_terminal=False, width=200)) as progress:
+    with ProgressBar("reading", Console(file=stream, force_terminal=False, width=200)) as progress:
         for done, total in ((1, 100), (100, 100), (1, 11), (6, 11), (11, 11)):
             progress.update(done, total)
     lines = stream.getvalue().splitlines()
@@ -49,7 +49,7 @@ def test_a_pass_over_other_images_has_a_rate_of_its_own(monkeypatch):
 
 def test_a_terminal_gets_a_bar(monkeypatch):
     stream = io.StringIO()
-    with Progress("reading", Console(file=stream, force_terminal=True, width=200)) as progress:
+    with ProgressBar("reading", Console(file=stream, force_terminal=True, width=200)) as progress:
         progress.update(1, 10)
         progress.update(5, 10)
         progress.bar.refresh()
@@ -60,6 +60,6 @@ def test_a_terminal_gets_a_bar(monkeypatch):
 
 def test_a_short_task_in_a_pipe_prints_nothing():
     stream = io.StringIO()
-    with Progress("reading", Console(file=stream, force_terminal=False)) as progress:
+    with ProgressBar("reading", Console(file=stream, force_terminal=False)) as progress:
         progress.update(3, 3)
     assert stream.getvalue() == ""

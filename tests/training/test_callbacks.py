@@ -20,14 +20,14 @@ from keras_pneumo.training.callbacks import (
     StepCounter,
     stopped_at_once,
 )
-from keras_pneumo.training.checkpoints import State
+from keras_pneumo.training.checkpoints import TrainingState
 from keras_pneumo.training.log import Events
 
 
 @pytest.mark.parametrize(("norms", "wanted"), [([1.0, np.inf, 4.0], 2.0), ([np.nan] * 3, np.nan)])
 def test_the_mean_gradient_leaves_out_the_steps_that_overflowed(monkeypatch, norms, wanted):
     """In float16 an overflowed step is left out; its norm is not finite. Batches of 8, 4 and 4 images."""
-    state, rows = State(), []
+    state, rows = TrainingState(), []
     network = SimpleNamespace(optimizer=SimpleNamespace(inner_optimizer=None), data_seconds=0.0)
     steps = StepCounter(state, [8, 4, 4], 1, Interruption(), Events(None), None)
     steps.set_model(network)

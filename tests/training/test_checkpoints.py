@@ -11,7 +11,7 @@ import pytest
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training import checkpoints
-from keras_pneumo.training.checkpoints import Checkpoint, State, position_of
+from keras_pneumo.training.checkpoints import Checkpoint, TrainingState, position_of
 
 ARRAYS = {"model.0000": np.arange(6.0).reshape(2, 3), "optimizer.0000": np.array(7, np.int64)}
 STATE = {"position": {"epoch": 1}, "note": float("nan")}
@@ -147,7 +147,7 @@ def test_a_disk_that_fills_up_during_a_save(small_disk):
 
 @pytest.mark.parametrize("norm_sum", [12.0, float("nan")])
 def test_a_checkpoint_of_an_earlier_version_counts_every_step_of_its_gradients(tmp_path, norm_sum):
-    position = dataclasses.asdict(State(epoch=1, step=2, images=16, norm_sum=norm_sum, norm_images=16))
+    position = dataclasses.asdict(TrainingState(epoch=1, step=2, images=16, norm_sum=norm_sum, norm_images=16))
     position.pop("norm_images")
     state = position_of(Checkpoint(tmp_path, {}, {"position": position}))
     assert (state.norm_sum, state.norm_images) == ((12.0, 16) if norm_sum == 12 else (0.0, 0))

@@ -21,7 +21,7 @@ from keras_pneumo.data.prepared.manifest import (
     TRUTH,
     prepared_sha256,
     read_manifest,
-    read_table,
+    read_prepared_table,
 )
 from keras_pneumo.data.prepared.rendering import expected_names, image_name, intact_files, mask_name
 from keras_pneumo.data.prepared.split import check_split, split_sha256, subset_ids
@@ -115,12 +115,14 @@ def load_prepared(folder: Path) -> PreparedFolder:
             raise PneumoError(f"{folder / name} cannot be read: {error.strerror}. {again}") from error
         if digest != tables.get(name):
             raise PneumoError(f"{folder / name} was changed after it was prepared. {again}")
-    split = read_table(folder / SPLIT)
+    split = read_prepared_table(folder / SPLIT)
     named = (manifest.get("prepared_sha256"), manifest.get("split_sha256"))
     if named != (prepared_sha256(tables, pixels), split_sha256(split)):
         raise PneumoError(f"{folder / MANIFEST_NAME} was changed: its hashes do not fit the tables. {again}")
     check_split(split)
-    return PreparedFolder(folder, read_table(folder / CASES), split, read_table(folder / TRUTH), manifest)
+    return PreparedFolder(
+        folder, read_prepared_table(folder / CASES), split, read_prepared_table(folder / TRUTH), manifest
+    )
 
 
 def verify_files(prepared: PreparedFolder, size: int, image_ids: Iterable[str] | None = None) -> None:

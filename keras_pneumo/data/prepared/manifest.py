@@ -171,7 +171,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_prepared_table(path: Path) -> pd.DataFrame:
     """One table of a prepared folder: ids and texts as str (blank, never missing), age and spacing as float."""
     columns = pd.read_csv(path, nrows=0).columns
     return pd.read_csv(
@@ -187,7 +187,7 @@ def rendered_images(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Rend
     try:
         if sha256_file(folder / CASES) != manifest["tables"][CASES]:
             return {}
-        rows = read_table(folder / CASES).to_dict("records")
+        rows = read_prepared_table(folder / CASES).to_dict("records")
         failed = {name: Rendered(name, error=reason) for name, reason in manifest["unreadable"].items()}
         return failed | {str(row["image_id"]): _rendered(row, manifest) for row in rows}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

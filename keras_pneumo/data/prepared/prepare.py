@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -32,16 +32,13 @@ from keras_pneumo.data.prepared.split import SUBSETS
 from keras_pneumo.data.radiographs.reading import find_images
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import folder_lock, remove_temporary, require_writable, write_bytes
-from keras_pneumo.storage.workers import map_in_processes
+from keras_pneumo.storage.workers import Progress, map_in_processes
 
 SMALLEST_SIZE = 32
 """Side in pixels below which no U-Net with strides up to 32 has anything left to look at."""
 
 CONTACT_SHEET = "contact_sheet.png"
 """What ``keras-pneumo inspect`` draws into a prepared folder."""
-
-Progress = Callable[[int, int], None]
-"""Called with images done and images in all."""
 
 
 @dataclass(frozen=True)
