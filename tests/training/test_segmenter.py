@@ -14,7 +14,7 @@ from keras_pneumo.inference.postprocess import read_postprocessing
 from keras_pneumo.inference.run import load_model, load_models, read_run
 from keras_pneumo.storage.files import LOCK_NAME
 from keras_pneumo.training.report import report_run
-from keras_pneumo.training.trainer import train
+from keras_pneumo.training.trainer import TrainingOptions, train
 
 TINY = SEGMENTER.replace(
     name="tiny",
@@ -82,7 +82,13 @@ def test_a_start_from_a_smaller_run_begins_with_its_weights_and_dice(finished, t
     assert first["validation_loss"] == pytest.approx(trained.best.validation_loss, rel=1e-4)
 
     seen = []
-    train(TINY.replace(name="larger", image_size=128), prepared, larger, start_from=smaller, on_epoch=seen.append)
+    train(
+        TINY.replace(name="larger", image_size=128),
+        prepared,
+        larger,
+        start_from=smaller,
+        options=TrainingOptions(on_epoch=seen.append),
+    )
     assert seen[0].epoch == 0
     assert np.isfinite(seen[0].validation_dice)
     record = json.loads((larger / "experiment.json").read_text())
@@ -106,7 +112,7 @@ def test_averaged_weights_checkpoints_and_accumulation_in_one_run(tmp_path, prep
         epochs=2, swa_epochs=2, top_k=2, accumulation=2, schedule="plateau", crop=32, image_head=False, attention="scse"
     )
     rows = []
-    train(experiment, load_prepared(prepared_folder), tmp_path, on_epoch=rows.append)
+    train(experiment, load_prepared(prepared_folder), tmp_path, options=TrainingOptions(on_epoch=rows.append))
     assert [row.phase for row in rows] == ["whole", "whole", "average"]
     kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("epoch_*"))
     assert len(kept) == 2
@@ -121,7 +127,7 @@ def test_averaged_weights_checkpoints_and_accumulation_in_one_run(tmp_path, prep
 def test_patience_ends_the_training(tmp_path, prepared_folder):
     rows = []
     still = TINY.replace(epochs=5, patience=1, learning_rate=1e-12, weight_decay=0, frozen_batchnorm=True)
-    train(still, load_prepared(prepared_folder), tmp_path, on_epoch=rows.append)
+    train(still, load_prepared(prepared_folder), tmp_path, options=TrainingOptions(on_epoch=rows.append))
     assert len(rows) < 5
 
 
