@@ -7,11 +7,8 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from explain_lab import untrained
 
 from keras_pneumo.cli import main
-from keras_pneumo.config import CLASSIFIER
-from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.explain.files import explain_files, heat_map
@@ -22,17 +19,6 @@ from keras_pneumo.inference.run import load_model, read_run
 from keras_pneumo.storage.files import write_json
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def prepared(prepared_folder):
-    return load_prepared(prepared_folder)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, prepared):
-    experiment = CLASSIFIER.replace(name="tiny", encoder="resnet18", weights="random", image_size=64)
-    return untrained(tmp_path_factory.mktemp("runs") / "tiny", experiment, prepared, threshold=0.5)
 
 
 def test_radiographs_as_they_come(tmp_path, run, phantoms, capsys):

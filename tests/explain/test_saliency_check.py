@@ -11,7 +11,7 @@ import pytest
 from explain_lab import untrained
 
 from keras_pneumo.cli import main
-from keras_pneumo.config import CLASSIFIER, SEGMENTER
+from keras_pneumo.config import SEGMENTER
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.report.saliency_report import read_saliency_report
@@ -26,17 +26,6 @@ from keras_pneumo.storage.files import write_json
 from keras_pneumo.training.report import report_run
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def prepared(prepared_folder):
-    return load_prepared(prepared_folder)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, prepared):
-    experiment = CLASSIFIER.replace(name="tiny", encoder="resnet18", weights="random", image_size=64)
-    return untrained(tmp_path_factory.mktemp("runs") / "tiny", experiment, prepared, threshold=0.5)
 
 
 @pytest.fixture(scope="module")
