@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from keras_pneumo.data.batches.images import free_memory, masks_of, open_source
+from keras_pneumo.data.batches.images import free_memory, images_of, masks_of, open_source
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
 
@@ -14,14 +14,17 @@ from keras_pneumo.errors import PneumoError
 def test_what_does_not_fit_is_read_when_used_and_is_the_same(prepared_folder):
     prepared = load_prepared(prepared_folder)
     ids = prepared.subset("train")
-    needed = 2 * 64 * 64 * len(ids)
+    needed = 64 * 64 * len(ids) + 64 * 8 * int(prepared.cases.set_index("image_id")["pneumothorax"].loc[ids].sum())
     held = open_source(prepared, ids, 64, True, memory_bytes=needed)
     read = open_source(prepared, ids, 64, True, memory_bytes=needed - 1)
     assert read.images is None
-    assert held.images.shape == held.masks.shape == (len(ids), 64, 64, 1)
+    assert held.images.shape == (len(ids), 64, 64)
+    assert held.masks.shape == (held.labels.sum(), 64, 8), "eight pixels a byte, and no rows for negatives"
     assert held.paths == read.paths
-    np.testing.assert_array_equal(masks_of(read, np.arange(len(ids))), held.masks)
-    assert (held.masks.any(axis=(1, 2, 3)) == held.labels.astype(bool)).all()
+    rows = np.arange(len(ids))
+    np.testing.assert_array_equal(images_of(read, rows), images_of(held, rows))
+    np.testing.assert_array_equal(masks_of(read, rows), masks_of(held, rows))
+    assert (masks_of(held, rows).any(axis=(1, 2, 3)) == held.labels.astype(bool)).all()
 
 
 def test_an_image_of_another_size_or_none_is_named(prepared_copy):

@@ -74,13 +74,11 @@ def test_functions_compute_the_same(reference):
     drawn, repeats = np.array([key[0] for key in keys]), np.array([key[2] for key in keys])
     parameters, noise_seeds = draw_parameters(ranges, 6, 2, drawn, repeats)
     assert set(parameters[:, 0]) == {0, 1}, "some are mirrored, others not"
-    augmented = augment(ranges, tf.constant(images), tf.constant(parameters), tf.constant(noise_seeds))
-    np.testing.assert_allclose(torch_values["images"], augmented.numpy(), atol=2e-4)
-    moved = augment_masks(ranges, tf.constant(outlines), tf.constant(parameters)).numpy()
+    augmented = augment(ranges, images, parameters, noise_seeds)
+    np.testing.assert_allclose(torch_values["images"], augmented, atol=2e-4)
+    moved = augment_masks(ranges, outlines, parameters)
     assert (torch_values["outlines"] != moved).mean() < 1e-3, "but for pixels that are half in"
-    np.testing.assert_array_equal(
-        torch_values["cropped"], crop(tf.constant(outlines > 0), tf.constant(noise_seeds), 32)
-    )
+    np.testing.assert_array_equal(torch_values["cropped"], crop(outlines > 0, noise_seeds, 32))
     np.testing.assert_array_equal(torch_values["decoded"], rle.decode(text).astype(bool))
     assert json.loads((folder / "out.json").read_text()) == [text, "-1", rle.encode(mask)]
     for epoch, rate, positives in ((0, 0.75, 22), (2, 0.5, 15)):
