@@ -20,6 +20,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.inputs.submission import Pretraining, SubmissionInfo, write_submission
 from keras_pneumo.evaluation.scoring.metrics import fit_threshold
 from keras_pneumo.inference.ensemble import (
+    OpenedRuns,
     check_gate,
     check_together,
     joined_names,
@@ -110,14 +111,16 @@ def predict_subset(
         check_together(gate, prepared)
         check_gate(gate, runs)
 
+    opened: OpenedRuns = {}  # one loading and one tracing for both subsets
+
     def predict(some: str) -> pd.DataFrame | MaskPredictions:
         if task == "classifier":
-            return predict_classifiers(runs, prepared, some, progress, distributed)
-        maps = predict_map_set(runs, prepared, some, progress, distributed)
+            return predict_classifiers(runs, prepared, some, progress, distributed, opened)
+        maps = predict_map_set(runs, prepared, some, progress, distributed, opened)
         if not gate:
             source = OWN_HEAD if maps.image_probability is not None else ""
             return MaskPredictions(maps, maps.image_probability, source)
-        table = predict_classifiers(gate, prepared, some, distributed=distributed).set_index("image_id")
+        table = predict_classifiers(gate, prepared, some, distributed=distributed, opened=opened).set_index("image_id")
         return MaskPredictions(maps, table["probability"].loc[maps.image_ids].to_numpy(float), joined_names(gate))
 
     validation = predict("validation")

@@ -47,11 +47,20 @@ from keras_pneumo.training.callbacks import (
     EpochValidation,
     Interruption,
     NotFinite,
+    StepCallbacks,
     StepCounter,
     TrainProgress,
     stopped_at_once,
 )
-from keras_pneumo.training.checkpoints import Checkpoint, TrainingState, capture, check_identity, identity, position_of
+from keras_pneumo.training.checkpoints import (
+    Checkpoint,
+    CheckpointWriter,
+    TrainingState,
+    capture,
+    check_identity,
+    identity,
+    position_of,
+)
 from keras_pneumo.training.distributed.agreement import check_agreement
 from keras_pneumo.training.distributed.strategy import ONE_DEVICE, Distribution, lost_workers
 from keras_pneumo.training.log import EpochMeasures, EpochRow, Events, Log, draw_curves
@@ -69,7 +78,7 @@ from keras_pneumo.training.run_folder import (
 )
 from keras_pneumo.training.schedules import Plateau
 from keras_pneumo.training.step import TrainingNetwork, training_network
-from keras_pneumo.training.validation import ValidationResult, make_validator
+from keras_pneumo.training.validation import ValidationResult, make_validator, predict_function
 
 NAN_BATCHES = "nan_batches.csv"
 """In the run folder: the images of each batch that gave no finite loss, and what was done about it."""
@@ -339,6 +348,7 @@ class Trainer:
         self.interruption = Interruption(options.notify)
         self.state = TrainingState()
         """Where the training stands."""
+        self.checkpoint_writer = CheckpointWriter()
         self.average: WeightAverage | None = None
         """Of the weights of the last epochs."""
         self.micro_batches = 1
@@ -359,11 +369,11 @@ class Trainer:
             self.options.show_progress("training") as self.progress,
         ):
             checkpoint = self.set_up(weights, start_from)
-            with contextlib.closing(self.events):
+            with contextlib.closing(self.events), self.checkpoint_writer:
                 checkpoint = self.begin(checkpoint, validate_first=start_from is not None)
                 self.run_phases(checkpoint)
                 self.validate_average()
-            result = self.finish()
+                result = self.finish()
         stop_if_requested(self.interruption, self.distribution)  # a signal may have been promised an end until here
         return result
 
@@ -394,6 +404,8 @@ class Trainer:
         self.sizes = [len(rows) for rows in plan_of(self.experiment, 0, 1).rows(len(self.training))]
         self.new_average()
         self.validator = make_validator(self.experiment, self.validation, self.prepared)
+        if self.distribution.strategy is None:
+            self.model.predict_function = predict_function(self.model, self.experiment.image_size)
         return checkpoint
 
     def first_record(self) -> dict[str, Any]:
@@ -496,6 +508,7 @@ class Trainer:
                 self.leave_out_images(fault, faults)
             except tf.errors.ResourceExhaustedError:
                 self.take_fewer_images()
+            self.checkpoint_writer.wait()
             checkpoint = self.agreed(checkpoints.latest(self.folder, self.options.notify))
             if checkpoint is None:
                 raise PneumoError(f"There is no whole checkpoint in {self.folder} to go back to. Train again.")
@@ -514,19 +527,21 @@ class Trainer:
             factor, patience = experiment.plateau_factor, experiment.plateau_patience
             state.plateau = Plateau(phase.learning_rate, "max", factor=factor, patience=patience)
         end = phase.first_epoch + phase.epochs
-        every, stop = self.options.checkpoint_every, self.interruption
-        callbacks: list[keras.callbacks.Callback] = [
-            StepCounter(state, self.sizes, experiment.total_epochs, stop, self.events, self.progress),
+        every, stop, save = self.options.checkpoint_every, self.interruption, self.save
+        wait, several = self.checkpoint_writer.wait, self.distribution.workers > 1
+        counter = StepCounter(state, self.sizes, experiment.total_epochs, stop, self.events, self.progress, several)
+        each: list[keras.callbacks.Callback] = [
+            counter,
             EpochValidation(state, self.log, self.validate, phase.name, self.report_epoch, experiment.patience),
             *([self.average] if self.average else []),
-            CheckpointSaver(state, end, self.next_phase, steps, every, self.save, stop, self.distribution),
+            CheckpointSaver(state, end, self.next_phase, steps, every, save, wait, counter, stop, self.distribution),
         ]
+        callbacks = StepCallbacks(each, add_history=True, model=network)
         while state.phase == number:
             if state.step == steps:  # stopped between an epoch's last step and its validation
                 network.stop_training = False
                 epoch = state.epoch
-                for callback in callbacks:
-                    callback.set_model(network)
+                for callback in each:
                     callback.on_epoch_end(epoch)
                 continue
             # What is left of an epoch first, then all others.
@@ -548,7 +563,10 @@ class Trainer:
         with self.distribution.scope():
             optimizer = make_optimizer(experiment, self.model, phase.learning_rate, phase.epochs * steps, steps)
             losses_of, kind = image_losses(experiment), self.options.network_class
-            return training_network(self.model, losses_of, optimizer, micro_batches, self.distribution, kind)
+            network = training_network(self.model, losses_of, optimizer, micro_batches, self.distribution, kind)
+        if self.distribution.strategy is None:
+            network.predict_function = self.model.predict_function
+        return network
 
     def next_phase(self) -> None:
         """Move the state to the start of the next phase, or past the last one."""
@@ -557,14 +575,14 @@ class Trainer:
         self.state.begin_phase(number, self.experiment.total_epochs if last else self.phases[number].first_epoch)
 
     def save(self, network: TrainingNetwork | None) -> None:
-        """Write a checkpoint, if this worker is the one that does."""
+        """Begin to write a checkpoint, if this worker is the one that does."""
         if not self.distribution.chief:
             return
         self.state.elapsed = self.elapsed()
         optimizer = network.optimizer if network is not None else None
         arrays, values = capture(self.state, self.model, optimizer, self.log, self.average, self.identity)
         values |= {"slices": self.micro_batches, "replicas": self.distribution.replicas}
-        checkpoints.save(self.folder, self.state.epoch, self.state.step, arrays, values, self.log.files())
+        self.checkpoint_writer.save(self.folder, self.state.epoch, self.state.step, arrays, values, self.log.files())
 
     def report_epoch(self, row: EpochRow) -> None:
         """Pass on a row of the log."""
@@ -762,6 +780,7 @@ class Trainer:
         seconds, best = self.elapsed(), self.log.best
         if self.distribution.chief:
             draw_curves(self.log.frame(), self.folder / "curves.png")
+        self.checkpoint_writer.wait()
         if best is None:
             raise PneumoError(
                 "No epoch gave a finite validation score, so there are no weights to keep. Lower the rate."
