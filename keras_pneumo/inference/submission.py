@@ -175,6 +175,7 @@ def submission_info(runs: Sequence[RunFolder], task: str, subset: str, threshold
         pretraining=Pretraining(images=", ".join(seen) or "none"),
         image_size=max(run.experiment.image_size for run in runs),
         seeds=sorted({run.experiment.seed for run in runs}),
+        deterministic=all(run.experiment.deterministic for run in runs),
         training_hours=round(sum(run.record.get("training_seconds", 0.0) for run in runs) / 3600, 4),
         hardware=first.record["hardware"],
         preprocessing=PREPROCESSING,

@@ -105,7 +105,8 @@ def identity(experiment: Experiment, prepared: PreparedFolder, model: keras.Mode
     shapes = ";".join(f"{tuple(variable.shape)}{variable.dtype}" for variable in model.variables)
     return {
         "network": sha256_bytes(f"{model.name};{shapes}".encode()),
-        "experiment": sha256_bytes(experiment.model_dump_json().encode()),
+        # Checkpoints from before there was the setting deterministic have the hash without it.
+        "experiment": sha256_bytes(experiment.model_dump_json(exclude={"deterministic"}).encode()),
         "split": str(prepared.manifest["split_sha256"]),
         "prepared images": str(prepared.manifest["prepared_sha256"]),
     }

@@ -828,8 +828,10 @@ def starting_point(
         _check_start(experiment, prepared, start_from)
     training, validation = _image_sets(experiment, prepared)
     set_precision(experiment)
-    # Same seed, same weights: without this, threads add the same numbers in another order from run to run.
-    tf.config.experimental.enable_op_determinism()
+    if experiment.deterministic:
+        # Same seed, same weights: without this, threads add the same numbers in another order from run to run. It stays
+        # on until the process ends.
+        tf.config.experimental.enable_op_determinism()
     if start_from is None:
         return starting_network(experiment, weights, distribution, build), training, validation
     with distribution.scope():

@@ -9,10 +9,12 @@ import threading
 
 import numpy as np
 import pytest
+from crash_lab import QUICK, tiny
 
+from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training import checkpoints
-from keras_pneumo.training.checkpoints import Checkpoint, CheckpointWriter, TrainingState, position_of
+from keras_pneumo.training.checkpoints import Checkpoint, CheckpointWriter, TrainingState, identity, position_of
 
 ARRAYS = {"model.0000": np.arange(6.0).reshape(2, 3), "optimizer.0000": np.array(7, np.int64)}
 STATE = {"position": {"epoch": 1}, "note": float("nan")}
@@ -214,3 +216,13 @@ def test_a_checkpoint_of_an_earlier_version_counts_every_step_of_its_gradients(t
     position.pop("norm_images")
     state = position_of(Checkpoint(tmp_path, {}, {"position": position}))
     assert (state.norm_sum, state.norm_images) == ((12.0, 16) if norm_sum == 12 else (0.0, 0))
+
+
+def test_a_checkpoint_knows_its_experiment_but_not_whether_operations_were_deterministic(prepared_folder):
+    """So those of earlier versions, which had no such setting, still fit."""
+    prepared = load_prepared(prepared_folder)
+    first, same, other = (
+        identity(experiment, prepared, tiny(QUICK))["experiment"]
+        for experiment in (QUICK, QUICK.replace(deterministic=False), QUICK.replace(epochs=3))
+    )
+    assert first == same != other

@@ -5,6 +5,8 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
+from crash_lab import QUICK, tiny
 from safetensors.numpy import load_file
 
 from keras_pneumo.config import CLASSIFIER
@@ -13,7 +15,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.run import build, load_model, read_run
 from keras_pneumo.models.resnet import depth_groups
 from keras_pneumo.training.optimizers import make_optimizer
-from keras_pneumo.training.trainer import TrainingOptions, phases_of, run_training, set_precision, train
+from keras_pneumo.training.trainer import TrainingOptions, phases_of, run_training, set_precision, starting_point, train
 
 TINY = CLASSIFIER.replace(
     name="tiny",
@@ -227,3 +229,13 @@ def test_a_patient_in_two_subsets_is_refused(tmp_path, prepared_copy):
     leaky = type(prepared)(**{**prepared.__dict__, "split": split})
     with pytest.raises(PneumoError, match="patient"):
         train(TINY, leaky, tmp_path)
+
+
+def test_deterministic_operations_are_a_setting_of_the_experiment(monkeypatch, prepared_folder):
+    calls = []
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: calls.append("on"))
+    prepared = load_prepared(prepared_folder)
+    starting_point(QUICK.replace(deterministic=False), prepared, None, build=tiny)
+    assert calls == []
+    starting_point(QUICK, prepared, None, build=tiny)
+    assert calls == ["on"]
