@@ -89,6 +89,7 @@ def predict_subset(
     progress: Progress | None = None,
     gate: Sequence[RunFolder] = (),
     distributed: DistributedPredictor = SINGLE_DEVICE,
+    opened: OpenedRuns | None = None,
 ) -> SubsetPredictions:
     """Predict validation and ``subset``; with several workers each of them calls this, and each gets all predictions.
 
@@ -99,6 +100,7 @@ def predict_subset(
         progress: called with images done and in all, for each subset anew.
         gate: classifiers that decide whether a segmenter's image may have a mask.
         distributed: where the networks predict.
+        opened: networks of these runs that are loaded already; those that are loaded here are added.
 
     Raises:
         PneumoError: the runs cannot predict together, or the folder has another split.
@@ -111,7 +113,7 @@ def predict_subset(
         check_together(gate, prepared)
         check_gate(gate, runs)
 
-    opened: OpenedRuns = {}  # one loading and one tracing for both subsets
+    opened = {} if opened is None else opened  # one loading and one tracing for both subsets
 
     def predict(some: str) -> pd.DataFrame | MaskPredictions:
         if task == "classifier":

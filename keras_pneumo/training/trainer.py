@@ -36,7 +36,17 @@ from keras_pneumo.data.prepared.folder import PreparedFolder, verify_files
 from keras_pneumo.data.prepared.split import check_split
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.inference.predictor import MicroBatchPredictor, Predictor
-from keras_pneumo.inference.run import CHECKPOINTS, FORMAT, RunFolder, build, hardware, load_weights, read_run, versions
+from keras_pneumo.inference.run import (
+    CHECKPOINTS,
+    FORMAT,
+    WEIGHTS,
+    RunFolder,
+    build,
+    hardware,
+    load_weights,
+    read_run,
+    versions,
+)
 from keras_pneumo.models.imagenet import load_pretrained
 from keras_pneumo.storage.files import folder_lock, remove_temporary, write_table
 from keras_pneumo.training import checkpoints, memory
@@ -138,6 +148,9 @@ class TrainingResult:
     best: EpochRow
     seconds: float
     """Wall time of the training alone, interruptions left out: no preparing, no prediction."""
+    model: keras.Model | None = None
+    """The network with its best weights, where it is the one that :func:`~.run.load_model` would build and load again:
+    in float32, on one device, with one checkpoint to predict with."""
 
 
 @dataclass(frozen=True)
@@ -272,6 +285,7 @@ def _train_and_report(
     say = options.say if distribution.chief else lambda message: None
     if location.resume:
         say(f"{folder} is an unfinished run of this experiment on these images; going on with it.")
+    model = None
     # The chief's view for all: a folder may look different for a while on another host.
     if not distribution.broadcast(int(location.resume and is_trained(folder))):
         network = f"{experiment.encoder} at {experiment.image_size}"
@@ -284,13 +298,14 @@ def _train_and_report(
             weights=weights,
             start_from=read_run(start_from) if start_from is not None else None,
         )
+        model = result.model
         if distribution.chief:
             options.on_trained(result)
     again = "The training is done; the same command again predicts and reports."
     lock = folder_lock(folder) if distribution.chief else contextlib.nullcontext()
     with options.show_progress("prediction") as progress, lock, stopped_at_once(again):
         return report_run(
-            read_run(folder), prepared, progress if distribution.chief else None, distribution=distribution
+            read_run(folder), prepared, progress if distribution.chief else None, distribution=distribution, model=model
         )
 
 
@@ -790,7 +805,15 @@ class Trainer:
             write_record(self.folder, self.record | ended)
             checkpoints.keep(self.folder, 1)
         self.distribution.broadcast(0)  # no worker goes on before the chief has written all this
-        return TrainingResult(self.folder, best, seconds)
+        return TrainingResult(self.folder, best, seconds, self.best_network())
+
+    def best_network(self) -> keras.Model | None:
+        """The network with its best weights, for :class:`TrainingResult`."""
+        float32 = keras.config.dtype_policy().name == "float32"
+        if not float32 or self.distribution.strategy is not None or self.experiment.top_k > 1:
+            return None
+        load_weights(self.model, self.folder / WEIGHTS)
+        return self.model
 
 
 def stop_if_requested(interruption: Interruption, distribution: Distribution) -> None:

@@ -80,7 +80,7 @@ def test_the_host_waits_for_few_steps(tmp_path, prepared, monkeypatch):
     small = QUICK.replace(frozen_epochs=0, epochs=1, global_batch_size=2)
     train_tiny(prepared, tmp_path / "run", small, network_class=Watched)
     assert len(at_step) >= 12
-    assert 1 <= at_step[-1] - at_step[0] <= 3
+    assert 1 <= at_step[-1] - at_step[0] <= 6
 
 
 @pytest.mark.slow
