@@ -200,11 +200,11 @@ class StepCounter(keras.callbacks.Callback):
         network.data_seconds = 0.0
         if self.several_workers:
             self.read(unread=0 if state.step == len(self.sizes) else 1)
-        elif self.loss != self.loss:  # the first step: it has waited for the tracing anyway
+        elif np.isnan(self.loss):  # the first step: it has waited for the tracing anyway
             self.read()
         elif len(self.unread) > STEPS_BETWEEN_READS or now - self.read_at >= SECONDS_BETWEEN_READS:
             self.read(unread=1)
-        if self.progress and (now - self.shown_at >= SECONDS_BETWEEN_READS):
+        if now - self.shown_at >= SECONDS_BETWEEN_READS:
             self.show()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -261,13 +261,12 @@ class StepCounter(keras.callbacks.Callback):
         return True
 
     def show(self) -> None:
-        """Report how far the training is."""
-        self.shown_at = time.monotonic()
-        if self.progress:
+        """Report how far the training is, once the loss of a step is known."""
+        if self.progress and not np.isnan(self.loss):
+            self.shown_at = time.monotonic()
             state, images = self.state, sum(self.sizes)
-            loss = "" if np.isnan(self.loss) else f", loss {self.loss:.3f}"
-            done = state.epoch * images + state.images
-            self.progress(done, self.total_epochs * images, f"epoch {state.epoch + 1}{loss}")
+            done, note = state.epoch * images + state.images, f"epoch {state.epoch + 1}, loss {self.loss:.3f}"
+            self.progress(done, self.total_epochs * images, note)
 
     def _not_finite(self, loss: float, norm: float) -> str:
         """What is not finite of a step; "" where all is."""

@@ -171,6 +171,8 @@ def test_a_stop_waits_until_the_checkpoint_is_written():
 def test_progress_is_shown_a_few_times_a_second_and_whole_at_the_end():
     shown = []
     counter, _, step = counter_of(progress=lambda *now: shown.append(now))
+    counter.on_epoch_end(0)
+    assert shown == [], "a training that goes on from an epoch's last step has made none yet"
     for _ in range(40):
         step(0.5)
     counter.on_epoch_end(0)
