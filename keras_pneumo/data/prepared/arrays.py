@@ -266,9 +266,14 @@ def _write_arrays(folder: Path, sources: _Sources) -> dict[str, str]:
 
     digests = {}
     works = ((sources.images, image), (sources.masks, mask))
-    for (name, shape), (ids, row_of) in zip(sources.shapes().items(), works, strict=True):
-        with replacing(folder / name) as stream:
-            digests[name] = _write_rows(stream, shape, list(ids), row_of)
+    try:
+        for (name, shape), (ids, row_of) in zip(sources.shapes().items(), works, strict=True):
+            with replacing(folder / name) as stream:
+                digests[name] = _write_rows(stream, shape, list(ids), row_of)
+    except BaseException:
+        for name in sources.shapes():  # nobody would ever use one without the other
+            (folder / name).unlink(missing_ok=True)
+        raise
     return digests
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import threading
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -125,6 +126,13 @@ def test_a_damaged_image_file_is_in_no_array(prepared, caplog):
     assert not any((prepared.folder / name).exists() for name in FILES)
 
 
+def test_a_damaged_mask_leaves_no_array_of_the_images(prepared):
+    image_id = prepared.cases.loc[prepared.cases["pneumothorax"] == 1, "image_id"].iloc[-1]
+    prepared.mask_path(image_id, 64).unlink()
+    assert open_arrays(prepared, 64, make=True) is None
+    assert not any((prepared.folder / name).exists() for name in FILES)
+
+
 def test_an_image_file_that_is_damaged_later_is_seen(prepared):
     open_arrays(prepared, 64, make=True)
     cv2.imwrite(str(prepared.image_path(prepared.cases["image_id"].iloc[3], 64)), np.zeros((64, 64), np.uint8))
@@ -144,7 +152,7 @@ def test_where_nothing_can_be_written_whole_arrays_are_used_and_none_are_made(pr
 
 
 def test_a_full_disk_is_left_as_it_is(prepared, monkeypatch, caplog):
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 10**4, 10**4))
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**4))
     with caplog.at_level(logging.INFO):
         assert open_arrays(prepared, 64, make=True) is None
     assert "its disk is too full" in caplog.text

@@ -14,6 +14,7 @@ from keras_pneumo.config import CLASSIFIER, SEGMENTER, Augmentation
 from keras_pneumo.data.batches.augmentation import augment, augment_masks, crop, draw_parameters
 from keras_pneumo.data.batches.order import epoch_order, repeats_of
 from keras_pneumo.data.labels import rle
+from keras_pneumo.data.prepared.arrays import open_arrays
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.evaluation.board.verdict import verdict
 from keras_pneumo.evaluation.compare import compare
@@ -89,6 +90,19 @@ def test_functions_compute_the_same(reference):
         np.testing.assert_array_equal(keys[:, 2], repeats_of(order))
         assert torch_values[f"sizes{epoch}"].tolist() == [8, 8, 7, 7]
         assert (order < 7).sum() == positives
+
+
+@pytest.mark.parametrize("damage", [None, "images_64.npy", "arrays_64.json"])
+def test_the_other_team_maps_valid_arrays_and_sees_the_same_pixels(reference, prepared_copy, damage):
+    assert open_arrays(load_prepared(prepared_copy), 64, make=True) is not None
+    if damage:
+        path = prepared_copy / damage
+        path.write_bytes(path.read_bytes()[:-2])
+    values = np.load(reference("team_arrays", {"team": str(TEAM), "prepared": str(prepared_copy)}) / "out.npz")
+    assert values["mapped"] == (damage is None)
+    for kind in ("images", "masks"):
+        assert values[f"{kind} files"].any()
+        np.testing.assert_array_equal(values[f"{kind} arrays"], values[f"{kind} files"])
 
 
 @pytest.fixture
