@@ -185,7 +185,7 @@ def _status_of(folder: Path, sources: _Sources) -> str:
     """A hash over name, size and time of change of each PNG file."""
     digest = hashlib.sha256()
     for name in sources.files:
-        status = os.stat(f"{folder}/{name}")  # noqa: PTH116: a Path for each of 100,000 files takes longer than all else
+        status = os.stat(f"{folder}/{name}")  # noqa: PTH116 - a Path for each of 100,000 files takes longer than all else
         digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
