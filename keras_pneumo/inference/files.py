@@ -141,24 +141,26 @@ def read_batches(
         refused: gets ``file, reason`` of each that cannot be read, or that no network can take.
 
     Yields:
-        Those of a batch that can be predicted; a batch may be empty.
+        Full batches of those that can be predicted; the last may be smaller, and is empty where there is none left.
     """
-    for start in range(0, len(sources), batch_size):
-        batch: list[SquareImage] = []
-        for name, source in sources[start : start + batch_size]:
-            image_id, pixels = name, source
-            if isinstance(source, Path):
-                radiograph = read_or_reason(source)
-                if isinstance(radiograph, str):
-                    refused.append({"file": name, "reason": radiograph})
-                    continue
-                image_id, pixels = radiograph.image_id, radiograph.pixels
-            assert isinstance(pixels, np.ndarray)
-            if reason := size_fault(pixels, size):
-                refused.append({"file": name, "reason": reason})
-            else:
-                batch.append(SquareImage(name, image_id, pixels))
-        yield batch
+    batch: list[SquareImage] = []
+    for name, source in sources:
+        image_id, pixels = name, source
+        if isinstance(source, Path):
+            radiograph = read_or_reason(source)
+            if isinstance(radiograph, str):
+                refused.append({"file": name, "reason": radiograph})
+                continue
+            image_id, pixels = radiograph.image_id, radiograph.pixels
+        assert isinstance(pixels, np.ndarray)
+        if reason := size_fault(pixels, size):
+            refused.append({"file": name, "reason": reason})
+            continue
+        batch.append(SquareImage(name, image_id, pixels))
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
+    yield batch  # empty or not: what was refused after the last full batch is counted with it
 
 
 def check_readable(sources: Sequence[Source], refused: Sequence[dict[str, object]]) -> None:

@@ -13,7 +13,7 @@ from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import predict_map_set
-from keras_pneumo.inference.files import predict_files, predict_folder, predict_images
+from keras_pneumo.inference.files import predict_files, predict_folder, predict_images, read_batches
 from keras_pneumo.inference.postprocess import postprocess_maps, read_postprocessing
 from keras_pneumo.inference.predictor import predict_passes
 from keras_pneumo.inference.run import FORMAT, RunFolder, build, read_run, versions
@@ -195,3 +195,12 @@ def test_several_runs_need_a_postprocessing_for_raw_files(tiny_runs, tmp_path, p
     run = read_run(tiny_runs / "segmenter")
     with pytest.raises(PneumoError, match="postprocess"):
         predict_folder([run, run], phantoms, tmp_path / "out")
+
+
+def test_batches_are_filled_across_what_is_refused():
+    good, small = np.zeros((64, 64), np.uint8), np.zeros((32, 32), np.uint8)
+    sources = [(str(number), small if number in (1, 2, 6, 7) else good) for number in range(8)]
+    refused = []
+    batches = [[image.name for image in batch] for batch in read_batches(sources, 64, 2, refused)]
+    assert batches == [["0", "3"], ["4", "5"], []]
+    assert [row["file"] for row in refused] == ["1", "2", "6", "7"]
