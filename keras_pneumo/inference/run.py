@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,11 +137,15 @@ def load_model(run: RunFolder) -> keras.Model:
     return model
 
 
-def load_predictors(run: RunFolder, distributed: DistributedPredictor = SINGLE_DEVICE) -> list[Predictor]:
+def load_predictors(
+    run: RunFolder, distributed: DistributedPredictor = SINGLE_DEVICE, models: Sequence[keras.Model] | None = None
+) -> list[Predictor]:
     """The predictors of a run, one for each of its :func:`checkpoints_of`, with BatchNorm folded into convolutions.
 
     None predicts more images at once than the batches that the run learnt from hold: those of a micro-batch, where
-    there were any (``slices`` in its record). Where the memory is too small even so, they predict fewer.
+    there were any (``slices`` in its record). Where the memory is too small even so, they predict fewer. ``models`` are
+    the run's models where they are loaded already. They are folded too, so that a training that goes on after a stop
+    writes the very predictions of an unbroken one, and ``predict`` those of the training.
 
     Raises:
         PneumoError: as :func:`load_model`.
@@ -152,7 +156,7 @@ def load_predictors(run: RunFolder, distributed: DistributedPredictor = SINGLE_D
     with distributed.scope():
         return [
             MicroBatchPredictor(distributed.distribute(fold_batch_norm(model)), size, distributed.devices, on_halved)
-            for model in _each_model(run)
+            for model in (_each_model(run) if models is None else models)
         ]
 
 

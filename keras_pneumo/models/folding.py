@@ -1,8 +1,9 @@
 """BatchNorm folded into the convolutions before it: the same logits with fewer passes over memory.
 
 In: a network as it was trained. Out: a second network for prediction alone. With fixed statistics BatchNorm multiplies
-each channel by ``gamma / sqrt(variance + epsilon)`` and adds ``beta - mean * that``. The convolution before it
-can do both, with a scaled kernel and a bias, in one pass together with the ReLU or the addition that comes next. The new weights are computed in float64 and rounded once; the logits agree to about 1e-6.
+each channel by ``gamma / sqrt(variance + epsilon)`` and adds ``beta - mean * that``. The convolution before it can do
+both, with a scaled kernel and a bias, in one pass together with the ReLU or the addition that comes next. The new
+weights are computed in float64 and rounded once; the logits agree to about 1e-6.
 
 The first network is left as it is: it is the one to train, to export, and to draw heat maps of.
 """
