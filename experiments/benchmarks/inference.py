@@ -7,22 +7,23 @@ convolutions. The other sides, on the same images, float32, on a CPU:
   malloc kept from giving memory back; once as it is, and once by ``torch.compile``;
 - ONNX Runtime on the file that ``keras-pneumo export --format onnx`` writes of the same run.
 
-Weights are random: they cost the same as learnt ones. The ends of a side (``python inference.py ours|onnx|torch ...``)
-are the workers; the one for PyTorch imports nothing of this project.
+Weights are random: they cost the same as learnt ones. ``torch.compile`` is measured at batches of 16 only, since each
+compilation takes a minute.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
-from lab import KEEP_MEMORY, Lab
+from lab import Lab
 from measuring import Row, Worker
-from worker import UnmeasurableError, serve
 
 SIZE = 256
-BATCHES = (16, 1)
+BATCHES = {16: 2, 1: 16}
+"""Images of a batch, and how many batches a measurement has: about a second."""
 NETWORKS = {"classifier": "ResNet50", "segmenter": "U-Net on ResNet50"}
 GOAL = 1.0
 
@@ -47,9 +48,7 @@ EXPORT = MAKE_RUN + 'export_run(read_run(folder), "onnx", folder / "network.onnx
 
 def rows(lab: Lab) -> Iterator[Row]:
     """Each network and batch against PyTorch, PyTorch compiled, and ONNX Runtime."""
-    import subprocess
-
-    here = Path(__file__).resolve()
+    worker = Path(__file__).with_name("inference_worker.py").resolve()
     no_torch = lab.missing(lab.torch_python, "torch", "torchvision")
     no_smp = lab.missing(lab.torch_python, "torch", "torchvision", "segmentation-models-pytorch")
     no_onnx = lab.missing(lab.python, "onnx", "onnxruntime", "tf2onnx")
@@ -59,20 +58,19 @@ def rows(lab: Lab) -> Iterator[Row]:
         def make(code: str, wanted: Path, task: str = task, run: Path = run) -> None:
             if not wanted.exists():
                 command = [str(part) for part in (lab.python, "-c", code, run, task, SIZE)]
-                subprocess.run(command, env={**_environment(), **lab.environment}, check=True, capture_output=True)
+                subprocess.run(command, env={**os.environ, **lab.environment}, check=True, capture_output=True)
 
-        for batch in BATCHES:
-            count = 4 if batch == 16 else 24
+        for batch, count in BATCHES.items():
 
             def side(
                 python: Path | None, *arguments: object, env: dict[str, str], batch: int = batch, count: int = count
             ) -> Worker:
-                given = [python or lab.python, here, *(str(part) for part in arguments), str(SIZE), str(batch)]
+                given = [python or lab.python, worker, *(str(part) for part in (*arguments, SIZE, batch))]
                 return Worker(given, runs=count, env=env, warm_up=2)
 
-            ours = side(lab.python, "ours", run, env={**lab.environment, **KEEP_MEMORY})
+            ours = side(lab.python, "ours", run, env={**lab.environment})
             what = f"{network} at {SIZE} px, batch {batch}: prediction against"
-            for kind, title in (("eager", "PyTorch"), ("compiled", "PyTorch compiled")):
+            for kind, title in (("eager", "PyTorch"), ("compiled", "PyTorch compiled"))[: 2 if batch > 1 else 1]:
                 yield Row(
                     f"{what} {title}", "images/s", GOAL, ours,
                     side(lab.torch_python, "torch", task, kind, env={**lab.torch_environment}),
@@ -87,93 +85,3 @@ def rows(lab: Lab) -> Iterator[Row]:
                 prepare=lambda make=make, run=run: make(EXPORT, run / "network.onnx"),
                 unmeasurable=no_onnx,
             )  # fmt: skip
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return dict(os.environ)
-
-
-def _images(size: int, batch: int):  # noqa: ANN202 - NumPy is not imported by the harness
-    import numpy as np
-
-    return np.random.default_rng(0).random((batch, size, size, 1)).astype(np.float32)
-
-
-def ours(run: Path, size: int, batch: int) -> Callable[[int], int]:
-    """The predictors that ``keras-pneumo predict`` opens."""
-    from keras_pneumo.quiet import import_tensorflow
-
-    import_tensorflow()
-    from keras_pneumo.inference.run import load_predictors, read_run
-
-    (network,) = load_predictors(read_run(run))
-    images = _images(size, batch)
-
-    def predict(count: int) -> int:
-        for _ in range(count):
-            network.predict_on_batch(images)
-        return count * batch
-
-    return predict
-
-
-def onnx(run: Path, size: int, batch: int) -> Callable[[int], int]:
-    """The run's export on ONNX Runtime."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(run / "network.onnx", providers=["CPUExecutionProvider"])
-    images = _images(size, batch)
-
-    def predict(count: int) -> int:
-        for _ in range(count):
-            session.run(None, {"radiograph": images})
-        return count * batch
-
-    return predict
-
-
-def torch(task: str, kind: str, size: int, batch: int) -> Callable[[int], int]:
-    """PyTorch's network; from NumPy and back to it, as ours."""
-    import torch
-    import torchvision
-
-    if task == "classifier":
-        network = torchvision.models.resnet50()
-        network.fc = torch.nn.Linear(network.fc.in_features, 1)
-    else:
-        import segmentation_models_pytorch as smp
-
-        head = {"classes": 1, "pooling": "avg", "dropout": 0.2}
-        network = smp.Unet("resnet50", encoder_weights=None, classes=1, aux_params=head)
-    network = network.eval().to(memory_format=torch.channels_last)
-    if kind == "compiled":
-        network = torch.compile(network)
-    grey = torch.from_numpy(_images(size, batch)).permute(0, 3, 1, 2)
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
-    deviation = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
-
-    @torch.inference_mode()
-    def predict(count: int) -> int:
-        for _ in range(count):
-            outputs = network(((grey - mean) / deviation).contiguous(memory_format=torch.channels_last))
-            for logits in outputs if isinstance(outputs, tuple) else (outputs,):
-                logits.numpy()
-        return count * batch
-
-    try:
-        predict(1)
-    except Exception as error:
-        if kind != "compiled":
-            raise
-        raise UnmeasurableError(f"torch.compile failed: {str(error).splitlines()[0][:200]}") from None
-    return predict
-
-
-if __name__ == "__main__":
-    side, *arguments, size, batch = sys.argv[1:]
-    if side == "torch":
-        serve(lambda: torch(*arguments, int(size), int(batch)))
-    else:
-        serve(lambda: {"ours": ours, "onnx": onnx}[side](Path(arguments[0]), int(size), int(batch)))
