@@ -77,13 +77,13 @@ def predict_command(
     folder = out_folder or runs[0] / ("submission" if from_prepared else "predictions")
     require_writable(require_replaceable(folder).parent if from_prepared else folder)
     distribution = start_distribution(strategy, replicas, wait_for_workers, warn)
-    prepared = load_prepared(data) if from_prepared else None
-    distributed = distribution.distributed_predictor()
     if engine != EngineName.KERAS and distribution.strategy is not None:
         raise PneumoError(
             f"--engine {engine.value} predicts on one device. Give --strategy one too, or leave out --engine."
         )
-    if distribution.strategy is None:
+    prepared = load_prepared(data) if from_prepared else None
+    distributed = distribution.distributed_predictor()
+    if engine != EngineName.KERAS:
         wanted = [*prepared.subset(subset), *prepared.subset("validation")] if prepared else find_images(data)[0]
         distributed = predictors_on(engine.value, len(wanted), warn)
     with ended_together(distribution), ProgressBar("prediction") as progress:
