@@ -66,26 +66,25 @@ def predict_command(
     if len(runs) > 1 and out_folder is None:
         raise PneumoError("Predictions of several runs together need a folder: name it with --out.")
     import_tensorflow()
-    from keras_pneumo.inference.engine import predictors_on
+    from keras_pneumo.inference.engine import Engine, predictors_on
     from keras_pneumo.inference.files import predict_folder
     from keras_pneumo.inference.run import read_run
     from keras_pneumo.inference.submission import predict_subset, write_predictions
     from keras_pneumo.training.distributed.strategy import lost_workers, start_distribution
 
+    name: Engine = engine.value
     opened = [read_run(run) for run in runs]
     gates = [read_run(run) for run in gate or []]
     folder = out_folder or runs[0] / ("submission" if from_prepared else "predictions")
     require_writable(require_replaceable(folder).parent if from_prepared else folder)
     distribution = start_distribution(strategy, replicas, wait_for_workers, warn)
     if engine != EngineName.KERAS and distribution.strategy is not None:
-        raise PneumoError(
-            f"--engine {engine.value} predicts on one device. Give --strategy one too, or leave out --engine."
-        )
+        raise PneumoError(f"--engine {name} predicts on one device. Give --strategy one too, or leave out --engine.")
     prepared = load_prepared(data) if from_prepared else None
     distributed = distribution.distributed_predictor()
     if engine != EngineName.KERAS:
         wanted = [*prepared.subset(subset), *prepared.subset("validation")] if prepared else find_images(data)[0]
-        distributed = predictors_on(engine.value, len(wanted), warn)
+        distributed = predictors_on(name, len(wanted), warn)
     with ended_together(distribution), ProgressBar("prediction") as progress:
         if prepared:
             update = progress.update if distribution.chief else None

@@ -120,7 +120,7 @@ def test_unused_options_are_refused(tmp_path, tiny_runs, prepared_folder, phanto
         predict_command([segmenter], data=prepared_folder, out_folder=tmp_path, parameters_file=tmp_path / "rule.json")
     several = SimpleNamespace(strategy="several devices")
     monkeypatch.setattr("keras_pneumo.training.distributed.strategy.start_distribution", lambda *args: several)
-    with pytest.raises(PneumoError, match="--engine onnx predicts on one device. Give --strategy one too"):
+    with pytest.raises(PneumoError, match=r"--engine onnx predicts on one device\. Give --strategy one too"):
         predict_command([run], data=prepared_folder, out_folder=tmp_path / "out", engine=EngineName.ONNX)
     table = tmp_path / "patients.csv"
     with pytest.raises(PneumoError, match="so --labels and --patients cannot be used"):
