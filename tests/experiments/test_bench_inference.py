@@ -55,4 +55,4 @@ def test_our_side_predicts_with_the_run(benchmarks, tiny_runs, monkeypatch):
     assert inference_worker.ours(tiny_runs / "classifier", 64, 3)(2) == 6
     expected = load_model(read_run(tiny_runs / "classifier")).predict_on_batch(inference_worker._images(64, 3))
     assert len(predicted) == 2
-    np.testing.assert_allclose(predicted[1], expected, rtol=1e-4)
+    np.testing.assert_allclose(predicted[1], expected, atol=1e-5)
