@@ -179,7 +179,9 @@ def test_classifiers(both, experiment, prepared_folder):
     expected = mean_predictions(experiment, ours, load_prepared(prepared_folder), "test")
     given = pd.read_csv(theirs / "submission/predictions.csv").set_index("image_id")["probability"]
     assert list(given.index) == list(expected)
-    np.testing.assert_allclose(given, [float(image) for image, _ in expected.values()], atol=1e-4)
+    # 5e-4 and not 1e-5 because of the two kinds of running variance; with BatchNorm frozen they are equal.
+    bound = 1e-5 if experiment.frozen_batchnorm else 5e-4
+    np.testing.assert_allclose(given, [float(image) for image, _ in expected.values()], atol=bound)
     kept = {path.name[:9] for path in (ours / "checkpoints").glob("epoch_*")}
     assert kept == ({path.stem for path in theirs.glob("epoch_*")} if experiment.top_k > 1 else set())
     if experiment.name == "patience":
