@@ -289,8 +289,8 @@ def test_from_the_same_start_and_budget_the_board_cannot_tell_them_apart(both_te
 LATER_EPOCHS = {"albunet_512": 2e-2, "fourth_place": 2e-3}
 """Largest relative difference of the mean loss of an epoch. Seen were 6e-3 and 4e-4 (of the first epoch 5e-5 and 3e-5).
 
-Rounding grows from step to step; most where BatchNorm learns from batches of 4 images, whose deepest maps have 2x2 pixels,
-so that its statistics are of 16 numbers. fourth_place does not let it learn.
+Rounding grows from step to step, most where BatchNorm learns from batches of 4 images, whose deepest maps have 2x2
+pixels, so that its statistics are of 16 numbers. In fourth_place it does not learn.
 """
 
 
