@@ -86,6 +86,8 @@ class Row:
     """Makes what both sides need, before the first run; rows that are not asked for are never prepared."""
     unmeasurable: str = ""
     """Why this cannot be measured here, such as a missing package: then neither side is started."""
+    finish: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda result: {}
+    """Called with the measured row; what it returns is added, such as a longer note or a further figure."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def measure_row(row: Row | OwnRow, say: Callable[[str], None] = lambda text: Non
         mine["work"] / mine["seconds"] / (other["work"] / other["seconds"])
         for mine, other in zip(ours, theirs, strict=True)
     ]
-    return {
+    result = {
         **result,
         "ratio": statistics.median(ratios),
         "low": min(ratios),
@@ -135,6 +137,7 @@ def measure_row(row: Row | OwnRow, say: Callable[[str], None] = lambda text: Non
         "ours": summarise(ours),
         "theirs": summarise(theirs),
     }
+    return {**result, **row.finish(result)}
 
 
 def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:

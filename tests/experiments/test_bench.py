@@ -5,6 +5,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "experiments/benchmarks"
@@ -211,6 +212,35 @@ def test_a_file_that_fails_does_not_hide_the_others(harness, tmp_path):
     assert harness.measure_all(toy_lab(harness, tmp_path), files, tmp_path / "out", say=said.append) == 1
     assert any("broken.py" in text and "torn" in text for text in said)
     assert len(json.loads((tmp_path / "out/bench.json").read_text())["rows"]) == 1
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """Truth and two teams' answers for 40 images."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import score_sides
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    folder = tmp_path_factory.mktemp("scoring")
+    score_sides.write_inputs(folder, 40)
+    return score_sides, folder
+
+
+def test_all_ways_to_score_give_the_same_dice(scored):
+    sides, folder = scored
+    ours = np.asarray(sides.dice_ours(folder)())
+    assert set(np.round(ours, 3)) > {0.0, 1.0}
+    assert len(set(ours)) > 3
+    for other in (sides.dice_numpy, sides.dice_on_read_truth):
+        np.testing.assert_array_equal(np.asarray(other(folder)()), ours)
+
+
+def test_both_bootstraps_give_the_same_differences(scored):
+    sides, folder = scored
+    ours, loop = (make(folder, 30)() for make in (sides.bootstrap_ours, sides.bootstrap_sklearn))
+    assert np.ptp(ours) > 0.01
+    np.testing.assert_allclose(ours, loop, atol=1e-12)
 
 
 RECORD = {
