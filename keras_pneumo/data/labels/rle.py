@@ -84,7 +84,7 @@ def _plain_counts(text: str, pixels: int) -> list[int]:
 
     Six zeros in a row may begin a word of more digits than allowed; such texts are left to the exact way.
     """
-    if "000000" in text or not text.encode("utf-8", "replace").replace(b" ", b"").isdigit():
+    if "000000" in text or not text.encode("utf-8", "replace").translate(None, b" ").isdigit():
         return []
     counts = np.fromstring(text, np.int64, sep=" ")
     if len(counts) % 2 or counts.max() > pixels or counts[1::2].min() < 1 or (end := int(counts.sum())) > pixels:

@@ -204,10 +204,11 @@ def test_union_and_intersection_are_those_of_sets(first, second):
     assert rle.intersection_area(*runs) == (first & second).sum()
 
 
+LONG_WORDS = ("0000000000007", "007", "999999999999", "9" * 30)
+
+
 @given(
-    st.lists(
-        st.integers(0, 30).map(str) | st.sampled_from(["0000000000007", "007", "999999999999", "9" * 30]), min_size=1
-    )
+    st.lists(st.integers(0, 30).map(str) | st.sampled_from(LONG_WORDS), min_size=1)
     .map(" ".join)
     .flatmap(lambda text: st.sampled_from([text, f" {text}  ", text.replace(" ", "  "), text.replace(" ", "\t")]))
 )
