@@ -19,7 +19,7 @@ SIDE = 1024
 
 
 def write_inputs(folder: Path, images: int = IMAGES) -> None:
-    """Write ``truth.csv``, two teams' answers (``first.csv``, ``second.csv``), and the first as a submission, ``team``."""
+    """Write ``truth.csv``, the answers of two teams (``first.csv``, ``second.csv``), and the first's submission."""
     import numpy as np
     import pandas as pd
 
