@@ -151,7 +151,8 @@ def ratio_chart(rows: Sequence[Mapping[str, Any]]) -> str:
         parts.append(f'<circle class="{kind} dot" cx="{axis(row["ratio"])}" cy="{y}" r="5"/>')
         parts.append(f'<text class="label" x="{WIDTH - 62}" y="{y + 4}">{number(row["ratio"])}</text>')
     label = "Speed, ours over theirs; stroke: the goal; line: lowest to highest pair"
-    parts.append(f'<text class="label" x="{(NAMES + WIDTH) / 2 - 30}" y="{bottom + 38}" text-anchor="middle">{label}</text></svg>')
+    middle = (NAMES + WIDTH) / 2 - 30
+    parts.append(f'<text class="label" x="{middle}" y="{bottom + 38}" text-anchor="middle">{label}</text></svg>')
     return "".join(parts)
 
 
