@@ -17,18 +17,23 @@ HERE = Path(__file__).resolve().parent
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "L4": 121e12, "V100": 125e12, "T4": 65e12}
 """Dense float16 operations per second of NVIDIA's data sheets, by a part of the GPU's name."""
 IMAGES = 512
+SIZES = (256, 512)
 
 
 def rows(lab: Lab) -> Iterator[Row]:
     """ResNet50 and the U-Net on it, at 256 and 512 pixels."""
     for task, name, batch in (("classifier", "ResNet50", 64), ("segmenter", "U-Net on ResNet50", 32)):
-        for size in (256, 512):
+        for size in SIZES:
             yield row(lab, task, name, size, batch)
 
 
 def row(lab: Lab, task: str, name: str, size: int, batch: int, encoder: str = "resnet50", gpu: bool = True) -> Row:
     """One row; without ``gpu`` and small it runs on a CPU, for the test."""
-    folder = lab.folder / f"phantoms-{IMAGES}-prepared-256-512"
+    folder = lab.folder / "-".join([f"phantoms-gpu-{IMAGES}-prepared", *map(str, SIZES)])
+
+    def prepare() -> None:
+        lab.prepared(lab.phantoms(IMAGES, "--size-scale", "6", name=f"phantoms-gpu-{IMAGES}"), *SIZES)
+
     options = ["--task", task, "--encoder", encoder, "--size", str(size), "--batch", str(batch), "--data", folder]
     options += ["--precision", "mixed_float16", "--gpu"] if gpu else []
     reason = lab.missing(lab.torch_python, "torch", "torchvision", "segmentation-models-pytorch")
@@ -40,7 +45,7 @@ def row(lab: Lab, task: str, name: str, size: int, batch: int, encoder: str = "r
         Worker([lab.python, HERE / "keras_step.py", *options], 10, lab.environment, warm_up=10),
         Worker(theirs, 10, lab.torch_environment, warm_up=10),
         f"Each side fed by its own input from {IMAGES} phantoms.",
-        prepare=lambda: (lab.prepared(lab.phantoms(IMAGES), 256, 512), None)[1],
+        prepare=prepare,
         unmeasurable="this machine has no GPU" if gpu and not lab.gpu else reason,
         finish=lambda result: shares(result, lab.gpu),
     )

@@ -1,5 +1,6 @@
 """The harness of the benchmarks, with toy sides: pairs, ratios, resuming, what is missing, the page and the table."""
 
+import dataclasses
 import json
 import sys
 import textwrap
@@ -212,6 +213,95 @@ def test_a_file_that_fails_does_not_hide_the_others(harness, tmp_path):
     assert harness.measure_all(toy_lab(harness, tmp_path), files, tmp_path / "out", say=said.append) == 1
     assert any("broken.py" in text and "torn" in text for text in said)
     assert len(json.loads((tmp_path / "out/bench.json").read_text())["rows"]) == 1
+
+
+def test_naming_the_rows_makes_nothing_and_no_name_comes_twice(harness, tmp_path):
+    lab = toy_lab(harness, tmp_path / "scratch")
+    files = harness.row_files(BENCHMARKS)
+    assert {"growth", "gpu", "scoring", "training_step"} <= {file.stem for file in files}
+    rows = [row for file in files for row in harness.load(file).rows(lab)]
+    names = [row.name for row in rows]
+    assert len(set(names)) == len(names)
+    assert all(row.goal is None or row.goal > 0 for row in rows)
+    assert list(lab.folder.iterdir()) == []
+
+
+def test_without_a_gpu_or_pytorch_their_rows_say_so(harness, tmp_path):
+    lab = toy_lab(harness, tmp_path / "scratch")
+    lab.gpu, lab.torch_python = "", None
+    rows = {name: list(harness.load(BENCHMARKS / f"{name}.py").rows(lab)) for name in ("gpu", "training_step")}
+    assert {row.unmeasurable for row in rows["gpu"]} == {"this machine has no GPU"}
+    assert all("make setup-torch" in row.unmeasurable for row in rows["training_step"])
+
+
+def test_shares_of_waiting_and_of_the_peak(harness):
+    gpu = harness.load(BENCHMARKS / "gpu.py")
+    result = {
+        "note": "n",
+        "ours": {"speed": 1000.0, "seconds": 2.0, "data_seconds": 0.5},
+        "theirs": {"speed": 500.0, "seconds": 4.0, "data_seconds": 0.0, "flops": 98.9e9},
+    }
+    note = gpu.shares(result, "NVIDIA H100 80GB HBM3")["note"]
+    assert "ours waited for data 25% of the time and reached 10% of the peak" in note
+    assert "PyTorch waited for data 0% of the time and reached 5% of the peak" in note
+    assert "peak" not in gpu.shares(result, "another")["note"]
+
+
+def test_growth_compares_the_memory_of_the_least_and_the_most(harness, tmp_path, monkeypatch):
+    growth = harness.load(BENCHMARKS / "growth.py")
+    lab = toy_lab(harness, tmp_path / "scratch", growth=(10, 1), say=lambda text: None)
+    monkeypatch.setattr(growth, "make_inputs", lambda *given, **named: None)
+    memory = {30: 100.0, 300: 125.0}
+    monkeypatch.setattr(
+        growth, "run_command", lambda side: {"seconds": 3.0, "work": side.work, "memory_mb": memory[side.work]}
+    )
+    result = growth.grow(lab, "prepare")
+    assert result["ratio"] == 0.8
+    assert [step["images"] for step in result["growth"]] == [30, 300]
+    assert "1x: 100 ms, 100 MB; 10x: 10 ms, 125 MB" in result["note"]
+
+
+@pytest.mark.slow
+def test_growth_writes_radiographs_that_are_all_different_and_prepares_them(harness, tmp_path):
+    growth = harness.load(BENCHMARKS / "growth.py")
+    lab = toy_lab(harness, tmp_path / "scratch", growth=(1, 2), say=lambda text: None)
+    result = growth.grow(lab, "prepare")
+    folder = lab.folder / "growth-2"
+    assert len({path.read_bytes() for path in (folder / "radiographs").glob("*.png")}) == 60
+    assert json.loads((folder / "prepare/manifest.json").read_text())["patients"]
+    assert len((folder / "prepare/cases.csv").read_text().splitlines()) == 61
+    assert [step["work"] for step in result["growth"]] == [30, 60]
+    assert 0.5 < result["ratio"] < 2
+
+
+@pytest.mark.slow
+def test_a_training_step_is_measured_beside_pytorch(harness, tmp_path):
+    """The smallest network: what the row measures is real, on both sides."""
+    from measuring import measure_row
+
+    lab = toy_lab(harness, tmp_path / "scratch")
+    if lab.torch_python is None:
+        pytest.skip("PyTorch's environment is not here (make setup-torch)")
+    steps = harness.load(BENCHMARKS / "training_step.py")
+    for task in ("classifier", "segmenter"):
+        row = measure_row(dataclasses.replace(steps.row(lab, task, 64, False, "resnet18"), pairs=1))
+        assert row["ratio"] is not None, row["note"]
+        assert row["ours"]["work"] == row["theirs"]["work"]
+
+
+@pytest.mark.slow
+def test_the_rows_of_a_gpu_run_small_on_a_cpu(harness, tmp_path, monkeypatch):
+    from measuring import measure_row
+
+    lab = toy_lab(harness, tmp_path / "scratch")
+    if lab.torch_python is None:
+        pytest.skip("PyTorch's environment is not here (make setup-torch)")
+    gpu = harness.load(BENCHMARKS / "gpu.py")
+    monkeypatch.setattr(gpu, "IMAGES", 20)
+    monkeypatch.setattr(gpu, "SIZES", (32, 64))
+    row = measure_row(dataclasses.replace(gpu.row(lab, "segmenter", "U-Net", 32, 4, "resnet18", False), pairs=1))
+    assert row["ratio"] is not None, row["note"]
+    assert "waited for data" in row["note"]
 
 
 @pytest.fixture(scope="module")
