@@ -26,7 +26,7 @@ EXPERIMENT = """
 from keras_pneumo.config import CLASSIFIER
 
 EXPERIMENT = CLASSIFIER.replace(
-    name="growth", encoder="resnet18", weights="random", image_size=64, frozen_epochs=0, epochs=1
+    name="growth", encoder="resnet18", weights="random", image_size=64, frozen_epochs=0, epochs=1, schedule="constant"
 )
 """
 

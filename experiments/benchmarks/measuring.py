@@ -324,7 +324,10 @@ def _answer(process: subprocess.Popen[str], errors: Any) -> dict[str, Any]:
 
 
 def _name(argv: Any) -> str:
-    """The script or program of a command line, as a note names it."""
+    """The script, module or program of a command line, as a note names it."""
+    words = [str(part) for part in argv]
+    if "-m" in words[:-2]:
+        return " ".join(words[words.index("-m") + 1 :][:2])
     scripts = [Path(str(part)).name for part in argv if str(part).endswith(".py")]
     return scripts[0] if scripts else Path(str(argv[0])).name
 

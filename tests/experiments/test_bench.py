@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -126,6 +128,7 @@ def test_a_command_counts_its_wall_time_its_childrens_memory_and_their_cpu(harne
 @pytest.mark.parametrize(
     ("argv", "reason"),
     [
+        ([sys.executable, "-m", "json.tool", "/nowhere"], "json.tool /nowhere ended with exit code"),
         ([sys.executable, "-c", "raise SystemExit('no such data')"], "ended with exit code 1: no such data"),
         (["/nowhere/python"], "could not be started"),
     ],
@@ -324,6 +327,18 @@ def test_all_ways_to_score_give_the_same_dice(scored):
     assert len(set(ours)) > 3
     for other in (sides.dice_numpy, sides.dice_on_read_truth):
         np.testing.assert_array_equal(np.asarray(other(folder)()), ours)
+
+
+@pytest.mark.slow
+def test_monais_dice_is_the_same(scored):
+    sides, folder = scored
+    python = Path(os.environ.get("KERAS_PNEUMO_TORCH_PYTHON", BENCHMARKS.parents[1] / ".venv-torch/bin/python"))
+    code = "import sys, score_sides, pathlib; print(*score_sides.dice_monai(pathlib.Path(sys.argv[1]))().tolist())"
+    done = subprocess.run([python, "-c", code, folder], capture_output=True, text=True, cwd=BENCHMARKS, check=False)
+    if "No module named" in done.stderr:
+        pytest.skip("MONAI is not in PyTorch's environment")
+    values = [float(word) for word in done.stdout.split()]
+    np.testing.assert_allclose(values, np.asarray(sides.dice_ours(folder)()), atol=1e-6)
 
 
 def test_both_bootstraps_give_the_same_differences(scored):
