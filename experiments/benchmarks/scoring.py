@@ -47,7 +47,8 @@ def rows(lab: Lab) -> Iterator[Row]:
     yield Row(
         "scoring 1,372 images from csv to Dice, against MONAI",
         "images/s", 50.0, ours("dice_ours", 20), monai,
-        "kp.dice on two tables against MONAI's DiceMetric on masks drawn with numpy, of the first 256 images; the speeds are per image.",
+        "kp.dice on two tables against MONAI's DiceMetric on masks drawn with numpy, of the first 256 images; speeds "
+        "are per image.",
         prepare=prepare, unmeasurable=lab.missing(lab.torch_python, "monai", "torch"),
     )  # fmt: skip
     yield Row(
