@@ -37,7 +37,7 @@ def number(value: float | None) -> str:
     """A figure with three digits; a dash for none."""
     if value is None:
         return "–"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 10 else f"{value:.2f}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 def spread(row: Mapping[str, Any]) -> str:
@@ -46,8 +46,11 @@ def spread(row: Mapping[str, Any]) -> str:
 
 
 def side(figures: Mapping[str, Any] | None, unit: str) -> str:
-    """The speed of a side; for a whole command, which is one "run", its seconds."""
-    return "–" if not figures else f"{number(figures['speed'])} {unit}"
+    """The speed of a side; below one a second, such as that of whole commands, the seconds of each."""
+    if not figures:
+        return "–"
+    speed = figures["speed"]
+    return f"{number(speed)} {unit}" if speed >= 1 else f"{number(1 / speed)} s per {unit.removesuffix('s/s')}"
 
 
 def is_met(row: Mapping[str, Any]) -> bool | None:

@@ -392,6 +392,15 @@ def test_the_page_shows_ratios_goals_growth_and_what_could_not_be_measured(harne
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
 
 
+def test_speeds_below_one_a_second_are_written_as_seconds(harness):
+    import bench_page
+
+    assert bench_page.side({"speed": 0.025}, "commands/s") == "40.0 s per command"
+    assert bench_page.side({"speed": 1.5}, "images/s") == "1.50 images/s"
+    assert bench_page.side(None, "images/s") == "–"
+    assert [bench_page.number(value) for value in (117.4, 23.44, 0.987, None)] == ["117", "23.4", "0.99", "–"]
+
+
 def test_an_empty_record_still_makes_a_page(harness):
     import bench_page
 
