@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,29 @@ def test_a_worker_is_stopped_while_the_other_side_runs(harness, tmp_path):
         assert answer["seconds"] == pytest.approx(0.3)
         assert answer["extra"] == 7
     assert not child.is_running()
+
+
+def test_a_worker_ends_with_the_benchmark_even_when_that_is_killed(harness, tmp_path):
+    import psutil
+
+    worker = toy_worker(tmp_path / "w.py")
+    code = f"""
+import sys, os
+sys.path.insert(0, {str(BENCHMARKS)!r})
+from measuring import Worker, opened
+import psutil
+with opened(Worker({[str(part) for part in worker]})) as run:
+    run(False)
+    print(psutil.Process().children()[0].pid, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    pid = int(done.stdout)
+    for _ in range(100):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.05)
+    pytest.fail("the worker is still there")
 
 
 def test_a_command_counts_its_wall_time_its_childrens_memory_and_their_cpu(harness, tmp_path):
