@@ -49,7 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the rows' names and end")
     parser.add_argument("--table", type=Path, help="measure nothing; write bench.json's table into this Markdown file")
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended, too
     if given.table:
         record = read_record(given.out / "bench.json")
         if not record.get("rows"):
@@ -163,4 +162,5 @@ def commit_of(repository: Path) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended, too
     sys.exit(main())
