@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from keras_pneumo.evaluation.board.board import LOWER_IS_BETTER, Board, paired_difference
+from keras_pneumo.evaluation.board.board import Board
+from keras_pneumo.evaluation.board.differences import LOWER_IS_BETTER
 from keras_pneumo.evaluation.board.entries import Entry
 from keras_pneumo.evaluation.board.findings import Findings, analyse
 from keras_pneumo.evaluation.board.verdict import LABELS, shown, shown_p, verdict
@@ -312,13 +313,18 @@ def board_rows(board: Board, findings: Findings | None) -> list[dict[str, Any]]:
 
 def leads(board: Board) -> list[dict[str, str | bool]]:
     """The lead of the best submission over every other entry, in the headline score."""
-    ranked = board.ordered
     rows: list[dict[str, str | bool]] = []
-    for other in ranked[1:]:
-        gap = paired_difference(ranked[0], other, board.headline)
-        if np.isfinite(gap.value):
-            span = f"{shown(gap.interval.low)} to {shown(gap.interval.high)}"
-            rows.append({"other": other.team, "value": shown(gap.value), "interval": span, "certain": gap.certain})
+    for lead in board.standings.leads:
+        gap = lead.difference
+        rows.append(
+            {
+                "other": lead.second.team,
+                "value": shown(gap.value),
+                "interval": f"{shown(gap.interval.low)} to {shown(gap.interval.high)}",
+                "p": shown_p(lead.p_holm),
+                "better": lead.different and lead.better is lead.first,
+            }
+        )
     return rows
 
 

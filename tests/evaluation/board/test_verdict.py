@@ -2,7 +2,7 @@
 
 from board_lab import board_of, submit, write_truth
 
-from keras_pneumo.evaluation.board.board import paired_difference
+from keras_pneumo.evaluation.board.differences import paired_difference
 from keras_pneumo.evaluation.board.verdict import verdict
 
 
@@ -34,6 +34,6 @@ def test_too_few_resamples_for_the_pairs_give_a_warning(tmp_path):
             "too few to tell" in text for text in verdict(board_of(truth, *folders, resamples=resamples)).warnings
         )
 
-    assert warned(*teams, resamples=119), "three pairs need 2 x 3 / 0.05 = 120 resamples"
-    assert not warned(*teams, resamples=120)
+    assert warned(*teams, resamples=58), "three pairs need 3 / 0.05 = 60 swaps, the answers as they are included"
+    assert not warned(*teams, resamples=59)
     assert not warned(teams[0], resamples=20), "one team makes no pair"
