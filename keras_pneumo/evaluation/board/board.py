@@ -34,7 +34,7 @@ from keras_pneumo.evaluation.scoring.statistics import (
     random_halves,
     resample_patients,
 )
-from keras_pneumo.storage.tables import slug
+from keras_pneumo.storage.tables import counted, slug
 
 CLASSIFICATION = ("auroc", "auprc", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "f1")
 CALIBRATION = ("specificity_at_common", "brier", "calibration_error")
@@ -90,7 +90,8 @@ class Board:
         """How much was scored, for the end of a sentence: ``1,372 images of 1,145 patients, 290 positive``."""
         truth = self.truth
         return (
-            f"{len(truth.cases):,} images of {truth.n_patients:,} patients, {int(truth.pneumothorax.sum()):,} positive"
+            f"{counted(len(truth.cases), 'image')} of {counted(truth.n_patients, 'patient')}, "
+            f"{int(truth.pneumothorax.sum()):,} positive"
         )
 
     @cached_property

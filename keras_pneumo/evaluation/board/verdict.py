@@ -9,13 +9,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from keras_pneumo.evaluation.board.board import Board
 from keras_pneumo.evaluation.board.differences import ALPHA, LOWER_IS_BETTER, PairedDifference
 from keras_pneumo.evaluation.board.entries import Entry
 from keras_pneumo.evaluation.scoring.metrics import why_undefined
+from keras_pneumo.storage.tables import counted
 
 FEW = 20
-"""Positives or patients below which the page warns that little can be concluded."""
+"""Patients with positive images, or with negative ones, below which the page warns that little can be concluded."""
+
+FEW_PATIENTS = 50
+"""Patients below which 95% intervals of single scores hold less than that; simulated by ``tests/study_lab.py``."""
 
 LABELS = {
     "auroc": "AUROC",
@@ -144,15 +150,19 @@ def _why_nothing(board: Board) -> str:
 
 def _warnings(board: Board) -> list[str]:
     truth = board.truth
-    positives = int(truth.pneumothorax.sum())
     warnings = list(truth.notes)
-    if positives < FEW or len(truth.cases) - positives < FEW:
-        scarce = "positive" if positives <= len(truth.cases) - positives else "negative"
-        count = min(positives, len(truth.cases) - positives)
-        warnings.append(f"Only {count} {scarce} images: the intervals are wide and little can be concluded.")
-    if truth.n_patients < FEW:
+    kinds = (("positive", truth.pneumothorax), ("negative", ~truth.pneumothorax))
+    patients, kind = min((len(np.unique(truth.patient_codes[members])), name) for name, members in kinds)
+    if patients < FEW:
         warnings.append(
-            f"Only {truth.n_patients} patients: bootstrap intervals by patient are too narrow below about {FEW}."
+            f"Only {counted(patients, 'patient')} with {kind} images: the intervals are wide and little can be "
+            "concluded."
+        )
+    if truth.n_patients < FEW_PATIENTS:
+        held = "83 to 94" if truth.n_patients < FEW else "91 to 94"
+        warnings.append(
+            f"Only {counted(truth.n_patients, 'patient')}: of 100 intervals of single scores that are to hold the true "
+            f"score 95 times, about {held} do with so few. Differences between teams are not affected."
         )
     pairs = math.comb(len(board.teams), 2)
     # The smallest p of B random halves is 1 / (B + 1), and Holm multiplies it by the number of pairs.

@@ -39,7 +39,7 @@ from keras_pneumo.evaluation.report.pictures import OUTCOMES, SIZE_NAMES, ImageL
 from keras_pneumo.evaluation.report.saliency_report import SaliencyReport
 from keras_pneumo.evaluation.scoring.masks import SIZES, size_of
 from keras_pneumo.storage.files import write_bytes
-from keras_pneumo.storage.tables import one_line
+from keras_pneumo.storage.tables import counted, one_line
 
 MISTAKES = 6
 """How many of each kind of mistake are shown."""
@@ -257,13 +257,13 @@ def tiles(team: Entry, board: Board) -> list[dict[str, str]]:
         "auroc": "guessing: 0.500",
         "auprc": f"guessing: {shown(prevalence)}",
         "accuracy": f"majority class: {shown(max(prevalence, 1 - prevalence))}",
-        "sensitivity": f"at its threshold; {int(positive.sum()):,} positives",
-        "specificity": f"at its threshold; {int((~positive).sum()):,} negatives",
+        "sensitivity": f"at its threshold; {counted(int(positive.sum()), 'positive')}",
+        "specificity": f"at its threshold; {counted(int((~positive).sum()), 'negative')}",
         "brier": f"predicting the prevalence: {shown(prevalence * (1 - prevalence))}; lower is better",
         "calibration_error": "lower is better",
         "dice": f"empty masks: {shown(1 - prevalence)}",
-        "dice_positives": f"{int(positive.sum()):,} positives; a missed one counts 0",
-        "negatives_left_empty": f"{int((~positive).sum()):,} negatives",
+        "dice_positives": f"{counted(int(positive.sum()), 'positive')}; a missed one counts 0",
+        "negatives_left_empty": f"{counted(int((~positive).sum()), 'negative')}",
         "positives_missed": "lower is better",
         "specificity_at_common": f"at sensitivity {board.common_sensitivity:g}",
     }

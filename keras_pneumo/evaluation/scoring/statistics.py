@@ -88,9 +88,10 @@ def leave_one_out(patients: int, block: int = 500) -> Iterator[np.ndarray]:
 def bca_interval(replicates: np.ndarray, point: float, jackknife: np.ndarray, level: float = LEVEL) -> Interval:
     """Bias-corrected and accelerated bootstrap interval (Efron 1987, section 6).
 
-    BCa and not the plain percentile, because test sets are small and scores near 1 are skewed. In a simulation (see
-    ``tests/evaluation/scoring/test_statistics.py``) with 40 patients and a true AUROC of 0.96, the percentile interval
-    held the truth 90 times in 100, this one 96 times; with 150 patients both held it 95 times.
+    BCa and not the plain percentile, because test sets are small and scores near 1 are skewed: in a simulation
+    (``tests/study_lab.py single``) with 40 patients and a true AUROC of 0.96, the percentile interval held the truth in
+    88.1% of 2,000 studies, this one in 92.9%; with 150 patients and 0.86 in 94.2% and 94.5%. For the difference of two
+    teams BCa is worse than the percentile and :func:`swap_difference` better than both.
 
     Args:
         replicates: the score in each resample, shape (resamples,); those where it did not exist (NaN) are left out.
@@ -206,8 +207,9 @@ def swap_difference(
     If two teams are equally good, it does not matter which of them gave which answers on a patient. So the difference
     is compared with what it becomes when the teams are swapped on a random half of the patients, which changes the
     sign of these patients' contributions. For a score that is a mean over images this test is exact at any number of
-    patients: equal teams are called different in at most 5% of comparisons, which the bootstrap holds only with many
-    patients (see ``tests/study_lab.py``). The interval holds every value of the difference that the same test does not
+    patients: equal teams are called different in at most 5% of comparisons. The bootstrap holds that only with
+    many patients (BCa and percentile: some pair of five equal teams, after Holm, in 16% and 12% of boards of 40
+    patients by Dice on positives). The interval holds every value of the difference that the same test does not
     reject; its bounds are quantiles of the differences on random halves (Hartigan 1969, typical values), so the
     interval excludes ``null`` exactly when p is at most 1 - ``level``.
 
