@@ -139,7 +139,8 @@ def single_coverage(patients, studies, skill, seed=0, resamples=1000, ill=0.3):
         for name, value in true.items():
             bca = bca_interval(drawn[name], point[name], left[name])
             if bca.high - bca.low < 1e-9:  # as the board does: all right or none has an exact interval
-                bca = exact_interval(round(point[name] * patients), patients)
+                members = len(np.unique(owner if name in ("accuracy", "dice") else owner[truth]))
+                bca = exact_interval(round(point[name] * members), members)
             for which, interval in enumerate((bca, percentile_interval(drawn[name]))):
                 held[name][which] += interval.low <= value <= interval.high
     return {name: tuple(counts / studies) for name, counts in held.items()}

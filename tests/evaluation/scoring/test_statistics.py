@@ -307,6 +307,10 @@ def test_a_swap_that_is_rejected_is_outside_its_interval(seed, level, null):
     low, high = test.interval
     assert low <= test.value <= high
     assert (test.p <= 1 - level + 1e-12) == (not low <= null <= high)
+    for inside, outside in ((low + 1e-9, low - 1e-9), (high - 1e-9, high + 1e-9)):
+        if abs(inside) < 1 and abs(inside - test.value) > 1e-8:
+            assert swapped(answers, images, 500, level=level, null=inside).p > 1 - level - 1e-12
+            assert swapped(answers, images, 500, level=level, null=outside).p <= 1 - level + 1e-12
     at_zero = swapped(answers, images, 500, level=level)
     assert at_zero.interval == test.interval
     assert (at_zero.p <= 1 - level + 1e-12) == (low > 0 or high < 0)
