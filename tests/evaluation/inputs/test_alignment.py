@@ -229,7 +229,7 @@ def test_a_truth_without_subsets_is_not_called_the_all_subset(tmp_path):
         align_submission(read_submission(tmp_path / "k.csv"), read_truth(tmp_path / "labels.csv"))
     assert "that is not in the truth: row 3 ('c')" in str(raised.value)
     assert "no row for 1 of 2 images of the truth: 'b'" in str(raised.value)
-    assert "subset" not in str(raised.value)
+    assert " subset" not in str(raised.value)
 
 
 def test_masks_in_the_place_of_ids_are_not_printed_whole(tmp_path):
