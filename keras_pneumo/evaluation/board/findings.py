@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from keras_pneumo.evaluation.board.board import SCORES, Board
-from keras_pneumo.evaluation.board.differences import LOWER_IS_BETTER
+from keras_pneumo.evaluation.board.differences import DELONG, LOWER_IS_BETTER, SWAP
 from keras_pneumo.evaluation.board.fusion import Fusion, fuse
 from keras_pneumo.evaluation.board.label_noise import Ceiling, noise_ceiling
 from keras_pneumo.evaluation.board.ranking import SeedTest, compare_pairs, seed_tests
@@ -81,6 +81,7 @@ def board_json(board: Board, findings: Findings) -> str:
             "resamples": board.resamples,
             "seed": board.seed,
             "common_sensitivity": board.common_sensitivity,
+            "differences": f"AUROC: {DELONG}, Student's t; other scores: {SWAP}",
             "multiplicity": "Holm over all pairs of one score",
         },
         "rows": [_row(row) for row in ranked_table(board, findings).to_dict("records")],

@@ -323,6 +323,7 @@ def leads(board: Board) -> list[dict[str, str | bool]]:
                 "interval": f"{shown(gap.interval.low)} to {shown(gap.interval.high)}",
                 "p": shown_p(lead.p_holm),
                 "better": lead.different and lead.better is lead.first,
+                "worse": lead.different and lead.better is not lead.first,
             }
         )
     return rows

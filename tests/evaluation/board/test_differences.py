@@ -86,6 +86,14 @@ def test_the_best_by_a_score_where_less_is_better_is_first():
     assert board.standings.beats_baselines(board.ordered[0])
 
 
+def test_a_better_baseline_is_not_called_uncertain():
+    board = board_of_study(np.random.default_rng(1), (0.1, 3.0), 80, 1, "auroc", 400)
+    (lead,) = leads(board)
+    assert (lead["better"], lead["worse"]) == (False, True)
+    assert verdict(board).tone == "bad"
+    assert verdict(board).headline == "team 0 is worse than a metadata-only baseline, “table team 1”."
+
+
 def test_a_difference_is_that_of_the_scores_and_turns_round():
     first, second = entries_of(np.random.default_rng(0), (2.0, 1.0), 50)
     for score in ("auroc", "auprc", "accuracy", "dice", "dice_positives", "f1", "specificity_at_common"):
