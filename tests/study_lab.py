@@ -7,6 +7,7 @@ called different. ``python tests/study_lab.py equal`` (``single``, ``difference`
 import argparse
 from collections import defaultdict
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -96,13 +97,30 @@ def any_pair_error(patients, boards, seed=0, teams=5, skill=1.5, ill=0.3, scores
         entries = entries_of(rng, (skill,) * teams, patients, ill, halves)
         for score in scores:
             wrong[score] += any(pair.different for pair in pairs_of(entries, score))
-        swapped = [
-            swapped_difference(first, second, "auroc").p
-            for number, first in enumerate(entries)
-            for second in entries[number + 1 :]
-        ]
+        swapped = [swapped_difference(first, second, "auroc").p for first, second in combinations(entries, 2)]
         wrong["auroc by swap"] += bool(np.any(holm(swapped) <= 0.05))
     return {score: count / boards for score, count in wrong.items()}
+
+
+def any_pair_error_by_percentile(patients, boards, seed=0, skill=1.5, ill=0.3, resamples=2000):
+    """As :func:`any_pair_error`, but with p values of the percentile bootstrap, to compare with."""
+    rng = np.random.default_rng(seed)
+    wrong = defaultdict(int)
+    for number in range(boards):
+        truth, entries = teams_of(rng, (skill,) * 5, patients, ill)
+        sums = [entry_sums(entry, truth, 0.8) for entry in entries]
+        drawn = replicate_scores(sums, resample_patients(patients, resamples, number))
+        for score in EQUAL_SCORES:
+            values = [replicates[score] for replicates in drawn]
+            differences = [first - second for first, second in combinations(values, 2)]
+            wrong[score] += bool(np.any(holm([percentile_p(each) for each in differences]) <= 0.05))
+    return {score: count / boards for score, count in wrong.items()}
+
+
+def percentile_p(replicates):
+    """Two-sided p of the percentile bootstrap: twice the share of resamples beyond zero."""
+    known = replicates[np.isfinite(replicates)]
+    return min(1.0, 2 * min(np.sum(known <= 0) + 1, np.sum(known >= 0) + 1) / (len(known) + 1))
 
 
 def difference_coverage(patients, studies, skills, seed=0, ill=0.3, scores=EQUAL_SCORES):
@@ -160,7 +178,7 @@ def true_scores(skill, ill=0.3):
 
 def _main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["equal", "single", "difference"])
+    parser.add_argument("what", choices=["equal", "percentile", "single", "difference"])
     parser.add_argument("--studies", type=int, default=1000)
     parser.add_argument("--patients", type=int, nargs="+", default=[40, 90, 400])
     parser.add_argument("--skill", type=float, default=1.5)
@@ -171,6 +189,9 @@ def _main():
     for patients in given.patients:
         if given.what == "difference":
             found = difference_coverage(patients, given.studies, (given.skill, given.second), ill=given.ill)
+            text = {name: f"{share:.3f}" for name, share in found.items()}
+        elif given.what == "percentile":
+            found = any_pair_error_by_percentile(patients, given.studies, skill=given.skill, ill=given.ill)
             text = {name: f"{share:.3f}" for name, share in found.items()}
         elif given.what == "equal":
             found = any_pair_error(patients, given.studies, skill=given.skill, ill=given.ill, halves=given.halves)
