@@ -207,11 +207,11 @@ def swap_difference(
     If two teams are equally good, it does not matter which of them gave which answers on a patient. So the difference
     is compared with what it becomes when the teams are swapped on a random half of the patients, which changes the
     sign of these patients' contributions. For a score that is a mean over images this test is exact at any number of
-    patients: equal teams are called different in at most 5% of comparisons. The bootstrap holds that only with
-    many patients: by Dice on positives it calls some pair of five equal teams different, after Holm, in 10.5% of boards
-    of 40 patients (percentile; BCa in 16%), this test in 4.3%. The interval holds every value of the difference that the same test does not
-    reject; its bounds are quantiles of the differences on random halves (Hartigan 1969, typical values), so the
-    interval excludes ``null`` exactly when p is at most 1 - ``level``.
+    patients: equal teams are called different in at most 5% of comparisons. The bootstrap holds that only with many
+    patients: by Dice on positives it calls some pair of five equal teams different, after Holm, in 10.5% of boards of
+    40 patients (percentile; BCa in 16%), this test in 4.3% (``tests/study_lab.py``). The interval holds every value of
+    the difference that the same test does not reject; its bounds are quantiles of the differences on random halves
+    (Hartigan 1969, typical values), so the interval excludes ``null`` exactly when p is at most 1 - ``level``.
 
     Args:
         value: the difference, which is the sum of all patients' contributions.
