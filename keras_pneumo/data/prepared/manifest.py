@@ -20,8 +20,9 @@ from keras_pneumo import __version__
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import Labels, Rejected
 from keras_pneumo.data.labels.patients import Grouping
-from keras_pneumo.data.prepared.plan import PreparationPlan, RadiographFile
+from keras_pneumo.data.prepared.plan import PreparationPlan
 from keras_pneumo.data.prepared.rendering import Rendered, expected_names
+from keras_pneumo.data.prepared.scanning import RadiographFile
 from keras_pneumo.data.prepared.split import SUBSETS, make_split, split_sha256
 from keras_pneumo.data.radiographs.decoders import DECODERS
 from keras_pneumo.errors import PneumoError
