@@ -100,7 +100,9 @@ def prepare_command(
     """
     if workers != 1:
         start_server("keras_pneumo.data.prepared.rendering", "keras_pneumo.data.prepared.scanning")
-    from keras_pneumo.data.prepared.prepare import prepare  # with pandas, while the server of the workers starts
+    import pandas  # noqa: F401 - needed later, and imported now, while the server of the workers starts
+
+    from keras_pneumo.data.prepared.prepare import prepare
 
     with ProgressBar("prepare") as progress:
         summary = prepare(

@@ -11,10 +11,8 @@ from typing import Annotated
 import typer
 
 from keras_pneumo.cli.console import ProgressBar, say, warn
-from keras_pneumo.data.prepared.folder import find_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
-from keras_pneumo.training.run_folder import new_folder
 
 FEW = 5
 """Files set aside that are printed; quarantine.csv lists all."""
@@ -52,6 +50,9 @@ def join_command(
     classifier_runs = [read_run(folder) for folder in classifiers]
     segmenter_runs = [read_run(folder) for folder in segmenters]
     sizes = [run.experiment.image_size for run in (*classifier_runs, *segmenter_runs)]
+    from keras_pneumo.data.prepared.folder import find_prepared, load_prepared
+    from keras_pneumo.training.run_folder import new_folder
+
     prepared = load_prepared(find_prepared(data, str(classifier_runs[0].record.get("split_sha256")), sizes))
     folder = new_folder(out_folder, "detector")
     name = folder.name.removeprefix("detector-")

@@ -14,7 +14,6 @@ from math import comb
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from keras_pneumo.errors import PneumoError
 
@@ -84,6 +83,8 @@ def bca_interval(replicates: np.ndarray, point: float, jackknife: np.ndarray, le
     Returns:
         The interval; NaN when more than half of the replicates do not exist, or the score itself does not.
     """
+    from scipy import stats
+
     finite, bias, acceleration = _bca(replicates, point, jackknife)
     if len(finite) == 0:
         return Interval(float("nan"), float("nan"))
@@ -98,6 +99,8 @@ def bca_p(replicates: np.ndarray, point: float, jackknife: np.ndarray) -> float:
     So p is under 0.05 exactly when the 95% interval excludes zero. It is never 0, since the number of resamples is
     finite, and NaN where there is no interval.
     """
+    from scipy import stats
+
     finite, bias, acceleration = _bca(replicates, point, jackknife)
     if len(finite) == 0:
         return float("nan")
@@ -108,6 +111,8 @@ def bca_p(replicates: np.ndarray, point: float, jackknife: np.ndarray) -> float:
 
 def _bca(replicates: np.ndarray, point: float, jackknife: np.ndarray) -> tuple[np.ndarray, float, float]:
     """The replicates that exist, the bias correction and the acceleration; no replicates where there is no interval."""
+    from scipy import stats
+
     finite = replicates[np.isfinite(replicates)]
     if not np.isfinite(point) or len(finite) == 0 or len(finite) < len(replicates) / 2:
         return np.empty(0), 0.0, 0.0
@@ -127,6 +132,8 @@ def _share_below(replicates: np.ndarray, value: float) -> float:
 
 def exact_interval(hits: int, n: int, level: float = LEVEL) -> Interval:
     """Clopper-Pearson interval of ``hits`` of ``n``, for shares where the bootstrap has no width (15 of 15 correct)."""
+    from scipy import stats
+
     if n == 0:
         return Interval(float("nan"), float("nan"))
     bounds = stats.binomtest(hits, n).proportion_ci(level, method="exact")
@@ -196,6 +203,8 @@ def delong(
     Returns:
         AUROC, shape (teams,); covariance, shape (teams, teams), NaN where a class has a single member (or cluster).
     """
+    from scipy import stats
+
     truth = truth.astype(bool)
     scores = np.atleast_2d(np.asarray(probabilities, float))
     m, n = int(truth.sum()), int((~truth).sum())
@@ -231,6 +240,8 @@ def delong_test(
     truth: np.ndarray, first: np.ndarray, second: np.ndarray, clusters: np.ndarray | None = None
 ) -> PairedTest:
     """Paired test of two AUROCs on the same images; see :func:`delong`. p is 1 when the scores rank alike."""
+    from scipy import stats
+
     areas, covariance = delong(truth, np.stack([first, second]), clusters)
     difference = float(areas[0] - areas[1])
     error = float(np.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0.0)))
@@ -252,6 +263,8 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> PairedTest:
         Difference in accuracy, no standard error, and the exact two-sided binomial p. The test takes images as
         independent; the board shows the interval by patient of the same difference beside it.
     """
+    from scipy import stats
+
     only_first = int(np.sum(first_right & ~second_right))
     only_second = int(np.sum(~first_right & second_right))
     difference = (only_first - only_second) / len(first_right) if len(first_right) else float("nan")
