@@ -43,16 +43,15 @@ def join_command(
     --data data/prepared/phantom-try --out runs/detector-try`
     """
     import_tensorflow()
+    from keras_pneumo.data.prepared.folder import find_prepared, load_prepared
     from keras_pneumo.detector.fitting import fit_detector
     from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
     from keras_pneumo.inference.run import read_run
+    from keras_pneumo.training.run_folder import new_folder
 
     classifier_runs = [read_run(folder) for folder in classifiers]
     segmenter_runs = [read_run(folder) for folder in segmenters]
     sizes = [run.experiment.image_size for run in (*classifier_runs, *segmenter_runs)]
-    from keras_pneumo.data.prepared.folder import find_prepared, load_prepared
-    from keras_pneumo.training.run_folder import new_folder
-
     prepared = load_prepared(find_prepared(data, str(classifier_runs[0].record.get("split_sha256")), sizes))
     folder = new_folder(out_folder, "detector")
     name = folder.name.removeprefix("detector-")
