@@ -143,9 +143,7 @@ def parent_of(_):
     return os.getppid()
 
 
-@pytest.mark.skipif(
-    "forkserver" not in multiprocessing.get_all_start_methods(), reason="no fork here"
-)
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="no fork here")
 def test_workers_are_forked_from_one_server_and_never_from_this_process():
     assert start_server()
     parents = {*results_in_order(parent_of, [0, 1], 2), *results_in_order(parent_of, [0, 1], 2)}
