@@ -145,6 +145,8 @@ def counts_of_runs(runs: Runs) -> list[int]:
 
 def encode_runs(runs: Runs) -> str:
     """The EncodedPixels text of compressed runs."""
+    if not area(runs):
+        return EMPTY  # four of five masks
     return text_of(counts_of_runs(runs))
 
 
