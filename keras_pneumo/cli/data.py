@@ -9,7 +9,7 @@ import typer
 
 from keras_pneumo.cli.console import ProgressBar, out, say, warn
 from keras_pneumo.data.download import COMPETITION
-from keras_pneumo.storage.workers import start_server
+from keras_pneumo.storage.workers import available_cores, start_server
 
 if TYPE_CHECKING:  # each command imports what it needs when it runs: pandas, SciPy and OpenCV take most of a second
     from keras_pneumo.data.prepared.prepare import PrepareSummary
@@ -98,7 +98,7 @@ def prepare_command(
     Example: `keras-pneumo phantom data/phantom-try --images 60 &&
     keras-pneumo prepare data/phantom-try --out data/prepared-try --size 128`
     """
-    if workers != 1:
+    if (workers or available_cores()) > 1:
         start_server("keras_pneumo.data.prepared.rendering", "keras_pneumo.data.prepared.scanning")
     import pandas  # noqa: F401 - needed later, and imported now, while the server of the workers starts
 

@@ -82,9 +82,10 @@ def test_a_process_that_reads_does_not_wait_for_tensorflow():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_item_that_never_ends_comes_back_empty(workers):
-    results = dict(map_in_processes(never_end_on_seven, list(range(12)), workers, isolated=True, seconds=15))
+@pytest.mark.parametrize(("workers", "chunk"), [(1, 1), (2, 1), (2, 3)])
+def test_an_item_that_never_ends_comes_back_empty(workers, chunk):
+    items = list(range(12))
+    results = dict(map_in_processes(never_end_on_seven, items, workers, isolated=True, seconds=15, chunk=chunk))
     assert results == {number: None if number == 7 else number for number in range(12)}
 
 

@@ -132,6 +132,34 @@ def test_other_ways_of_storing_pixels_are_left_to_pydicom(tmp_path):
     assert open_plain(save(two, tmp_path / "c.dcm").read_bytes(), "c") is None
 
 
+def element(group, number, kind, value):
+    """A short element, explicit little endian."""
+    return b"".join(
+        [group.to_bytes(2, "little"), number.to_bytes(2, "little"), kind, len(value).to_bytes(2, "little"), value]
+    )
+
+
+def test_elements_out_of_order_are_left_to_pydicom(tmp_path):
+    data = plain_dicom(tmp_path / "a.dcm")
+    sex = data.index(element(0x0010, 0x0040, b"CS", b"F "))
+    for late in (element(0x0010, 0x0020, b"LO", b"p2"), element(0x0010, 0x0040, b"CS", b"M ")):
+        assert open_plain(data[: sex + 10] + late + data[sex + 10 :], "a") is None
+    early = element(0x0010, 0x0030, b"DA", b"")
+    assert agree(data[:sex] + early + data[sex:])
+
+
+def test_an_offset_table_of_anything_but_one_frame_is_left_to_pydicom(tmp_path):
+    data = plain_dicom(tmp_path / "a.dcm")
+    item = b"\xfe\xff\x00\xe0"
+    start = data.index(item)
+    one_frame = item + b"\4\0\0\0" + bytes(4)
+    assert data[start:].startswith(one_frame)
+    rest = data[start + len(one_frame) :]
+    assert agree(data[:start] + item + bytes(4) + rest)
+    for table in (b"\x08\0\0\0" + bytes(8), b"\4\0\0\0" + b"\2\0\0\0"):
+        assert open_plain(data[:start] + item + table + rest, "a") is None
+
+
 def test_damaged_pixels_are_left_to_pydicom_which_names_the_damage(tmp_path):
     frame = cv2.imencode(".jpg", radiograph(1))[1].tobytes()
     half = dicom(radiograph(1), syntax=JPEGBaseline8Bit)
