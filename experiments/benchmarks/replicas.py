@@ -25,7 +25,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +44,44 @@ SETUPS = {
     "2 (logical)": "the CPU divided in two",
     "2 workers": "two processes on loopback",
 }
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a step: a reduction over all replicas."""
+
+    bytes: int
+    """That a replica contributes."""
+    type: str
+    gradients: int
+    """Gradients of convolutions (of their input, of their kernel) for which it waits."""
+    messages: int
+    """Other messages that must have ended before."""
+
+
+def messages_of(graph: Any) -> list[Message]:
+    """The messages of one replica's step, in the order in which they are sent, read from the step's graph.
+
+    Args:
+        graph: of a concrete function of :meth:`keras_pneumo.training.distributed.strategy.Distribution.step_function`.
+    """
+    operations = graph.get_operations()
+    reductions = [operation for operation in operations if operation.type == "CollectiveReduceV2"]
+    reductions = [operation for operation in reductions if operation.device == reductions[0].device]
+    waits: dict[Any, set[Any]] = {}  # for which reductions and gradients of convolutions an operation waits
+    for operation in operations:  # in the order in which they were made, so inputs come first
+        waits[operation] = found = set()
+        for source in [each.op for each in operation.inputs] + list(operation.control_inputs):
+            found |= waits.get(source, set())
+            if source.type == "CollectiveReduceV2" or source.type.startswith("Conv2DBackprop"):
+                found.add(source)
+    messages = []
+    for reduction in reductions:
+        value = reduction.inputs[0]
+        before = sum(source.type == "CollectiveReduceV2" for source in waits[reduction])
+        size = value.shape.num_elements() * value.dtype.size
+        messages.append(Message(size, value.dtype.name, len(waits[reduction]) - before, before))
+    return messages
 
 
 def experiment_of(size: int, encoder: str, optimizer: str) -> Experiment:

@@ -39,6 +39,9 @@ from keras_pneumo.training.distributed.cluster import WAIT_SECONDS, Cluster, cho
 OTHER_WORKER = re.compile(r"collective|incarnation|peer|socket|connection|recv|grpc|coordination|heartbeat", re.I)
 """Words in TensorFlow 2.21's messages about a lost worker, or one that does something else (from its C++ sources)."""
 
+MESSAGE_BYTES = 32 * 2**20
+"""A message of gradients is closed with the first tensor that makes it larger than this: 3 messages for a ResNet50."""
+
 LONGEST = 300
 """Characters of TensorFlow's message that are quoted."""
 
@@ -89,10 +92,15 @@ class Distribution:
         return self.strategy.distribute_datasets_from_function(lambda _: training_batches(source, plan, self.share))
 
     def sum_over_replicas(self, values: list[Any]) -> list[Any]:
-        """The sum of each value over all replicas; called by each replica within a step."""
+        """The sum of each value over all replicas; called by each replica within a step.
+
+        The values, all of one type, travel in messages of :data:`MESSAGE_BYTES`, the last of the list first: a network's
+        last layers have their gradients first. A message can go out as soon as the values in it are there.
+        """
         if not self.strategy:
             return values
-        return list(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values))
+        options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=MESSAGE_BYTES)
+        return list(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values, options))
 
     def step_function(
         self, step: Callable[..., dict[str, Any]], jit: bool, spec: Any = None
@@ -111,7 +119,8 @@ class Distribution:
 
         @tf.function(**options)
         def on_all_replicas(data: Any, stop_request: tf.Tensor) -> dict[str, Any]:
-            results = strategy.run(step, args=(data, stop_request))
+            with xla_between_messages() if jit else contextlib.nullcontext():
+                results = strategy.run(step, args=(data, stop_request))
             return {name: strategy.experimental_local_results(value)[0] for name, value in results.items()}
 
         return on_all_replicas
@@ -180,6 +189,15 @@ class Distribution:
         if self._sum is None:  # one graph for all calls
             self._sum = tf.function(lambda number: self.strategy.run(on_each_replica, args=(number,)))
         return int(self.strategy.experimental_local_results(self._sum(tf.constant(value, tf.int64)))[0].numpy())
+
+
+def xla_between_messages() -> Any:
+    """A scope whose operations XLA compiles in clusters, as large as the messages between them allow.
+
+    A message stays outside: one that TensorFlow sends itself keeps its place among all messages, and each replica's
+    clusters are its own. Synchronized BatchNorm sends in every layer, so one computation for the whole step cannot be.
+    """
+    return tf.xla.experimental.jit_scope(compile_ops=lambda node: "Collective" not in node.op)
 
 
 ONE_DEVICE = Distribution()
