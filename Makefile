@@ -25,7 +25,7 @@ EXPERIMENT ?= experiments/demo_classifier.py
 train-segmenter torch-segmenter: EXPERIMENT := experiments/demo_segmenter.py
 OPTIONS = $(if $(OUT),--out "$(OUT)") $(if $(PREPARED),--prepared "$(PREPARED)") $(if $(PATIENTS),--patients "$(PATIENTS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(START_FROM),--start-from "$(START_FROM)")
 
-.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity lint doctor compare clean
+.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity lint doctor compare bench bench-docs clean
 
 help:
 	@echo "make train-classifier   train, predict, score; prints the path of report.html (DATA= EXPERIMENT= OUT=)"
@@ -37,6 +37,7 @@ help:
 	@echo "make compare            score submissions side by side (DATA=folder of submissions TRUTH= OUT=)"
 	@echo "make test               the fast tests; make test-slow the others"
 	@echo "make parity             compares Keras with PyTorch, check by check; PyTorch has an environment of its own (5 GB)"
+	@echo "make bench              measures speed and memory against PyTorch and others (ONLY= OUT= GROWTH=)"
 	@echo "make lint               style, types and import rules"
 	@echo "make doctor             what this machine has and lacks"
 
@@ -126,6 +127,18 @@ parity: export KERAS_PNEUMO_TORCH_PYTHON := $(abspath $(TORCH))/bin/python
 parity: $(READY) $(TORCH)/.ready
 	$(BIN)/python -m pytest -m "slow or not slow" tests/parity/pytorch
 	$(BIN)/keras-pneumo parity --out "$(or $(OUT),runs/parity)" $(addprefix --data ,$(or $(DATA),$(PARITY_DATA)))
+
+# Speed and memory against what one would otherwise run: docs/benchmarks.md. ONLY is a file of experiments/benchmarks or
+# part of a row's name; GROWTH are the factors of the rows of growth; RESUME=1 leaves out what this commit was measured for.
+# Without PyTorch's environment (make setup-torch) its rows say so. bench-docs writes the docs' table from bench.json.
+GROWTH ?= 1,10,100
+BENCH_OUT = $(or $(OUT),runs/bench)
+bench: export KERAS_PNEUMO_TORCH_PYTHON := $(abspath $(TORCH))/bin/python
+bench: $(READY)
+	PYTHONPATH="$(CURDIR)" $(BIN)/python experiments/benchmarks/bench.py --out "$(BENCH_OUT)" --only "$(ONLY)" --growth "$(GROWTH)" $(if $(RESUME),--resume)
+
+bench-docs: $(READY)
+	PYTHONPATH="$(CURDIR)" $(BIN)/python experiments/benchmarks/bench.py --out "$(BENCH_OUT)" --table docs/benchmarks.md
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -63,7 +63,7 @@ class Augmentation(Settings):
     gamma: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Largest change of the exponent in log space: 0.2 raises pixels to a power of 0.82 to 1.22."""
     noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Largest standard deviation of Gaussian noise added to pixels in [0, 1]."""
+    """Largest standard deviation of Gaussian noise added to pixels in [0, 1]; each image draws its own from 0 up."""
     clahe: Probability = 0.0
     """Probability of contrast-limited adaptive histogram equalisation (cv2, clip limit 2, 8x8 tiles)."""
 
@@ -106,6 +106,9 @@ class Experiment(Settings):
     image_head: bool = False
     """Segmenter: whether it also has an image-level logit (is there any pneumothorax?), from its deepest features."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    deterministic: bool = True
+    """Whether only operations are used that give the same result each time, so that one seed gives the same weights on
+    the same machine; False may be faster."""
     fold: Annotated[int, Field(ge=0)] = 0
     """Which of the split's folds is the validation set."""
 

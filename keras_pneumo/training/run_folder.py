@@ -46,6 +46,8 @@ def progress_of(folder: Path, experiment: Experiment, prepared: PreparedFolder) 
     if not folder.exists() or (folder.is_dir() and not _holds(folder)):
         return "empty"
     record = read_record(folder)
+    if isinstance(record.get("experiment"), dict):  # earlier versions had no such setting, and did as its default says
+        record = record | {"experiment": {"deterministic": True} | record["experiment"]}
     wanted = {
         "experiment": json.loads(experiment.model_dump_json()),
         "split_sha256": prepared.manifest["split_sha256"],

@@ -54,3 +54,14 @@ def test_folds_killed_before_the_first_record_are_begun_again(tmp_path, prepared
     (out / "notes.txt").touch()
     with pytest.raises(PneumoError, match="is not empty"):
         find_folds_folder(out, QUICK, prepared, folds, False)
+
+
+def test_an_unfinished_run_of_an_earlier_version_is_gone_on_with(tmp_path, prepared):
+    """Its record has no setting ``deterministic``; it did what the default says."""
+    record = {"experiment": QUICK.model_dump(mode="json")}
+    del record["experiment"]["deterministic"]
+    for name in ("split_sha256", "prepared_sha256"):
+        record[name] = prepared.manifest[name]
+    (tmp_path / "experiment.json").write_text(json.dumps(record))
+    assert progress_of(tmp_path, QUICK, prepared) == "unfinished"
+    assert progress_of(tmp_path, QUICK.replace(deterministic=False), prepared) == "other"

@@ -5,6 +5,8 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
+from crash_lab import QUICK, tiny
 from safetensors.numpy import load_file
 
 from keras_pneumo.config import CLASSIFIER
@@ -13,7 +15,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.run import build, load_model, read_run
 from keras_pneumo.models.resnet import depth_groups
 from keras_pneumo.training.optimizers import make_optimizer
-from keras_pneumo.training.trainer import TrainingOptions, phases_of, run_training, set_precision, train
+from keras_pneumo.training.trainer import TrainingOptions, phases_of, run_training, set_precision, starting_point, train
 
 TINY = CLASSIFIER.replace(
     name="tiny",
@@ -89,6 +91,23 @@ def test_weights_come_back_and_both_files_hold_the_same(finished):
     logits = model.predict_on_batch(images)
     np.testing.assert_allclose(logits, other.predict_on_batch(images), rtol=1e-5)
     assert not np.allclose(logits, build(TINY).predict_on_batch(images)), "training changed the network"
+
+
+def test_the_report_gets_the_network_that_would_be_loaded_again(finished):
+    folder, result, *_ = finished
+    images = np.random.default_rng(0).random((3, 64, 64, 1)).astype("float32")
+    loaded = load_model(read_run(folder))
+    np.testing.assert_allclose(result.model.predict_on_batch(images), loaded.predict_on_batch(images), rtol=1e-5)
+    for own, again in zip(result.model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(own, again)
+
+
+def test_validation_and_all_phases_share_one_graph(finished):
+    _, result, *_ = finished
+    model, images = result.model, np.zeros((3, 64, 64, 1), "float32")
+    for some in (images, images[:1]):
+        model.predict_on_batch(some)
+    assert model.predict_function.experimental_get_tracing_count() == 1
 
 
 @pytest.mark.slow
@@ -227,3 +246,13 @@ def test_a_patient_in_two_subsets_is_refused(tmp_path, prepared_copy):
     leaky = type(prepared)(**{**prepared.__dict__, "split": split})
     with pytest.raises(PneumoError, match="patient"):
         train(TINY, leaky, tmp_path)
+
+
+def test_deterministic_operations_are_a_setting_of_the_experiment(monkeypatch, prepared_folder):
+    calls = []
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: calls.append("on"))
+    prepared = load_prepared(prepared_folder)
+    starting_point(QUICK.replace(deterministic=False), prepared, None, build=tiny)
+    assert calls == []
+    starting_point(QUICK, prepared, None, build=tiny)
+    assert calls == ["on"]

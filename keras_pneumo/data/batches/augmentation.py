@@ -103,12 +103,9 @@ def augment(settings: Augmentation, images: tf.Tensor, parameters: tf.Tensor, no
     if settings.gamma:
         pixels = tf.pow(pixels, per_image[:, 7])
     if settings.noise:
-        fields = tf.map_fn(
-            lambda seed: tf.random.stateless_normal(tf.shape(pixels)[1:], seed),
-            noise_seeds,
-            fn_output_signature=tf.float32,
-        )
-        pixels = tf.clip_by_value(pixels + fields * per_image[:, 8], 0.0, 1.0)
+        shape = pixels.shape
+        fields = tf.numpy_function(_noise, [noise_seeds, tf.shape(pixels)[1:]], tf.float32, stateful=False)
+        pixels = tf.ensure_shape(tf.clip_by_value(pixels + fields * per_image[:, 8], 0.0, 1.0), shape)
     return pixels
 
 
@@ -197,6 +194,17 @@ def output_to_input(parameters: tf.Tensor, height: tf.Tensor, width: tf.Tensor) 
     return tf.stack(
         [a0, a1, centre_x - a0 * to_x - a1 * to_y, b0, b1, centre_y - b0 * to_x - b1 * to_y, zero, zero], axis=1
     )
+
+
+def _noise(seeds: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """Standard normal numbers for each image, float32 (B, H, W, 1): NumPy's, so that any other program can draw them.
+
+    Each image has a Philox generator of its own, whose key is the image's two seeds.
+    """
+    fields = np.empty((len(seeds), *shape), np.float32)
+    for field, seed in zip(fields, seeds, strict=True):
+        np.random.Generator(np.random.Philox(key=seed.astype(np.uint64))).standard_normal(out=field, dtype=np.float32)
+    return fields
 
 
 def _clahe(images: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -54,6 +54,8 @@ class SubmissionInfo(BaseModel):
     pretraining: Pretraining = Pretraining()
     image_size: Annotated[int, Field(gt=0)] | None = None
     seeds: list[int] = []
+    deterministic: bool | None = None
+    """Whether the training used only operations that give the same result each time."""
     training_hours: Annotated[Finite, Field(ge=0)] | None = None
     hardware: str = ""
     preprocessing: str = ""

@@ -112,6 +112,16 @@ def test_each_photometric_change_does_what_it_says():
     assert 0.005 < noisy.std() < 0.2
 
 
+def test_noise_is_numpys_normal_numbers_keyed_by_the_images_two_seeds():
+    pixels = np.full((2, 16, 8, 1), 128, np.uint8)
+    seeds = np.array([[3, 2**31 - 2], [7, 0]], np.int32)
+    noisy = augment(EVERYTHING, pixels, np.repeat(row(noise=0.05), 2, 0), seeds).numpy()
+    for image, seed in zip(noisy, seeds, strict=True):
+        generator = np.random.Generator(np.random.Philox(key=seed.astype(np.uint64)))
+        expected = 128 / 255 + np.float32(0.05) * generator.standard_normal((16, 8, 1), np.float32)
+        np.testing.assert_allclose(image, expected, atol=1e-6)
+
+
 def test_clahe_is_opencvs():
     pixels = np.random.default_rng(5).integers(0, 90, (1, 64, 64, 1), np.uint8)
     expected = cv2.createCLAHE(2.0, (8, 8)).apply(pixels[0, :, :, 0]) / 255.0
