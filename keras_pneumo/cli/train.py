@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from keras_pneumo.cli.console import ProgressBar, duration, say, warn
-from keras_pneumo.cli.data import report_prepared
 from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together
 from keras_pneumo.config import Experiment, read_experiment
 from keras_pneumo.data.prepared.folder import PreparedFolder, is_prepared, load_prepared
-from keras_pneumo.data.prepared.prepare import prepare
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
 from keras_pneumo.training.distributed.cluster import cluster_for
@@ -185,6 +183,9 @@ def open_data(
         return load_prepared(data)
     if not data.is_dir():
         raise PneumoError(f"There is no folder {data}. Name a prepared folder, or one of radiographs with a label csv.")
+    from keras_pneumo.cli.data import report_prepared  # with phantoms and download
+    from keras_pneumo.data.prepared.prepare import prepare
+
     folder = prepared_folder or Path("data") / "prepared" / data.resolve().name
     with ProgressBar("prepare") as progress:
         summary = prepare(

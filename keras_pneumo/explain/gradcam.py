@@ -11,7 +11,7 @@ logits over its own pixels (Vinogradova et al., arXiv 2002.11434).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -106,6 +106,31 @@ def feature_gradients(model: keras.Model, images: Any, stage: int) -> FeatureGra
     logits, gradients = score_gradient(score, last)
     arrays = [np.asarray(keras.ops.convert_to_numpy(tensor), np.float32) for tensor in (last, gradients, logits)]
     return FeatureGradients(*arrays)
+
+
+def stage_gradients(model: keras.Model, images: Any, stages: Sequence[int]) -> dict[int, FeatureGradients]:
+    """One batch's features and gradients at several stages, the same as :func:`feature_gradients` gives for each.
+
+    On TensorFlow one pass through the network and one back serve all of them.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return {stage: feature_gradients(model, images, stage) for stage in stages}
+    import tensorflow as tf
+
+    parts = _parts(model, min(stages))
+    features = keras.tree.flatten(parts.front(tf.convert_to_tensor(images, tf.float32), training=False))
+    *earlier, first = [tf.stop_gradient(feature) for feature in features]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(first)
+        deeper = keras.tree.flatten(parts.tail(first, training=False)) if parts.tail is not None else []
+        features = [*earlier, first, *deeper]
+        logits = _score(parts.head(features, training=False))
+    chosen = [features[stage - 1] for stage in stages]
+    gradients = tape.gradient(logits, chosen, unconnected_gradients="zero")
+    return {
+        stage: FeatureGradients(*(tensor.numpy() for tensor in (feature, gradient, logits)))
+        for stage, feature, gradient in zip(stages, chosen, gradients, strict=True)
+    }
 
 
 def signed_map(feature_gradients: FeatureGradients, method: str) -> np.ndarray:

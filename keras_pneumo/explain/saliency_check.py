@@ -52,7 +52,7 @@ from keras_pneumo.evaluation.scoring.shortcuts import (
     shares_table,
 )
 from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
-from keras_pneumo.explain.gradcam import METHODS, STAGES, RawMaps, feature_gradients, heat_maps, signed_map, to_heat
+from keras_pneumo.explain.gradcam import METHODS, STAGES, RawMaps, heat_maps, signed_map, stage_gradients, to_heat
 from keras_pneumo.explain.map_files import MAPS, read_twin_maps, write_maps
 from keras_pneumo.explain.pictures import caption, overlay_heat_map, write_overlay
 from keras_pneumo.explain.positives import (
@@ -128,6 +128,7 @@ def explain_prepared(
     predicted: SubsetProbabilities | None = None,
     resamples: int = RESAMPLES,
     progress: Progress | None = None,
+    model: keras.Model | None = None,
 ) -> None:
     """Explain the positives of one subset and check the maps; the folder is overwritten file by file.
 
@@ -139,6 +140,7 @@ def explain_prepared(
         predicted: probabilities of the subset, where they are known already or are not the run's own.
         resamples: of the patients, for the intervals.
         progress: called with positives done and in all.
+        model: the run's network, where it is loaded already.
 
     Raises:
         PneumoError: the folder has another split, has no positives there, or lacks the run's image size; the twin's
@@ -152,7 +154,7 @@ def explain_prepared(
     positives = positives_of(run, prepared, options.subset)
     verify_files(prepared, size, positives)
 
-    model = load_model(run)
+    model = model or load_model(run)
     selection = options.selection
     if selection is None:
         selection = select_method(model, run, prepared, options.method, options.stage)
@@ -260,20 +262,25 @@ def select_method(
     drawn = np.random.default_rng(run.experiment.seed).permutation(len(positives))[:SELECTION_IMAGES]
     positives = [positives[number] for number in sorted(drawn)]
     verify_files(prepared, size, positives)
-    rows = []
-    for depth in stages:
-        scores: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
-        chance: list[float] = []
-        for batch in batched(positives):
-            gradients = feature_gradients(model, pixels_of(prepared, batch, size), depth)
-            masks = true_masks(prepared, batch, size)
-            chance += masks.mean(axis=(1, 2)).tolist()
-            for name in methods:
-                heats = to_heat(signed_map(gradients, name), size)
-                scores[name] += [score_map(*pair) for pair in zip(heats, masks, strict=True)]
-        for name in methods:
-            mean = pd.DataFrame(scores[name]).mean()
-            rows.append({"method": name, "stage": depth, **mean, "chance": np.mean(chance), "images": len(positives)})
+    scores: dict[tuple[str, int], list[dict[str, float]]] = {(name, depth): [] for depth in stages for name in methods}
+    chance: list[float] = []
+    for batch in batched(positives):
+        gradients = stage_gradients(model, pixels_of(prepared, batch, size), stages)
+        masks = true_masks(prepared, batch, size)
+        chance += masks.mean(axis=(1, 2)).tolist()
+        for name, depth in scores:
+            heats = to_heat(signed_map(gradients[depth], name), size)
+            scores[name, depth] += [score_map(*pair) for pair in zip(heats, masks, strict=True)]
+    rows = [
+        {
+            "method": name,
+            "stage": depth,
+            **pd.DataFrame(of_images).mean(),
+            "chance": np.mean(chance),
+            "images": len(positives),
+        }
+        for (name, depth), of_images in scores.items()
+    ]
     table = pd.DataFrame(rows)
     return table.sort_values(["pointing", "auprc"], ascending=False, kind="stable", ignore_index=True)
 

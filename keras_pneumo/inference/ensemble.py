@@ -9,6 +9,7 @@ which no run has learnt from, are predicted by all runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -25,6 +26,9 @@ from keras_pneumo.storage.workers import Progress
 
 Members = list[tuple[RunFolder, list[Predictor]]]
 """Each run with the networks that it predicts with."""
+
+OpenedRuns = dict[Path, list[Predictor]]
+"""The networks of runs that are loaded already, by run folder."""
 
 ImagesAt = Callable[[int], np.ndarray]
 """From an image size to one batch of images at that size, float32 (B, size, size, 1) in [0, 1]."""
@@ -109,14 +113,18 @@ def predict_classifiers(
     subset: str,
     progress: Progress | None = None,
     distributed: DistributedPredictor = SINGLE_DEVICE,
+    opened: OpenedRuns | None = None,
 ) -> pd.DataFrame:
-    """``image_id, probability`` of one subset: the mean over the runs, their checkpoints and mirror images."""
+    """``image_id, probability`` of one subset: the mean over the runs, their checkpoints and mirror images.
+
+    ``opened`` keeps the networks that it loads, for the next subset.
+    """
     groups = held_out_images(runs, prepared, subset)
     image_ids = [image_id for _, some in groups for image_id in some]
     parts: list[np.ndarray] = []
     done = 0
     for group, some in groups:
-        members = open_members(group, distributed)
+        members = open_members(group, distributed, opened)
         for images_at in prepared_batches(group, prepared, some):
             parts.append(mean_probability(members, images_at))
             done += len(parts[-1])
@@ -131,9 +139,11 @@ def predict_map_set(
     subset: str,
     progress: Progress | None = None,
     distributed: DistributedPredictor = SINGLE_DEVICE,
+    opened: OpenedRuns | None = None,
 ) -> MapSet:
     """The maps of one subset: the mean over the runs, their checkpoints and mirror images.
 
+    ``opened`` keeps the networks that it loads, for the next subset.
     Nothing is held in memory but one batch and the packed maps. Runs of several image sizes are averaged at the largest
     of them.
     """
@@ -142,7 +152,7 @@ def predict_map_set(
     packed: list[PackedMap] = []
     image_probability: list[np.ndarray] = []
     for group, some in groups:
-        members = open_members(group, distributed)
+        members = open_members(group, distributed, opened)
         for images_at in prepared_batches(group, prepared, some):
             maps, image = mean_maps(members, images_at)
             packed.extend(PackedMap.of(quantised) for quantised in quantise(maps))
@@ -153,9 +163,17 @@ def predict_map_set(
     return MapSet(image_ids, packed, np.concatenate(image_probability) if image_probability else None)
 
 
-def open_members(runs: Sequence[RunFolder], distributed: DistributedPredictor = SINGLE_DEVICE) -> Members:
-    """Load the networks of each run."""
-    return [(run, load_predictors(run, distributed)) for run in runs]
+def open_members(
+    runs: Sequence[RunFolder],
+    distributed: DistributedPredictor = SINGLE_DEVICE,
+    opened: OpenedRuns | None = None,
+) -> Members:
+    """Load the networks of each run, except of those that are ``opened``, to which they are added."""
+    kept = {} if opened is None else opened
+    for run in runs:
+        if run.folder not in kept:
+            kept[run.folder] = load_predictors(run, distributed)
+    return [(run, kept[run.folder]) for run in runs]
 
 
 def prepared_batches(

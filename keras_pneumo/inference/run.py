@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,10 +136,13 @@ def load_model(run: RunFolder) -> keras.Model:
     return model
 
 
-def load_predictors(run: RunFolder, distributed: DistributedPredictor = SINGLE_DEVICE) -> list[Predictor]:
+def load_predictors(
+    run: RunFolder, distributed: DistributedPredictor = SINGLE_DEVICE, models: Sequence[keras.Model] | None = None
+) -> list[Predictor]:
     """The predictors of a run: its :func:`load_models`, which predict in parts where the memory is too small.
 
     A run that learnt with micro-batches (``slices`` in its record) predicts no more images at once than one of them.
+    ``models`` are its models where they are loaded already.
 
     Raises:
         PneumoError: as :func:`load_model`.
@@ -151,7 +155,7 @@ def load_predictors(run: RunFolder, distributed: DistributedPredictor = SINGLE_D
     with distributed.scope():
         return [
             MicroBatchPredictor(distributed.distribute(model), size, distributed.devices, on_halved)
-            for model in load_models(run)
+            for model in (load_models(run) if models is None else models)
         ]
 
 

@@ -20,6 +20,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.inputs.submission import Pretraining, SubmissionInfo, write_submission
 from keras_pneumo.evaluation.scoring.metrics import fit_threshold
 from keras_pneumo.inference.ensemble import (
+    OpenedRuns,
     check_gate,
     check_together,
     joined_names,
@@ -88,6 +89,7 @@ def predict_subset(
     progress: Progress | None = None,
     gate: Sequence[RunFolder] = (),
     distributed: DistributedPredictor = SINGLE_DEVICE,
+    opened: OpenedRuns | None = None,
 ) -> SubsetPredictions:
     """Predict validation and ``subset``; with several workers each of them calls this, and each gets all predictions.
 
@@ -98,6 +100,7 @@ def predict_subset(
         progress: called with images done and in all, for each subset anew.
         gate: classifiers that decide whether a segmenter's image may have a mask.
         distributed: where the networks predict.
+        opened: networks of these runs that are loaded already; those that are loaded here are added.
 
     Raises:
         PneumoError: the runs cannot predict together, or the folder has another split.
@@ -110,14 +113,16 @@ def predict_subset(
         check_together(gate, prepared)
         check_gate(gate, runs)
 
+    opened = {} if opened is None else opened  # one loading and one tracing for both subsets
+
     def predict(some: str) -> pd.DataFrame | MaskPredictions:
         if task == "classifier":
-            return predict_classifiers(runs, prepared, some, progress, distributed)
-        maps = predict_map_set(runs, prepared, some, progress, distributed)
+            return predict_classifiers(runs, prepared, some, progress, distributed, opened)
+        maps = predict_map_set(runs, prepared, some, progress, distributed, opened)
         if not gate:
             source = OWN_HEAD if maps.image_probability is not None else ""
             return MaskPredictions(maps, maps.image_probability, source)
-        table = predict_classifiers(gate, prepared, some, distributed=distributed).set_index("image_id")
+        table = predict_classifiers(gate, prepared, some, distributed=distributed, opened=opened).set_index("image_id")
         return MaskPredictions(maps, table["probability"].loc[maps.image_ids].to_numpy(float), joined_names(gate))
 
     validation = predict("validation")

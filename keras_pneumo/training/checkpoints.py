@@ -13,13 +13,16 @@ leaves the one before it; a truncated or altered one is passed over when it is r
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,8 @@ from keras_pneumo.training.schedules import Plateau
 FORMAT = 1
 FOLDER = "checkpoints"
 ARRAYS, STATE, KEPT, MARKER = "arrays.safetensors", "state.json", "kept", "COMPLETE.json"
+WRITING = ".writing_"
+"""Beginning of the name of a checkpoint that is being written."""
 KEPT_CHECKPOINTS = 2
 """How many complete checkpoints stay; the older one is there for the case that the disk damages the newer."""
 
@@ -152,39 +157,116 @@ def save(run: Path, epoch: int, step: int, arrays: Arrays, state: dict[str, Any]
         PneumoError: the disk is full or closed to us; the checkpoints before then stand, and nothing of this one is
         left.
     """
-    folder = run / FOLDER
-    target = folder / f"at_{epoch:04d}_{step:06d}"
-    temporary = folder / f".writing_{target.name}"
-    try:
+    return _complete(_begin(run, epoch, step, files), arrays, state)
+
+
+class CheckpointWriter:
+    """Writes checkpoints beside the next steps, one at a time.
+
+    The files of the run folder are linked before :meth:`save` returns, and the arrays are the caller's copies, so what
+    happens meanwhile changes nothing in the checkpoint. As a context it ends when the last checkpoint is on the disk.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is written yet."""
+        self.thread: threading.Thread | None = None
+        self.fault: BaseException | None = None
+        self.waited = 0.0
+        """Seconds that the training has waited for a checkpoint to be written."""
+
+    def __enter__(self) -> CheckpointWriter:
+        """The writer itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait for the last checkpoint; its fault is raised where nothing else went wrong."""
+        if kind is None:
+            self.wait()
+        elif self.thread is not None:
+            self.thread.join()
+
+    def save(
+        self, run: Path, epoch: int, step: int, arrays: Arrays, state: dict[str, Any], files: Iterable[str]
+    ) -> None:
+        """Begin to write a checkpoint, when the one before is on the disk; arguments as for :func:`save`.
+
+        Raises:
+            PneumoError: the one before could not be written, or this one not begun.
+        """
+        self.wait()
+        temporary = _begin(run, epoch, step, files)
+        self.thread = threading.Thread(target=self._write, args=(temporary, arrays, state), name="checkpoint")
+        self.thread.start()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on the disk.
+
+        Raises:
+            PneumoError: it could not be written.
+        """
+        started = time.monotonic()
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        self.waited += time.monotonic() - started
+        if fault := self.fault:
+            self.fault = None
+            raise fault
+
+    def _write(self, temporary: Path, arrays: Arrays, state: dict[str, Any]) -> None:
+        try:
+            _complete(temporary, arrays, state)
+        except BaseException as fault:
+            self.fault = fault
+
+
+def _begin(run: Path, epoch: int, step: int, files: Iterable[str]) -> Path:
+    """Make a checkpoint's folder under its temporary name, and link the files of the run folder into it."""
+    temporary = run / FOLDER / f"{WRITING}at_{epoch:04d}_{step:06d}"
+    with _removed_after_a_fault(temporary):
         shutil.rmtree(temporary, ignore_errors=True)
         (temporary / KEPT).mkdir(parents=True)
+        for name in files:
+            (temporary / KEPT / name).parent.mkdir(exist_ok=True)
+            _link(run / name, temporary / KEPT / name)
+    return temporary
+
+
+def _complete(temporary: Path, arrays: Arrays, state: dict[str, Any]) -> Path:
+    """Write what a checkpoint's folder lacks, give it its name, and remove all but the last two."""
+    folder = temporary.parent
+    target = folder / temporary.name.removeprefix(WRITING)
+    with _removed_after_a_fault(temporary):
         hashes = {
             ARRAYS: _write(temporary / ARRAYS, safetensors.numpy.save(arrays)),
             STATE: _write(temporary / STATE, (json.dumps(state, indent=1) + "\n").encode()),
         }
-        for name in files:
-            (temporary / KEPT / name).parent.mkdir(exist_ok=True)
-            _link(run / name, temporary / KEPT / name)
-            hashes[f"{KEPT}/{name}"] = sha256_file(temporary / KEPT / name)
+        hashes |= {f"{KEPT}/{name}": sha256_file(path) for name, path in _kept(temporary).items()}
         _write(temporary / MARKER, (json.dumps(hashes, indent=1, sort_keys=True) + "\n").encode())
         flush_folder(temporary)
         if target.exists():  # the same moment again, after going back
             shutil.rmtree(target)
         temporary.rename(target)
         flush_folder(folder)
+    keep(folder.parent, KEPT_CHECKPOINTS)
+    return target
+
+
+@contextlib.contextmanager
+def _removed_after_a_fault(temporary: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise PneumoError(_sentence(folder, error)) from error
+        raise PneumoError(_sentence(temporary.parent, error)) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    keep(run, KEPT_CHECKPOINTS)
-    return target
 
 
 def keep(run: Path, count: int) -> None:
     """Remove all but the last ``count`` complete checkpoints, and what interrupted writes left."""
-    for left in (run / FOLDER).glob(".writing_*"):
+    for left in (run / FOLDER).glob(f"{WRITING}*"):
         shutil.rmtree(left, ignore_errors=True)
     complete = [folder for folder in folders(run) if (folder / MARKER).is_file()]
     for folder in complete[: len(complete) - count]:

@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import keras
 import pandas as pd
 
 from keras_pneumo.data.prepared.folder import PreparedFolder
@@ -27,7 +28,7 @@ from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
 from keras_pneumo.explain.positives import can_be_checked
 from keras_pneumo.explain.saliency_check import SubsetProbabilities, explain_prepared
 from keras_pneumo.inference.postprocess import write_threshold
-from keras_pneumo.inference.run import RunFolder
+from keras_pneumo.inference.run import RunFolder, load_predictors
 from keras_pneumo.inference.submission import SubsetPredictions, predict_subset, write_predictions, write_search
 from keras_pneumo.storage.files import sha256_file, write_bytes
 from keras_pneumo.storage.tables import table_text
@@ -50,6 +51,7 @@ def report_run(
     progress: Progress | None = None,
     resamples: int = RESAMPLES,
     distribution: Distribution = ONE_DEVICE,
+    model: keras.Model | None = None,
 ) -> RunReport | None:
     """Predict with a run, score the predictions and write the report; the fitted postprocessing is kept with the run.
 
@@ -62,6 +64,7 @@ def report_run(
         progress: called with the images predicted and all images, for each subset anew.
         resamples: number of resamples of the patients for the intervals.
         distribution: the devices.
+        model: the run's network with its best weights, where it is in memory; see :class:`~.trainer.TrainingResult`.
 
     Returns:
         The report; None on a worker that does not write.
@@ -78,10 +81,10 @@ def report_run(
                     f"Worker {distribution.worker} sees other weights in {run.weights} than worker 0. The run folder "
                     "must be on a disk that all workers share. Start all workers again."
                 )
-        predictions = predict_subset(
-            [run], prepared, progress=progress, distributed=distribution.distributed_predictor()
-        )
-    return _write_report(run, predictions, resamples) if distribution.chief else None
+        distributed = distribution.distributed_predictor()
+        opened = {} if model is None else {run.folder: load_predictors(run, distributed, [model])}
+        predictions = predict_subset([run], prepared, progress=progress, distributed=distributed, opened=opened)
+    return _write_report(run, predictions, resamples, model) if distribution.chief else None
 
 
 def rewrite_report(run: RunFolder, prepared: PreparedFolder) -> Path:
@@ -103,7 +106,9 @@ def rewrite_report(run: RunFolder, prepared: PreparedFolder) -> Path:
     )
 
 
-def _write_report(run: RunFolder, predictions: SubsetPredictions, resamples: int) -> RunReport:
+def _write_report(
+    run: RunFolder, predictions: SubsetPredictions, resamples: int, model: keras.Model | None
+) -> RunReport:
     """Write the submission and the postprocessing, score the submission, and write everything about the scores."""
     prepared, folder = predictions.prepared, run.folder / "submission"
     written = write_predictions(predictions, folder)
@@ -130,7 +135,7 @@ def _write_report(run: RunFolder, predictions: SubsetPredictions, resamples: int
     if run.experiment.task == "classifier" and can_be_checked(run, prepared):
         probability = pd.Series(board.teams[0].probability, index=truth.cases.image_id)
         answers = SubsetProbabilities(probability, written.threshold)
-        explain_prepared(run, prepared, run.folder / FOLDER, predicted=answers, resamples=resamples)
+        explain_prepared(run, prepared, run.folder / FOLDER, predicted=answers, resamples=resamples, model=model)
     saliency = read_saliency_report(run.folder / FOLDER)
     path = write_run_report(
         run.folder / "report.html",

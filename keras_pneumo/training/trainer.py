@@ -36,7 +36,17 @@ from keras_pneumo.data.prepared.folder import PreparedFolder, verify_files
 from keras_pneumo.data.prepared.split import check_split
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.inference.predictor import MicroBatchPredictor, Predictor
-from keras_pneumo.inference.run import CHECKPOINTS, FORMAT, RunFolder, build, hardware, load_weights, read_run, versions
+from keras_pneumo.inference.run import (
+    CHECKPOINTS,
+    FORMAT,
+    WEIGHTS,
+    RunFolder,
+    build,
+    hardware,
+    load_weights,
+    read_run,
+    versions,
+)
 from keras_pneumo.models.imagenet import load_pretrained
 from keras_pneumo.storage.files import folder_lock, remove_temporary, write_table
 from keras_pneumo.training import checkpoints, memory
@@ -47,11 +57,20 @@ from keras_pneumo.training.callbacks import (
     EpochValidation,
     Interruption,
     NotFinite,
+    StepCallbacks,
     StepCounter,
     TrainProgress,
     stopped_at_once,
 )
-from keras_pneumo.training.checkpoints import Checkpoint, TrainingState, capture, check_identity, identity, position_of
+from keras_pneumo.training.checkpoints import (
+    Checkpoint,
+    CheckpointWriter,
+    TrainingState,
+    capture,
+    check_identity,
+    identity,
+    position_of,
+)
 from keras_pneumo.training.distributed.agreement import check_agreement
 from keras_pneumo.training.distributed.strategy import ONE_DEVICE, Distribution, lost_workers
 from keras_pneumo.training.log import EpochMeasures, EpochRow, Events, Log, draw_curves
@@ -69,7 +88,7 @@ from keras_pneumo.training.run_folder import (
 )
 from keras_pneumo.training.schedules import Plateau
 from keras_pneumo.training.step import TrainingNetwork, training_network
-from keras_pneumo.training.validation import ValidationResult, make_validator
+from keras_pneumo.training.validation import ValidationResult, make_validator, predict_function
 
 NAN_BATCHES = "nan_batches.csv"
 """In the run folder: the images of each batch that gave no finite loss, and what was done about it."""
@@ -129,6 +148,9 @@ class TrainingResult:
     best: EpochRow
     seconds: float
     """Wall time of the training alone, interruptions left out: no preparing, no prediction."""
+    model: keras.Model | None = None
+    """The network with its best weights, where it is the one that :func:`~.run.load_model` would build and load again:
+    in float32, on one device, with one checkpoint to predict with."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +285,7 @@ def _train_and_report(
     say = options.say if distribution.chief else lambda message: None
     if location.resume:
         say(f"{folder} is an unfinished run of this experiment on these images; going on with it.")
+    model = None
     # The chief's view for all: a folder may look different for a while on another host.
     if not distribution.broadcast(int(location.resume and is_trained(folder))):
         network = f"{experiment.encoder} at {experiment.image_size}"
@@ -275,13 +298,14 @@ def _train_and_report(
             weights=weights,
             start_from=read_run(start_from) if start_from is not None else None,
         )
+        model = result.model
         if distribution.chief:
             options.on_trained(result)
     again = "The training is done; the same command again predicts and reports."
     lock = folder_lock(folder) if distribution.chief else contextlib.nullcontext()
     with options.show_progress("prediction") as progress, lock, stopped_at_once(again):
         return report_run(
-            read_run(folder), prepared, progress if distribution.chief else None, distribution=distribution
+            read_run(folder), prepared, progress if distribution.chief else None, distribution=distribution, model=model
         )
 
 
@@ -339,6 +363,7 @@ class Trainer:
         self.interruption = Interruption(options.notify)
         self.state = TrainingState()
         """Where the training stands."""
+        self.checkpoint_writer = CheckpointWriter()
         self.average: WeightAverage | None = None
         """Of the weights of the last epochs."""
         self.micro_batches = 1
@@ -359,11 +384,11 @@ class Trainer:
             self.options.show_progress("training") as self.progress,
         ):
             checkpoint = self.set_up(weights, start_from)
-            with contextlib.closing(self.events):
+            with contextlib.closing(self.events), self.checkpoint_writer:
                 checkpoint = self.begin(checkpoint, validate_first=start_from is not None)
                 self.run_phases(checkpoint)
                 self.validate_average()
-            result = self.finish()
+                result = self.finish()
         stop_if_requested(self.interruption, self.distribution)  # a signal may have been promised an end until here
         return result
 
@@ -394,6 +419,8 @@ class Trainer:
         self.sizes = [len(rows) for rows in plan_of(self.experiment, 0, 1).rows(len(self.training))]
         self.new_average()
         self.validator = make_validator(self.experiment, self.validation, self.prepared)
+        if self.distribution.strategy is None:
+            self.model.predict_function = predict_function(self.model, self.experiment.image_size)
         return checkpoint
 
     def first_record(self) -> dict[str, Any]:
@@ -496,6 +523,7 @@ class Trainer:
                 self.leave_out_images(fault, faults)
             except tf.errors.ResourceExhaustedError:
                 self.take_fewer_images()
+            self.checkpoint_writer.wait()
             checkpoint = self.agreed(checkpoints.latest(self.folder, self.options.notify))
             if checkpoint is None:
                 raise PneumoError(f"There is no whole checkpoint in {self.folder} to go back to. Train again.")
@@ -514,19 +542,21 @@ class Trainer:
             factor, patience = experiment.plateau_factor, experiment.plateau_patience
             state.plateau = Plateau(phase.learning_rate, "max", factor=factor, patience=patience)
         end = phase.first_epoch + phase.epochs
-        every, stop = self.options.checkpoint_every, self.interruption
-        callbacks: list[keras.callbacks.Callback] = [
-            StepCounter(state, self.sizes, experiment.total_epochs, stop, self.events, self.progress),
+        every, stop, save = self.options.checkpoint_every, self.interruption, self.save
+        wait, several = self.checkpoint_writer.wait, self.distribution.workers > 1
+        counter = StepCounter(state, self.sizes, experiment.total_epochs, stop, self.events, self.progress, several)
+        each: list[keras.callbacks.Callback] = [
+            counter,
             EpochValidation(state, self.log, self.validate, phase.name, self.report_epoch, experiment.patience),
             *([self.average] if self.average else []),
-            CheckpointSaver(state, end, self.next_phase, steps, every, self.save, stop, self.distribution),
+            CheckpointSaver(state, end, self.next_phase, steps, every, save, wait, counter, stop, self.distribution),
         ]
+        callbacks = StepCallbacks(each, add_history=True, model=network)
         while state.phase == number:
             if state.step == steps:  # stopped between an epoch's last step and its validation
                 network.stop_training = False
                 epoch = state.epoch
-                for callback in callbacks:
-                    callback.set_model(network)
+                for callback in each:
                     callback.on_epoch_end(epoch)
                 continue
             # What is left of an epoch first, then all others.
@@ -548,7 +578,10 @@ class Trainer:
         with self.distribution.scope():
             optimizer = make_optimizer(experiment, self.model, phase.learning_rate, phase.epochs * steps, steps)
             losses_of, kind = image_losses(experiment), self.options.network_class
-            return training_network(self.model, losses_of, optimizer, micro_batches, self.distribution, kind)
+            network = training_network(self.model, losses_of, optimizer, micro_batches, self.distribution, kind)
+        if self.distribution.strategy is None:
+            network.predict_function = self.model.predict_function
+        return network
 
     def next_phase(self) -> None:
         """Move the state to the start of the next phase, or past the last one."""
@@ -557,14 +590,14 @@ class Trainer:
         self.state.begin_phase(number, self.experiment.total_epochs if last else self.phases[number].first_epoch)
 
     def save(self, network: TrainingNetwork | None) -> None:
-        """Write a checkpoint, if this worker is the one that does."""
+        """Begin to write a checkpoint, if this worker is the one that does."""
         if not self.distribution.chief:
             return
         self.state.elapsed = self.elapsed()
         optimizer = network.optimizer if network is not None else None
         arrays, values = capture(self.state, self.model, optimizer, self.log, self.average, self.identity)
         values |= {"slices": self.micro_batches, "replicas": self.distribution.replicas}
-        checkpoints.save(self.folder, self.state.epoch, self.state.step, arrays, values, self.log.files())
+        self.checkpoint_writer.save(self.folder, self.state.epoch, self.state.step, arrays, values, self.log.files())
 
     def report_epoch(self, row: EpochRow) -> None:
         """Pass on a row of the log."""
@@ -762,6 +795,7 @@ class Trainer:
         seconds, best = self.elapsed(), self.log.best
         if self.distribution.chief:
             draw_curves(self.log.frame(), self.folder / "curves.png")
+        self.checkpoint_writer.wait()
         if best is None:
             raise PneumoError(
                 "No epoch gave a finite validation score, so there are no weights to keep. Lower the rate."
@@ -771,7 +805,15 @@ class Trainer:
             write_record(self.folder, self.record | ended)
             checkpoints.keep(self.folder, 1)
         self.distribution.broadcast(0)  # no worker goes on before the chief has written all this
-        return TrainingResult(self.folder, best, seconds)
+        return TrainingResult(self.folder, best, seconds, self.best_network())
+
+    def best_network(self) -> keras.Model | None:
+        """The network with its best weights, for :class:`TrainingResult`."""
+        float32 = keras.config.dtype_policy().name == "float32"
+        if not float32 or self.distribution.strategy is not None or self.experiment.top_k > 1:
+            return None
+        load_weights(self.model, self.folder / WEIGHTS)
+        return self.model
 
 
 def stop_if_requested(interruption: Interruption, distribution: Distribution) -> None:

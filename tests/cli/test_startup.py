@@ -40,6 +40,14 @@ def test_the_help_of_a_command_needs_no_tensorflow(command):
     assert not imported_by(command, "--help") & {"tensorflow", "keras", "torch"}
 
 
+def test_the_command_train_imports_what_prepares_data_only_for_raw_data():
+    code = "import sys, keras_pneumo.cli.train; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    imported = result.stdout.split()
+    assert "keras_pneumo.data.prepared.folder" in imported
+    assert not {"keras_pneumo.phantoms", "keras_pneumo.data.prepared.prepare", "tensorflow"} & set(imported)
+
+
 def test_importing_the_package_imports_no_heavy_package():
     code = "import keras_pneumo, sys; print(*{name.split('.')[0] for name in sys.modules})"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)

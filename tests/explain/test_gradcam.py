@@ -15,6 +15,7 @@ from keras_pneumo.explain.gradcam import (
     heat_maps,
     raw_maps,
     signed_map,
+    stage_gradients,
     to_heat,
 )
 from keras_pneumo.models.classifier import build_classifier
@@ -121,6 +122,17 @@ def test_gradients_are_finite_differences(classifier, images, stage):
     close = np.abs(gradients - expected) < 0.02 * np.abs(of_stage.gradients).max()
     assert close.mean() > 0.9
     np.testing.assert_allclose(of_stage.logits, np.array(classifier(images))[:, 0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("build", [build_classifier, build_unet])
+def test_one_pass_for_several_stages_gives_what_each_gives_alone(images, build):
+    keras.utils.set_random_seed(5)
+    model = build("resnet18")
+    together = stage_gradients(model, images, (5, 2, 3))
+    assert list(together) == [5, 2, 3]
+    for stage, values in together.items():
+        for several, alone in zip(values, feature_gradients(model, images, stage), strict=True):
+            np.testing.assert_allclose(several, alone, rtol=1e-5, atol=1e-6 * np.abs(alone).max())
 
 
 @pytest.mark.parametrize("image_head", [True, False])

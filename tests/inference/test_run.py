@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from memory_lab import SmallMemory, exhausted
 
+from keras_pneumo.config import CLASSIFIER, SEGMENTER
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor
-from keras_pneumo.inference.run import load_models, load_predictors, read_run
+from keras_pneumo.inference.run import build, load_models, load_predictors, read_run
 from keras_pneumo.inference.submission import predict_subset
 
 
@@ -74,3 +75,19 @@ def test_a_run_that_learnt_with_micro_batches_predicts_no_larger_ones(tiny_runs)
         predictor.predict_on_batch(np.zeros((9, 2)))
         assert network.sizes == expected
         network.sizes.clear()
+
+
+@pytest.mark.parametrize(("kind", "number"), [("classifier", 21), ("segmenter", 32)])
+def test_the_first_weights_of_a_seed_stay_what_they_are(kind, number):
+    """So a run can be repeated from its seed; written down with Keras 3.15 on TensorFlow 2.21."""
+    base = CLASSIFIER if kind == "classifier" else SEGMENTER
+    weights = build(base.replace(name="x", encoder="resnet18", weights="random", seed=3)).get_weights()
+    drawn = [value for value in weights if value.size > 1 and value.std() > 0]
+    assert len(drawn) == number
+    first = [0.00297943479, 0.0296736751, 0.00861231238]
+    last = {"classifier": [0.0208830126, -0.005068928, -0.0402923971],
+            "segmenter": [-0.021415472, 0.142801359, -0.00597968698]}[kind]  # fmt: skip
+    sums = {"classifier": 219724.28573, "segmenter": 283117.97177}
+    np.testing.assert_allclose(drawn[0].ravel()[:3], first, rtol=1e-5)
+    np.testing.assert_allclose(drawn[-1].ravel()[-3:], last, rtol=1e-5)
+    assert sum(np.abs(value.astype(float)).sum() for value in drawn) == pytest.approx(sums[kind], rel=1e-6)

@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import subprocess
+import threading
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from crash_lab import QUICK, tiny
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training import checkpoints
-from keras_pneumo.training.checkpoints import Checkpoint, TrainingState, identity, position_of
+from keras_pneumo.training.checkpoints import Checkpoint, CheckpointWriter, TrainingState, identity, position_of
 
 ARRAYS = {"model.0000": np.arange(6.0).reshape(2, 3), "optimizer.0000": np.array(7, np.int64)}
 STATE = {"position": {"epoch": 1}, "note": float("nan")}
@@ -121,6 +122,68 @@ def test_a_full_disk_at_any_write_leaves_the_one_before_and_names_the_folder(tmp
         assert checkpoints.latest(tmp_path).folder.name == "at_0000_000002"
     monkeypatch.undo()
     assert not list(tmp_path.glob("checkpoints/.writing*"))
+
+
+@pytest.fixture
+def held_writing(monkeypatch):
+    """Writing waits until this event is set."""
+    event, write_file = threading.Event(), checkpoints._write
+
+    def waiting(path, content):
+        assert event.wait(30), "the caller waits for the disk"
+        return write_file(path, content)
+
+    monkeypatch.setattr(checkpoints, "_write", waiting)
+    return event
+
+
+def test_a_checkpoint_is_written_beside_the_next_steps_and_holds_its_own_moment(tmp_path, held_writing):
+    best = tmp_path / "best.weights.h5"
+    best.write_bytes(b"then")
+    with CheckpointWriter() as writer:
+        writer.save(tmp_path, 1, 2, ARRAYS, STATE, [best.name])
+        (tmp_path / "new").write_bytes(b"later")
+        (tmp_path / "new").replace(best)
+        assert checkpoints.latest(tmp_path) is None, "it is not whole yet"
+        assert list(tmp_path.glob("checkpoints/.writing_*"))
+        held_writing.set()
+    beside = checkpoints.latest(tmp_path)
+    assert beside.kept[best.name].read_bytes() == b"then"
+    at_once = checkpoints.save(tmp_path, 1, 3, ARRAYS, STATE, [])
+    for name in ("arrays.safetensors", "state.json"):
+        assert (beside.folder / name).read_bytes() == (at_once / name).read_bytes()
+
+
+def test_one_checkpoint_is_written_at_a_time(tmp_path, held_writing):
+    with CheckpointWriter() as writer:
+        writer.save(tmp_path, 0, 1, ARRAYS, STATE, [])
+        threading.Timer(0.2, held_writing.set).start()
+        writer.save(tmp_path, 0, 2, ARRAYS, STATE, [])
+        assert (tmp_path / "checkpoints/at_0000_000001/COMPLETE.json").is_file()
+    assert [folder.name[-1] for folder in checkpoints.folders(tmp_path)] == ["1", "2"]
+
+
+def test_a_fault_of_the_disk_ends_the_training_at_the_next_checkpoint_or_at_the_end(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write(tmp_path, 0, 1)
+    monkeypatch.setattr(checkpoints, "_write", full)
+    writer = CheckpointWriter()
+    writer.save(tmp_path, 0, 2, ARRAYS, STATE, [])
+    with pytest.raises(PneumoError, match=r"No space left.*The one before it stands"):
+        writer.save(tmp_path, 0, 3, ARRAYS, STATE, [])
+    with pytest.raises(PneumoError, match="No space left"), CheckpointWriter() as writer:
+        writer.save(tmp_path, 0, 4, ARRAYS, STATE, [])
+
+    def interrupted():
+        with CheckpointWriter() as writer:
+            writer.save(tmp_path, 0, 5, ARRAYS, STATE, [])
+            raise ValueError("another fault")
+
+    with pytest.raises(ValueError, match="another fault"):
+        interrupted()
+    assert [folder.name for folder in tmp_path.glob("checkpoints/*")] == ["at_0000_000001"]
 
 
 @pytest.fixture

@@ -93,6 +93,23 @@ def test_weights_come_back_and_both_files_hold_the_same(finished):
     assert not np.allclose(logits, build(TINY).predict_on_batch(images)), "training changed the network"
 
 
+def test_the_report_gets_the_network_that_would_be_loaded_again(finished):
+    folder, result, *_ = finished
+    images = np.random.default_rng(0).random((3, 64, 64, 1)).astype("float32")
+    loaded = load_model(read_run(folder))
+    np.testing.assert_allclose(result.model.predict_on_batch(images), loaded.predict_on_batch(images), rtol=1e-5)
+    for own, again in zip(result.model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(own, again)
+
+
+def test_validation_and_all_phases_share_one_graph(finished):
+    _, result, *_ = finished
+    model, images = result.model, np.zeros((3, 64, 64, 1), "float32")
+    for some in (images, images[:1]):
+        model.predict_on_batch(some)
+    assert model.predict_function.experimental_get_tracing_count() == 1
+
+
 @pytest.mark.slow
 def test_a_frozen_encoder_keeps_weights_and_statistics(tmp_path, prepared_folder):
     frozen_only = TINY.replace(frozen_epochs=1, epochs=1, learning_rate=1e-12, weight_decay=0, ema=0, dropout=0)

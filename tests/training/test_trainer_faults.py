@@ -1,5 +1,8 @@
 """Tests of failures: NaN, too little memory, another training's checkpoint, a second run in the folder."""
 
+import os
+import signal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +13,7 @@ from safetensors.numpy import load_file
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.storage.files import folder_lock
-from keras_pneumo.training import checkpoints, memory
+from keras_pneumo.training import callbacks, checkpoints, memory
 from keras_pneumo.training.callbacks import CheckpointInterval
 from keras_pneumo.training.step import TrainingNetwork
 from keras_pneumo.training.trainer import plan_of
@@ -38,6 +41,46 @@ def test_nan_stops_names_the_images_and_leaves_a_good_checkpoint(tmp_path, prepa
     first, second = (load_file(tmp_path / name / "best.safetensors") for name in ("run", "whole"))
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name])
+
+
+def test_a_nan_some_steps_before_it_is_read_is_that_steps_and_no_weights_after_it_are_kept(
+    tmp_path, prepared, monkeypatch
+):
+    """The second epoch's third step of 5; its loss is read at the epoch's end, before the epoch is validated."""
+    monkeypatch.setattr(callbacks, "SECONDS_BETWEEN_READS", float("inf"))
+    steps = len(plan_of(QUICK, 0, 1).rows(len(prepared.subset("train"))))
+    assert steps >= 4
+    with pytest.raises(PneumoError, match="loss is nan at epoch 2, step 3, on"):
+        train_tiny(
+            prepared, tmp_path / "run", checkpoint_every=CheckpointInterval(None, 10**6),
+            network_class=poisoned(lambda step: step == steps + 3),
+        )  # fmt: skip
+    assert pd.read_csv(tmp_path / "run/log.csv")["epoch"].tolist() == [1]
+    kept = load_file(tmp_path / "run/best.safetensors")
+    assert all(np.isfinite(value).all() for value in kept.values())
+
+
+def test_the_host_waits_for_few_steps(tmp_path, prepared, monkeypatch):
+    """Readings of the values of an epoch of 13 steps; to read loss, norm and stop request each time would be 39."""
+    monkeypatch.setattr(callbacks, "SECONDS_BETWEEN_READS", float("inf"))
+    tensor = type(tf.constant(0.0)).__mro__[1]
+    reads, at_step, original = [], [], tensor._numpy
+
+    def counted(self):
+        reads.append(self.shape)
+        return original(self)
+
+    monkeypatch.setattr(tensor, "_numpy", counted)
+
+    class Watched(TrainingNetwork):
+        def take_step(self, data):
+            at_step.append(len(reads))
+            return super().take_step(data)
+
+    small = QUICK.replace(frozen_epochs=0, epochs=1, global_batch_size=2)
+    train_tiny(prepared, tmp_path / "run", small, network_class=Watched)
+    assert len(at_step) >= 12
+    assert 1 <= at_step[-1] - at_step[0] <= 6
 
 
 @pytest.mark.slow
@@ -143,7 +186,9 @@ def test_stopping_between_the_last_step_and_the_validation_of_an_epoch(tmp_path,
         def take_step(self, data):
             values = super().take_step(data)
             count[0] += 1
-            return {**values, "stop_requests": tf.constant(float(count[0] == 2 * steps))}
+            if count[0] == 2 * steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return values
 
     with pytest.raises(Stopped):
         train_tiny(prepared, tmp_path / "run", experiment, network_class=Stopping)

@@ -25,6 +25,7 @@ from keras_pneumo.data.prepared.manifest import (
 )
 from keras_pneumo.data.prepared.rendering import expected_names, image_name, intact_files, mask_name
 from keras_pneumo.data.prepared.split import check_split, split_sha256, subset_ids
+from keras_pneumo.data.prepared.verified import fingerprint, remember_verified, was_verified
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import sha256_file
 
@@ -128,6 +129,8 @@ def load_prepared(folder: Path) -> PreparedFolder:
 def verify_files(prepared: PreparedFolder, size: int, image_ids: Iterable[str] | None = None) -> None:
     """Check images and masks of one size against the manifest, byte for byte.
 
+    Files that were checked on this machine before and are untouched since are not read again; see :mod:`.verified`.
+
     Args:
         prepared: the folder.
         size: side in pixels.
@@ -149,7 +152,11 @@ def verify_files(prepared: PreparedFolder, size: int, image_ids: Iterable[str] |
         if image_id not in positive:
             raise PneumoError(f"{prepared.folder} has no image {image_id}.")
         names += expected_names(image_id, size, bool(positive[image_id]))
-    intact = intact_files(prepared.folder, {name: recorded.get(name, "") for name in names})
+    wanted = {name: recorded.get(name, "") for name in names}
+    mark = fingerprint(prepared.folder, wanted)
+    if mark is not None and was_verified(mark):
+        return
+    intact = intact_files(prepared.folder, wanted)
     bad = [name for name in names if name not in intact]
     if bad:
         shown = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
@@ -157,3 +164,5 @@ def verify_files(prepared: PreparedFolder, size: int, image_ids: Iterable[str] |
             f"{len(bad)} of {len(names)} files in {prepared.folder} are missing or damaged ({shown}). {mend} to make "
             "them again."
         )
+    if mark is not None:
+        remember_verified(mark)
