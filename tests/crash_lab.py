@@ -20,8 +20,8 @@ import tensorflow as tf
 from keras_pneumo.config import CLASSIFIER
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.models.batch_norm import batch_norm
 from keras_pneumo.models.preprocessing import Normalise
-from keras_pneumo.models.resnet import batch_norm
 from keras_pneumo.training import checkpoints, trainer
 from keras_pneumo.training.callbacks import CheckpointInterval
 from keras_pneumo.training.distributed.strategy import start_distribution

@@ -8,6 +8,7 @@ and its gradients are where each replica has some of the images.
 import json
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -19,7 +20,8 @@ import tensorflow as tf
 from experiments.benchmarks.replicas import messages_of
 from keras_pneumo.config import CLASSIFIER
 from keras_pneumo.inference.run import build
-from keras_pneumo.models.resnet import batch_norm, convolution
+from keras_pneumo.models.batch_norm import batch_norm
+from keras_pneumo.models.resnet import convolution
 from keras_pneumo.models.synchronized import synchronized_batch_norm
 from keras_pneumo.training.distributed import strategy
 from keras_pneumo.training.losses import image_losses
@@ -169,8 +171,7 @@ def main():
             "clusters": counts[0],
             "messages": counts[1:],
         }
-    with open(sys.argv[1], "w", encoding="utf-8") as file:
-        json.dump(report, file)
+    Path(sys.argv[1]).write_text(json.dumps(report), encoding="utf-8")
 
 
 if __name__ == "__main__":

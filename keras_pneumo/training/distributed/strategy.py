@@ -68,6 +68,11 @@ class Distribution:
         self._sum: Any = None
 
     @property
+    def compiles(self) -> bool:
+        """Whether XLA is worth its compilation here: on GPUs; on two CPU cores it halved the speed of a step."""
+        return bool(tf.config.list_logical_devices("GPU"))
+
+    @property
     def chief(self) -> bool:
         """Whether this worker writes the run folder."""
         return self.worker == 0
@@ -94,8 +99,9 @@ class Distribution:
     def sum_over_replicas(self, values: list[Any]) -> list[Any]:
         """The sum of each value over all replicas; called by each replica within a step.
 
-        The values, all of one type, travel in messages of :data:`MESSAGE_BYTES`, the last of the list first: a network's
-        last layers have their gradients first. A message can go out as soon as the values in it are there.
+        The values, all of one type, travel in messages of :data:`MESSAGE_BYTES`, the last of the list first, since the
+        last layers have their gradients first. A message goes out when its values are there and the one before it,
+        also one of BatchNorm, has arrived: TensorFlow keeps one order for all.
         """
         if not self.strategy:
             return values
@@ -106,6 +112,8 @@ class Distribution:
         self, step: Callable[..., dict[str, Any]], jit: bool, spec: Any = None
     ) -> Callable[..., dict[str, Any]]:
         """``step(data, stop_request)`` as a graph that every replica runs; its results are the same on each.
+
+        With ``jit`` XLA compiles it: whole on one device, between the messages where there are replicas.
 
         ``spec`` describes the data, with batches of any size. Without it each replica's graph would be made for its own
         number of images, and the gradient of synchronized BatchNorm differs between a known and an unknown number.
@@ -195,8 +203,8 @@ class Distribution:
 def xla_between_messages() -> Any:
     """A scope whose operations XLA compiles in clusters, as large as the messages between them allow.
 
-    A message stays outside: one that TensorFlow sends itself keeps its place among all messages, and each replica's
-    clusters are its own. Synchronized BatchNorm sends in every layer, so one computation for the whole step cannot be.
+    The messages stay outside, so that TensorFlow keeps their order, the same on all replicas. Synchronized BatchNorm
+    sends some in every layer, so the step cannot be one computation.
     """
     return tf.xla.experimental.jit_scope(compile_ops=lambda node: "Collective" not in node.op)
 
