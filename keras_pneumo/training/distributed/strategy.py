@@ -116,7 +116,7 @@ class Distribution:
         With ``jit`` XLA compiles it: whole on one device, between the messages where there are replicas.
 
         ``spec`` describes the data, with batches of any size. Without it each replica's graph would be made for its own
-        number of images, and the gradient of synchronized BatchNorm differs between a known and an unknown number.
+        number of images, and a part of another size would make a new one.
         """
         strategy = self.strategy
         # No step needs AutoGraph, which reads the source of all that is traced: a quarter of the time of tracing.
