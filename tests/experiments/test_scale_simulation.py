@@ -25,7 +25,7 @@ def test_all_reduce_by_hand(simulation):
     """Ring of 4: 6 turns of 25 of 100 bytes at 10 a second, and 1 s each. Tree: 2 levels up and down, and 2 x 10 s."""
     assert simulation.ring_seconds(100, 4, 10, 1) == pytest.approx(6 * (2.5 + 1))
     assert simulation.tree_seconds(100, 4, 10, 1) == pytest.approx(2 * 2 * 1 + 2 * 10)
-    assert simulation.tree_seconds(100, 5, 10, 0) == pytest.approx(20)
+    assert simulation.tree_seconds(100, 5, 10, 1) == pytest.approx(2 * 3 * 1 + 2 * 10), "three levels"
     assert simulation.ring_seconds(100, 1, 10, 1) == simulation.tree_seconds(100, 1, 10, 1) == 0
 
 
