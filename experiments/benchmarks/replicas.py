@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 BOUND = 1e-5
 """On the difference of any loss in float64."""
 
-PAIRS = 3
+PAIRS = 2
 """Of a row; each run of a side starts its processes anew."""
 
 PRECISIONS = ("float64", "float32")
@@ -174,7 +174,8 @@ def run(prepared: Path, folder: Path, setup: str, precision: str, args: argparse
     options.append(f"--precision={precision}")
     processes = []
     for index in range(2 if setup == "2 workers" else 1):
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        repository = str(Path(__file__).resolve().parents[2])
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": repository}
         environment.pop("TF_CONFIG", None)
         if setup == "2 workers":
             task = {"type": "worker", "index": index}
@@ -193,7 +194,7 @@ def rows(lab: Lab) -> Iterator[OwnRow]:
     from measuring import OwnRow
 
     def measure(setup: str) -> dict[str, Any]:
-        settings = argparse.Namespace(steps=20, size=64, encoder="resnet18", optimizer="sgd")
+        settings = argparse.Namespace(steps=12, size=64, encoder="resnet18", optimizer="sgd")
         lab.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=lab.folder) as name:
             prepared = make_prepared(Path(name), settings.size)
