@@ -35,7 +35,9 @@ def test_help_and_version_import_no_heavy_package(arguments):
     assert not imported_by(*arguments) & set(HEAVY)
 
 
-@pytest.mark.parametrize("command", ["compare", "audit-split", "prepare", "inspect", "phantom", "train", "detect"])
+@pytest.mark.parametrize(
+    "command", ["compare", "audit-split", "prepare", "inspect", "phantom", "train", "detect", "masks"]
+)
 def test_the_help_of_a_command_needs_no_tensorflow(command):
     assert not imported_by(command, "--help") & {"tensorflow", "keras", "torch"}
 

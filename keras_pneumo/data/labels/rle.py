@@ -33,6 +33,10 @@ _WHOLE_NUMBER = re.compile(rf"-?[0-9]{{1,{_MAX_DIGITS}}}")
 _WHOLE_NUMBERS = re.compile(rf"(?:{_WHOLE_NUMBER.pattern} )*+{_WHOLE_NUMBER.pattern}")
 
 
+_NO_MASK = re.compile(r"-1[.]0*|nan|none|null|na|n/a|<na>", re.IGNORECASE)
+"""How tables are found to write "no mask" where they mean ``-1``; a float column of pandas gives the first two."""
+
+
 class RleError(PneumoError):
     """An EncodedPixels text that is not a mask; the message says which rule it breaks."""
 
@@ -61,6 +65,8 @@ def counts_of(text: str, pixels: int = MASK_SIZE * MASK_SIZE) -> list[int]:
     if is_empty(text):
         return [pixels]
     words = str(text).split()
+    if len(words) == 1 and _NO_MASK.fullmatch(words[0]):
+        raise RleError(f"EncodedPixels holds {words[0]!r}; write -1 where there is no mask")
     if not _WHOLE_NUMBERS.fullmatch(" ".join(words)):
         bad = next(word for word in words if not _WHOLE_NUMBER.fullmatch(word))
         raise RleError(f"EncodedPixels holds {bad[:40]!r}, which is not a whole number of at most {_MAX_DIGITS} digits")

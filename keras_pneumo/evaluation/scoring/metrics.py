@@ -57,12 +57,11 @@ def ratio(part: float, whole: float) -> float:
 def why_undefined(truth: np.ndarray) -> str | None:
     """Why AUROC and similar scores do not exist for this truth, as a sentence; None when they do."""
     if truth.all() or not truth.any():
-        kind = "positive" if len(truth) and truth.all() else "negative"
-        return (
-            f"All {len(truth):,} images are {kind}, so there is nothing to rank them against."
-            if len(truth)
-            else ("There is no image.")
-        )
+        if not len(truth):
+            return "There is no image."
+        kind = "positive" if truth.all() else "negative"
+        images = "The only image is" if len(truth) == 1 else f"All {len(truth):,} images are"
+        return f"{images} {kind}, so there is nothing to rank them against."
     return None
 
 

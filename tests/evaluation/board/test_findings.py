@@ -6,7 +6,7 @@ import re
 import pytest
 from board_lab import board_of, submit, write_truth
 
-from keras_pneumo.evaluation.board.board import paired_difference
+from keras_pneumo.evaluation.board.differences import paired_difference
 from keras_pneumo.evaluation.board.findings import analyse, board_json, board_markdown
 
 
