@@ -70,18 +70,21 @@ else
 endif
 
 # The other team reads the prepared folder and the experiment, and starts from the weights that Keras draws from the seed.
-# EXPERIMENT may be a run: its experiment is then repeated, not continued. OMP_WAIT_POLICY: without it PyTorch's waiting
-# threads keep shared cores busy; a step then took four times the CPU time.
+# EXPERIMENT may be a run: its experiment is then repeated, not continued. COMPILE=1 compiles the network by torch.compile.
+# OMP_WAIT_POLICY: without it PyTorch's waiting threads keep shared cores busy; a step then took four times the CPU time.
+# MALLOC_*: the C library keeps freed memory, which on a CPU is worth 1.2 to 1.6 to PyTorch.
 TEAM_DATA = $(or $(DATA),$(PREPARED),data/prepared/$(notdir $(PHANTOMS)))
 TEAM_OUT = $(or $(OUT),runs/$(subst -,_,$@))
 TEAM_EXPERIMENT = $(or $(wildcard $(EXPERIMENT)/experiment.json),$(EXPERIMENT))
-torch-classifier torch-segmenter: INIT = --init "$(TEAM_OUT)/start.safetensors"
+TEAM_ENVIRONMENT = OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296
+torch-classifier torch-segmenter: INIT = --init "$(TEAM_OUT)/start.safetensors" $(if $(COMPILE),--compile)
+torch-segmenter: MASKS = --masks "$(BIN)/keras-pneumo masks"
 torch-classifier torch-segmenter fastai-classifier: $(READY) $(TORCH)/.ready
 	@test -f "$(TEAM_DATA)/manifest.json" || { echo "There is no prepared folder $(TEAM_DATA). Run make $(if $(filter %segmenter,$@),train-segmenter,train-classifier) first, or name one: make $@ DATA=..."; exit 2; }
 	@test ! -e "$(TEAM_OUT)/submission" || { echo "$(TEAM_OUT) holds a submission already. Choose another OUT=, or remove it; nothing was changed."; exit 2; }
 	@rm -f "$(TEAM_OUT)/start.safetensors"
 	$(BIN)/keras-pneumo export "$(TEAM_EXPERIMENT)" --out "$(TEAM_OUT)/start.safetensors" $(if $(WEIGHTS),--weights "$(WEIGHTS)")
-	OMP_WAIT_POLICY=PASSIVE $(TORCH)/bin/python experiments/torch_team/$(subst -,_,$(patsubst torch-%,%,$@)).py --experiment "$(TEAM_OUT)/start.safetensors" $(INIT) --data "$(TEAM_DATA)" --out "$(TEAM_OUT)"
+	$(TEAM_ENVIRONMENT) $(TORCH)/bin/python experiments/torch_team/$(subst -,_,$(patsubst torch-%,%,$@)).py --experiment "$(TEAM_OUT)/start.safetensors" $(INIT) $(MASKS) --data "$(TEAM_DATA)" --out "$(TEAM_OUT)"
 
 # On a cluster's login node. SBATCH_* and KERAS_PNEUMO_* variables are passed on; see experiments/slurm/train.sh.
 NODES ?= 1

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from keras_pneumo.data.radiographs.radiograph import Radiograph
     from keras_pneumo.detector.detector import Detector
     from keras_pneumo.evaluation.compare import Comparison, Scores
+    from keras_pneumo.inference.ensemble import OpenedRuns
     from keras_pneumo.inference.run import RunFolder
     from keras_pneumo.training.log import EpochRow
 
@@ -370,6 +371,7 @@ class Run:
     def __init__(self, run: RunFolder) -> None:
         """Wrap a run folder that was read; :func:`load_run` reads one."""
         self._run = run
+        self._opened: OpenedRuns = {}  # loaded by the first prediction
 
     def __repr__(self) -> str:
         """Name the folder and the network."""
@@ -426,7 +428,7 @@ class Run:
         """
         from keras_pneumo.inference.files import predict_images
 
-        return predict_images([self._run], images)
+        return predict_images([self._run], images, opened=self._opened)
 
     def heat_map(self, image: PathLike | np.ndarray, method: str | None = None, stage: int | None = None) -> np.ndarray:
         """Draw where the network looks: how much each pixel speaks for a pneumothorax.

@@ -52,6 +52,7 @@ def known_detector(size=128, probability=0.8, top=0.5, classifier_model=None):
         name="bright",
         version="0.1.0+test",
         classifiers=[(classifier, [classifier_model or constant_model(probability)])],
+        heat_map_models=[[classifier_model]] if classifier_model else [],
         segmenters=[(segmenter, [bright_model()])],
         postprocessing=PostprocessingParameters(min(top, 1.0), 1 if top <= 1 else 2**30, 0.5),
         outline_area=1,

@@ -195,6 +195,17 @@ def test_a_file_an_array_and_the_folder_are_predicted_alike(tmp_path, phantoms, 
         assert other["encoded_pixels"].tolist() == table["encoded_pixels"].tolist()
 
 
+def test_a_runs_networks_are_loaded_once(phantoms, tiny_runs, monkeypatch):
+    from keras_pneumo.inference import ensemble
+
+    loaded, load = [], ensemble.load_predictors
+    monkeypatch.setattr(ensemble, "load_predictors", lambda run, *rest: loaded.append(run.folder) or load(run, *rest))
+    run, file = kp.load_run(tiny_runs / "classifier"), files_of(phantoms)[0]
+    first, second = run.predict(file), run.predict([file])
+    pd.testing.assert_frame_equal(first, second)
+    assert loaded == [run.folder]
+
+
 def test_values_up_to_255_are_refused_where_floats_to_1_are_meant(phantoms, tiny_runs):
     run = kp.load_run(tiny_runs / "classifier")
     pixels = kp.read_radiograph(files_of(phantoms)[0]).pixels.astype(np.float32)

@@ -25,21 +25,21 @@ from keras_pneumo.detector.detect import detect
 from keras_pneumo.detector.detector import BATCH, Detector, ValidationCounts
 from keras_pneumo.detector.overlay import encode_png, mask_at_size, overlay_mask
 from keras_pneumo.detector.summary import caption
-from keras_pneumo.inference.export import on_onnx
+from keras_pneumo.inference.engine import Engine, predictors_on
 from keras_pneumo.inference.postprocess import PostprocessingParameters
 from keras_pneumo.inference.run import FORMAT, RunFolder, build, versions
+from keras_pneumo.models.folding import fold_batch_norm
 from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
 from keras_pneumo.storage.workers import available_cores
 
 
-def random_detector(size: int, flips: bool, engine: str) -> Detector:
+def random_detector(size: int, flips: bool, engine: Engine) -> Detector:
     """A detector of the untrained default classifier and segmenter; it outlines something on every image."""
     record = {"format": FORMAT, "versions": versions()}
     changes = {"image_size": size, "weights": "random", "flip_averaging": flips}
     runs = [RunFolder(Path(), base.replace(**changes), record) for base in (CLASSIFIER, SEGMENTER)]
-    members: list[Any] = [[(run, [build(run.experiment)])] for run in runs]
-    if engine == "onnx":
-        members = [[(run, [on_onnx(model, run.experiment)]) for run, (model,) in part] for part in members]
+    distribute = predictors_on(engine, 0, print).distribute
+    members: list[Any] = [[(run, [distribute(fold_batch_norm(build(run.experiment)))])] for run in runs]
     return Detector(
         folder=Path(), name="random", version="0", classifiers=members[0], segmenters=members[1],
         postprocessing=PostprocessingParameters(0.0, 1, 0.0), outline_area=1,
@@ -60,7 +60,8 @@ def main() -> None:
         folder = Path(name)
         write_phantoms(folder / "radiographs", PhantomSettings(images=args.images, seed=0), workers=1)
         paths = [path for path, _ in find_files([folder / "radiographs"])]
-        for engine, flips in [(engine, flips) for engine in ("keras", "onnx") for flips in (True, False)]:
+        engines: tuple[Engine, ...] = ("keras", "onnx")
+        for engine, flips in [(engine, flips) for engine in engines for flips in (True, False)]:
             detector = random_detector(args.size, flips, engine)
             images = [read_radiograph(path).pixels for path in paths]
             detector.answer(images[:BATCH])  # compiles, which is paid once

@@ -12,27 +12,27 @@ import numpy as np
 import pandas as pd
 import torch
 import torchvision
-from data import Radiographs, in_order, read_experiment, read_subsets, refuse
-from submission import auroc, fit_threshold, write_submission
-from training import UNSUPPORTED, arguments, autocast, cross_entropy, fit, load_start
+from data import Radiographs, in_order, read_subsets
+from recipe import Recipe, read_recipe, refuse
+from submission import auroc, declaration, fit_threshold, write_submission
+from training import arguments, autocast, cross_entropy, fit, load_start, set_up
 from training import prepared as on_device
 
 
-def build(experiment, init) -> torch.nn.Module:
+def build(recipe: Recipe, init) -> torch.nn.Module:
     """Build torchvision's ResNet with one logit, started from ``init``, from ImageNet, or at random."""
-    torch.manual_seed(experiment.seed)
-    make = getattr(torchvision.models, experiment.encoder)
+    make = getattr(torchvision.models, recipe.encoder)
     weights = None
-    if init is None and experiment.weights != "random":
-        weights = f"IMAGENET1K_{experiment.weights[-2:].upper()}"
+    if init is None and recipe.weights != "random":
+        weights = f"IMAGENET1K_{recipe.weights[-2:].upper()}"
     try:
         network = make(weights=weights)
     except OSError as error:  # no network, and not in torch.hub's cache
         refuse(f"torchvision's {weights} weights cannot be had ({error}). Give starting weights with --init.")
     network.fc = torch.nn.Linear(network.fc.in_features, 1)
-    if experiment.dropout:
+    if recipe.dropout:
         network.fc.register_forward_pre_hook(
-            lambda layer, given: torch.nn.functional.dropout(given[0], experiment.dropout, layer.training)
+            lambda layer, given: torch.nn.functional.dropout(given[0], recipe.dropout, layer.training)
         )
     if init is not None:
         load_start(network, init)
@@ -40,51 +40,57 @@ def build(experiment, init) -> torch.nn.Module:
 
 
 @torch.inference_mode()
-def predict(network, data, experiment, flip=False) -> np.ndarray:
+def predict(network, data, recipe, flip=False) -> np.ndarray:
     """Return the logit of every image, or of its mirror image, (n,)."""
     network.eval()
     logits = []
-    for images, _, _ in in_order(data, experiment.global_batch_size):
-        with autocast(experiment):
+    for images, _, _ in in_order(data, recipe.global_batch_size):
+        with autocast(recipe):
             logits.append(network(on_device(images.flip(3) if flip else images)).float().flatten())
     return torch.cat(logits).cpu().double().numpy()
 
 
-def probabilities(network, data, experiment) -> np.ndarray:
-    """Return the probability of each image; with flip averaging the mean with its mirror image's."""
-    passes = [False, True] if experiment.flip_averaging else [False]
-    return np.mean([1 / (1 + np.exp(-predict(network, data, experiment, flip))) for flip in passes], axis=0)
+def probabilities(networks, data, recipe) -> np.ndarray:
+    """Return the probability of each image: the mean over the networks and, with flip averaging, mirror images."""
+    passes = [(network, flip) for network in networks for flip in ([False, True] if recipe.flip_averaging else [False])]
+    return np.mean([1 / (1 + np.exp(-predict(network, data, recipe, flip))) for network, flip in passes], axis=0)
 
 
-def main() -> None:
-    """Train, predict validation and test, write the submission."""
-    given = arguments(__doc__.splitlines()[0])
-    experiment = read_experiment(given.experiment, "classifier", UNSUPPORTED)
-    tables, split = read_subsets(given.data, experiment.fold)
-    ranges = {"train": experiment.augmentation}
+def run(network, recipe: Recipe, given) -> None:
+    """Train the network, predict validation and test, write the submission."""
+    tables, split = read_subsets(given.data, recipe.fold)
+    ranges = {"train": recipe.augmentation}
     data = {
-        name: Radiographs(given.data, table, experiment.image_size, augmentation=ranges.get(name), seed=experiment.seed)
+        name: Radiographs(given.data, table, recipe.image_size, augmentation=ranges.get(name), seed=recipe.seed)
         for name, table in tables.items()
     }
-    network = build(experiment, given.init)
     given.out.mkdir(parents=True, exist_ok=True)
 
     def loss_of(logits, labels, _masks):
-        return cross_entropy(logits, labels, experiment.label_smoothing, experiment.positive_weight).mean()
+        return cross_entropy(logits, labels, recipe.label_smoothing, recipe.positive_weight)
 
     def evaluate(network):
-        logits, truth = predict(network, data["validation"], experiment), data["validation"].labels.numpy()
+        logits, truth = predict(network, data["validation"], recipe), data["validation"].labels.numpy()
         return auroc(truth, logits), float(np.mean(np.logaddexp(0, logits) - truth * logits))
 
-    network, seconds = fit(network, experiment, data["train"], loss_of, evaluate, given.out)
+    networks, seconds = fit(network, recipe, data["train"], loss_of, evaluate, given.out, given.compile)
     predictions = {}
     for name, file in (("validation", "validation.csv"), ("test", "predictions.csv")):
-        probability = probabilities(network, data[name], experiment)
+        probability = probabilities(networks, data[name], recipe)
         predictions[file] = pd.DataFrame({"image_id": tables[name]["image_id"], "probability": probability})
     held_out = tables["validation"]["label"].to_numpy()
     threshold = fit_threshold(held_out, predictions["validation.csv"]["probability"].to_numpy())
-    team = f"torch {experiment.name}"
-    write_submission(given.out, team, "classification", experiment, split, seconds, threshold, predictions)
+    declared = declaration(f"torch {recipe.name}", "classification", recipe, split, seconds)
+    write_submission(given.out, declared, threshold, predictions)
+
+
+def main() -> None:
+    """Read the command line and the recipe; train and submit."""
+    given = arguments(__doc__.splitlines()[0])
+    recipe = read_recipe(given.experiment, "classifier")
+    read_subsets(given.data, recipe.fold)  # refused before a network is built
+    set_up(recipe)
+    run(build(recipe, given.init), recipe, given)
 
 
 if __name__ == "__main__":

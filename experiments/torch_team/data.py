@@ -1,7 +1,7 @@
-"""Reads the experiment and the prepared folder, and makes batches of augmented radiographs.
+"""Reads the prepared folder, and makes batches of augmented radiographs.
 
-In: the files that both teams share (``experiment.json`` or an exported start, ``split.csv``, ``cases.csv``,
-``images_<size>/*.png``, ``masks_<size>/*.png``). Out: batches for ``torch.utils.data``. Nothing of keras_pneumo is
+In: the files that both teams share (``split.csv``, ``manifest.json``, ``images_<size>/*.png``, ``masks_<size>/*.png``).
+Out: batches for ``torch.utils.data``. Nothing of keras_pneumo is
 imported: this is another team, with its own code. The order of the images and the random numbers of the augmentation
 are fixed by the shared recipe through numpy's generators, so they are not a reason why two results differ.
 """
@@ -10,56 +10,17 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import NoReturn
 
 import numpy as np
 import pandas as pd
 import torch
 from augmentation import augment, crop, draw
-from safetensors import SafetensorError, safe_open
+from recipe import Recipe, refuse
 from torchvision.io import ImageReadMode, decode_image
 
 MEMORY = 4e9
 """Most bytes of decoded pixels kept in memory; a larger set is read from its PNG files when it is used."""
-
-
-def refuse(reason: str) -> NoReturn:
-    """End with a sentence and exit code 2."""
-    print(f"Refused. {reason}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def read_experiment(path: Path, task: str, unsupported: dict) -> SimpleNamespace:
-    """Read the settings in a run folder, its ``experiment.json``, or the safetensors file of ``keras-pneumo export``.
-
-    Args:
-        path: one of these.
-        task: ``classifier`` or ``segmenter``; another one's settings are refused.
-        unsupported: settings that this team does not have, with the only value that it accepts.
-    """
-    file = path / "experiment.json" if path.is_dir() else path
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, "pt") as opened:
-                record = json.loads((opened.metadata() or {})["experiment"])
-        else:
-            record = json.loads(file.read_text(encoding="utf-8"))
-        settings = record.get("experiment", record)
-        augmentation = SimpleNamespace(**settings["augmentation"])
-        experiment = SimpleNamespace(**{**settings, "augmentation": augmentation})
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        refuse(f"{file} holds no experiment ({error}). Name a run folder, its experiment.json, or an exported start.")
-    if experiment.task != task:
-        refuse(f"{file} is the experiment of a {experiment.task}; this trains a {task}.")
-    if augmentation.clahe:
-        refuse(f"{file} asks for augmentation.clahe, which this team does not have.")
-    for name, value in unsupported.items():
-        if getattr(experiment, name) != value:
-            refuse(f"{file} asks for {name}={getattr(experiment, name)!r}; this team has {value!r} only.")
-    return experiment
 
 
 def read_subsets(folder: Path, fold: int) -> tuple[dict[str, pd.DataFrame], str]:
@@ -112,14 +73,15 @@ class Radiographs(torch.utils.data.Dataset):
         else:
             images = self._read([self.images[row] for row in rows])
             masks = self._read([self.masks[row] for row in rows]) if self.masks else None
-        images, masks = images.float() / 255, None if masks is None else (masks > 0).float()
+        masks = None if masks is None else (masks > 0).float()
         labels = self.labels[rows]
-        if self.augmentation is not None:
-            drawn = draw(self.seed, draws)
-            images, masks = augment(images, masks, self.augmentation, drawn)
-            if self.crop:
-                images, masks = crop(images, self.crop, drawn), crop(masks, self.crop, drawn)
-                labels = masks.amax((1, 2, 3))
+        if self.augmentation is None:
+            return images.float() / 255, labels, masks
+        drawn = draw(self.seed, draws)
+        images, masks = augment(images, masks, self.augmentation, drawn)
+        if self.crop:
+            images, masks = crop(images, self.crop, drawn), crop(masks, self.crop, drawn)
+            labels = masks.amax((1, 2, 3))
         return images, labels, masks
 
     def _read(self, paths):
@@ -136,15 +98,20 @@ class Draws(torch.utils.data.Sampler):
     Batches of an epoch differ in size by at most one image, so that BatchNorm never sees a batch of one.
     """
 
-    def __init__(self, labels: torch.Tensor, experiment: SimpleNamespace) -> None:
-        self.labels, self.experiment, self.epoch = labels.numpy(), experiment, 0
+    def __init__(self, labels: torch.Tensor, recipe: Recipe) -> None:
+        self.labels, self.recipe, self.epoch = labels.numpy(), recipe, 0
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.experiment.global_batch_size)
+        return -(-len(self.labels) // self.recipe.global_batch_size)
+
+    @property
+    def smallest(self) -> int:
+        """Return the images of the smallest batch."""
+        return len(self.labels) // len(self)
 
     def __iter__(self):
-        generator = np.random.default_rng(np.random.SeedSequence([self.experiment.seed, self.epoch, 1]))
-        rate = [value for start, value in self.experiment.positive_rate if self.epoch >= start][-1:]
+        generator = np.random.default_rng(np.random.SeedSequence([self.recipe.seed, self.epoch, 1]))
+        rate = [value for start, value in self.recipe.positive_rate if self.epoch >= start][-1:]
         count = len(self.labels)
         if rate:
             wanted = {1: round(count * rate[0]), 0: count - round(count * rate[0])}

@@ -18,10 +18,11 @@ import fastai
 import pandas as pd
 import torch
 import torchvision
-from data import read_experiment, read_subsets, refuse
+from data import read_subsets
 from fastai.vision.all import ImageDataLoaders, accuracy, aug_transforms, resnet50, set_seed, vision_learner
+from recipe import read_recipe, refuse
 from safetensors.torch import save_file
-from submission import write_submission
+from submission import declaration, write_submission
 from training import arguments
 
 
@@ -34,18 +35,18 @@ def imagenet_is_cached() -> bool:
 def main() -> None:
     """Train, predict validation and test, write the submission."""
     given = arguments(__doc__.splitlines()[0])
-    experiment = read_experiment(given.experiment, "classifier", {})
+    recipe = read_recipe(given.experiment, "classifier")
     if given.init is not None:
         refuse("fastai's learner starts as it always does; leave out --init.")
-    tables, split = read_subsets(given.data, experiment.fold)
-    folder = given.data / f"images_{experiment.image_size}"
+    tables, split = read_subsets(given.data, recipe.fold)
+    folder = given.data / f"images_{recipe.image_size}"
     if not folder.is_dir():
-        refuse(f"There is no {folder}. Prepare size {experiment.image_size} with keras-pneumo.")
+        refuse(f"There is no {folder}. Prepare size {recipe.image_size} with keras-pneumo.")
     pretrained = imagenet_is_cached()
-    experiment.weights = "imagenet_v2" if pretrained else "random"
+    recipe.weights = "imagenet_v2" if pretrained else "random"
     start = "ImageNet's weights" if pretrained else "random weights, since ImageNet's are not in the cache"
     print(f"Starts from {start}.")
-    set_seed(experiment.seed)
+    set_seed(recipe.seed)
 
     both = pd.concat([tables["train"].assign(held_out=False), tables["validation"].assign(held_out=True)])
     loaders = ImageDataLoaders.from_df(
@@ -60,7 +61,7 @@ def main() -> None:
     learner = vision_learner(loaders, resnet50, pretrained=pretrained, metrics=accuracy)
     began = time.monotonic()
     with learner.no_bar():
-        learner.fit_one_cycle(experiment.frozen_epochs + experiment.epochs)
+        learner.fit_one_cycle(recipe.frozen_epochs + recipe.epochs)
         seconds = time.monotonic() - began
 
         predictions = {}
@@ -74,9 +75,9 @@ def main() -> None:
     framework = f"fastai {fastai.__version__}, PyTorch {torch.__version__}"
     normalised = "ImageNet mean and standard deviation" if pretrained else "no normalisation, fastai's way if untrained"
     preprocessing = f"the prepared folder's PNGs as RGB, scaled to [0, 1], {normalised}"
-    team = "fastai resnet50"
     notes = framework, preprocessing
-    write_submission(given.out, team, "classification", experiment, split, seconds, 0.5, predictions, *notes)
+    declared = declaration("fastai resnet50", "classification", recipe, split, seconds, *notes)
+    write_submission(given.out, declared, 0.5, predictions)
 
 
 if __name__ == "__main__":

@@ -31,30 +31,34 @@ def fit_threshold(truth: np.ndarray, probability: np.ndarray) -> float:
     return float(cuts[best[(len(best) - 1) // 2]])
 
 
-def write_submission(
-    out: Path, team: str, task: str, experiment, split: str, seconds: float, threshold, tables,
+def declaration(
+    team: str, task: str, recipe, split: str, seconds: float,
     framework=f"PyTorch {torch.__version__}", preprocessing=PREPROCESSING,
-) -> None:  # fmt: skip
-    """Write the submission folder: submission.json, predictions.csv (test) and validation.csv."""
-    folder = out / "submission"
-    folder.mkdir(parents=True)
-    for name, table in tables.items():
-        table.to_csv(folder / name, index=False, float_format="%.17g", lineterminator="\n")
-    cores = f"{os.cpu_count()} CPU cores"
-    info = {
+) -> dict:  # fmt: skip
+    """Return what the team declares about its predictions, the content of submission.json."""
+    return {
         "format": 1,
         "team": team,
         "framework": framework,
         "task": task,
         "split_sha256": split,
         "subset": "test",
-        "threshold": threshold,
-        "pretraining": {"images": "none" if experiment.weights == "random" else "ImageNet-1k", "image_ids": []},
-        "image_size": experiment.image_size,
-        "seeds": [experiment.seed],
+        "pretraining": {"images": "none" if recipe.weights == "random" else "ImageNet-1k", "image_ids": []},
+        "image_size": recipe.image_size,
+        "seeds": [recipe.seed],
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "training_hours": round(seconds / 3600, 4),
-        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else cores,
+        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
         "preprocessing": preprocessing,
     }
-    (folder / "submission.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+
+
+def write_submission(out: Path, declared: dict, threshold: float, tables: dict[str, pd.DataFrame]) -> None:
+    """Write the submission folder: submission.json, predictions.csv (test) and validation.csv."""
+    folder = out / "submission"
+    folder.mkdir(parents=True)
+    for name, table in tables.items():
+        table.to_csv(folder / name, index=False, float_format="%.17g", lineterminator="\n")
+    content = json.dumps(declared | {"threshold": threshold}, indent=2)
+    (folder / "submission.json").write_text(content + "\n", encoding="utf-8")
     print(folder)

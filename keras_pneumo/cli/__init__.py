@@ -51,6 +51,10 @@ COMMANDS = {
         "predict",
         "Predict a prepared subset, or any folder of radiographs: the probability, and by segmenters the mask.",
     ),
+    "masks": Command(
+        "masks",
+        "Make masks from any team's probability maps: the postprocessing is fitted on validation and applied to test.",
+    ),
     "explain": Command(
         "explain", "Draw heat maps of where a network looks; on a prepared folder also check what they are worth."
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import webbrowser
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -11,20 +10,12 @@ from typing import Annotated
 import typer
 
 from keras_pneumo.cli.console import ProgressBar, say, warn
-from keras_pneumo.data.prepared.folder import find_prepared, load_prepared
+from keras_pneumo.cli.workers import EngineName, EngineOption
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
-from keras_pneumo.training.run_folder import new_folder
 
 FEW = 5
 """Files set aside that are printed; quarantine.csv lists all."""
-
-
-class EngineName(StrEnum):
-    """The engines, for the command line."""
-
-    KERAS = "keras"
-    ONNX = "onnx"
 
 
 def join_command(
@@ -45,9 +36,11 @@ def join_command(
     --data data/prepared/phantom-try --out runs/detector-try`
     """
     import_tensorflow()
+    from keras_pneumo.data.prepared.folder import find_prepared, load_prepared
     from keras_pneumo.detector.fitting import fit_detector
     from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
     from keras_pneumo.inference.run import read_run
+    from keras_pneumo.training.run_folder import new_folder
 
     classifier_runs = [read_run(folder) for folder in classifiers]
     segmenter_runs = [read_run(folder) for folder in segmenters]
@@ -90,7 +83,7 @@ def detect_command(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that decode; default: by number of files and cores.")
     ] = None,
-    engine: Annotated[EngineName, typer.Option(help="Keras, or ONNX Runtime (extra export).")] = EngineName.KERAS,
+    engine: EngineOption = EngineName.KERAS,
 ) -> None:
     """Detect and outline pneumothorax on radiographs: a json and an overlay PNG each, and DICOM objects with --dicom.
 
@@ -101,10 +94,13 @@ def detect_command(
     if make_uids and not dicom:
         raise PneumoError("--make-uids is for DICOM objects. Give --dicom too, or leave out --make-uids.")
     import_tensorflow()
+    from keras_pneumo.data.radiographs.reading import find_files
     from keras_pneumo.detector.detect import detect
     from keras_pneumo.detector.detector import open_detector
+    from keras_pneumo.inference.engine import predictors_on
 
-    detector = open_detector(detector_folder, engine.value)
+    distributed = predictors_on(engine.value, len(find_files(files, out_folder)), warn)
+    detector = open_detector(detector_folder, distributed)
     with ProgressBar("detection") as progress:
         result = detect(detector, files, out_folder, dicom, make_uids, progress.update, workers)
     for row in result.set_aside[:FEW]:
@@ -147,7 +143,7 @@ def view_command(
             webbrowser.open(once)
 
     files = find_files([folder]) if folder is not None else []
-    page_detector = PageDetector(open_detector(detector_folder), Decoder())
+    page_detector = PageDetector(open_detector(detector_folder, heat_maps=True), Decoder())
     with open_readings(readings_file) as readings:
         serve(page_detector, files, readings, listen(port), started)
         say(readings.agreement(page_detector.detector.version)["sentence"])

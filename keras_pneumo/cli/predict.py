@@ -9,13 +9,17 @@ from typing import Annotated
 import typer
 
 from keras_pneumo.cli.console import ProgressBar, say, warn
-from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together
-from keras_pneumo.data.prepared.folder import is_prepared, load_prepared
+from keras_pneumo.cli.workers import (
+    EngineName,
+    EngineOption,
+    ReplicasOption,
+    StrategyOption,
+    WaitOption,
+    ended_together,
+)
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.inputs.submission import require_replaceable
 from keras_pneumo.quiet import import_tensorflow
 from keras_pneumo.storage.files import require_writable
-from keras_pneumo.training.distributed.cluster import cluster_for
 
 
 def predict_command(
@@ -35,6 +39,7 @@ def predict_command(
     strategy: StrategyOption = "auto",
     replicas: ReplicasOption = None,
     wait_for_workers: WaitOption = 120.0,
+    engine: EngineOption = EngineName.KERAS,
 ) -> None:
     """Predict a prepared subset, or any folder of radiographs: the probability, and by segmenters the mask.
 
@@ -43,6 +48,10 @@ def predict_command(
 
     Example, after training: `keras-pneumo predict runs/smallest_classifier --data data/phantom-try --out runs/try`
     """
+    from keras_pneumo.data.prepared.folder import is_prepared, load_prepared
+    from keras_pneumo.data.radiographs.reading import find_images
+    from keras_pneumo.training.distributed.cluster import cluster_for
+
     from_prepared = is_prepared(data)
     if not from_prepared and cluster_for(strategy, os.environ) is not None:
         raise PneumoError(
@@ -57,30 +66,36 @@ def predict_command(
     if len(runs) > 1 and out_folder is None:
         raise PneumoError("Predictions of several runs together need a folder: name it with --out.")
     import_tensorflow()
+    from keras_pneumo.evaluation.inputs.submission import require_replaceable
+    from keras_pneumo.inference.engine import Engine, predictors_on
     from keras_pneumo.inference.files import predict_folder
     from keras_pneumo.inference.run import read_run
     from keras_pneumo.inference.submission import predict_subset, write_predictions
     from keras_pneumo.training.distributed.strategy import lost_workers, start_distribution
 
+    name: Engine = engine.value
     opened = [read_run(run) for run in runs]
     gates = [read_run(run) for run in gate or []]
     folder = out_folder or runs[0] / ("submission" if from_prepared else "predictions")
     require_writable(require_replaceable(folder).parent if from_prepared else folder)
     distribution = start_distribution(strategy, replicas, wait_for_workers, warn)
+    if engine != EngineName.KERAS and distribution.strategy is not None:
+        raise PneumoError(f"--engine {name} predicts on one device. Give --strategy one too, or leave out --engine.")
+    prepared = load_prepared(data) if from_prepared else None
+    distributed = distribution.distributed_predictor()
+    if engine != EngineName.KERAS:
+        wanted = [*prepared.subset(subset), *prepared.subset("validation")] if prepared else find_images(data)[0]
+        distributed = predictors_on(name, len(wanted), warn)
     with ended_together(distribution), ProgressBar("prediction") as progress:
-        if from_prepared:
-            prepared, update = load_prepared(data), progress.update if distribution.chief else None
+        if prepared:
+            update = progress.update if distribution.chief else None
             with lost_workers(distribution):
-                predicted = predict_subset(
-                    opened, prepared, subset, update, gates, distribution.distributed_predictor()
-                )
+                predicted = predict_subset(opened, prepared, subset, update, gates, distributed)
             if distribution.chief:
                 write_predictions(predicted, folder)
                 say(str(folder))
             return
-        summary = predict_folder(
-            opened, data, folder, progress.update, parameters_file, gates, distribution.distributed_predictor()
-        )
+        summary = predict_folder(opened, data, folder, progress.update, parameters_file, gates, distributed)
     say(str(summary))
     if summary.set_aside:
         raise typer.Exit(1)

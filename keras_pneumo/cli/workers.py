@@ -1,4 +1,4 @@
-"""What the commands that run on several devices or hosts share: their options, and how workers keep together."""
+"""What the commands that predict, or run on several devices or hosts, share: options, and how workers keep together."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,19 @@ from keras_pneumo.errors import PneumoError
 if TYPE_CHECKING:
     from keras_pneumo.training.distributed.strategy import Distribution
 
+
+class EngineName(StrEnum):
+    """The engines, for the command line."""
+
+    KERAS = "keras"
+    ONNX = "onnx"
+    AUTO = "auto"
+
+
+EngineOption = Annotated[
+    EngineName,
+    typer.Option(help="keras, onnx (ONNX Runtime, extra export), or auto: the faster one, where a trial pays."),
+]
 StrategyOption = Annotated[
     str,
     typer.Option(

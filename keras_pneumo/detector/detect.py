@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -53,6 +53,8 @@ class DetectionResult:
     """Files without an answer, or with one but without DICOM objects: ``file`` and ``reason``."""
     made_up: int = 0
     """Files whose identifiers were made up for their DICOM objects."""
+    read: int = 0
+    """Files that were read, with or without success."""
     names: set[str] = field(default_factory=set)
     """File names used so far, in lower case."""
 
@@ -103,15 +105,14 @@ def detect(
     read = map_in_processes(read_or_reason, list(files), workers, isolated=True, seconds=SECONDS)
     try:
         with ThreadPoolExecutor(WRITERS) as writers:
-            count = 0
-            while group := list(itertools.islice(read, batch)):
+            readable = _readable(detector, read, files, result)
+            while group := list(itertools.islice(readable, batch)):
                 for item in _answered(detector, group, files, result, dicom, make_uids):
                     pending.append(writers.submit(_write, detector, item, out))
-                count += len(group)
                 for row in _finished(pending, leave=2 * batch):
                     _enter(row, result)
                 if progress:
-                    progress(count, len(files))
+                    progress(result.read, len(files))
         for row in _finished(pending, leave=0):
             _enter(row, result)
     except BaseException:  # Ctrl-C and a full disk too: every answer that is on the disk gets its row
@@ -125,28 +126,38 @@ def detect(
     return result
 
 
+def _readable(
+    detector: Detector,
+    read: Iterable[tuple[Path, Radiograph | str | None]],
+    files: dict[Path, str],
+    result: DetectionResult,
+) -> Iterator[tuple[Path, Radiograph]]:
+    """The files that were read and that the networks can take; the others are set aside in ``result``."""
+    for path, radiograph in read:
+        result.read += 1
+        if isinstance(radiograph, Radiograph):
+            reason = size_fault(radiograph.pixels, detector.image_size)
+        else:
+            reason = CRASHED if radiograph is None else radiograph
+        if reason:
+            result.set_aside.append({"file": files[path], "reason": reason})
+        elif isinstance(radiograph, Radiograph):
+            yield path, radiograph
+
+
 def _answered(
     detector: Detector,
-    group: Sequence[tuple[Path, Radiograph | str | None]],
+    group: Sequence[tuple[Path, Radiograph]],
     files: dict[Path, str],
     result: DetectionResult,
     dicom: bool,
     make_uids: bool,
 ) -> list[_Item]:
-    """Answer for the readable files of a group, and set the others aside in ``result``."""
-    good: list[tuple[Path, Radiograph]] = []
-    for path, read in group:
-        reason = (
-            read if isinstance(read, str) else CRASHED if read is None else size_fault(read.pixels, detector.image_size)
-        )
-        if reason:
-            result.set_aside.append({"file": files[path], "reason": reason})
-        elif isinstance(read, Radiograph):
-            good.append((path, read))
-    answers = detector.answer([radiograph.pixels for _, radiograph in good]) if good else []
+    """Answer for the radiographs of a group, which becomes one batch."""
+    answers = detector.answer([radiograph.pixels for _, radiograph in group])
     return [
         _Item(path, files[path], _free_name(radiograph.image_id, result.names), radiograph, answer, dicom, make_uids)
-        for (path, radiograph), answer in zip(good, answers, strict=True)
+        for (path, radiograph), answer in zip(group, answers, strict=True)
     ]
 
 

@@ -15,10 +15,10 @@ path outside the folder, and weights are plain tensors: opening a detector runs 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
@@ -30,15 +30,15 @@ from keras_pneumo.detector.overlay import mask_at_size
 from keras_pneumo.detector.record import FILE, check_files, networks_of, read_detector_record
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import Members, mean_maps, mean_probability
-from keras_pneumo.inference.export import on_onnx
 from keras_pneumo.inference.files import Image, check_readable, image_sources, pixels_at, read_batches
 from keras_pneumo.inference.maps import LEVELS, enlarge, level_histogram, quantise
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
 from keras_pneumo.inference.postprocess import OWN_HEAD, PostprocessingParameters, read_postprocessing
+from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, MicroBatchPredictor, Predictor
 from keras_pneumo.inference.run import RunFolder, build
+from keras_pneumo.models.folding import fold_batch_norm
 from keras_pneumo.models.weights import from_torch, load_safetensors
 
-Engine = Literal["keras", "onnx"]
 BATCH = 4
 """Radiographs predicted together; at 512 pixels larger batches are no faster on CPU cores."""
 
@@ -108,6 +108,10 @@ class Detector:
     counts: ValidationCounts
     record: dict[str, Any]
     """All of ``detector.json``."""
+    heat_map_models: Sequence[Sequence[keras.Model]] = ()
+    """The networks of each classifier as they were trained, for heat maps; empty unless they were asked for."""
+    engines: Set[str] = frozenset()
+    """The programs that have run the networks, with versions, where Keras was not the only choice."""
 
     @property
     def image_size(self) -> int:
@@ -207,12 +211,13 @@ def _mean_in_logits(*probabilities: np.ndarray) -> np.ndarray:
     return np.asarray(expit(np.mean([log_odds(probability) for probability in probabilities], axis=0)))
 
 
-def open_detector(folder: Path, engine: Engine = "keras") -> Detector:
+def open_detector(folder: Path, distributed: DistributedPredictor = SINGLE_DEVICE, heat_maps: bool = False) -> Detector:
     """Open a detector folder: check every file against its hash and load the networks.
 
     Args:
         folder: from :func:`keras_pneumo.detector.fitting.fit_detector`, or a copy of it.
-        engine: the program that runs the networks; see :mod:`keras_pneumo.inference.export`.
+        distributed: where the networks predict; for another engine see :mod:`keras_pneumo.inference.engine`.
+        heat_maps: whether to keep the classifiers' networks for heat maps, beside those that predict.
 
     Raises:
         PneumoError: the folder is not a detector, or a file is missing or was changed.
@@ -228,8 +233,15 @@ def open_detector(folder: Path, engine: Engine = "keras") -> Detector:
     except (KeyError, TypeError, ValueError):
         raise PneumoError(f"{folder / FILE} is incomplete. Join the runs again.") from None
     networks = {member: networks_of(folder, record, member) for members in roles.values() for member in members}
-    classifiers = [_open_member(folder / member, networks[member], engine) for member in roles["classifiers"]]
-    segmenters = [_open_member(folder / member, networks[member], engine) for member in roles["segmenters"]]
+    classifiers: Members = []
+    segmenters: Members = []
+    heat_map_models: list[list[keras.Model]] = []
+    for role, members in (("classifiers", classifiers), ("segmenters", segmenters)):
+        for member in roles[role]:
+            run, predictors, models = _open_member(folder / member, networks[member], distributed)
+            members.append((run, predictors))
+            if heat_maps and role == "classifiers":
+                heat_map_models.append(models)
     return Detector(
         folder=folder,
         name=name,
@@ -243,17 +255,23 @@ def open_detector(folder: Path, engine: Engine = "keras") -> Detector:
         threshold=threshold,
         counts=counts,
         record=record,
+        heat_map_models=heat_map_models,
+        engines=distributed.engines,
     )
 
 
-def _open_member(folder: Path, networks: Sequence[Path], engine: Engine) -> tuple[RunFolder, list[keras.Model]]:
-    """Load one run of the detector from its ``folder``, and its networks in float32."""
+def _open_member(
+    folder: Path, networks: Sequence[Path], distributed: DistributedPredictor
+) -> tuple[RunFolder, list[Predictor], list[keras.Model]]:
+    """Open one run of the detector from its ``folder``: its predictors, and its networks in float32."""
     record = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
     experiment = validated(Experiment, record.get("experiment", {}), str(folder / "experiment.json"))
     keras.config.set_dtype_policy("float32")
-    models: list[Any] = []
-    for path in networks:
-        model = build(experiment)
-        from_torch(model, load_safetensors(path))
-        models.append(on_onnx(model, experiment) if engine == "onnx" else model)
-    return RunFolder(folder, experiment, record), models
+    predictors: list[Predictor] = []
+    models: list[keras.Model] = []
+    with distributed.scope():
+        for path in networks:
+            models.append(build(experiment))
+            from_torch(models[-1], load_safetensors(path))
+            predictors.append(MicroBatchPredictor(distributed.distribute(fold_batch_norm(models[-1]))))
+    return RunFolder(folder, experiment, record), predictors, models

@@ -43,6 +43,7 @@ def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> di
         "rows": side,
         "columns": side,
         "detector": {"name": detector.name, "version": detector.version},
+        **({"engines": sorted(detector.engines)} if detector.engines else {}),
         "use": f"{RESEARCH_USE}. Not a medical device.",
     }
 

@@ -3,10 +3,7 @@
 In: a finished run, or a network as it starts. Out: a file (savedmodel: a folder) that computes the network's logits
 from the input that the Keras network takes, float32 (batch, height, width, 1) in [0, 1]; the normalisation is inside.
 PyTorch's file holds weights only, under the names of torchvision or smp. Each export is read back and run on a few test
-images before it gets its name, and one that gives other logits is removed: a wrong export is worse than none.
-
-:func:`on_onnx` runs a network on ONNX Runtime in place of Keras, where that predicts faster. That export is made anew
-each time a detector is opened, into a folder that is then removed: a detector stays a folder of weights alone. ONNX
+images before it gets its name, and one that gives other logits is removed: a wrong export is worse than none. ONNX
 needs onnx, tf2onnx and onnxruntime (extra ``export``).
 """
 
@@ -107,37 +104,6 @@ def export_network(
     return Exported(path, difference)
 
 
-def on_onnx(model: keras.Model, experiment: Experiment) -> OnnxNetwork:
-    """Export a network and load it on ONNX Runtime.
-
-    Raises:
-        PneumoError: a package is missing, or the logits differ by more than an export's may.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
-        export_network(model, experiment, "onnx", path)
-        import onnxruntime
-
-        return OnnxNetwork(onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"]))
-
-
-class OnnxNetwork:
-    """A network on ONNX Runtime, with the one method of a Keras model that prediction uses."""
-
-    def __init__(self, session: Any) -> None:
-        """Take an ``onnxruntime.InferenceSession`` of an export."""
-        self.session = session
-        self.names = [output.name for output in session.get_outputs()]
-
-    def predict_on_batch(self, images: Any) -> Any:
-        """Logits of float32 (B, S, S, 1) in [0, 1]: (B, 1), (B, S, S, 1), or both as ``image`` and ``mask``."""
-        inputs = {"radiograph": np.ascontiguousarray(images, np.float32)}
-        outputs = dict(zip(self.names, self.session.run(self.names, inputs), strict=True))
-        if len(outputs) == 1:
-            return next(iter(outputs.values()))
-        return {"image": outputs["image_logit"], "mask": outputs["mask_logits"]}
-
-
 def make_test_images(size: int, count: int = TEST_IMAGES) -> np.ndarray:
     """Smooth random images with some grain, float32 (count, size, size, 1) in [0, 1]; the same each time.
 
@@ -156,7 +122,12 @@ def make_test_images(size: int, count: int = TEST_IMAGES) -> np.ndarray:
 
 def keras_runner(model: keras.Model) -> Runner:
     """Runs the network itself; its outputs have the names that the exports use."""
-    return lambda images: {name: np.asarray(value) for name, value in _named(model.predict_on_batch(images)).items()}
+    return lambda images: named_logits(model.predict_on_batch(images))
+
+
+def named_logits(outputs: Any) -> NamedLogits:
+    """The outputs of ``predict_on_batch`` by the names that the exports use."""
+    return {name: np.asarray(value) for name, value in _named(outputs).items()}
 
 
 def largest_difference(logits: NamedLogits, expected: NamedLogits) -> float:
@@ -223,22 +194,28 @@ def _savedmodel(model: keras.Model, _: Experiment, path: Path, record: dict[str,
     return lambda images: {name: value.numpy() for name, value in loaded.serve(images).items()}
 
 
-def _onnx(model: keras.Model, experiment: Experiment, path: Path, record: dict[str, str]) -> Runner:
-    import onnx
+def _onnx(model: keras.Model, _: Experiment, path: Path, record: dict[str, str]) -> Runner:
     import onnxruntime
 
+    write_onnx(model, path, record)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(zip(names, session.run(names, {"radiograph": images}), strict=True))
+
+
+def write_onnx(model: keras.Model, path: Path, record: dict[str, str] | None = None) -> None:
+    """Write a network as ONNX, from the input ``radiograph`` to :data:`NamedLogits`; it is not run."""
+    import onnx
+
     network = _serving(model)
-    network(np.zeros((1, experiment.image_size, experiment.image_size, 1), np.float32))  # Keras asks for one call
+    network(np.zeros((1, 64, 64, 1), np.float32))  # Keras asks for one call
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Keras's patch of tf2onnx looks for np.object
         network.export(path, format="onnx", verbose=False)
     graph = onnx.load(path)
-    onnx.helper.set_model_props(graph, record)
+    onnx.helper.set_model_props(graph, record or {})
     onnx.checker.check_model(graph)
     onnx.save(graph, path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda images: dict(zip(names, session.run(names, {"radiograph": images}), strict=True))
 
 
 def _litert(model: keras.Model, experiment: Experiment, path: Path, record: dict[str, str]) -> Runner:

@@ -19,7 +19,14 @@ import pandas as pd
 from keras_pneumo.data.radiographs.geometry import resize_image, size_fault
 from keras_pneumo.data.radiographs.reading import find_files, find_images, read_or_reason
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.ensemble import check_together, joined_names, mean_maps, mean_probability, open_members
+from keras_pneumo.inference.ensemble import (
+    OpenedRuns,
+    check_together,
+    joined_names,
+    mean_maps,
+    mean_probability,
+    open_members,
+)
 from keras_pneumo.inference.maps import enlarge, quantise
 from keras_pneumo.inference.postprocess import (
     FILE,
@@ -50,6 +57,7 @@ def predict_images(
     parameters: PostprocessingParameters | None = None,
     gate: Sequence[RunFolder] = (),
     progress: Progress | None = None,
+    opened: OpenedRuns | None = None,
 ) -> pd.DataFrame:
     """Predict radiographs given as paths, arrays or a folder.
 
@@ -60,6 +68,7 @@ def predict_images(
         parameters: how segmenters' maps become masks; None: a single run's own.
         gate: classifiers whose probability gates the masks, where it is not the segmenters' own head.
         progress: called with radiographs done and in all.
+        opened: networks that are loaded already; those that are loaded here are added, for the next call.
 
     Returns:
         A row for each radiograph in the order given, those of a folder by name: ``image_id, probability`` and, by
@@ -73,7 +82,7 @@ def predict_images(
     sources = image_sources(images)
     if parameters is None:
         parameters = own_postprocessing(runs)
-    rows, refused = _predict(runs, sources, parameters, gate, SINGLE_DEVICE, progress)
+    rows, refused = _predict(runs, sources, parameters, gate, SINGLE_DEVICE, progress, opened)
     check_readable(sources, refused)
     return pd.DataFrame(rows).drop(columns="file")
 
@@ -141,24 +150,26 @@ def read_batches(
         refused: gets ``file, reason`` of each that cannot be read, or that no network can take.
 
     Yields:
-        Those of a batch that can be predicted; a batch may be empty.
+        Full batches of those that can be predicted; the last may be smaller, and is empty where there is none left.
     """
-    for start in range(0, len(sources), batch_size):
-        batch: list[SquareImage] = []
-        for name, source in sources[start : start + batch_size]:
-            image_id, pixels = name, source
-            if isinstance(source, Path):
-                radiograph = read_or_reason(source)
-                if isinstance(radiograph, str):
-                    refused.append({"file": name, "reason": radiograph})
-                    continue
-                image_id, pixels = radiograph.image_id, radiograph.pixels
-            assert isinstance(pixels, np.ndarray)
-            if reason := size_fault(pixels, size):
-                refused.append({"file": name, "reason": reason})
-            else:
-                batch.append(SquareImage(name, image_id, pixels))
-        yield batch
+    batch: list[SquareImage] = []
+    for name, source in sources:
+        image_id, pixels = name, source
+        if isinstance(source, Path):
+            radiograph = read_or_reason(source)
+            if isinstance(radiograph, str):
+                refused.append({"file": name, "reason": radiograph})
+                continue
+            image_id, pixels = radiograph.image_id, radiograph.pixels
+        assert isinstance(pixels, np.ndarray)
+        if reason := size_fault(pixels, size):
+            refused.append({"file": name, "reason": reason})
+            continue
+        batch.append(SquareImage(name, image_id, pixels))
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
+    yield batch  # empty or not: what was refused after the last full batch is counted with it
 
 
 def check_readable(sources: Sequence[Source], refused: Sequence[dict[str, object]]) -> None:
@@ -290,10 +301,11 @@ def _predict(
     gate: Sequence[RunFolder],
     distributed: DistributedPredictor,
     progress: Progress | None,
+    opened: OpenedRuns | None = None,
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
     """Rows of the radiographs that can be predicted, and ``file, reason`` of the others."""
     check_together(runs)
-    predict_batch = _predictor(runs, parameters, gate, distributed)
+    predict_batch = _predictor(runs, parameters, gate, distributed, opened)
     size = max(run.experiment.image_size for run in [*runs, *gate])
     batch_size = min(run.experiment.global_batch_size for run in runs)
     rows: list[dict[str, object]] = []
@@ -312,10 +324,11 @@ def _predictor(
     parameters: PostprocessingParameters | None,
     gate: Sequence[RunFolder],
     distributed: DistributedPredictor,
+    opened: OpenedRuns | None,
 ) -> PredictImages:
     """Load the networks; a function from radiographs to ``probability`` and, by segmenters, ``encoded_pixels``."""
     if runs[0].experiment.task == "classifier":
-        members = open_members(runs, distributed)
+        members = open_members(runs, distributed, opened)
         return lambda images: [
             {"probability": float(probability)}
             for probability in mean_probability(members, lambda size: pixels_at(images, size))
@@ -330,8 +343,8 @@ def _predictor(
         raise PneumoError(
             f"The postprocessing was fitted with the gate {fitted_with!r}; name those runs with --gate, and no others."
         )
-    segmenters = open_members(runs, distributed)
-    classifiers = open_members(gate, distributed) if gate and fitted_with else []
+    segmenters = open_members(runs, distributed, opened)
+    classifiers = open_members(gate, distributed, opened) if gate and fitted_with else []
 
     def predict_batch(images: Sequence[np.ndarray]) -> list[dict[str, object]]:
         maps, image_probability = mean_maps(segmenters, lambda size: pixels_at(images, size))

@@ -4,14 +4,16 @@ In: what predicts (a Keras network, one that is distributed over several devices
 Out: the probability of a pneumothorax of each image (classifiers, and segmenters with an image head) and of each pixel
 (segmenters), for the image and, where the experiment averages flips, for its mirror image.
 
-Where a whole batch does not fit into memory, :class:`MicroBatchPredictor` predicts it part by part. An image's
-prediction does not depend on the others of its batch, so this changes nothing but rounding.
+A run's network predicts as a :class:`CompiledNetwork`: one graph for batches of any size. Images and their mirror
+images are one batch. Where that is larger than wanted, or does not fit into memory, :class:`MicroBatchPredictor`
+predicts it part by part. An image's prediction does not depend on the others of its batch, so this changes nothing but
+rounding.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -48,7 +50,7 @@ class Probabilities(NamedTuple):
 
 
 def predict_passes(network: Predictor, images: np.ndarray, flip_averaging: bool) -> Iterator[Probabilities]:
-    """Predict a batch, and with flip averaging its mirror images too; their maps are turned back.
+    """Predict a batch, with flip averaging together with its mirror images, whose maps are turned back.
 
     Args:
         network: a classifier or a segmenter.
@@ -58,14 +60,16 @@ def predict_passes(network: Predictor, images: np.ndarray, flip_averaging: bool)
     Yields:
         The probabilities of each pass; callers average them.
     """
+    rows = len(images)
+    logits = predict_logits(network, np.concatenate([images, images[:, :, ::-1]]) if flip_averaging else images)
     for mirrored in (False, True) if flip_averaging else (False,):
-        logits = predict_logits(network, images[:, :, ::-1] if mirrored else images)
+        some = slice(rows, None) if mirrored else slice(rows)
         if logits.mask is None:
             assert logits.image is not None
-            yield Probabilities(sigmoid(logits.image), None)
+            yield Probabilities(sigmoid(logits.image[some]), None)
             continue
-        maps = sigmoid(logits.mask, np.float32)
-        image = None if logits.image is None else sigmoid(logits.image, np.float32)
+        maps = sigmoid(logits.mask[some], np.float32)
+        image = None if logits.image is None else sigmoid(logits.image[some], np.float32)
         yield Probabilities(image, maps[:, :, ::-1] if mirrored else maps)
 
 
@@ -87,6 +91,24 @@ def sigmoid(logits: np.ndarray, dtype: type[np.floating[Any]] = np.float64) -> n
     return np.asarray(np.exp(-np.logaddexp(dtype(0), -logits.astype(dtype))))
 
 
+class CompiledNetwork:
+    """A Keras network that predicts on one device by one graph, made once for images of any number and size.
+
+    ``keras.Model.predict_on_batch`` makes a second graph when the last batch is smaller, which takes seconds.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        """Predict with ``model``, from float32 (B, S, S, 1) in [0, 1] to logits."""
+        images = tf.TensorSpec((None, None, None, 1), tf.float32)
+        self.function = tf.function(
+            lambda batch: model(batch, training=False), input_signature=[images], autograph=False
+        )
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """The logits of a batch, as NumPy arrays."""
+        return tf.nest.map_structure(lambda logits: logits.numpy(), self.function(tf.cast(x, tf.float32)))
+
+
 @dataclass(frozen=True)
 class DistributedPredictor:
     """Where networks are made and predict: on one device, or on all devices of a training's distribution.
@@ -104,9 +126,11 @@ class DistributedPredictor:
     """How many devices share a batch."""
     workers: int = 1
     """How many processes predict the same batches together."""
+    engines: Set[str] = frozenset()
+    """The programs that have run networks, with versions, where Keras was not the only choice."""
 
 
-SINGLE_DEVICE = DistributedPredictor(contextlib.nullcontext, lambda model: model)
+SINGLE_DEVICE = DistributedPredictor(contextlib.nullcontext, CompiledNetwork)
 """One device, TensorFlow's default."""
 
 

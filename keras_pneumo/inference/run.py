@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.postprocess import read_threshold
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, MicroBatchPredictor, Predictor
 from keras_pneumo.models.classifier import build_classifier
+from keras_pneumo.models.folding import fold_batch_norm
 from keras_pneumo.models.unet import build_unet
 
 FORMAT = 1
@@ -139,23 +140,23 @@ def load_model(run: RunFolder) -> keras.Model:
 def load_predictors(
     run: RunFolder, distributed: DistributedPredictor = SINGLE_DEVICE, models: Sequence[keras.Model] | None = None
 ) -> list[Predictor]:
-    """The predictors of a run: its :func:`load_models`, which predict in parts where the memory is too small.
+    """The predictors of a run, one for each of its :func:`checkpoints_of`, with BatchNorm folded into convolutions.
 
-    A run that learnt with micro-batches (``slices`` in its record) predicts no more images at once than one of them.
-    ``models`` are its models where they are loaded already.
+    None predicts more images at once than the batches that the run learnt from hold: those of a micro-batch, where
+    there were any (``slices`` in its record). Where the memory is too small even so, they predict fewer. ``models`` are
+    the run's models where they are loaded already. They are folded too, so that a training that goes on after a stop
+    writes the very predictions of an unbroken one, and ``predict`` those of the training.
 
     Raises:
         PneumoError: as :func:`load_model`.
     """
     on_halved = _refuse_smaller if distributed.workers > 1 else lambda size: None
     micro_batches = int(run.record.get("slices", 1))
-    size = None
-    if micro_batches > 1:
-        size = max(-(-run.experiment.global_batch_size // micro_batches), distributed.devices)
+    size = max(-(-run.experiment.global_batch_size // micro_batches), distributed.devices)
     with distributed.scope():
         return [
-            MicroBatchPredictor(distributed.distribute(model), size, distributed.devices, on_halved)
-            for model in (load_models(run) if models is None else models)
+            MicroBatchPredictor(distributed.distribute(fold_batch_norm(model)), size, distributed.devices, on_halved)
+            for model in (_each_model(run) if models is None else models)
         ]
 
 
@@ -178,14 +179,16 @@ def load_models(run: RunFolder) -> list[keras.Model]:
     Raises:
         PneumoError: as :func:`load_model`.
     """
-    kept = checkpoints_of(run)
-    if len(kept) == 1:
-        return [load_model(run)]
-    keras.config.set_dtype_policy("float32")
-    models = [build(run.experiment) for _ in kept]
-    for model, path in zip(models, kept, strict=True):
+    return list(_each_model(run))
+
+
+def _each_model(run: RunFolder) -> Iterator[keras.Model]:
+    """The run's networks one after the other, so that a caller need not hold all of them."""
+    for path in checkpoints_of(run):
+        keras.config.set_dtype_policy("float32")
+        model = build(run.experiment)
         load_weights(model, path)
-    return models
+        yield model
 
 
 def load_weights(model: keras.Model, path: Path) -> None:

@@ -8,7 +8,7 @@ validation and applied unchanged (:func:`write_predictions`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,8 @@ class SubsetPredictions:
     """By classifiers ``image_id, probability``, by segmenters maps."""
     predictions: pd.DataFrame | MaskPredictions
     """The same of the subset."""
+    engines: Set[str] = frozenset()
+    """The programs that ran the networks, with versions, where Keras was not the only choice."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def predict_subset(
 
     validation = predict("validation")
     predictions = validation if subset == "validation" else predict(subset)
-    return SubsetPredictions(runs, prepared, subset, gate, validation, predictions)
+    return SubsetPredictions(runs, prepared, subset, gate, validation, predictions, distributed.engines)
 
 
 def write_predictions(predicted: SubsetPredictions, folder: Path) -> WrittenSubmission:
@@ -139,7 +141,7 @@ def write_predictions(predicted: SubsetPredictions, folder: Path) -> WrittenSubm
         counts = count_maps(validation.maps, prepared)
         search = fit_postprocessing(counts, validation.image_probability, validation.gate_source)
         threshold = search.parameters.threshold
-        info = submission_info([*runs, *predicted.gate], "joint", predicted.subset, threshold)
+        info = submission_info([*runs, *predicted.gate], "joint", predicted.subset, threshold, predicted.engines)
         tables = [
             postprocess_maps(some.maps, search.parameters, some.image_probability) for some in (predictions, validation)
         ]
@@ -150,7 +152,7 @@ def write_predictions(predicted: SubsetPredictions, folder: Path) -> WrittenSubm
     assert isinstance(predictions, pd.DataFrame)
     truth = prepared.cases.set_index("image_id")["pneumothorax"].astype(int).loc[validation["image_id"]]
     threshold = fit_threshold(truth.to_numpy(), validation["probability"].to_numpy())
-    info = submission_info(runs, "classification", predicted.subset, threshold)
+    info = submission_info(runs, "classification", predicted.subset, threshold, predicted.engines)
     write_submission(folder, info, predictions, validation)
     return WrittenSubmission(threshold)
 
@@ -161,7 +163,9 @@ def write_search(search: PostprocessingSearch, folder: Path) -> None:
     draw_search(search, folder / FIGURE)
 
 
-def submission_info(runs: Sequence[RunFolder], task: str, subset: str, threshold: float) -> SubmissionInfo:
+def submission_info(
+    runs: Sequence[RunFolder], task: str, subset: str, threshold: float, engines: Set[str] = frozenset()
+) -> SubmissionInfo:
     """The content of ``submission.json`` for these runs."""
     first = runs[0]
     names = list(dict.fromkeys(run.experiment.name for run in runs))
@@ -169,7 +173,8 @@ def submission_info(runs: Sequence[RunFolder], task: str, subset: str, threshold
     seen = list(dict.fromkeys(run.pretraining for run in runs if run.pretraining != "none"))
     return SubmissionInfo(
         team=f"keras-pneumo {' + '.join(names)}{more}",
-        framework=f"Keras {first.record['versions']['keras']}, TensorFlow {first.record['versions']['tensorflow']}",
+        framework=f"Keras {first.record['versions']['keras']}, TensorFlow {first.record['versions']['tensorflow']}"
+        + (f"; predicted by {', '.join(sorted(engines))}" if engines else ""),
         task=task,  # type: ignore[arg-type]
         split_sha256=first.record["split_sha256"],
         subset=subset,

@@ -7,8 +7,8 @@ and files. Two things differ from Keras 3.15's own layer:
   is the number of values of a channel. PyTorch does so; Keras takes the biased one.
 - On TensorFlow the mean, the variance and the normalisation of images in half or single precision are one operation
   (``FusedBatchNormV3``; on a GPU cuDNN's). Keras computes them apart, which costs 12 to 33% of a training step on a CPU
-  (``experiments/benchmarks/notes.md``). Double precision, other backends and statistics over several replicas go the
-  general way: the operation does not know them.
+  (``experiments/benchmarks/notes.md``). Double precision and other backends go the general way: the operation does not
+  know them. Statistics over several replicas are those of ``models.synchronized``.
 
 Source: Ioffe and Szegedy, arXiv 1502.03167; ``torch.nn.BatchNorm2d`` (PyTorch 2.14).
 """
@@ -18,6 +18,8 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+
+from keras_pneumo.models.synchronized import synchronized_batch_norm
 
 BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5}
 """PyTorch's defaults in Keras's terms (its momentum 0.1 weighs the new batch, Keras's 0.9 the old average)."""
@@ -44,11 +46,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
             mask: must be None.
         """
         learns = bool(training) and self.trainable
-        if _is_fused(inputs) and not (learns and self.synchronized):
+        if learns and self.synchronized:
+            return self._over_replicas(inputs)
+        # With running statistics its gradient is not deterministic on a GPU, and TensorFlow refuses it in a training.
+        if _is_fused(inputs) and (learns or not tf.config.list_logical_devices("GPU")):
             return self._fused(inputs, learns)
-        if not learns or self.synchronized:
-            return super().call(inputs, training=learns)
-        return self._from_moments(inputs)
+        return self._from_moments(inputs) if learns else super().call(inputs, training=False)
 
     def _fused(self, images: Any, learns: bool) -> Any:
         """By TensorFlow's fused operation, whose new running variance is the unbiased one already."""
@@ -69,6 +72,19 @@ class BatchNormalization(keras.layers.BatchNormalization):
             statistics[1].assign(variance)
         return outputs
 
+    def _over_replicas(self, inputs: Any) -> Any:
+        """By the mean and the variance of the images of all replicas of a strategy."""
+        kind = keras.backend.result_type(inputs.dtype, "float32")
+        scale, offset = keras.ops.cast(self.gamma, kind), keras.ops.cast(self.beta, kind)
+        outputs, mean, unbiased = synchronized_batch_norm(inputs, scale, offset, self.epsilon)
+        self._move_statistics(mean, unbiased)
+        return keras.ops.cast(outputs, self.compute_dtype)
+
+    def _move_statistics(self, mean: Any, unbiased: Any) -> None:
+        """Move the running mean and variance towards those of the batch."""
+        for running, new in ((self.moving_mean, mean), (self.moving_variance, unbiased)):
+            running.assign(running * self.momentum + keras.ops.cast(new, running.dtype) * (1.0 - self.momentum))
+
     def _from_moments(self, inputs: Any) -> Any:
         """By the mean and the variance of the batch, on any backend."""
         ops = keras.ops
@@ -77,8 +93,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         mean, variance = ops.moments(inputs, axes)
         values = ops.cast(ops.prod(ops.shape(inputs)[:-1]), variance.dtype)
         unbiased = variance * (values / ops.maximum(values - 1.0, 1.0))
-        for running, new in ((self.moving_mean, mean), (self.moving_variance, unbiased)):
-            running.assign(running * self.momentum + ops.cast(new, running.dtype) * (1.0 - self.momentum))
+        self._move_statistics(mean, unbiased)
         outputs = ops.batch_normalization(
             inputs, mean, variance, axis=-1, offset=self.beta, scale=self.gamma, epsilon=self.epsilon
         )

@@ -118,10 +118,13 @@ def members_in(source: str) -> str:
 
 
 def mean_heat(detector: Detector, images: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean heat maps of all classifiers' networks: float32 (B, HEAT_SIDE, HEAT_SIDE), 0 to 1."""
+    """Mean heat maps of all classifiers' networks: float32 (B, HEAT_SIDE, HEAT_SIDE), 0 to 1.
+
+    The detector was opened with its networks for heat maps.
+    """
     method, stage = heat_map_method(detector)
     networks = []
-    for run, models in detector.classifiers:
+    for (run, _), models in zip(detector.classifiers, detector.heat_map_models, strict=True):
         pixels = pixels_at(images, run.experiment.image_size)
         maps = [heat_maps(model, pixels, method, stage) for model in models]
         networks += [np.stack([_resized(heat_map, HEAT_SIDE) for heat_map in batch]) for batch in maps]

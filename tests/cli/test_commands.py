@@ -21,6 +21,7 @@ COMMANDS = [
     "train",
     "find-lr",
     "predict",
+    "masks",
     "explain",
     "export",
     "compare",
@@ -32,7 +33,7 @@ COMMANDS = [
 ]
 # These follow others' results or need an account or PyTorch's environment, so they are not run as they stand.
 FOLLOWING = ["download", "predict", "explain", "compare", "train", "find-lr", "export", "parity"]
-FOLLOWING += ["join", "detect", "view"]
+FOLLOWING += ["masks", "join", "detect", "view"]
 EXAMPLES = [name for name in COMMANDS if name not in FOLLOWING]
 
 

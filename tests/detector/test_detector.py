@@ -11,8 +11,10 @@ from keras_pneumo.data.labels import rle
 from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.detector.detect import detect
 from keras_pneumo.detector.detector import image_level_sources, open_detector
+from keras_pneumo.detector.summary import summary_of
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.inputs.submission import read_submission
+from keras_pneumo.inference.engine import predictors_on
 
 
 def test_the_mean_of_logits_gives_more_weight_to_the_surer_source():
@@ -92,13 +94,24 @@ def test_predict_refuses_an_unsuitable_array_in_a_sentence(images, words):
 
 
 @pytest.mark.slow
-def test_onnx_runtime_answers_as_keras_does(tiny_detector, phantoms):
+def test_onnx_runtime_answers_as_keras_does_and_is_recorded(tiny_detector, phantoms, own_cache):
     pytest.importorskip("tf2onnx", reason="tf2onnx (extra export) is not installed")
     pytest.importorskip("onnxruntime", reason="onnxruntime (extra export) is not installed")
-    images = [read_radiograph(path).pixels for path in sorted(phantoms.rglob("*.dcm"))[:3]]
-    pairs = [open_detector(tiny_detector, engine).answer(images) for engine in ("keras", "onnx")]
+    radiographs = [read_radiograph(path) for path in sorted(phantoms.rglob("*.dcm"))[:3]]
+    images = [radiograph.pixels for radiograph in radiographs]
+    messages = []
+    detectors = [
+        open_detector(tiny_detector, predictors_on(engine, 3, messages.append)) for engine in ("keras", "onnx")
+    ]
+    pairs = [detector.answer(images) for detector in detectors]
+    assert len(messages) == 2, "a sentence for each network"
+    records = [
+        summary_of(detector, radiographs[0], answers[0]) for detector, answers in zip(detectors, pairs, strict=True)
+    ]
+    assert "engines" not in records[0]
+    assert [name.rsplit(" ", 1)[0] for name in records[1]["engines"]] == ["ONNX Runtime"]
     for first, second in zip(*pairs, strict=True):
-        assert first.classifier == pytest.approx(second.classifier, abs=1e-4)
-        assert first.own_head == pytest.approx(second.own_head, abs=1e-4)
+        assert first.classifier == pytest.approx(second.classifier, abs=1e-5)
+        assert first.own_head == pytest.approx(second.own_head, abs=1e-5)
         assert np.abs(first.quantised_map.astype(int) - second.quantised_map).max() <= 1
     assert len({answer.classifier for answer in pairs[0]}) == 3, "the answers differ from image to image"

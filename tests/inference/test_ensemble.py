@@ -43,7 +43,7 @@ def test_every_image_is_predicted_in_order_whatever_the_batch(tmp_path, tiny_run
 
 
 def test_the_mean_is_over_all_networks_and_mirror_images(tmp_path, tiny_runs, prepared):
-    """Bit for bit what a loop that is written out gives."""
+    """What a loop that is written out gives, but for what folded BatchNorm rounds otherwise."""
     first = read_run(tiny_runs / "classifier")
     second = variant(first, tmp_path / "second", image_size=128)
     image_ids = prepared.subset("test")
@@ -54,8 +54,7 @@ def test_the_mean_is_over_all_networks_and_mirror_images(tmp_path, tiny_runs, pr
         logits = [np.asarray(model.predict_on_batch(some))[:, 0] for some in (images, images[:, :, ::-1])]
         means.append((sigmoid(logits[0]) + sigmoid(logits[1])) / 2)
     table = predict_classifiers([first, second], prepared, "test")
-    assert len(table) <= first.experiment.global_batch_size, "one batch, so that nothing rounds otherwise"
-    np.testing.assert_array_equal(table["probability"], (means[0] + means[1]) / 2)
+    np.testing.assert_allclose(table["probability"], (means[0] + means[1]) / 2, rtol=1e-5)
 
 
 def test_two_runs_are_the_mean_of_their_maps(tiny_runs, prepared):

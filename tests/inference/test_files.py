@@ -1,11 +1,13 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from keras_pneumo.cli.predict import predict_command
+from keras_pneumo.cli.workers import EngineName
 from keras_pneumo.config import CLASSIFIER
 from keras_pneumo.data.batches.images import open_source
 from keras_pneumo.data.labels import rle
@@ -13,9 +15,9 @@ from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import predict_map_set
-from keras_pneumo.inference.files import predict_files, predict_folder, predict_images
+from keras_pneumo.inference.files import predict_files, predict_folder, predict_images, read_batches
 from keras_pneumo.inference.postprocess import postprocess_maps, read_postprocessing
-from keras_pneumo.inference.predictor import predict_passes
+from keras_pneumo.inference.predictor import CompiledNetwork, predict_passes
 from keras_pneumo.inference.run import FORMAT, RunFolder, build, read_run, versions
 
 
@@ -107,7 +109,7 @@ def test_raw_files_and_prepared_images_get_the_same_prediction(tmp_path, radiogr
     assert isinstance(predictions, pd.DataFrame)
 
 
-def test_unused_options_are_refused(tmp_path, tiny_runs, prepared_folder, phantoms):
+def test_unused_options_are_refused(tmp_path, tiny_runs, prepared_folder, phantoms, monkeypatch):
     from keras_pneumo.cli.train import open_data
 
     run, segmenter = tiny_runs / "classifier", tiny_runs / "segmenter"
@@ -116,6 +118,10 @@ def test_unused_options_are_refused(tmp_path, tiny_runs, prepared_folder, phanto
             predict_command([run], data=phantoms, out_folder=tmp_path / "out", **options)
     with pytest.raises(PneumoError, match="--postprocess is not used"):
         predict_command([segmenter], data=prepared_folder, out_folder=tmp_path, parameters_file=tmp_path / "rule.json")
+    several = SimpleNamespace(strategy="several devices")
+    monkeypatch.setattr("keras_pneumo.training.distributed.strategy.start_distribution", lambda *args: several)
+    with pytest.raises(PneumoError, match=r"--engine onnx predicts on one device\. Give --strategy one too"):
+        predict_command([run], data=prepared_folder, out_folder=tmp_path / "out", engine=EngineName.ONNX)
     table = tmp_path / "patients.csv"
     with pytest.raises(PneumoError, match="so --labels and --patients cannot be used"):
         open_data(prepared_folder, CLASSIFIER, None, table, table)
@@ -195,3 +201,38 @@ def test_several_runs_need_a_postprocessing_for_raw_files(tiny_runs, tmp_path, p
     run = read_run(tiny_runs / "segmenter")
     with pytest.raises(PneumoError, match="postprocess"):
         predict_folder([run, run], phantoms, tmp_path / "out")
+
+
+def test_batches_are_filled_across_what_is_refused():
+    good, small = np.zeros((64, 64), np.uint8), np.zeros((32, 32), np.uint8)
+    sources = [(str(number), small if number in (1, 2, 6, 7) else good) for number in range(8)]
+    refused = []
+    batches = [[image.name for image in batch] for batch in read_batches(sources, 64, 2, refused)]
+    assert batches == [["0", "3"], ["4", "5"], []]
+    assert [row["file"] for row in refused] == ["1", "2", "6", "7"]
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_the_engine_is_said_and_recorded(tmp_path, tiny_runs, prepared_folder, phantoms, own_cache, capsys, prepared):
+    """Whatever runs the network, predictions and files are the same; the stand-in for ONNX Runtime is Keras."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime (extra export) is not installed")
+    pytest.importorskip("tf2onnx", reason="tf2onnx (extra export) is not installed")
+    data, tables, run = prepared_folder if prepared else phantoms, {}, tiny_runs / "classifier"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("keras_pneumo.inference.engine.open_onnx", CompiledNetwork)
+        for engine in EngineName:
+            out = tmp_path / engine.value
+            predict_command([run], data=data, out_folder=out, strategy="one", engine=engine)
+            tables[engine] = pd.read_csv(out / "predictions.csv")
+            message = " ".join(capsys.readouterr().err.split())
+            if engine == EngineName.KERAS:
+                assert "Engine" not in message
+            else:
+                words = {"onnx": "Engine: ONNX Runtime; its logits", "auto": "Engine: Keras. It needs about"}
+                assert words[engine.value] in message
+            if prepared:
+                framework = json.loads((out / "submission.json").read_text())["framework"]
+                assert ("predicted by ONNX Runtime" in framework) == (engine == EngineName.ONNX)
+                assert ("predicted by Keras" in framework) == (engine == EngineName.AUTO)
+    for table in tables.values():
+        pd.testing.assert_frame_equal(table, tables[EngineName.KERAS])

@@ -10,7 +10,8 @@ from memory_lab import SmallMemory
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import mean_probability
-from keras_pneumo.inference.predictor import MicroBatchPredictor, predict_passes, sigmoid
+from keras_pneumo.inference.predictor import CompiledNetwork, MicroBatchPredictor, predict_passes, sigmoid
+from keras_pneumo.models.unet import build_unet
 
 
 def left_minus_right():
@@ -50,6 +51,30 @@ def test_maps_of_mirror_images_are_turned_back():
     np.testing.assert_array_equal(first.maps, second.maps)
     np.testing.assert_allclose(first.maps, 1 / (1 + np.exp(-images[..., 0])), rtol=1e-6)
     assert first.image is None
+
+
+def test_images_and_mirror_images_are_one_batch():
+    network = SmallMemory(6)
+    images = np.random.default_rng(0).random((3, 4, 4, 1)).astype(np.float32)
+    passes = list(predict_passes(network, images, flip_averaging=True))
+    assert (len(passes), network.sizes) == (2, [6])
+    parts = MicroBatchPredictor(SmallMemory(2))
+    for whole, part in zip(passes, predict_passes(parts, images, flip_averaging=True), strict=True):
+        np.testing.assert_array_equal(part.maps, whole.maps)
+        np.testing.assert_array_equal(part.image, whole.image)
+
+
+def test_one_graph_predicts_batches_of_any_number_and_size():
+    model = build_unet("resnet18", image_head=True)
+    network = CompiledNetwork(model)
+    for shape in ((3, 64, 64, 1), (1, 64, 64, 1), (2, 96, 64, 1)):
+        images = np.random.default_rng(0).random(shape)
+        predicted, expected = network.predict_on_batch(images), model.predict_on_batch(images)
+        assert type(predicted["mask"]) is np.ndarray
+        for name in ("mask", "image"):
+            bound = 1e-5 * np.abs(expected[name]).max()
+            np.testing.assert_allclose(predicted[name], expected[name], rtol=0, atol=bound)
+    assert network.function.experimental_get_tracing_count() == 1
 
 
 @given(st.floats(-1e6, 1e6))

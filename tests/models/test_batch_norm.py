@@ -56,16 +56,38 @@ def test_outputs_and_running_statistics_are_pytorchs(shape, dtype, training):
     np.testing.assert_allclose(layer.moving_variance, running[1], rtol=1e-5)
 
 
-def test_images_in_single_precision_are_one_operation_and_double_precision_is_not():
-    def operations(dtype, **options):
-        layer, _ = layer_of(dtype=dtype, **options)
-        signature = tf.TensorSpec((None, 4, 4, 3), dtype)
-        graph = tf.function(lambda x: layer(x, training=True)).get_concrete_function(signature).graph
-        return [operation.type for operation in graph.get_operations()]
+def operations(dtype, training=True, **options):
+    """The types of a layer's operations in a graph."""
+    layer, _ = layer_of(dtype=dtype, **options)
+    signature = tf.TensorSpec((None, 4, 4, 3), dtype)
+    graph = tf.function(lambda x: layer(x, training=training)).get_concrete_function(signature).graph
+    return [operation.type for operation in graph.get_operations()]
 
+
+def test_images_in_single_precision_are_one_operation_and_double_precision_is_not():
     assert operations("float32").count("FusedBatchNormV3") == 1
     assert "FusedBatchNormV3" not in operations("float64")
-    assert "FusedBatchNormV3" not in operations("float32", synchronized=True)
+    # One for a replica's own statistics, one that normalises with those of all.
+    assert operations("float32", synchronized=True).count("FusedBatchNormV3") == 2
+
+
+def test_running_statistics_on_a_gpu_go_the_general_way(monkeypatch):
+    """TensorFlow 2.21 has no deterministic gradient of the fused operation there, and a training would end."""
+    assert "FusedBatchNormV3" in operations("float32", training=False)
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
+    assert "FusedBatchNormV3" not in operations("float32", training=False)
+    assert "FusedBatchNormV3" in operations("float32", training=True)
+
+
+def test_over_replicas_the_running_statistics_are_the_same():
+    """Without a strategy the replica is all there is: PyTorch's rule again, in both precisions."""
+    x = np.random.default_rng(5).normal(3, 2, (5, 4, 4, 3))
+    for dtype in ("float32", "float64"):
+        layer, values = layer_of(dtype=dtype, synchronized=True)
+        outputs, running = by_hand(x.astype(dtype), values, True)
+        np.testing.assert_allclose(layer(x.astype(dtype), training=True), outputs, atol=1e-5)
+        np.testing.assert_allclose(layer.moving_mean, running[0], atol=1e-5)
+        np.testing.assert_allclose(layer.moving_variance, running[1], rtol=1e-5)
 
 
 def test_gradients_of_both_ways_agree():

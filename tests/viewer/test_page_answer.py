@@ -16,12 +16,12 @@ SEGMENTER_ALONE = "The outline comes from the segmenter alone."
 
 
 def test_heat_maps_are_those_selected_on_validation(tiny_detector):
-    detector = open_detector(tiny_detector)
+    detector = open_detector(tiny_detector, heat_maps=True)
     method, stage = heat_map_method(detector)
     selected = detector.record["heat"]
     assert (selected["method"], selected["stage"]) == (method, stage)
     image = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
-    (_, (model,)) = detector.classifiers[0]
+    ((model,),) = detector.heat_map_models
     expected = heat_maps(model, pixels_at([image], 64), method, stage)
     assert mean_heat(detector, [image]).mean() == pytest.approx(expected.mean(), abs=5e-3)
     assert heat_map_method(known_detector()) == ("gradcam", 5)

@@ -23,8 +23,26 @@ def torch_python():
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="session")
+def run_reference(torch_python):
+    """``run_reference(task, folder, arguments)`` runs a task of torch_reference.py where its other inputs lie."""
+
+    def run(task, folder, arguments):
+        (folder / "task.json").write_text(json.dumps(arguments))
+        done = subprocess.run(
+            [str(torch_python), str(Path(__file__).with_name("torch_reference.py")), task, str(folder)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return run
+
+
 @pytest.fixture
-def reference(tmp_path, torch_python):
+def reference(tmp_path, run_reference):
     """``reference(task, arguments, arrays=..., state=...)`` runs one task of torch_reference.py; returns its folder."""
 
     def run(task, arguments, arrays=None, state=None):
@@ -32,20 +50,11 @@ def reference(tmp_path, torch_python):
 
         folder = tmp_path / task
         folder.mkdir(exist_ok=True)
-        (folder / "task.json").write_text(json.dumps(arguments))
         if arrays is not None:
             np.savez(folder / "in.npz", **arrays)
         if state is not None:
             save_file(state, folder / "in.safetensors")
-        script = Path(__file__).with_name("torch_reference.py")
-        done = subprocess.run(
-            [str(torch_python), str(script), task, str(folder)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_reference(task, folder, arguments)
         return folder
 
     return run

@@ -105,7 +105,6 @@ def team_pieces(task, folder):
     import augmentation
     import data
     import losses
-    import masks
     import submission
     import training
 
@@ -120,14 +119,12 @@ def team_pieces(task, folder):
     kept["threshold"] = np.array(submission.fit_threshold(given["label"], given["score"]))
     keys = [tuple(key) for key in task["keys"]]
     numbers = augmentation.draw(task["seed"], keys)
-    images = torch.from_numpy(given["images"].transpose(0, 3, 1, 2)).float() / 255
+    images = torch.from_numpy(given["images"].transpose(0, 3, 1, 2))
     drawn = torch.from_numpy((given["outlines"] > 0).transpose(0, 3, 1, 2)).float()
-    moved = augmentation.augment(images, drawn, SimpleNamespace(**task["augmentation"]), numbers)
+    for name, ranges in task["augmentations"].items():
+        moved = augmentation.augment(images, drawn, SimpleNamespace(**ranges), numbers)
+        kept[f"images.{name}"], kept[f"outlines.{name}"] = (nhwc(tensor).numpy() for tensor in moved)
     kept["cropped"] = nhwc(augmentation.crop(drawn, 32, numbers)).numpy()
-    kept["images"], kept["outlines"] = (nhwc(tensor).numpy() for tensor in moved)
-    kept["decoded"] = masks.decode(task["text"])
-    texts = [masks.encode(kept["decoded"]), masks.encode(np.zeros((1024, 1024), bool)), masks.encode(given["mask"])]
-    (folder / "out.json").write_text(json.dumps(texts))
     experiment = SimpleNamespace(global_batch_size=8, seed=3, positive_rate=((0, 0.75), (2, 0.5)))
     sampler = data.Draws(torch.from_numpy(given["labels"]), experiment)
     for epoch in (0, 2):
@@ -137,6 +134,107 @@ def team_pieces(task, folder):
         kept[f"sizes{epoch}"] = np.array([len(batch) for batch in batches])
         kept[f"keys{epoch}"] = np.array([key for batch in batches for key in batch])
     np.savez(folder / "out.npz", **kept)
+
+
+def team_settings(task, folder):
+    """How the PyTorch team's programs carry out settings of the network and the process; see test_torch_team.py."""
+    import torchvision
+
+    sys.path.insert(0, task["team"])
+    import classifier
+    import recipe
+    import segmenter
+    import training
+
+    def read(name):
+        return recipe.read_recipe(folder / f"{name}.json", name.partition(".")[0])
+
+    answers = {"deterministic": {}, "precision": {}, "zeros": {}, "weights": {}}
+    for name in task["deterministic"]:
+        training.set_up(read(name))
+        on = torch.are_deterministic_algorithms_enabled()
+        answers["deterministic"][name] = [on, torch.backends.cudnn.benchmark]
+    for name in task["precision"]:
+        answers["precision"][name] = str(training.half_type(read(name)) or torch.float32).removeprefix("torch.")
+    images = torch.from_numpy(np.load(folder / "in.npz")["images"])
+    for name in task["dropout"]:
+        network = (classifier if name.startswith("classifier") else segmenter).build(read(name), None)
+        head = network.fc if name.startswith("classifier") else network.classification_head[-2]  # the last is identity
+        given = []
+        head.register_forward_pre_hook(lambda layer, inputs, given=given: given.append(inputs[0]))
+        for mode in (True, False):
+            network.train(mode)(images)
+        answers["zeros"][name] = [(features == 0).float().mean().item() for features in given]
+    for name in task["weights"]:
+        settings, asked = read(name), []
+        original = getattr(torchvision.models, settings.encoder)
+
+        def pretrained(weights, original=original, asked=asked):
+            """Stand for torchvision's weights, which are not downloaded here."""
+            network = original()
+            torch.nn.init.constant_(network.conv1.weight, 0.25)
+            asked.append(weights)
+            return network
+
+        setattr(torchvision.models, settings.encoder, pretrained)
+        network = (classifier if name.startswith("classifier") else segmenter).build(settings, None)
+        setattr(torchvision.models, settings.encoder, original)
+        first = getattr(network, "encoder", network).conv1.weight
+        answers["weights"][name] = [*asked, first.min().item(), first.max().item()]
+    (folder / "out.json").write_text(json.dumps(answers))
+
+
+def team_trainings(task, folder):
+    """Whole trainings by the PyTorch team's programs, of networks of some hundred weights; see test_team_trainings.py.
+
+    Each plan is trained into a folder of its name.
+    """
+    from types import SimpleNamespace
+
+    sys.path.insert(0, task["team"])
+    import classifier
+    import recipe
+    import segmenter
+    import training
+    from safetensors.torch import load_file as load_tensors
+
+    class Tiny(torch.nn.Module):
+        """The twin of ``crash_lab.tiny``."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv1 = torch.nn.Conv2d(3, 4, 5, stride=4, bias=False)
+            self.bn1 = torch.nn.BatchNorm2d(4)
+            self.fc = torch.nn.Linear(4, 1)
+
+        def forward(self, image):
+            return self.fc(self.bn1(self.conv1(image)).relu().mean((2, 3)))
+
+    class TinySegmenter(torch.nn.Module):
+        """The twin of ``test_team_trainings.tiny_segmenter``."""
+
+        def __init__(self, image_head):
+            super().__init__()
+            self.conv1 = torch.nn.Conv2d(3, 4, 4, stride=4, bias=False)
+            self.bn1 = torch.nn.BatchNorm2d(4)
+            self.segmentation_head = torch.nn.Conv2d(4, 1, 1)
+            self.classification_head = torch.nn.Linear(4, 1) if image_head else None
+
+        def forward(self, image):
+            features = self.bn1(self.conv1(image)).relu()
+            mask = torch.nn.functional.interpolate(self.segmentation_head(features), scale_factor=4.0)
+            if self.classification_head is None:
+                return mask
+            return mask, self.classification_head(features.mean((2, 3)))
+
+    for name, kind in task["plans"].items():
+        settings = recipe.read_recipe(folder / f"{name}.json", kind)
+        network = Tiny() if kind == "classifier" else TinySegmenter(settings.image_head)
+        network.load_state_dict(load_tensors(folder / f"{name}.safetensors"), strict=True)
+        training.set_up(settings)
+        compiled = name in task["compiled"]
+        given = SimpleNamespace(data=Path(task["data"]), out=folder / name, compile=compiled, masks=task["masks"])
+        (classifier if kind == "classifier" else segmenter).run(network, settings, given)
 
 
 def both_modes(network, forward, folder):
