@@ -73,7 +73,7 @@ class Lab:
 
     def phantoms(self, images: int, *options: str, name: str = "") -> Path:
         """A folder of that many phantoms; made once."""
-        folder = self.folder / (name or f"phantoms-{images}")
+        folder = self.folder / (name or "-".join(["phantoms", str(images), *(text.strip("-") for text in options)]))
         self._make(folder, "phantom", folder, "--images", str(images), *options)
         return folder
 

@@ -593,6 +593,7 @@ class Trainer:
         """Begin to write a checkpoint, if this worker is the one that does."""
         if not self.distribution.chief:
             return
+        self.checkpoint_writer.wait()  # before the next copy of the weights takes as much memory again
         self.state.elapsed = self.elapsed()
         optimizer = network.optimizer if network is not None else None
         arrays, values = capture(self.state, self.model, optimizer, self.log, self.average, self.identity)

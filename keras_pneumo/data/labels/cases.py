@@ -12,8 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.errors import PneumoError
@@ -28,6 +27,9 @@ from keras_pneumo.storage.tables import (
     one_line,
     read_rows,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,8 @@ def read_label_rows(
     Raises:
         PneumoError: the file cannot be read, or it is not a label table.
     """
+    import pandas as pd
+
     lines = read_rows(path, max_bytes)
     first = next(lines, None)
     if first is None:

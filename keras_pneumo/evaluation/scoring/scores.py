@@ -14,14 +14,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from keras_pneumo.evaluation.scoring.masks import SIZES, parts
 from keras_pneumo.evaluation.scoring.metrics import CALIBRATION_BINS, calibration_bins
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 COMMON_SENSITIVITY = 0.8
 """Sensitivity at which all teams' specificities are compared."""
@@ -223,6 +226,8 @@ def _mask_scores(sums: ScoreArrays) -> ScoreArrays:
 
 
 def _rank(truth: np.ndarray, patients: np.ndarray, probability: np.ndarray, total: int) -> Ranking:
+    from scipy import sparse
+
     positive_scores = np.unique(probability[truth])  # ascending
     rows = len(positive_scores)
 

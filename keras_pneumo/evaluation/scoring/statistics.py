@@ -14,7 +14,6 @@ from math import comb
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from keras_pneumo.errors import PneumoError
 
@@ -102,6 +101,8 @@ def bca_interval(replicates: np.ndarray, point: float, jackknife: np.ndarray, le
     Returns:
         The interval; NaN when more than half of the replicates do not exist, or the score itself does not.
     """
+    from scipy import stats
+
     finite, bias, acceleration = _bca(replicates, point, jackknife)
     if len(finite) == 0:
         return Interval(float("nan"), float("nan"))
@@ -112,6 +113,8 @@ def bca_interval(replicates: np.ndarray, point: float, jackknife: np.ndarray, le
 
 def _bca(replicates: np.ndarray, point: float, jackknife: np.ndarray) -> tuple[np.ndarray, float, float]:
     """The replicates that exist, the bias correction and the acceleration; no replicates where there is no interval."""
+    from scipy import stats
+
     finite = replicates[np.isfinite(replicates)]
     if not np.isfinite(point) or len(finite) == 0 or len(finite) < len(replicates) / 2:
         return np.empty(0), 0.0, 0.0
@@ -131,6 +134,8 @@ def _share_below(replicates: np.ndarray, value: float) -> float:
 
 def exact_interval(hits: int, n: int, level: float = LEVEL) -> Interval:
     """Clopper-Pearson interval of ``hits`` of ``n``, for shares where the bootstrap has no width (15 of 15 correct)."""
+    from scipy import stats
+
     if n == 0:
         return Interval(float("nan"), float("nan"))
     bounds = stats.binomtest(hits, n).proportion_ci(level, method="exact")
@@ -276,6 +281,8 @@ def delong_sums(truth: np.ndarray, scores: np.ndarray, patients: np.ndarray) -> 
         scores: shape (images,).
         patients: patient number from 0, shape (images,).
     """
+    from scipy import stats
+
     truth = truth.astype(bool)
     m, n = int(truth.sum()), int((~truth).sum())
     total = int(patients.max()) + 1
@@ -342,6 +349,8 @@ def delong_difference(first: DelongSums, second: DelongSums, level: float = LEVE
         NaN where a class has fewer than two patients, or the difference has no variance but is not ``null`` (all ranks
         of both teams are certain, as for a perfect AUROC beside a constant score).
     """
+    from scipy import stats
+
     value = first.area - second.area
     apart = DelongSums(
         value,
@@ -374,6 +383,8 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> PairedTest:
         Difference in accuracy, no standard error, and the exact two-sided binomial p. The test takes images as
         independent; the board shows the interval by patient of the same difference beside it.
     """
+    from scipy import stats
+
     only_first = int(np.sum(first_right & ~second_right))
     only_second = int(np.sum(~first_right & second_right))
     difference = (only_first - only_second) / len(first_right) if len(first_right) else float("nan")
