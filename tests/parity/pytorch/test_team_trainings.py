@@ -55,7 +55,7 @@ CLASSIFIERS = [
     PLAIN.replace(name="accumulation_of_single_images", accumulation=8, frozen_batchnorm=True),
     PLAIN.replace(name="top_k", top_k=3, flip_averaging=False, learning_rate=0.2),
     PLAIN.replace(name="restarts", schedule="warm_restarts", restart_epochs=1, restart_factor=2, depth_decay=0.8),
-    STILL.replace(name="patience", patience=2, frozen_epochs=2),
+    STILL.replace(name="patience", patience=2, frozen_epochs=2, top_k=2),  # of equal scores the earlier epochs stay
     STILL.replace(name="plateau", schedule="plateau", plateau_factor=0.5, plateau_patience=1, learning_rate=1e-5),
     PLAIN.replace(name="compiled", ema=0.5, accumulation=2),
     PLAIN.replace(name="noise", augmentation=Augmentation(noise=0.3, clahe=0.5)),

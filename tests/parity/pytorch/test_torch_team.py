@@ -298,11 +298,13 @@ def test_from_the_same_start_and_budget_the_board_cannot_tell_them_apart(both_te
     assert "cannot be told apart" in (tmp_path / "board" / "report.html").read_text()
 
 
-LATER_EPOCHS = {"albunet_512": 2e-2, "fourth_place": 2e-3}
-"""Largest relative difference of the mean loss of an epoch. Seen were 6e-3 and 4e-4 (of the first epoch 5e-5 and 3e-5).
+FIRST_EPOCH = {"albunet_512": 3e-3, "fourth_place": 1e-3}
+LATER_EPOCHS = {"albunet_512": 2e-2, "fourth_place": 3e-3}
+"""Largest relative difference of the mean loss of an epoch. Seen: 8e-4 and 2e-4 in the first epoch, 7e-3 and 7e-4 later.
 
 Rounding grows from step to step, most where BatchNorm learns from batches of 4 images, whose deepest maps have 2x2
-pixels, so that its statistics are of 16 numbers. In fourth_place it does not learn.
+pixels, so that its statistics are of 16 numbers. In fourth_place it does not learn. With Keras's own BatchNormalization
+in place of TensorFlow's fused operation the first epochs differed by 5e-5 and 3e-5.
 """
 
 
@@ -326,7 +328,7 @@ def test_the_winners_recipes_run_in_both_teams(both_teams, tmp_path, prepared_fo
     here, there = (pd.read_csv(tmp_path / "runs" / team / "log.csv") for team in ("keras", "torch"))
     print(name, pd.DataFrame({"keras": here["loss"], "torch": there["loss"]}).round(5).to_string())
     assert here["phase"].tolist() == there["phase"].tolist()
-    np.testing.assert_allclose(here["loss"][:1], there["loss"][:1], rtol=2e-4)
+    np.testing.assert_allclose(here["loss"][:1], there["loss"][:1], rtol=FIRST_EPOCH[name])
     np.testing.assert_allclose(here["loss"], there["loss"], rtol=LATER_EPOCHS[name])
     for kept in ("keras/checkpoints", "torch"):
         epochs = list((tmp_path / "runs" / kept).glob("epoch_*"))
