@@ -54,7 +54,7 @@ def augmented(folder: Path, expected: Arrays) -> str:
     masks = [(expected[name] != actual[name]).sum() for name in expected if name.startswith("mask") and name in actual]
     return (
         "Coordinates are computed in float32 in another order, so an interpolated value differs in its last digits; "
-        f"{int(sum(masks))} mask pixels differ. Noise is left out: each framework draws its own."
+        f"{int(sum(masks))} mask pixels differ. Noise is left out; the tests of the PyTorch team compare it."
     )
 
 

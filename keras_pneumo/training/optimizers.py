@@ -6,7 +6,7 @@ momentum buffer, so the results differ under any schedule. Here the momentum may
 each variable may have its own multiple of the rate (discriminative rates by depth), and BatchNorm and biases do not
 decay.
 
-One step of a variable is one operation of TensorFlow that moves the variable and its moments in place
+On TensorFlow one step of a variable is one operation that moves the variable and its moments in place
 (``ResourceApplyAdam``, ``ResourceApplyMomentum``), as PyTorch's ``fused=True`` does. Written out, AdamW passes over the
 25 million weights of a ResNet50 ten times; ``experiments/benchmarks/notes.md`` says what that costs.
 
@@ -186,31 +186,38 @@ class AdamW(_TorchOptimizer):
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """One step of one variable."""
+        ops = keras.ops
         index = self._get_variable_index(variable)
-        dtype = variable.dtype
-        rate = tf.cast(learning_rate, dtype) * self._multiples[index]
-        beta_1 = tf.cast(self._at_this_step(self.beta_1), dtype)
-        step = tf.cast(self.iterations + 1, dtype)
-        # The operation takes it in this type, so the correction must too.
-        beta_2 = float(np.dtype(keras.backend.standardize_dtype(dtype)).type(self.beta_2))
-        # 1 - beta ** step loses four digits in float32 at the first steps; expm1 keeps them. So the correction of both
-        # moments goes into the rate and epsilon, and the operation is told that there is none (a power of 0).
-        correction_1 = -tf.math.expm1(step * tf.math.log(beta_1))
-        root_2 = tf.sqrt(-tf.math.expm1(step * math.log(beta_2)))
+        mean, square = self._means[index], self._squares[index]
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        gradient = ops.cast(gradient, dtype)
+        rate = ops.cast(learning_rate, dtype) * self._multiples[index]
+        beta_1 = ops.cast(self._at_this_step(self.beta_1), dtype)
+        beta_2 = float(np.dtype(dtype).type(self.beta_2))  # as the operation takes it, so that the correction fits it
+        step = ops.cast(self.iterations + 1, dtype)
+        # 1 - beta ** step loses four digits in float32 at the first steps; expm1 keeps them.
+        correction_1 = -ops.expm1(step * ops.log(beta_1))
+        root_2 = ops.sqrt(-ops.expm1(step * math.log(beta_2)))
         if self._decays[index]:
             self.assign(variable, variable * (1.0 - rate * self._decays[index]))
-        tf.raw_ops.ResourceApplyAdam(
-            var=_handle(variable),
-            m=_handle(self._means[index]),
-            v=_handle(self._squares[index]),
-            beta1_power=tf.zeros([], dtype),
-            beta2_power=tf.zeros([], dtype),
-            lr=rate * root_2 / correction_1,
-            beta1=beta_1,
-            beta2=tf.constant(beta_2, dtype),
-            epsilon=self.epsilon * root_2,
-            grad=tf.cast(gradient, dtype),
-        )
+        if keras.backend.backend() == "tensorflow":
+            # The corrections of both moments stand in the rate and epsilon, so the operation makes none (powers of 0).
+            tf.raw_ops.ResourceApplyAdam(
+                var=_handle(variable),
+                m=_handle(mean),
+                v=_handle(square),
+                beta1_power=tf.zeros([], dtype),
+                beta2_power=tf.zeros([], dtype),
+                lr=rate * root_2 / correction_1,
+                beta1=beta_1,
+                beta2=tf.constant(beta_2, dtype),
+                epsilon=self.epsilon * root_2,
+                grad=gradient,
+            )
+            return
+        self.assign(mean, mean + (gradient - mean) * (1.0 - beta_1))
+        self.assign(square, square + (ops.square(gradient) - square) * (1.0 - beta_2))
+        self.assign(variable, variable - rate / correction_1 * mean / (ops.sqrt(square) / root_2 + self.epsilon))
 
 
 class SGD(_TorchOptimizer):
@@ -250,16 +257,26 @@ class SGD(_TorchOptimizer):
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """One step of one variable."""
+        ops = keras.ops
         index = self._get_variable_index(variable)
-        dtype = variable.dtype
-        tf.raw_ops.ResourceApplyMomentum(
-            var=_handle(variable),
-            accum=_handle(self._buffers[index]),
-            lr=tf.cast(learning_rate, dtype) * self._multiples[index],
-            grad=tf.cast(gradient, dtype) + self._decays[index] * variable,
-            momentum=tf.cast(self._at_this_step(self.momentum), dtype),
-            use_nesterov=self.nesterov,
-        )
+        buffer = self._buffers[index]
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        rate = ops.cast(learning_rate, dtype) * self._multiples[index]
+        momentum = ops.cast(self._at_this_step(self.momentum), dtype)
+        gradient = ops.cast(gradient, dtype) + self._decays[index] * variable
+        if keras.backend.backend() == "tensorflow":
+            tf.raw_ops.ResourceApplyMomentum(
+                var=_handle(variable),
+                accum=_handle(buffer),
+                lr=rate,
+                grad=gradient,
+                momentum=momentum,
+                use_nesterov=self.nesterov,
+            )
+            return
+        self.assign(buffer, momentum * buffer + gradient)
+        change = gradient + momentum * buffer if self.nesterov else buffer
+        self.assign(variable, variable - rate * change)
 
 
 def _handle(variable: Any) -> Any:

@@ -290,7 +290,8 @@ def _remove_journal(folder: Path) -> None:
 
 # -- Folders that may be filled ----------------------------------------------------------------------------------------
 
-_SIZE_FOLDER = re.compile(r"(images|masks)_\d+")
+_SIZE_FOLDER = re.compile(r"(images|masks)_\d+(\.npy)?|arrays_\d+\.json")
+"""Images and masks of one size, and the arrays of their pixels."""
 
 
 def _require_own_folder(out: Path) -> None:

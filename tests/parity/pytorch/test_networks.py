@@ -98,8 +98,10 @@ def check_twins(build, run, image, truths, training_bound=1e-4):
             for index, feature in enumerate(model.get_layer("encoder")(normalise(image), training=False)):
                 assert relative(feature, expected[f"float32.inference.feature{index}"]) < 1e-4
         for head, logits in named(model(image, training=mode == "training")).items():
+            single, double = (expected[f"{kind}.{mode}.{head}"] for kind in ("float32", "float64"))
             bound = training_bound if mode == "training" else 1e-4
-            assert relative(logits, expected[f"float32.{mode}.{head}"]) < bound
+            # Batch statistics of few positions magnify float32's rounding: as far as PyTorch is from its own float64.
+            assert relative(logits, single) < max(bound, 3 * relative(single, double))
     check_round_trip(model, state, load_safetensors(folder / "out.safetensors"))
 
     keras.config.set_dtype_policy("float64")
