@@ -138,6 +138,7 @@ GROWTH ?= 1,10,100
 BENCH_OUT = $(or $(OUT),runs/bench)
 bench: export KERAS_PNEUMO_TORCH_PYTHON := $(abspath $(TORCH))/bin/python
 bench: $(READY)
+	-test ! -x $(TORCH)/bin/python || $(TORCH)/bin/python -m pip install --quiet -r experiments/benchmarks/requirements.txt
 	PYTHONPATH="$(CURDIR)" $(BIN)/python experiments/benchmarks/bench.py --out "$(BENCH_OUT)" --only "$(ONLY)" --growth "$(GROWTH)" $(if $(RESUME),--resume)
 
 bench-docs: $(READY)

@@ -1,6 +1,12 @@
-"""``python -m keras_pneumo`` is the command ``keras-pneumo``."""
+"""``python -m keras_pneumo`` is the command ``keras-pneumo``; worker processes import this module, so it is light."""
 
-from keras_pneumo.cli import main
+
+def main() -> None:
+    """Run the command line."""
+    from keras_pneumo.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -259,10 +259,8 @@ class Prepared:
         import_tensorflow()
         from keras_pneumo.data.batches.images import open_source
         from keras_pneumo.data.batches.pipeline import labelled_batches
-        from keras_pneumo.data.prepared.folder import verify_files
 
-        verify_files(self.prepared_folder, size, image_ids)
-        source = open_source(self.prepared_folder, image_ids, size, with_masks=masks)
+        source = open_source(self.prepared_folder, image_ids, size, with_masks=masks, verify=True)
         return labelled_batches(source, batch_size, masks, augmentation, seed, shuffle)
 
     def _one_size(self, image_size: int | None) -> int:

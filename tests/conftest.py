@@ -1,9 +1,13 @@
 """Phantoms and a prepared folder, made once for all tests that only read them."""
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
@@ -98,3 +102,18 @@ def tiny_detector(tmp_path_factory, tiny_runs, prepared_folder) -> Path:
         fit_detector(runs[:1], runs[1:], load_prepared(prepared_folder), folder, name="tiny", resamples=100)
 
     return _once(tmp_path_factory, "tiny_detector", make)
+
+
+@pytest.fixture(scope="session")
+def step_lab(tmp_path_factory):
+    """What ``step_lab.py`` writes about the step of two logical devices: a dictionary, with BatchNorm's ``arrays``."""
+    from worker_lab import environment_of
+
+    def make(folder):
+        folder.mkdir()
+        command = [sys.executable, Path(__file__).parent / "step_lab.py", folder / "step.json", folder / "step.npz"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment_of())
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    folder = _once(tmp_path_factory, "step_lab", make)
+    return json.loads((folder / "step.json").read_text()) | {"arrays": np.load(folder / "step.npz")}

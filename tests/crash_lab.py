@@ -20,6 +20,7 @@ import tensorflow as tf
 from keras_pneumo.config import CLASSIFIER
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.models.batch_norm import batch_norm
 from keras_pneumo.models.preprocessing import Normalise
 from keras_pneumo.training import checkpoints, trainer
 from keras_pneumo.training.callbacks import CheckpointInterval
@@ -42,7 +43,7 @@ def tiny(experiment, synchronized=False):
     keras.utils.set_random_seed(experiment.seed)
     inner = keras.Input((None, None, 3))
     x = keras.layers.Conv2D(4, 5, strides=4, use_bias=False, name="conv1")(inner)
-    x = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized, name="bn1")(x)
+    x = batch_norm(x, "bn1", synchronized)
     encoder = keras.Model(inner, keras.layers.ReLU()(x), name="encoder")
     image = keras.Input((None, None, 1))
     x = encoder(Normalise(name="normalise")(image))

@@ -22,6 +22,10 @@ BEGIN, END = "<!-- table of bench.json: begin -->", "<!-- table of bench.json: e
 """Around the table in the docs; what stands between is replaced."""
 
 
+WIDTH, NAMES, LONGEST = 1120, 520, 80
+"""The plot of ratios: its width, where the names end, and how many characters a name may have."""
+
+
 def sentence(row: Mapping[str, Any]) -> str:
     """A row in a line."""
     if row["ratio"] is None:
@@ -33,7 +37,7 @@ def number(value: float | None) -> str:
     """A figure with three digits; a dash for none."""
     if value is None:
         return "–"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 10 else f"{value:.2f}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 def spread(row: Mapping[str, Any]) -> str:
@@ -42,8 +46,11 @@ def spread(row: Mapping[str, Any]) -> str:
 
 
 def side(figures: Mapping[str, Any] | None, unit: str) -> str:
-    """The speed of a side; for a whole command, which is one "run", its seconds."""
-    return "–" if not figures else f"{number(figures['speed'])} {unit}"
+    """The speed of a side; below one a second, such as that of whole commands, the seconds of each."""
+    if not figures:
+        return "–"
+    speed = figures["speed"]
+    return f"{number(speed)} {unit}" if speed >= 1 else f"{number(1 / speed)} s per {unit.removesuffix('s/s')}"
 
 
 def is_met(row: Mapping[str, Any]) -> bool | None:
@@ -129,15 +136,15 @@ def ratio_chart(rows: Sequence[Mapping[str, Any]]) -> str:
     values = [v for row in rows for v in (row["ratio"], row["low"], row["high"], row["goal"], 1.0) if v and v > 0]
     if not rows:
         return ""
-    axis = LogAxis(min(values), max(values), 372, 1000 - 84)
+    axis = LogAxis(min(values), max(values), NAMES + 12, WIDTH - 76)
     top, line = 10, 28
     bottom = top + line * len(rows)
-    parts = [_open("Ratio of every row", 1000, bottom + 46, "chart ratios"), *axis.across(top, bottom)]
+    parts = [_open("Ratio of every row", WIDTH, bottom + 46, "chart ratios"), *axis.across(top, bottom)]
     parts.append(f'<line class="reference" x1="{axis(1)}" x2="{axis(1)}" y1="{top}" y2="{bottom}"/>')
     for position, row in enumerate(rows):
         y = top + line * position + line / 2
         kind = {True: "s2", False: "s1", None: "s0"}[is_met(row)]
-        parts.append(f'<text class="name" x="360" y="{y + 4}" text-anchor="end">{escape(row["name"])}</text>')
+        parts.append(f'<text class="name" x="{NAMES}" y="{y + 4}" text-anchor="end">{_short(row["name"])}</text>')
         if row["low"] and row["high"]:
             ends = f'x1="{axis(row["low"])}" x2="{axis(row["high"])}"'
             parts.append(f'<line class="{kind} thick" {ends} y1="{y}" y2="{y}"/>')
@@ -145,15 +152,16 @@ def ratio_chart(rows: Sequence[Mapping[str, Any]]) -> str:
             goal = axis(row["goal"])
             parts.append(f'<line class="goal" x1="{goal}" x2="{goal}" y1="{y - 9}" y2="{y + 9}"/>')
         parts.append(f'<circle class="{kind} dot" cx="{axis(row["ratio"])}" cy="{y}" r="5"/>')
-        parts.append(f'<text class="label" x="{1000 - 72}" y="{y + 4}">{number(row["ratio"])}</text>')
+        parts.append(f'<text class="label" x="{WIDTH - 62}" y="{y + 4}">{number(row["ratio"])}</text>')
     label = "Speed, ours over theirs; stroke: the goal; line: lowest to highest pair"
-    parts.append(f'<text class="label" x="640" y="{bottom + 38}" text-anchor="middle">{label}</text></svg>')
+    middle = (NAMES + WIDTH) / 2 - 30
+    parts.append(f'<text class="label" x="{middle}" y="{bottom + 38}" text-anchor="middle">{label}</text></svg>')
     return "".join(parts)
 
 
 def growth_charts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Time per image and peak memory of each command, over the number of images."""
-    lines = [(row["name"], row["growth"]) for row in rows if row.get("growth")]
+    lines = [(str(row["name"]).rpartition(" ")[2], row["growth"]) for row in rows if row.get("growth")]
     if not lines:
         return []
     kinds = (
@@ -161,6 +169,11 @@ def growth_charts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         ("Peak memory in MB", "Of the command and its children together, shared pages once.", _memory),
     )
     return [{"caption": f"{label}. {more}", "svg": _growth_chart(lines, label, of)} for label, more, of in kinds]
+
+
+def _short(name: str) -> str:
+    """A row's name as its plot has room for it."""
+    return escape(name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…")
 
 
 def _per_image(step: Mapping[str, float]) -> float:
@@ -178,7 +191,7 @@ def _growth_chart(
     width, height = 460, 330
     images = [step["images"] for _, steps in lines for step in steps]
     values = [of(step) for _, steps in lines for step in steps]
-    x = LogAxis(min(images), max(images), 70, width - 18)
+    x = LogAxis(min(images), max(images), 70, width - 18, sorted(set(images)))
     y = LogAxis(min(values), max(values), height - 46, 14)
     parts = [_open(label, width, height + 20 * len(lines)), *x.across(14, height - 46), *y.along(70, width - 18)]
     parts.append(f'<text class="label" x="{width / 2 + 30}" y="{height - 10}" text-anchor="middle">Images</text>')
@@ -200,20 +213,22 @@ def _growth_chart(
 class LogAxis:
     """A logarithmic axis: called with a value it gives the position in the picture."""
 
-    def __init__(self, low: float, high: float, first: float, last: float) -> None:
-        """``low`` and ``high`` are the data's ends, ``first`` and ``last`` the picture's."""
+    def __init__(
+        self, low: float, high: float, first: float, last: float, marked: Sequence[float] | None = None
+    ) -> None:
+        """``low`` and ``high`` are the data's ends, ``first`` and ``last`` the picture's; ``marked`` are its ticks."""
         pad = max((math.log10(high) - math.log10(low)) * 0.05, 0.06)
         self.low, self.high = math.log10(low) - pad, math.log10(high) + pad
         self.first, self.last = first, last
+        self.ticks = list(marked) if marked is not None else self.round_values()
 
     def __call__(self, value: float) -> float:
         """The position of a value."""
         share = (math.log10(value) - self.low) / (self.high - self.low)
         return round(self.first + share * (self.last - self.first), 1)
 
-    @property
-    def ticks(self) -> list[float]:
-        """Round values: powers of ten, with 2 and 5 (or 1.5, 3 and 7 too) where these are few."""
+    def round_values(self) -> list[float]:
+        """Round values within the axis: powers of ten, with 2 and 5 (or 1.5, 3 and 7 too) where these are few."""
         decades = range(math.floor(self.low), math.ceil(self.high) + 1)
         for steps in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.1, 1.2, 1.3, 1.5, 1.7, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)):
             values = [step * 10.0**decade for decade in decades for step in steps]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from measuring import MeasurementError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -73,7 +74,7 @@ class Lab:
 
     def phantoms(self, images: int, *options: str, name: str = "") -> Path:
         """A folder of that many phantoms; made once."""
-        folder = self.folder / (name or f"phantoms-{images}")
+        folder = self.folder / (name or "-".join(["phantoms", str(images), *(text.strip("-") for text in options)]))
         self._make(folder, "phantom", folder, "--images", str(images), *options)
         return folder
 
@@ -97,7 +98,7 @@ class Lab:
             text=True,
         )
         if done.returncode not in (0, 1):
-            raise RuntimeError(f"keras-pneumo {arguments[0]} failed: {done.stdout[-1000:]}{done.stderr[-1000:]}")
+            raise MeasurementError(f"keras-pneumo {arguments[0]} failed: {(done.stdout + done.stderr)[-500:].strip()}")
         finished.touch()
 
 

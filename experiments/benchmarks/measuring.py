@@ -86,6 +86,8 @@ class Row:
     """Makes what both sides need, before the first run; rows that are not asked for are never prepared."""
     unmeasurable: str = ""
     """Why this cannot be measured here, such as a missing package: then neither side is started."""
+    finish: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda result: {}
+    """Called with the measured row; what it returns is added, such as a longer note or a further figure."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def measure_row(row: Row | OwnRow, say: Callable[[str], None] = lambda text: Non
         mine["work"] / mine["seconds"] / (other["work"] / other["seconds"])
         for mine, other in zip(ours, theirs, strict=True)
     ]
-    return {
+    result = {
         **result,
         "ratio": statistics.median(ratios),
         "low": min(ratios),
@@ -135,6 +137,7 @@ def measure_row(row: Row | OwnRow, say: Callable[[str], None] = lambda text: Non
         "ours": summarise(ours),
         "theirs": summarise(theirs),
     }
+    return {**result, **row.finish(result)}
 
 
 def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -321,7 +324,10 @@ def _answer(process: subprocess.Popen[str], errors: Any) -> dict[str, Any]:
 
 
 def _name(argv: Any) -> str:
-    """The script or program of a command line, as a note names it."""
+    """The script, module or program of a command line, as a note names it."""
+    words = [str(part) for part in argv]
+    if "-m" in words[:-2]:
+        return " ".join(words[words.index("-m") + 1 :][:2])
     scripts = [Path(str(part)).name for part in argv if str(part).endswith(".py")]
     return scripts[0] if scripts else Path(str(argv[0])).name
 

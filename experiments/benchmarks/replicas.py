@@ -6,7 +6,7 @@
 Each set-up runs in one process (or two) of its own, on the same phantoms, from the same start weights, with the same
 global batch of 8: one device; the CPU divided into two logical devices (MirroredStrategy); two worker processes on
 127.0.0.1 (MultiWorkerMirroredStrategy). The last two share the cores of one host, so they cannot be faster. They show
-whether the result is the same, and what it costs.
+whether the result is the same, and what it costs: messages, bytes and seconds of a step.
 
 Everything is done twice. In float64 rounding is far below the differences that are looked for, so a difference is an
 error of the method: more than 1e-5 in any loss ends the command with 1. In float32, in which networks are trained, a
@@ -17,22 +17,34 @@ random start makes such differences large within some steps, at any number of de
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_pneumo.config import CLASSIFIER, Experiment
 
+if TYPE_CHECKING:
+    from lab import Lab
+    from measuring import OwnRow
+
 BOUND = 1e-5
 """On the difference of any loss in float64."""
+
+PAIRS = 2
+"""Of a row; each run of a side starts its processes anew."""
 
 PRECISIONS = ("float64", "float32")
 CONTROL = "1 (control)"
@@ -42,6 +54,44 @@ SETUPS = {
     "2 (logical)": "the CPU divided in two",
     "2 workers": "two processes on loopback",
 }
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a step: a reduction over all replicas."""
+
+    bytes: int
+    """That a replica contributes."""
+    type: str
+    gradients: int
+    """Gradients of convolutions (of their input, of their kernel) for which it waits."""
+    messages: int
+    """Other messages that must have ended before."""
+
+
+def messages_of(graph: Any) -> list[Message]:
+    """The messages of one replica's step, in the order in which they are sent, read from the step's graph.
+
+    Args:
+        graph: of a concrete function of :meth:`keras_pneumo.training.distributed.strategy.Distribution.step_function`.
+    """
+    operations = graph.get_operations()
+    reductions = [operation for operation in operations if operation.type == "CollectiveReduceV2"]
+    reductions = [operation for operation in reductions if operation.device == reductions[0].device]
+    waits: dict[Any, set[Any]] = {}  # for which reductions and gradients of convolutions an operation waits
+    for operation in operations:  # in the order in which they were made, so inputs come first
+        waits[operation] = found = set()
+        for source in [each.op for each in operation.inputs] + list(operation.control_inputs):
+            found |= waits.get(source, set())
+            if source.type == "CollectiveReduceV2" or source.type.startswith("Conv2DBackprop"):
+                found.add(source)
+    messages = []
+    for reduction in reductions:
+        value = reduction.inputs[0]
+        before = sum(source.type == "CollectiveReduceV2" for source in waits[reduction])
+        size = value.shape.num_elements() * value.dtype.size
+        messages.append(Message(size, value.dtype.name, len(waits[reduction]) - before, before))
+    return messages
 
 
 def experiment_of(size: int, encoder: str, optimizer: str) -> Experiment:
@@ -104,8 +154,12 @@ def train_steps(
     network.fit(batches, epochs=1, steps_per_epoch=steps, callbacks=[Record()], shuffle=False, verbose=0)
     logits = np.concatenate([network.predict_on_batch(images) for images in evaluation_batches(held_out, 8)])
     predictions = 1 / (1 + np.exp(-logits[:, 0]))
+    messages = messages_of(network.graph.get_concrete_function().graph) if distribution.strategy else []
     if distribution.chief:
-        np.savez(out, losses=losses, predictions=predictions, seconds=(ends[-1] - ends[0]) / (steps - 1))
+        np.savez(
+            out, losses=losses, predictions=predictions, seconds=(ends[-1] - ends[0]) / (steps - 1),
+            messages=len(messages), megabytes=sum(message.bytes for message in messages) / 1e6,
+        )  # fmt: skip
     distribution.broadcast(0)
 
 
@@ -120,7 +174,8 @@ def run(prepared: Path, folder: Path, setup: str, precision: str, args: argparse
     options.append(f"--precision={precision}")
     processes = []
     for index in range(2 if setup == "2 workers" else 1):
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        repository = str(Path(__file__).resolve().parents[2])
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": repository}
         environment.pop("TF_CONFIG", None)
         if setup == "2 workers":
             task = {"type": "worker", "index": index}
@@ -132,6 +187,42 @@ def run(prepared: Path, folder: Path, setup: str, precision: str, args: argparse
         if process.returncode:
             sys.exit(f"{setup}: {errors[-3000:]}")
     return dict(np.load(out))
+
+
+def rows(lab: Lab) -> Iterator[OwnRow]:
+    """The rows of this file: a step's speed on two devices or workers, against one device on the same cores."""
+    from measuring import OwnRow
+
+    def measure(setup: str) -> dict[str, Any]:
+        settings = argparse.Namespace(steps=12, size=64, encoder="resnet18", optimizer="sgd")
+        lab.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=lab.folder) as name:
+            prepared = make_prepared(Path(name), settings.size)
+            pairs = [
+                [run(prepared, Path(name), each, "float32", settings) for each in ("1", setup)] for _ in range(PAIRS)
+            ]
+        ratios = [float(one["seconds"] / other["seconds"]) for one, other in pairs]
+        other = pairs[-1][1]
+        note = f"{other['messages']} messages, {other['megabytes']:.1f} MB and {other['seconds']:.2f} s a step."
+        return {
+            "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "pairs": ratios,
+            "note": f"{note} The devices share the cores, so this is the cost of communication, not a gain.",
+        }  # fmt: skip
+
+    for setup, description in list(SETUPS.items())[2:]:
+        name = f"replicas: a training step on {description}, against one device"
+        yield OwnRow(name, "steps/s", None, functools.partial(measure, setup))
+
+
+def make_prepared(folder: Path, size: int) -> Path:
+    """A prepared folder of 60 phantoms, made within a folder."""
+    from keras_pneumo.data.prepared.prepare import prepare
+    from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
+
+    settings = PhantomSettings(images=60, seed=5, positive_rate=0.5, size_scale=4.0)
+    write_phantoms(folder / "phantoms", settings)
+    prepare(folder / "phantoms", folder / "prepared", [size], patients=folder / "phantoms/patients.csv")
+    return folder / "prepared"
 
 
 def main() -> None:
@@ -151,16 +242,11 @@ def main() -> None:
     if args.setup:
         train_steps(Path(args.prepared), Path(args.out), args.setup, args.steps, experiment, args.precision)
         return
-    from keras_pneumo.data.prepared.prepare import prepare
-    from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        settings = PhantomSettings(images=60, seed=5, positive_rate=0.5, size_scale=4.0)
-        write_phantoms(folder / "phantoms", settings)
-        prepare(folder / "phantoms", folder / "prepared", [args.size], patients=folder / "phantoms/patients.csv")
+        prepared = make_prepared(folder, args.size)
         results = {
-            (setup, precision): run(folder / "prepared", folder, setup, precision, args)
+            (setup, precision): run(prepared, folder, setup, precision, args)
             for precision in precisions
             for setup in SETUPS
         }
@@ -169,21 +255,24 @@ def main() -> None:
     count = len(results["1", last]["predictions"])
     print(f"{args.encoder}, {args.size} px, {args.optimizer}, {args.steps} steps of 8 images, {count} predictions")
     heads = [f"{what} differ by ({precision})" for precision in precisions for what in ("losses", "predictions")]
-    print(f"| replicas | first and last loss | {' | '.join(heads)} | seconds a step |")
-    print(f"|---|---|{'---|' * len(heads)}---|")
-    rows = []
+    print(f"| replicas | first and last loss | {' | '.join(heads)} | messages a step | seconds a step |")
+    print(f"|---|---|{'---|' * len(heads)}---|---|")
+    deviation_rows = []
     for setup, description in SETUPS.items():
-        losses, seconds = results[setup, last]["losses"], float(results[setup, last]["seconds"])
+        losses, *sent = (results[setup, last][name] for name in ("losses", "messages", "megabytes", "seconds"))
         cells = " | ".join(f"{value:.1e}" for precision in precisions for value in deviations[setup, precision])
-        print(f"| {setup}: {description} | {losses[0]:.6f}, {losses[-1]:.6f} | {cells} | {seconds:.2f} |")
+        print(
+            f"| {setup}: {description} | {losses[0]:.6f}, {losses[-1]:.6f} | {cells} | "
+            f"{sent[0]}, {sent[1]:.1f} MB | {sent[2]:.2f} |"
+        )
         for precision in precisions:
             loss, prediction = deviations[setup, precision]
-            rows.append(
+            deviation_rows.append(
                 {"name": f"loss of {setup} in {precision} against {BOUND}", "ratio": loss / BOUND, "low": None,
                  "high": None, "goal": 1.0 if precision == "float64" else None, "note": f"predictions {prediction:.1e}"}
             )  # fmt: skip
     if args.json:
-        args.json.write_text(json.dumps({"machine": platform.platform(), "rows": rows}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"machine": platform.platform(), "rows": deviation_rows}, indent=1) + "\n")
     if any(loss > BOUND for (_, precision), (loss, _) in deviations.items() if precision == "float64"):
         sys.exit(f"In float64 a loss differs by more than {BOUND}.")
 

@@ -16,8 +16,11 @@ It reads ``{"run": count}`` from its input, one JSON text a line, and answers ``
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -34,6 +37,7 @@ def serve(set_up: Callable[[], Callable[[int], float | dict[str, float]]]) -> No
         set_up: gives the function that does the work. That function gets a count and returns the work done, or a
             dictionary with ``work`` and further figures, ``seconds`` among them when it measures the time itself.
     """
+    end_with_parent()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print goes to the error output
     try:
@@ -49,3 +53,9 @@ def serve(set_up: Callable[[], Callable[[int], float | dict[str, float]]]) -> No
         seconds = time.perf_counter() - started
         figures = done if isinstance(done, dict) else {"work": done}
         print(json.dumps({"seconds": seconds, **figures}), file=answers)
+
+
+def end_with_parent() -> None:
+    """Have Linux end this process when its parent ends, however that happens: a stopped worker would stay for ever."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

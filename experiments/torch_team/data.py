@@ -1,13 +1,15 @@
 """Reads the prepared folder, and makes batches of augmented radiographs.
 
-In: the files that both teams share (``split.csv``, ``manifest.json``, ``images_<size>/*.png``, ``masks_<size>/*.png``).
-Out: batches for ``torch.utils.data``. Nothing of keras_pneumo is
-imported: this is another team, with its own code. The order of the images and the random numbers of the augmentation
-are fixed by the shared recipe through numpy's generators, so they are not a reason why two results differ.
+In: the files that both teams share (``split.csv``, ``manifest.json``, ``cases.csv``, ``images_<size>/*.png``,
+``masks_<size>/*.png``, or the arrays of the same pixels, mapped where they are valid). Out: batches for
+``torch.utils.data``. Nothing of keras_pneumo is imported: this is another team, with its own code. The order of the
+images and the random numbers of the augmentation are fixed by the shared recipe through numpy's generators, so they are
+not a reason why two results differ.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -45,6 +47,34 @@ def read_subsets(folder: Path, fold: int) -> tuple[dict[str, pd.DataFrame], str]
     return subsets, str(manifest["split_sha256"])
 
 
+def mapped_arrays(folder: Path, size: int):
+    """Map the folder's arrays of one size (images, masks, and each image id's row in both); None without valid ones.
+
+    They are valid when they have the sizes and times of their record, and the record those hashes of the PNG files that
+    the manifest has. Images are in the order of ``cases.csv``, masks too, eight pixels a byte, for those that have one.
+    """
+    try:
+        record = json.loads((folder / f"arrays_{size}.json").read_text(encoding="utf-8"))
+        files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+        names = pd.read_csv(folder / "cases.csv", dtype={"image_id": str}, keep_default_na=False)["image_id"].tolist()
+        outlined = [name for name in names if f"masks_{size}/{name}.png" in files]
+        hashes = [files[f"images_{size}/{name}.png"] for name in names]
+        hashes += [files[f"masks_{size}/{name}.png"] for name in outlined]
+        if record["format"] != 1 or record["files_sha256"] != hashlib.sha256("".join(hashes).encode()).hexdigest():
+            return None
+        arrays = []
+        for kind, rows in (("images", names), ("masks", outlined)):
+            path = folder / f"{kind}_{size}.npy"
+            kept, status = record["arrays"][path.name], path.stat()
+            if (kept["bytes"], kept["mtime_ns"]) != (status.st_size, status.st_mtime_ns):
+                return None
+            arrays.append(np.load(path, mmap_mode="r") if rows else np.zeros((0, size, -(-size // 8)), np.uint8))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    rows_of = [{name: row for row, name in enumerate(rows)} for rows in (names, outlined)]
+    return *arrays, *rows_of
+
+
 class Radiographs(torch.utils.data.Dataset):
     """Images of one subset, optionally with masks; a whole batch is read and augmented at once."""
 
@@ -59,7 +89,9 @@ class Radiographs(torch.utils.data.Dataset):
         if missing:
             refuse(f"{len(missing)} images are missing, such as {missing[0]}. Prepare size {size} with keras-pneumo.")
         self.held = None
-        if len(table) * size * size * (2 if masks else 1) < MEMORY:
+        self.mapped = mapped_arrays(folder, size)
+        self.names = table["image_id"].tolist()
+        if self.mapped is None and len(table) * size * size * (2 if masks else 1) < MEMORY:
             self.held = self._read(self.images), self._read(self.masks)
 
     def __len__(self) -> int:
@@ -68,7 +100,9 @@ class Radiographs(torch.utils.data.Dataset):
     def __getitems__(self, draws):
         """Return a batch of (image, epoch, repeat): images (B, 1, S, S) in [0, 1], labels (B,), masks or None."""
         rows = [image for image, _, _ in draws]
-        if self.held is not None:
+        if self.mapped is not None:
+            images, masks = self._from_arrays([self.names[row] for row in rows])
+        elif self.held is not None:
             images, masks = self.held[0][rows], self.held[1][rows] if self.masks else None
         else:
             images = self._read([self.images[row] for row in rows])
@@ -83,6 +117,17 @@ class Radiographs(torch.utils.data.Dataset):
             images, masks = crop(images, self.crop, drawn), crop(masks, self.crop, drawn)
             labels = masks.amax((1, 2, 3))
         return images, labels, masks
+
+    def _from_arrays(self, names):
+        images, masks, image_rows, mask_rows = self.mapped
+        images = torch.from_numpy(images[[image_rows[name] for name in names]])[:, None]
+        if not self.masks:
+            return images, None
+        drawn = np.zeros((len(names), 1, self.size, self.size), np.uint8)
+        for out, name in zip(drawn, names, strict=True):
+            if name in mask_rows:  # a negative has no mask
+                out[0] = np.unpackbits(masks[mask_rows[name]], axis=-1, count=self.size)
+        return images, torch.from_numpy(drawn)
 
     def _read(self, paths):
         pixels = torch.zeros(len(paths), 1, self.size, self.size, dtype=torch.uint8)

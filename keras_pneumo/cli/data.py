@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from keras_pneumo.cli.console import ProgressBar, out, say, warn
-from keras_pneumo.cli.examine import examine
-from keras_pneumo.data.download import COMPETITION, download
-from keras_pneumo.data.prepared.contact_sheet import draw_contact_sheet
-from keras_pneumo.data.prepared.folder import load_prepared
-from keras_pneumo.data.prepared.prepare import CONTACT_SHEET, PrepareSummary, prepare
-from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
+from keras_pneumo.data.download import COMPETITION
+from keras_pneumo.storage.workers import available_cores, start_server
+
+if TYPE_CHECKING:  # each command imports what it needs when it runs: pandas, SciPy and OpenCV take most of a second
+    from keras_pneumo.data.prepared.prepare import PrepareSummary
 
 MARKS = {"ok": "[green]ok   [/]", "note": "[yellow]note [/]", "fault": "[red]FAULT[/]"}
 
@@ -27,6 +26,8 @@ def doctor_command(
 
     Example: `keras-pneumo doctor`
     """
+    from keras_pneumo.cli.examine import examine
+
     findings = examine(folder.resolve())
     for finding in findings:
         out.print(f"{MARKS[finding.state]} {finding.subject:<9}", end=" ", highlight=False)
@@ -48,6 +49,8 @@ def phantom_command(
 
     Example: `keras-pneumo phantom data/phantom-try --images 60`
     """
+    from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
+
     settings = PhantomSettings(images=images, seed=seed, size_scale=size_scale)
     with ProgressBar("phantoms") as progress:
         summary = write_phantoms(folder, settings, workers, progress.update)
@@ -67,6 +70,8 @@ def download_command(
 
     Example: `keras-pneumo download data/siim`
     """
+    from keras_pneumo.data.download import download
+
     summary = download(folder, source)
     if not summary.fetched:
         say(f"{folder} holds {source} already; nothing was fetched.")
@@ -93,6 +98,12 @@ def prepare_command(
     Example: `keras-pneumo phantom data/phantom-try --images 60 &&
     keras-pneumo prepare data/phantom-try --out data/prepared-try --size 128`
     """
+    if (workers or available_cores()) > 1:
+        start_server("keras_pneumo.data.prepared.rendering", "keras_pneumo.data.prepared.scanning")
+    import pandas  # noqa: F401 - needed later, and imported now, while the server of the workers starts
+
+    from keras_pneumo.data.prepared.prepare import prepare
+
     with ProgressBar("prepare") as progress:
         summary = prepare(
             data,
@@ -141,5 +152,9 @@ def inspect_command(
     keras-pneumo prepare data/phantom-try --out data/prepared-try --size 128 &&
     keras-pneumo inspect data/prepared-try`
     """
+    from keras_pneumo.data.prepared.contact_sheet import draw_contact_sheet
+    from keras_pneumo.data.prepared.folder import load_prepared
+    from keras_pneumo.data.prepared.prepare import CONTACT_SHEET
+
     path = out_file or prepared / CONTACT_SHEET
     say(str(draw_contact_sheet(load_prepared(prepared), path, size, per_group, seed)))

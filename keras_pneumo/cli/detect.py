@@ -11,11 +11,8 @@ import typer
 
 from keras_pneumo.cli.console import ProgressBar, say, warn
 from keras_pneumo.cli.workers import EngineName, EngineOption
-from keras_pneumo.data.prepared.folder import find_prepared, load_prepared
-from keras_pneumo.data.radiographs.reading import find_files
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
-from keras_pneumo.training.run_folder import new_folder
 
 FEW = 5
 """Files set aside that are printed; quarantine.csv lists all."""
@@ -39,9 +36,11 @@ def join_command(
     --data data/prepared/phantom-try --out runs/detector-try`
     """
     import_tensorflow()
+    from keras_pneumo.data.prepared.folder import find_prepared, load_prepared
     from keras_pneumo.detector.fitting import fit_detector
     from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
     from keras_pneumo.inference.run import read_run
+    from keras_pneumo.training.run_folder import new_folder
 
     classifier_runs = [read_run(folder) for folder in classifiers]
     segmenter_runs = [read_run(folder) for folder in segmenters]
@@ -95,6 +94,7 @@ def detect_command(
     if make_uids and not dicom:
         raise PneumoError("--make-uids is for DICOM objects. Give --dicom too, or leave out --make-uids.")
     import_tensorflow()
+    from keras_pneumo.data.radiographs.reading import find_files
     from keras_pneumo.detector.detect import detect
     from keras_pneumo.detector.detector import open_detector
     from keras_pneumo.inference.engine import predictors_on
@@ -130,6 +130,7 @@ def view_command(
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise PneumoError("The page needs starlette and uvicorn. Run: pip install 'keras-pneumo[view]'")
     import_tensorflow()
+    from keras_pneumo.data.radiographs.reading import find_files
     from keras_pneumo.detector.detector import open_detector
     from keras_pneumo.viewer.decoding import Decoder
     from keras_pneumo.viewer.page_answer import PageDetector

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keras_pneumo.cli.console import ProgressBar, say, warn
-from keras_pneumo.data.prepared.folder import is_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
 
@@ -55,6 +54,8 @@ def explain_command(
 
     run = read_run(run_folder)
     chosen = _method(method), _stage(stage)
+    from keras_pneumo.data.prepared.folder import is_prepared
+
     if len(data) == 1 and is_prepared(data[0]):
         if labels is not None:
             raise PneumoError("A prepared folder has its own labels; leave --labels out.")
@@ -95,6 +96,7 @@ def _explain_prepared(
     compare: Path | None,
     devices: Path | None,
 ) -> None:
+    from keras_pneumo.data.prepared.folder import load_prepared
     from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
     from keras_pneumo.explain.saliency_check import CheckOptions, explain_prepared
     from keras_pneumo.training.report import rewrite_report

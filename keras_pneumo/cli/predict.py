@@ -17,13 +17,9 @@ from keras_pneumo.cli.workers import (
     WaitOption,
     ended_together,
 )
-from keras_pneumo.data.prepared.folder import is_prepared, load_prepared
-from keras_pneumo.data.radiographs.reading import find_images
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.inputs.submission import require_replaceable
 from keras_pneumo.quiet import import_tensorflow
 from keras_pneumo.storage.files import require_writable
-from keras_pneumo.training.distributed.cluster import cluster_for
 
 
 def predict_command(
@@ -52,6 +48,10 @@ def predict_command(
 
     Example, after training: `keras-pneumo predict runs/smallest_classifier --data data/phantom-try --out runs/try`
     """
+    from keras_pneumo.data.prepared.folder import is_prepared, load_prepared
+    from keras_pneumo.data.radiographs.reading import find_images
+    from keras_pneumo.training.distributed.cluster import cluster_for
+
     from_prepared = is_prepared(data)
     if not from_prepared and cluster_for(strategy, os.environ) is not None:
         raise PneumoError(
@@ -66,6 +66,7 @@ def predict_command(
     if len(runs) > 1 and out_folder is None:
         raise PneumoError("Predictions of several runs together need a folder: name it with --out.")
     import_tensorflow()
+    from keras_pneumo.evaluation.inputs.submission import require_replaceable
     from keras_pneumo.inference.engine import Engine, predictors_on
     from keras_pneumo.inference.files import predict_folder
     from keras_pneumo.inference.run import read_run

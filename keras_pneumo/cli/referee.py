@@ -13,10 +13,6 @@ from rich.measure import measure_renderables
 from rich.table import Table
 
 from keras_pneumo.cli.console import out, say, warn
-from keras_pneumo.evaluation.board.findings import terminal_rows
-from keras_pneumo.evaluation.board.split_audit import audit_split
-from keras_pneumo.evaluation.board.verdict import verdict
-from keras_pneumo.evaluation.compare import compare
 
 ROOMY = Console(width=10_000).options
 
@@ -47,6 +43,10 @@ def compare_command(
     Example, after training: `keras-pneumo compare runs/smallest_classifier --truth data/prepared/phantom-try
     --out runs/compare-try`
     """
+    from keras_pneumo.evaluation.board.findings import terminal_rows
+    from keras_pneumo.evaluation.board.verdict import verdict
+    from keras_pneumo.evaluation.compare import compare
+
     board, findings = compare(
         submissions,
         truth,
@@ -104,6 +104,8 @@ def audit_split_command(
     keras-pneumo prepare data/phantom-try --out data/prepared-audit --size 64 &&
     keras-pneumo audit-split data/prepared-audit`
     """
+    from keras_pneumo.evaluation.board.split_audit import audit_split
+
     audit = audit_split(split, patients, labels)
     say(audit.table.to_string(index=False, float_format="{:.3f}".format))
     say(audit.sentence)

@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from keras_pneumo.data.labels.siim import find_label_csv
-from keras_pneumo.data.radiographs.reading import find_images
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import folder_lock, require_writable, write_json
 from keras_pneumo.storage.tables import image_id_of
@@ -109,6 +107,9 @@ def _read_record(out: Path) -> str | None:
 
 
 def _summary(folder: Path, source: str, *, fetched: bool) -> DownloadSummary:
+    from keras_pneumo.data.labels.siim import find_label_csv
+    from keras_pneumo.data.radiographs.reading import find_images
+
     images, notes = find_images(folder)
     labels = None
     try:

@@ -2,16 +2,16 @@
 
 In: paths or tables. Out: :class:`Scores` of one submission, or a :class:`Comparison` and, in the output folder,
 ``per_image.csv``, ``pairs.csv``, ``board.csv``, ``board.json``, ``board.md`` and ``report.html``. All submissions are
-read and checked before anything is computed, and one message lists all errors.
+read and checked before anything is computed, and one message lists all errors, each with its file and rows.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,12 +22,14 @@ from keras_pneumo.evaluation.board.entries import team_entry
 from keras_pneumo.evaluation.board.findings import Findings, analyse, board_json, board_markdown, ranked_table
 from keras_pneumo.evaluation.board.label_noise import read_adjudicated
 from keras_pneumo.evaluation.board.verdict import Verdict, shown, verdict
-from keras_pneumo.evaluation.inputs.alignment import AlignedSubmission, align_submission
+from keras_pneumo.evaluation.inputs.alignment import AlignedSubmission, align_submission, examine_alignment
 from keras_pneumo.evaluation.inputs.submission import (
     INFO_FILE,
+    PREDICTIONS_FILE,
     Submission,
     SubmissionInfo,
     Task,
+    examine_submission,
     read_submission,
     write_submission,
 )
@@ -38,10 +40,7 @@ from keras_pneumo.evaluation.report.saliency_report import SaliencyReport
 from keras_pneumo.evaluation.scoring.scores import COMMON_SENSITIVITY
 from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
 from keras_pneumo.storage.files import require_writable, write_bytes
-from keras_pneumo.storage.tables import column_name, one_line, table_text
-
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
+from keras_pneumo.storage.tables import column_name, listed, one_line, table_text
 
 
 class Score(NamedTuple):
@@ -230,14 +229,16 @@ def compare(
         )
     ground_truth = read_truth(truth, subset, _path(ids), _path(patients), _path(metadata))
     adjudicated_labels = read_adjudicated(Path(adjudicated), ground_truth) if adjudicated is not None else None
-    submissions = read_all(folder)
+    submissions = [examine_submission(path) for path in find_submissions(folder)]
     if team is not None:
         submissions = [submission for submission in submissions if team in (submission.info.team, submission.path.name)]
         if not submissions:
             raise PneumoError(f"{folder} has no submission of the team {team!r}.")
     if this_split:
         submissions = [
-            submission for submission in submissions if submission.info.split_sha256 == ground_truth.split_sha256
+            submission
+            for submission in submissions
+            if submission.errors or submission.info.split_sha256 == ground_truth.split_sha256
         ]
         if not submissions:
             raise PneumoError(f"{folder} has no submission made on the split of {truth}. Train or predict on it first.")
@@ -282,11 +283,6 @@ def find_submissions(folder: Path) -> list[Path]:
     return paths
 
 
-def read_all(folder: Path) -> list[Submission]:
-    """Read every submission at a path; one message lists the errors of all of them."""
-    return _all_or_one_message(read_submission, find_submissions(folder))
-
-
 def align_all(
     submissions: list[Submission],
     truth: Truth,
@@ -294,10 +290,22 @@ def align_all(
     allow_extra: bool = False,
     clip_runs: bool = False,
 ) -> list[AlignedSubmission]:
-    """Align every submission with the truth; one message lists the errors of all of them."""
-    return _all_or_one_message(
-        lambda submission: align_submission(submission, truth, allow_missing, allow_extra, clip_runs), submissions
-    )
+    """Align every submission with the truth.
+
+    Raises:
+        PneumoError: one of them has errors, in its files or beside the truth; one message lists all errors of all.
+    """
+    aligned, errors = [], []
+    for submission in submissions:
+        errors += submission.errors
+        if submission.predictions.empty:
+            continue  # its table could not be read, which is among the errors
+        one, wrong = examine_alignment(submission, truth, allow_missing, allow_extra, clip_runs)
+        aligned.append(one)
+        errors += wrong
+    if errors:
+        raise PneumoError("\n".join(errors))
+    return aligned
 
 
 def distinct_names(submissions: list[Submission]) -> list[str]:
@@ -372,7 +380,7 @@ def _as_submission(
     if "image_id" not in table.columns or given not in tasks:
         raise PneumoError(
             "The table of the submission needs a column image_id, and a column probability or encoded_pixels. "
-            f"It has {', '.join(map(str, submission.columns))}."
+            f"It has {listed(one_line(str(name), 40) for name in submission.columns)}."
         )
     if threshold is not None and not 0 <= threshold <= 1:
         raise PneumoError(f"The threshold is {threshold}, but it must be from 0 to 1.")
@@ -388,7 +396,8 @@ def _as_submission(
         try:
             return read_submission(write_submission(target, info, table))
         except PneumoError as error:
-            raise PneumoError(f"The table of the submission was refused. {error}") from None
+            reasons = re.sub(rf"{re.escape(folder)}\S*/{PREDICTIONS_FILE}", "predictions", str(error))
+            raise PneumoError(f"The table of the submission was refused: {reasons}") from None
 
 
 def _plain_columns(table: pd.DataFrame) -> pd.DataFrame:
@@ -406,18 +415,6 @@ def _plain_columns(table: pd.DataFrame) -> pd.DataFrame:
 
 def _path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-def _all_or_one_message(function: Callable[[_In], _Out], items: list[_In]) -> list[_Out]:
-    results, refusals = [], []
-    for item in items:
-        try:
-            results.append(function(item))
-        except PneumoError as error:
-            refusals.append(str(error))
-    if refusals:
-        raise PneumoError("\n".join(refusals))
-    return results
 
 
 def _submission_in(folder: Path) -> Path | None:

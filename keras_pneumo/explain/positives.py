@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.batches.images import open_source
+from keras_pneumo.data.batches.images import images_of, open_source
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
@@ -61,8 +61,8 @@ def image_probabilities(run: RunFolder, logits: np.ndarray) -> np.ndarray:
 
 def pixels_of(prepared: PreparedFolder, image_ids: Sequence[str], size: int, as_uint8: bool = False) -> np.ndarray:
     """Images of one size as a network takes them, float32 (n, S, S, 1) in [0, 1], or as they are stored, uint8."""
-    stored = open_source(prepared, image_ids, size, memory_bytes=2**62).images
-    assert stored is not None  # so much memory is allowed that they are always held
+    source = open_source(prepared, image_ids, size, memory_bytes=2**62)  # so much is allowed that they are always held
+    stored = images_of(source, range(len(source)))
     return stored if as_uint8 else stored.astype(np.float32) / np.float32(255)
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import keras
 
+from keras_pneumo.models.batch_norm import batch_norm
 from keras_pneumo.models.preprocessing import Normalise, full_dtype
-from keras_pneumo.models.resnet import BATCH_NORM, depth_of, resnet
+from keras_pneumo.models.resnet import depth_of, resnet
 
 HIDDEN = 512
 """Units of the head's hidden layer."""
@@ -53,13 +54,8 @@ def build_fastai_classifier(
 
 def _norm_drop_linear(x: Any, first: int, units: int, dropout: float) -> Any:
     """Add fastai's ``LinBnDrop``: modules ``first`` to ``first + 2`` of the head; no bias after BatchNorm."""
-    x = keras.layers.BatchNormalization(
-        axis=-1,
-        beta_initializer=keras.initializers.Constant(1e-3),  # fastai's start of every BatchNorm of its own
-        dtype=full_dtype(),
-        name=f"1-{first}",
-        **BATCH_NORM,
-    )(x)
+    beta = keras.initializers.Constant(1e-3)  # fastai's start of every BatchNorm of its own
+    x = batch_norm(x, f"1-{first}", beta_initializer=beta, dtype=full_dtype())
     x = keras.layers.Dropout(dropout, dtype=full_dtype(), name=f"dropout-{first + 1}")(x)
     return keras.layers.Dense(
         units,

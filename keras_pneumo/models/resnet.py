@@ -19,6 +19,7 @@ from typing import Any
 import keras
 
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.models.batch_norm import batch_norm
 from keras_pneumo.models.preprocessing import full_dtype
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -26,10 +27,6 @@ BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 STRIDES = (2, 4, 8, 16, 32)
 """Pixels of the input per pixel of each of the five feature maps."""
-
-BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5}
-"""PyTorch's defaults in Keras's terms (its momentum 0.1 weighs the new batch, Keras's 0.9 the old average)."""
-
 
 HEAD_GROUP = 5
 """Depth group of everything after the encoder; the stem is 0 and the four stages 1 to 4."""
@@ -121,11 +118,6 @@ def convolution(x: Any, filters: int, size: int, *, name: str, stride: int = 1) 
         data_format="channels_last",
         name=name,
     )(x)
-
-
-def batch_norm(x: Any, name: str, synchronized: bool = False) -> Any:
-    """Add BatchNorm over the channels with PyTorch's momentum and epsilon."""
-    return keras.layers.BatchNormalization(axis=-1, name=name, synchronized=synchronized, **BATCH_NORM)(x)
 
 
 def _basic(x: Any, width: int, stride: int, name: str, synchronized: bool) -> Any:

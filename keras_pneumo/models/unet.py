@@ -17,9 +17,10 @@ from typing import Any, Literal
 import keras
 
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.models.batch_norm import batch_norm
 from keras_pneumo.models.imagenet import load_pretrained
 from keras_pneumo.models.preprocessing import Normalise, full_dtype
-from keras_pneumo.models.resnet import STRIDES, batch_norm, depth_of, resnet
+from keras_pneumo.models.resnet import STRIDES, depth_of, resnet
 from keras_pneumo.models.weights import UnusedTensors
 
 DECODER_CHANNELS = (256, 128, 64, 32, 16)

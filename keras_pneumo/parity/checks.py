@@ -227,8 +227,8 @@ def augmented(images: np.ndarray, masks: np.ndarray, parameters: np.ndarray) -> 
     from keras_pneumo.parity.inputs import AUGMENTATION
 
     seeds = np.zeros((len(images), 2), np.int32)
-    changed = augment(AUGMENTATION, images, parameters, seeds).numpy()
-    moved = augment_masks(AUGMENTATION, masks, parameters).numpy()
+    changed = augment(AUGMENTATION, images, parameters, seeds)
+    moved = augment_masks(AUGMENTATION, masks, parameters)
     return {f"image {number}": image for number, image in enumerate(changed)} | {
         f"mask {number}": mask for number, mask in enumerate(moved)
     }

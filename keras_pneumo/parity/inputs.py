@@ -33,7 +33,7 @@ from keras_pneumo.storage.files import write_json, write_table
 AUGMENTATION = Augmentation(
     flip=0.5, shift=0.1, scale=0.2, rotate=15, brightness=0.1, contrast=0.2, gamma=0.2, noise=0, clahe=0.5
 )
-"""Every augmentation but noise, which each framework draws for itself."""
+"""Every augmentation but noise, which is compared with the PyTorch team's in tests/parity/pytorch."""
 
 PHANTOMS = PhantomSettings(images=8, seed=11, positive_rate=0.5, monochrome1_rate=0.3)
 MOST_FILES = 100

@@ -227,22 +227,4 @@ def arrays_of(folder: Path, backend: str, check: Check) -> Arrays:
     path = own / f"{check.arrays}.npz"
     if not path.exists():
         return {}
-    arrays = read_arrays(path)
-    if check.arrays.startswith("statistics.") and backend != TORCH:
-        return unbiased(arrays, folder, check.arrays.removeprefix("statistics."))
-    return arrays
-
-
-def unbiased(arrays: Arrays, folder: Path, network: str) -> Arrays:
-    """Return Keras's running variances as they would be with PyTorch's n / (n - 1) on the batch's part."""
-    from safetensors.numpy import load_file
-
-    before = load_file(folder / f"{network}.weights.safetensors")
-    counts = read_arrays(folder / TORCH / f"counts.{network}.npz")
-    corrected = {}
-    for name, array in arrays.items():
-        corrected[name] = array
-        if name in counts:
-            kept, count = 0.9 * before[name].astype(np.float64), float(counts[name])
-            corrected[name] = (kept + (array - kept) * count / (count - 1)).astype(np.float32)
-    return corrected
+    return read_arrays(path)

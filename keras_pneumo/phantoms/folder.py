@@ -18,7 +18,6 @@ Images are drawn in processes of their own, and written one file each; the table
 from __future__ import annotations
 
 import csv
-import ctypes
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -37,7 +36,7 @@ from keras_pneumo.phantoms.devices import device_rows
 from keras_pneumo.phantoms.dicom import encode_dicom
 from keras_pneumo.phantoms.render import render
 from keras_pneumo.storage.files import LOCK_NAME, folder_lock, remove_temporary, write_bytes
-from keras_pneumo.storage.workers import available_cores, map_in_processes
+from keras_pneumo.storage.workers import available_cores, keep_memory, map_in_processes
 
 FORMAT = 1
 """Increased whenever the same settings give other radiographs, labels, patients or truth than before."""
@@ -200,7 +199,7 @@ def write_radiographs(
     threads = cv2.getNumThreads()
     jobs = [(out, settings, patient, image) for patient, image in pairs]
     try:
-        for _, facts in map_in_processes(write_radiograph, jobs, workers, initializer=_keep_memory):
+        for _, facts in map_in_processes(write_radiograph, jobs, workers, initializer=keep_memory):
             if facts is None:
                 raise PneumoError(
                     f"A process that was making phantoms for {out} died, perhaps for want of memory. Run again with "
@@ -239,17 +238,3 @@ def write_radiograph(job: tuple[Path, PhantomSettings, int, int]) -> dict[str, A
     }
     rows = [rle.encode(mask) for mask in phantom.masks] or [rle.EMPTY]
     return {"truth": truth, "rows": rows, "devices": phantom.locations.rows(case.image_id)}
-
-
-def _keep_memory() -> None:
-    """Let a worker keep the memory that it frees.
-
-    An image takes a hundred arrays of 4 MB; glibc would return each to the system and request it again, a sixth of the
-    time. With another C library nothing happens.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    for option, size in ((-1, 2**29), (-3, 2**24)):  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-        mallopt(option, size)

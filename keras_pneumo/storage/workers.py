@@ -1,12 +1,15 @@
 """The one pool of processes: bounded memory, and a file that kills its worker costs that file alone.
 
 In come a function and items, out come (item, result) pairs in the order in which they end; or, for a server, one call
-at a time (:class:`IsolatedWorker`). Processes are started afresh (``spawn``), because a forked copy of a process that
-holds TensorFlow's threads can hang; so a script that calls this needs the usual ``if __name__ == "__main__":``.
+at a time (:class:`IsolatedWorker`). Workers are never forked from this process, since a forked copy of a process that
+holds TensorFlow's threads can hang. They are forked from a server process that holds nothing but the modules that
+workers need (``forkserver``), so those are imported once and not by every worker; where there is no such server
+(Windows) they are started afresh. Either way a script that calls this needs ``if __name__ == "__main__":``.
 """
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import multiprocessing
 import os
@@ -18,8 +21,6 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
-
-import cv2
 
 from keras_pneumo.errors import PneumoError
 
@@ -41,6 +42,28 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def start_server(*modules: str) -> bool:
+    """Start the process that workers will be forked from, and have it import ``modules``, while this one goes on.
+
+    Without this call it starts with the first worker. Once it runs, this call does nothing: workers import for
+    themselves what it has not imported.
+
+    Returns:
+        Whether there is such a process: not on Windows, nor where the system refuses one.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return False
+    from multiprocessing import forkserver
+
+    # The server is the interpreter's, and so is its list: the first to start it says what it imports.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
+    try:
+        forkserver.ensure_running()
+    except OSError:  # a folder for temporary files whose name is too long for a socket, say
+        return False
+    return True
+
+
 def map_in_processes(
     function: Callable[[Item], Result],
     items: list[Item],
@@ -48,6 +71,7 @@ def map_in_processes(
     isolated: bool = False,
     seconds: float | None = None,
     initializer: Callable[[], None] | None = None,
+    chunk: int = 1,
 ) -> Iterator[tuple[Item, Result | None]]:
     """Apply ``function`` to every item, in several processes when that pays.
 
@@ -58,6 +82,7 @@ def map_in_processes(
         isolated: whether even a single worker is a process of its own, so that this one outlives a crash.
         seconds: longest that workers may go without a result before they are ended; None waits for ever.
         initializer: a module-level function that each process runs first; this process does not.
+        chunk: items that a process takes, and gives back, at a time: more where one takes only milliseconds.
 
     Yields:
         The item and what the function returned, or None when its process died (a crash inside a decoder) or did not
@@ -70,23 +95,23 @@ def map_in_processes(
             yield item, function(item)
         return
     rest = iter(items)
-    suspects = yield from _pooled(function, rest, workers, _AHEAD, seconds, initializer)
+    suspects = yield from _pooled(function, rest, workers, _AHEAD, seconds, initializer, chunk)
     while suspects:
         # One at a time, they show which of them killed the pool.
         singly = iter(suspects)
         while culprits := (yield from _pooled(function, singly, 1, 1, seconds, initializer)):
             yield culprits[0], None
-        suspects = yield from _pooled(function, rest, workers, _AHEAD, seconds, initializer)
+        suspects = yield from _pooled(function, rest, workers, _AHEAD, seconds, initializer, chunk)
 
 
 def results_in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None, chunk: int = 1
 ) -> list[Result | None]:
     """All results of :func:`map_in_processes`, in the order of the items; for results that are small."""
     listed = list(items)
     position = {id(item): number for number, item in enumerate(listed)}
     results: list[Result | None] = [None] * len(listed)
-    for item, result in map_in_processes(function, listed, workers):
+    for item, result in map_in_processes(function, listed, workers, chunk=chunk):
         results[position[id(item)]] = result
     return results
 
@@ -129,7 +154,7 @@ class IsolatedWorker:
             if self._closed:
                 raise WorkerClosedError("the worker is closed")
             if self._pool is None:
-                self._pool = _new_pool(1)
+                self._pool = _new_pool(1, None, function.__module__)
             try:
                 return self._pool.submit(function, *arguments).result(seconds)
             except BrokenProcessPool:
@@ -164,40 +189,47 @@ def _pooled(
     ahead: int,
     seconds: float | None,
     initializer: Callable[[], None] | None,
+    chunk: int = 1,
 ) -> Generator[tuple[Item, Result], None, list[Item]]:
     """Yield (item, result) until the items end, or a worker dies, or none gives a result for so many seconds.
 
     Returns:
-        The items that were being worked on then.
+        The items that were being worked on then, and those that would have been next in the same chunks.
     """
-    pool = _new_pool(workers, initializer)
-    pending: dict[Future[Result], Item] = {}
+    pool = _new_pool(workers, initializer, function.__module__)
+    pending: dict[Future[list[Result]], list[Item]] = {}
     try:
         while True:
-            for item in itertools.islice(items, workers * ahead - len(pending)):
+            while len(pending) < workers * ahead and (batch := list(itertools.islice(items, chunk))):
                 try:
-                    pending[pool.submit(function, item)] = item
+                    pending[pool.submit(_apply, function, batch)] = batch
                 except BrokenProcessPool:
-                    return [*pending.values(), item]
+                    return [*itertools.chain(*pending.values()), *batch]
             if not pending:
                 return []
             ended = wait(pending, timeout=seconds, return_when=FIRST_COMPLETED).done
             if not ended:
                 _kill(pool)
-                return list(pending.values())
+                return list(itertools.chain(*pending.values()))
             for future in ended:
                 try:
-                    result = future.result()
+                    results = future.result()
                 except BrokenProcessPool:
-                    return list(pending.values())
-                yield pending.pop(future), result
+                    return list(itertools.chain(*pending.values()))
+                yield from zip(pending.pop(future), results, strict=True)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _new_pool(workers: int, initializer: Callable[[], None] | None = None) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(initializer,))
+def _apply(function: Callable[[Item], Result], batch: list[Item]) -> list[Result]:
+    return [function(item) for item in batch]
+
+
+def _new_pool(workers: int, initializer: Callable[[], None] | None = None, *modules: str) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("forkserver" if start_server(*modules) else "spawn")
+    # The server has the environment of the time when it started, a worker that of now.
+    settings = (initializer, dict(os.environ))
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=settings)
 
 
 def _kill(pool: ProcessPoolExecutor) -> None:
@@ -206,8 +238,12 @@ def _kill(pool: ProcessPoolExecutor) -> None:
         process.kill()
 
 
-def _start_worker(initializer: Callable[[], None] | None) -> None:
+def _start_worker(initializer: Callable[[], None] | None, environment: dict[str, str]) -> None:
     """Run once in each process: one thread for OpenCV, Ctrl-C left to the parent, and an end when the parent ends."""
+    import cv2  # here: the process that only hands out work needs none of it
+
+    os.environ.clear()
+    os.environ.update(environment)
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if initializer is not None:
@@ -221,3 +257,17 @@ def _start_worker(initializer: Callable[[], None] | None) -> None:
 def _end_with(parent: BaseProcess) -> None:
     parent.join()
     os._exit(1)
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory that it frees, for a worker to run first.
+
+    Images are arrays of megabytes; glibc returns each to the system and requests it again, a tenth to a sixth of the
+    time. With another C library nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    for option, size in ((-1, 2**29), (-3, 2**24)):  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        mallopt(option, size)

@@ -6,6 +6,10 @@ momentum buffer, so the results differ under any schedule. Here the momentum may
 each variable may have its own multiple of the rate (discriminative rates by depth), and BatchNorm and biases do not
 decay.
 
+On TensorFlow one step of a variable is one operation that moves the variable and its moments in place
+(``ResourceApplyAdam``, ``ResourceApplyMomentum``), as PyTorch's ``fused=True`` does. Written out, AdamW passes over the
+25 million weights of a ResNet50 ten times; ``experiments/benchmarks/notes.md`` says what that costs.
+
 Sources: ``torch.optim.AdamW`` and ``torch.optim.SGD`` (PyTorch 2.14); decoupled decay, arXiv 1711.05101.
 """
 
@@ -21,6 +25,9 @@ import numpy as np
 from keras_pneumo.config import Experiment
 from keras_pneumo.models.resnet import HEAD_GROUP, depth_groups, leaf_layers
 from keras_pneumo.training.schedules import Tabulated, cosine, one_cycle, warm_restarts
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
 
 Schedule: TypeAlias = keras.optimizers.schedules.LearningRateSchedule
 
@@ -182,19 +189,35 @@ class AdamW(_TorchOptimizer):
         ops = keras.ops
         index = self._get_variable_index(variable)
         mean, square = self._means[index], self._squares[index]
-        dtype = variable.dtype
+        dtype = keras.backend.standardize_dtype(variable.dtype)
         gradient = ops.cast(gradient, dtype)
         rate = ops.cast(learning_rate, dtype) * self._multiples[index]
         beta_1 = ops.cast(self._at_this_step(self.beta_1), dtype)
+        beta_2 = float(np.dtype(dtype).type(self.beta_2))  # as the operation takes it, so that the correction fits it
         step = ops.cast(self.iterations + 1, dtype)
         # 1 - beta ** step loses four digits in float32 at the first steps; expm1 keeps them.
         correction_1 = -ops.expm1(step * ops.log(beta_1))
-        correction_2 = -ops.expm1(step * math.log(self.beta_2))
+        root_2 = ops.sqrt(-ops.expm1(step * math.log(beta_2)))
+        if self._decays[index]:
+            self.assign(variable, variable * (1.0 - rate * self._decays[index]))
+        if keras.backend.backend() == "tensorflow":
+            # The corrections of both moments stand in the rate and epsilon, so the operation makes none (powers of 0).
+            tf.raw_ops.ResourceApplyAdam(
+                var=_handle(variable),
+                m=_handle(mean),
+                v=_handle(square),
+                beta1_power=tf.zeros([], dtype),
+                beta2_power=tf.zeros([], dtype),
+                lr=rate * root_2 / correction_1,
+                beta1=beta_1,
+                beta2=tf.constant(beta_2, dtype),
+                epsilon=self.epsilon * root_2,
+                grad=gradient,
+            )
+            return
         self.assign(mean, mean + (gradient - mean) * (1.0 - beta_1))
-        self.assign(square, square * self.beta_2 + ops.square(gradient) * (1.0 - self.beta_2))
-        change = mean / (ops.sqrt(square) / ops.sqrt(correction_2) + self.epsilon)
-        kept = variable * (1.0 - rate * self._decays[index])
-        self.assign(variable, kept - rate / correction_1 * change)
+        self.assign(square, square + (ops.square(gradient) - square) * (1.0 - beta_2))
+        self.assign(variable, variable - rate / correction_1 * mean / (ops.sqrt(square) / root_2 + self.epsilon))
 
 
 class SGD(_TorchOptimizer):
@@ -237,10 +260,25 @@ class SGD(_TorchOptimizer):
         ops = keras.ops
         index = self._get_variable_index(variable)
         buffer = self._buffers[index]
-        dtype = variable.dtype
+        dtype = keras.backend.standardize_dtype(variable.dtype)
         rate = ops.cast(learning_rate, dtype) * self._multiples[index]
         momentum = ops.cast(self._at_this_step(self.momentum), dtype)
         gradient = ops.cast(gradient, dtype) + self._decays[index] * variable
+        if keras.backend.backend() == "tensorflow":
+            tf.raw_ops.ResourceApplyMomentum(
+                var=_handle(variable),
+                accum=_handle(buffer),
+                lr=rate,
+                grad=gradient,
+                momentum=momentum,
+                use_nesterov=self.nesterov,
+            )
+            return
         self.assign(buffer, momentum * buffer + gradient)
         change = gradient + momentum * buffer if self.nesterov else buffer
         self.assign(variable, variable - rate * change)
+
+
+def _handle(variable: Any) -> Any:
+    """TensorFlow's handle of a variable, Keras's or its own; under a strategy that of the present replica."""
+    return (variable.value if isinstance(variable, keras.Variable) else variable).handle

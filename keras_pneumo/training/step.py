@@ -102,7 +102,7 @@ class TrainingNetwork(keras.Model):
 
             def function(iterator: Any) -> dict[str, Any]:
                 if self.graph is None:
-                    jit = self.micro_batches == 1 and self.distribution.strategy is None and bool(self.jit_compile)
+                    jit = self.distribution.compiles and self.micro_batches == 1 and bool(self.jit_compile)
                     self.graph = self.distribution.step_function(
                         self.learn, jit, getattr(iterator, "element_spec", None)
                     )

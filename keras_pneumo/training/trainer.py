@@ -32,7 +32,7 @@ from keras_pneumo.config import Experiment
 from keras_pneumo.data.batches.images import ImageSet, open_source
 from keras_pneumo.data.batches.order import TrainingPlan
 from keras_pneumo.data.batches.pipeline import training_batches
-from keras_pneumo.data.prepared.folder import PreparedFolder, verify_files
+from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.data.prepared.split import check_split
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.inference.predictor import MicroBatchPredictor, Predictor
@@ -593,6 +593,7 @@ class Trainer:
         """Begin to write a checkpoint, if this worker is the one that does."""
         if not self.distribution.chief:
             return
+        self.checkpoint_writer.wait()  # before the next copy of the weights takes as much memory again
         self.state.elapsed = self.elapsed()
         optimizer = network.optimizer if network is not None else None
         arrays, values = capture(self.state, self.model, optimizer, self.log, self.average, self.identity)
@@ -987,6 +988,6 @@ def _image_sets(experiment: Experiment, prepared: PreparedFolder) -> tuple[Image
                 f"The {subset} subset of {prepared.folder} has {int(labels.sum())} positive and "
                 f"{int((labels == 0).sum())} negative images; training needs both. Prepare more images."
             )
-        verify_files(prepared, size, image_ids)
-        image_sets.append(open_source(prepared, image_ids, size, with_masks=experiment.task == "segmenter"))
+        with_masks = experiment.task == "segmenter"
+        image_sets.append(open_source(prepared, image_ids, size, with_masks, verify=True))
     return image_sets[0], image_sets[1]

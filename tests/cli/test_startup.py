@@ -13,6 +13,8 @@ from keras_pneumo.cli import COMMANDS
 
 REPOSITORY = Path(__file__).parents[2]
 HEAVY = ["tensorflow", "keras", "pandas", "numpy", "scipy", "sklearn", "cv2", "matplotlib", "pydicom", "pydantic"]
+SLOW = {"tensorflow", "keras", "torch", "pandas", "scipy", "sklearn", "matplotlib"}
+"""What takes from a third of a second to some seconds to import."""
 
 
 def imported_by(*arguments):
@@ -40,6 +42,41 @@ def test_help_and_version_import_no_heavy_package(arguments):
 )
 def test_the_help_of_a_command_needs_no_tensorflow(command):
     assert not imported_by(command, "--help") & {"tensorflow", "keras", "torch"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_imports_nothing_that_takes_long(name):
+    assert not imported_by(name, "--help") & SLOW
+
+
+def test_preparing_hands_out_its_files_without_what_only_training_and_scoring_need():
+    code = "import sys, keras_pneumo.data.prepared.prepare; print(*{name.split('.')[0] for name in sys.modules})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert not set(result.stdout.split()) & {*SLOW, "pydicom"}
+
+
+def test_the_referee_imports_scipy_and_scikit_learn_only_to_compute():
+    code = (
+        "import sys, keras_pneumo.evaluation.compare, keras_pneumo.evaluation.board.split_audit\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert not set(result.stdout.split()) & (SLOW - {"pandas"})
+
+
+def test_workers_that_read_radiographs_import_neither_pandas_nor_pydicom():
+    code = (
+        "import sys, keras_pneumo.data.prepared.rendering, keras_pneumo.data.prepared.scanning\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert not set(result.stdout.split()) & {*SLOW, "pydicom", "typer", "rich"}
+
+
+def test_a_worker_that_imports_the_command_again_imports_no_command_line():
+    code = "import sys, keras_pneumo.__main__; print(*{name.split('.')[0] for name in sys.modules})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert not set(result.stdout.split()) & {*HEAVY, "typer", "rich"}
 
 
 def test_the_command_train_imports_what_prepares_data_only_for_raw_data():

@@ -56,7 +56,10 @@ def test_tables_score_as_files_do(tmp_path):
     ("predictions", "sentence"),
     [
         ({"image_id": ["a"], "p": [0.5]}, "needs a column image_id, and a column probability or encoded_pixels"),
-        ({"image_id": ["a", "b"], "probability": [0.5, 2]}, "table of the submission was refused.*not numbers from 0"),
+        (
+            {"image_id": ["a", "b"], "probability": [0.5, 2]},
+            "submission was refused: predictions: 1 probability is",
+        ),
         ({"image_id": ["a"], "probability": [0.5]}, "no row for 1 of 2 images"),
     ],
 )
@@ -208,3 +211,27 @@ def test_metadata_baselines_and_all_files(tmp_path):
     assert not any(entry.team in ("Table: Ward", "Table: Note") for entry in board.entries)
     names = {"board.csv", "board.json", "board.md", "pairs.csv", "per_image.csv", "report.html"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
+def test_errors_of_all_submissions_and_of_all_stages_are_in_one_message(tmp_path):
+    truth = write_truth(tmp_path)
+    for name, error in (("a", "0.5"), ("b", "1.5"), ("c", "0.5")):
+        folder = submit(tmp_path / "teams" / name, truth, name, 2)
+        table = (folder / "predictions.csv").read_text().splitlines()
+        table[3] = f"i2,{error},7 5 3"
+        (folder / "predictions.csv").write_text("\n".join(table[: -1 if name == "b" else None]) + "\n")
+    (tmp_path / "teams" / "c" / "submission.json").write_text('{"team": "c"}')
+    with pytest.raises(PneumoError) as raised:
+        compare(tmp_path / "teams", tmp_path)
+    lines = str(raised.value).splitlines()
+    wanted = [
+        ("a/predictions.csv", "row 4 (i2): EncodedPixels holds 3 numbers"),
+        ("b/predictions.csv", "row 4 ('1.5')"),
+        ("b/predictions.csv", "no row for 1 of 60 images of the test subset: 'i59'"),
+        ("b/predictions.csv", "row 4 (i2)"),
+        ("c/submission.json", "task: Field required"),
+        ("c/predictions.csv", "row 4 (i2)"),
+    ]
+    assert len(lines) == len(wanted)
+    for line, parts in zip(lines, wanted, strict=True):
+        assert all(part in line for part in parts), (line, parts)

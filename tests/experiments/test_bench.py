@@ -1,10 +1,15 @@
 """The harness of the benchmarks, with toy sides: pairs, ratios, resuming, what is missing, the page and the table."""
 
+import dataclasses
 import json
+import os
+import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "experiments/benchmarks"
@@ -105,6 +110,29 @@ def test_a_worker_is_stopped_while_the_other_side_runs(harness, tmp_path):
     assert not child.is_running()
 
 
+def test_a_worker_ends_with_the_benchmark_even_when_that_is_killed(harness, tmp_path):
+    import psutil
+
+    worker = toy_worker(tmp_path / "w.py")
+    code = f"""
+import sys, os
+sys.path.insert(0, {str(BENCHMARKS)!r})
+from measuring import Worker, opened
+import psutil
+with opened(Worker({[str(part) for part in worker]})) as run:
+    run(False)
+    print(psutil.Process().children()[0].pid, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    pid = int(done.stdout)
+    for _ in range(100):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.05)
+    pytest.fail("the worker is still there")
+
+
 def test_a_command_counts_its_wall_time_its_childrens_memory_and_their_cpu(harness, tmp_path):
     from measuring import Command, run_command
 
@@ -124,6 +152,7 @@ def test_a_command_counts_its_wall_time_its_childrens_memory_and_their_cpu(harne
 @pytest.mark.parametrize(
     ("argv", "reason"),
     [
+        ([sys.executable, "-m", "json.tool", "/nowhere"], "json.tool /nowhere ended with exit code"),
         ([sys.executable, "-c", "raise SystemExit('no such data')"], "ended with exit code 1: no such data"),
         (["/nowhere/python"], "could not be started"),
     ],
@@ -213,6 +242,136 @@ def test_a_file_that_fails_does_not_hide_the_others(harness, tmp_path):
     assert len(json.loads((tmp_path / "out/bench.json").read_text())["rows"]) == 1
 
 
+def test_naming_the_rows_makes_nothing_and_no_name_comes_twice(harness, tmp_path):
+    lab = toy_lab(harness, tmp_path / "scratch")
+    files = harness.row_files(BENCHMARKS)
+    assert {"growth", "gpu", "scoring", "training_step"} <= {file.stem for file in files}
+    rows = [row for file in files for row in harness.load(file).rows(lab)]
+    names = [row.name for row in rows]
+    assert len(set(names)) == len(names)
+    assert all(row.goal is None or row.goal > 0 for row in rows)
+    assert list(lab.folder.iterdir()) == []
+
+
+def test_without_a_gpu_or_pytorch_their_rows_say_so(harness, tmp_path):
+    lab = toy_lab(harness, tmp_path / "scratch")
+    lab.gpu, lab.torch_python = "", None
+    rows = {name: list(harness.load(BENCHMARKS / f"{name}.py").rows(lab)) for name in ("gpu", "training_step")}
+    assert {row.unmeasurable for row in rows["gpu"]} == {"this machine has no GPU"}
+    assert all("make setup-torch" in row.unmeasurable for row in rows["training_step"])
+
+
+def test_shares_of_waiting_and_of_the_peak(harness):
+    gpu = harness.load(BENCHMARKS / "gpu.py")
+    result = {
+        "note": "n",
+        "ours": {"speed": 1000.0, "seconds": 2.0, "data_seconds": 0.5},
+        "theirs": {"speed": 500.0, "seconds": 4.0, "data_seconds": 0.0, "flops": 98.9e9},
+    }
+    note = gpu.shares(result, "NVIDIA H100 80GB HBM3")["note"]
+    assert "ours waited for data 25% of the time and reached 10% of the peak" in note
+    assert "PyTorch waited for data 0% of the time and reached 5% of the peak" in note
+    assert "peak" not in gpu.shares(result, "another")["note"]
+
+
+def test_growth_compares_the_memory_of_the_least_and_the_most(harness, tmp_path, monkeypatch):
+    growth = harness.load(BENCHMARKS / "growth.py")
+    lab = toy_lab(harness, tmp_path / "scratch", growth=(10, 1), say=lambda text: None)
+    monkeypatch.setattr(growth, "make_inputs", lambda *given, **named: None)
+    memory = {30: 100.0, 300: 125.0}
+    monkeypatch.setattr(
+        growth, "run_command", lambda side: {"seconds": 3.0, "work": side.work, "memory_mb": memory[side.work]}
+    )
+    result = growth.grow(lab, "prepare")
+    assert result["ratio"] == 0.8
+    assert [step["images"] for step in result["growth"]] == [30, 300]
+    assert "1x: 100 ms, 100 MB; 10x: 10 ms, 125 MB" in result["note"]
+
+
+@pytest.mark.slow
+def test_growth_writes_radiographs_that_are_all_different_and_prepares_them(harness, tmp_path):
+    growth = harness.load(BENCHMARKS / "growth.py")
+    lab = toy_lab(harness, tmp_path / "scratch", growth=(1, 2), say=lambda text: None)
+    result = growth.grow(lab, "prepare")
+    folder = lab.folder / "growth-2"
+    assert len({path.read_bytes() for path in (folder / "radiographs").glob("*.png")}) == 60
+    assert json.loads((folder / "prepare/manifest.json").read_text())["patients"]
+    assert len((folder / "prepare/cases.csv").read_text().splitlines()) == 61
+    assert [step["work"] for step in result["growth"]] == [30, 60]
+    assert 0.5 < result["ratio"] < 2
+
+
+@pytest.mark.slow
+def test_a_training_step_is_measured_beside_pytorch(harness, tmp_path):
+    """The smallest network: what the row measures is real, on both sides."""
+    from measuring import measure_row
+
+    lab = toy_lab(harness, tmp_path / "scratch")
+    if lab.torch_python is None:
+        pytest.skip("PyTorch's environment is not here (make setup-torch)")
+    steps = harness.load(BENCHMARKS / "training_step.py")
+    for task in ("classifier", "segmenter"):
+        row = measure_row(dataclasses.replace(steps.row(lab, task, 64, False, "resnet18"), pairs=1))
+        assert row["ratio"] is not None, row["note"]
+        assert row["ours"]["work"] == row["theirs"]["work"]
+
+
+@pytest.mark.slow
+def test_the_rows_of_a_gpu_run_small_on_a_cpu(harness, tmp_path, monkeypatch):
+    from measuring import measure_row
+
+    lab = toy_lab(harness, tmp_path / "scratch")
+    if lab.torch_python is None:
+        pytest.skip("PyTorch's environment is not here (make setup-torch)")
+    gpu = harness.load(BENCHMARKS / "gpu.py")
+    monkeypatch.setattr(gpu, "IMAGES", 60)
+    monkeypatch.setattr(gpu, "SIZES", (32, 64))
+    row = measure_row(dataclasses.replace(gpu.row(lab, "segmenter", "U-Net", 32, 4, "resnet18", False), pairs=1))
+    assert row["ratio"] is not None, row["note"]
+    assert "waited for data" in row["note"]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """Truth and two teams' answers for 40 images."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import score_sides
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    folder = tmp_path_factory.mktemp("scoring")
+    score_sides.write_inputs(folder, 40)
+    return score_sides, folder
+
+
+def test_all_ways_to_score_give_the_same_dice(scored):
+    sides, folder = scored
+    ours = np.asarray(sides.dice_ours(folder)())
+    assert set(np.round(ours, 3)) > {0.0, 1.0}
+    assert len(set(ours)) > 3
+    for other in (sides.dice_numpy, sides.dice_on_read_truth):
+        np.testing.assert_array_equal(np.asarray(other(folder)()), ours)
+
+
+@pytest.mark.slow
+def test_monais_dice_is_the_same(scored):
+    sides, folder = scored
+    python = Path(os.environ.get("KERAS_PNEUMO_TORCH_PYTHON", BENCHMARKS.parents[1] / ".venv-torch/bin/python"))
+    code = "import sys, score_sides, pathlib; print(*score_sides.dice_monai(pathlib.Path(sys.argv[1]))().tolist())"
+    done = subprocess.run([python, "-c", code, folder], capture_output=True, text=True, cwd=BENCHMARKS, check=False)
+    if "No module named" in done.stderr:
+        pytest.skip("MONAI is not in PyTorch's environment")
+    values = [float(word) for word in done.stdout.split()]
+    np.testing.assert_allclose(values, np.asarray(sides.dice_ours(folder)()), atol=1e-6)
+
+
+def test_both_bootstraps_give_the_same_differences(scored):
+    sides, folder = scored
+    ours, loop = (make(folder, 30)() for make in (sides.bootstrap_ours, sides.bootstrap_sklearn))
+    assert np.ptp(ours) > 0.01
+    np.testing.assert_allclose(ours, loop, atol=1e-12)
+
+
 RECORD = {
     "machine": {
         "cpu": "A CPU", "cores": 2, "instructions": ["avx2"], "memory_gb": 8, "gpu": "", "os": "Linux",
@@ -255,6 +414,15 @@ def test_the_page_shows_ratios_goals_growth_and_what_could_not_be_measured(harne
     assert "Research use only" in page
     assert "<fast>" not in page
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
+
+
+def test_speeds_below_one_a_second_are_written_as_seconds(harness):
+    import bench_page
+
+    assert bench_page.side({"speed": 0.025}, "commands/s") == "40.0 s per command"
+    assert bench_page.side({"speed": 1.5}, "images/s") == "1.50 images/s"
+    assert bench_page.side(None, "images/s") == "–"
+    assert [bench_page.number(value) for value in (117.4, 23.44, 0.987, None)] == ["117", "23.4", "0.99", "–"]
 
 
 def test_an_empty_record_still_makes_a_page(harness):

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from keras_pneumo.data.batches.images import open_source
+from keras_pneumo.data.batches.images import images_of, open_source
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import held_out_images, predict_classifiers, predict_map_set
@@ -35,7 +35,8 @@ def test_every_image_is_predicted_in_order_whatever_the_batch(tmp_path, tiny_run
     table = predict_classifiers([run], prepared, "test", lambda *now: done.append(now))
     assert table["image_id"].tolist() == prepared.subset("test")
     assert done[-1] == (len(table), len(table))
-    images = open_source(prepared, prepared.subset("test"), 64).images.astype(np.float32) / np.float32(255)
+    held_out = prepared.subset("test")
+    images = images_of(open_source(prepared, held_out, 64), range(len(held_out))).astype(np.float32) / np.float32(255)
     model = load_model(run)
     passes = [sigmoid(np.asarray(model.predict_on_batch(some))[:, 0]) for some in (images, images[:, :, ::-1])]
     np.testing.assert_allclose(table["probability"], np.mean(passes, axis=0), rtol=1e-5)
@@ -49,7 +50,8 @@ def test_the_mean_is_over_all_networks_and_mirror_images(tmp_path, tiny_runs, pr
     image_ids = prepared.subset("test")
     means = []
     for run in (first, second):
-        model, pixels = load_model(run), open_source(prepared, image_ids, run.experiment.image_size).images
+        model, source = load_model(run), open_source(prepared, image_ids, run.experiment.image_size)
+        pixels = images_of(source, range(len(source)))
         images = pixels.astype(np.float32) / np.float32(255)
         logits = [np.asarray(model.predict_on_batch(some))[:, 0] for some in (images, images[:, :, ::-1])]
         means.append((sigmoid(logits[0]) + sigmoid(logits[1])) / 2)

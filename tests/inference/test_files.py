@@ -9,7 +9,7 @@ import pytest
 from keras_pneumo.cli.predict import predict_command
 from keras_pneumo.cli.workers import EngineName
 from keras_pneumo.config import CLASSIFIER
-from keras_pneumo.data.batches.images import open_source
+from keras_pneumo.data.batches.images import images_of, open_source
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.data.radiographs.reading import read_radiograph
@@ -103,7 +103,7 @@ def test_raw_files_and_prepared_images_get_the_same_prediction(tmp_path, radiogr
     assert refused["reason"].str.len().gt(10).all()
     prepared = load_prepared(prepared_folder)
     ids = predictions["image_id"].tolist()
-    pixels = open_source(prepared, ids, 64).images.astype(np.float32) / np.float32(255)
+    pixels = images_of(open_source(prepared, ids, 64), range(len(ids))).astype(np.float32) / np.float32(255)
     expected = np.mean([each.image for each in predict_passes(model, pixels, experiment.flip_averaging)], axis=0)
     np.testing.assert_allclose(predictions["probability"], expected, rtol=1e-5)
     assert isinstance(predictions, pd.DataFrame)

@@ -1,5 +1,6 @@
 """Work in several processes: every item once, bounded hand-out, and no process left behind."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from keras_pneumo.storage.workers import (
     available_cores,
     map_in_processes,
     results_in_order,
+    start_server,
 )
 
 
@@ -46,18 +48,21 @@ def refuse_three(number):
     return number
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_every_item_comes_back_once(workers):
-    assert sorted(map_in_processes(twice, list(range(30)), workers)) == [(number, 2 * number) for number in range(30)]
+@pytest.mark.parametrize(("workers", "chunk"), [(1, 1), (2, 1), (2, 4), (2, 100)])
+def test_every_item_comes_back_once(workers, chunk):
+    results = map_in_processes(twice, list(range(30)), workers, chunk=chunk)
+    assert sorted(results) == [(number, 2 * number) for number in range(30)]
 
 
 def test_results_keep_the_items_order():
-    assert results_in_order(twice, range(30), 2) == [2 * number for number in range(30)]
+    for chunk in (1, 7):
+        assert results_in_order(twice, range(30), 2, chunk) == [2 * number for number in range(30)]
     assert results_in_order(twice, []) == []
 
 
-def test_items_that_kill_their_process_come_back_empty():
-    results = dict(map_in_processes(die_on_seven, list(range(20)), 2))
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_items_that_kill_their_process_come_back_empty_and_their_neighbours_do_not(chunk):
+    results = dict(map_in_processes(die_on_seven, list(range(20)), 2, chunk=chunk))
     assert results == {number: None if number in (7, 8) else number for number in range(20)}
 
 
@@ -77,9 +82,10 @@ def test_a_process_that_reads_does_not_wait_for_tensorflow():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_item_that_never_ends_comes_back_empty(workers):
-    results = dict(map_in_processes(never_end_on_seven, list(range(12)), workers, isolated=True, seconds=15))
+@pytest.mark.parametrize(("workers", "chunk"), [(1, 1), (2, 1), (2, 3)])
+def test_an_item_that_never_ends_comes_back_empty(workers, chunk):
+    items = list(range(12))
+    results = dict(map_in_processes(never_end_on_seven, items, workers, isolated=True, seconds=15, chunk=chunk))
     assert results == {number: None if number == 7 else number for number in range(12)}
 
 
@@ -120,6 +126,40 @@ def test_each_process_runs_the_initializer_first():
     results = dict(map_in_processes(started_by, [0, 1], 2, initializer=put_pid_in_environment))
     assert results == {0: "initializer", 1: "initializer"}
     assert "STARTED_BY" not in os.environ
+
+
+def environment_of(name):
+    return os.environ.get(name)
+
+
+def test_a_worker_has_the_environment_of_the_moment(monkeypatch):
+    assert results_in_order(environment_of, ["KERAS_PNEUMO_TEST"], 2) == [None]
+    monkeypatch.setenv("KERAS_PNEUMO_TEST", "now")  # the server of the workers runs already
+    assert results_in_order(environment_of, ["KERAS_PNEUMO_TEST"], 2) == ["now"]
+    monkeypatch.delenv("KERAS_PNEUMO_TEST")
+    assert results_in_order(environment_of, ["KERAS_PNEUMO_TEST"], 2) == [None]
+
+
+def parent_of(_):
+    return os.getppid()
+
+
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+def test_workers_are_forked_from_one_server_and_never_from_this_process():
+    assert start_server()
+    parents = {*results_in_order(parent_of, [0, 1], 2), *results_in_order(parent_of, [0, 1], 2)}
+    assert len(parents) == 1
+    assert os.getpid() not in parents
+
+
+def test_where_the_system_refuses_a_server_workers_are_started_afresh(monkeypatch):
+    def refuse():
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr("multiprocessing.forkserver.ensure_running", refuse)
+    assert not start_server()
+    assert results_in_order(twice, [1, 2], 2) == [2, 4]
+    assert set(results_in_order(parent_of, [0, 1], 2)) == {os.getpid()}
 
 
 def test_there_is_at_least_one_core():

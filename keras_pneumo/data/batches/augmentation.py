@@ -1,14 +1,17 @@
-"""Random transforms of images and their masks: drawn on the host, applied in the graph.
+"""Random transforms of images and their masks, with OpenCV and NumPy: a thread can change one image at a time.
 
 Drawing and applying are apart, so that the same parameters can be given to another framework: :func:`draw_parameters`
-is a pure function of (seed, epoch, image, how often it was drawn), and :func:`augment` of images and parameters.
+is a pure function of (seed, epoch, image, how often it was drawn), and :func:`augment` of images and parameters. The
+result for an image depends neither on the other images of its batch nor on threads.
+
+Pixels are moved as 16-bit numbers (a rounding of 8e-6 of the range, where 8 bits would round by 2e-3), and contrast,
+brightness and gamma are one table of all 65,536 values. ``experiments/benchmarks/notes.md`` has what else was measured.
 """
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
-import tensorflow as tf
 
 from keras_pneumo.config import Augmentation
 
@@ -74,7 +77,7 @@ def draw_parameters(
     return parameters, noise_seeds
 
 
-def augment(settings: Augmentation, images: tf.Tensor, parameters: tf.Tensor, noise_seeds: tf.Tensor) -> tf.Tensor:
+def augment(settings: Augmentation, images: np.ndarray, parameters: np.ndarray, noise_seeds: np.ndarray) -> np.ndarray:
     """Images changed by their parameters: CLAHE, then geometry, then contrast, brightness, gamma and noise.
 
     Args:
@@ -86,30 +89,35 @@ def augment(settings: Augmentation, images: tf.Tensor, parameters: tf.Tensor, no
     Returns:
         float32 (B, H, W, 1) in [0, 1].
     """
-    if settings.clahe:
-        shape = images.shape
-        images = tf.numpy_function(_clahe, [images, parameters[:, 9]], tf.uint8)
-        images.set_shape(shape)
-    pixels = tf.cast(images, tf.float32) / 255.0
-    if settings.flip or settings.shift or settings.scale or settings.rotate:
-        pixels = warp(pixels, parameters)
-    per_image = parameters[:, :, None, None, None]
-    if settings.contrast:
-        mean = tf.reduce_mean(pixels, axis=(1, 2, 3), keepdims=True)
-        pixels = (pixels - mean) * per_image[:, 6] + mean
-    if settings.brightness:
-        pixels += per_image[:, 5]
-    pixels = tf.clip_by_value(pixels, 0.0, 1.0)
-    if settings.gamma:
-        pixels = tf.pow(pixels, per_image[:, 7])
+    result = np.empty(images.shape, np.float32)
+    for image, row, seeds, out in zip(images, parameters, noise_seeds, result, strict=True):
+        augment_image(settings, image[:, :, 0], row, seeds, out[:, :, 0])
+    return result
+
+
+def augment_image(
+    settings: Augmentation, image: np.ndarray, parameters: np.ndarray, noise_seeds: np.ndarray, out: np.ndarray
+) -> None:
+    """One image of :func:`augment`: uint8 (H, W) into ``out``, float32 (H, W), whose rows lie one after the other."""
+    if settings.clahe and parameters[9] > 0.5:
+        image = cv2.createCLAHE(_CLAHE_CLIP, (_CLAHE_TILES, _CLAHE_TILES)).apply(image)
+    levels = image
+    if moves(settings):
+        levels = warp(np.multiply(image, np.uint16(257), dtype=np.uint16), parameters)
+    changed = settings.contrast or settings.brightness or settings.gamma
+    if levels.dtype == np.uint8 and not changed:
+        np.divide(levels, np.float32(255), out=out)
+    else:
+        table = _GREY[levels.dtype.itemsize]
+        if changed:
+            table = changed_grey(settings, table, cv2.mean(levels)[0] / np.iinfo(levels.dtype).max, parameters)
+        cv2.LUT(levels, table, dst=out)
     if settings.noise:
-        shape = pixels.shape
-        fields = tf.numpy_function(_noise, [noise_seeds, tf.shape(pixels)[1:]], tf.float32, stateful=False)
-        pixels = tf.ensure_shape(tf.clip_by_value(pixels + fields * per_image[:, 8], 0.0, 1.0), shape)
-    return pixels
+        out += _noise(noise_seeds, out.shape) * parameters[8]
+        np.clip(out, 0, 1, out=out)
 
 
-def augment_masks(settings: Augmentation, masks: tf.Tensor, parameters: tf.Tensor) -> tf.Tensor:
+def augment_masks(settings: Augmentation, masks: np.ndarray, parameters: np.ndarray) -> np.ndarray:
     """Masks moved exactly as their images.
 
     Args:
@@ -120,96 +128,130 @@ def augment_masks(settings: Augmentation, masks: tf.Tensor, parameters: tf.Tenso
     Returns:
         float32 (B, H, W, 1), 0 or 1: a pixel is in the mask if at least half of it is.
     """
-    drawn = tf.cast(masks > 0, tf.float32)
-    if settings.flip or settings.shift or settings.scale or settings.rotate:
-        drawn = tf.cast(warp(drawn, parameters) >= 0.5, tf.float32)
-    return drawn
+    result = np.empty(masks.shape, np.float32)
+    for mask, row, out in zip(masks, parameters, result, strict=True):
+        augment_mask(settings, mask[:, :, 0], row, out[:, :, 0])
+    return result
 
 
-def crop(pixels: tf.Tensor, noise_seeds: tf.Tensor, side: int) -> tf.Tensor:
+def augment_mask(settings: Augmentation, mask: np.ndarray, parameters: np.ndarray, out: np.ndarray) -> None:
+    """One mask of :func:`augment_masks`: uint8 (H, W) into ``out``, float32 (H, W)."""
+    drawn = np.multiply(mask > 0, np.uint8(255), dtype=np.uint8)
+    if moves(settings):
+        drawn = warp(drawn, parameters)
+    cv2.LUT(drawn, _AT_LEAST_HALF, dst=out)
+
+
+def moves(settings: Augmentation) -> bool:
+    """Whether any change moves pixels."""
+    return bool(settings.flip or settings.shift or settings.scale or settings.rotate)
+
+
+def changed_grey(settings: Augmentation, grey: np.ndarray, mean: float, parameters: np.ndarray) -> np.ndarray:
+    """Grey values after contrast, brightness and gamma.
+
+    Args:
+        settings: says which of them can occur.
+        grey: float32 (1, n) in [0, 1].
+        mean: of the image, which contrast leaves as it is.
+        parameters: float32 (10,).
+
+    Returns:
+        float32 (1, n) in [0, 1].
+    """
+    contrast = parameters[6] if settings.contrast else np.float32(1)
+    brightness = parameters[5] if settings.brightness else np.float32(0)
+    changed = grey * contrast
+    changed += np.float32(mean * (1.0 - float(contrast)) + float(brightness))
+    np.clip(changed, 0, 1, out=changed)
+    return cv2.pow(changed, float(parameters[7])) if settings.gamma else changed
+
+
+def crop_corner(noise_seeds: np.ndarray, shape: tuple[int, ...], side: int) -> tuple[int, int]:
+    """Row and column of a square's first pixel: uniform, by the two noise seeds, int32, 0 to 2**31 - 1, of an image.
+
+    Args:
+        noise_seeds: int32 (2,).
+        shape: rows and columns of the image.
+        side: of the square, at most both.
+    """
+    room = np.array(shape[:2]) - side + 1
+    row, column = (noise_seeds / 2.0**31 * room).astype(int)
+    return int(row), int(column)
+
+
+def crop(pixels: np.ndarray, noise_seeds: np.ndarray, side: int) -> np.ndarray:
     """A square cut out of each image; the same seeds cut the same square out of image and mask.
 
-    The position comes from the noise seeds, uniform over their range and drawn for (seed, epoch, image, repeat).
+    The position comes from the noise seeds, which are drawn for (seed, epoch, image, repeat).
 
     Args:
         pixels: (B, H, W, 1) of any type.
-        noise_seeds: int32 (B, 2), 0 to 2**31 - 1.
+        noise_seeds: int32 (B, 2).
         side: of the square, in pixels, at most H and W.
 
     Returns:
         (B, side, side, 1).
     """
-    shape = tf.shape(pixels)
-    room = tf.cast(shape[1:3] - side + 1, tf.float64)
-    corners = tf.cast(tf.cast(noise_seeds, tf.float64) / 2.0**31 * room, tf.int32)
-    steps = tf.range(side)
-    rows = corners[:, 0, None, None] + steps[None, :, None]
-    columns = corners[:, 1, None, None] + steps[None, None, :]
-    batch = tf.broadcast_to(tf.range(shape[0])[:, None, None], [shape[0], side, side])
-    indices = tf.stack([batch, *(tf.broadcast_to(index, tf.shape(batch)) for index in (rows, columns))], axis=-1)
-    return tf.ensure_shape(tf.gather_nd(pixels, indices), [None, side, side, 1])
+    corners = [crop_corner(seeds, pixels.shape[1:3], side) for seeds in noise_seeds]
+    squares = [
+        image[row : row + side, column : column + side] for image, (row, column) in zip(pixels, corners, strict=True)
+    ]
+    return np.stack(squares)
 
 
-def warp(pixels: tf.Tensor, parameters: tf.Tensor) -> tf.Tensor:
+def warp(pixels: np.ndarray, parameters: np.ndarray) -> np.ndarray:
     """Mirror, then rotate and scale about the centre, then shift; bilinear, black outside.
 
     Args:
-        pixels: float32 (B, H, W, 1).
-        parameters: float32 (B, 10).
+        pixels: (H, W), uint8, uint16 or float32; whole numbers are rounded, half to even.
+        parameters: float32 (10,).
 
     Returns:
-        float32 (B, H, W, 1).
+        (H, W) of the same type.
     """
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=pixels,
-        transforms=output_to_input(parameters, tf.shape(pixels)[1], tf.shape(pixels)[2]),
-        output_shape=tf.shape(pixels)[1:3],
-        interpolation="BILINEAR",
-        fill_mode="CONSTANT",
-        fill_value=0.0,
+    height, width = pixels.shape
+    return cv2.warpAffine(
+        pixels,
+        output_to_input(parameters, height, width),
+        (width, height),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=0,
     )
 
 
-def output_to_input(parameters: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+def output_to_input(parameters: np.ndarray, height: int, width: int) -> np.ndarray:
     """The affine map from a pixel of the result to the pixel it is taken from, pixel centres at whole numbers.
 
     Args:
-        parameters: float32 (B, 10).
+        parameters: float32 (10,).
         height: rows of the image.
         width: columns of the image.
 
     Returns:
-        float32 (B, 8): a0 a1 a2 b0 b1 b2 0 0 with x_in = a0 x + a1 y + a2 and y_in = b0 x + b1 y + b2.
+        float64 (2, 3): x_in = a0 x + a1 y + a2 in the first row, y_in = b0 x + b1 y + b2 in the second.
     """
-    columns = tf.unstack(parameters, axis=1)
-    mirror = 1.0 - 2.0 * columns[0]
-    angle = columns[4] * (np.pi / 180.0)
-    cos, sin = tf.cos(angle) / columns[3], tf.sin(angle) / columns[3]
-    height, width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+    flip, shift_x, shift_y, scale, degrees = (float(value) for value in parameters[:5])
+    mirror = 1.0 - 2.0 * flip
+    angle = np.deg2rad(degrees)
+    cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
     centre_x, centre_y = (width - 1.0) / 2.0, (height - 1.0) / 2.0
-    to_x, to_y = centre_x + columns[1] * width, centre_y + columns[2] * height  # where the centre lands
+    to_x, to_y = centre_x + shift_x * width, centre_y + shift_y * height  # where the centre lands
     a0, a1 = mirror * cos, -mirror * sin
-    b0, b1 = sin, cos
-    zero = tf.zeros_like(cos)
-    return tf.stack(
-        [a0, a1, centre_x - a0 * to_x - a1 * to_y, b0, b1, centre_y - b0 * to_x - b1 * to_y, zero, zero], axis=1
-    )
+    return np.array([[a0, a1, centre_x - a0 * to_x - a1 * to_y], [sin, cos, centre_y - sin * to_x - cos * to_y]])
 
 
-def _noise(seeds: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Standard normal numbers for each image, float32 (B, H, W, 1): NumPy's, so that any other program can draw them.
+def _noise(seeds: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal numbers of an image, float32 (H, W): NumPy's, so that any other program can draw them.
 
     Each image has a Philox generator of its own, whose key is the image's two seeds.
     """
-    fields = np.empty((len(seeds), *shape), np.float32)
-    for field, seed in zip(fields, seeds, strict=True):
-        np.random.Generator(np.random.Philox(key=seed.astype(np.uint64))).standard_normal(out=field, dtype=np.float32)
-    return fields
+    return np.random.Generator(np.random.Philox(key=seeds.astype(np.uint64))).standard_normal(shape, np.float32)
 
 
-def _clahe(images: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    equalise = cv2.createCLAHE(_CLAHE_CLIP, (_CLAHE_TILES, _CLAHE_TILES))
-    result = images.copy()
-    for row in np.flatnonzero(chosen > 0.5):
-        result[row, :, :, 0] = equalise.apply(images[row, :, :, 0])
-    return result
+_GREY = {size: (np.arange(256**size, dtype=np.float32) / np.float32(256**size - 1))[None] for size in (1, 2)}
+"""Bytes of a grey value -> all values in [0, 1], float32 (1, 256 or 65536)."""
+
+_AT_LEAST_HALF = (np.arange(256)[None] >= 128).astype(np.float32)
+"""Of a mask that was moved as 0 and 255: rounding half to even makes 127.5, which is one half, 128."""

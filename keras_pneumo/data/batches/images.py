@@ -1,4 +1,4 @@
-"""Opens the images of a prepared folder at one size: in memory where they fit, else read from disk as they are used."""
+"""Opens the images of a prepared folder at one size: its array, else held in memory, else read as they are used."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import psutil
 
-from keras_pneumo.data.prepared.folder import PreparedFolder
-from keras_pneumo.errors import PneumoError
+from keras_pneumo.data.batches.ahead import threads
+from keras_pneumo.data.prepared.arrays import decode_grey, open_arrays, packed, unpacked
+from keras_pneumo.data.prepared.folder import PreparedFolder, verify_files
+from keras_pneumo.data.prepared.rendering import image_name, mask_name
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +24,12 @@ MEMORY_SHARE = 0.4
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images (and masks) of one size, by their index in ``image_ids``.
+    """Images (and masks) of one size, by their index in ``image_ids``; :meth:`image` and :meth:`mask` give one.
 
-    ``images`` is uint8 (N, S, S, 1) when all are held in memory, else None, and then ``paths`` are read when used;
-    the same for masks. ``mask_paths`` is "" for a negative.
+    ``images`` is uint8 (M, S, S), mapped or held in memory, else None, and then ``paths`` are read when used.
+    ``image_rows`` says which row is whose; None: the rows are those of ``image_ids``. ``masks`` has rows only for
+    images with a mask, uint8 (P, S, ceil(S / 8)), packed by :func:`~keras_pneumo.data.prepared.arrays.packed`;
+    ``mask_rows`` says which, -1 for none. ``mask_paths`` is "" for a negative.
     """
 
     image_ids: tuple[str, ...]
@@ -34,12 +37,36 @@ class ImageSet:
     size: int
     paths: tuple[str, ...]
     mask_paths: tuple[str, ...]
-    images: np.ndarray | None
-    masks: np.ndarray | None
+    images: np.ndarray | None = None
+    masks: np.ndarray | None = None
+    image_rows: np.ndarray | None = None
+    mask_rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.image_ids)
+
+    def image(self, index: int) -> np.ndarray:
+        """An image's pixels, uint8 (S, S); not to be written to.
+
+        Raises:
+            PneumoError: its file is missing or of another size.
+        """
+        if self.images is None:
+            return _read(self.paths[index], self.size)
+        row = index if self.image_rows is None else self.image_rows[index]
+        return self.images[row].reshape(self.size, self.size)
+
+    def mask(self, index: int) -> np.ndarray | None:
+        """An image's mask, uint8 (S, S), 0 or 255; None when it has none.
+
+        Raises:
+            PneumoError: its file is missing or of another size.
+        """
+        if self.masks is None or self.mask_rows is None:
+            return _read(self.mask_paths[index], self.size) if self.mask_paths[index] else None
+        row = self.mask_rows[index]
+        return unpacked(self.masks[row], self.size) if row >= 0 else None
 
 
 def open_source(
@@ -48,34 +75,60 @@ def open_source(
     size: int,
     with_masks: bool = False,
     memory_bytes: int | None = None,
+    verify: bool = False,
 ) -> ImageSet:
-    """The images of ``image_ids`` at ``size``, held in memory when they fit.
+    """The images of ``image_ids`` at ``size``: mapped from the folder's array, else held in memory when they fit.
 
     Args:
         prepared: a prepared folder.
         image_ids: which images, in which order.
         size: one of the folder's sizes, in pixels.
         with_masks: whether masks are wanted too.
-        memory_bytes: most memory that decoded images may take; None: :data:`MEMORY_SHARE` of what is free.
+        memory_bytes: most memory that decoded images may take; None: :data:`MEMORY_SHARE` of what is free. When it is
+            given, the folder's array is left alone.
+        verify: whether the pixels must be those that the manifest records. The folder's array is made for that where
+            there is none; where it cannot be, each file is hashed.
 
     Raises:
-        PneumoError: an image cannot be read; the message names it.
+        PneumoError: an image cannot be read; the message names it. With ``verify`` also: the size was not prepared, or
+            a file is missing or damaged.
     """
     positive = prepared.cases.set_index("image_id")["pneumothorax"].astype(int)
     labels = positive.loc[list(image_ids)].to_numpy()
-    paths = tuple(str(prepared.image_path(image_id, size)) for image_id in image_ids)
+    # Text rather than a Path for each file: with 100,000 of them that takes seconds.
+    paths = tuple(f"{prepared.folder}/{image_name(image_id, size)}" for image_id in image_ids)
+    arrays = open_arrays(prepared, size, make=verify) if memory_bytes is None else None
+    if arrays is not None:
+        image_rows = np.array([arrays.image_rows[image_id] for image_id in image_ids], np.int64)
+        mask_rows = np.array([arrays.mask_rows.get(image_id, -1) for image_id in image_ids], np.int64)
+        mask_paths = tuple(
+            f"{prepared.folder}/{mask_name(image_id, size)}" if row >= 0 else ""
+            for image_id, row in zip(image_ids, mask_rows, strict=True)
+        )
+        return ImageSet(
+            tuple(image_ids), labels, size, paths, mask_paths, arrays.images, arrays.masks, image_rows, mask_rows
+        )
+    if verify:
+        verify_files(prepared, size, image_ids)
     mask_paths = tuple(
         str(path) if label and (path := prepared.mask_path(image_id, size)).exists() else ""
         for image_id, label in zip(image_ids, labels, strict=True)
     )
-    needed = len(paths) * size * size * (2 if with_masks else 1)
+    outlined = [path for path in mask_paths if path] if with_masks else []
+    needed = len(paths) * size * size + len(outlined) * size * -(-size // 8)
     allowed = int(free_memory() * MEMORY_SHARE) if memory_bytes is None else memory_bytes
-    resident = needed <= allowed
-    if not resident:
+    if needed > allowed:
         log.info("Images take %.1f GB decoded; they are read from disk as they are used.", needed / 1e9)
-    images = read_all(paths, size) if resident else None
-    masks = read_all(mask_paths, size) if resident and with_masks else None
-    return ImageSet(tuple(image_ids), labels, size, paths, mask_paths, images, masks)
+        return ImageSet(tuple(image_ids), labels, size, paths, mask_paths)
+    images = np.empty((len(paths), size, size), np.uint8)
+    _read_rows(paths, images, size)
+    if not with_masks:
+        return ImageSet(tuple(image_ids), labels, size, paths, mask_paths, images)
+    masks = np.empty((len(outlined), size, -(-size // 8)), np.uint8)
+    _read_rows(outlined, masks, size)
+    has_mask = np.array([bool(path) for path in mask_paths])
+    mask_rows = np.where(has_mask, np.cumsum(has_mask) - 1, -1)
+    return ImageSet(tuple(image_ids), labels, size, paths, mask_paths, images, masks, None, mask_rows)
 
 
 def free_memory() -> int:
@@ -90,28 +143,34 @@ def free_memory() -> int:
     return max(free, 0)
 
 
-def read_all(paths: Sequence[str], size: int) -> np.ndarray:
-    """The grey PNGs at ``paths``, uint8 (n, size, size, 1); zeros where a path is "".
+def _read_rows(paths: Sequence[str], rows: np.ndarray, size: int) -> None:
+    """Decode grey PNG files into the rows of an array, whole or packed as its width says, in all cores."""
 
-    Raises:
-        PneumoError: a file is missing or of another size.
-    """
-    images = np.zeros((len(paths), size, size, 1), np.uint8)
-    for row, path in enumerate(paths):
-        if path:
-            images[row, :, :, 0] = _read(path, size)
-    return images
+    def read(row: int) -> None:
+        pixels = _read(paths[row], size)
+        rows[row] = pixels if rows.shape[-1] == size else packed(pixels)
+
+    for _ in threads().map(read, range(len(paths))):  # raises the first error
+        pass
 
 
 def _read(path: str, size: int) -> np.ndarray:
-    pixels = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
-    if pixels is None or pixels.shape != (size, size):
-        raise PneumoError(f"{path} is missing or is no grey PNG of {size}x{size}. Run prepare on this folder again.")
-    return pixels
+    try:
+        data = Path(path).read_bytes()
+    except OSError:
+        data = b""
+    return decode_grey(data, path, size)
+
+
+def images_of(source: ImageSet, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Some images of a source, uint8 (n, S, S, 1)."""
+    return np.stack([source.image(int(row)) for row in rows])[..., None]
 
 
 def masks_of(source: ImageSet, rows: Sequence[int] | np.ndarray) -> np.ndarray:
     """The masks of some images of a source, uint8 (n, S, S, 1), 0 outside the mask."""
-    if source.masks is not None:
-        return source.masks[rows]
-    return read_all([source.mask_paths[row] for row in rows], source.size)
+    masks = np.zeros((len(rows), source.size, source.size, 1), np.uint8)
+    for out, row in zip(masks, rows, strict=True):
+        if (mask := source.mask(int(row))) is not None:
+            out[:, :, 0] = mask
+    return masks

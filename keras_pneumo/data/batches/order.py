@@ -101,12 +101,16 @@ class TrainingPlan:
         """
         return np.array_split(np.arange(images), steps_per_epoch(images, self.batch_size))
 
-    def draws(self, labels: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(indices, parameters, noise seeds) of all draws of one epoch."""
+    def draws(self, labels: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(indices, how often each came before) of all draws of one epoch; see :meth:`parameters` for some of them."""
         order = epoch_order(labels, self.seed, epoch, rate_at(self.positive_rate, epoch))
         if self.skip:
             order = replaced(order, labels, self.skip)
-        return order, *draw_parameters(self.augmentation, self.seed, epoch, order, repeats_of(order))
+        return order, repeats_of(order)
+
+    def parameters(self, epoch: int, images: np.ndarray, repeats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(parameters, noise seeds) of some draws of an epoch; see :func:`draw_parameters`."""
+        return draw_parameters(self.augmentation, self.seed, epoch, images, repeats)
 
 
 def replaced(order: np.ndarray, labels: np.ndarray, skip: Sequence[int]) -> np.ndarray:

@@ -1,26 +1,30 @@
 """From opened images and a plan to batches: tf.data that feeds the network.
 
-The order of a whole run is decided on the host (``order``). It is a pure function of (labels, seed, epoch), so the
-batch of a step is a function of the step's number alone: a dataset gives the same batches each time it is iterated.
-tf.data only loads, augments and prefetches what it is told. Nothing is dropped, repeated or reordered.
+The order of a whole run is decided beforehand (``order``). It is a pure function of (labels, seed, epoch), so the batch
+of a step is a function of the step's number alone: a dataset gives the same batches each time it is iterated. Threads
+load and augment the batches ahead (``ahead``); tf.data only counts, takes each finished batch and hands it on. Nothing
+is dropped, repeated or reordered.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_pneumo.config import NO_AUGMENTATION, Augmentation
-from keras_pneumo.data.batches.augmentation import IDENTITY, augment, augment_masks, crop, draw_parameters
-from keras_pneumo.data.batches.images import ImageSet, read_all
+from keras_pneumo.config import Augmentation
+from keras_pneumo.data.batches.ahead import Ahead, aligned
+from keras_pneumo.data.batches.augmentation import augment_image, augment_mask, crop_corner, draw_parameters
+from keras_pneumo.data.batches.images import ImageSet
 from keras_pneumo.data.batches.order import Share, TrainingPlan, epoch_order, steps_per_epoch
 
-Draws = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Indices, augmentation parameters and noise seeds of some draws."""
+FINISHED = 2
+"""Batches that tf.data takes over before they are asked for."""
 
 
 def training_batches(source: ImageSet, plan: TrainingPlan, share: Share | None = None) -> tf.data.Dataset:
@@ -45,39 +49,27 @@ def training_batches(source: ImageSet, plan: TrainingPlan, share: Share | None =
     replicas = share or Share(0, 1, 1)
     draws = functools.lru_cache(maxsize=2)(lambda epoch: plan.draws(source.labels, epoch))
 
-    def part(number: int) -> tuple[np.ndarray, ...]:
+    def begin(number: int) -> _Assembly:
         """The part of a batch with this number, and what each of its images counts."""
         step, replica = divmod(number, replicas.count)
-        epoch, position = divmod(min(step, steps - 1) + plan.first_step, len(rows))
+        position_in_run = min(step, steps - 1) + plan.first_step
+        epoch, position = plan.first_epoch + position_in_run // len(rows), position_in_run % len(rows)
         images = rows[position]
         chosen = images[replicas.parts(len(images))[replica]]
-        weights = np.full(len(chosen), 1.0 / len(images), np.float32)
-        return (*(values[chosen] for values in draws(plan.first_epoch + epoch)), weights)
-
-    assemble = _assembly(source, plan)
-    types = (tf.int64, tf.float32, tf.int32, tf.float32)
-    shapes: tuple[list[int | None], ...] = ([None], [None, 10], [None, 2], [None])
-
-    def numbered(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        drawn = tf.numpy_function(part, [number], types, stateful=True)
-        return tuple(tf.ensure_shape(values, shape) for values, shape in zip(drawn, shapes, strict=True))
-
-    def finish(
-        indices: tf.Tensor, parameters: tf.Tensor, noise_seeds: tf.Tensor, weights: tf.Tensor
-    ) -> tuple[tf.Tensor, ...]:
-        batch = assemble(indices, parameters, noise_seeds)
-        return batch if share is None else (*batch, weights)
+        indices, repeats = (values[chosen] for values in draws(epoch))
+        weights = np.full(len(chosen), 1.0 / len(images), np.float32) if share else None
+        parameters, noise_seeds = plan.parameters(epoch, indices, repeats)
+        return _Assembly(source, plan.augmentation, indices, parameters, noise_seeds, plan, weights)
 
     # Not from_generator: TensorFlow 2.21 then has the C library give back freed memory at once, for the whole process,
     # and a U-Net spends most of its time in page faults.
     # Under a strategy without an end: else every step would first ask all workers, over the network, if there is
     # another.
+    batches = Ahead(begin, -(-plan.batch_size // replicas.of))
+    stop = None if share else steps
     numbers = tf.data.Dataset.range(steps) if share is None else tf.data.Dataset.counter()
-    return (
-        numbers.map(numbered)
-        .map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .prefetch(tf.data.AUTOTUNE)
-    )
+    take = _taken(lambda number: batches.take(int(number), stop), source.size, plan, share is not None)
+    return numbers.map(take).prefetch(FINISHED)
 
 
 def labelled_batches(
@@ -106,7 +98,6 @@ def labelled_batches(
         Dataset of (image, target): float32 (B, S, S, 1) in [0, 1]; target float32 (B, 1), or the mask (B, S, S, 1).
         It knows its cardinality.
     """
-    changes = augmentation or NO_AUGMENTATION
     images = len(source)
     steps = steps_per_epoch(images, batch_size)
     if shuffle:  # batches as equal as can be, as in a training
@@ -114,63 +105,34 @@ def labelled_batches(
     else:
         rows = [np.arange(start, min(start + batch_size, images)) for start in range(0, images, batch_size)]
     passes = itertools.count()
+    plan = _Targets(with_masks=masks)
 
     @functools.lru_cache(maxsize=2)
-    def draws(epoch: int) -> Draws:
-        order = epoch_order(source.labels, seed, epoch) if shuffle else np.arange(images)
+    def order(epoch: int) -> np.ndarray:
+        return epoch_order(source.labels, seed, epoch) if shuffle else np.arange(images)
+
+    def begin(number: int) -> _Assembly:
+        epoch, step = divmod(number, steps)
+        indices = order(epoch)[rows[step]]
         if augmentation is None:
-            return order, np.tile(IDENTITY, (images, 1)), np.zeros((images, 2), np.int32)
-        return order, *draw_parameters(augmentation, seed, epoch, order, np.zeros(images, np.int64))
+            return _Assembly(source, None, indices, targets=plan)
+        drawn = draw_parameters(augmentation, seed, epoch, indices, np.zeros(len(indices), np.int64))
+        return _Assembly(source, augmentation, indices, *drawn, targets=plan)
 
-    def drawn(epoch: int, step: int) -> Draws:
-        indices, parameters, noise_seeds = draws(int(epoch))
-        chosen = rows[step]
-        return indices[chosen], parameters[chosen], noise_seeds[chosen]
+    batches = Ahead(begin, batch_size)
 
-    types = (tf.int64, tf.float32, tf.int32)
-    shapes: tuple[list[int | None], ...] = ([None], [None, 10], [None, 2])
+    def take(number: np.ndarray) -> tuple[np.ndarray, ...]:
+        return batches.take(int(number), stop=(int(number) // steps + 1) * steps)
 
-    def one_pass(epoch: tf.Tensor) -> tf.data.Dataset:
-        def numbered(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            values = tf.numpy_function(drawn, [epoch, step], types, stateful=True)
-            return tuple(tf.ensure_shape(value, shape) for value, shape in zip(values, shapes, strict=True))
+    def next_pass(nothing: tf.Tensor) -> tf.Tensor:
+        first = tf.numpy_function(lambda _: np.int64(next(passes) * steps), [nothing], tf.int64, stateful=True)
+        return tf.ensure_shape(first, [])
 
-        return tf.data.Dataset.range(steps).map(numbered)
-
-    plan = TrainingPlan(seed, batch_size, 0, 1, (), changes, with_masks=masks)
-
-    def next_epoch(nothing: tf.Tensor) -> tf.Tensor:
-        return tf.ensure_shape(
-            tf.numpy_function(lambda _: np.int64(next(passes)), [nothing], tf.int64, stateful=True), []
-        )
-
-    begun = tf.data.Dataset.from_tensors(0).map(next_epoch)
-    draws_of_steps = begun.flat_map(one_pass)
-    batches = draws_of_steps.map(_assembly(source, plan), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return batches.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(tf.data.AUTOTUNE)
-
-
-def _assembly(
-    source: ImageSet, plan: TrainingPlan
-) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, ...]]:
-    """A function from draws to (image, target), as the plan wants them."""
-    with tf.device("CPU:0"):
-        labels = tf.constant(source.labels, tf.float32)
-    load_images = _loader(source, source.paths, source.images)
-    load_masks = _loader(source, source.mask_paths, source.masks) if plan.with_masks else None
-
-    def assemble(indices: tf.Tensor, parameters: tf.Tensor, noise_seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        image = augment(plan.augmentation, load_images(indices), parameters, noise_seeds)
-        if load_masks is None:
-            return image, tf.gather(labels, indices)[:, None]
-        mask = augment_masks(plan.augmentation, load_masks(indices), parameters)
-        label = tf.gather(labels, indices)[:, None]
-        if plan.crop:
-            image, mask = crop(image, noise_seeds, plan.crop), crop(mask, noise_seeds, plan.crop)
-            label = tf.reduce_max(mask, axis=(1, 2))
-        return image, {"mask": mask, "image": label} if plan.with_labels else mask
-
-    return assemble
+    # The number of a pass is drawn when an iterator is made, so each iterator has a pass of its own.
+    begun = tf.data.Dataset.from_tensors(0).map(next_pass)
+    numbers = begun.flat_map(lambda first: tf.data.Dataset.range(first, first + steps))
+    dataset = numbers.map(_taken(take, source.size, plan))
+    return dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(FINISHED)
 
 
 def evaluation_batches(source: ImageSet, batch_size: int) -> tf.data.Dataset:
@@ -178,29 +140,132 @@ def evaluation_batches(source: ImageSet, batch_size: int) -> tf.data.Dataset:
 
     The last batch is as small as it comes: nothing is dropped.
     """
-    load_images = _loader(source, source.paths, source.images)
+    steps = steps_per_epoch(len(source), batch_size)
 
-    def finish(indices: tf.Tensor) -> tf.Tensor:
-        return tf.cast(load_images(indices), tf.float32) / 255.0
+    def begin(number: int) -> _Assembly:
+        indices = np.arange(number * batch_size, min((number + 1) * batch_size, len(source)))
+        return _Assembly(source, None, indices, targets=None)
 
-    order = tf.data.Dataset.range(len(source)).batch(batch_size)
-    return order.map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+    batches = Ahead(begin, batch_size)
+    take = _taken(lambda number: batches.take(int(number), steps), source.size, None)
+    return tf.data.Dataset.range(steps).map(take).prefetch(FINISHED)
 
 
-def _loader(source: ImageSet, paths: Sequence[str], held: np.ndarray | None) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A function from indices (B,) to uint8 pixels (B, S, S, 1)."""
-    size = source.size
-    if held is not None:
-        with tf.device("CPU:0"):  # else a GPU would hold the whole set
-            pixels = tf.constant(held)
-        return lambda indices: tf.gather(pixels, indices)
+@dataclass(frozen=True)
+class _Targets:
+    """What comes with each image; the same names as in a :class:`TrainingPlan`."""
 
-    def read(indices: np.ndarray) -> np.ndarray:
-        return read_all([paths[index] for index in indices], size)
+    with_masks: bool = False
+    with_labels: bool = False
+    crop: int | None = None
 
-    def load(indices: tf.Tensor) -> tf.Tensor:
-        batch = tf.numpy_function(read, [indices], tf.uint8)
-        batch.set_shape([None, size, size, 1])
-        return batch
 
-    return load
+class _Assembly:
+    """A batch in the making: its arrays, and how each of its rows is loaded and changed."""
+
+    def __init__(
+        self,
+        source: ImageSet,
+        augmentation: Augmentation | None,
+        indices: np.ndarray,
+        parameters: np.ndarray | None = None,
+        noise_seeds: np.ndarray | None = None,
+        targets: TrainingPlan | _Targets | None = None,
+        weights: np.ndarray | None = None,
+    ) -> None:
+        """Nothing is loaded yet.
+
+        Args:
+            source: the images.
+            augmentation: None leaves images and masks as they are; else the next two are needed.
+            indices: which image is in which row, (B,).
+            parameters: float32 (B, 10).
+            noise_seeds: int32 (B, 2).
+            targets: what comes with the images; None: nothing.
+            weights: what each image counts, float32 (B,); None: that is not asked for.
+        """
+        self._source, self._augmentation, self._indices = source, augmentation, indices
+        self._parameters, self._noise_seeds, self._targets = parameters, noise_seeds, targets
+        side = source.size if targets is None or targets.crop is None else targets.crop
+        self._images = aligned((len(indices), side, side, 1))
+        self._masks = aligned(self._images.shape) if targets is not None and targets.with_masks else None
+        self._labels = source.labels[indices].astype(np.float32)[:, None]
+        self._weights = weights
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._indices)
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """Image, then what the targets are and the weights, where they are asked for."""
+        values = [self._images]
+        if self._masks is not None:
+            values.append(self._masks)
+        if self._targets is not None and (self._masks is None or self._targets.with_labels):
+            values.append(self._labels)
+        return (*values, self._weights) if self._weights is not None else tuple(values)
+
+    def fill(self, first: int, last: int) -> None:
+        """Load and change the images ``first`` to ``last - 1``."""
+        size, masks = self._source.size, self._masks
+        side = self._images.shape[1]
+        whole = np.empty((2, size, size), np.float32) if side != size else None
+        for row in range(first, last):
+            image = self._images[row, :, :, 0] if whole is None else whole[0]
+            self._fill_image(row, image)
+            if masks is not None:
+                self._fill_mask(row, masks[row, :, :, 0] if whole is None else whole[1])
+            if whole is not None and masks is not None:
+                assert self._noise_seeds is not None  # there are no crops without a plan
+                top, left = crop_corner(self._noise_seeds[row], (size, size), side)
+                self._images[row, :, :, 0] = whole[0, top : top + side, left : left + side]
+                masks[row, :, :, 0] = whole[1, top : top + side, left : left + side]
+                self._labels[row] = masks[row].max()
+
+    def _fill_image(self, row: int, out: np.ndarray) -> None:
+        image = self._source.image(self._indices[row])
+        if self._augmentation is None:
+            np.divide(image, np.float32(255), out=out)
+        else:
+            assert self._parameters is not None
+            assert self._noise_seeds is not None
+            augment_image(self._augmentation, image, self._parameters[row], self._noise_seeds[row], out)
+
+    def _fill_mask(self, row: int, out: np.ndarray) -> None:
+        mask = self._source.mask(self._indices[row])
+        if mask is None:
+            out.fill(0)
+        elif self._augmentation is None:
+            np.divide(mask, np.float32(255), out=out)  # 0 or 1, exactly
+        else:
+            assert self._parameters is not None
+            augment_mask(self._augmentation, mask, self._parameters[row], out)
+
+
+def _taken(
+    take: Callable[[np.ndarray], tuple[np.ndarray, ...]],
+    size: int,
+    targets: TrainingPlan | _Targets | None,
+    weighted: bool = False,
+) -> Callable[[tf.Tensor], Any]:
+    """A function from a number to a batch, for ``Dataset.map``: (image, target), with weights a third, or the image."""
+    side = size if targets is None or targets.crop is None else targets.crop
+    pixels, label = [None, side, side, 1], [None, 1]
+    shapes: list[list[int | None]] = [pixels]
+    if targets is not None:
+        shapes += [pixels] if targets.with_masks else []
+        shapes += [label] if targets.with_labels or not targets.with_masks else []
+    shapes += [[None]] if weighted else []
+
+    def taken(number: tf.Tensor) -> Any:
+        # Called one after the other: which batch is ready when is for the threads to see to.
+        values = tf.numpy_function(take, [number], [tf.float32] * len(shapes), stateful=True)
+        batch = [tf.ensure_shape(value, shape) for value, shape in zip(values, shapes, strict=True)]
+        if targets is None:
+            return batch[0]
+        both = targets.with_masks and targets.with_labels
+        target = {"mask": batch[1], "image": batch[2]} if both else batch[1]
+        return (batch[0], target, batch[-1]) if weighted else (batch[0], target)
+
+    return taken

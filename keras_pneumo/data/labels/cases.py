@@ -12,8 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.errors import PneumoError
@@ -22,10 +21,15 @@ from keras_pneumo.storage.tables import (
     MAX_BYTES,
     check_header,
     column_name,
+    counted,
     image_id_of,
     listed,
+    one_line,
     read_rows,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,9 @@ def read_labels(path: Path, need_masks: bool = True) -> Labels:
     spoilt = {item.image_id for item in rejected}
     for image_id, parts in by_image.items():
         reasons = _wrong_rows(parts, has_masks, has_labels)
-        rejected += [Rejected(path.name, row, f"image {image_id}: {reason}", image_id) for row, reason in reasons]
+        rejected += [
+            Rejected(path.name, row, f"image {one_line(image_id, 80)}: {reason}", image_id) for row, reason in reasons
+        ]
         if reasons or image_id in spoilt:
             continue
         runs = rle.unite(text for _, text, _ in parts)
@@ -122,6 +128,8 @@ def read_label_rows(
     Raises:
         PneumoError: the file cannot be read, or it is not a label table.
     """
+    import pandas as pd
+
     lines = read_rows(path, max_bytes)
     first = next(lines, None)
     if first is None:
@@ -137,7 +145,7 @@ def read_label_rows(
         if not image_id:
             rejected.append(Rejected(path.name, number, "the image id is blank"))
         elif len(cells) < needed or any(cells[len(header) :]):
-            reason = f"image {image_id}: the row has {len(cells)} cells, where {len(header)} are expected"
+            reason = f"image {one_line(image_id, 80)}: the row has {len(cells)} cells, where {len(header)} are expected"
             rejected.append(Rejected(path.name, number, reason, image_id))
         else:
             cells = [*cells, *[""] * (len(header) - len(cells))][: len(header)]
@@ -154,7 +162,7 @@ def refuse_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
         PneumoError: there is one; the message names the first.
     """
     for item in sorted(rejected, key=lambda item: item.row or 0)[:1]:
-        more = f" {len(rejected) - 1:,} more rows cannot be used." if len(rejected) > 1 else ""
+        more = f" {counted(len(rejected) - 1, 'more row')} cannot be used." if len(rejected) > 1 else ""
         raise PneumoError(f"{path}, row {item.row}: {item.reason}.{more}")
 
 

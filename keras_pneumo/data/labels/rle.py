@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from pycocotools import mask as coco
 
@@ -31,6 +32,10 @@ _MAX_DIGITS = 12
 # int() alone would also take "1_0", "+5" and the digits of other scripts, and choke on thousands of digits.
 _WHOLE_NUMBER = re.compile(rf"-?[0-9]{{1,{_MAX_DIGITS}}}")
 _WHOLE_NUMBERS = re.compile(rf"(?:{_WHOLE_NUMBER.pattern} )*+{_WHOLE_NUMBER.pattern}")
+
+
+_NO_MASK = re.compile(r"-1[.]0*|nan|none|null|na|n/a|<na>", re.IGNORECASE)
+"""How tables are found to write "no mask" where they mean ``-1``; a float column of pandas gives the first two."""
 
 
 class RleError(PneumoError):
@@ -60,7 +65,11 @@ def counts_of(text: str, pixels: int = MASK_SIZE * MASK_SIZE) -> list[int]:
     """
     if is_empty(text):
         return [pixels]
+    if plain := _plain_counts(str(text), pixels):
+        return plain
     words = str(text).split()
+    if len(words) == 1 and _NO_MASK.fullmatch(words[0]):
+        raise RleError(f"EncodedPixels holds {words[0]!r}; write -1 where there is no mask")
     if not _WHOLE_NUMBERS.fullmatch(" ".join(words)):
         bad = next(word for word in words if not _WHOLE_NUMBER.fullmatch(word))
         raise RleError(f"EncodedPixels holds {bad[:40]!r}, which is not a whole number of at most {_MAX_DIGITS} digits")
@@ -75,6 +84,19 @@ def counts_of(text: str, pixels: int = MASK_SIZE * MASK_SIZE) -> list[int]:
     if end > pixels:
         raise RleError(f"EncodedPixels ends at pixel {end}, but the image has {pixels}")
     return [*counts, pixels - end]
+
+
+def _plain_counts(text: str, pixels: int) -> list[int]:
+    """The counts of a valid text of digits and spaces, read by NumPy in a sixth of the time; else an empty list.
+
+    Six zeros in a row may begin a word of more digits than allowed; such texts are left to the exact way.
+    """
+    if "000000" in text or not text.encode("utf-8", "replace").translate(None, b" ").isdigit():
+        return []
+    counts = np.fromstring(text, np.int64, sep=" ")
+    if len(counts) % 2 or counts.max() > pixels or counts[1::2].min() < 1 or (end := int(counts.sum())) > pixels:
+        return []
+    return [*counts.tolist(), pixels - end]
 
 
 def text_of(counts: Sequence[int]) -> str:
@@ -144,6 +166,8 @@ def counts_of_runs(runs: Runs) -> list[int]:
 
 def encode_runs(runs: Runs) -> str:
     """The EncodedPixels text of compressed runs."""
+    if not area(runs):
+        return EMPTY  # four of five masks
     return text_of(counts_of_runs(runs))
 
 
@@ -156,7 +180,8 @@ def encode(mask: np.ndarray) -> str:
 
 def draw(runs: Runs) -> np.ndarray:
     """The mask drawn: uint8, shape (height, width), 0 or 1."""
-    return np.ascontiguousarray(coco.decode(runs))
+    # pycocotools draws down the columns; numpy's own copying into rows takes longer than the drawing.
+    return cv2.transpose(coco.decode(runs).T)
 
 
 def decode(text: str, height: int = MASK_SIZE, width: int = MASK_SIZE) -> np.ndarray:

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from keras_pneumo.data.prepared.manifest import (
     CASES,
@@ -28,6 +26,9 @@ from keras_pneumo.data.prepared.split import check_split, split_sha256, subset_i
 from keras_pneumo.data.prepared.verified import fingerprint, remember_verified, was_verified
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import sha256_file
+
+if TYPE_CHECKING:  # the commands of a network name this folder in their help, which is to come at once
+    import pandas as pd
 
 
 @dataclass(frozen=True)

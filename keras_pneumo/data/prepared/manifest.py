@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from keras_pneumo import __version__
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import Labels, Rejected
 from keras_pneumo.data.labels.patients import Grouping
-from keras_pneumo.data.prepared.plan import PreparationPlan, RadiographFile
+from keras_pneumo.data.prepared.plan import PreparationPlan
 from keras_pneumo.data.prepared.rendering import Rendered, expected_names
+from keras_pneumo.data.prepared.scanning import RadiographFile
 from keras_pneumo.data.prepared.split import SUBSETS, make_split, split_sha256
 from keras_pneumo.data.radiographs.decoders import DECODERS
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import sha256_file, write_json, write_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
@@ -105,6 +108,8 @@ def cases_table(
     sources: Sequence[RadiographFile], labels: Labels, grouping: Grouping, rendered: Mapping[str, Rendered]
 ) -> pd.DataFrame:
     """``cases.csv``: a row per prepared image, sorted by image id; mask_pixels are counted on the 1024x1024 grid."""
+    import pandas as pd
+
     rows = []
     for source in sources:
         label, image = labels.images[source.image_id], rendered[source.image_id]
@@ -136,6 +141,8 @@ def truth_table(cases: pd.DataFrame, split: pd.DataFrame, labels: Labels) -> pd.
 
 def quarantine_table(set_aside: Sequence[Rejected]) -> pd.DataFrame:
     """``quarantine.csv``: everything set aside, sorted by file and row; row is blank where the whole file is meant."""
+    import pandas as pd
+
     ordered = sorted(set_aside, key=lambda item: (item.file, item.row or 0, item.reason))
     rows = [(item.file, item.row, item.reason) for item in ordered]
     return pd.DataFrame(rows, columns=["file", "row", "reason"]).astype({"row": "Int64"})
@@ -173,6 +180,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def read_prepared_table(path: Path) -> pd.DataFrame:
     """One table of a prepared folder: ids and texts as str (blank, never missing), age and spacing as float."""
+    import pandas as pd
+
     columns = pd.read_csv(path, nrows=0).columns
     return pd.read_csv(
         path,
@@ -201,9 +210,9 @@ def _rendered(row: Mapping[Any, Any], manifest: Mapping[str, Any]) -> Rendered:
         image_id,
         pixels_sha256=manifest["pixels"][image_id],
         sex=row["sex"],
-        age=None if pd.isna(row["age"]) else float(row["age"]),
+        age=None if math.isnan(row["age"]) else float(row["age"]),
         view=row["view"],
-        pixel_spacing_mm=None if pd.isna(row["pixel_spacing_mm"]) else float(row["pixel_spacing_mm"]),
+        pixel_spacing_mm=None if math.isnan(row["pixel_spacing_mm"]) else float(row["pixel_spacing_mm"]),
         files={name: manifest["files"][name] for name in names},
         vanished=[size for size in sizes if image_id in manifest["vanished"][str(size)]],
     )

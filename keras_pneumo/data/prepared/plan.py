@@ -8,46 +8,20 @@ made from the same data.
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from keras_pneumo.data.labels.cases import Labels, Rejected, read_labels
-from keras_pneumo.data.labels.patients import Grouping, find_patient_table, group_images, pseudonym, read_patients
+from keras_pneumo.data.labels.patients import Grouping, find_patient_table, group_images, read_patients
 from keras_pneumo.data.labels.siim import find_label_csv
-from keras_pneumo.data.radiographs.decoders import decoder_report
-from keras_pneumo.data.radiographs.dicom import read_header
-from keras_pneumo.data.radiographs.radiograph import UnreadableImage
-from keras_pneumo.data.radiographs.raster import read_limited
-from keras_pneumo.data.radiographs.reading import RASTER_SUFFIXES
+from keras_pneumo.data.prepared.scanning import RadiographFile, folder_sha256, require_decoders, scan
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import sha256_bytes, sha256_file
-from keras_pneumo.storage.tables import image_id_of, printable
-from keras_pneumo.storage.workers import results_in_order
+from keras_pneumo.storage.files import sha256_file
 
 _MAX_ID = 180
 """Bytes of an image id: file systems allow 255 for a name, and ours gets an ending and a temporary one."""
-
-
-@dataclass(frozen=True)
-class RadiographFile:
-    """One file of the data folder."""
-
-    path: Path
-    relative: str
-    """Its path inside the data folder, with ``/``."""
-    image_id: str
-    """SOPInstanceUID, or for other files the stem."""
-    stem: str
-    sha256: str
-    patient: str = ""
-    """Pseudonym of the file's PatientID, blank when it has none."""
-    transfer_syntax: str = ""
-    error: str = ""
-    """Why it cannot be used; blank when it may."""
 
 
 @dataclass(frozen=True)
@@ -139,59 +113,6 @@ def require_same(out: Path, earlier: Any, now: dict[str, Any]) -> None:
         f"{out} was prepared from other data: the {' and the '.join(differing)} differ. Name another folder "
         "(prepare's --out, train's --prepared), or delete this one."
     )
-
-
-def scan(folder: Path, paths: Sequence[Path], workers: int | None = None) -> list[RadiographFile]:
-    """Identify every file: its hash, image id and, for DICOM, transfer syntax; one entry per path, in their order."""
-    jobs = [(path, printable(path.relative_to(folder).as_posix())) for path in paths]
-    sources = results_in_order(_identify, jobs, workers)
-    crashed = "reading its header ends the program that does it"
-    return [
-        source or RadiographFile(path, relative, "", printable(path.stem), "", error=crashed)
-        for (path, relative), source in zip(jobs, sources, strict=True)
-    ]
-
-
-def _identify(job: tuple[Path, str]) -> RadiographFile:
-    path, relative = job
-    stem = image_id_of(path.name)
-    try:
-        data = read_limited(path)
-    except UnreadableImage as error:
-        return RadiographFile(path, relative, stem, stem, "", error=str(error))
-    source = RadiographFile(path, relative, stem, stem, sha256_bytes(data))
-    if path.suffix.lower() in RASTER_SUFFIXES:
-        return source
-    try:
-        header = read_header(data, stem)
-    except UnreadableImage as error:
-        return replace(source, error=str(error))
-    return replace(
-        source,
-        image_id=image_id_of(header.image_id),
-        patient=pseudonym(header.patient_id_tag),
-        transfer_syntax=header.transfer_syntax,
-    )
-
-
-def folder_sha256(sources: Sequence[RadiographFile]) -> str:
-    """One hash for all files of the data folder, by their paths in it and their bytes."""
-    lines = sorted(f"{source.sha256} {source.relative}\n" for source in sources)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def require_decoders(sources: Sequence[RadiographFile]) -> None:
-    """Check, before any work, that there is a decoder for each of these files.
-
-    Raises:
-        PneumoError: at least one is; the message names the packages to install.
-    """
-    needed = Counter(source.transfer_syntax for source in sources if not source.error)
-    missing = [status for status in decoder_report() if needed[status.transfer_syntax] and not status.available]
-    if missing:
-        parts = ", ".join(f"{needed[status.transfer_syntax]} are stored as {status.name}" for status in missing)
-        packages = " ".join(sorted({status.package for status in missing}))
-        raise PneumoError(f"Of {len(sources)} files {parts}, and the decoder is missing. Run: pip install {packages}")
 
 
 def named_by_labels(sources: Sequence[RadiographFile], label_ids: Collection[str]) -> list[RadiographFile]:

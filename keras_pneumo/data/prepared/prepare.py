@@ -32,10 +32,13 @@ from keras_pneumo.data.prepared.split import SUBSETS
 from keras_pneumo.data.radiographs.reading import find_images
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import folder_lock, remove_temporary, require_writable, write_bytes
-from keras_pneumo.storage.workers import Progress, map_in_processes
+from keras_pneumo.storage.workers import Progress, keep_memory, map_in_processes
 
 SMALLEST_SIZE = 32
 """Side in pixels below which no U-Net with strides up to 32 has anything left to look at."""
+
+_CHUNK = 4
+"""Images that a worker renders at a time: one takes some milliseconds, and handing it out alone a twentieth of that."""
 
 CONTACT_SHEET = "contact_sheet.png"
 """What ``keras-pneumo inspect`` draws into a prepared folder."""
@@ -202,7 +205,8 @@ def _render_all(
         return done, 0
     head = {"source": plan.record, "sizes": list(sizes)}
     with _open_journal(out, head, done) as journal:
-        for number, (job, result) in enumerate(map_in_processes(render, jobs, workers), start=1):
+        results = map_in_processes(render, jobs, workers, initializer=keep_memory, chunk=_CHUNK)
+        for number, (job, result) in enumerate(results, start=1):
             image = result or Rendered(job.image_id, error="decoding it ends the program that does it")
             done[job.image_id] = _merged(out, done.get(job.image_id), image)
             _add_to_journal(journal, done[job.image_id])
@@ -286,7 +290,8 @@ def _remove_journal(folder: Path) -> None:
 
 # -- Folders that may be filled ----------------------------------------------------------------------------------------
 
-_SIZE_FOLDER = re.compile(r"(images|masks)_\d+")
+_SIZE_FOLDER = re.compile(r"(images|masks)_\d+(\.npy)?|arrays_\d+\.json")
+"""Images and masks of one size, and the arrays of their pixels."""
 
 
 def _require_own_folder(out: Path) -> None:

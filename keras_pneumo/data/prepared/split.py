@@ -8,11 +8,14 @@ alone, never of the rows' order or a library's random numbers, so the same data 
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from keras_pneumo.errors import PneumoError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SUBSETS = ("train", "validation", "test")
 COLUMNS = ("image_id", "patient_id", "pneumothorax", "subset", "fold")

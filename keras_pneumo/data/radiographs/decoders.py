@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from pydicom.pixels import get_decoder
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from PIL import features
 
 DECODERS: dict[str, tuple[str, str]] = {
     "1.2.840.10008.1.2.4.50": ("pillow", "pillow"),
@@ -28,7 +28,9 @@ lossy JPEG differ by a few grey levels. Pillow's baseline JPEG equals OpenCV's t
 files its own way gets our pixels.
 """
 
-UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", DeflatedExplicitVRLittleEndian)
+DEFLATED = "1.2.840.10008.1.2.1.99"
+
+UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", DEFLATED)
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,27 @@ class DecoderStatus:
     available: bool
 
 
-def decoder_report() -> list[DecoderStatus]:
-    """The state of every decoder that :func:`read_dicom` may need, in the order of :data:`DECODERS`."""
-    return [
-        DecoderStatus(uid, UID(uid).name, plugin, package, plugin in get_decoder(UID(uid)).available_plugins)
-        for uid, (plugin, package) in DECODERS.items()
-    ]
+def decoder_report(transfer_syntaxes: Collection[str] = tuple(DECODERS)) -> list[DecoderStatus]:
+    """The state of every decoder that :func:`read_dicom` may need, in the order of :data:`DECODERS`.
+
+    Args:
+        transfer_syntaxes: only theirs.
+    """
+    report = []
+    for uid, (plugin, package) in DECODERS.items():
+        if uid in transfer_syntaxes:
+            name, available = _PILLOW if (uid, plugin) == (_BASELINE, "pillow") else _in_pydicom(uid, plugin)
+            report.append(DecoderStatus(uid, name, plugin, package, available))
+    return report
+
+
+_BASELINE = "1.2.840.10008.1.2.4.50"
+_PILLOW = ("JPEG Baseline (Process 1)", bool(features.check("jpg")))
+
+
+def _in_pydicom(uid: str, plugin: str) -> tuple[str, bool]:
+    """The name of a transfer syntax, and whether pydicom has the plugin for it."""
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
+
+    return UID(uid).name, plugin in get_decoder(UID(uid)).available_plugins

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing, pixel
 
 from keras_pneumo.data.radiographs.decoders import DECODERS
 from keras_pneumo.data.radiographs.limits import check_deflated, check_pixels, text_of, transfer_syntax_of
+from keras_pneumo.data.radiographs.plain import one_of, square_spacing, years_of
 from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage, stretch
 from keras_pneumo.data.radiographs.raster import read_limited
 from keras_pneumo.errors import PneumoError
@@ -105,9 +105,9 @@ def _decode(dataset: pydicom.Dataset, stem: str) -> Radiograph:
         return Radiograph(
             pixels=np.ascontiguousarray(255 - image if photometric == "MONOCHROME1" else image),
             image_id=text_of(dataset, "SOPInstanceUID") or stem,
-            sex=_one_of(text_of(dataset, "PatientSex"), ("M", "F")),
-            age=_age(text_of(dataset, "PatientAge")),
-            view=_one_of(text_of(dataset, "ViewPosition"), ("PA", "AP")),
+            sex=one_of(text_of(dataset, "PatientSex"), ("M", "F")),
+            age=years_of(text_of(dataset, "PatientAge")),
+            view=one_of(text_of(dataset, "ViewPosition"), ("PA", "AP")),
             pixel_spacing_mm=_spacing(dataset),
             patient_id_tag=text_of(dataset, "PatientID"),
             photometric=photometric,
@@ -156,27 +156,9 @@ def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.rint(np.clip((values - low) / (high - low), 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
-def _one_of(text: str, allowed: tuple[str, ...]) -> str:
-    return text.upper() if text.upper() in allowed else ""
-
-
-def _age(text: str) -> float | None:
-    """Years from ``062Y``, ``018M``, ``010W``, ``005D`` (PS3.5, VR AS) or SIIM's plain ``62``; None beyond 0 to 120."""
-    match = re.fullmatch(r"([0-9]{1,3})([DWMY]?)", text.upper())
-    if not match:
-        return None
-    years = int(match[1]) / {"D": 365.25, "W": 52.18, "M": 12.0}.get(match[2], 1.0)
-    return round(years, 2) if years <= 120 else None
-
-
 def _spacing(dataset: pydicom.Dataset) -> float | None:
-    for name in ("PixelSpacing", "ImagerPixelSpacing"):
-        value = dataset.get(name)
-        if value is not None and len(value) == 2:
-            down, across = float(value[0]), float(value[1])
-            if np.isfinite(down) and down > 0 and abs(down - across) <= 1e-6 * down:
-                return round(down, 6)
-    return None
+    values = (dataset.get(name) for name in ("PixelSpacing", "ImagerPixelSpacing"))
+    return square_spacing(tuple(map(float, value)) for value in values if value is not None and len(value) == 2)
 
 
 def _reason(error: BaseException) -> str:

@@ -8,14 +8,15 @@ from __future__ import annotations
 import struct
 import zlib
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import pydicom
-from pydicom.encaps import generate_frames
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
-
-from keras_pneumo.data.radiographs.decoders import DECODERS, UNCOMPRESSED
+from keras_pneumo.data.radiographs.decoders import DECODERS, DEFLATED, UNCOMPRESSED
 from keras_pneumo.data.radiographs.radiograph import MAX_FILE_BYTES, UnreadableImage, check_size
 
+if TYPE_CHECKING:  # pydicom takes longer to import than a worker needs for twenty plain files
+    import pydicom
+
+_RUN_LENGTH = "1.2.840.10008.1.2.5"
 _LONG_FORM = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV")
 
 
@@ -29,7 +30,7 @@ def check_deflated(data: bytes) -> None:
     if data[128:132] != b"DICM":
         return  # not a DICOM file: the reader refuses it with a better message
     syntax, start = _file_meta(data)
-    if syntax != str(DeflatedExplicitVRLittleEndian):
+    if syntax != DEFLATED:
         return
     inflater, rest, total = zlib.decompressobj(-zlib.MAX_WBITS), data[start:], 0
     while rest and not inflater.eof:
@@ -58,10 +59,12 @@ def _file_meta(data: bytes) -> tuple[str, int]:
 
 def transfer_syntax_of(dataset: pydicom.Dataset) -> str:
     """The transfer syntax (how the pixels are stored), when it is one that radiographs use."""
-    syntax = getattr(dataset, "file_meta", pydicom.Dataset()).get("TransferSyntaxUID")
+    syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
     if syntax is None:
         raise UnreadableImage("it does not say how its pixels are stored (no TransferSyntaxUID)")
     if syntax not in DECODERS and syntax not in UNCOMPRESSED:
+        from pydicom.uid import UID
+
         raise UnreadableImage(f"its pixels are stored as {UID(syntax).name}, which radiographs do not use")
     return str(syntax)
 
@@ -92,17 +95,17 @@ def check_pixels(dataset: pydicom.Dataset) -> str:
 
 def _check_encapsulated(dataset: pydicom.Dataset, rows: int, columns: int, expected: int) -> None:
     """Check that the compressed frame's own header agrees with the DICOM header, before a decoder trusts it."""
+    from pydicom.encaps import generate_frames
+
     frames = generate_frames(dataset.PixelData, number_of_frames=1)
     frame = next(frames)
     if next(frames, None) is not None:
         raise UnreadableImage("it holds more than one frame; one radiograph per file is read")
-    run_length = transfer_syntax_of(dataset) == RLELossless  # has no header: the decoder goes by the DICOM header
-    if not run_length:
-        _check_frame(frame, rows, columns)
-    if len(frame) > 2 * expected + 65536:
-        raise UnreadableImage(
-            f"its compressed image has {len(frame)} bytes, far more than the {expected} it unpacks to"
-        )
+    run_length = transfer_syntax_of(dataset) == _RUN_LENGTH  # has no header: the decoder goes by the DICOM header
+    if run_length:
+        _check_length(frame, expected)
+    else:
+        check_frame(frame, rows, columns, expected)
     if run_length and _unpacked_rle_size(frame, expected) > expected + 1024:
         raise UnreadableImage(f"its run-length data unpack to far more than the {expected} bytes of its image")
 
@@ -130,8 +133,25 @@ def _unpacked_rle_size(frame: bytes, limit: int) -> int:
     return total
 
 
-def _check_frame(frame: bytes, rows: int, columns: int) -> None:
-    """Check that the size in a compressed image agrees with the DICOM header; without a size it is not decoded."""
+def _check_length(frame: bytes, expected: int) -> None:
+    if len(frame) > 2 * expected + 65536:
+        raise UnreadableImage(
+            f"its compressed image has {len(frame)} bytes, far more than the {expected} it unpacks to"
+        )
+
+
+def check_frame(frame: bytes, rows: int, columns: int, expected: int) -> None:
+    """Check a compressed image before it is decoded: its own size agrees with the DICOM header, its length makes sense.
+
+    Args:
+        frame: a JPEG, JPEG-LS or JPEG 2000 code stream.
+        rows: from the DICOM header.
+        columns: likewise.
+        expected: bytes that it unpacks to.
+
+    Raises:
+        UnreadableImage: it does not; without a size of its own it is not decoded.
+    """
     if frame[4:8] == b"jP  ":
         raise UnreadableImage(
             "its JPEG 2000 image is wrapped in a JP2 file, where DICOM has the bare code stream (PS3.5, A.4.4); "
@@ -147,6 +167,7 @@ def _check_frame(frame: bytes, rows: int, columns: int) -> None:
         )
     if size[2] != 1:
         raise UnreadableImage(f"its compressed image has {size[2]} components; one of grey is expected")
+    _check_length(frame, expected)
 
 
 def _frame_size(frame: bytes) -> tuple[int, int, int] | None:

@@ -1,7 +1,8 @@
 """Finds radiographs in folders and reads them, whatever their file format.
 
 In come folders and files, out come paths, and for each file a :class:`Radiograph` or the reason why it is none. It
-brings no TensorFlow and no pandas, because every worker process that reads files imports it.
+brings no TensorFlow, no pandas and, before a file needs it, no pydicom, because every worker process that reads files
+imports it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from keras_pneumo.data.radiographs.dicom import read_dicom
+from keras_pneumo.data.radiographs.plain import decode_plain
 from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage
-from keras_pneumo.data.radiographs.raster import read_image
+from keras_pneumo.data.radiographs.raster import read_image, read_limited
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.tables import IMAGE_SUFFIXES, printable
 
@@ -86,9 +87,17 @@ def read_radiograph(path: Path) -> Radiograph:
     """Read a PNG or JPEG file by its ending, and every other file as DICOM.
 
     Raises:
-        UnreadableImage: with the reason; see :func:`read_dicom` and :func:`read_image`.
+        UnreadableImage: with the reason; see :func:`~.dicom.read_dicom` and :func:`~.raster.read_image`.
     """
-    return read_image(path) if path.suffix.lower() in RASTER_SUFFIXES else read_dicom(path)
+    if path.suffix.lower() in RASTER_SUFFIXES:
+        return read_image(path)
+    data = read_limited(path)
+    plain = decode_plain(data, path.stem)
+    if plain is not None:
+        return plain
+    from keras_pneumo.data.radiographs.dicom import decode_dicom
+
+    return decode_dicom(data, path.stem)
 
 
 def read_or_reason(path: Path) -> Radiograph | str:

@@ -12,9 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from keras_pneumo.evaluation.inputs.metadata import features
 from keras_pneumo.evaluation.inputs.truth import METADATA, Truth
@@ -144,6 +141,11 @@ def metadata_baselines(truth: Truth) -> list[Baseline]:
 
 def _regression(name: str, explanation: str, truth: Truth, training: np.ndarray, scored: np.ndarray) -> Baseline:
     """A logistic regression on features, shape (rows, k), fitted on the training rows, applied to the scored rows."""
+    # Where a model is fitted, and not above: scikit-learn takes a second to import.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     labels = truth.development.pneumothorax.to_numpy()
     if len(labels) == 0:
         return Baseline(name, explanation, skipped="There are no training labels beside the scored ones.")

@@ -13,21 +13,28 @@ import numpy as np
 import pandas as pd
 
 from keras_pneumo.evaluation.board.baselines import Baseline, baselines
-from keras_pneumo.evaluation.board.entries import Entry, baseline_entry, entry_sums, team_entry, with_scores
+from keras_pneumo.evaluation.board.differences import LOWER_IS_BETTER, Standings, standings
+from keras_pneumo.evaluation.board.entries import (
+    Entry,
+    baseline_entry,
+    entry_sums,
+    team_entry,
+    with_halves,
+    with_intervals,
+)
 from keras_pneumo.evaluation.inputs.alignment import AlignedSubmission
 from keras_pneumo.evaluation.inputs.truth import Truth
 from keras_pneumo.evaluation.scoring import metrics
 from keras_pneumo.evaluation.scoring.masks import size_of
-from keras_pneumo.evaluation.scoring.scores import COMMON_SENSITIVITY, replicate_scores
+from keras_pneumo.evaluation.scoring.scores import COMMON_SENSITIVITY, point_scores, replicate_scores
 from keras_pneumo.evaluation.scoring.statistics import (
     RESAMPLES,
     Interval,
-    bca_interval,
-    bca_p,
     leave_one_out,
+    random_halves,
     resample_patients,
 )
-from keras_pneumo.storage.tables import slug
+from keras_pneumo.storage.tables import counted, slug
 
 CLASSIFICATION = ("auroc", "auprc", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "f1")
 CALIBRATION = ("specificity_at_common", "brier", "calibration_error")
@@ -37,8 +44,6 @@ SEGMENTATION = (
 )
 IMPLIED = tuple(f"mask_{name}" for name in ("accuracy", "sensitivity", "specificity", "ppv", "npv", "f1"))
 SCORES = (*CLASSIFICATION, *CALIBRATION, *SEGMENTATION, *IMPLIED)
-LOWER_IS_BETTER = frozenset({"brier", "calibration_error", "positives_missed"})
-"""Scores where less is better; every other score on the board is better when higher."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,16 +90,23 @@ class Board:
         """How much was scored, for the end of a sentence: ``1,372 images of 1,145 patients, 290 positive``."""
         truth = self.truth
         return (
-            f"{len(truth.cases):,} images of {truth.n_patients:,} patients, {int(truth.pneumothorax.sum()):,} positive"
+            f"{counted(len(truth.cases), 'image')} of {counted(truth.n_patients, 'patient')}, "
+            f"{int(truth.pneumothorax.sum()):,} positive"
         )
 
     @cached_property
     def ordered(self) -> list[Entry]:
         """Submissions from best to worst by the headline score, then the metadata-only baselines."""
         scored = [entry for entry in self.teams if np.isfinite(entry.point.get(self.headline, np.nan))]
-        ranked = sorted(scored, key=lambda entry: (-entry.point[self.headline], entry.team))
+        sign = 1 if self.headline in LOWER_IS_BETTER else -1
+        ranked = sorted(scored, key=lambda entry: (sign * entry.point[self.headline], entry.team))
         rest = [entry for entry in self.entries if entry not in ranked]
         return [*ranked, *[e for e in rest if e.kind == "submission"], *[e for e in rest if e.kind == "baseline"]]
+
+    @cached_property
+    def standings(self) -> Standings:
+        """Who is better than whom in the headline score: the one source of verdict, leads and ranks."""
+        return standings(self.ordered, self.headline)
 
 
 def score_submissions(
@@ -133,38 +145,18 @@ def score_submissions(
 def score_entries(
     entries: list[Entry], truth: Truth, seed: int, resamples: int, common_sensitivity: float
 ) -> list[Entry]:
-    """The entries with their scores and intervals, all from the same resamples, so that differences are paired."""
+    """The entries with their scores and intervals, and, of several, with what their differences are computed from.
+
+    All are from the same resamples and the same halves of the patients, so differences are paired.
+    """
     sums = [entry_sums(entry, truth, common_sensitivity) for entry in entries]
+    points = [point_scores(table) for table in sums]
     replicates = replicate_scores(sums, resample_patients(truth.n_patients, resamples, seed))
     left_out = replicate_scores(sums, leave_one_out(truth.n_patients))
-    return [with_scores(*each, truth) for each in zip(entries, sums, replicates, left_out, strict=True)]
-
-
-@dataclass(frozen=True, eq=False)
-class PairedDifference:
-    """One entry's score minus another's on the same images, with its paired 95% interval by patient."""
-
-    score: str
-    value: float
-    interval: Interval
-    p: float
-    """Two-sided p of no difference, by the same bootstrap as the interval; unadjusted."""
-
-    @property
-    def certain(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.interval.low > 0 or self.interval.high < 0
-
-
-def paired_difference(first: Entry, second: Entry, name: str) -> PairedDifference:
-    """The paired difference of one score, first minus second; NaN where either entry has no such score."""
-    value = first.point.get(name, float("nan")) - second.point.get(name, float("nan"))
-    if name not in first.replicates or name not in second.replicates:
-        return PairedDifference(name, float("nan"), Interval(float("nan"), float("nan")), float("nan"))
-    replicates = first.replicates[name] - second.replicates[name]
-    left_out = first.jackknife[name] - second.jackknife[name]
-    interval = bca_interval(replicates, value, left_out)
-    return PairedDifference(name, value, interval, bca_p(replicates, value, left_out))
+    scored = [with_intervals(*each, truth) for each in zip(entries, points, replicates, left_out, strict=True)]
+    if len(scored) < 2:
+        return scored
+    return with_halves(scored, sums, left_out, truth, random_halves(truth.n_patients, resamples, seed))
 
 
 def _row(entry: Entry, board: Board) -> dict[str, object]:

@@ -9,7 +9,9 @@ a note if the declared pre-training may have used test images.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,8 +23,14 @@ from keras_pneumo.evaluation.inputs.submission import Pretraining, SubmissionInf
 from keras_pneumo.evaluation.inputs.truth import Truth
 from keras_pneumo.evaluation.scoring import metrics
 from keras_pneumo.evaluation.scoring.masks import mask_areas, overlap
-from keras_pneumo.evaluation.scoring.scores import PatientSums, ScoreArrays, point_scores, sum_by_patient
-from keras_pneumo.evaluation.scoring.statistics import Interval, bca_interval, exact_interval
+from keras_pneumo.evaluation.scoring.scores import (
+    PatientSums,
+    ScoreArrays,
+    contributions,
+    patient_weights,
+    sum_by_patient,
+)
+from keras_pneumo.evaluation.scoring.statistics import DelongSums, Interval, bca_interval, delong_sums, exact_interval
 from keras_pneumo.storage.tables import column_name, counted, image_id_of, one_line
 
 _NIH_NAME = re.compile(r"\d{8}_\d{3}")
@@ -39,6 +47,13 @@ _SHARES = {
     "npv": ("true_negative", "false_negative"),
 }
 """Scores that are shares, and the counts that each is a share of."""
+
+
+class HalfSums(NamedTuple):
+    """Contributions to a score summed over random halves of the patients, and the weight of each half: (halves,)."""
+
+    sums: np.ndarray
+    shares: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +74,11 @@ class Entry:
     submission: AlignedSubmission | None
     notes: list[str]
     point: dict[str, float] = field(default_factory=dict)
-    replicates: ScoreArrays = field(default_factory=dict, repr=False)
-    jackknife: ScoreArrays = field(default_factory=dict, repr=False)
     intervals: dict[str, Interval] = field(default_factory=dict)
+    halves: dict[str, HalfSums] = field(default_factory=dict, repr=False)
+    """For the differences between teams: of each score, the contributions of random halves of the patients."""
+    ranks: DelongSums | None = field(default=None, repr=False)
+    """For the differences of AUROC."""
 
     @property
     def contradictions(self) -> tuple[int, int] | None:
@@ -134,11 +151,10 @@ def entry_sums(entry: Entry, truth: Truth, common_sensitivity: float) -> Patient
     )
 
 
-def with_scores(
-    entry: Entry, sums: PatientSums, replicates: ScoreArrays, jackknife: ScoreArrays, truth: Truth
+def with_intervals(
+    entry: Entry, point: dict[str, float], replicates: ScoreArrays, jackknife: ScoreArrays, truth: Truth
 ) -> Entry:
     """The entry with its scores and their intervals."""
-    point = point_scores(sums)
     intervals = {name: bca_interval(values, point[name], jackknife[name]) for name, values in replicates.items()}
     if entry.kind == "submission":
         for name, decision, kinds in _shares(entry):
@@ -148,7 +164,44 @@ def with_scores(
         low, high = intervals.get("auroc", (0.0, 1.0))
         if high - low < 1e-9 and point["auroc"] == 1:
             intervals["auroc"] = _perfect_auroc(truth)
-    return replace(entry, point=point, replicates=replicates, jackknife=jackknife, intervals=intervals)
+    return replace(entry, point=point, intervals=intervals)
+
+
+def with_halves(
+    entries: list[Entry],
+    sums: list[PatientSums],
+    jackknives: list[ScoreArrays],
+    truth: Truth,
+    halves: Iterable[np.ndarray],
+) -> list[Entry]:
+    """The entries with what their paired differences are computed from: halves of patients, and ranks for AUROC.
+
+    Args:
+        entries: with their scores.
+        sums: of each entry, from :func:`entry_sums`.
+        jackknives: of each entry, its scores with each patient left out.
+        truth: the scored images.
+        halves: from :func:`.statistics.random_halves`, the same for all entries.
+    """
+    names = [[name for name, value in entry.point.items() if np.isfinite(value)] for entry in entries]
+    weights: dict[str, np.ndarray] = {}
+    parts = []
+    for entry, table, jackknife, own in zip(entries, sums, jackknives, names, strict=True):
+        weights |= {name: patient_weights(table, name) for name in own if name not in weights}
+        parts += [contributions(entry.point[name], jackknife[name], weights[name]) for name in own]
+    columns = np.stack([*parts, *weights.values()], axis=1)
+    summed = np.ascontiguousarray(np.concatenate([half @ columns for half in halves]).T)
+    shares = dict(zip(weights, summed[len(parts) :], strict=True))
+    rest = iter(summed)
+    halved = []
+    for entry, own in zip(entries, names, strict=True):
+        ranks = (
+            None
+            if entry.probability is None
+            else delong_sums(truth.pneumothorax, entry.probability, truth.patient_codes)
+        )
+        halved.append(replace(entry, halves={name: HalfSums(next(rest), shares[name]) for name in own}, ranks=ranks))
+    return halved
 
 
 def contamination(pretraining: Pretraining, truth: Truth) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 
 import pandas as pd
 
-from keras_pneumo.evaluation.board.board import LOWER_IS_BETTER, SCORES, Board
+from keras_pneumo.evaluation.board.board import SCORES, Board
+from keras_pneumo.evaluation.board.differences import DELONG, LOWER_IS_BETTER, SWAP
 from keras_pneumo.evaluation.board.fusion import Fusion, fuse
 from keras_pneumo.evaluation.board.label_noise import Ceiling, noise_ceiling
-from keras_pneumo.evaluation.board.ranking import SeedTest, compare_pairs, seed_tests, shared_ranks
-from keras_pneumo.evaluation.board.verdict import LABELS, shown, verdict
+from keras_pneumo.evaluation.board.ranking import SeedTest, compare_pairs, seed_tests
+from keras_pneumo.evaluation.board.verdict import LABELS, shown, shown_p, verdict
 
 FUSED = 3
 """Number of best teams that are fused in pairs."""
@@ -39,11 +40,10 @@ class Findings:
 
 def analyse(board: Board, adjudicated: dict[str, bool] | None = None) -> Findings:
     """Compute all findings of a board."""
-    pairs = compare_pairs(board)
     best = [entry for entry in board.ordered if entry.kind == "submission"][:FUSED]
     return Findings(
-        pairs=pairs,
-        ranks=shared_ranks(board, pairs),
+        pairs=compare_pairs(board),
+        ranks=board.standings.ranks,
         seeds=seed_tests(board),
         ceiling=noise_ceiling(board, adjudicated) if adjudicated else None,
         fusions=[fuse(first, second, board.truth) for first, second in combinations(best, 2)],
@@ -81,6 +81,7 @@ def board_json(board: Board, findings: Findings) -> str:
             "resamples": board.resamples,
             "seed": board.seed,
             "common_sensitivity": board.common_sensitivity,
+            "differences": f"AUROC: {DELONG}, Student's t; other scores: {SWAP}",
             "multiplicity": "Holm over all pairs of one score",
         },
         "rows": [_row(row) for row in ranked_table(board, findings).to_dict("records")],
@@ -119,7 +120,8 @@ def board_markdown(board: Board, findings: Findings) -> str:
         for row in rows.to_dict("records"):
             pair = f"{_safe(row['first'])} less {_safe(row['second'])}: {shown(row['difference'])}"
             lines.append(
-                f"| {pair} | {shown(row['low'])} to {shown(row['high'])} | {shown(row['p'])} | {shown(row['p_holm'])} |"
+                f"| {pair} | {shown(row['low'])} to {shown(row['high'])} "
+                f"| {_safe(shown_p(row['p']))} | {_safe(shown_p(row['p_holm']))} |"
             )
     lines += ["", f"95% intervals by patient, {board.resamples:,} resamples, {board.extent}. Research use only.", ""]
     return "\n".join(lines)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.board.board import Board
@@ -71,6 +70,8 @@ def noise_ceiling(board: Board, adjudicated: dict[str, bool]) -> Ceiling:
     The ceiling is taken over every image that has both labels, the development images too, since agreement is a
     property of how the labels were made and more images give a narrower interval.
     """
+    from scipy import stats
+
     truth = board.truth
     everything = pd.concat([truth.cases, truth.development])
     labels = everything.set_index("image_id").pneumothorax

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from itertools import combinations
 
-from keras_pneumo.evaluation.board.board import Board, PairedDifference, paired_difference
+import numpy as np
+
+from keras_pneumo.evaluation.board.board import Board
+from keras_pneumo.evaluation.board.differences import ALPHA, LOWER_IS_BETTER, PairedDifference
 from keras_pneumo.evaluation.board.entries import Entry
-from keras_pneumo.evaluation.board.ranking import ALPHA
 from keras_pneumo.evaluation.scoring.metrics import why_undefined
-from keras_pneumo.evaluation.scoring.statistics import holm
+from keras_pneumo.storage.tables import counted
 
 FEW = 20
-"""Positives or patients below which the page warns that little can be concluded."""
+"""Patients with positive images, or with negative ones, below which the page warns that little can be concluded."""
+
+FEW_PATIENTS = 50
+"""Patients below which 95% intervals of single scores hold less than that; simulated by ``tests/study_lab.py``."""
 
 LABELS = {
     "auroc": "AUROC",
@@ -68,17 +72,21 @@ def verdict(board: Board) -> Verdict:
     if len(ranked) == 1:
         tone, sentences = _against_baselines(ranked[0], board)
         return Verdict(tone, sentences[0], sentences[1:], warnings)
-    first, second = ranked[0], ranked[1]
-    gap = paired_difference(first, second, score)
-    adjusted = _adjusted_p(ranked, score)
-    significant = gap.certain and adjusted < ALPHA
+    if not board.standings.pairs:
+        tone, sentences = _against_baselines(ranked[0], board)
+        rest = f"No other submission has {LABELS[score]}, so none can be compared with it."
+        return Verdict(tone, sentences[0], [*sentences[1:], rest], warnings)
+    pair = board.standings.pairs[0]
+    first, second, gap = pair.first, pair.second, pair.difference
     headline = (
-        f"{first.team} beats {second.team}." if significant else f"{first.team} and {second.team} cannot be told apart."
+        f"{first.team} beats {second.team}."
+        if pair.different
+        else f"{first.team} and {second.team} cannot be told apart."
     )
-    pairs = len(ranked) * (len(ranked) - 1) // 2
-    multiple = f"; p {shown_p(adjusted)} after Holm’s adjustment for {pairs} pairs of teams" if pairs > 1 else ""
+    pairs = len(board.standings.pairs)
+    multiple = f"; p {shown_p(pair.p_holm)} after Holm’s adjustment for {pairs} pairs of teams" if pairs > 1 else ""
     sentences = [f"{_gap(gap)}, {board.extent}{multiple}."]
-    winners = [team for team in ranked if _beats_all(team, board)]
+    winners = [team for team in ranked if board.standings.beats_baselines(team)]
     none_better = "None of them beats every metadata-only baseline."
     if len(winners) == len(ranked):
         subject = "Both" if len(ranked) == 2 else f"All {len(ranked)}"
@@ -87,7 +95,7 @@ def verdict(board: Board) -> Verdict:
         sentences.append(f"{len(winners)} of {len(ranked)} beat every metadata-only baseline.")
     else:
         sentences.append(none_better)
-    return Verdict(("good" if significant else "unclear") if winners else "bad", headline, sentences, warnings)
+    return Verdict(("good" if pair.different else "unclear") if winners else "bad", headline, sentences, warnings)
 
 
 def shown(value: float, digits: int = 3) -> str:
@@ -106,42 +114,28 @@ def with_interval(entry: Entry, score: str) -> str:
     return f"{shown(entry.point[score])} (95% interval {shown(low)} to {shown(high)})"
 
 
-def _adjusted_p(ranked: list[Entry], score: str) -> float:
-    """Holm-adjusted p of the first two teams among all pairs, since these two were chosen by their scores."""
-    pairs = list(combinations(ranked, 2))  # the first pair is that of the first two
-    return float(holm([paired_difference(first, second, score).p for first, second in pairs])[0])
-
-
 def _against_baselines(team: Entry, board: Board) -> tuple[str, list[str]]:
     score = board.headline
-    others = [entry for entry in board.entries if entry.kind == "baseline" and score in entry.point]
+    pairs = board.standings.against_baselines(team)
     own = f"Its {LABELS[score]} is {with_interval(team, score)}, {board.extent}."
-    if not others:
+    if not pairs:
         return "unclear", [f"{team.team} has no metadata-only baseline to be compared with.", own]
-    best = max(others, key=lambda entry: entry.point[score])
-    gaps = {baseline: paired_difference(team, baseline, score) for baseline in others}
-    doubtful = [baseline for baseline, gap in gaps.items() if not gap.interval.low > 0]
+    sign = -1 if score in LOWER_IS_BETTER else 1
+    doubtful = [pair for pair in pairs if not (pair.different and pair.better is team)]
+    pair = max(doubtful or pairs, key=lambda pair: sign * pair.second.point[score])
+    baseline, value = pair.second, shown(pair.second.point[score])
     if not doubtful:
         text = (
-            f"The best of them, “{best.team}” ({best.explanation}), has {shown(best.point[score])}: "
-            f"{_gap(gaps[best], lower=True)}."
+            f"The best of them, “{baseline.team}” ({baseline.explanation}), has {value}: "
+            f"{_gap(pair.difference, lower=True)}."
         )
         return "good", [f"{team.team} beats every metadata-only baseline.", own, text]
-    baseline = max(doubtful, key=lambda entry: entry.point[score])
-    worse = gaps[baseline].interval.high < 0
-    word = "is worse than" if worse else "cannot be told apart from"
-    value, gap = shown(baseline.point[score]), _gap(gaps[baseline], lower=True)
-    text = f"“{baseline.team}” ({baseline.explanation}) has {value}: {gap}."
+    word = "is worse than" if pair.different else "cannot be told apart from"
+    text = f"“{baseline.team}” ({baseline.explanation}) has {value}: {_gap(pair.difference, lower=True)}."
     return (
-        "bad" if worse else "unclear",
+        "bad" if pair.different else "unclear",
         [f"{team.team} {word} a metadata-only baseline, “{baseline.team}”.", own, text],
     )
-
-
-def _beats_all(team: Entry, board: Board) -> bool:
-    score = board.headline
-    others = [entry for entry in board.entries if entry.kind == "baseline" and score in entry.point]
-    return bool(others) and all(paired_difference(team, baseline, score).interval.low > 0 for baseline in others)
 
 
 def _gap(gap: PairedDifference, lower: bool = False) -> str:
@@ -156,19 +150,23 @@ def _why_nothing(board: Board) -> str:
 
 def _warnings(board: Board) -> list[str]:
     truth = board.truth
-    positives = int(truth.pneumothorax.sum())
     warnings = list(truth.notes)
-    if positives < FEW or len(truth.cases) - positives < FEW:
-        scarce = "positive" if positives <= len(truth.cases) - positives else "negative"
-        count = min(positives, len(truth.cases) - positives)
-        warnings.append(f"Only {count} {scarce} images: the intervals are wide and little can be concluded.")
-    if truth.n_patients < FEW:
+    kinds = (("positive", truth.pneumothorax), ("negative", ~truth.pneumothorax))
+    patients, kind = min((len(np.unique(truth.patient_codes[members])), name) for name, members in kinds)
+    if patients < FEW:
         warnings.append(
-            f"Only {truth.n_patients} patients: bootstrap intervals by patient are too narrow below about {FEW}."
+            f"Only {counted(patients, 'patient')} with {kind} images: the intervals are wide and little can be "
+            "concluded."
+        )
+    if truth.n_patients < FEW_PATIENTS:
+        held = "83 to 94" if truth.n_patients < FEW else "91 to 94"
+        warnings.append(
+            f"Only {counted(truth.n_patients, 'patient')}: of 100 intervals of single scores that are to hold the true "
+            f"score 95 times, about {held} do with so few. Differences between teams are not affected."
         )
     pairs = math.comb(len(board.teams), 2)
-    # The smallest two-sided p of B resamples is about 2 / B, and Holm multiplies it by the number of pairs.
-    enough = math.ceil(2 * pairs / ALPHA)
+    # The smallest p of B random halves is 1 / (B + 1), and Holm multiplies it by the number of pairs.
+    enough = math.ceil(pairs / ALPHA) - 1
     if board.resamples < enough:
         warnings.append(
             f"{board.resamples:,} resamples are too few to tell any of {pairs:,} pairs of teams apart after Holm's "

@@ -13,9 +13,9 @@ import pandas as pd
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.inputs.submission import Submission, SubmissionInfo
+from keras_pneumo.evaluation.inputs.submission import Submission, SubmissionInfo, named_rows
 from keras_pneumo.evaluation.inputs.truth import Truth
-from keras_pneumo.storage.tables import counted, listed
+from keras_pneumo.storage.tables import counted, listed, named_images, one_line
 
 _ENOUGH_MASKS = 10
 """If at least this number of masks all end before pixel 512 x 512, they were drawn on another grid."""
@@ -56,31 +56,51 @@ def align_submission(
         Arrays in the truth's order, and notes for the board on everything that was allowed.
 
     Raises:
-        PneumoError: another split or subset; duplicate, missing or unknown ids; a wrong mask. The message counts the
-            ids or rows and names the first ones.
+        PneumoError: another split or subset; duplicate, missing or unknown ids; a wrong mask. The message has a line
+            for each kind of error, which counts the ids or rows and names the first ones.
     """
+    aligned, errors = examine_alignment(submission, truth, allow_missing, allow_extra, clip_runs)
+    if errors:
+        raise PneumoError("\n".join(errors))
+    return aligned
+
+
+def examine_alignment(
+    submission: Submission,
+    truth: Truth,
+    allow_missing: bool = False,
+    allow_extra: bool = False,
+    clip_runs: bool = False,
+) -> tuple[AlignedSubmission, list[str]]:
+    """Align a submission as :func:`align_submission` does, but go on after an error and return all of them.
+
+    Returns:
+        The submission without what is wrong in it, and the errors; only without errors is it fit to be scored.
+    """
+    errors: list[str] = []
     info, file = submission.info, submission.predictions_file
-    notes = _check_split(submission, truth)
+    notes = [*submission.notes, *_check_split(submission, truth, errors)]
     rows = submission.predictions
     scored = set(truth.cases.image_id)
     extra = ~rows.image_id.isin(scored)
     if extra.any():
         if not allow_extra:
-            named = listed(f"row {r} ({i!r})" for r, i in zip(rows.row[extra], rows.image_id[extra], strict=True))
-            raise PneumoError(
-                f"{file} has {int(extra.sum()):,} rows of images that are not in the {truth.subset} subset: {named}. "
+            count = int(extra.sum())
+            errors.append(
+                f"{file} has {counted(count, 'row')} of {'an image that is' if count == 1 else 'images that are'} not "
+                f"in {truth.subset_name}: {named_rows(rows[extra])}. "
                 "Remove them, or allow them with --allow-extra; the board will say so."
             )
         notes.append(f"{counted(int(extra.sum()), 'row')} of other images set aside (--allow-extra)")
         rows = rows[~extra]
-    rows = _without_repeats(rows, submission, allow_extra, notes)
+    rows = _without_repeats(rows, submission, allow_extra, notes, errors)
     answered = set(rows.image_id)
     missing = [image_id for image_id in truth.cases.image_id if image_id not in answered]
     if missing:
         if not allow_missing:
-            raise PneumoError(
-                f"{file} has no row for {len(missing):,} of {len(scored):,} images of the {truth.subset} subset: "
-                f"{listed(map(repr, missing))}. Add them, or allow it with --allow-missing: each then counts as "
+            errors.append(
+                f"{file} has no row for {len(missing):,} of {counted(len(scored), 'image')} of {truth.subset_name}: "
+                f"{named_images(missing)}. Add them, or allow it with --allow-missing: each then counts as "
                 "answered 'no pneumothorax', and the board will say so."
             )
         notes.append(f"{counted(len(missing), 'missing image')} counted as 'no pneumothorax' (--allow-missing)")
@@ -88,16 +108,20 @@ def align_submission(
     if "probability" in rows.columns:
         by_id = rows.set_index("image_id").probability
         probability = truth.cases.image_id.map(by_id).fillna(0.0).to_numpy(float)
-    runs = _runs(rows, submission, truth, clip_runs, notes) if "encoded_pixels" in rows.columns else None
-    return AlignedSubmission(info, probability, runs, submission.validation, notes)
+    runs = None
+    if "encoded_pixels" in rows.columns:
+        runs = _runs(rows, submission, truth, clip_runs, notes, errors)
+    return AlignedSubmission(info, probability, runs, submission.validation, notes), errors
 
 
-def _check_split(submission: Submission, truth: Truth) -> list[str]:
+def _check_split(submission: Submission, truth: Truth, errors: list[str]) -> list[str]:
+    """Notes on the declared split; another split or subset is added to ``errors``."""
     info = submission.info
     if submission.bare:
         return [] if truth.split_sha256 is None else ["a bare file: its split is not declared"]
-    if info.subset != truth.subset and truth.subset != "all":
-        raise PneumoError(
+    declared = not submission.errors or "subset" in info.model_fields_set  # a wrong declaration may lack what it says
+    if declared and info.subset != truth.subset and truth.subset != "all":
+        errors.append(
             f"{submission.path} holds predictions for the subset {info.subset!r}, but {truth.subset!r} is scored."
         )
     if truth.split_sha256 is None:
@@ -105,7 +129,7 @@ def _check_split(submission: Submission, truth: Truth) -> list[str]:
     if info.split_sha256 is None:
         return ["its split is not declared"]
     if info.split_sha256 != truth.split_sha256:
-        raise PneumoError(
+        errors.append(
             f"{submission.path} was made on the split {info.split_sha256[:12]!r}, but the truth has the split "
             f"{truth.split_sha256[:12]!r}. The team may have trained on images that are tested here. "
             "Train and predict again with this split."
@@ -113,7 +137,9 @@ def _check_split(submission: Submission, truth: Truth) -> list[str]:
     return []
 
 
-def _without_repeats(rows: pd.DataFrame, submission: Submission, allow_extra: bool, notes: list[str]) -> pd.DataFrame:
+def _without_repeats(
+    rows: pd.DataFrame, submission: Submission, allow_extra: bool, notes: list[str], errors: list[str]
+) -> pd.DataFrame:
     """Refuse or leave out repeated rows of one image; several different masks of one image stay (they are united)."""
     several = rows[rows.image_id.duplicated(keep=False)]
     if several.empty:
@@ -123,9 +149,9 @@ def _without_repeats(rows: pd.DataFrame, submission: Submission, allow_extra: bo
     both = several.assign(empty=empty).groupby("image_id").empty.nunique() > 1
     if both.any():
         first = several[several.image_id == both.index[both][0]]
-        raise PneumoError(
-            f"{file} says of {int(both.sum()):,} images both that they are empty and that they have a mask, first of "
-            f"{first.image_id.iloc[0]!r} (rows {listed(first.row)}). Keep only one of the two."
+        errors.append(
+            f"{file} says of {counted(int(both.sum()), 'image')} both that there is no mask and what the mask is, "
+            f"first of {one_line(first.image_id.iloc[0], 80)!r} (rows {listed(first.row)}). Keep only one of the two."
         )
     text = several.encoded_pixels.where(~empty, rle.EMPTY)
     again = pd.DataFrame({"image_id": several.image_id, "text": text}).duplicated()
@@ -133,9 +159,8 @@ def _without_repeats(rows: pd.DataFrame, submission: Submission, allow_extra: bo
         return rows
     repeated = several[again]
     if not allow_extra:
-        named = listed(f"row {row} ({image!r})" for row, image in zip(repeated.row, repeated.image_id, strict=True))
-        raise PneumoError(
-            f"{file} repeats {len(repeated):,} rows exactly: {named}. "
+        errors.append(
+            f"{file} repeats {counted(len(repeated), 'row')} exactly: {named_rows(repeated)}. "
             "Remove them, or allow them with --allow-extra; the board will say so."
         )
     notes.append(f"{counted(len(repeated), 'repeated row')} set aside (--allow-extra)")
@@ -143,9 +168,9 @@ def _without_repeats(rows: pd.DataFrame, submission: Submission, allow_extra: bo
 
 
 def _runs(
-    rows: pd.DataFrame, submission: Submission, truth: Truth, clip_runs: bool, notes: list[str]
+    rows: pd.DataFrame, submission: Submission, truth: Truth, clip_runs: bool, notes: list[str], all_errors: list[str]
 ) -> list[rle.Runs]:
-    """The united mask of each scored image."""
+    """The united mask of each scored image; wrong masks are left out and added to ``all_errors``."""
     pixels = rle.MASK_SIZE * rle.MASK_SIZE
     by_image: dict[str, list[rle.Runs]] = {}
     errors: list[str] = []
@@ -165,7 +190,7 @@ def _runs(
                 counts = _clipped(text, pixels)
                 clipped += 1
         except rle.RleError as error:
-            errors.append(f"row {row} ({image_id}): {error}")
+            errors.append(f"row {row} ({one_line(image_id, 80)}): {error}")
             continue
         masks += 1
         furthest = max(furthest, pixels - counts[-1])
@@ -173,21 +198,21 @@ def _runs(
     file = submission.predictions_file
     past = sum("ends at pixel" in message for message in errors) + clipped
     if absolute and absolute == past:  # a file in which only some masks do has another error
-        raise PneumoError(
+        all_errors.append(
             f"{file}: {counted(past, 'mask')} would end past the last pixel, but would fit if the first number of each "
             "pair were the position of the run in the image. They look like absolute starts, but the first number must "
             f"be the gap from the end of the run before. {errors[0] + '. ' if errors else ''}Write gaps."
         )
-    if errors:
+    elif errors:
         hint = " Runs past the last pixel can be cut there with --clip-runs; the board will say so." if past else ""
-        raise PneumoError(
-            f"{file}: {len(errors):,} masks are wrong. "
+        all_errors.append(
+            f"{file}: {counted(len(errors), 'mask')} {'is' if len(errors) == 1 else 'are'} wrong. "
             + ". ".join(errors[:5])
             + (f" (and {len(errors) - 5:,} more)" if len(errors) > 5 else "")
             + f".{hint}"
         )
-    if masks >= _ENOUGH_MASKS and furthest <= pixels // 4 < _furthest(truth):
-        raise PneumoError(
+    elif masks >= _ENOUGH_MASKS and furthest <= pixels // 4 < _furthest(truth):
+        all_errors.append(
             f"{file}: all {masks:,} masks end before pixel {pixels // 4:,}, as masks drawn at 512x512 do. "
             f"EncodedPixels refer to {rle.MASK_SIZE}x{rle.MASK_SIZE} pixels; resize the masks before encoding them."
         )

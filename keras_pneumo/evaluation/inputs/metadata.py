@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.tables import IMAGE_COLUMNS, column_name, image_id_of, read_table
+from keras_pneumo.storage.tables import IMAGE_COLUMNS, column_name, image_id_of, listed, one_line, read_table
 
 MOST_CATEGORIES = 20
 """A text column with more different values than this is not used: it is free text, a list of findings, or an id."""
@@ -54,7 +54,9 @@ def read_metadata(path: Path, nih_names: dict[str, str] | None = None) -> pd.Dat
     index = table[image].map(image_id_of)
     if index.duplicated().any():
         first = table[index.duplicated()].iloc[0]
-        raise PneumoError(f"{path}, row {first.row}: image {first[image]!r} was given before. One row per image.")
+        raise PneumoError(
+            f"{path}, row {first.row}: image {one_line(first[image], 80)!r} was given before. One row per image."
+        )
     table = table.drop(columns=[image, "row"]).set_axis(index, axis=0)
     # NIH's header has "OriginalImage[Width,Height]", which a comma-separated table reads as two names.
     names = {name: _RENAMED.get(column_name(name), name.replace("[", " ").strip("] ")) for name in table.columns}
@@ -104,6 +106,6 @@ def features(table: pd.DataFrame, image_ids: pd.Series) -> dict[str, np.ndarray]
 def _image_column(names: dict[str, str], path: Path) -> str:
     column = next((names[name] for name in _IMAGE if name in names), None)
     if column is None:
-        has = ", ".join(map(repr, names.values()))
+        has = listed(repr(one_line(name, 40)) for name in names.values())
         raise PneumoError(f"{path} has no image column (image_id, ImageId, Kaggle_ID, Image Index); it has {has}.")
     return column

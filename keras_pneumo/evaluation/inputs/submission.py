@@ -8,10 +8,12 @@ that holds anything but an older submission.
 
 from __future__ import annotations
 
+import difflib
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,10 +21,19 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from keras_pneumo.data.labels.cases import read_label_rows, refuse_rejected
+from keras_pneumo.data.labels.cases import read_label_rows
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import is_temporary, write_bytes
-from keras_pneumo.storage.tables import MAX_BYTES, image_id_of, listed, one_line, read_rows, read_table, read_text
+from keras_pneumo.storage.tables import (
+    MAX_BYTES,
+    counted,
+    image_id_of,
+    listed,
+    one_line,
+    read_rows,
+    read_table,
+    read_text,
+)
 
 INFO_FILE, PREDICTIONS_FILE, VALIDATION_FILE = "submission.json", "predictions.csv", "validation.csv"
 OWN_NAMES = frozenset({INFO_FILE, PREDICTIONS_FILE, VALIDATION_FILE, "postprocess.json", "postprocess.png"})
@@ -40,7 +51,10 @@ class Pretraining(BaseModel):
 
 
 class SubmissionInfo(BaseModel):
-    """The content of ``submission.json``: what a team declares about its predictions. Unknown fields are ignored."""
+    """The content of ``submission.json``: what a team declares about its predictions.
+
+    Unknown fields are not used, and a note says so, since one may be a misspelt ``threshold``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -85,6 +99,10 @@ class Submission:
     predictions: pd.DataFrame
     validation: pd.DataFrame | None = None
     bare: bool = False
+    notes: list[str] = field(default_factory=list)
+    """What the board says about the declaration: fields that are not known."""
+    errors: list[str] = field(default_factory=list)
+    """All that is wrong in its files, which :func:`read_submission` refuses."""
 
     @property
     def predictions_file(self) -> Path:
@@ -103,18 +121,52 @@ def read_submission(path: Path, max_bytes: int = MAX_BYTES) -> Submission:
         PneumoError: a file is missing, too large or not what it should be, or a probability is not a number from 0 to
             1; the message names file, rows and reason.
     """
+    submission = examine_submission(path, max_bytes)
+    if submission.errors:
+        raise PneumoError("\n".join(submission.errors))
+    return submission
+
+
+def examine_submission(path: Path, max_bytes: int = MAX_BYTES) -> Submission:
+    """Read a submission as :func:`read_submission` does, but go on after an error and collect all of them.
+
+    Returns:
+        The submission as far as it can be read, without its wrong rows and fields, and with ``errors``.
+    """
     path = Path(path)
     if not path.exists():
-        raise PneumoError(f"There is no {path}.")
+        return _unreadable(path, [f"There is no {path}."])
+    errors: list[str] = []
     if not path.is_dir():
         name = path.name.removesuffix(".gz").removesuffix(".csv")
         info = SubmissionInfo(team=one_line(name, 80) or "unnamed", task="segmentation")
-        return Submission(path, info, _read_bare(path, max_bytes), bare=True)
-    info = _read_info(path / INFO_FILE, max_bytes)
-    predictions = _read_predictions(path / PREDICTIONS_FILE, info.task, max_bytes)
-    validation = path / VALIDATION_FILE
-    validation_table = _read_predictions(validation, info.task, max_bytes) if validation.exists() else None
-    return Submission(path, info, predictions, validation_table)
+        rows = _collected(errors, lambda: _read_bare(path, max_bytes, errors))
+        return Submission(path, info, _NO_ROWS if rows is None else rows, bare=True, errors=errors)
+    info, notes = _read_info(path / INFO_FILE, max_bytes, errors)
+    task = None if errors else info.task
+    predictions = _collected(errors, lambda: _read_predictions(path / PREDICTIONS_FILE, task, max_bytes, errors))
+    file = path / VALIDATION_FILE
+    validation = _collected(errors, lambda: _read_predictions(file, task, max_bytes, errors)) if file.exists() else None
+    predictions = _NO_ROWS if predictions is None else predictions
+    return Submission(path, info, predictions, validation, notes=notes, errors=errors)
+
+
+_NO_ROWS = pd.DataFrame({"image_id": pd.Series(dtype=str), "row": pd.Series(dtype=int)})
+_UNDECLARED = SubmissionInfo(team="unnamed", task="joint")
+"""Stands for a declaration that cannot be read, so that the tables beside it are still checked."""
+
+
+def _unreadable(path: Path, errors: list[str]) -> Submission:
+    return Submission(path, _UNDECLARED, _NO_ROWS, errors=errors)
+
+
+def _collected(errors: list[str], read: Callable[[], pd.DataFrame]) -> pd.DataFrame | None:
+    """What ``read`` returns; or None, and its error is added to the others."""
+    try:
+        return read()
+    except PneumoError as error:
+        errors.append(str(error))
+        return None
 
 
 def write_submission(
@@ -183,41 +235,73 @@ def require_replaceable(folder: Path) -> Path:
     return real
 
 
-def _read_info(path: Path, max_bytes: int) -> SubmissionInfo:
+def _read_info(path: Path, max_bytes: int, errors: list[str]) -> tuple[SubmissionInfo, list[str]]:
+    """The declaration, without its wrong fields, which are added to ``errors``; and notes on unknown fields."""
     if not path.exists():
-        raise PneumoError(
+        errors.append(
             f"{path.parent} has no {path.name}. A submission folder needs this file with the fields team and task."
         )
+        return _UNDECLARED, []
     try:
         content = json.loads(read_text(path, max_bytes))
+    except PneumoError as error:
+        errors.append(str(error))
+        return _UNDECLARED, []
     except (ValueError, RecursionError) as error:
-        raise PneumoError(f"{path} is not JSON ({one_line(str(error))}).") from None
+        errors.append(f"{path} is not JSON ({one_line(str(error))}).")
+        return _UNDECLARED, []
     if not isinstance(content, dict):
-        raise PneumoError(f"{path} must hold one JSON object with the fields team, task, ...")
+        errors.append(f"{path} must hold one JSON object with the fields team, task, ...")
+        return _UNDECLARED, []
+    notes = _unknown_fields(content)
     try:
-        return SubmissionInfo.model_validate(content)
+        return SubmissionInfo.model_validate(content), notes
     except ValidationError as error:
-        raise PneumoError(f"{path} cannot be used: {_sentences(error)}.") from None
+        errors.append(f"{path} cannot be used: {_sentences(error)}.")
+        wrong = {str(item["loc"][0]) for item in error.errors()}
+        rest = {key: value for key, value in content.items() if key not in wrong}
+        return SubmissionInfo.model_validate({"team": "unnamed", "task": "joint"} | rest), notes
+
+
+def _unknown_fields(content: dict[str, Any]) -> list[str]:
+    """A note for the board if the declaration has fields that are not known; each with the known name it is like."""
+    known = list(SubmissionInfo.model_fields)
+    unknown = [key for key in content if key not in known]
+    pretraining = content.get("pretraining")
+    if isinstance(pretraining, dict):
+        inner = list(Pretraining.model_fields)
+        unknown += [f"pretraining.{key}" for key in pretraining if key not in inner]
+        known += [f"pretraining.{key}" for key in inner]
+    if not unknown:
+        return []
+    names = []
+    for name in unknown:
+        alike = difflib.get_close_matches(name, known, 1, 0.75)
+        names.append(repr(one_line(name, 40)) + (f" (is {alike[0]!r} meant?)" if alike else ""))
+    return [f"not known and not used in {INFO_FILE}: {listed(names)}"]
 
 
 def _sentences(error: ValidationError) -> str:
     errors: list[dict[str, Any]] = [dict(item) for item in error.errors()]
-    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {one_line(str(item['msg']))}" for item in errors[:5])
+    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {one_line(str(item['msg']))}" for item in errors[:12])
 
 
-def _need_columns(table: pd.DataFrame, task: Task, path: Path) -> None:
+def _need_columns(table: pd.DataFrame, task: Task | None, path: Path) -> None:
+    """Refuse a table without the columns of its task; of an unknown task, without ``image_id``."""
     wanted = {
+        None: [],
         "classification": ["probability"],
         "segmentation": ["encoded_pixels"],
         "joint": ["probability", "encoded_pixels"],
     }[task]
     missing = [column for column in ["image_id", *wanted] if column not in table.columns]
     if missing:
-        raise PneumoError(f"{path} has no column {' and no column '.join(missing)}, which the task {task!r} needs.")
+        needed = f"the task {task!r} needs" if task else "every submission needs"
+        raise PneumoError(f"{path} has no column {' and no column '.join(missing)}, which {needed}.")
 
 
-def _read_bare(path: Path, max_bytes: int) -> pd.DataFrame:
-    """A bare Kaggle file: ``image_id``, ``encoded_pixels`` and ``row``, a line per mask."""
+def _read_bare(path: Path, max_bytes: int, errors: list[str]) -> pd.DataFrame:
+    """A bare Kaggle file: ``image_id``, ``encoded_pixels``, ``row``, a line per mask; wrong rows go to ``errors``."""
     _, header = next(read_rows(path, max_bytes), (0, []))
     if any(name.lower() == "probability" for name in header):
         raise PneumoError(
@@ -225,13 +309,16 @@ def _read_bare(path: Path, max_bytes: int) -> pd.DataFrame:
             "Put it in a folder as predictions.csv, with a submission.json beside it."
         )
     rows, rejected = read_label_rows(path, max_bytes=max_bytes)
-    refuse_rejected(path, rejected)
+    if rejected:
+        named = listed(f"row {item.row} ({one_line(item.reason, 100)})" for item in rejected)
+        errors.append(f"{path}: {counted(len(rejected), 'row')} cannot be used: {named}.")
     if rows.empty:
         raise PneumoError(f"{path} has no rows.")
     return rows[["image_id", "encoded_pixels", "row"]]
 
 
-def _read_predictions(path: Path, task: Task, max_bytes: int) -> pd.DataFrame:
+def _read_predictions(path: Path, task: Task | None, max_bytes: int, errors: list[str]) -> pd.DataFrame:
+    """The table without its wrong rows, which are added to ``errors``: all of them, each kind in one sentence."""
     if not path.exists():
         raise PneumoError(f"{path.parent} has no {path.name}.")
     table = read_table(path, max_bytes)
@@ -240,19 +327,27 @@ def _read_predictions(path: Path, task: Task, max_bytes: int) -> pd.DataFrame:
         raise PneumoError(f"{path} has no rows.")
     columns = [name for name in ("image_id", "probability", "encoded_pixels", "row") if name in table.columns]
     table = table[columns].assign(image_id=table.image_id.map(image_id_of))
-    blank = table.row[table.image_id == ""]
-    if len(blank):
-        raise PneumoError(f"{path}, row {blank.iloc[0]}: the image id is blank.")
-    again = table[table.image_id.duplicated()]
-    if len(again):
-        rows = listed(f"row {row} ({image!r})" for row, image in zip(again.row, again.image_id, strict=True))
-        raise PneumoError(f"{path} gives {len(again):,} images more than one row: {rows}. Give one row per image.")
+    blank = table.image_id == ""
+    if blank.any():
+        errors.append(f"{path}, row {listed(table.row[blank])}: the image id is blank.")
+        table = table[~blank]
+    again = table.image_id.duplicated()
+    if again.any():
+        images = counted(int(again.sum()), "image")
+        errors.append(f"{path} gives {images} more than one row: {named_rows(table[again])}. Give one row per image.")
+        table = table[~again]
     if "probability" in table.columns:
-        table = table.assign(probability=_probabilities(table, path))
+        table = table.assign(probability=_probabilities(table, path, errors))
     return table
 
 
-def _probabilities(table: pd.DataFrame, path: Path) -> np.ndarray:
+def named_rows(rows: pd.DataFrame) -> str:
+    """The first rows of a table as a message names them: ``row 4 ('a'), row 9 ('b') and 3 more``."""
+    return listed(f"row {row} ({one_line(image, 80)!r})" for row, image in zip(rows.row, rows.image_id, strict=True))
+
+
+def _probabilities(table: pd.DataFrame, path: Path, errors: list[str]) -> np.ndarray:
+    """The probabilities; NaN for a wrong one, which is added to ``errors``."""
     values = pd.to_numeric(table.probability, errors="coerce").to_numpy(float)
     wrong = ~(np.isfinite(values) & (values >= 0) & (values <= 1))
     if wrong.any():
@@ -264,8 +359,10 @@ def _probabilities(table: pd.DataFrame, path: Path) -> np.ndarray:
             if outside
             else "Give every image a number with a decimal point."
         )
-        raise PneumoError(f"{path}: {int(wrong.sum()):,} probabilities are not numbers from 0 to 1: {rows}. {hint}")
-    return values
+        count = int(wrong.sum())
+        are = "probability is not a number" if count == 1 else "probabilities are not numbers"
+        errors.append(f"{path}: {count:,} {are} from 0 to 1: {rows}. {hint}")
+    return np.where(wrong, np.nan, values)
 
 
 def _put_in_place(new: Path, folder: Path) -> None:

@@ -25,7 +25,16 @@ from keras_pneumo.data.prepared.split import split_sha256
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.inputs.metadata import read_metadata, read_nih_names
 from keras_pneumo.storage.files import sha256_file
-from keras_pneumo.storage.tables import IMAGE_COLUMNS, column_name, image_id_of, listed, read_rows
+from keras_pneumo.storage.tables import (
+    IMAGE_COLUMNS,
+    column_name,
+    counted,
+    image_id_of,
+    listed,
+    named_images,
+    one_line,
+    read_rows,
+)
 
 METADATA = ("sex", "age", "view", "pixel_spacing_mm")
 SINGLE_NOTE = (
@@ -71,6 +80,11 @@ class Truth:
     def patient_codes(self) -> np.ndarray:
         """The patient of each scored image as a number from 0: shape (images,)."""
         return pd.factorize(self.cases.patient_id, sort=True)[0]
+
+    @property
+    def subset_name(self) -> str:
+        """What is scored, for a sentence: ``the test subset``, or ``the truth`` where it has no subsets."""
+        return "the truth" if self.subset == "all" else f"the {self.subset} subset"
 
     @property
     def n_patients(self) -> int:
@@ -166,7 +180,9 @@ def _one_row_per_image(labels: Labels, file: Path) -> pd.DataFrame:
         raise PneumoError(f"{file} has no rows.")
     if "pneumothorax" in rows.columns and rows.image_id.duplicated().any():
         again = rows[rows.image_id.duplicated()].iloc[0]
-        raise PneumoError(f"{file}, row {again.row}: image {again.image_id!r} was given before. One row per image.")
+        raise PneumoError(
+            f"{file}, row {again.row}: image {one_line(again.image_id, 80)!r} was given before. One row per image."
+        )
     table = rows.drop_duplicates("image_id").drop(columns="encoded_pixels", errors="ignore").reset_index(drop=True)
     return table.assign(pneumothorax=[int(labels.images[image_id].positive) for image_id in table.image_id])
 
@@ -181,8 +197,8 @@ def _runs_of(cases: pd.DataFrame, labels: Labels, file: Path) -> list[rle.Runs] 
     bare = cases[positive & ~outlined]
     if len(bare):
         raise PneumoError(
-            f"{file}: {len(bare):,} images have a pneumothorax but no mask, among others that have one: "
-            f"{listed(map(repr, bare.image_id))}. Dice cannot be computed on them. Give every positive its "
+            f"{file}: {counted(len(bare), 'image')} with a pneumothorax but no mask, among others that have one: "
+            f"{named_images(bare.image_id)}. Dice cannot be computed on them. Give every positive its "
             "mask, or remove the column encoded_pixels."
         )
     return runs
@@ -198,14 +214,14 @@ def _scored(table: pd.DataFrame, file: Path, subset: str, ids: Path | None) -> t
         unknown = sorted(set(wanted) - set(table.image_id))
         if unknown:
             raise PneumoError(
-                f"{ids} names {len(unknown):,} images that have no label in {file}: {listed(map(repr, unknown))}."
+                f"{ids} names {counted(len(unknown), 'image')} without a label in {file}: {named_images(unknown)}."
             )
         return table.image_id.isin(set(wanted)), subset
     if whole:
         return pd.Series(True, index=table.index), "all"
     scored = table.subset == subset
     if not scored.any():
-        subsets = ", ".join(sorted(set(table.subset)))
+        subsets = listed(one_line(name, 40) or "a blank one" for name in sorted(set(table.subset)))
         raise PneumoError(f"{file} has no image in the subset {subset!r}; it has {subsets}.")
     return scored, subset
 
@@ -221,7 +237,9 @@ def _read_ids(path: Path) -> list[str]:
         if not image_id:
             raise PneumoError(f"{path}, row {number}: the image id is blank.")
         if image_id in ids:
-            raise PneumoError(f"{path}, row {number}: image {image_id!r} was given before (row {ids[image_id]}).")
+            raise PneumoError(
+                f"{path}, row {number}: image {one_line(image_id, 80)!r} was given before (row {ids[image_id]})."
+            )
         ids[image_id] = number
     if not ids:
         raise PneumoError(f"{path} has no image id.")
@@ -237,7 +255,7 @@ def _with_patients(table: pd.DataFrame, path: Path) -> pd.Series:
     patient_ids = table.image_id.map(read_patients(path))
     if patient_ids.isna().any():
         missing = table.image_id[patient_ids.isna()]
-        raise PneumoError(f"{path} has no patient for {len(missing):,} images: {listed(map(repr, missing))}.")
+        raise PneumoError(f"{path} has no patient for {counted(len(missing), 'image')}: {named_images(missing)}.")
     return patient_ids
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import escape
 
-from keras_pneumo.evaluation.board.board import Board, paired_difference
+from keras_pneumo.evaluation.board.board import Board
 from keras_pneumo.evaluation.board.entries import Entry
 from keras_pneumo.evaluation.board.verdict import LABELS
 from keras_pneumo.evaluation.scoring import metrics
@@ -53,12 +53,10 @@ def score_figure(board: Board) -> str:
 
 def gap_figure(board: Board) -> str:
     """The best submission's lead over every other entry, paired."""
-    first, *others = board.ordered
-    bars = []
-    for other in others:
-        gap = paired_difference(first, other, board.headline)
-        if np.isfinite(gap.value):
-            bars.append(Bar(other.team, gap.value, *gap.interval, 0, other.kind == "baseline"))
+    bars = [
+        Bar(lead.second.team, lead.difference.value, *lead.difference.interval, 0, lead.second.kind == "baseline")
+        for lead in board.standings.leads
+    ]
     label = LABELS[board.headline]
     return interval_chart(bars, f"Lead in {label}, 95% interval, paired", "Leads", 0.0) if bars else ""
 

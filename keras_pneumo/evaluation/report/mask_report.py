@@ -17,6 +17,7 @@ from keras_pneumo.evaluation.board.verdict import LABELS, shown
 from keras_pneumo.evaluation.scoring.masks import SIZES, average_precision, parts, pixel_auprc
 from keras_pneumo.evaluation.scoring.statistics import Interval, mean_by_patient
 from keras_pneumo.evaluation.scoring.surface import DISTANCES, surface_table
+from keras_pneumo.storage.tables import counted
 
 WORST = 20
 """How many of the worst outlines, and of the false alarms, are shown."""
@@ -74,8 +75,9 @@ class MaskFindings:
         plurals = {"missed": "", "false alarm": "s", "both empty": "", "no spacing": ""}
         labels = {name: name + plural if count.get(name) != 1 else name for name, plural in plurals.items()}
         reasons = ", ".join(f"{count[name]:,} {label}" for name, label in labels.items() if name in count)
+        measured = counted(int(count.get("measured", 0)), "image")
         return (
-            f"Distances are means over the {int(count.get('measured', 0)):,} images with both outlines and a known "
+            f"Distances are means over {measured} with both outlines and a known "
             f"PixelSpacing. Images without a distance: {reasons or 'none'}."
         )
 

@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from keras_pneumo.evaluation.board.board import LOWER_IS_BETTER, Board, paired_difference
+from keras_pneumo.evaluation.board.board import Board
+from keras_pneumo.evaluation.board.differences import LOWER_IS_BETTER
 from keras_pneumo.evaluation.board.entries import Entry
 from keras_pneumo.evaluation.board.findings import Findings, analyse
 from keras_pneumo.evaluation.board.verdict import LABELS, shown, shown_p, verdict
@@ -38,7 +39,7 @@ from keras_pneumo.evaluation.report.pictures import OUTCOMES, SIZE_NAMES, ImageL
 from keras_pneumo.evaluation.report.saliency_report import SaliencyReport
 from keras_pneumo.evaluation.scoring.masks import SIZES, size_of
 from keras_pneumo.storage.files import write_bytes
-from keras_pneumo.storage.tables import one_line
+from keras_pneumo.storage.tables import counted, one_line
 
 MISTAKES = 6
 """How many of each kind of mistake are shown."""
@@ -256,13 +257,13 @@ def tiles(team: Entry, board: Board) -> list[dict[str, str]]:
         "auroc": "guessing: 0.500",
         "auprc": f"guessing: {shown(prevalence)}",
         "accuracy": f"majority class: {shown(max(prevalence, 1 - prevalence))}",
-        "sensitivity": f"at its threshold; {int(positive.sum()):,} positives",
-        "specificity": f"at its threshold; {int((~positive).sum()):,} negatives",
+        "sensitivity": f"at its threshold; {counted(int(positive.sum()), 'positive')}",
+        "specificity": f"at its threshold; {counted(int((~positive).sum()), 'negative')}",
         "brier": f"predicting the prevalence: {shown(prevalence * (1 - prevalence))}; lower is better",
         "calibration_error": "lower is better",
         "dice": f"empty masks: {shown(1 - prevalence)}",
-        "dice_positives": f"{int(positive.sum()):,} positives; a missed one counts 0",
-        "negatives_left_empty": f"{int((~positive).sum()):,} negatives",
+        "dice_positives": f"{counted(int(positive.sum()), 'positive')}; a missed one counts 0",
+        "negatives_left_empty": f"{counted(int((~positive).sum()), 'negative')}",
         "positives_missed": "lower is better",
         "specificity_at_common": f"at sensitivity {board.common_sensitivity:g}",
     }
@@ -312,13 +313,19 @@ def board_rows(board: Board, findings: Findings | None) -> list[dict[str, Any]]:
 
 def leads(board: Board) -> list[dict[str, str | bool]]:
     """The lead of the best submission over every other entry, in the headline score."""
-    ranked = board.ordered
     rows: list[dict[str, str | bool]] = []
-    for other in ranked[1:]:
-        gap = paired_difference(ranked[0], other, board.headline)
-        if np.isfinite(gap.value):
-            span = f"{shown(gap.interval.low)} to {shown(gap.interval.high)}"
-            rows.append({"other": other.team, "value": shown(gap.value), "interval": span, "certain": gap.certain})
+    for lead in board.standings.leads:
+        gap = lead.difference
+        rows.append(
+            {
+                "other": lead.second.team,
+                "value": shown(gap.value),
+                "interval": f"{shown(gap.interval.low)} to {shown(gap.interval.high)}",
+                "p": shown_p(lead.p_holm),
+                "better": lead.different and lead.better is lead.first,
+                "worse": lead.different and lead.better is not lead.first,
+            }
+        )
     return rows
 
 

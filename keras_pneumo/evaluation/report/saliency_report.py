@@ -22,6 +22,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.board.verdict import FEW, shown
 from keras_pneumo.evaluation.scoring.saliency import UNINFORMATIVE
 from keras_pneumo.evaluation.scoring.shortcuts import BORDER_REGION
+from keras_pneumo.storage.tables import counted
 
 FOLDER = "explain"
 """Name of the folder inside a run or a detector."""
@@ -154,7 +155,9 @@ def _sentences(
     sentences.append(_sanity_sentence(record, sanity))
     patients = int(_score(check, "heat map", "pointing").patients)
     if patients < FEW:
-        sentences.append(f"Only {patients} patients: bootstrap intervals by patient are too narrow below about {FEW}.")
+        sentences.append(
+            f"Only {counted(patients, 'patient')}: bootstrap intervals by patient are too narrow below about {FEW}."
+        )
     if record["chosen_on_validation"]:
         best = methods.iloc[0]
         sentences.append(

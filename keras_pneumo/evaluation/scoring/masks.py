@@ -235,5 +235,11 @@ def _runs_by_image(table: Any, name: str) -> dict[str, rle.Runs]:
             f"The table of the {name} needs the columns image_id and encoded_pixels; it has "
             f"{', '.join(map(str, table.columns))}."
         )
-    texts = table[columns["encodedpixels"]].groupby(table[columns["imageid"]].astype(str), sort=False)
-    return {str(image_id): rle.unite(cells) for image_id, cells in texts}
+    by_image: dict[str, list[rle.Runs]] = {}
+    cells = zip(table[columns["imageid"]].astype(str).tolist(), table[columns["encodedpixels"]].tolist(), strict=True)
+    for image_id, text in cells:
+        parts = by_image.setdefault(image_id, [])
+        if not rle.is_empty(text):  # most images of a data set are negative
+            parts.append(rle.runs_of(text))
+    empty = rle.runs_of(rle.EMPTY)
+    return {image_id: rle.unite_runs(parts) if parts else empty for image_id, parts in by_image.items()}

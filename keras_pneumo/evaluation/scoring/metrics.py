@@ -11,8 +11,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-from sklearn.metrics import average_precision_score, cohen_kappa_score
 
 from keras_pneumo.errors import PneumoError
 
@@ -57,17 +55,18 @@ def ratio(part: float, whole: float) -> float:
 def why_undefined(truth: np.ndarray) -> str | None:
     """Why AUROC and similar scores do not exist for this truth, as a sentence; None when they do."""
     if truth.all() or not truth.any():
-        kind = "positive" if len(truth) and truth.all() else "negative"
-        return (
-            f"All {len(truth):,} images are {kind}, so there is nothing to rank them against."
-            if len(truth)
-            else ("There is no image.")
-        )
+        if not len(truth):
+            return "There is no image."
+        kind = "positive" if truth.all() else "negative"
+        images = "The only image is" if len(truth) == 1 else f"All {len(truth):,} images are"
+        return f"{images} {kind}, so there is nothing to rank them against."
     return None
 
 
 def auroc(truth: np.ndarray, probability: np.ndarray) -> float:
     """Area under the ROC curve: the chance that a positive outranks a negative, ties counting half (Mann-Whitney)."""
+    from scipy import stats
+
     truth = truth.astype(bool)
     if why_undefined(truth):
         return float("nan")
@@ -78,6 +77,8 @@ def auroc(truth: np.ndarray, probability: np.ndarray) -> float:
 
 def auprc(truth: np.ndarray, probability: np.ndarray) -> float:
     """Average precision: precision at each distinct score weighted by the positives it adds; no interpolation."""
+    from sklearn.metrics import average_precision_score
+
     truth = truth.astype(bool)
     if not truth.any():
         return float("nan")
@@ -157,6 +158,8 @@ def cohen_kappa(first: np.ndarray, second: np.ndarray) -> float:
 
     NaN where all answers are alike, since then chance alone agrees on everything.
     """
+    from sklearn.metrics import cohen_kappa_score
+
     if (first.all() and second.all()) or not (first.any() or second.any()):
         return float("nan")
     return float(cohen_kappa_score(first, second))
@@ -179,6 +182,8 @@ def calibration_curve(truth: np.ndarray, probability: np.ndarray, bins: int = CA
         ``low``, ``high`` (edges), ``n``, ``promised`` (mean probability), ``observed`` (share of positives), and
         ``observed_low``, ``observed_high`` (its 95% Wilson interval).
     """
+    from scipy import stats
+
     which = calibration_bins(probability, bins)
     rows = []
     for number in np.unique(which):

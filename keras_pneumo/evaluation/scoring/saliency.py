@@ -18,7 +18,6 @@ from collections.abc import Iterable, Mapping
 import cv2
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.evaluation.scoring.metrics import auprc
@@ -142,6 +141,8 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
 
     0, and not "unknown", since a map that has become flat has certainly changed.
     """
+    from scipy import stats
+
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 1.0 if np.ptp(first) == np.ptp(second) else 0.0
     ranks = [stats.rankdata(heat_map.ravel()) for heat_map in (first, second)]

@@ -1,9 +1,10 @@
 """Computes all scores of one team, for the images as they are and for thousands of resamples of their patients.
 
 In: the truth and one team's answers. Out: a :class:`PatientSums`, and from it the scores for any matrix that says how
-often each patient counts. A resample never copies an image: every score is a function of sums over images, which one
-matrix product gives for all resamples together, or of ranks, where the patients' counts are summed along the ranking.
-So 10,000 resamples of 2,000 images take a fraction of a second per team, and all teams share the same resamples.
+often each patient counts, and each patient's contribution to a score. A resample never copies an image: every score is
+a function of sums over images, which one matrix product gives for all resamples together, or of ranks, where the
+patients' counts are summed along the ranking. So 10,000 resamples of 2,000 images take a fraction of a second per team,
+and all teams share the same resamples.
 """
 
 from __future__ import annotations
@@ -13,19 +14,31 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from keras_pneumo.evaluation.scoring.masks import SIZES, parts
 from keras_pneumo.evaluation.scoring.metrics import CALIBRATION_BINS, calibration_bins
 
+if TYPE_CHECKING:
+    from scipy import sparse
+
 COMMON_SENSITIVITY = 0.8
 """Sensitivity at which all teams' specificities are compared."""
 
 ScoreArrays = dict[str, np.ndarray]
+
+_MEANS_OVER = {
+    **dict.fromkeys(("sensitivity", "mask_sensitivity", "positives_missed"), ("positive",)),
+    **dict.fromkeys(("specificity", "mask_specificity", "negatives_left_empty"), ("negative",)),
+    **dict.fromkeys(("auroc", "balanced_accuracy", "mask_balanced_accuracy"), ("positive", "negative")),
+    **dict.fromkeys(("dice_positives", "iou_positives"), ("n_positives",)),
+    **{f"dice_{size}": (f"n_positives_{size}",) for size in SIZES},
+}
+"""Which images a score is a mean over, where these are not all: names of sums; of two, the mean of their shares."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +159,32 @@ def replicate_scores(team_sums: list[PatientSums], draws: Iterator[np.ndarray]) 
     return [{name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]} for blocks in gathered]
 
 
+def patient_weights(patient_sums: PatientSums, name: str) -> np.ndarray:
+    """The share of each patient in the images that a score is a mean over: shape (patients,), sum 1.
+
+    It depends on the truth alone, so it is the same for all teams. NaN where there is no such image.
+    """
+    sums = dict(zip(patient_sums.names, patient_sums.sums.T, strict=True))
+    sums["negative"] = sums["n"] - sums["positive"]
+    with np.errstate(invalid="ignore"):
+        return np.mean([sums[over] / sums[over].sum() for over in _MEANS_OVER.get(name, ("n",))], axis=0)
+
+
+def contributions(score: float, jackknife: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Each patient's contribution to a score, shape (patients,): they sum to the score.
+
+    Exact for every score that is a mean over the images that ``weights`` count; for the others (AUROC, F1, ...) it is
+    the jackknife's linear approximation.
+
+    Args:
+        score: of all images.
+        jackknife: the score with each patient left out in turn, shape (patients,).
+        weights: from :func:`patient_weights`.
+    """
+    parts = (1 - weights) * (score - jackknife) + weights * score
+    return parts + (score - parts.sum()) * weights
+
+
 def _confusion_columns(prefix: str, truth: np.ndarray, decision: np.ndarray) -> dict[str, np.ndarray]:
     return {
         f"{prefix}true_positive": truth & decision,
@@ -187,6 +226,8 @@ def _mask_scores(sums: ScoreArrays) -> ScoreArrays:
 
 
 def _rank(truth: np.ndarray, patients: np.ndarray, probability: np.ndarray, total: int) -> Ranking:
+    from scipy import sparse
+
     positive_scores = np.unique(probability[truth])  # ascending
     rows = len(positive_scores)
 

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from pycocotools import mask as coco
-from scipy import ndimage
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.evaluation.scoring.masks import mask_areas
@@ -41,6 +40,8 @@ def distances(truth: np.ndarray, prediction: np.ndarray) -> Distances:
         truth: shape (height, width), non-zero inside.
         prediction: the same shape.
     """
+    from scipy import ndimage
+
     masks = [np.asarray(mask) > 0 for mask in (truth, prediction)]
     if not all(mask.any() for mask in masks):
         return Distances(float("nan"), float("nan"))
@@ -82,4 +83,6 @@ def surface_table(truth: Sequence[rle.Runs], prediction: Sequence[rle.Runs], spa
 
 def _surface(mask: np.ndarray) -> np.ndarray:
     """Pixels of the mask with one of their four neighbours outside it."""
+    from scipy import ndimage
+
     return mask & ~ndimage.binary_erosion(mask)

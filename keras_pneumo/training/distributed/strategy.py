@@ -39,6 +39,9 @@ from keras_pneumo.training.distributed.cluster import WAIT_SECONDS, Cluster, cho
 OTHER_WORKER = re.compile(r"collective|incarnation|peer|socket|connection|recv|grpc|coordination|heartbeat", re.I)
 """Words in TensorFlow 2.21's messages about a lost worker, or one that does something else (from its C++ sources)."""
 
+MESSAGE_BYTES = 32 * 2**20
+"""A message of gradients is closed with the first tensor that makes it larger than this: 3 messages for a ResNet50."""
+
 LONGEST = 300
 """Characters of TensorFlow's message that are quoted."""
 
@@ -65,6 +68,11 @@ class Distribution:
         self._sum: Any = None
 
     @property
+    def compiles(self) -> bool:
+        """Whether XLA is worth its compilation here: on GPUs; on two CPU cores it halved the speed of a step."""
+        return bool(tf.config.list_logical_devices("GPU"))
+
+    @property
     def chief(self) -> bool:
         """Whether this worker writes the run folder."""
         return self.worker == 0
@@ -89,18 +97,26 @@ class Distribution:
         return self.strategy.distribute_datasets_from_function(lambda _: training_batches(source, plan, self.share))
 
     def sum_over_replicas(self, values: list[Any]) -> list[Any]:
-        """The sum of each value over all replicas; called by each replica within a step."""
+        """The sum of each value over all replicas; called by each replica within a step.
+
+        The values, all of one type, travel in messages of :data:`MESSAGE_BYTES`, the last of the list first, since the
+        last layers have their gradients first. A message goes out when its values are there and the one before it,
+        also one of BatchNorm, has arrived: TensorFlow keeps one order for all.
+        """
         if not self.strategy:
             return values
-        return list(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values))
+        options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=MESSAGE_BYTES)
+        return list(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values, options))
 
     def step_function(
         self, step: Callable[..., dict[str, Any]], jit: bool, spec: Any = None
     ) -> Callable[..., dict[str, Any]]:
         """``step(data, stop_request)`` as a graph that every replica runs; its results are the same on each.
 
+        With ``jit`` XLA compiles it: whole on one device, between the messages where there are replicas.
+
         ``spec`` describes the data, with batches of any size. Without it each replica's graph would be made for its own
-        number of images, and the gradient of synchronized BatchNorm differs between a known and an unknown number.
+        number of images, and a part of another size would make a new one.
         """
         strategy = self.strategy
         # No step needs AutoGraph, which reads the source of all that is traced: a quarter of the time of tracing.
@@ -112,7 +128,8 @@ class Distribution:
 
         @tf.function(**options)
         def on_all_replicas(data: Any, stop_request: tf.Tensor) -> dict[str, Any]:
-            results = strategy.run(step, args=(data, stop_request))
+            with xla_between_messages() if jit else contextlib.nullcontext():
+                results = strategy.run(step, args=(data, stop_request))
             return {name: strategy.experimental_local_results(value)[0] for name, value in results.items()}
 
         return on_all_replicas
@@ -181,6 +198,15 @@ class Distribution:
         if self._sum is None:  # one graph for all calls
             self._sum = tf.function(lambda number: self.strategy.run(on_each_replica, args=(number,)))
         return int(self.strategy.experimental_local_results(self._sum(tf.constant(value, tf.int64)))[0].numpy())
+
+
+def xla_between_messages() -> Any:
+    """A scope whose operations XLA compiles in clusters, as large as the messages between them allow.
+
+    The messages stay outside, so that TensorFlow keeps their order, the same on all replicas. Synchronized BatchNorm
+    sends some in every layer, so the step cannot be one computation.
+    """
+    return tf.xla.experimental.jit_scope(compile_ops=lambda node: "Collective" not in node.op)
 
 
 ONE_DEVICE = Distribution()

@@ -1,13 +1,21 @@
+import gc
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_pneumo.config import NO_AUGMENTATION, Augmentation
-from keras_pneumo.data.batches.images import ImageSet, masks_of
+from keras_pneumo.data.batches import ahead
+from keras_pneumo.data.batches.images import ImageSet, images_of, masks_of
 from keras_pneumo.data.batches.order import Share, TrainingPlan
 from keras_pneumo.data.batches.pipeline import evaluation_batches, labelled_batches, training_batches
+from keras_pneumo.data.prepared.arrays import packed
 
 
 @pytest.fixture
@@ -25,14 +33,22 @@ def folder(tmp_path):
 def source(folder, held=True):
     paths = tuple(str(folder / f"{number}.png") for number in range(10))
     mask_paths = tuple(str(folder / f"mask{number}.png") if number % 2 else "" for number in range(10))
-    images = masks = None
-    if held:
-        images = np.stack([cv2.imread(path, 0) for path in paths])[..., None]
-        masks = np.stack([cv2.imread(path, 0) if path else np.zeros((32, 32), np.uint8) for path in mask_paths])[
-            ..., None
-        ]
     ids = tuple(map(str, range(10)))
-    return ImageSet(ids, np.arange(10) % 2, 32, paths, mask_paths, images, masks)
+    read = ImageSet(ids, np.arange(10) % 2, 32, paths, mask_paths)
+    if not held:
+        return read
+    return held_set(read.labels, images_of(read, range(10)), masks_of(read, range(10)))
+
+
+def held_set(labels, images, masks=None):
+    """Images and masks, uint8 (n, S, S, 1), that are held in memory."""
+    none = ("",) * len(labels)
+    rows = bits = None
+    if masks is not None:
+        present = masks.any(axis=(1, 2, 3))
+        rows, bits = np.where(present, np.cumsum(present) - 1, -1), packed(masks[present, :, :, 0])
+    ids = tuple(map(str, range(len(labels))))
+    return ImageSet(ids, np.asarray(labels), images.shape[1], none, none, images, bits, None, rows)
 
 
 def plan(**changes):
@@ -104,7 +120,7 @@ def test_evaluation_drops_and_reorders_nothing(folder, held, batch_size):
 @given(epoch=st.integers(0, 5))
 def test_augmented_pixels_stay_in_range(tmp_path_factory, epoch):
     pixels = np.random.default_rng(epoch).integers(0, 256, (6, 32, 32, 1), np.uint8)
-    data = ImageSet(tuple("abcdef"), np.array([0, 1] * 3), 32, ("",) * 6, ("",) * 6, pixels, None)
+    data = held_set([0, 1] * 3, pixels)
     strong = Augmentation(brightness=0.5, contrast=0.9, gamma=0.9, noise=0.5, clahe=0.5)
     for images, *_ in training_batches(data, plan(first_epoch=epoch, last_epoch=epoch + 1, augmentation=strong)):
         assert float(np.min(images)) >= 0
@@ -128,7 +144,7 @@ def test_a_crop_is_cut_from_image_and_mask_alike_and_labelled_by_what_it_holds(t
         row, column = generator.integers(0, 56, 2)
         mask[row : row + 8, column : column + 8] = 255
     labels = np.array([1, 1, 1, 1, 0, 0])
-    made = ImageSet(tuple("abcdef"), labels, 64, ("",) * 6, ("",) * 6, (masks > 0) * np.uint8(200), masks)
+    made = held_set(labels, (masks > 0) * np.uint8(200), masks)
     places, labels = set(), []
     crops = plan(with_masks=True, with_labels=True, crop=32, last_epoch=8)
     for images, target in training_batches(made, crops):
@@ -192,3 +208,93 @@ def test_each_pass_of_shuffled_labelled_batches_is_the_next_epoch_of_a_training(
     for batch, expected in zip(passes, epochs, strict=True):
         np.testing.assert_array_equal(batch[0], expected[0])
         np.testing.assert_array_equal(batch[1], expected[1])
+
+
+EVERYTHING = Augmentation(noise=0.1, clahe=0.5)
+
+
+def equal(left, right):
+    """Whether two batches are the same, bit for bit."""
+    return all(np.array_equal(a, b) for a, b in zip(tf.nest.flatten(left), tf.nest.flatten(right), strict=True))
+
+
+@settings(max_examples=10, deadline=None)
+@given(first=st.integers(0, 8), steps=st.integers(1, 8))
+def test_a_run_goes_on_at_any_step_as_if_unbroken(tmp_path_factory, first, steps):
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 1), np.uint8)
+    images = held_set(np.arange(10) % 2, pixels, pixels // 200)
+    settings = plan(last_epoch=3, augmentation=EVERYTHING, with_masks=True, positive_rate=((0, 0.4),))
+    epoch, step = divmod(first, 3)
+    whole = list(training_batches(images, settings))[first:][:steps]
+    rest = list(training_batches(images, replace(settings, first_epoch=epoch, first_step=step)).take(steps))
+    assert len(whole) == len(rest)
+    assert all(equal(*pair) for pair in zip(whole, rest, strict=True))
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("cores", [1, 3])
+def test_the_number_of_threads_changes_nothing(folder, monkeypatch, held, cores):
+    settings = plan(last_epoch=3, augmentation=EVERYTHING, with_masks=True)
+    expected = list(training_batches(source(folder, held), settings))
+    with ThreadPoolExecutor(cores) as pool:
+        monkeypatch.setattr(ahead, "threads", lambda: pool)
+        monkeypatch.setattr(ahead, "available_cores", lambda: cores)
+        batches = list(training_batches(source(folder, held), settings))
+    assert all(equal(*pair) for pair in zip(batches, expected, strict=True))
+
+
+def test_two_iterators_over_one_dataset_do_not_disturb_each_other(folder):
+    batches = training_batches(source(folder), plan(last_epoch=4, augmentation=EVERYTHING))
+    expected = list(batches)
+    given_up = iter(batches)
+    for _ in range(3):
+        next(given_up)
+    slow, fast = iter(batches), iter(batches)
+    for number, batch in enumerate(expected):
+        assert equal(next(fast), batch)
+        if number % 2:
+            assert equal(next(slow), expected[number // 2])
+    assert equal(next(given_up), expected[3])
+
+
+def test_each_iterator_over_labelled_batches_is_a_pass_of_its_own(folder):
+    batches = labelled_batches(source(folder), 4, True, EVERYTHING, seed=3, shuffle=True)
+    epochs = list(training_batches(source(folder), plan(last_epoch=2, augmentation=EVERYTHING, with_masks=True)))
+    first, second = iter(batches), iter(batches)
+    taken = [(next(first), next(second)) for _ in range(3)]
+    starts = [next(number for number in (0, 3) if equal(taken[0][which], epochs[number])) for which in (0, 1)]
+    assert sorted(starts) == [0, 3]
+    for step, both in enumerate(taken):
+        assert all(equal(batch, epochs[start + step]) for batch, start in zip(both, starts, strict=True))
+
+
+def test_a_file_that_is_gone_ends_the_iteration_with_its_name(folder):
+    images = source(folder, held=False)
+    (folder / "7.png").unlink()
+    with pytest.raises(tf.errors.OpError, match=r"7\.png is missing or is no grey PNG of 32x32"):
+        list(training_batches(images, plan()))
+    with pytest.raises(tf.errors.OpError, match=r"7\.png is missing"):
+        list(evaluation_batches(images, 4))
+
+
+def test_pixels_of_a_large_folder_are_never_held(tmp_path):
+    """A hundred thousand radiographs, of a sparse file: only the batches take memory."""
+    count, size = 100_000, 64
+    path = tmp_path / "images.npy"
+    with path.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(
+            stream, {"descr": "|u1", "fortran_order": False, "shape": (count, size, size)}
+        )
+        stream.truncate(stream.tell() + count * size * size)
+    mapped = np.asarray(np.load(path, mmap_mode="r"))
+    none = ("",) * count
+    images = ImageSet(none, np.arange(count) % 2, size, none, none, mapped)
+    batches = iter(training_batches(images, plan(batch_size=16, augmentation=Augmentation())))
+    next(batches)
+    gc.collect()
+    tracemalloc.start()
+    for _ in range(100):
+        next(batches)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40 * 16 * size * size * 4, "a few batches, not a hundred, and no copy of 400 MB of pixels"

@@ -204,6 +204,31 @@ def test_union_and_intersection_are_those_of_sets(first, second):
     assert rle.intersection_area(*runs) == (first & second).sum()
 
 
+LONG_WORDS = ("0000000000007", "007", "999999999999", "9" * 30)
+
+
+@given(
+    st.lists(st.integers(0, 30).map(str) | st.sampled_from(LONG_WORDS), min_size=1)
+    .map(" ".join)
+    .flatmap(lambda text: st.sampled_from([text, f" {text}  ", text.replace(" ", "  "), text.replace(" ", "\t")]))
+)
+def test_reading_by_numpy_and_word_by_word_agree(text):
+    plain = rle._plain_counts(text, 90)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rle, "_plain_counts", lambda text, pixels: [])
+        try:
+            exact = rle.counts_of(text, 90)
+        except rle.RleError:
+            exact = []
+    assert plain in ([], exact)
+
+
+def test_a_plain_text_is_read_by_numpy():
+    assert rle._plain_counts("3 2 0 4", 20) == [3, 2, 0, 4, 11]
+    for text in ("3 -2", "3 x", "3 2 1", "3 0", "3 20", "0000001 2", "٣ 2", "3\t2"):
+        assert rle._plain_counts(text, 20) == []
+
+
 @given(st.text(max_size=40))
 def test_any_text_is_a_mask_or_one_clear_refusal(text):
     try:

@@ -6,7 +6,7 @@ import re
 import pytest
 from board_lab import board_of, submit, write_truth
 
-from keras_pneumo.evaluation.board.board import paired_difference
+from keras_pneumo.evaluation.board.differences import paired_difference
 from keras_pneumo.evaluation.board.findings import analyse, board_json, board_markdown
 
 
@@ -41,3 +41,12 @@ def test_the_board_for_a_pull_request_is_escaped(tmp_path, truth):
     rows = [line for line in text.splitlines() if line.startswith("| 1 |") or line.startswith("|  |")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in rows}) == 1  # every row has the same number of cells
     assert "Research use only" in text
+
+
+def test_a_tiny_p_is_not_shown_as_zero(tmp_path, truth):
+    board = board_of(
+        truth, submit(tmp_path / "a", truth, "A", 6), submit(tmp_path / "b", truth, "B", 0.2, seed=1), resamples=2000
+    )
+    text = board_markdown(board, analyse(board))
+    assert "| &lt; 0.001 | &lt; 0.001 |" in text
+    assert "| 0.000 |" not in text

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from board_lab import board_of, submit, write_truth
 
-from keras_pneumo.evaluation.board.ranking import compare_pairs, seed_tests, shared_ranks
+from keras_pneumo.evaluation.board.ranking import compare_pairs, seed_tests
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def test_pairs_and_shared_ranks(tmp_path, truth):
     assert len(pairs) == 3 * 6
     aurocs = pairs[pairs.score == "auroc"].set_index(["first", "second"])
     assert aurocs.loc[("Good", "Same"), "p"] == pytest.approx(1)
-    assert aurocs.loc[("Good", "Same"), "other_test"] == "DeLong by patient"
+    assert aurocs.loc[("Good", "Same"), "other_test"] == "swap by patient"
     assert aurocs.loc[("Good", "Poor"), "p_holm"] < 0.01
     assert (pairs.p_holm >= pairs.p - 1e-12).all()
     for row in pairs.to_dict("records"):
@@ -32,10 +32,10 @@ def test_pairs_and_shared_ranks(tmp_path, truth):
     accuracy = pairs[pairs.score == "accuracy"].set_index(["first", "second"])
     assert accuracy.loc[("Good", "Poor"), "other_test"] == "McNemar, exact, by image"
     assert accuracy.loc[("Good", "Poor"), "p_other"] < 1e-6
-    assert shared_ranks(board, pairs) == {"Good": 1, "Same": 1, "Poor": 3}
+    assert board.standings.ranks == {"Good": 1, "Same": 1, "Poor": 3}
 
 
-def test_delong_and_bootstrap_give_the_same_verdict(tmp_path, truth):
+def test_delong_and_the_swap_give_the_same_verdict(tmp_path, truth):
     board = board_of(
         truth, submit(tmp_path / "a", truth, "A", 2), submit(tmp_path / "b", truth, "B", 1.4, seed=1), resamples=5000
     )

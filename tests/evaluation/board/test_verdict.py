@@ -1,9 +1,12 @@
 """The verdict's sentences and warnings."""
 
+import pandas as pd
 from board_lab import board_of, submit, write_truth
 
-from keras_pneumo.evaluation.board.board import paired_difference
+from keras_pneumo.evaluation.board.differences import paired_difference
 from keras_pneumo.evaluation.board.verdict import verdict
+from keras_pneumo.evaluation.inputs.submission import SubmissionInfo, write_submission
+from keras_pneumo.evaluation.inputs.truth import read_truth
 
 
 def test_same_answers_differ_by_exactly_nothing(tmp_path):
@@ -34,6 +37,30 @@ def test_too_few_resamples_for_the_pairs_give_a_warning(tmp_path):
             "too few to tell" in text for text in verdict(board_of(truth, *folders, resamples=resamples)).warnings
         )
 
-    assert warned(*teams, resamples=119), "three pairs need 2 x 3 / 0.05 = 120 resamples"
-    assert not warned(*teams, resamples=120)
+    assert warned(*teams, resamples=58), "three pairs need 3 / 0.05 = 60 swaps, the answers as they are included"
+    assert not warned(*teams, resamples=59)
     assert not warned(teams[0], resamples=20), "one team makes no pair"
+
+
+def test_few_patients_give_a_warning(tmp_path):
+    for images, patients in ((98, 49), (100, 50)):
+        folder = tmp_path / str(images)
+        folder.mkdir()
+        truth = write_truth(folder, n=images)
+        warnings = verdict(board_of(truth, submit(folder / "a", truth, "A", 2), resamples=100)).warnings
+        few = [text for text in warnings if text.startswith(f"Only {patients} patients: of 100 intervals")]
+        assert len(few) == (patients < 50)
+        ill = truth.cases.patient_id[truth.pneumothorax].nunique()
+        assert any(text.startswith(f"Only {ill} patients with positive") for text in warnings) == (ill < 20)
+
+
+def test_a_single_image_is_not_called_images(tmp_path):
+    (tmp_path / "truth.csv").write_text("image_id,patient_id,subset,pneumothorax\na,p,test,1\n")
+    truth = read_truth(tmp_path)
+    table = pd.DataFrame({"image_id": ["a"], "probability": [0.7]})
+    folder = write_submission(tmp_path / "s", SubmissionInfo(team="A", task="classification", threshold=0.5), table)
+    board = board_of(truth, folder, resamples=50)
+    result = verdict(board)
+    assert result.sentences == ["The only image is positive, so there is nothing to rank them against."]
+    assert board.extent == "1 image of 1 patient, 1 positive"
+    assert any(text.startswith("Only 1 patient: ") for text in result.warnings)

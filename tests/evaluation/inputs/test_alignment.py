@@ -7,8 +7,8 @@ from board_lab import GOOD_PREDICTIONS, REAL, needs_real, team_folder
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.inputs.alignment import align_submission
-from keras_pneumo.evaluation.inputs.submission import read_submission
+from keras_pneumo.evaluation.inputs.alignment import align_submission, examine_alignment
+from keras_pneumo.evaluation.inputs.submission import examine_submission, read_submission
 from keras_pneumo.evaluation.inputs.truth import read_truth
 
 
@@ -30,10 +30,10 @@ def test_a_valid_folder_is_aligned_with_the_truth(tmp_path, truth):
 @pytest.mark.parametrize(
     ("predictions", "sentence"),
     [
-        (GOOD_PREDICTIONS + "a,0.5,-1\n", r"gives 1 images more than one row: row 4 \('a'\)"),
-        ("image_id,probability,encoded_pixels\na,0.5,-1\n", "no row for 1 of 2 images of the test subset: 'b'"),
-        (GOOD_PREDICTIONS + "x,0.5,-1\n", r"1 rows of images that are not in the test subset: row 4 \('x'\)"),
-        (GOOD_PREDICTIONS.replace("0.75", "nan"), r"1 probabilities are not numbers from 0 to 1: row 3 \('nan'\)"),
+        (GOOD_PREDICTIONS + "a,0.5,-1\n", r"gives 1 image more than one row: row 4 \('a'\)"),
+        ("image_id,probability,encoded_pixels\na,0.5,-1\n", "no row for 1 of 2 images of the test subset: 'b'. Add"),
+        (GOOD_PREDICTIONS + "x,0.5,-1\n", r"1 row of an image that is not in the test subset: row 4 \('x'\)"),
+        (GOOD_PREDICTIONS.replace("0.75", "nan"), r"1 probability is not a number from 0 to 1: row 3 \('nan'\)"),
         (GOOD_PREDICTIONS.replace("0.75", "inf"), r"row 3 \('inf'\)"),
         (GOOD_PREDICTIONS.replace("0.75", "1.5"), r"row 3 \('1.5'\)"),
         (GOOD_PREDICTIONS.replace("0.75", "-0.01"), r"row 3 \('-0.01'\)"),
@@ -43,7 +43,14 @@ def test_a_valid_folder_is_aligned_with_the_truth(tmp_path, truth):
         (GOOD_PREDICTIONS.replace("12 5", "12 0"), r"row 3 \(a\): EncodedPixels holds a run of length 0"),
         (GOOD_PREDICTIONS.replace("12 5", "12 five"), r"'five', which is not a whole number"),
         (GOOD_PREDICTIONS.replace("12 5", "0 1048577"), r"ends at pixel 1048577.*--clip-runs"),
-        (GOOD_PREDICTIONS.replace("12 5", "nan"), r"'nan', which is not a whole number"),
+        (
+            GOOD_PREDICTIONS.replace("12 5", "nan"),
+            r"1 mask is wrong. row 3 \(a\): .*'nan'; write -1 where there is no mask",
+        ),
+        (
+            GOOD_PREDICTIONS.replace("-1", "-1.0"),
+            r"row 2 \(b\): EncodedPixels holds '-1.0'; write -1 where",
+        ),
         (GOOD_PREDICTIONS.replace("b,0", ",0"), "row 2: the image id is blank"),
         ("image_id,probability\na,0.5\nb,0.5\n", "has no column encoded_pixels, which the task 'joint' needs"),
         ("image_id,probability,encoded_pixels\n", "has no rows"),
@@ -123,7 +130,7 @@ def test_kaggle_repeats_and_contradictions(tmp_path, truth):
     assert [rle.area(runs) for runs in answers.runs] == [4, 0]
     path.write_text("ImageId,EncodedPixels\na,10 4\na,-1\nb,-1\n")
     with pytest.raises(
-        PneumoError, match=r"both that they are empty and that they have a mask, first of 'a' \(rows 2, 3\)"
+        PneumoError, match=r"of 1 image both that there is no mask and what the mask is, first of 'a' \(rows 2, 3\)"
     ):
         align_submission(read_submission(path), truth, allow_extra=True)
 
@@ -165,13 +172,99 @@ def test_gaps_past_the_end_are_not_taken_for_absolute_starts(tmp_path, truth):
     assert rle.area(answers.runs[0]) == 30 + 1048576 - 1048535
 
 
+def test_all_errors_of_a_submission_are_told_at_once(tmp_path, truth):
+    rows = "b,0.25,-1\n,0.5,-1\nx,0.5,3 4\nb,0.5,-1\n"
+    folder = team_folder(tmp_path, f"image_id,probability,encoded_pixels\n{rows}", split_sha256="e" * 64)
+    with pytest.raises(PneumoError) as of_reading:
+        read_submission(folder)
+    assert [line.split("predictions.csv")[1] for line in str(of_reading.value).splitlines()] == [
+        ", row 3: the image id is blank.",
+        " gives 1 image more than one row: row 5 ('b'). Give one row per image.",
+    ]
+    (tmp_path / "team" / "predictions.csv").write_text("image_id,probability,encoded_pixels\nb,1,7\nx,0.5,-1\n")
+    with pytest.raises(PneumoError) as of_aligning:
+        align_submission(read_submission(folder), truth)
+    lines = str(of_aligning.value).splitlines()
+    assert len(lines) == 4
+    for line, part in zip(
+        lines, ("was made on the split", "row 3 ('x')", "no row for 1 of 2", "row 2 (b)"), strict=True
+    ):
+        assert part in line
+
+
+def test_a_wrong_declaration_hides_no_wrong_row(tmp_path, truth):
+    text = GOOD_PREDICTIONS.replace("0.75", "7").replace("12 5", "12 5 1")
+    examined = examine_submission(team_folder(tmp_path, text, task="detection", subset=3, threshold=2, team=""))
+    assert len(examined.errors) == 2
+    for name in ("task: ", "subset: ", "threshold: ", "team: "):
+        assert name in examined.errors[0]
+    assert "row 3 ('7')" in examined.errors[1]
+    _, wrong = examine_alignment(examined, truth)
+    assert len(wrong) == 1
+    assert "row 3 (a): EncodedPixels holds 3 numbers" in wrong[0]
+    examined = examine_submission(tmp_path / "absent")
+    assert examined.errors == [f"There is no {tmp_path / 'absent'}."]
+
+
+@pytest.mark.parametrize(
+    ("unknown", "note"),
+    [
+        ({"treshold": 0.3}, "not known and not used in submission.json: 'treshold' (is 'threshold' meant?)"),
+        ({"colour": 1, "seed": 3}, "not known and not used in submission.json: 'colour', 'seed' (is 'seeds' meant?)"),
+        (
+            {"pretraining": {"images": "x", "image_id": []}},
+            "not known and not used in submission.json: 'pretraining.image_id' (is 'pretraining.image_ids' meant?)",
+        ),
+    ],
+)
+def test_an_unknown_field_is_noted(tmp_path, truth, unknown, note):
+    answers = align_submission(read_submission(team_folder(tmp_path, GOOD_PREDICTIONS, **unknown)), truth)
+    assert answers.notes == [note]
+
+
+def test_a_truth_without_subsets_is_not_called_the_all_subset(tmp_path):
+    (tmp_path / "labels.csv").write_text("ImageId,EncodedPixels\na,10 5\nb,-1\n")
+    (tmp_path / "k.csv").write_text("ImageId,EncodedPixels\na,10 4\nc,-1\n")
+    with pytest.raises(PneumoError) as raised:
+        align_submission(read_submission(tmp_path / "k.csv"), read_truth(tmp_path / "labels.csv"))
+    assert "that is not in the truth: row 3 ('c')" in str(raised.value)
+    assert "no row for 1 of 2 images of the truth: 'b'" in str(raised.value)
+    assert " subset" not in str(raised.value)
+
+
+def test_masks_in_the_place_of_ids_are_not_printed_whole(tmp_path):
+    """A file without a header whose columns are the wrong way round."""
+    code = " ".join(f"{number} 7" for number in range(1, 2000))
+    (tmp_path / "labels.csv").write_text("ImageId,EncodedPixels\n1.2.3,10 5\n1.2.4,-1\n")
+    (tmp_path / "k.csv").write_text(f"{code},1.2.3\n5 {code},1.2.3\n5 {code},1.2.4\n")
+    with pytest.raises(PneumoError) as raised:
+        align_submission(read_submission(tmp_path / "k.csv"), read_truth(tmp_path / "labels.csv"))
+    assert "row 1 ('1 7 2 7" in str(raised.value)
+    assert len(str(raised.value)) < 1500
+    folder = tmp_path / "team"
+    folder.mkdir()
+    (folder / "submission.json").write_text('{"team": "T", "task": "segmentation"}')
+    (folder / "predictions.csv").write_text(f"image_id,encoded_pixels\n{code},1\n{code},1\n")
+    with pytest.raises(PneumoError) as raised:
+        read_submission(folder)
+    assert len(str(raised.value)) < 500
+    (tmp_path / "ids.csv").write_text(f"{code}\n")
+    with pytest.raises(PneumoError) as raised:
+        read_truth(tmp_path / "labels.csv", ids=tmp_path / "ids.csv")
+    assert len(str(raised.value)) < 500
+    (tmp_path / "labels.csv").write_text(f"{code},5 x\n")
+    with pytest.raises(PneumoError) as raised:
+        read_truth(tmp_path / "labels.csv")
+    assert len(str(raised.value)) < 500
+
+
 @needs_real
 def test_real_submissions_are_refused_by_default_where_they_should_be():
     tables = REAL / "siim_tables"
     truth = read_truth(tables / "train-rle.csv.gz", ids=tables / "stage1_test_ids.csv")
     folder = REAL / "submissions"
     align_submission(read_submission(folder / "n01z3_sx101_nf8_0.5_1000_1.csv"), truth)
-    with pytest.raises(PneumoError, match="1 rows of images that are not in the test subset: row 1342"):
+    with pytest.raises(PneumoError, match="1 row of an image that is not in the test subset: row 1342"):
         align_submission(read_submission(folder / "tybrad11_Submission_v10.csv"), truth)
     with pytest.raises(PneumoError, match="3,450 rows of images"):
         align_submission(read_submission(folder / "kshannon_sample_submission.csv"), truth)

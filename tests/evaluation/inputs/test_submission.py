@@ -75,7 +75,7 @@ def test_writing_replaces_whole_or_leaves_the_old(tmp_path):
     folder = write_submission(tmp_path / "s", info, pd.DataFrame({"image_id": ["a"], "probability": [0.5]}))
     write_submission(folder, info, pd.DataFrame({"image_id": ["b"], "probability": [0.25]}))
     assert read_submission(folder).predictions.image_id.tolist() == ["b"]
-    with pytest.raises(PneumoError, match="not numbers from 0 to 1"):
+    with pytest.raises(PneumoError, match="not a number from 0 to 1"):
         write_submission(folder, info, pd.DataFrame({"image_id": ["c"], "probability": [2.0]}))
     with pytest.raises(PneumoError, match="has no column probability"):
         write_submission(folder, info, pd.DataFrame({"image_id": ["c"]}))
@@ -88,7 +88,7 @@ def test_writing_replaces_whole_or_leaves_the_old(tmp_path):
 )
 def test_only_numbers_are_taken_for_logits(tmp_path, cell, logits):
     folder = team_folder(tmp_path, GOOD_PREDICTIONS.replace("0.75", cell))
-    with pytest.raises(PneumoError, match="probabilities are not numbers from 0 to 1") as raised:
+    with pytest.raises(PneumoError, match="1 probability is not a number from 0 to 1") as raised:
         read_submission(folder)
     assert ("sigmoid" in str(raised.value)) == logits
 

@@ -146,7 +146,7 @@ def test_ids_and_patients_beside_a_label_file(tmp_path):
     assert truth.development.patient_id.tolist() == ["00000008"]
     assert truth.patients == "table"
     (tmp_path / "ids.csv").write_text("ImageId\nx\nq\n")
-    with pytest.raises(PneumoError, match=r"names 1 images that have no label in .*train.csv: 'q'"):
+    with pytest.raises(PneumoError, match=r"names 1 image without a label in .*train.csv: 'q'"):
         read_truth(tmp_path / "train.csv", ids=tmp_path / "ids.csv")
 
 
@@ -156,7 +156,7 @@ def test_ids_and_patients_beside_a_label_file(tmp_path):
         ("ImageId,EncodedPixels\nx,1 2 3\n", "row 2: image x: EncodedPixels holds 3 numbers"),
         ("ImageId,EncodedPixels\ny,-1\nx,1 2\nx,-1\n", r"row 3: image x: one row says that .* \(rows 3, 4\)"),
         ("image_id,pneumothorax,encoded_pixels\na,0,1 2\n", "image a: the image has a mask but its pneumothorax is 0"),
-        ("image_id,pneumothorax,encoded_pixels\na,1,1 2\nb,1,-1\n", "1 images have a pneumothorax but no mask"),
+        ("image_id,pneumothorax,encoded_pixels\na,1,1 2\nb,1,-1\n", "1 image with a pneumothorax but no mask"),
         ("image_id,pneumothorax\na,1\na,0\n", r"row 3: image a: the image was given before \(rows 2, 3\)"),
         ("image_id,pneumothorax\na,yes\n", "row 2: image a: pneumothorax is 'yes'; it must be 0 or 1"),
         ("image_id,patient_id,pneumothorax\na,,1\n", "row 2: the patient id is blank"),

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from keras_pneumo.data.labels import rle
 from keras_pneumo.evaluation.scoring import metrics
 from keras_pneumo.evaluation.scoring.masks import dice_parts, overlap
-from keras_pneumo.evaluation.scoring.scores import scores, sum_by_patient
+from keras_pneumo.evaluation.scoring.scores import (
+    contributions,
+    patient_weights,
+    point_scores,
+    replicate_scores,
+    scores,
+    sum_by_patient,
+)
+from keras_pneumo.evaluation.scoring.statistics import leave_one_out
 
 
 @given(st.integers(0, 10_000))
@@ -43,3 +51,41 @@ def test_weighted_scores_are_the_scores_of_repeated_images(seed):
     wanted["specificity_at_common"] = common
     for name, value in wanted.items():
         np.testing.assert_allclose(weighted[name][0], value, atol=1e-12, err_msg=name)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_contributions_are_the_patients_own_sums(seed):
+    """Of a mean over images: a patient's sum over the number of all images; of every score: they sum to it."""
+    rng = np.random.default_rng(seed)
+    n = 60
+    truth = np.concatenate([[True, False], rng.random(n - 2) < 0.4])
+    probability = rng.random(n)
+    patients = np.concatenate([[0, 1], rng.integers(0, 15, n - 2)])
+    patients = np.unique(patients, return_inverse=True)[1]
+    texts = np.where(truth, "0 9000", "-1")
+    masks = overlap([rle.runs_of(t) for t in texts], [rle.runs_of(t) for t in rng.choice(["-1", "0 4500"], n)])
+    table = sum_by_patient(truth, patients, probability, probability >= 0.5, masks)
+    point, (left_out,) = point_scores(table), replicate_scores([table], leave_one_out(patients.max() + 1))
+    right, dice = (probability >= 0.5) == truth, masks.dice.to_numpy()
+    means = {
+        "accuracy": (right, np.ones(n, bool)),
+        "brier": ((probability - truth) ** 2, np.ones(n, bool)),
+        "dice": (dice, np.ones(n, bool)),
+        "sensitivity": (right, truth),
+        "specificity": (right, ~truth),
+        "dice_positives": (dice, truth),
+        "negatives_left_empty": (dice, ~truth),
+        "positives_missed": (masks.predicted_pixels == 0, truth),
+    }
+    for name, (values, members) in means.items():
+        weights = patient_weights(table, name)
+        np.testing.assert_allclose(weights, np.bincount(patients, weights=members) / members.sum())
+        if np.isfinite(left_out[name]).all():
+            wanted = np.bincount(patients, weights=values * members) / members.sum()
+            np.testing.assert_allclose(contributions(point[name], left_out[name], weights), wanted, atol=1e-12)
+    for name, value in point.items():
+        if np.isfinite(left_out[name]).all():
+            weights = patient_weights(table, name)
+            assert np.isclose(weights.sum(), 1)
+            assert np.isclose(contributions(value, left_out[name], weights).sum(), value)

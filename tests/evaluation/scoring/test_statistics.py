@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import special, stats
+from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
+from study_lab import any_pair_error, difference_coverage, single_coverage, study
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.scoring import metrics
 from keras_pneumo.evaluation.scoring.scores import point_scores, replicate_scores, sum_by_patient
 from keras_pneumo.evaluation.scoring.statistics import (
     bca_interval,
-    bca_p,
     delong,
-    delong_test,
+    delong_difference,
+    delong_sums,
     exact_interval,
     holm,
     leave_one_out,
@@ -23,7 +24,9 @@ from keras_pneumo.evaluation.scoring.statistics import (
     mean_by_patient,
     mean_with_interval,
     permutation_test,
+    random_halves,
     resample_patients,
+    swap_difference,
 )
 
 
@@ -34,6 +37,11 @@ def cohort(n=120, patients=40, seed=0, teams=2):
     score = np.round(rng.normal(size=(teams, n)) + 1.2 * truth, 1)  # rounded, so that there are ties
     probability = (score - score.min()) / (score.max() - score.min())
     return truth, probability, rng.integers(0, patients, n)
+
+
+def difference_of(truth, first, second, patients=None, **options):
+    patients = np.arange(len(truth)) if patients is None else patients
+    return delong_difference(*(delong_sums(truth, score, patients) for score in (first, second)), **options)
 
 
 def naive_delong(truth, scores_, clusters):
@@ -81,9 +89,12 @@ def test_delong_equals_r():
     np.testing.assert_allclose(areas, [0.829613095238, 0.760044642857], atol=1e-12)
     wanted = [[0.002268666906, 0.000347450229], [0.000347450229, 0.003163265175]]
     np.testing.assert_allclose(covariance, wanted, atol=1e-12)
-    test = delong_test(truth, first, second)
-    assert test.difference / test.error == pytest.approx(1.010785958570, abs=1e-9)
-    assert test.p == pytest.approx(0.312118885023, abs=1e-9)
+    error = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    assert (areas[0] - areas[1]) / error == pytest.approx(1.010785958570, abs=1e-9)
+    test = difference_of(truth, first, second)
+    assert test.p == pytest.approx(0.312118885023, abs=0.01)  # R's by the normal distribution, ours by Student's t
+    assert test.value == pytest.approx(areas[0] - areas[1])
+    assert test.interval.low + test.interval.high == pytest.approx(2 * test.value)
 
 
 def test_delong_and_bootstrap_agree_on_the_error():
@@ -92,20 +103,46 @@ def test_delong_and_bootstrap_agree_on_the_error():
     team_sums = [sum_by_patient(truth, codes, p) for p in probability]
     drawn = replicate_scores(team_sums, resample_patients(codes.max() + 1, 4000, 0))
     gap = drawn[0]["auroc"] - drawn[1]["auroc"]
-    test = delong_test(truth, probability[0], probability[1], patients)
-    assert gap.std() == pytest.approx(test.error, rel=0.08)
-    assert test.difference == pytest.approx(metrics.auroc(truth, probability[0]) - metrics.auroc(truth, probability[1]))
+    areas, covariance = delong(truth, probability, patients)
+    assert gap.std() == pytest.approx(np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]), rel=0.08)
+    assert areas[0] - areas[1] == pytest.approx(
+        metrics.auroc(truth, probability[0]) - metrics.auroc(truth, probability[1])
+    )
 
 
 def test_delong_edges():
     truth, probability, _ = cohort()
-    assert delong_test(truth, probability[0], probability[0]).p == 1.0
-    assert delong_test(truth, probability[0], probability[0] ** 2).p == 1.0  # the same ranking
+    assert difference_of(truth, probability[0], probability[0]) == (0, (0, 0), 1)
+    assert difference_of(truth, probability[0], probability[0] ** 2).p == 1  # the same ranking
     areas, covariance = delong(np.ones(3, bool), np.zeros((1, 3)))
     assert np.isnan(areas).all()
     assert np.isnan(covariance).all()
     one_positive = np.array([True, False, False])
-    assert np.isnan(delong_test(one_positive, np.array([0.9, 0.1, 0.2]), np.array([0.1, 0.2, 0.3])).p)
+    assert np.isnan(difference_of(one_positive, np.array([0.9, 0.1, 0.2]), np.array([0.1, 0.2, 0.3])).p)
+    # A perfect score beside a constant one: no component varies, so the test has nothing to say.
+    assert np.isnan(difference_of(truth, truth.astype(float), np.zeros(len(truth))).p)
+
+
+def test_delong_by_t_is_welchs_test_where_a_class_decides_alone():
+    """With thousands of negatives the positives' components are a plain sample, and the difference a paired t-test."""
+    rng = np.random.default_rng(5)
+    truth = np.arange(5012) < 12
+    scores = rng.normal(size=(2, 5012)) + truth * np.array([[1.5], [1.0]])
+    test = difference_of(truth, *scores)
+    components = [(stats.rankdata(s)[truth] - stats.rankdata(s[truth])) / 5000 for s in scores]
+    wanted = stats.ttest_rel(*components)
+    assert test.p == pytest.approx(wanted.pvalue, rel=0.02)
+    low, high = wanted.confidence_interval()
+    assert test.interval == pytest.approx((low, high), rel=0.02)
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_a_difference_that_is_rejected_is_outside_its_interval(level):
+    truth, probability, patients = cohort(n=150, patients=60, seed=2)
+    codes = np.unique(patients, return_inverse=True)[1]
+    for null in np.linspace(-0.4, 0.4, 41):
+        test = difference_of(truth, *probability, codes, level=level, null=null)
+        assert (test.p <= 1 - level) == (not test.interval.low < null < test.interval.high)
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 5))
@@ -227,77 +264,123 @@ def test_permutation_of_many_seeds_is_drawn_and_repeats():
     assert test.p == pytest.approx(wanted, abs=0.02)
 
 
-def test_p_agrees_with_the_interval():
-    rng = np.random.default_rng(3)
-    for shift in np.linspace(-3, 3, 13):
-        values = rng.gamma(2, size=40) - 2 + shift / 5
-        drawn = np.array([rng.choice(values, 40).mean() for _ in range(2000)])
-        left_out = (values.sum() - values) / 39
-        interval = bca_interval(drawn, values.mean(), left_out)
-        p = bca_p(drawn, values.mean(), left_out)
-        assert (p < 0.05) == (interval.low > 0 or interval.high < 0)
-        touching = bca_interval(drawn, values.mean(), left_out, level=1 - p)
-        assert min(abs(touching.low), abs(touching.high)) < 0.02 or p < 0.002
-    even = np.arange(-50.0, 51.0)
-    assert bca_p(even, 0.0, even) == pytest.approx(1)
-    assert bca_p(np.zeros(99), 0.0, np.zeros(9)) == pytest.approx(1)
-    assert 0 < bca_p(np.full(999, 0.3), 0.3, np.zeros(9)) < 0.01
-    assert np.isnan(bca_p(np.array([np.nan]), 0.0, even))
+def swapped(answers, images=None, halves=4000, seed=0, **options):
+    """The swap test of a mean over images; ``answers`` are each patient's sums of differences."""
+    images = np.ones(len(answers)) if images is None else images
+    half = np.concatenate(list(random_halves(len(answers), halves, seed)))
+    parts = answers / images.sum()
+    return swap_difference(parts.sum(), half @ parts, half @ images / images.sum(), **options)
 
 
-# Do 95% intervals hold the true value 95 times in 100? Simulated patients, whose true scores are known.
-STUDIES = 400
+@given(st.lists(st.integers(-3, 3), min_size=2, max_size=9))
+@settings(max_examples=40, deadline=None)
+def test_the_swap_test_is_the_paired_permutation_test(answers):
+    """Over all halves, p is scipy's for paired samples, which swaps the two of each pair."""
+    answers = np.array(answers, float)
+    every = np.array(list(np.ndindex(*(2,) * len(answers))), float)
+    parts = answers / len(answers)
+    test = swap_difference(parts.sum(), every @ parts, every.mean(axis=1))
+    wanted = stats.permutation_test(
+        (answers, np.zeros(len(answers))), lambda a, b: np.mean(a - b), permutation_type="samples", n_resamples=np.inf
+    )
+    assert test.value == pytest.approx(wanted.statistic)
+    hits = round(wanted.pvalue * len(every))
+    assert test.p == pytest.approx(min(1, (1 + hits) / (1 + len(every))))  # ours counts the answers as they are too
 
 
-RESAMPLES = 800
+def test_the_swap_test_of_accuracies_is_mcnemars():
+    """Ten patients of one image on which only one team is right, nine of them the first: 2 x 11 of 1,024 swaps."""
+    test = swapped(np.array([1.0] * 9 + [-1.0] + [0.0] * 30), halves=200_000)
+    first = np.array([True] * 9 + [False] + [True] * 30)
+    second = np.array([False] * 9 + [True] + [True] * 30)
+    assert mcnemar(first, second).p == pytest.approx(22 / 1024)
+    assert test.p == pytest.approx(22 / 1024, rel=0.06)
 
 
-def study(rng, skills, n):
-    """``n`` patients of one to four images, ill alike within a patient, scores correlated within a patient."""
-    patients = np.repeat(np.arange(n), rng.integers(1, 5, n))
-    ill = rng.random(n) < 0.3
-    truth = ill[patients] ^ (rng.random(len(patients)) < 0.1)
-    shared = rng.normal(size=n)[patients]
-    probabilities = []
-    for skill in skills:
-        noise = 0.6 * shared + 0.8 * rng.normal(size=len(patients))  # variance 1, correlation 0.36 within a patient
-        probabilities.append(special.ndtr(skill * truth + noise))
-    return truth, patients, probabilities
+@given(st.integers(0, 2**31), st.sampled_from([0.9, 0.95, 0.99]), st.floats(-1, 1))
+@settings(max_examples=60, deadline=None)
+def test_a_swap_that_is_rejected_is_outside_its_interval(seed, level, null):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(1, 4, 25).astype(float)
+    answers = rng.choice([-1.0, 0.0, 0.0, 1.0, 0.3], 25) * images
+    test = swapped(answers, images, 500, level=level, null=null)
+    low, high = test.interval
+    assert low <= test.value <= high
+    assert (test.p <= 1 - level + 1e-12) == (not low <= null <= high)
+    for inside, outside in ((low + 1e-9, low - 1e-9), (high - 1e-9, high + 1e-9)):
+        if abs(inside) < 1 and abs(inside - test.value) > 1e-8:
+            assert swapped(answers, images, 500, level=level, null=inside).p > 1 - level - 1e-12
+            assert swapped(answers, images, 500, level=level, null=outside).p <= 1 - level + 1e-12
+    at_zero = swapped(answers, images, 500, level=level)
+    assert at_zero.interval == test.interval
+    assert (at_zero.p <= 1 - level + 1e-12) == (low > 0 or high < 0)
 
 
-def intervals(team_sums, score, seed):
-    """The interval of each team's score, and of the first less the last."""
-    n = len(team_sums[0].sums)
-    drawn = [scores[score] for scores in replicate_scores(team_sums, resample_patients(n, RESAMPLES, seed))]
-    left = [scores[score] for scores in replicate_scores(team_sums, leave_one_out(n))]
-    points = [point_scores(patient_sums)[score] for patient_sums in team_sums]
-    single = [bca_interval(*scores) for scores in zip(drawn, points, left, strict=True)]
-    return [*single, bca_interval(drawn[0] - drawn[-1], points[0] - points[-1], left[0] - left[-1])]
+def test_a_swap_interval_is_students_where_that_is_right():
+    values = np.random.default_rng(3).normal(0.1, 1, 60)
+    test = swapped(values, halves=40_000)
+    wanted = stats.ttest_1samp(values, 0)
+    assert test.p == pytest.approx(wanted.pvalue, abs=0.015)
+    low, high = wanted.confidence_interval()
+    assert test.interval == pytest.approx((low, high), abs=0.04)
 
 
-def holds(interval, value):
-    return interval.low <= value <= interval.high
+def test_edges_of_the_swap():
+    assert swapped(np.zeros(9)) == (0, (0, 0), 1)
+    few = swapped(np.ones(4), level=0.95)  # 2 of 16 swaps are as extreme, whatever the answers are
+    assert few.p == pytest.approx(1 / 8, abs=0.02)
+    assert few.interval == (-np.inf, np.inf)
+    assert swapped(np.ones(40)).p == pytest.approx(1 / 4001)
+    assert swapped(np.ones(40)).interval == pytest.approx((1, 1))
+    assert np.isnan(swapped(np.array([1.0, np.nan])).p)
 
 
-def likely(hits):
-    """Whether so many hits are likely (999 in 1,000) if the interval holds the truth 93 to 96 times in 100."""
-    least, most = stats.binom.ppf(0.0005, len(hits), 0.93), stats.binom.ppf(0.9995, len(hits), 0.96)
-    return least <= np.sum(hits) <= most
+def test_halves_repeat_by_seed_and_are_halves():
+    halves = list(random_halves(11, 25, 3, block=10))
+    assert [block.shape for block in halves] == [(10, 11), (10, 11), (5, 11)]
+    together = np.concatenate(halves)
+    np.testing.assert_array_equal(together, np.concatenate(list(random_halves(11, 25, 3, block=7))))
+    assert set(np.unique(together)) == {0, 1}
+    assert np.concatenate(list(random_halves(11, 4000, 0))).mean(axis=0) == pytest.approx(0.5, abs=0.04)
+
+
+# What intervals and tests promise, counted on simulated patients whose true scores are known (tests/study_lab.py).
+
+
+def within(share, studies, least, most):
+    """Whether a share of so many studies is likely (999 in 1,000) if the true one is from ``least`` to ``most``."""
+    low, high = stats.binom.ppf(0.0005, studies, least), stats.binom.ppf(0.9995, studies, most)
+    return low / studies <= share <= high / studies
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("patients", "boards"), [(40, 2000), (90, 2000), (400, 1000)])
+def test_equal_teams_are_called_different_on_few_boards(patients, boards):
+    """Any of the ten pairs of five equally good teams, after Holm: promised in at most 5% of boards."""
+    for score, share in any_pair_error(patients, boards).items():
+        assert share <= 0.06, (score, share)
+
+
+@pytest.mark.slow
+def test_equal_teams_where_few_patients_are_ill():
+    for score, share in any_pair_error(40, 1000, ill=0.12).items():
+        assert share <= 0.06, (score, share)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("patients", "skills"), [(150, (1.5, 1.2)), (40, (2.5, 1.5))])
-def test_interval_of_auroc_and_of_a_difference(patients, skills):
-    true = [stats.norm.cdf(skill / np.sqrt(2)) for skill in skills]
-    rng = np.random.default_rng(7)
-    hits, gaps = [], []
-    for number in range(STUDIES):
-        truth, owner, scores = study(rng, skills, patients)
-        first, _, gap = intervals([sum_by_patient(truth, owner, score) for score in scores], "auroc", number)
-        hits.append(holds(first, true[0]))
-        gaps.append(holds(gap, true[0] - true[1]))
-    assert likely(hits), np.mean(hits)
-    assert likely(gaps), np.mean(gaps)
+def test_the_interval_of_a_difference_holds_it(patients, skills):
+    studies = 600
+    for score, share in difference_coverage(patients, studies, skills).items():
+        assert within(share, studies, 0.93, 0.975), (score, share)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("patients", "skill"), [(150, 1.5), (40, 2.5)])
+def test_the_interval_of_a_score_holds_it(patients, skill):
+    studies = 400
+    for score, (bca, _) in single_coverage(patients, studies, skill, resamples=800).items():
+        assert within(bca, studies, 0.92, 0.965), (score, bca)
 
 
 @pytest.mark.slow
@@ -310,22 +393,8 @@ def test_clustered_delong_and_what_taking_images_for_independent_does():
         for hits, clusters in ((by_patient, owner), (by_image, None)):
             areas, covariance = delong(truth, np.stack(scores), clusters)
             hits.append(abs(areas[0] - true[0]) <= 1.96 * np.sqrt(covariance[0, 0]))
-    assert likely(by_patient), np.mean(by_patient)
+    assert within(np.mean(by_patient), 1000, 0.93, 0.96), np.mean(by_patient)
     assert np.mean(by_image) < np.mean(by_patient) - 0.02
-
-
-@pytest.mark.slow
-def test_interval_of_a_mean_over_clustered_images():
-    """Accuracy, and with it any mean over images such as Dice: the truth is the chance of being right."""
-    prevalence = 0.3 * 0.9 + 0.7 * 0.1
-    right = prevalence * stats.norm.cdf(1.5 - 0.7) + (1 - prevalence) * stats.norm.cdf(0.7)
-    rng = np.random.default_rng(8)
-    hits = []
-    for number in range(STUDIES):
-        truth, owner, (score,) = study(rng, (1.5,), 150)
-        patient_sums = sum_by_patient(truth, owner, None, score >= special.ndtr(0.7))
-        hits.append(holds(intervals([patient_sums], "accuracy", number)[0], right))
-    assert likely(hits), np.mean(hits)
 
 
 def test_an_interval_by_image_would_be_narrower():

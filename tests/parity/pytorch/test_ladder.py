@@ -7,7 +7,7 @@ import sys
 import keras
 import pytest
 
-from keras_pneumo.models import resnet
+from keras_pneumo.models import batch_norm
 from keras_pneumo.parity import backends, checks
 from keras_pneumo.parity.backends import KERAS
 from keras_pneumo.parity.inputs import LadderPlan
@@ -66,7 +66,7 @@ def again(exchanged, *computations):
 
 
 def test_a_wrong_epsilon_is_found_in_the_first_batchnorm(exchanged, monkeypatch):
-    monkeypatch.setitem(resnet.BATCH_NORM, "epsilon", 1e-3)
+    monkeypatch.setitem(batch_norm.BATCH_NORM, "epsilon", 1e-3)
     broken = again(exchanged, "forward")
     assert broken[0].number == 6
     assert broken[0].keras.first == "bn1"
@@ -87,7 +87,7 @@ def test_a_wrong_padding_is_found_in_the_first_convolution(exchanged, monkeypatc
 
 
 def test_a_wrong_batchnorm_momentum_shows_in_the_statistics_alone(exchanged, monkeypatch):
-    monkeypatch.setitem(resnet.BATCH_NORM, "momentum", 0.99)
+    monkeypatch.setitem(batch_norm.BATCH_NORM, "momentum", 0.99)
     broken = again(exchanged, "forward")
     assert {result.number for result in broken} == {10}
     assert broken[0].keras.first == "bn1.running_mean"

@@ -67,20 +67,11 @@ def gradient_error(actual, expected, prefix):
     return max(differences[name] / norm for name, norm in norms.items() if norm > 0)
 
 
-def check_statistics(model, before, expected):
-    """BatchNorm's new averages: the mean alike, the variance too once Keras's biased one is multiplied n / (n - 1)."""
+def check_statistics(model, expected):
+    """BatchNorm's new averages, mean and unbiased variance."""
     for name, array in to_torch(model).items():
-        if name.endswith("running_mean"):
-            np.testing.assert_allclose(array, expected[f"float64.buffer.{name}"], rtol=1e-7, atol=1e-9)
-        if name.endswith("running_var"):
-            old = 0.9 * before[name].astype(np.float64)
-            keras_new, torch_new = array - old, expected[f"float64.buffer.{name}"] - old
-            alive = keras_new != 0  # a unit that is off for the whole batch has no variance, in neither
-            assert (torch_new[~alive] == 0).all()
-            ratio = np.median(torch_new[alive] / keras_new[alive])
-            count = ratio / (ratio - 1)  # n, the positions in the batch
-            assert abs(count - round(count)) < 1e-3 * count
-            np.testing.assert_allclose(torch_new, keras_new * ratio, rtol=1e-6)
+        if name.endswith(("running_mean", "running_var")):
+            np.testing.assert_allclose(array, expected[f"float64.buffer.{name}"], rtol=1e-6, atol=1e-9)
 
 
 def check_round_trip(model, state, returned):
@@ -107,8 +98,10 @@ def check_twins(build, run, image, truths, training_bound=1e-4):
             for index, feature in enumerate(model.get_layer("encoder")(normalise(image), training=False)):
                 assert relative(feature, expected[f"float32.inference.feature{index}"]) < 1e-4
         for head, logits in named(model(image, training=mode == "training")).items():
+            single, double = (expected[f"{kind}.{mode}.{head}"] for kind in ("float32", "float64"))
             bound = training_bound if mode == "training" else 1e-4
-            assert relative(logits, expected[f"float32.{mode}.{head}"]) < bound
+            # Batch statistics of few positions magnify float32's rounding: as far as PyTorch is from its own float64.
+            assert relative(logits, single) < max(bound, 3 * relative(single, double))
     check_round_trip(model, state, load_safetensors(folder / "out.safetensors"))
 
     keras.config.set_dtype_policy("float64")
@@ -122,7 +115,7 @@ def check_twins(build, run, image, truths, training_bound=1e-4):
         for head, logits in outputs.items():
             assert relative(logits, expected[f"float64.{mode}.{head}"]) < 1e-10
         assert gradient_error(gradients, expected, f"float64.{mode}.gradient.") < 1e-8
-    check_statistics(exact, state, expected)
+    check_statistics(exact, expected)
     return model, state, expected
 
 

@@ -19,6 +19,7 @@ from keras_pneumo.data.batches.images import open_source
 from keras_pneumo.data.batches.order import epoch_order, repeats_of
 from keras_pneumo.data.batches.pipeline import evaluation_batches
 from keras_pneumo.data.labels import rle
+from keras_pneumo.data.prepared.arrays import open_arrays
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.evaluation.board.verdict import verdict
 from keras_pneumo.evaluation.compare import compare
@@ -89,14 +90,12 @@ def test_functions_compute_the_same(reference):
         parameters, noise_seeds = draw_parameters(ranges, 6, 2, drawn, repeats)
         assert name in ("noise", "clahe") or set(parameters[:, 0]) == {0, 1}, "some are mirrored, others not"
         assert not ranges.clahe or set(parameters[:, 9]) == {0, 1}, "some are equalised, others not"
-        augmented = augment(ranges, tf.constant(images), tf.constant(parameters), tf.constant(noise_seeds))
-        np.testing.assert_allclose(torch_values[f"images.{name}"], augmented.numpy(), atol=2e-4, err_msg=name)
-        assert np.abs(augmented.numpy() - images / 255).mean() > 1e-3, "else nothing was compared"
-        moved = augment_masks(ranges, tf.constant(outlines), tf.constant(parameters)).numpy()
+        augmented = augment(ranges, images, parameters, noise_seeds)
+        np.testing.assert_allclose(torch_values[f"images.{name}"], augmented, atol=2e-4, err_msg=name)
+        assert np.abs(augmented - images / 255).mean() > 1e-3, "else nothing was compared"
+        moved = augment_masks(ranges, outlines, parameters)
         assert (torch_values[f"outlines.{name}"] != moved).mean() < 1e-3, "but for pixels that are half in"
-    np.testing.assert_array_equal(
-        torch_values["cropped"], crop(tf.constant(outlines > 0), tf.constant(noise_seeds), 32)
-    )
+    np.testing.assert_array_equal(torch_values["cropped"], crop(outlines > 0, noise_seeds, 32))
     for epoch, rate, positives in ((0, 0.75, 22), (2, 0.5, 15)):
         order = epoch_order(given["labels"], 3, epoch, rate)
         keys = torch_values[f"keys{epoch}"]
@@ -105,6 +104,19 @@ def test_functions_compute_the_same(reference):
         np.testing.assert_array_equal(keys[:, 2], repeats_of(order))
         assert torch_values[f"sizes{epoch}"].tolist() == [8, 8, 7, 7]
         assert (order < 7).sum() == positives
+
+
+@pytest.mark.parametrize("damage", [None, "images_64.npy", "arrays_64.json"])
+def test_the_other_team_maps_valid_arrays_and_sees_the_same_pixels(reference, prepared_copy, damage):
+    assert open_arrays(load_prepared(prepared_copy), 64, make=True) is not None
+    if damage:
+        path = prepared_copy / damage
+        path.write_bytes(path.read_bytes()[:-2])
+    values = np.load(reference("team_arrays", {"team": str(TEAM), "prepared": str(prepared_copy)}) / "out.npz")
+    assert values["mapped"] == (damage is None)
+    for kind in ("images", "masks"):
+        assert values[f"{kind} files"].any()
+        np.testing.assert_array_equal(values[f"{kind} arrays"], values[f"{kind} files"])
 
 
 SMALL = {"encoder": "resnet18", "weights": "random", "image_size": 64}

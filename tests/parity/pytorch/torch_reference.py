@@ -136,6 +136,23 @@ def team_pieces(task, folder):
     np.savez(folder / "out.npz", **kept)
 
 
+def team_arrays(task, folder):
+    """The PyTorch team's pixels of a prepared folder by its arrays, where they are valid, and by its PNG files."""
+    sys.path.insert(0, task["team"])
+    import data
+
+    prepared = Path(task["prepared"])
+    kept = {"mapped": np.array(data.mapped_arrays(prepared, 64) is not None)}
+    table, _ = data.read_subsets(prepared, 0)
+    read_arrays = data.mapped_arrays
+    for name in ("arrays", "files"):
+        pixels = data.Radiographs(prepared, table["train"], 64, masks=True)
+        kept[f"images {name}"], _, kept[f"masks {name}"] = pixels.__getitems__([(row, 0, 0) for row in (3, 0, 5, 1)])
+        data.mapped_arrays = lambda *given: None
+    data.mapped_arrays = read_arrays
+    np.savez(folder / "out.npz", **{name: np.asarray(value) for name, value in kept.items()})
+
+
 def team_settings(task, folder):
     """How the PyTorch team's programs carry out settings of the network and the process; see test_torch_team.py."""
     import torchvision

@@ -172,3 +172,46 @@ def test_one_device_agrees_with_itself():
         "ü",
         True,
     )
+
+
+def test_synchronized_batch_norm_sends_one_message_forwards_and_one_backwards(step_lab):
+    """The 20 of a ResNet18: count, sum and sum of squares in float64; two gradients in float32."""
+    norms = step_lab["learning"][:-3]
+    assert len(norms) == 2 * 20
+    channels = [(message["bytes"] // 8 - 1) // 2 for message in norms[:20]]
+    assert channels == [64] * 5 + [128] * 5 + [256] * 5 + [512] * 5
+    assert all(message["bytes"] == (2 * count + 1) * 8 for message, count in zip(norms[:20], channels, strict=True))
+    assert {message["type"] for message in norms[:20]} == {"float64"}
+    assert sorted(message["bytes"] for message in norms[20:]) == [2 * count * 4 for count in channels]
+    assert step_lab["frozen"][-3:] == step_lab["frozen"], "a frozen one sends nothing"
+
+
+def test_gradients_are_sent_in_few_messages_of_bounded_size(step_lab):
+    """45 MB in three; every weight once, and besides the loss and the stop request, in the last message."""
+    for norms in ("learning", "frozen"):
+        messages = step_lab[norms][-3:]
+        sizes = [message["bytes"] for message in messages]
+        largest = 512 * 512 * 9 * 4
+        assert all(size <= 16_000_000 + largest for size in sizes)
+        assert all(size > 16_000_000 for size in sizes[:-1])
+    assert sum(message["bytes"] for message in step_lab["learning"][-3:]) == 4 * (step_lab["gradients"] + 9600 + 2)
+    assert sum(message["bytes"] for message in step_lab["frozen"]) == 4 * (step_lab["gradients"] + 2)
+
+
+def test_the_first_gradients_are_sent_before_the_last_are_there(step_lab):
+    """Of 39 gradients of convolutions. TensorFlow sends one message after the other; BatchNorm's come first."""
+    waited = {norms: [message["gradients"] for message in step_lab[norms][-3:]] for norms in ("learning", "frozen")}
+    assert waited == {"frozen": [3, 11, 39], "learning": [21, 25, 39]}
+    for norms in ("learning", "frozen"):
+        assert [message["messages"] for message in step_lab[norms]] == list(range(len(step_lab[norms])))
+
+
+def test_xla_compiles_what_is_between_the_messages_and_gives_the_same_numbers(step_lab):
+    """On logical CPU devices; 5 messages of each replica: two BatchNorms, forwards and backwards, and the gradient."""
+    plain, compiled = step_lab["plain"], step_lab["xla"]
+    assert plain["clusters"] == 0
+    assert compiled["clusters"] >= 2 * 5
+    assert plain["messages"] == compiled["messages"] == [2 * 5, 0], "all outside of the clusters"
+    np.testing.assert_allclose(compiled["losses"], plain["losses"], atol=1e-6, rtol=0)
+    assert compiled["weights"] == pytest.approx(plain["weights"], rel=1e-6)
+    assert plain["losses"][-1] < plain["losses"][0]

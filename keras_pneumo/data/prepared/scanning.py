@@ -1,0 +1,106 @@
+"""Identifies the files of a data folder before any pixel is decoded: hash, image id, patient, way of storing.
+
+In come paths, out comes a :class:`RadiographFile` for each. It runs in worker processes and is a module of its own for
+that: like :mod:`~.rendering` it imports no pandas.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from keras_pneumo.data.labels.patients import pseudonym
+from keras_pneumo.data.radiographs.decoders import decoder_report
+from keras_pneumo.data.radiographs.plain import PlainFile, open_plain
+from keras_pneumo.data.radiographs.radiograph import UnreadableImage
+from keras_pneumo.data.radiographs.raster import read_limited
+from keras_pneumo.data.radiographs.reading import RASTER_SUFFIXES
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.files import sha256_bytes
+from keras_pneumo.storage.tables import image_id_of, printable
+from keras_pneumo.storage.workers import results_in_order
+
+if TYPE_CHECKING:
+    from keras_pneumo.data.radiographs.dicom import Header
+
+_CHUNK = 16
+"""Files that a worker takes at a time: one takes less than a millisecond, as handing it out does."""
+
+
+@dataclass(frozen=True)
+class RadiographFile:
+    """One file of the data folder."""
+
+    path: Path
+    relative: str
+    """Its path inside the data folder, with ``/``."""
+    image_id: str
+    """SOPInstanceUID, or for other files the stem."""
+    stem: str
+    sha256: str
+    patient: str = ""
+    """Pseudonym of the file's PatientID, blank when it has none."""
+    transfer_syntax: str = ""
+    error: str = ""
+    """Why it cannot be used; blank when it may."""
+
+
+def scan(folder: Path, paths: Sequence[Path], workers: int | None = None) -> list[RadiographFile]:
+    """Identify every file: its hash, image id and, for DICOM, transfer syntax; one entry per path, in their order."""
+    jobs = [(path, printable(path.relative_to(folder).as_posix())) for path in paths]
+    sources = results_in_order(_identify, jobs, workers, chunk=_CHUNK)
+    crashed = "reading its header ends the program that does it"
+    return [
+        source or RadiographFile(path, relative, "", printable(path.stem), "", error=crashed)
+        for (path, relative), source in zip(jobs, sources, strict=True)
+    ]
+
+
+def _identify(job: tuple[Path, str]) -> RadiographFile:
+    path, relative = job
+    stem = image_id_of(path.name)
+    try:
+        data = read_limited(path)
+    except UnreadableImage as error:
+        return RadiographFile(path, relative, stem, stem, "", error=str(error))
+    source = RadiographFile(path, relative, stem, stem, sha256_bytes(data))
+    if path.suffix.lower() in RASTER_SUFFIXES:
+        return source
+    header: PlainFile | Header | None = open_plain(data, stem)
+    if header is None:
+        from keras_pneumo.data.radiographs.dicom import read_header
+
+        try:
+            header = read_header(data, stem)
+        except UnreadableImage as error:
+            return replace(source, error=str(error))
+    return replace(
+        source,
+        image_id=image_id_of(header.image_id),
+        patient=pseudonym(header.patient_id_tag),
+        transfer_syntax=header.transfer_syntax,
+    )
+
+
+def folder_sha256(sources: Sequence[RadiographFile]) -> str:
+    """One hash for all files of the data folder, by their paths in it and their bytes."""
+    lines = sorted(f"{source.sha256} {source.relative}\n" for source in sources)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def require_decoders(sources: Sequence[RadiographFile]) -> None:
+    """Check, before any work, that there is a decoder for each of these files.
+
+    Raises:
+        PneumoError: at least one is; the message names the packages to install.
+    """
+    needed = Counter(source.transfer_syntax for source in sources if source.transfer_syntax and not source.error)
+    missing = [status for status in decoder_report(needed) if not status.available]
+    if missing:
+        parts = ", ".join(f"{needed[status.transfer_syntax]} are stored as {status.name}" for status in missing)
+        packages = " ".join(sorted({status.package for status in missing}))
+        raise PneumoError(f"Of {len(sources)} files {parts}, and the decoder is missing. Run: pip install {packages}")

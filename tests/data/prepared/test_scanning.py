@@ -1,0 +1,62 @@
+"""Files identified before any pixel is decoded; what becomes of them is tested with prepare."""
+
+import dataclasses
+import hashlib
+
+import pytest
+from small_siim import radiograph, write_dicom, write_jpeg_dicom, write_png
+
+from keras_pneumo.data.labels.patients import pseudonym
+from keras_pneumo.data.prepared.scanning import folder_sha256, require_decoders, scan
+from keras_pneumo.data.radiographs import decoders
+from keras_pneumo.errors import PneumoError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_jpeg_dicom(tmp_path / "sub" / "plain.dcm", radiograph(1), uid="1.2.1", PatientID="p")
+    write_dicom(tmp_path / "raw.dcm", radiograph(2), uid="1.2.2")
+    write_png(tmp_path / "picture.PNG", radiograph(3))
+    (tmp_path / "broken.dcm").write_bytes(b"no DICOM")
+    (tmp_path / "empty.png").write_bytes(b"")
+    return tmp_path
+
+
+def identified(folder, workers):
+    return scan(folder, sorted(path for path in folder.rglob("*") if path.is_file()), workers)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_file_is_identified_in_the_order_of_the_paths(folder, workers):
+    sources = identified(folder, workers)
+    assert [source.relative for source in sources] == [
+        "broken.dcm", "empty.png", "picture.PNG", "raw.dcm", "sub/plain.dcm",
+    ]  # fmt: skip
+    assert [source.image_id for source in sources] == ["broken", "empty", "picture", "1.2.2", "1.2.1"]
+    assert [source.transfer_syntax for source in sources] == [
+        "", "", "", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.50",
+    ]  # fmt: skip
+    assert [bool(source.error) for source in sources] == [True, True, False, False, False]
+    assert sources[4].patient == pseudonym("p")
+    for source in sources:
+        if not source.path.stat().st_size:
+            continue
+        assert source.sha256 == hashlib.sha256(source.path.read_bytes()).hexdigest()
+
+
+def test_the_hash_of_a_folder_tells_its_names_and_its_bytes(folder):
+    sources = identified(folder, 1)
+    digest = folder_sha256(sources)
+    assert digest == folder_sha256(sources[::-1])
+    renamed = dataclasses.replace(sources[0], relative="other.dcm")
+    changed = dataclasses.replace(sources[0], sha256="0" * 64)
+    assert len({digest, folder_sha256([renamed, *sources[1:]]), folder_sha256([changed, *sources[1:]])}) == 3
+
+
+def test_only_decoders_that_are_needed_are_asked_for(folder, monkeypatch):
+    sources = identified(folder, 1)
+    monkeypatch.setitem(decoders.DECODERS, "1.2.840.10008.1.2.4.90", ("gdcm", "python-gdcm"))
+    require_decoders(sources)
+    monkeypatch.setitem(decoders.DECODERS, "1.2.840.10008.1.2.4.50", ("gdcm", "python-gdcm"))
+    with pytest.raises(PneumoError, match=r"Of 5 files 1 are stored as JPEG Baseline.*pip install python-gdcm"):
+        require_decoders(sources)
