@@ -324,7 +324,7 @@ def test_the_rows_of_a_gpu_run_small_on_a_cpu(harness, tmp_path, monkeypatch):
     if lab.torch_python is None:
         pytest.skip("PyTorch's environment is not here (make setup-torch)")
     gpu = harness.load(BENCHMARKS / "gpu.py")
-    monkeypatch.setattr(gpu, "IMAGES", 20)
+    monkeypatch.setattr(gpu, "IMAGES", 60)
     monkeypatch.setattr(gpu, "SIZES", (32, 64))
     row = measure_row(dataclasses.replace(gpu.row(lab, "segmenter", "U-Net", 32, 4, "resnet18", False), pairs=1))
     assert row["ratio"] is not None, row["note"]
