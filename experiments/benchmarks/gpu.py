@@ -64,4 +64,5 @@ def shares(result: dict, gpu: str) -> dict:
             figures["peak_share"] = figures["speed"] * flops / peak
             text += f" and reached {figures['peak_share']:.0%} of the peak"
         parts.append(text)
-    return {"note": f"{result['note']} {gpu}: {'; '.join(parts)}.".strip()}
+    where = f"{gpu}: " if gpu else ""
+    return {"note": f"{result['note']} {where}{'; '.join(parts)}."}

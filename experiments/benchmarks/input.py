@@ -17,10 +17,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lab import Lab
-from measuring import OwnRow, Row, Worker
 from worker import serve
+
+if TYPE_CHECKING:  # the other side's environment lacks what these need
+    from lab import Lab
+    from measuring import OwnRow, Row, Worker
 
 RADIOGRAPHS, SIZE, BATCH = 400, 512, 16
 GOAL = 2.0
@@ -28,6 +31,8 @@ GOAL = 2.0
 
 def rows(lab: Lab) -> Iterator[Row | OwnRow]:
     """The rows of this file."""
+    from measuring import Row, Worker
+
     prepared = lab.folder / f"phantoms-input-prepared-{SIZE}"
     missing = lab.missing(lab.torch_python, "torch", "albumentations")
 

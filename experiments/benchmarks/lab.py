@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from measuring import MeasurementError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -97,7 +98,7 @@ class Lab:
             text=True,
         )
         if done.returncode not in (0, 1):
-            raise RuntimeError(f"keras-pneumo {arguments[0]} failed: {done.stdout[-1000:]}{done.stderr[-1000:]}")
+            raise MeasurementError(f"keras-pneumo {arguments[0]} failed: {(done.stdout + done.stderr)[-500:].strip()}")
         finished.touch()
 
 

@@ -301,6 +301,12 @@ def test_growth_writes_radiographs_that_are_all_different_and_prepares_them(harn
     assert 0.5 < result["ratio"] < 2
 
 
+def shortened(row):
+    """The row with one pair of one step."""
+    ours, theirs = (dataclasses.replace(side, runs=1, warm_up=1) for side in (row.ours, row.theirs))
+    return dataclasses.replace(row, ours=ours, theirs=theirs, pairs=1)
+
+
 @pytest.mark.slow
 def test_a_training_step_is_measured_beside_pytorch(harness, tmp_path):
     """The smallest network: what the row measures is real, on both sides."""
@@ -311,7 +317,7 @@ def test_a_training_step_is_measured_beside_pytorch(harness, tmp_path):
         pytest.skip("PyTorch's environment is not here (make setup-torch)")
     steps = harness.load(BENCHMARKS / "training_step.py")
     for task in ("classifier", "segmenter"):
-        row = measure_row(dataclasses.replace(steps.row(lab, task, 64, False, "resnet18"), pairs=1))
+        row = measure_row(shortened(steps.row(lab, task, 64, False, "resnet18")))
         assert row["ratio"] is not None, row["note"]
         assert row["ours"]["work"] == row["theirs"]["work"]
 
@@ -324,9 +330,9 @@ def test_the_rows_of_a_gpu_run_small_on_a_cpu(harness, tmp_path, monkeypatch):
     if lab.torch_python is None:
         pytest.skip("PyTorch's environment is not here (make setup-torch)")
     gpu = harness.load(BENCHMARKS / "gpu.py")
-    monkeypatch.setattr(gpu, "IMAGES", 20)
+    monkeypatch.setattr(gpu, "IMAGES", 60)
     monkeypatch.setattr(gpu, "SIZES", (32, 64))
-    row = measure_row(dataclasses.replace(gpu.row(lab, "segmenter", "U-Net", 32, 4, "resnet18", False), pairs=1))
+    row = measure_row(shortened(gpu.row(lab, "segmenter", "U-Net", 32, 4, "resnet18", False)))
     assert row["ratio"] is not None, row["note"]
     assert "waited for data" in row["note"]
 

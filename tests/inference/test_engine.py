@@ -21,9 +21,9 @@ MANY = 10**9
 
 def small_model(factor=1.0):
     """A classifier whose logit is ``factor`` times the mean of the pixels."""
-    image = keras.Input((None, None, 1))
-    pooled = keras.layers.GlobalAveragePooling2D()(image)
-    model = keras.Model(image, keras.layers.Dense(1, use_bias=False)(pooled))
+    image = keras.Input((None, None, 1), name="image")
+    pooled = keras.layers.GlobalAveragePooling2D(name="pool")(image)
+    model = keras.Model(image, keras.layers.Dense(1, use_bias=False, name="fc")(pooled), name="small")
     model.set_weights([np.full((1, 1), factor)])
     return model
 
@@ -96,8 +96,7 @@ def test_an_engine_with_other_logits_is_never_used(lab):
 
 def test_the_hash_is_that_of_weights_and_layers():
     assert network_hash(small_model()) != network_hash(small_model(2.0))
-    model = small_model()
-    assert network_hash(model) == network_hash(model)
+    assert network_hash(small_model()) == network_hash(small_model())
 
 
 def test_keras_is_the_single_device_as_ever_and_a_missing_package_is_said(monkeypatch):

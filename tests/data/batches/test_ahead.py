@@ -58,6 +58,16 @@ def test_the_next_batches_are_begun_and_none_after_the_last():
     for number in (1, 2):
         batches.take(number, 3)
     assert begun == [0, 1, 2]
+    batches.take(0)
+    assert begun[3:5] == [0, 1], "without an end, too"
+
+
+def test_a_batch_that_was_taken_is_not_kept():
+    """TensorFlow has its memory now: the same number once more is another array."""
+    batches = Ahead(Numbered, 5)
+    first, again = batches.take(3)[0], batches.take(3)[0]
+    assert first is not again
+    assert first.tolist() == again.tolist() == expected(3)
 
 
 def test_what_was_begun_and_not_taken_stays_within_bounds():
