@@ -300,7 +300,7 @@ def test_from_the_same_start_and_budget_the_board_cannot_tell_them_apart(both_te
 
 FIRST_EPOCH = {"albunet_512": 3e-3, "fourth_place": 1e-3}
 LATER_EPOCHS = {"albunet_512": 2e-2, "fourth_place": 3e-3}
-"""Largest relative difference of the mean loss of an epoch. Seen: 8e-4 and 2e-4 in the first epoch, 7e-3 and 7e-4 later.
+"""Largest relative difference of an epoch's mean loss. Seen: 8e-4 and 2e-4 in the first epoch, 7e-3 and 7e-4 later.
 
 Rounding grows from step to step, most where BatchNorm learns from batches of 4 images, whose deepest maps have 2x2
 pixels, so that its statistics are of 16 numbers. In fourth_place it does not learn. With Keras's own BatchNormalization
