@@ -29,14 +29,18 @@ def raises_again(handler):
 
 
 def swallowing_handlers(source):
-    """Lines of handlers of every exception that neither come after one of PneumoError nor raise again."""
+    """Lines of handlers of every exception that neither name PneumoError, nor come after one of it, nor raise again."""
     for block in ast.walk(ast.parse(source)):
         if not isinstance(block, ast.Try):
             continue
         caught = set()
         for handler in block.handlers:
             names = names_of(handler)
-            if names & {"Exception", "BaseException"} and "PneumoError" not in caught and not raises_again(handler):
+            if (
+                names & {"Exception", "BaseException"}
+                and "PneumoError" not in caught | names
+                and not raises_again(handler)
+            ):
                 yield handler.lineno
             caught |= names
 

@@ -256,7 +256,8 @@ def run_command(side: Command) -> dict[str, Any]:
         "seconds": seconds,
         "work": side.work,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "memory_mb": max(peak[0], usage.ru_maxrss * 1024) / 1e6,
+        # Not ru_maxrss: it counts what this process held when it forked.
+        "memory_mb": peak[0] / 1e6,
     }
     return {**figures, **(side.after() or {})}
 

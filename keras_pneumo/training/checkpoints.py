@@ -216,7 +216,7 @@ class CheckpointWriter:
     def _write(self, temporary: Path, arrays: Arrays, state: dict[str, Any]) -> None:
         try:
             _complete(temporary, arrays, state)
-        except BaseException as fault:
+        except (PneumoError, BaseException) as fault:  # raised again by the training's thread
             self.fault = fault
 
 

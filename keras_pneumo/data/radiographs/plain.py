@@ -20,6 +20,7 @@ from PIL import Image
 from keras_pneumo.data.radiographs.decoders import DECODERS
 from keras_pneumo.data.radiographs.limits import check_frame
 from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage, check_size
+from keras_pneumo.errors import PneumoError
 
 JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
 
@@ -148,6 +149,8 @@ def decode_plain(data: bytes, stem: str) -> Radiograph | None:
             if picture.mode != "L" or picture.size != (plain.columns, plain.rows):
                 return None
             pixels = np.array(picture)
+    except PneumoError:
+        raise
     except Exception:  # damaged; Pillow raises every class of error, and pydicom's way gives the reason
         return None
     return Radiograph(
