@@ -16,6 +16,7 @@ Sources: ``torch.optim.AdamW`` and ``torch.optim.SGD`` (PyTorch 2.14); decoupled
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -126,6 +127,7 @@ class _TorchOptimizer(keras.optimizers.Optimizer):
         self.decay = decay
         self.decay_applies = decay_applies
         self.rate_multipliers = dict(rate_multipliers or {})
+        self._made: Any = weakref.WeakKeyDictionary()  # by graph; one for each branch of a condition, too
 
     def build(self, variables: list[Any]) -> None:
         """Store each variable's multiple of the rate and its decay, by position."""
@@ -143,6 +145,19 @@ class _TorchOptimizer(keras.optimizers.Optimizer):
 
     def _at_this_step(self, value: float | Schedule) -> Any:
         return value(self.iterations) if callable(value) else value
+
+    def _once_a_step(self, dtype: str, compute: Callable[[str], Any]) -> Any:
+        """``compute(dtype)``, which is the same for all variables of a step: within a TensorFlow graph it is made once.
+
+        A ResNet50 has 161 variables, and a schedule holds a table of all steps.
+        """
+        if keras.backend.backend() != "tensorflow" or tf.executing_eagerly():
+            return compute(dtype)
+        graph = tf.compat.v1.get_default_graph()
+        made = self._made.setdefault(graph, {})
+        if dtype not in made:
+            made[dtype] = compute(dtype)
+        return made[dtype]
 
 
 class AdamW(_TorchOptimizer):
@@ -192,12 +207,7 @@ class AdamW(_TorchOptimizer):
         dtype = keras.backend.standardize_dtype(variable.dtype)
         gradient = ops.cast(gradient, dtype)
         rate = ops.cast(learning_rate, dtype) * self._multiples[index]
-        beta_1 = ops.cast(self._at_this_step(self.beta_1), dtype)
-        beta_2 = float(np.dtype(dtype).type(self.beta_2))  # as the operation takes it, so that the correction fits it
-        step = ops.cast(self.iterations + 1, dtype)
-        # 1 - beta ** step loses four digits in float32 at the first steps; expm1 keeps them.
-        correction_1 = -ops.expm1(step * ops.log(beta_1))
-        root_2 = ops.sqrt(-ops.expm1(step * math.log(beta_2)))
+        beta_1, beta_2, correction_1, root_2 = self._once_a_step(dtype, self._moments)
         if self._decays[index]:
             self.assign(variable, variable * (1.0 - rate * self._decays[index]))
         if keras.backend.backend() == "tensorflow":
@@ -218,6 +228,16 @@ class AdamW(_TorchOptimizer):
         self.assign(mean, mean + (gradient - mean) * (1.0 - beta_1))
         self.assign(square, square + (ops.square(gradient) - square) * (1.0 - beta_2))
         self.assign(variable, variable - rate / correction_1 * mean / (ops.sqrt(square) / root_2 + self.epsilon))
+
+    def _moments(self, dtype: str) -> tuple[Any, float, Any, Any]:
+        """Both betas, the correction of the mean, and the root of the correction of the squares, at this step."""
+        ops = keras.ops
+        beta_1 = ops.cast(self._at_this_step(self.beta_1), dtype)
+        beta_2 = float(np.dtype(dtype).type(self.beta_2))  # as the operation takes it, so that the correction fits it
+        step = ops.cast(self.iterations + 1, dtype)
+        # 1 - beta ** step loses four digits in float32 at the first steps; expm1 keeps them.
+        correction_1 = -ops.expm1(step * ops.log(beta_1))
+        return beta_1, beta_2, correction_1, ops.sqrt(-ops.expm1(step * math.log(beta_2)))
 
 
 class SGD(_TorchOptimizer):
@@ -262,7 +282,7 @@ class SGD(_TorchOptimizer):
         buffer = self._buffers[index]
         dtype = keras.backend.standardize_dtype(variable.dtype)
         rate = ops.cast(learning_rate, dtype) * self._multiples[index]
-        momentum = ops.cast(self._at_this_step(self.momentum), dtype)
+        momentum = self._once_a_step(dtype, lambda dtype: ops.cast(self._at_this_step(self.momentum), dtype))
         gradient = ops.cast(gradient, dtype) + self._decays[index] * variable
         if keras.backend.backend() == "tensorflow":
             tf.raw_ops.ResourceApplyMomentum(

@@ -165,3 +165,20 @@ def test_steps_under_a_distribution_strategy_equal_the_plain_ones():
             results.append([np.array(v) for v in model.trainable_variables])
     for mirrored, plain in zip(*results, strict=True):
         np.testing.assert_allclose(mirrored, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [AdamW, SGD])
+def test_a_schedule_stands_once_in_the_graph_of_a_step(kind):
+    """Not once for each of a network's variables, each time with its table of all steps."""
+    import tensorflow as tf
+
+    table = Tabulated(np.linspace(0.85, 0.95, 77))
+    optimizer = kind(0.1, **{"beta_1" if kind is AdamW else "momentum": table})
+    variables = [keras.Variable(np.ones((2, 2), np.float32)) for _ in range(5)]
+    optimizer.build(variables)
+    apply = tf.function(lambda *gradients: optimizer.apply(gradients))
+    graph = apply.get_concrete_function(*[tf.ones((2, 2))] * 5).graph
+    constants = [operation for operation in graph.get_operations() if operation.type == "Const"]
+    assert [operation.outputs[0].shape.as_list() for operation in constants].count([77]) == 1
+    steps = ("ResourceApplyAdam", "ResourceApplyMomentum")
+    assert sum(operation.type in steps for operation in graph.get_operations()) == 5
