@@ -18,7 +18,14 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.training.callbacks import CheckpointInterval
 from keras_pneumo.training.distributed.strategy import start_distribution
 from keras_pneumo.training.step import TrainingNetwork
-from keras_pneumo.training.trainer import TrainingOptions, train
+from keras_pneumo.training.trainer import Trainer, TrainingOptions
+
+
+class LastWeights(Trainer):
+    """A training that leaves its network as the last step did, on one device too, where it would load the best."""
+
+    def best_network(self):
+        return None
 
 
 def main():
@@ -61,7 +68,7 @@ def main():
             network_class=Recorded,
         )
         Path(folder).mkdir(exist_ok=True)
-        train(experiment, crash_lab.load_prepared(Path(prepared)), Path(folder), training_options)
+        LastWeights(experiment, crash_lab.load_prepared(Path(prepared)), Path(folder), training_options).run(None, None)
     except PneumoError as error:
         notify(str(error))
         os._exit(getattr(error, "exit_code", 2))

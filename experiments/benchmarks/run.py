@@ -131,7 +131,7 @@ def rows(lab: Lab) -> Iterator[Row | OwnRow]:
 
     def reads() -> dict[str, Any]:
         figures = counted()
-        return {"ratio": READ_BEFORE / figures["reads_per_step"], **figures}
+        return {"ratio": READ_BEFORE / max(figures["reads_per_step"], 1 / figures["steps"]), **figures}
 
     def stall() -> dict[str, Any]:
         figures = counted()

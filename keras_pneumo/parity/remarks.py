@@ -161,8 +161,7 @@ def training(network: str) -> Remark:
         return (
             "The same weights (residual branches shut at first) and batches, at a rate so low that rounding alone "
             f"changes little in PyTorch itself. The losses are between {min(losses):.3f} and {max(losses):.3f}. "
-            "Rounding grows from step to step. Running variances differ (check 10), but no loss of training depends "
-            "on them."
+            "Rounding grows from step to step."
         )
 
     return remark

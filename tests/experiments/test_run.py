@@ -54,5 +54,5 @@ def test_the_counting_of_one_short_training(prepared_folder):
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["steps"] >= 5
     assert figures["checkpoints"] >= 2
-    assert figures["reads_per_step"] > 0
+    assert 0 <= figures["reads_per_step"] < 1, "a step waits for no value; a few are read together"
     assert 0 < figures["stall_seconds"] < figures["written_at_once_seconds"]

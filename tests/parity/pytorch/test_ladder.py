@@ -35,9 +35,10 @@ def test_every_check_passes_on_all_three_backends(exchanged):
     assert answer == json.loads(json.dumps(as_json(ladder)))
     assert "tensorflow" not in answer["versions"]["keras_on_torch"]
     third = {result.number for result in ladder.results if result.keras_on_torch is not None}
-    assert third == {3, 5, 6, 7, 8, 9, 10, 11, 12}, "Keras's torch backend computes all that is Keras"
+    assert third == {*range(3, 13)}, "Keras's torch backend computes all that needs no TensorFlow"
     reasons = {result.number: result.absent for result in ladder.results if result.keras_on_torch is None}
-    assert "tensorflow" in reasons[4]
+    assert set(reasons) == {1, 2, 13, 14}
+    assert all(reasons.values())
     assert all(result.remark for result in ladder.results)
     assert "Can these two be compared?" in (out / "parity.html").read_text()
 
