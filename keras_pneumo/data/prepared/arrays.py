@@ -19,6 +19,7 @@ radiographs are ready in seconds.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -138,14 +139,14 @@ class _Sources:
         masks = {image_id: str(files[name]) for image_id in ids if (name := mask_name(image_id, size)) in files}
         return _Sources(size, images, masks) if ids and all(images.values()) else None
 
-    @property
+    @functools.cached_property
     def files(self) -> dict[str, str]:
         """Path inside the prepared folder -> SHA-256; images, then masks."""
         return {image_name(name, self.size): digest for name, digest in self.images.items()} | {
             mask_name(name, self.size): digest for name, digest in self.masks.items()
         }
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """What identifies the contents of the arrays: the SHA-256 over the hexadecimal ones of all files in order."""
         return sha256_bytes("".join(self.files.values()).encode())
