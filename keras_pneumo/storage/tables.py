@@ -226,9 +226,14 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
+def shown_id(image_id: str) -> str:
+    """An image id for a message, cut where it is far too long to be one."""
+    return one_line(image_id, 80)
+
+
 def named_images(image_ids: Iterable[str], most: int = 5) -> str:
     """The first few image ids in quotes, each cut where it is far too long to be one: ``'a', 'b' and 7 more``."""
-    return listed((repr(one_line(image_id, 80)) for image_id in image_ids), most)
+    return listed((repr(shown_id(image_id)) for image_id in image_ids), most)
 
 
 def listed(items: Iterable[object], most: int = 5) -> str:

@@ -24,8 +24,8 @@ from keras_pneumo.storage.tables import (
     counted,
     image_id_of,
     listed,
-    one_line,
     read_rows,
+    shown_id,
 )
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def read_labels(path: Path, need_masks: bool = True) -> Labels:
     for image_id, parts in by_image.items():
         reasons = _wrong_rows(parts, has_masks, has_labels)
         rejected += [
-            Rejected(path.name, row, f"image {one_line(image_id, 80)}: {reason}", image_id) for row, reason in reasons
+            Rejected(path.name, row, f"image {shown_id(image_id)}: {reason}", image_id) for row, reason in reasons
         ]
         if reasons or image_id in spoilt:
             continue
@@ -145,7 +145,7 @@ def read_label_rows(
         if not image_id:
             rejected.append(Rejected(path.name, number, "the image id is blank"))
         elif len(cells) < needed or any(cells[len(header) :]):
-            reason = f"image {one_line(image_id, 80)}: the row has {len(cells)} cells, where {len(header)} are expected"
+            reason = f"image {shown_id(image_id)}: the row has {len(cells)} cells, where {len(header)} are expected"
             rejected.append(Rejected(path.name, number, reason, image_id))
         else:
             cells = [*cells, *[""] * (len(header) - len(cells))][: len(header)]

@@ -19,7 +19,7 @@ from keras_pneumo.data.labels.patients import read_patients
 from keras_pneumo.data.prepared.manifest import MANIFEST_NAME, read_manifest
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.scoring.metrics import auroc
-from keras_pneumo.storage.tables import IMAGE_COLUMNS, column_name, counted, image_id_of, one_line, read_table
+from keras_pneumo.storage.tables import IMAGE_COLUMNS, column_name, counted, image_id_of, read_table, shown_id
 
 _LABELS = ("pneumothorax", "existlabels", "label", "target")
 _SPLITS = ("fold", "subset")
@@ -135,7 +135,7 @@ def read_split_table(split: Path, patients: Path | None, labels: Path | None) ->
         rows[name] = (_folds if name == "fold" else _subsets)(table[names[name]], split, table.row)
     if rows.image_id.duplicated().any():
         first = rows[rows.image_id.duplicated()].iloc[0]
-        raise PneumoError(f"{split}, row {first.row}: image {one_line(first.image_id, 80)!r} was given before.")
+        raise PneumoError(f"{split}, row {first.row}: image {shown_id(first.image_id)!r} was given before.")
     label = next((names[name] for name in _LABELS if name in names), None)
     rows["pneumothorax"] = _given_labels(table[label], split, table.row) if label else _file_labels(rows, split, labels)
     notes: list[str] = []
@@ -226,7 +226,7 @@ def _file_labels(rows: pd.DataFrame, split: Path, labels: Path | None) -> pd.Ser
         first = rows[values.isna()].iloc[0]
         raise PneumoError(
             f"{labels} has no label for {counted(int(values.isna().sum()), 'image')} of {split}, "
-            f"first {one_line(first.image_id, 80)!r}."
+            f"first {shown_id(first.image_id)!r}."
         )
     return values.astype(int)
 

@@ -15,7 +15,7 @@ from keras_pneumo.data.labels import rle
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.inputs.submission import Submission, SubmissionInfo, named_rows
 from keras_pneumo.evaluation.inputs.truth import Truth
-from keras_pneumo.storage.tables import counted, listed, named_images, one_line
+from keras_pneumo.storage.tables import counted, listed, named_images, shown_id
 
 _ENOUGH_MASKS = 10
 """If at least this number of masks all end before pixel 512 x 512, they were drawn on another grid."""
@@ -151,7 +151,7 @@ def _without_repeats(
         first = several[several.image_id == both.index[both][0]]
         errors.append(
             f"{file} says of {counted(int(both.sum()), 'image')} both that there is no mask and what the mask is, "
-            f"first of {one_line(first.image_id.iloc[0], 80)!r} (rows {listed(first.row)}). Keep only one of the two."
+            f"first of {shown_id(first.image_id.iloc[0])!r} (rows {listed(first.row)}). Keep only one of the two."
         )
     text = several.encoded_pixels.where(~empty, rle.EMPTY)
     again = pd.DataFrame({"image_id": several.image_id, "text": text}).duplicated()
@@ -190,7 +190,7 @@ def _runs(
                 counts = _clipped(text, pixels)
                 clipped += 1
         except rle.RleError as error:
-            errors.append(f"row {row} ({one_line(image_id, 80)}): {error}")
+            errors.append(f"row {row} ({shown_id(image_id)}): {error}")
             continue
         masks += 1
         furthest = max(furthest, pixels - counts[-1])

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.tables import IMAGE_COLUMNS, column_name, image_id_of, listed, one_line, read_table
+from keras_pneumo.storage.tables import IMAGE_COLUMNS, column_name, image_id_of, listed, one_line, read_table, shown_id
 
 MOST_CATEGORIES = 20
 """A text column with more different values than this is not used: it is free text, a list of findings, or an id."""
@@ -55,7 +55,7 @@ def read_metadata(path: Path, nih_names: dict[str, str] | None = None) -> pd.Dat
     if index.duplicated().any():
         first = table[index.duplicated()].iloc[0]
         raise PneumoError(
-            f"{path}, row {first.row}: image {one_line(first[image], 80)!r} was given before. One row per image."
+            f"{path}, row {first.row}: image {shown_id(first[image])!r} was given before. One row per image."
         )
     table = table.drop(columns=[image, "row"]).set_axis(index, axis=0)
     # NIH's header has "OriginalImage[Width,Height]", which a comma-separated table reads as two names.

@@ -33,6 +33,7 @@ from keras_pneumo.storage.tables import (
     read_rows,
     read_table,
     read_text,
+    shown_id,
 )
 
 INFO_FILE, PREDICTIONS_FILE, VALIDATION_FILE = "submission.json", "predictions.csv", "validation.csv"
@@ -343,7 +344,7 @@ def _read_predictions(path: Path, task: Task | None, max_bytes: int, errors: lis
 
 def named_rows(rows: pd.DataFrame) -> str:
     """The first rows of a table as a message names them: ``row 4 ('a'), row 9 ('b') and 3 more``."""
-    return listed(f"row {row} ({one_line(image, 80)!r})" for row, image in zip(rows.row, rows.image_id, strict=True))
+    return listed(f"row {row} ({shown_id(image)!r})" for row, image in zip(rows.row, rows.image_id, strict=True))
 
 
 def _probabilities(table: pd.DataFrame, path: Path, errors: list[str]) -> np.ndarray:

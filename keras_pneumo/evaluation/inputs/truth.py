@@ -34,6 +34,7 @@ from keras_pneumo.storage.tables import (
     named_images,
     one_line,
     read_rows,
+    shown_id,
 )
 
 METADATA = ("sex", "age", "view", "pixel_spacing_mm")
@@ -181,7 +182,7 @@ def _one_row_per_image(labels: Labels, file: Path) -> pd.DataFrame:
     if "pneumothorax" in rows.columns and rows.image_id.duplicated().any():
         again = rows[rows.image_id.duplicated()].iloc[0]
         raise PneumoError(
-            f"{file}, row {again.row}: image {one_line(again.image_id, 80)!r} was given before. One row per image."
+            f"{file}, row {again.row}: image {shown_id(again.image_id)!r} was given before. One row per image."
         )
     table = rows.drop_duplicates("image_id").drop(columns="encoded_pixels", errors="ignore").reset_index(drop=True)
     return table.assign(pneumothorax=[int(labels.images[image_id].positive) for image_id in table.image_id])
@@ -238,7 +239,7 @@ def _read_ids(path: Path) -> list[str]:
             raise PneumoError(f"{path}, row {number}: the image id is blank.")
         if image_id in ids:
             raise PneumoError(
-                f"{path}, row {number}: image {one_line(image_id, 80)!r} was given before (row {ids[image_id]})."
+                f"{path}, row {number}: image {shown_id(image_id)!r} was given before (row {ids[image_id]})."
             )
         ids[image_id] = number
     if not ids:
