@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from PIL import features
 
+JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
+RUN_LENGTH = "1.2.840.10008.1.2.5"
+
 DECODERS: dict[str, tuple[str, str]] = {
-    "1.2.840.10008.1.2.4.50": ("pillow", "pillow"),
+    JPEG_BASELINE: ("pillow", "pillow"),
     "1.2.840.10008.1.2.4.51": ("pylibjpeg", "pylibjpeg-libjpeg"),
     "1.2.840.10008.1.2.4.57": ("pylibjpeg", "pylibjpeg-libjpeg"),
     "1.2.840.10008.1.2.4.70": ("pylibjpeg", "pylibjpeg-libjpeg"),
@@ -19,7 +22,7 @@ DECODERS: dict[str, tuple[str, str]] = {
     "1.2.840.10008.1.2.4.201": ("pylibjpeg", "pylibjpeg-openjpeg"),
     "1.2.840.10008.1.2.4.202": ("pylibjpeg", "pylibjpeg-openjpeg"),
     "1.2.840.10008.1.2.4.203": ("pylibjpeg", "pylibjpeg-openjpeg"),
-    "1.2.840.10008.1.2.5": ("pydicom", "pydicom"),
+    RUN_LENGTH: ("pydicom", "pydicom"),
 }
 """Transfer syntax -> (pydicom's name of the decoding plugin, the package to install for it).
 
@@ -53,12 +56,11 @@ def decoder_report(transfer_syntaxes: Collection[str] = tuple(DECODERS)) -> list
     report = []
     for uid, (plugin, package) in DECODERS.items():
         if uid in transfer_syntaxes:
-            name, available = _PILLOW if (uid, plugin) == (_BASELINE, "pillow") else _in_pydicom(uid, plugin)
+            name, available = _PILLOW if (uid, plugin) == (JPEG_BASELINE, "pillow") else _in_pydicom(uid, plugin)
             report.append(DecoderStatus(uid, name, plugin, package, available))
     return report
 
 
-_BASELINE = "1.2.840.10008.1.2.4.50"
 _PILLOW = ("JPEG Baseline (Process 1)", bool(features.check("jpg")))
 
 

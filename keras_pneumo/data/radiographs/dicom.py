@@ -22,8 +22,14 @@ from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing, pixel
 
 from keras_pneumo.data.radiographs.decoders import DECODERS
 from keras_pneumo.data.radiographs.limits import check_deflated, check_pixels, text_of, transfer_syntax_of
-from keras_pneumo.data.radiographs.plain import one_of, square_spacing, years_of
-from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage, stretch
+from keras_pneumo.data.radiographs.radiograph import (
+    Radiograph,
+    UnreadableImage,
+    one_of,
+    square_spacing,
+    stretch,
+    years_of,
+)
 from keras_pneumo.data.radiographs.raster import read_limited
 from keras_pneumo.errors import PneumoError
 

@@ -10,14 +10,14 @@ import zlib
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from keras_pneumo.data.radiographs.decoders import DECODERS, DEFLATED, UNCOMPRESSED
+from keras_pneumo.data.radiographs.decoders import DECODERS, DEFLATED, RUN_LENGTH, UNCOMPRESSED
 from keras_pneumo.data.radiographs.radiograph import MAX_FILE_BYTES, UnreadableImage, check_size
 
 if TYPE_CHECKING:  # pydicom takes longer to import than a worker needs for twenty plain files
     import pydicom
 
-_RUN_LENGTH = "1.2.840.10008.1.2.5"
-_LONG_FORM = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV")
+LONG_FORM = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+"""Value representations whose length has four bytes, after two that are reserved (PS3.5, 7.1.2)."""
 
 
 def text_of(dataset: pydicom.Dataset, name: str) -> str:
@@ -47,7 +47,7 @@ def _file_meta(data: bytes) -> tuple[str, int]:
     """
     position, syntax = 132, ""
     while data[position : position + 2] == b"\x02\x00":
-        head = 12 if data[position + 4 : position + 6] in _LONG_FORM else 8
+        head = 12 if data[position + 4 : position + 6] in LONG_FORM else 8
         length = int.from_bytes(data[position + head - (4 if head == 12 else 2) : position + head], "little")
         if data[position + 2 : position + 4] == b"\x10\x00":
             syntax = data[position + head : position + head + length].decode("ascii", "replace").rstrip("\0 ")
@@ -101,7 +101,7 @@ def _check_encapsulated(dataset: pydicom.Dataset, rows: int, columns: int, expec
     frame = next(frames)
     if next(frames, None) is not None:
         raise UnreadableImage("it holds more than one frame; one radiograph per file is read")
-    run_length = transfer_syntax_of(dataset) == _RUN_LENGTH  # has no header: the decoder goes by the DICOM header
+    run_length = transfer_syntax_of(dataset) == RUN_LENGTH  # has no header: the decoder goes by the DICOM header
     if run_length:
         _check_length(frame, expected)
     else:

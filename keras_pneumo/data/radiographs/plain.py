@@ -9,26 +9,27 @@ does for the pixels, and importing it takes as long as preparing twenty files.
 from __future__ import annotations
 
 import io
-import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
-from keras_pneumo.data.radiographs.decoders import DECODERS
-from keras_pneumo.data.radiographs.limits import check_frame
-from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage, check_size
+from keras_pneumo.data.radiographs.decoders import DECODERS, JPEG_BASELINE
+from keras_pneumo.data.radiographs.limits import LONG_FORM, check_frame
+from keras_pneumo.data.radiographs.radiograph import (
+    Radiograph,
+    UnreadableImage,
+    check_size,
+    one_of,
+    square_spacing,
+    years_of,
+)
 from keras_pneumo.errors import PneumoError
 
-JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
-
 _SHORT_FORM = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
-"""Value representations whose length has two bytes (PS3.5, 7.1.2)."""
-
-_LONG_FORM = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
-"""Those whose length has four bytes, after two that are reserved."""
+"""Value representations whose length has two bytes; see :data:`~.limits.LONG_FORM` for the others."""
 
 _TEXTS = {
     0x00020010: ("syntax", b"UI"),
@@ -180,7 +181,7 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         kind = data[position + 4 : position + 6]
         if kind in _SHORT_FORM:
             start, length = position + 8, int.from_bytes(data[position + 6 : position + 8], "little")
-        elif kind in _LONG_FORM and position + 12 <= len(data):
+        elif kind in LONG_FORM and position + 12 <= len(data):
             start, length = position + 12, int.from_bytes(data[position + 8 : position + 12], "little")
         else:
             return
@@ -213,30 +214,3 @@ def _text(value: bytes, pair: bool) -> str | None:
 
 def _numbers(pair: str) -> tuple[float, ...]:
     return tuple(float(number) for number in pair.split("\\")) if pair else ()
-
-
-# -- What values of a header mean, for every reader --------------------------------------------------------------------
-
-
-def one_of(text: str, allowed: tuple[str, ...]) -> str:
-    """``text`` in capitals when that is an allowed value, else blank."""
-    return text.upper() if text.upper() in allowed else ""
-
-
-def years_of(text: str) -> float | None:
-    """Years from ``062Y``, ``018M``, ``010W``, ``005D`` (PS3.5, VR AS) or SIIM's plain ``62``; None beyond 0 to 120."""
-    match = re.fullmatch(r"([0-9]{1,3})([DWMY]?)", text.upper())
-    if not match:
-        return None
-    years = int(match[1]) / {"D": 365.25, "W": 52.18, "M": 12.0}.get(match[2], 1.0)
-    return round(years, 2) if years <= 120 else None
-
-
-def square_spacing(spacings: Iterable[tuple[float, ...]]) -> float | None:
-    """The side of a pixel in mm from the first spacing (down, across) whose pixels are square, else None."""
-    for spacing in spacings:
-        if len(spacing) == 2:
-            down, across = spacing
-            if math.isfinite(down) and down > 0 and abs(down - across) <= 1e-6 * down:
-                return round(down, 6)
-    return None

@@ -6,6 +6,9 @@ reason; no other code needs to know the file's format.
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,3 +85,30 @@ def stretch(values: np.ndarray) -> np.ndarray:
     if high <= low:
         return np.zeros(values.shape, np.uint8)
     return np.rint((values.astype(np.float64) - low) * (255.0 / (high - low))).astype(np.uint8)
+
+
+# -- What values of a DICOM header mean, for every reader --------------------------------------------------------------
+
+
+def one_of(text: str, allowed: tuple[str, ...]) -> str:
+    """``text`` in capitals when that is an allowed value, else blank."""
+    return text.upper() if text.upper() in allowed else ""
+
+
+def years_of(text: str) -> float | None:
+    """Years from ``062Y``, ``018M``, ``010W``, ``005D`` (PS3.5, VR AS) or SIIM's plain ``62``; None beyond 0 to 120."""
+    match = re.fullmatch(r"([0-9]{1,3})([DWMY]?)", text.upper())
+    if not match:
+        return None
+    years = int(match[1]) / {"D": 365.25, "W": 52.18, "M": 12.0}.get(match[2], 1.0)
+    return round(years, 2) if years <= 120 else None
+
+
+def square_spacing(spacings: Iterable[tuple[float, ...]]) -> float | None:
+    """The side of a pixel in mm from the first spacing (down, across) whose pixels are square, else None."""
+    for spacing in spacings:
+        if len(spacing) == 2:
+            down, across = spacing
+            if math.isfinite(down) and down > 0 and abs(down - across) <= 1e-6 * down:
+                return round(down, 6)
+    return None
