@@ -38,7 +38,7 @@ def random_detector(size: int, flips: bool, engine: Engine) -> Detector:
     record = {"format": FORMAT, "versions": versions()}
     changes = {"image_size": size, "weights": "random", "flip_averaging": flips}
     runs = [RunFolder(Path(), base.replace(**changes), record) for base in (CLASSIFIER, SEGMENTER)]
-    distribute = predictors_on(engine, 0, print).distribute
+    distribute = predictors_on(engine, lambda: 0, print).distribute
     members: list[Any] = [[(run, [distribute(fold_batch_norm(build(run.experiment)))])] for run in runs]
     return Detector(
         folder=Path(), name="random", version="0", classifiers=members[0], segmenters=members[1],

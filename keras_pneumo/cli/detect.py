@@ -97,11 +97,9 @@ def detect_command(
     from keras_pneumo.data.radiographs.reading import find_files
     from keras_pneumo.detector.detect import detect
     from keras_pneumo.detector.detector import open_detector
-    from keras_pneumo.detector.record import read_detector_record
     from keras_pneumo.inference.engine import predictors_on
 
-    read_detector_record(detector_folder)  # first: what is no detector is refused before a large folder is searched
-    distributed = predictors_on(engine.value, len(find_files(files, out_folder)), warn)
+    distributed = predictors_on(engine.value, lambda: len(find_files(files, out_folder)), warn)
     detector = open_detector(detector_folder, distributed)
     with ProgressBar("detection") as progress:
         result = detect(detector, files, out_folder, dicom, make_uids, progress.update, workers)

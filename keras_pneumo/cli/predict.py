@@ -84,8 +84,13 @@ def predict_command(
     prepared = load_prepared(data) if from_prepared else None
     distributed = distribution.distributed_predictor()
     if engine != EngineName.KERAS:
-        wanted = [*prepared.subset(subset), *prepared.subset("validation")] if prepared else find_images(data)[0]
-        distributed = predictors_on(name, len(wanted), warn)
+
+        def images() -> int:
+            if prepared is None:
+                return len(find_images(data)[0])
+            return len(prepared.subset(subset)) + len(prepared.subset("validation"))
+
+        distributed = predictors_on(name, images, warn)
     with ended_together(distribution), ProgressBar("prediction") as progress:
         if prepared:
             update = progress.update if distribution.chief else None

@@ -32,7 +32,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.export import ONNX_PACKAGES, largest_difference, named_logits, write_onnx
+from keras_pneumo.inference.export import ONNX_PACKAGES, largest_difference, named_logits, onnx_runner, write_onnx
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, CompiledNetwork, DistributedPredictor, Predictor
 from keras_pneumo.inference.run import hardware
 from keras_pneumo.storage.files import cache_folder, write_json
@@ -61,12 +61,12 @@ FILE = "engines.json"
 """In the cache: the measurements, images per second of each engine by network, machine and batch."""
 
 
-def predictors_on(engine: Engine, images: int, notify: Callable[[str], None]) -> DistributedPredictor:
+def predictors_on(engine: Engine, images: Callable[[], int], notify: Callable[[str], None]) -> DistributedPredictor:
     """Where networks are made and predict, on one device.
 
     Args:
         engine: see the module.
-        images: how many will be predicted; ``auto`` judges by it whether a trial pays.
+        images: tells how many will be predicted; only ``auto`` calls it, to judge whether a trial pays.
         notify: called with a sentence on the engine of each network, unless ``engine`` is ``keras``.
 
     Raises:
@@ -95,7 +95,7 @@ class EnginePredictor:
         self,
         model: keras.Model,
         engine: Engine,
-        images: int,
+        images: Callable[[], int],
         notify: Callable[[str], None],
         on_chosen: Callable[[str], None] = lambda engine: None,
     ) -> None:
@@ -133,7 +133,7 @@ class EnginePredictor:
         speeds = _measured(name)
         if speeds is None:
             keras_network.predict_on_batch(x)
-            seconds = _seconds(keras_network, x) / len(x) * self.images
+            seconds = _seconds(keras_network, x) / len(x) * self.images()
             if seconds < WORTH_SECONDS:
                 self.notify(
                     f"Engine: Keras. It needs about {seconds:.0f} s, too little for a trial of ONNX Runtime to pay."
@@ -170,15 +170,13 @@ class EnginePredictor:
 class OnnxNetwork:
     """A network on ONNX Runtime, with the one method of a Keras model that prediction uses."""
 
-    def __init__(self, session: Any) -> None:
-        """Take an ``onnxruntime.InferenceSession`` of an export."""
-        self.session = session
-        self.names = [output.name for output in session.get_outputs()]
+    def __init__(self, content: bytes) -> None:
+        """Take an export's bytes."""
+        self.run = onnx_runner(content)
 
     def predict_on_batch(self, x: Any) -> Any:
         """Logits of float32 (B, S, S, 1) in [0, 1]: (B, 1), (B, S, S, 1), or both as ``image`` and ``mask``."""
-        inputs = {"radiograph": np.ascontiguousarray(x, np.float32)}
-        outputs = dict(zip(self.names, self.session.run(self.names, inputs), strict=True))
+        outputs = self.run(np.ascontiguousarray(x, np.float32))
         if len(outputs) == 1:
             return next(iter(outputs.values()))
         return {"image": outputs["image_logit"], "mask": outputs["mask_logits"]}
@@ -186,8 +184,6 @@ class OnnxNetwork:
 
 def open_onnx(model: keras.Model) -> OnnxNetwork:
     """The network on ONNX Runtime's CPU kernels, exported into the cache if it is not there yet."""
-    import onnxruntime
-
     folder = cache_folder() / "onnx"
     path = folder / f"{network_hash(model)[:24]}.onnx"
     try:
@@ -205,7 +201,7 @@ def open_onnx(model: keras.Model) -> OnnxNetwork:
             export = Path(temporary) / path.name
             write_onnx(model, export)
             content = export.read_bytes()
-    return OnnxNetwork(onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]))
+    return OnnxNetwork(content)
 
 
 def network_hash(model: keras.Model) -> str:

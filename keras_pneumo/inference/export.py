@@ -195,12 +195,21 @@ def _savedmodel(model: keras.Model, _: Experiment, path: Path, record: dict[str,
 
 
 def _onnx(model: keras.Model, _: Experiment, path: Path, record: dict[str, str]) -> Runner:
+    write_onnx(model, path, record)
+    return onnx_runner(path.read_bytes())
+
+
+def onnx_runner(content: bytes) -> Runner:
+    """Runs an ONNX export, given as its bytes, on ONNX Runtime's CPU kernels."""
     import onnxruntime
 
-    write_onnx(model, path, record)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return lambda images: dict(zip(names, session.run(names, {"radiograph": images}), strict=True))
+
+    def run(images: np.ndarray) -> NamedLogits:
+        return dict(zip(names, session.run(names, {"radiograph": images}), strict=True))
+
+    return run
 
 
 def write_onnx(model: keras.Model, path: Path, record: dict[str, str] | None = None) -> None:

@@ -101,7 +101,7 @@ def test_onnx_runtime_answers_as_keras_does_and_is_recorded(tiny_detector, phant
     images = [radiograph.pixels for radiograph in radiographs]
     messages = []
     detectors = [
-        open_detector(tiny_detector, predictors_on(engine, 3, messages.append)) for engine in ("keras", "onnx")
+        open_detector(tiny_detector, predictors_on(engine, lambda: 3, messages.append)) for engine in ("keras", "onnx")
     ]
     pairs = [detector.answer(images) for detector in detectors]
     assert len(messages) == 2, "a sentence for each network"

@@ -46,7 +46,7 @@ def lab(monkeypatch, own_cache):
     def predict(name, images=MANY, model=None):
         state.messages.clear()
         state.used.clear()
-        predictor = EnginePredictor(model or small_model(), name, images, state.messages.append, state.used.add)
+        predictor = EnginePredictor(model or small_model(), name, lambda: images, state.messages.append, state.used.add)
         logits = [predictor.predict_on_batch(IMAGES) for _ in range(2)]
         np.testing.assert_array_equal(*logits)
         return logits[0]
@@ -101,12 +101,12 @@ def test_the_hash_is_that_of_weights_and_layers():
 
 def test_keras_is_the_single_device_as_ever_and_a_missing_package_is_said(monkeypatch):
     messages = []
-    assert predictors_on("keras", 10, messages.append) is SINGLE_DEVICE
+    assert predictors_on("keras", lambda: 10, messages.append) is SINGLE_DEVICE
     monkeypatch.setattr(engine, "find_spec", lambda name: None if name == "tf2onnx" else object())
-    assert predictors_on("auto", 10, messages.append) is SINGLE_DEVICE
+    assert predictors_on("auto", lambda: 10, messages.append) is SINGLE_DEVICE
     assert messages == ["Engine: Keras (ONNX Runtime needs tf2onnx)."]
     with pytest.raises(PneumoError, match=r"needs tf2onnx\. Run: pip install 'keras-pneumo\[export\]'"):
-        predictors_on("onnx", 10, messages.append)
+        predictors_on("onnx", lambda: 10, messages.append)
 
 
 def test_only_the_newest_exports_are_kept(tmp_path):
