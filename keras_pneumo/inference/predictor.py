@@ -97,16 +97,24 @@ class CompiledNetwork:
     ``keras.Model.predict_on_batch`` makes a second graph when the last batch is smaller, which takes seconds.
     """
 
-    def __init__(self, model: keras.Model) -> None:
-        """Predict with ``model``, from float32 (B, S, S, 1) in [0, 1] to logits."""
+    def __init__(self, model: keras.Model, jit: bool = False) -> None:
+        """Predict with ``model``, from float32 (B, S, S, 1) in [0, 1] to logits; with ``jit`` compiled by XLA."""
         images = tf.TensorSpec((None, None, None, 1), tf.float32)
         self.function = tf.function(
-            lambda batch: model(batch, training=False), input_signature=[images], autograph=False
+            lambda batch: model(batch, training=False),
+            input_signature=[images],
+            autograph=False,
+            jit_compile=jit or None,
         )
 
     def predict_on_batch(self, x: Any) -> Any:
         """The logits of a batch, as NumPy arrays."""
-        return tf.nest.map_structure(lambda logits: logits.numpy(), self.function(tf.cast(x, tf.float32)))
+        return tf.nest.map_structure(lambda logits: logits.numpy(), self.predict_function([(x,)]))
+
+    def predict_function(self, data: Any) -> Any:
+        """The logits as tensors; what Keras's ``predict_on_batch`` calls, where a model is given this function."""
+        ((images,),) = data
+        return self.function(tf.cast(images, tf.float32))
 
 
 @dataclass(frozen=True)

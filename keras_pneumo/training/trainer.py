@@ -35,7 +35,7 @@ from keras_pneumo.data.batches.pipeline import training_batches
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.data.prepared.split import check_split
 from keras_pneumo.errors import PneumoError, Stopped
-from keras_pneumo.inference.predictor import MicroBatchPredictor, Predictor
+from keras_pneumo.inference.predictor import CompiledNetwork, MicroBatchPredictor, Predictor
 from keras_pneumo.inference.run import (
     CHECKPOINTS,
     FORMAT,
@@ -88,7 +88,7 @@ from keras_pneumo.training.run_folder import (
 )
 from keras_pneumo.training.schedules import Plateau
 from keras_pneumo.training.step import TrainingNetwork, training_network
-from keras_pneumo.training.validation import ValidationResult, make_validator, predict_function
+from keras_pneumo.training.validation import ValidationResult, make_validator
 
 NAN_BATCHES = "nan_batches.csv"
 """In the run folder: the images of each batch that gave no finite loss, and what was done about it."""
@@ -420,7 +420,9 @@ class Trainer:
         self.new_average()
         self.validator = make_validator(self.experiment, self.validation, self.prepared)
         if self.distribution.strategy is None:
-            self.model.predict_function = predict_function(self.model, self.experiment.image_size)
+            # Keras makes a graph for each phase's network, and another one for a last batch that is smaller.
+            one_graph = CompiledNetwork(self.model, jit=bool(self.model.jit_compile))
+            self.model.predict_function = one_graph.predict_function
         return checkpoint
 
     def first_record(self) -> dict[str, Any]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_pneumo.config import Experiment
 from keras_pneumo.data.batches.images import ImageSet, masks_of
@@ -118,25 +116,6 @@ def _segmenter_validator(experiment: Experiment, source: ImageSet, truth: list[n
         return ValidationResult(loss, auroc(source.labels, probability), search.dice, search.dice_positives, search)
 
     return evaluate
-
-
-def predict_function(model: keras.Model, size: int) -> Callable[[Any], Any]:
-    """What ``predict_on_batch`` calls, as one graph for all batches, epochs and phases of a training.
-
-    Keras makes one for each training network, and another one for a last batch that is smaller.
-
-    Args:
-        model: the network; its weights are those it has when the function is called.
-        size: of the images in pixels.
-    """
-    image = tf.TensorSpec([None, size, size, 1], tf.float32)
-    jit = bool(model.jit_compile)
-
-    def predict(data: Any) -> Any:
-        ((images,),) = data
-        return model(images, training=False)
-
-    return tf.function(predict, input_signature=([(image,)],), autograph=False, jit_compile=jit or None)
 
 
 def _cross_entropy(labels: np.ndarray, logits: np.ndarray) -> float:

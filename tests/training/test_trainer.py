@@ -107,7 +107,7 @@ def test_validation_and_all_phases_share_one_graph(finished):
     model, images = result.model, np.zeros((3, 64, 64, 1), "float32")
     for some in (images, images[:1]):
         model.predict_on_batch(some)
-    assert model.predict_function.experimental_get_tracing_count() == 1
+    assert model.predict_function.__self__.function.experimental_get_tracing_count() == 1
 
 
 @pytest.mark.slow
