@@ -24,6 +24,7 @@ from keras_pneumo.models.batch_norm import batch_norm
 from keras_pneumo.models.preprocessing import Normalise
 from keras_pneumo.training import checkpoints, trainer
 from keras_pneumo.training.callbacks import CheckpointInterval
+from keras_pneumo.training.checkpoints import CheckpointWriter
 from keras_pneumo.training.distributed.strategy import start_distribution
 from keras_pneumo.training.step import TrainingNetwork
 from keras_pneumo.training.trainer import Trainer, TrainingOptions, train
@@ -64,6 +65,13 @@ def train_tiny(prepared, folder, experiment=QUICK, **options):
     messages = []
     options = TrainingOptions(notify=messages.append, build=tiny, **options)
     return train(experiment, prepared, folder, options), messages
+
+
+def save_checkpoint(run, epoch, step, arrays, state, files):
+    """Writes a checkpoint and waits until it is on the disk; gives its folder."""
+    with CheckpointWriter() as writer:
+        writer.save(run, epoch, step, arrays, state, files)
+    return run / f"checkpoints/at_{epoch:04d}_{step:06d}"
 
 
 def poisoned(when):

@@ -141,25 +141,6 @@ def capture(
     return arrays, values
 
 
-def save(run: Path, epoch: int, step: int, arrays: Arrays, state: dict[str, Any], files: Iterable[str]) -> Path:
-    """Write a checkpoint of the run folder ``run`` and remove all but the last two.
-
-    Args:
-        run: the run folder.
-        epoch: epochs done.
-        step: steps done of the epoch after them.
-        arrays: weights, optimizer and the like, by name.
-        state: plain JSON.
-        files: paths in the run folder of the files that belong to this moment; they are linked, not copied, so they
-            must be replaced by renaming, never written to in place.
-
-    Raises:
-        PneumoError: the disk is full or closed to us; the checkpoints before then stand, and nothing of this one is
-        left.
-    """
-    return _complete(_begin(run, epoch, step, files), arrays, state)
-
-
 class CheckpointWriter:
     """Writes checkpoints beside the next steps, one at a time.
 
@@ -188,10 +169,20 @@ class CheckpointWriter:
     def save(
         self, run: Path, epoch: int, step: int, arrays: Arrays, state: dict[str, Any], files: Iterable[str]
     ) -> None:
-        """Begin to write a checkpoint, when the one before is on the disk; arguments as for :func:`save`.
+        """Begin to write a checkpoint, when the one before is on the disk; all but the last two are then removed.
+
+        Args:
+            run: the run folder.
+            epoch: epochs done.
+            step: steps done of the epoch after them.
+            arrays: weights, optimizer and the like, by name.
+            state: plain JSON.
+            files: paths in the run folder of the files that belong to this moment; they are linked, not copied, so they
+                must be replaced by renaming, never written to in place.
 
         Raises:
-            PneumoError: the one before could not be written, or this one not begun.
+            PneumoError: the one before could not be written, or this one not begun: the disk is full or closed to us.
+                The checkpoints before then stand, and nothing of the failed one is left.
         """
         self.wait()
         temporary = _begin(run, epoch, step, files)

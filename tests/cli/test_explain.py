@@ -1,24 +1,11 @@
 """Tests that explain refuses wrong options with a message."""
 
 import pytest
-from explain_lab import untrained
+from explain_lab import prepared, run  # noqa: F401 - fixtures
 
 from keras_pneumo.cli import main
-from keras_pneumo.config import CLASSIFIER
-from keras_pneumo.data.prepared.folder import load_prepared
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def prepared(prepared_folder):
-    return load_prepared(prepared_folder)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, prepared):
-    experiment = CLASSIFIER.replace(name="tiny", encoder="resnet18", weights="random", image_size=64)
-    return untrained(tmp_path_factory.mktemp("runs") / "tiny", experiment, prepared, threshold=0.5)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +18,7 @@ def run(tmp_path_factory, prepared):
         ([".", "--subset", "test"], "--subset, --segmenter, --compare and --devices are for the check"),
     ],
 )
-def test_refusals(tmp_path, monkeypatch, run, arguments, message, capsys):
+def test_refusals(tmp_path, monkeypatch, run, arguments, message, capsys):  # noqa: F811 - a fixture
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         main(["explain", str(run.folder), *arguments])

@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from crash_lab import QUICK, tiny
+from crash_lab import QUICK, save_checkpoint, tiny
 
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
@@ -21,7 +21,7 @@ STATE = {"position": {"epoch": 1}, "note": float("nan")}
 
 
 def write(run, epoch=1, step=2, **more):
-    return checkpoints.save(run, epoch, step, ARRAYS | more, STATE, [])
+    return save_checkpoint(run, epoch, step, ARRAYS | more, STATE, [])
 
 
 def test_a_checkpoint_is_restored_as_it_was_saved(tmp_path):
@@ -56,7 +56,7 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
 def test_a_damaged_checkpoint_is_skipped_with_a_message(tmp_path, name, how):
     (tmp_path / "best.weights.h5").write_bytes(b"weights" * 100)
     write(tmp_path, 0, 5)
-    last = checkpoints.save(tmp_path, 0, 9, ARRAYS, STATE, ["best.weights.h5"])
+    last = save_checkpoint(tmp_path, 0, 9, ARRAYS, STATE, ["best.weights.h5"])
     victim = last / name
     content = bytearray(victim.read_bytes())
     victim.unlink()
@@ -91,7 +91,7 @@ def test_files_of_the_run_are_restored(tmp_path):
     best.write_bytes(b"first")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/epoch_001.weights.h5").write_bytes(b"one")
-    checkpoints.save(tmp_path, 1, 0, ARRAYS, STATE, ["best.weights.h5", "checkpoints/epoch_001.weights.h5"])
+    save_checkpoint(tmp_path, 1, 0, ARRAYS, STATE, ["best.weights.h5", "checkpoints/epoch_001.weights.h5"])
     for path, content in ((best, b"second"), (tmp_path / "checkpoints/epoch_002.weights.h5", b"two")):
         (tmp_path / "new").write_bytes(content)
         (tmp_path / "new").replace(path)
@@ -149,7 +149,7 @@ def test_a_checkpoint_is_written_beside_the_next_steps_and_holds_its_own_moment(
         held_writing.set()
     beside = checkpoints.latest(tmp_path)
     assert beside.kept[best.name].read_bytes() == b"then"
-    at_once = checkpoints.save(tmp_path, 1, 3, ARRAYS, STATE, [])
+    at_once = save_checkpoint(tmp_path, 1, 3, ARRAYS, STATE, [])
     for name in ("arrays.safetensors", "state.json"):
         assert (beside.folder / name).read_bytes() == (at_once / name).read_bytes()
 

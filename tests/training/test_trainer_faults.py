@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from crash_lab import QUICK, SHORT, exhausted, poisoned, train_tiny
+from crash_lab import QUICK, SHORT, exhausted, poisoned, save_checkpoint, train_tiny
 from safetensors.numpy import load_file
 
 from keras_pneumo.data.prepared.folder import load_prepared
@@ -164,7 +164,7 @@ def test_a_checkpoint_of_other_images_split_or_network_is_refused(tmp_path, prep
     checkpoint = checkpoints.latest(tmp_path / "run")
     state = checkpoint.state
     state["identity"]["network"] = "0"
-    checkpoints.save(tmp_path / "run", 99, 0, checkpoint.arrays, state, [])
+    save_checkpoint(tmp_path / "run", 99, 0, checkpoint.arrays, state, [])
     with pytest.raises(PneumoError, match="another network"):
         train_tiny(prepared, tmp_path / "run", resume=True)
 
