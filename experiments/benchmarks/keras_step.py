@@ -11,20 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from worker import UnmeasurableError, serve
+from worker import UnmeasurableError, serve, step_parser
 
 
 def main() -> None:
     """Read the command line and serve."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--task", choices=("classifier", "segmenter"), default="classifier")
-    parser.add_argument("--encoder", default="resnet50")
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--precision", default="float32")
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--gpu", action="store_true", help="refuse to run without a GPU")
-    given = parser.parse_args()
+    given = step_parser().parse_args()
     serve(lambda: set_up(given))
 
 

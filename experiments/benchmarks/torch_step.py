@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from worker import UnmeasurableError, serve
+from worker import UnmeasurableError, serve, step_parser
 
 TEAM = Path(__file__).resolve().parents[1] / "torch_team"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -23,15 +23,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def main() -> None:
     """Read the command line and serve."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--task", choices=("classifier", "segmenter"), default="classifier")
-    parser.add_argument("--encoder", default="resnet50")
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--precision", default="float32")
-    parser.add_argument("--data", type=Path)
+    parser = step_parser()
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--gpu", action="store_true", help="refuse to run without a GPU")
     given = parser.parse_args()
     serve(lambda: set_up(given))
 

@@ -16,6 +16,7 @@ It reads ``{"run": count}`` from its input, one JSON text a line, and answers ``
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import json
@@ -24,6 +25,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 
 class UnmeasurableError(Exception):
@@ -53,6 +55,19 @@ def serve(set_up: Callable[[], Callable[[int], float | dict[str, float]]]) -> No
         seconds = time.perf_counter() - started
         figures = done if isinstance(done, dict) else {"work": done}
         print(json.dumps({"seconds": seconds, **figures}), file=answers)
+
+
+def step_parser() -> argparse.ArgumentParser:
+    """The options of a worker of training steps, the same on both sides."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--task", choices=("classifier", "segmenter"), default="classifier")
+    parser.add_argument("--encoder", default="resnet50")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--gpu", action="store_true", help="refuse to run without a GPU")
+    return parser
 
 
 def end_with_parent() -> None:
