@@ -223,6 +223,7 @@ def run_command(side: Command) -> dict[str, Any]:
         MeasurementError: it could not be started, took too long, or ended with another exit code than it may.
     """
     side.before()
+    cpu_seconds: dict[int, float] = {}
     with tempfile.TemporaryFile("w+") as errors:
         started = time.perf_counter()
         try:
@@ -240,7 +241,7 @@ def run_command(side: Command) -> dict[str, Any]:
         stopper = threading.Timer(LIMIT, lambda: os.killpg(process.pid, signal.SIGKILL))
         stopper.start()
         try:
-            with peak_memory(process.pid) as peak:
+            with peak_memory(process.pid, cpu_seconds) as peak:
                 _, status, usage = os.wait4(process.pid, 0)
                 seconds = time.perf_counter() - started
         except BaseException:
@@ -255,7 +256,8 @@ def run_command(side: Command) -> dict[str, Any]:
     figures = {
         "seconds": seconds,
         "work": side.work,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        # A forkserver's workers are not waited for by the command, so the kernel's sum leaves them out.
+        "cpu_seconds": max(usage.ru_utime + usage.ru_stime, sum(cpu_seconds.values())),
         # Not ru_maxrss: it counts what this process held when it forked.
         "memory_mb": peak[0] / 1e6,
     }
@@ -263,17 +265,20 @@ def run_command(side: Command) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def peak_memory(pid: int) -> Iterator[list[float]]:
+def peak_memory(pid: int, cpu_seconds: dict[int, float] | None = None) -> Iterator[list[float]]:
     """A context that looks at a process and its children; its list holds the most bytes that they had together.
 
-    Pages that several processes share count once (proportional set size), so workers that read one file are not
-    counted as if each had a copy.
+    ``cpu_seconds``, if given, gets the CPU seconds of each process, as they were when it was last seen. Pages that
+    several processes share count once (proportional set size), so workers that read one file are not counted as if
+    each had a copy.
     """
     peak, ended = [0.0], threading.Event()
 
     def watch() -> None:
         while not ended.wait(SAMPLE_SECONDS):
             peak[0] = max(peak[0], memory_of(pid))
+            if cpu_seconds is not None:
+                cpu_seconds.update(_cpu_seconds_by_process(pid))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -301,14 +306,19 @@ def memory_of(pid: int) -> float:
 
 def _cpu_seconds(pid: int) -> float:
     """CPU seconds of a process and its children so far."""
-    total = 0.0
+    return sum(_cpu_seconds_by_process(pid).values())
+
+
+def _cpu_seconds_by_process(pid: int) -> dict[int, float]:
+    """CPU seconds so far of a process and of each of its children that runs."""
+    seconds = {}
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         for member in [process, *process.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
                 times = member.cpu_times()
-                total += times.user + times.system
-    return total
+                seconds[member.pid] = times.user + times.system
+    return seconds
 
 
 def _answer(process: subprocess.Popen[str], errors: Any) -> dict[str, Any]:
