@@ -112,6 +112,7 @@ def prepare(
     readers: int = 2,
     image_column: str | None = None,
     label_column: str | None = None,
+    any_view: bool = False,
 ) -> Prepared:
     """Prepare a folder of radiographs: check, decode and resize them, and split them by patient.
 
@@ -134,6 +135,7 @@ def prepare(
         readers: how many readers must see a pneumothorax, where several read each image.
         image_column: the image's column in a table that is not known.
         label_column: the label's column in a table that is not known.
+        any_view: whether images that the table calls lateral are let in.
 
     Raises:
         PneumoError: nothing can be prepared, or ``out`` holds something else.
@@ -156,7 +158,7 @@ def prepare(
         _paths(patients),
         seed=seed,
         workers=workers,
-        options=options_of(uncertain, blank, readers, image_column, label_column),
+        options=options_of(uncertain, blank, readers, image_column, label_column, any_view),
     )
     for note in summary.notes:
         warnings.warn(note, stacklevel=2)
@@ -280,6 +282,8 @@ class Prepared:
         from keras_pneumo.data.batches.images import open_source
         from keras_pneumo.data.batches.pipeline import labelled_batches
 
+        if masks:
+            self.prepared_folder.require_masks()
         source = open_source(self.prepared_folder, image_ids, size, with_masks=masks, verify=True)
         return labelled_batches(source, batch_size, masks, augmentation, seed, shuffle)
 

@@ -102,6 +102,7 @@ def prepare_command(
     readers: Annotated[int, typer.Option(min=1, help="Readers who must agree, where several read each image.")] = 2,
     image_column: Annotated[str | None, typer.Option(help="Column of the image, in a table not known.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the label, in a table not known.")] = None,
+    any_view: Annotated[bool, typer.Option("--any-view", help="Let in images that the table calls lateral.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
 ) -> None:
@@ -114,7 +115,7 @@ def prepare_command(
     """
     from keras_pneumo.data.labels.known import options_of
 
-    options = options_of(uncertain, blank, readers, image_column, label_column)
+    options = options_of(uncertain, blank, readers, image_column, label_column, any_view)
     if (workers or available_cores()) > 1:
         start_server("keras_pneumo.data.prepared.rendering", "keras_pneumo.data.prepared.scanning")
     import pandas  # noqa: F401 - needed later, and imported now, while the server of the workers starts

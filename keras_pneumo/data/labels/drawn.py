@@ -148,9 +148,8 @@ def read_mask(path: Path) -> np.ndarray:
             if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
                 pixels = np.asarray(picture) > 0
                 return pixels.astype(np.uint8)
-            if picture.mode in ("RGBA", "P", "LA", "PA"):
-                picture = picture.convert("RGB")
-            grey = np.asarray(picture.convert("L"))
+            opaque = picture.convert("RGB") if picture.mode in ("RGBA", "P", "LA", "PA") else picture
+            grey = np.asarray(opaque.convert("L"))
     return (grey >= (_MIDDLE if grey.size and grey.max() >= _MIDDLE else 1)).astype(np.uint8)
 
 

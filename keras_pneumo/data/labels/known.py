@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.tables import IMAGE_COLUMNS, column_name, listed, one_line
@@ -32,6 +32,8 @@ class LabelOptions:
     image_column: str | None = None
     label_column: str | None = None
     """The columns of a table that is not known."""
+    any_view: bool = False
+    """Whether images that the table calls lateral, or of another view, are let in."""
 
 
 def options_of(
@@ -40,6 +42,7 @@ def options_of(
     readers: int = 2,
     image_column: str | None = None,
     label_column: str | None = None,
+    any_view: bool = False,
 ) -> LabelOptions:
     """The options of a user's words.
 
@@ -52,7 +55,9 @@ def options_of(
         raise PneumoError(f"--blank is negative or ignore, not {blank!r}.")
     if readers < 1:
         raise PneumoError(f"--readers is at least 1, not {readers}.")
-    return LabelOptions(uncertain, blank, readers, image_column, label_column)
+    return LabelOptions(
+        cast("Uncertain", uncertain), cast("Meaning | None", blank), readers, image_column, label_column, any_view
+    )
 
 
 @dataclass(frozen=True)

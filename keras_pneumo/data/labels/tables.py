@@ -38,7 +38,10 @@ BLANK = frozenset({"", "nan", "none", "null", "na", "n/a", "<na>"})
 """Words of a label, in lower case."""
 
 FINDING = "pneumothorax"
-"""The finding, in lists of findings; ``hydropneumothorax`` is one of its own, and not counted."""
+"""The finding, as tables name it."""
+
+_FINDINGS = frozenset({FINDING, "hydropneumothorax"})
+"""Findings with air in the pleural space; a hydropneumothorax has fluid there as well."""
 
 _FRONTAL = {"pa": "PA", "posteroanterior": "PA", "ap": "AP", "anteroposterior": "AP", "aphorizontal": "AP"}
 _FRONTAL |= {"frontal": "", "": "", "unk": "", "unknown": "", "nan": ""}
@@ -76,7 +79,7 @@ def first_lines(path: Path, count: int = 3) -> list[str]:
     """
     opened = gzip.open if path.name.lower().endswith(".gz") else Path.open
     try:
-        with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline=None) as stream:  # type: ignore[operator]
+        with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline=None) as stream:
             return [stream.readline(4096).rstrip("\n") for _ in range(count)]
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
@@ -130,7 +133,7 @@ def _read_masks(path: Path, data_set: DataSet, options: LabelOptions) -> Labels:
     labels = replace(read_labels(path), data_set=data_set.name)
     if not len(blank):
         return labels
-    record = {"blank": meaning, "blank_rows": len(blank)}
+    record: dict[str, object] = {"blank": meaning, "blank_rows": len(blank)}
     if meaning == "negative":
         return replace(labels, record=record)
     left_out = {
@@ -276,7 +279,7 @@ class _Reader:
             findings = {part.strip(" []'\"") for part in word.split(wanted.separator)} - BLANK
             if not findings:
                 return "blank"
-            if FINDING in findings:
+            if findings & _FINDINGS:
                 return "positive"
             return "uncertain" if findings & set(wanted.unlabelled) else "negative"
         for words, state in ((YES, "positive"), (NO, "negative"), (UNCERTAIN, "uncertain"), (BLANK, "blank")):
@@ -286,9 +289,11 @@ class _Reader:
 
     def _answer(self, item: _Found) -> bool | str | None:
         """Whether an image is positive; a text: why it is left out; None: its rows contradict each other."""
-        if item.view:
+        if item.view and not self.options.any_view:
             self.counts["not frontal"] += 1
-            return f"{self.path.name} says that its view is {one_line(item.view, 30)}, not frontal"
+            return (
+                f"{self.path.name} says that its view is {one_line(item.view, 30)}, not frontal (--any-view lets it in)"
+            )
         if item.readers:
             return sum(item.readers.values()) >= self.options.readers
         states = set(item.states)

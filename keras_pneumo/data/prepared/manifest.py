@@ -43,18 +43,8 @@ BOXES = "boxes.csv"
 No score and no training depends on them, so they are no part of the manifest."""
 
 _PACKAGES = ("numpy", "opencv-python-headless", "pandas", "pillow", "pycocotools", "pydicom")
-_TEXT = (
-    "image_id",
-    "patient_id",
-    "sex",
-    "view",
-    "subset",
-    "encoded_pixels",
-    "source",
-    "source_sha256",
-    "file",
-    "reason",
-)
+_TEXT = ("image_id", "patient_id", "sex", "view", "subset", "encoded_pixels", "file", "reason")
+_SOURCE_TEXT = ("source", "source_sha256")
 _NUMBERS = ("age", "pixel_spacing_mm", "row")
 
 
@@ -75,6 +65,8 @@ def write_folder(
         raise PneumoError(f"None of the {len(plan.sources)} labelled images can be prepared: {reasons}.")
     set_aside = [*plan.set_aside, *failed]
     cases = cases_table(usable, plan.labels, plan.grouping, rendered)
+    if _lacks_sources(out):
+        cases = cases.drop(columns="source")
     split = make_split(cases, plan.seed)
     tables = {
         CASES: write_table(out / CASES, cases),
@@ -121,6 +113,14 @@ def write_folder(
     _write_boxes(out, usable, plan.labels)
     write_json(out / MANIFEST_NAME, manifest)
     return manifest
+
+
+def _lacks_sources(out: Path) -> bool:
+    """Whether a folder was prepared before sources were recorded: its tables stay as they are, and so its hashes."""
+    try:
+        return "sources" not in read_manifest(out)
+    except PneumoError:  # a new folder, or a damaged one
+        return False
 
 
 def require_split(plan: PreparationPlan) -> None:
@@ -319,7 +319,7 @@ def read_prepared_table(path: Path) -> pd.DataFrame:
     columns = pd.read_csv(path, nrows=0).columns
     return pd.read_csv(
         path,
-        dtype={name: str for name in _TEXT if name in columns},
+        dtype={name: str for name in (*_TEXT, *_SOURCE_TEXT) if name in columns},
         keep_default_na=False,
         na_values={name: [""] for name in _NUMBERS if name in columns},
     )

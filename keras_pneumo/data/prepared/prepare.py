@@ -165,7 +165,8 @@ def _data_folders(
             raise PneumoError(
                 f"{len(folders)} folders and {len(given)} {option} were given. Give one for each folder, one, or none."
             )
-        tables.append([None] * len(folders) if not given else list(given) * (len(folders) // len(given)))
+        each: list[Path | None] = [*given] * (len(folders) // len(given)) if given else [None] * len(folders)
+        tables.append(each)
     return [DataFolder(*each) for each in zip(folders, *tables, strict=True)]
 
 

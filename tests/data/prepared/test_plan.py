@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from command_lab import run
 from small_siim import block, radiograph, write_labels, write_png, write_siim
 
+import keras_pneumo as kp
 from keras_pneumo.data.labels.known import LabelOptions
 from keras_pneumo.data.prepared.folder import load_prepared, verify_files
+from keras_pneumo.data.prepared.manifest import prepared_sha256
 from keras_pneumo.data.prepared.prepare import prepare
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.files import write_table
 
 REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[4] / "shared"))
 needs_real = pytest.mark.skipif(not (REAL / "siim_more").exists(), reason="no real radiographs beside the repository")
@@ -218,3 +222,57 @@ def test_nih_labels_and_siim_labels_on_the_same_real_images(tmp_path):
     differing = int((known["pneumothorax"] != known["nih_label"]).sum())
     assert any(f"Their labels differ for {differing}: " in note for note in summary.notes)
     assert prepared.manifest["sources"]["siim"]["positive"] == 56
+
+
+def test_a_folder_from_before_sources_keeps_its_tables(tmp_path):
+    write_siim(tmp_path / "data")
+    first = prepare(tmp_path / "data", tmp_path / "out", [32], workers=1)
+    assert set(load_prepared(tmp_path / "out").cases["source"]) == {"SIIM-ACR"}
+    # As it was written before: no column source in cases.csv, nothing of labels and sources in the manifest.
+    path = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    table = load_prepared(tmp_path / "out").cases.drop(columns="source")
+    manifest["tables"]["cases.csv"] = write_table(tmp_path / "out" / "cases.csv", table)
+    manifest["prepared_sha256"] = prepared_sha256(manifest["tables"], manifest["pixels"])
+    for name in ("labels", "sources", "source_notes"):
+        del manifest[name]
+    path.write_text(json.dumps(manifest))
+    again = prepare(tmp_path / "data", tmp_path / "out", [32, 64], workers=1)
+    assert again.prepared_sha256 == manifest["prepared_sha256"] != first.prepared_sha256
+    assert "source" not in load_prepared(tmp_path / "out").cases
+
+
+# -- Command and front door --------------------------------------------------------------------------------------------
+
+
+def test_the_command_takes_every_option_of_labels(tmp_path):
+    data = tmp_path / "data"
+    write_images(data)
+    answers = ["ptx", "none", "unsure", "", *["ptx", "none"] * 4]
+    rows = "".join(f"i{number:02},{answer}\n" for number, answer in enumerate(answers))
+    (data / "reading.csv").write_text("file no,answer\n" + rows.replace("ptx", "yes").replace("none", "no"))
+    command = ["prepare", "data", "--out", "out", "--size", "32", "--workers", "1", "--image-column", "file no"]
+    refusal = run(*command, "--label-column", "answer", cwd=tmp_path)
+    assert refusal.returncode == 2
+    assert "--blank negative" in refusal.stderr
+    done = run(*command, "--label-column", "answer", "--blank", "ignore", "--uncertain", "positive", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr  # the blank one is set aside
+    record = json.loads((tmp_path / "out" / "manifest.json").read_text())["labels"][0]
+    assert (record["positive"], record["negative"], record["uncertain"]) == (6, 5, "positive")
+    assert (record["blank"], record["blank_rows"], record["label_column"]) == ("ignore", 1, "answer")
+
+
+def test_the_front_door_takes_labels_and_several_folders(tmp_path):
+    folders = [labels_only(tmp_path / "a"), labels_only(tmp_path / "b", first=20)]
+    with pytest.warns(UserWarning, match="12 of 12 positives have no mask"):
+        prepared = kp.prepare(folders, tmp_path / "out", 32, labels=[folder / "labels.csv" for folder in folders])
+    assert set(prepared.cases["source"]) == {"a", "b"}
+    with pytest.raises(PneumoError, match="--uncertain is ignore, positive or negative"):
+        kp.prepare(folders[0], tmp_path / "other", 32, uncertain="never")
+
+
+def test_a_segmenter_is_refused_where_there_are_no_masks(tmp_path):
+    with pytest.warns(UserWarning, match="no mask"):
+        prepared = kp.prepare(labels_only(tmp_path / "a"), tmp_path / "out", 32)
+    with pytest.raises(PneumoError, match="Train a classifier, or prepare only data with masks"):
+        prepared.dataset("train", image_size=32, batch_size=2, masks=True)
