@@ -167,16 +167,16 @@ def _plain(value: Any) -> Any:
 def _training_rows(comparison: FrameworkComparison) -> list[dict[str, Any]]:
     """A row for each seed: the score of each team's training, their difference, and the control's."""
     rows = []
-    for seed, own in comparison.scores.groupby("seed", sort=False):
-        by_team = own.set_index("team")
+    for seed in comparison.study.seed_numbers:
+        own = comparison.scores[comparison.scores["seed"] == seed]
+        of_team = {str(row["team"]): row for row in own.to_dict("records")}
         rows.append(
             {
                 "seed": seed,
                 "scores": {
-                    name: {team: float(by_team.at[team, name]) for team in by_team.index}
-                    for name in comparison.verdicts
+                    name: {team: float(row[name]) for team, row in of_team.items()} for name in comparison.verdicts
                 },
-                "minutes": {team: by_team.at[team, "wall_seconds"] / 60 for team in by_team.index},
+                "minutes": {team: float(row["wall_seconds"]) / 60 for team, row in of_team.items()},
             }
         )
     return rows

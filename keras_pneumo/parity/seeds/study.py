@@ -474,7 +474,7 @@ def _wall_file(training: Training) -> Path:
 
 def _wall_seconds(study: Study) -> dict[tuple[int, str], float]:
     """Seconds of the trainings that ended, from start to end of their processes."""
-    seconds = {}
+    seconds: dict[tuple[int, str], float] = {}
     for training in study.trainings:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             record = json.loads(_wall_file(training).read_text(encoding="utf-8"))
@@ -531,7 +531,7 @@ def evaluate(study: Study, declared: dict[str, Any]) -> FrameworkComparison:
             f"No score can be compared: the test images of {study.prepared.folder} do not define "
             f"{' or '.join(COMPARED[study.experiment.task])} for both teams, or not without some patient."
         )
-    versions = {t.team: one.info.framework for t, one in zip(trainings, aligned, strict=True)}
+    versions: dict[str, str] = {t.team: one.info.framework for t, one in zip(trainings, aligned, strict=True)}
     return FrameworkComparison(study, truth, pd.DataFrame(rows), differences, verdicts, declared, versions)
 
 
