@@ -163,12 +163,12 @@ class FrameworkComparison:
         }
         again = by_team["torch_last_bit"]
         rows = {
-            "Keras and PyTorch, same seed": np.abs(by_team["keras"] - by_team["torch"]).to_numpy(),
+            "Keras and PyTorch, same seed": (by_team["keras"] - by_team["torch"]).abs().to_numpy(),
             "Keras and Keras, other seed": _all_pairs(by_team["keras"].to_numpy()),
             "PyTorch and PyTorch, other seed": _all_pairs(by_team["torch"].to_numpy()),
-            "PyTorch and PyTorch, same seed, start changed in the last bit": np.abs(
-                by_team["torch"].loc[again.index] - again
-            ).to_numpy(),
+            "PyTorch and PyTorch, same seed, start changed in the last bit": (
+                (by_team["torch"].loc[again.index] - again).abs().to_numpy()
+            ),
         }
         return pd.DataFrame(
             [
@@ -343,14 +343,23 @@ def _train(
     write_json(experiment, json.loads(study.experiment.replace(seed=training.seed).model_dump_json()))
     data = str(study.prepared.folder.resolve())
     if training.team == "keras":
-        argv = [*commands.keras, "train", experiment, "--data", data, "--out", training.folder, *commands.given_weights]
+        argv: list[str | Path] = [
+            *commands.keras,
+            "train",
+            experiment,
+            "--data",
+            data,
+            "--out",
+            training.folder,
+            *commands.given_weights,
+        ]
         return _run(argv, training, study, {}, show, signals)
     start = folder / "start.safetensors"
     if not start.exists():
         unfinished = start.with_suffix(".part.safetensors")
         unfinished.unlink(missing_ok=True)
-        argv = [*commands.keras, "export", experiment, "--out", unfinished, *commands.given_weights]
-        _run(argv, training, study, {}, show, signals)
+        export: list[str | Path] = [*commands.keras, "export", experiment, "--out", unfinished]
+        _run([*export, *commands.given_weights], training, study, {}, show, signals)
         unfinished.rename(start)
     if training.team == "torch_last_bit":
         changed = folder / "start_last_bit.safetensors"
