@@ -31,15 +31,21 @@ from planted_faults import FAULTS, UNPLANTED, Fault
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PACKAGE, TEAM = "keras_pneumo", "experiments/torch_team"
-JSON, MARKDOWN, RIGHT = "planted_faults.json", "planted_faults.md", "right.json"
+JSON, MARKDOWN, DONE = "planted_faults.json", "planted_faults.md", "done.json"
 PLANS = {
-    "small": {"encoder": "resnet18", "size": 32, "forward_batch": 8, "batches": [8, 4], "steps": 20},
+    "classifier": {
+        "encoder": "resnet18", "size": 32, "forward_batch": 8, "batches": [8, 4], "steps": 20,
+        "networks": ["classifier"],
+    },
+    "unet": {
+        "encoder": "resnet18", "size": 32, "forward_batch": 8, "batches": [8, 4], "steps": 2, "networks": ["unet"],
+    },
     "deep": {
         "encoder": "resnet50", "size": 64, "forward_batch": 4, "gradient_batch": 1, "batches": [2, 2], "steps": 2,
         "networks": ["classifier"],
     },
 }  # fmt: skip
-"""The ladder's smallest plan, and one with bottlenecks."""
+"""The ladder's smallest plans: a classifier, a U-Net, and a classifier with bottlenecks."""
 
 IMPORTED_FIRST = "import contextlib\nwith contextlib.suppress(ImportError):\n    import keras_pneumo\n"
 IN_FAULTS_CODE = "import sys; sys.path.insert(0, {here!r}); import planted; planted.{function}(*sys.argv[1:])"
@@ -97,44 +103,32 @@ def run_with(fault: Fault, arguments: list[str]) -> int:
         return subprocess.run(command, env=environment(checkout), check=False).returncode
 
 
-# The next four run in processes of their own, with the code of a checkout.
+# The next functions run in processes of their own, with the code of a checkout.
 
 
-def compute_right(folder: str, plan: str) -> None:
-    """Write the ladder's inputs and both sides' arrays, and fail where a check does."""
-    from keras_pneumo.parity import backends, checks
+def compute_inputs(folder: str, plan: str) -> None:
+    """Write the ladder's inputs."""
     from keras_pneumo.parity.inputs import LadderPlan, write_inputs
 
-    own = Path(folder)
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(plan).items()}
-    write_inputs(own, None, LadderPlan(**given))
-    process = backends.start_torch(backends.torch_python(), backends.torch_script(), own)
-    try:
-        checks.run_checks(own, backends.KERAS)
-        failure = backends.wait_for(process, own, backends.TORCH)
-    finally:
-        backends.stop(process)
-    if failure:
-        raise SystemExit(f"PyTorch's process failed: {failure}")
-    backends.write_absent(own / backends.KERAS_ON_TORCH, dict.fromkeys(checks.COMPUTATIONS, "not run here"))
-    if broken := _first_broken(own, compute=False):
-        raise SystemExit(f"Without a fault {broken['check']} fails at {broken['first']}.")
+    write_inputs(Path(folder), None, LadderPlan(**given))
 
 
-def compute_keras(folder: str) -> None:
-    """Compute and compare our checks in order until one fails; print it as JSON."""
-    print(json.dumps(_first_broken(Path(folder), compute=True)))
-
-
-def compute_torch(folder: str) -> None:
-    """Compute PyTorch's side and compare; print the first check that fails as JSON."""
+def compute_torch(folder: str, compare: str) -> None:
+    """Compute PyTorch's side; with ``compare`` print the first check that fails as JSON."""
     from keras_pneumo.parity import backends
 
     own = Path(folder)
     process = backends.start_torch(backends.torch_python(), backends.torch_script(), own)
     if failure := backends.wait_for(process, own, backends.TORCH):
         raise SystemExit(f"PyTorch's process failed: {failure}")
-    print(json.dumps(_first_broken(own, compute=False)))
+    if compare:
+        print(json.dumps(_first_broken(own, compute=False)))
+
+
+def compute_keras(folder: str, compare: str) -> None:
+    """Compute and compare our checks in order until one fails, and print it as JSON."""
+    print(json.dumps(_first_broken(Path(folder), compute=True)))
 
 
 def _first_broken(folder: Path, compute: bool) -> dict[str, object] | None:
@@ -171,17 +165,25 @@ class Runner:
         self.stamp = _stamp()
 
     def right(self, plan: str) -> Path:
-        """Return the exchange folder with the right arrays of both sides."""
+        """Return the exchange folder with the right arrays of both sides, made as far as they are not there yet.
+
+        Raises:
+            SystemExit: a check fails without any fault.
+        """
         folder = self.work / plan
-        stamp = folder / RIGHT
-        if stamp.exists() and json.loads(stamp.read_text()) == self.stamp:
-            return folder
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        done = call(REPOSITORY, "compute_right", folder, json.dumps(PLANS[plan]))
-        if done.returncode:
-            raise SystemExit(f"The ladder fails without a fault: {_last_line(done)}")
-        stamp.write_text(json.dumps(self.stamp))
+        done = folder / DONE
+        if not done.exists() or json.loads(done.read_text())["code"] != self.stamp:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            done.write_text(json.dumps({"code": self.stamp, "parts": []}))
+        for part, argument in (("inputs", json.dumps(PLANS[plan])), ("torch", ""), ("keras", "compare")):
+            state = json.loads(done.read_text())
+            if part in state["parts"]:
+                continue
+            ended = call(REPOSITORY, f"compute_{part}", folder, argument)
+            if ended.returncode or (part == "keras" and ended.stdout.splitlines()[-1] != "null"):
+                raise SystemExit(f"The ladder fails without a fault: {ended.stdout}{_last_line(ended)}")
+            done.write_text(json.dumps({**state, "parts": [*state["parts"], part]}))
         return folder
 
     def run(self, fault: Fault) -> dict[str, object]:
@@ -199,7 +201,7 @@ class Runner:
                 for path in right.iterdir():
                     if path.name != own:
                         (exchange / path.name).symlink_to(path)
-                done = call(checkout, f"compute_{own}", exchange)
+                done = call(checkout, f"compute_{own}", exchange, "compare")
                 ended = {"check": "", "first": _last_line(done)}
                 found = ended if done.returncode else json.loads(done.stdout.splitlines()[-1])
         return answer_of(fault, found, round(time.monotonic() - began, 1), self.stamp)

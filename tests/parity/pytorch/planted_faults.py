@@ -32,8 +32,8 @@ class Fault:
     """Title of the check that must be the first to fail; "" where no check sees the fault."""
     first: str = ""
     """A regular expression for the array (layer, tensor, step) that the failing check must name first."""
-    plan: Literal["small", "deep"] = "small"
-    """The ladder that shows it: ResNet18 and U-Net, or a ResNet50 classifier."""
+    plan: Literal["classifier", "unet", "deep"] = "classifier"
+    """The ladder that shows it: of a ResNet18 classifier, of a U-Net, or of a ResNet50 classifier."""
     reason: str = ""
     """Why no check sees it."""
     test: str = ""
@@ -122,7 +122,7 @@ KERAS_FAULTS = (
     Fault(
         "transposed", 9, "the decoder enlarges by a transposed convolution of kernel 2",
         UNET, UP, 'x = keras.layers.Conv2DTranspose(x.shape[-1], 2, 2, name=f"{name}-up")(x)',
-        "Initial weights", r"decoder\.blocks\.0\.up\.weight",
+        "Initial weights", r"decoder\.blocks\.0\.up\.weight", plan="unet",
     ),
     Fault(
         "same_padding", 10, "stride-2 convolutions pad the bottom and right, Keras's \"same\"",
@@ -135,7 +135,7 @@ KERAS_FAULTS = (
     Fault(
         "transposed_same", 11, "the decoder enlarges by a transposed convolution of kernel 3 and \"same\" padding",
         UNET, UP, 'x = keras.layers.Conv2DTranspose(x.shape[-1], 3, 2, "same", name=f"{name}-up")(x)',
-        "Initial weights", r"decoder\.blocks\.0\.up\.weight",
+        "Initial weights", r"decoder\.blocks\.0\.up\.weight", plan="unet",
     ),
     Fault(
         "pool_padding", 12, "the max-pool pads the bottom and right only",
@@ -148,7 +148,7 @@ KERAS_FAULTS = (
         "bilinear", 13, "the decoder enlarges bilinearly",
         UNET, UP, UP.replace("nearest", "bilinear"),
         # The deepest map has one pixel at this size, which any way of enlarging repeats.
-        "Forward", r"decoder\.blocks\.1\.concatenate",
+        "Forward", r"decoder\.blocks\.1\.concatenate", plan="unet",
     ),
     Fault(
         "resizing", 14, "radiographs are reduced without antialiasing (cv2 INTER_LINEAR)",
@@ -371,7 +371,7 @@ PYTORCH_FAULTS = (
         'return smp.Unet(encoder, encoder_weights=None, classes=1, aux_params={"classes": 1, "dropout": 0.0})',
         'return smp.Unet(encoder, encoder_weights=None, classes=1, aux_params={"classes": 1, "dropout": 0.0}, '
         'decoder_interpolation="bilinear")',
-        "Forward", r"decoder\.blocks\.1\.concatenate",
+        "Forward", r"decoder\.blocks\.1\.concatenate", plan="unet",
     ),
     Fault(
         "torch_focal", 0, "the focal loss's exponent is 1",

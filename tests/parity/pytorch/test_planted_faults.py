@@ -6,7 +6,7 @@ from planted_faults import FAULTS
 
 pytestmark = pytest.mark.slow
 
-SAMPLE = ("decoder", "caffe", "glorot", "same_padding", "batch_dice", "sgd_rate", "momentum", "torch_rows_first")
+SAMPLE = ("decoder", "buffer", "caffe", "same_padding", "momentum", "batch_dice", "clipping", "torch_rows_first")
 """Eight that cover different checks, one of them on PyTorch's side."""
 
 
