@@ -71,7 +71,7 @@ class MemberPredictions:
         Args:
             area: pixels at 1024x1024 that the source ``outline`` needs.
         """
-        outline = np.array([outline_score(packed.unpack(), area) for packed in self.maps.maps])
+        outline = np.array([outline_score(quantised, area) for quantised in self.maps.enlarged()])
         return image_level_sources(self.classifier, self.maps.image_probability, outline)
 
 

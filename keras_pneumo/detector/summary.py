@@ -13,6 +13,7 @@ from typing import Any
 from scipy import stats
 
 from keras_pneumo.data.labels import rle
+from keras_pneumo.data.radiographs.geometry import size_note
 from keras_pneumo.data.radiographs.radiograph import Radiograph
 from keras_pneumo.detector.detector import Answer, Detector, ValidationCounts
 from keras_pneumo.detector.overlay import RESEARCH_USE
@@ -20,8 +21,10 @@ from keras_pneumo.detector.overlay import RESEARCH_USE
 
 def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> dict[str, Any]:
     """An answer in plain values, the same for ``NAME.json`` and for the page."""
-    side = radiograph.pixels.shape[0]
+    rows, columns = radiograph.pixels.shape
+    side = max(rows, columns)
     pixels = int(answer.mask.sum())
+    of_image = answer.mask.size if rows == columns else answer.mask.size * rows * columns / side**2
     spacing = radiograph.pixel_spacing_mm
     yes = answer.probability >= detector.threshold
     parameters = detector.postprocessing
@@ -37,15 +40,22 @@ def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> di
         "meaning": error_rate_of(detector.counts, yes).sentence,
         "outlined": pixels > 0,
         "disagreement": disagreement(detector, answer),
-        "mask_share": pixels / answer.mask.size,
+        "mask_share": min(pixels / of_image, 1.0),
         "area_mm2": round(pixels * (side / answer.mask.shape[0] * spacing) ** 2, 1) if spacing else None,
         "encoded_pixels": rle.encode(answer.mask),
-        "rows": side,
-        "columns": side,
+        "rows": rows,
+        "columns": columns,
+        "notes": notes_of(detector, radiograph),
         "detector": {"name": detector.name, "version": detector.version},
         **({"engines": sorted(detector.engines)} if detector.engines else {}),
         "use": f"{RESEARCH_USE}. Not a medical device.",
     }
+
+
+def notes_of(detector: Detector, radiograph: Radiograph) -> list[str]:
+    """What a person should know of the radiograph beside its answer."""
+    enlarged = size_note(*radiograph.pixels.shape, detector.image_size)
+    return [*radiograph.notes, *([enlarged] if enlarged else [])]
 
 
 def caption(detector: Detector, answer: Answer) -> list[str]:

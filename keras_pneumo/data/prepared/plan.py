@@ -9,14 +9,16 @@ made from the same data.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from keras_pneumo.data.labels.cases import Labels, Rejected, read_labels
+from keras_pneumo.data.labels import rle
+from keras_pneumo.data.labels.cases import Label, Labels, Rejected, read_labels
 from keras_pneumo.data.labels.patients import Grouping, find_patient_table, group_images, read_patients
 from keras_pneumo.data.labels.siim import find_label_csv
 from keras_pneumo.data.prepared.scanning import RadiographFile, folder_sha256, require_decoders, scan
+from keras_pneumo.data.radiographs.geometry import resize_mask
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import sha256_file
 
@@ -36,6 +38,8 @@ class PreparationPlan:
     record: dict[str, Any]
     """What is prepared, by hashes: part of the manifest, and the journal's first line."""
     seed: int
+    mask_shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Image id -> rows and columns of its mask, where that was drawn on another grid than 1024x1024."""
 
 
 def make_plan(
@@ -67,7 +71,7 @@ def make_plan(
     require_decoders(sources)
     if labels_path is None:
         labels_path = find_label_csv(data, {name for s in sources for name in (s.image_id, s.stem)}, skip=[out])
-    labels = read_labels(labels_path)
+    labels, mask_shapes = in_canonical_frame(read_labels(labels_path))
     sources = named_by_labels(sources, {*labels.images, *labels.rejected_rows})
     chosen, set_aside, copies = choose(sources, labels)
     if not chosen:
@@ -84,7 +88,24 @@ def make_plan(
         "patients": {"file": patients_path.name, "sha256": sha256_file(patients_path)} if patients_path else None,
         "seed": seed,
     }
-    return PreparationPlan(chosen, labels, grouping, set_aside, notes + copies, record, seed)
+    return PreparationPlan(chosen, labels, grouping, set_aside, notes + copies, record, seed, mask_shapes)
+
+
+def in_canonical_frame(labels: Labels) -> tuple[Labels, dict[str, tuple[int, int]]]:
+    """Labels whose masks are all in the canonical frame, and rows and columns of those that were on another grid.
+
+    A mask on another grid lies on its image as the file stores it, so it is padded and resized as the image is.
+    """
+    canonical = (rle.MASK_SIZE, rle.MASK_SIZE)
+    shapes: dict[str, tuple[int, int]] = {}
+    images: dict[str, Label] = {}
+    for image_id, label in labels.images.items():
+        rows, columns = label.runs["size"]
+        if (rows, columns) != canonical:
+            shapes[image_id] = int(rows), int(columns)
+            mask = resize_mask(rle.draw(label.runs), rle.MASK_SIZE)
+            images[image_id] = replace(label, runs=rle.runs_of(rle.encode(mask)))
+    return (replace(labels, images={**labels.images, **images}) if images else labels), shapes
 
 
 def require_same(out: Path, earlier: Any, now: dict[str, Any]) -> None:

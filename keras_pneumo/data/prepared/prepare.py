@@ -198,7 +198,8 @@ def _render_all(
         if earlier is not None:
             done[source.image_id] = earlier
         if missing and not (earlier is not None and earlier.error):
-            jobs.append(Job(source.path, source.image_id, label.runs, missing, out))
+            shape = plan.mask_shapes.get(source.image_id)
+            jobs.append(Job(source.path, source.image_id, label.runs, missing, out, shape))
     if progress:
         progress(len(plan.sources) - len(jobs), len(plan.sources))
     if not jobs:
@@ -229,6 +230,7 @@ def _merged(out: Path, earlier: Rendered | None, now: Rendered) -> Rendered:
         )
     again = {Path(name).parts[0].rpartition("_")[2] for name in now.files}
     now.files = {**earlier.files, **now.files}
+    now.rows, now.columns = earlier.rows, earlier.columns  # so the tables of an older folder stay as they are
     now.vanished = sorted({*now.vanished, *(size for size in earlier.vanished if str(size) not in again)})
     return now
 

@@ -1,11 +1,13 @@
 """Preparing a folder end to end, every fault on the way, and what is checked when the folder is read again."""
 
+import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -29,6 +31,7 @@ from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import read_labels
 from keras_pneumo.data.prepared import prepare as preparation
 from keras_pneumo.data.prepared.folder import find_prepared, load_prepared, verify_files
+from keras_pneumo.data.prepared.manifest import prepared_sha256
 from keras_pneumo.data.prepared.prepare import prepare
 from keras_pneumo.data.prepared.split import make_split
 from keras_pneumo.data.radiographs import decoders
@@ -36,7 +39,8 @@ from keras_pneumo.data.radiographs.dicom import read_dicom
 from keras_pneumo.data.radiographs.geometry import resize_image, resize_mask
 from keras_pneumo.data.radiographs.reading import find_files
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import folder_lock
+from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
+from keras_pneumo.storage.files import folder_lock, sha256_file
 
 REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[4] / "shared"))
 needs_real = pytest.mark.skipif(not (REAL / "siim_mini").exists(), reason="no real radiographs beside the repository")
@@ -257,14 +261,134 @@ def test_added_size_gives_the_folder_made_at_once(data, out, tmp_path):
     assert first.prepared_sha256 == second.prepared_sha256
 
 
-def test_added_size_that_an_image_cannot_have_is_refused(data, out):
-    prepare(data, out, [64])
-    before = hashes(out)
-    with pytest.raises(PneumoError, match=r"shorter than the 128 that are needed. Leave that size out"):
-        prepare(data, out, [128])
-    after = hashes(out)
-    assert {name: after[name] for name in before} == before
-    load_prepared(out)
+def test_an_image_that_is_smaller_than_an_added_size_is_enlarged_with_a_note(data, out):
+    first = prepare(data, out, [64])
+    assert not any("enlarged" in note for note in first.notes)
+    second = prepare(data, out, [128])
+    assert second.prepared_sha256 == first.prepared_sha256
+    assert "12 images are smaller than 128 pixels and were enlarged." in second.notes
+    image_id = load_prepared(out).cases["image_id"].iloc[0]
+    small, large = (cv2.imread(str(out / f"images_{size}/{image_id}.png"), -1) for size in (64, 128))
+    np.testing.assert_array_equal(large, cv2.resize(small, (128, 128), interpolation=cv2.INTER_LINEAR))
+
+
+SHAPES = [(80, 60), (60, 80), (75, 75), (40, 160)]
+
+
+def shaped(folder, mask=lambda shape, number: "-1", header=("ImageId", "EncodedPixels")):
+    """Twelve images of :data:`SHAPES`, noise of 100 and more, every other one positive, and their labels."""
+    rows = []
+    for number in range(12):
+        shape = SHAPES[number // 2 % len(SHAPES)]
+        pixels = np.random.default_rng(number).integers(100, 256, shape).astype(np.uint8)
+        write_dicom(folder / f"i{number:02}.dcm", pixels, PixelSpacing=[0.5, 0.5])
+        rows.append((f"i{number:02}", mask(shape, number) if number % 2 else "-1"))
+    write_labels(folder / "train-rle.csv", rows, header)
+
+
+def test_images_of_any_shape_are_padded_and_their_masks_stay_on_them(tmp_path, out):
+    def left_half(shape, number):
+        # The image's left half, drawn in the canonical frame as the image lies in it.
+        canonical = np.zeros((1024, 1024), np.uint8)
+        side = max(shape)
+        top, left = ((side - length) // 2 * 1024 // side for length in shape)
+        rows, columns = (length * 1024 // side for length in shape)
+        canonical[top : top + rows, left : left + columns // 2] = 1
+        return rle.encode(canonical)
+
+    shaped(tmp_path / "data", left_half)
+    summary = prepare(tmp_path / "data", out, [32, 64, 160])
+    assert (summary.images, summary.set_aside) == (12, 0)
+    assert "10 images are not square; black was added on both sides to make a square." in summary.notes
+    assert "10 images are smaller than 160 pixels and were enlarged." in summary.notes
+    prepared = load_prepared(out)
+    for number, row in enumerate(prepared.cases.itertuples()):
+        shape = SHAPES[number // 2 % len(SHAPES)]
+        assert (row.rows, row.columns, row.pixel_spacing_mm) == (*shape, 0.5)
+        image = cv2.imread(str(prepared.image_path(row.image_id, 160)), -1)
+        assert image.shape == (160, 160)
+        # Noise above 100 on black: what is bright is the image, in the middle of the square.
+        height, width = (length * 160 / max(shape) for length in shape)
+        bright = image > 50
+        assert np.flatnonzero(bright.any(axis=1))[[0, -1]] == pytest.approx([80 - height / 2, 79 + height / 2], abs=1.5)
+        assert np.flatnonzero(bright.any(axis=0))[[0, -1]] == pytest.approx([80 - width / 2, 79 + width / 2], abs=1.5)
+        if row.pneumothorax:
+            mask = cv2.imread(str(prepared.mask_path(row.image_id, 160)), -1) > 0
+            half = bright.copy()
+            half[:, 80:] = False
+            assert np.logical_xor(mask, half).sum() <= 2 * 160 + 2 * width
+    truth = prepared.truth.set_index("image_id")
+    assert truth.at["i00", "pixel_spacing_mm"] == pytest.approx(0.5 * 80 / 1024, abs=1e-6), "of the masks' grid"
+    assert prepare(tmp_path / "data", out, [32, 64, 160]).rendered == 0, "the columns are read back"
+
+
+def test_masks_on_the_images_own_grid_are_brought_to_the_canonical_frame(tmp_path, monkeypatch, out):
+    def corner(shape, number):
+        mask = np.zeros(shape, np.uint8)
+        mask[: shape[0] // 2, : shape[1] // 4] = 1
+        return rle.encode(mask)
+
+    shaped(tmp_path / "data", corner)
+    drawn = {f"i{number:02}": SHAPES[number // 2 % len(SHAPES)] for number in range(12)}
+    drawn["i03"] = (90, 90)  # no grid of the image of 60 x 80
+
+    def read_own_grid(path, *rest):
+        labels = read_labels(path)
+        own = {
+            row.image_id: replace(
+                labels.images[row.image_id], runs=rle.runs_of(row.encoded_pixels, *drawn[row.image_id])
+            )
+            for row in labels.rows.itertuples()
+            if row.encoded_pixels != "-1"
+        }
+        return replace(labels, images=labels.images | own)
+
+    monkeypatch.setattr("keras_pneumo.data.prepared.plan.read_labels", read_own_grid)
+    summary = prepare(tmp_path / "data", out, [160], workers=1)
+    assert "its mask has 90 rows and 90 columns, the image 60 and 80" in set_aside(out, "i03.dcm")
+    assert (summary.images, summary.positive) == (11, 5)
+    prepared = load_prepared(out)
+    for row in prepared.cases[prepared.cases["pneumothorax"] == 1].itertuples():
+        mask = cv2.imread(str(prepared.mask_path(row.image_id, 160)), -1) > 0
+        scale = 160 / max(row.rows, row.columns)
+        top, left = 80 - row.rows * scale / 2, 80 - row.columns * scale / 2
+        rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+        edges = [rows[0], rows[-1] + 1, columns[0], columns[-1] + 1]
+        expected = [top, top + row.rows // 2 * scale, left, left + row.columns // 4 * scale]
+        assert edges == pytest.approx(expected, abs=1.5)
+        share = row.rows // 2 * (row.columns // 4) / max(row.rows, row.columns) ** 2
+        assert row.mask_pixels == pytest.approx(share * 1024**2, rel=0.03)
+
+
+def test_a_folder_of_an_older_version_is_read_and_goes_on_as_it_is(data, out):
+    prepare(data, out, [32])
+    older = out / "cases.csv"
+    table = pd.read_csv(older, dtype=str, keep_default_na=False).drop(columns=["rows", "columns"])
+    table.to_csv(older, index=False, lineterminator="\n")
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["tables"]["cases.csv"] = sha256_file(older)
+    manifest["prepared_sha256"] = prepared_sha256(manifest["tables"], manifest["pixels"])
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    before = older.read_bytes()
+    assert "rows" not in load_prepared(out).cases
+    again = prepare(data, out, [64])
+    assert (older.read_bytes(), again.prepared_sha256) == (before, manifest["prepared_sha256"])
+    verify_files(load_prepared(out), 64)
+
+
+GOLDEN = ""
+"""Of the images and masks of 24 phantoms at 64 and 512 pixels, as the version before radiographs of any shape made
+them; SHA-256 over names and decoded pixels."""
+
+
+def test_square_radiographs_of_1024_pixels_give_the_same_bytes_as_ever(tmp_path):
+    write_phantoms(tmp_path / "phantoms", PhantomSettings(images=24, seed=3, positive_rate=0.5), workers=1)
+    prepare(tmp_path / "phantoms", tmp_path / "prepared", [64, 512], workers=1)
+    digest = hashlib.sha256()
+    for path in sorted((tmp_path / "prepared").glob("*_*/*.png")):
+        digest.update(path.relative_to(tmp_path / "prepared").as_posix().encode())
+        digest.update(cv2.imread(str(path), cv2.IMREAD_UNCHANGED).tobytes())
+    assert digest.hexdigest() == GOLDEN
 
 
 KILL = """
