@@ -241,4 +241,5 @@ def _finding(detector: Detector, answer: Answer, mask: np.ndarray, picture: np.n
         algorithm,
         detector.version,
         disagreement(detector, answer),
+        detector.synthetic,
     )

@@ -114,6 +114,11 @@ class Detector:
     """The programs that have run the networks, with versions, where Keras was not the only choice."""
 
     @property
+    def synthetic(self) -> bool:
+        """Whether it was trained and fitted on phantoms: then its error rates say nothing of real radiographs."""
+        return self.record.get("synthetic") is True
+
+    @property
     def image_size(self) -> int:
         """Largest side, in pixels, of the networks' images: smaller radiographs are enlarged, with a note."""
         return max(run.experiment.image_size for run, _ in [*self.classifiers, *self.segmenters])

@@ -273,6 +273,7 @@ def write_detector_record(
         "outline_area": fitted.segmenter_search.parameters.area,
         "threshold": fitted.threshold,
         "split_sha256": prepared.manifest["split_sha256"],
+        "synthetic": bool(prepared.manifest.get("synthetic", False)),
         "validation": {
             "counts": asdict(fitted.counts),
             "dice": fitted.search.dice,

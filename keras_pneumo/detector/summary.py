@@ -18,6 +18,11 @@ from keras_pneumo.data.radiographs.radiograph import Radiograph
 from keras_pneumo.detector.detector import Answer, Detector, ValidationCounts
 from keras_pneumo.detector.overlay import RESEARCH_USE
 
+SYNTHETIC = "Trained on synthetic radiographs (phantoms)"
+"""What stands at the top of every answer of a detector that was."""
+
+UNKNOWN_ERRORS = f"{SYNTHETIC}: how often such an answer is wrong on a real radiograph is not known."
+
 
 def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> dict[str, Any]:
     """An answer in plain values, the same for ``NAME.json`` and for the page."""
@@ -29,6 +34,7 @@ def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> di
     yes = answer.probability >= detector.threshold
     parameters = detector.postprocessing
     return {
+        **({"synthetic": f"{SYNTHETIC}. It says nothing of real ones."} if detector.synthetic else {}),
         "image_id": radiograph.image_id,
         "probability": answer.probability,
         "probability_source": detector.probability_source,
@@ -37,7 +43,7 @@ def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> di
         "threshold": detector.threshold,
         "gate": {"source": parameters.gate_source, "from": parameters.gate} if parameters.gate > 0 else None,
         "pneumothorax": bool(yes),
-        "meaning": error_rate_of(detector.counts, yes).sentence,
+        "meaning": UNKNOWN_ERRORS if detector.synthetic else error_rate_of(detector.counts, yes).sentence,
         "outlined": pixels > 0,
         "disagreement": disagreement(detector, answer),
         "mask_share": min(pixels / of_image, 1.0),
@@ -65,6 +71,7 @@ def caption(detector: Detector, answer: Answer) -> list[str]:
     name = unicodedata.normalize("NFKD", detector.name).encode("ascii", "ignore").decode().strip()[:40]
     contradiction = disagreement(detector, answer)
     return [
+        *([f"{SYNTHETIC}; says nothing of real ones"] if detector.synthetic else []),
         *([f"Answer and outline disagree: {contradiction}"] if contradiction else []),
         f"Pneumothorax: {word}, probability {answer.probability:.2f} (yes from {detector.threshold:.2f})",
         " ".join(filter(None, ["keras-pneumo", name, f"{detector.version}. {RESEARCH_USE}"])),

@@ -63,7 +63,7 @@ class PageDetector:
             "gate": self.detector.postprocessing.gate,
             "gate_source": self.detector.postprocessing.gate_source,
             "probability_from": members_in(self.detector.probability_source),
-            "evidence": error_rate_of(self.detector.counts, bool(summary["pneumothorax"])).evidence,
+            "evidence": self._evidence(bool(summary["pneumothorax"])),
             "box": _box(radiograph),
             "outline": outline(rle.runs_of(summary["encoded_pixels"]), tolerance=0.4),
             "pixels": _png_url(_reduced(radiograph)),
@@ -73,6 +73,11 @@ class PageDetector:
             },
             "facts": facts_of(radiograph),
         }
+
+    def _evidence(self, positive: bool) -> str:
+        if self.detector.synthetic:
+            return "Its error rates on phantoms do not hold for real radiographs, so they are not shown."
+        return error_rate_of(self.detector.counts, positive).evidence
 
 
 def heat_map_method(detector: Detector) -> tuple[str, int]:

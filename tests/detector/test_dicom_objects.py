@@ -184,6 +184,18 @@ def test_objects_of_real_files_have_their_sources_grid_and_are_valid(tmp_path):
 
 
 @pytest.mark.skipif(DCIODVFY is None, reason="dciodvfy (Debian's dicom3tools) is not installed")
+def test_objects_of_a_detector_trained_on_phantoms_say_so(few, tmp_path):
+    detect(replace(known_detector(), record={"synthetic": True}), [min(few.iterdir())], tmp_path, dicom=True)
+    for kind in ("segmentation", "capture", "report"):
+        (path,) = tmp_path.rglob(f"{kind}.dcm")
+        description = pydicom.dcmread(path).SeriesDescription
+        assert "Trained on phantoms. Research use only" in description
+        assert len(description) <= 64
+    assert "Trained on phantoms" in str(hd.sr.srread(path).content)
+    if DCIODVFY:
+        check_valid(tmp_path)
+
+
 def test_a_negative_answer_has_a_report_and_no_segmentation(few, tmp_path):
     result = detect(known_detector(probability=0.1, top=2), [next(few.iterdir())], tmp_path, dicom=True)
     (row,) = result.rows

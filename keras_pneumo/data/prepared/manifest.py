@@ -69,6 +69,7 @@ def write_folder(
     manifest = {
         "format": FORMAT,
         "source": plan.record,
+        "synthetic": plan.synthetic,
         "versions": _versions(),
         "decoder": _decoders(usable),
         "counts": _counts(cases, split, len(set_aside)),

@@ -22,6 +22,9 @@ from keras_pneumo.data.radiographs.geometry import resize_mask
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import sha256_file
 
+SYNTHETIC_MARK = "phantom.json"
+"""A file of this name beside radiographs says that they are synthetic: phantoms are written with one."""
+
 _MAX_ID = 180
 """Bytes of an image id: file systems allow 255 for a name, and ours gets an ending and a temporary one."""
 
@@ -38,6 +41,8 @@ class PreparationPlan:
     record: dict[str, Any]
     """What is prepared, by hashes: part of the manifest, and the journal's first line."""
     seed: int
+    synthetic: bool = False
+    """Whether the radiographs are phantoms; see :data:`SYNTHETIC_MARK`."""
     mask_shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Image id -> rows and columns of its mask, where that was drawn on another grid than 1024x1024."""
 
@@ -88,7 +93,8 @@ def make_plan(
         "patients": {"file": patients_path.name, "sha256": sha256_file(patients_path)} if patients_path else None,
         "seed": seed,
     }
-    return PreparationPlan(chosen, labels, grouping, set_aside, notes + copies, record, seed, mask_shapes)
+    synthetic = any((place / SYNTHETIC_MARK).is_file() for place in {data, data.parent, labels_path.parent})
+    return PreparationPlan(chosen, labels, grouping, set_aside, notes + copies, record, seed, synthetic, mask_shapes)
 
 
 def in_canonical_frame(labels: Labels) -> tuple[Labels, dict[str, tuple[int, int]]]:
