@@ -18,7 +18,7 @@ def test_the_outline_lies_on_the_edge_of_the_mask(shape):
     assert coloured[100, 150:300].all()
     assert coloured[100:200, 299].all()
     assert not coloured[~edge].any()
-    assert (picture[100, 200] == OUTLINE).all()
+    assert np.abs(picture[100, 200].astype(int) - OUTLINE).max() < 40, "a line whose rim is mixed with the image"
     assert (picture[~edge] == 90).all()
 
 

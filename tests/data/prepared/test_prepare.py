@@ -80,8 +80,8 @@ def test_everything_a_prepared_folder_holds(data, out):
     assert summary.rendered == 12
     prepared = load_prepared(out)
     assert list(prepared.cases.columns) == [
-        "image_id", "patient_id", "sex", "age", "view", "pixel_spacing_mm", "pneumothorax", "mask_pixels", "label_rows",
-        "source_sha256",
+        "image_id", "patient_id", "sex", "age", "view", "rows", "columns", "pixel_spacing_mm", "pneumothorax",
+        "mask_pixels", "label_rows", "source_sha256",
     ]  # fmt: skip
     assert list(prepared.truth.columns) == [
         "image_id", "patient_id", "subset", "fold", "pneumothorax", "encoded_pixels", "sex", "age", "view",
@@ -376,7 +376,7 @@ def test_a_folder_of_an_older_version_is_read_and_goes_on_as_it_is(data, out):
     verify_files(load_prepared(out), 64)
 
 
-GOLDEN = ""
+GOLDEN = "02ce91dbe846ada09b546c0f465cd9151f4157fc44b140e5cdea0a383993ff2f"
 """Of the images and masks of 24 phantoms at 64 and 512 pixels, as the version before radiographs of any shape made
 them; SHA-256 over names and decoded pixels."""
 
@@ -609,8 +609,8 @@ def test_bad_files_are_set_aside_each_with_its_reason(data, out):
     (bad / "cut.dcm").write_bytes(whole[: len(whole) // 2])
     write_dicom(bad / "huge.dcm", radiograph(1), uid="9.1", Rows=60000, Columns=60000)
     write_dicom(bad / "colour.dcm", radiograph(1), uid="9.2", PhotometricInterpretation="RGB")
-    write_png(bad / "wide.png", radiograph(1)[:32])
-    write_png(bad / "small.png", radiograph(1, 40))
+    write_png(bad / "wide.png", radiograph(1)[:15])
+    write_png(bad / "small.png", radiograph(1, 31))
     names = ["9.1", "9.2", "wide", "small", "cut", "text", "empty"]
     with (data / "train-rle.csv").open("a") as stream:
         stream.writelines(f"{name},-1\n" for name in names)
@@ -618,8 +618,8 @@ def test_bad_files_are_set_aside_each_with_its_reason(data, out):
     assert summary.images == 12
     for file, part in {
         "bad/empty.dcm": "empty", "bad/text.dcm": "no DICOM file", "bad/cut.dcm": "bytes of pixels where",
-        "bad/huge.dcm": "60000 rows", "bad/colour.dcm": "RGB", "bad/wide.png": "32 rows and 64 columns",
-        "bad/small.png": "side of 40 pixels",
+        "bad/huge.dcm": "60000 rows", "bad/colour.dcm": "RGB", "bad/wide.png": "15 rows and 64 columns",
+        "bad/small.png": "31 rows and 31 columns; a radiograph has at least 32",
     }.items():  # fmt: skip
         assert part in set_aside(out, file)
     assert summary.set_aside == len(quarantine(out)) == load_prepared(out).manifest["counts"]["set_aside"]
@@ -746,9 +746,12 @@ def test_images_without_any_label_file(data, out):
         prepare(data, out, [32])
 
 
-def test_nothing_that_can_be_decoded(data, out):
-    with pytest.raises(PneumoError, match="None of the 12 labelled images can be prepared: its side of 64"):
-        prepare(data, out, [128])
+def test_nothing_that_can_be_decoded(tmp_path, out):
+    for number in range(12):
+        write_png(tmp_path / f"data/i{number}.png", radiograph(number, 31))
+    write_labels(tmp_path / "data/train-rle.csv", [(f"i{n}", block(n) if n % 2 else "-1") for n in range(12)])
+    with pytest.raises(PneumoError, match="None of the 12 labelled images can be prepared: it has 31 rows"):
+        prepare(tmp_path / "data", out, [128])
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [31], [1025], [256, 2048], [-5]])
