@@ -70,22 +70,24 @@ def parity_command(
 def show_ladder(ladder: Ladder) -> None:
     """Print the table, the remark on each check, and the verdict; plain where it is piped."""
     from keras_pneumo.parity.ladder import shown
-    from keras_pneumo.parity.page import first_of, measured
+    from keras_pneumo.parity.page import measured
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("check", "what", "absolute", "relative", "Keras on torch", "bound", "first beyond it", ""):
+    jax = ["Keras on JAX"] if "keras_on_jax" in ladder.versions else []
+    for name in ("check", "what", "absolute", "relative", "Keras on torch", *jax, "bound", "first beyond it", ""):
         table.add_column(name, no_wrap=True)
     for result in ladder.results:
-        first = first_of(result.keras) or first_of(result.keras_on_torch)
         state = "[green]holds[/]" if result.passed else "[bold red]BROKEN[/]"
-        figures = (shown(result.keras.absolute), shown(result.keras.relative), measured(result.keras_on_torch))
-        cells = (f"{result.number}. {result.title}", result.what, *figures, result.bound, first)
+        figures = [shown(result.keras.absolute), shown(result.keras.relative), measured(result.keras_on_torch)]
+        figures += [measured(result.keras_on_jax)] if jax else []
+        cells = (f"{result.number}. {result.title}", result.what, *figures, result.bound, result.first)
         table.add_row(*map(escape, cells), state)
     wide = Console(file=out.file, width=max(out.width, measure_renderables(out, ROOMY, [table]).maximum))
     wide.print(table, highlight=False, crop=False)
     lines = []
     for result in ladder.results:
         absent = f" Keras on torch: {result.absent}." if result.absent else ""
+        absent += f" Keras on JAX: {result.absent_on_jax}." if result.absent_on_jax else ""
         lines.append(f"{result.number}. {result.remark}{absent}")
     for line in dict.fromkeys(lines):
         say(line)

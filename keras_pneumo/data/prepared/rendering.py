@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.radiographs.geometry import resize_image, resize_mask, same_proportions, shape_fault
+from keras_pneumo.data.radiographs.geometry import resize_image, resize_mask, shape_fault
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
 from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.errors import PneumoError
@@ -48,8 +48,6 @@ class Job:
     runs: rle.Runs
     sizes: tuple[int, ...]
     out: Path
-    mask_shape: tuple[int, int] | None = None
-    """Rows and columns of the grid that the mask was drawn on, where that is another than 1024x1024."""
 
 
 @dataclass
@@ -83,9 +81,9 @@ def mask_name(image_id: str, size: int) -> str:
     return f"masks_{size}/{image_id}.png"
 
 
-def expected_names(image_id: str, size: int, positive: bool) -> list[str]:
+def expected_names(image_id: str, size: int, has_mask: bool) -> list[str]:
     """Every file that an image has at one size."""
-    return [image_name(image_id, size), mask_name(image_id, size)] if positive else [image_name(image_id, size)]
+    return [image_name(image_id, size), mask_name(image_id, size)] if has_mask else [image_name(image_id, size)]
 
 
 def intact_files(folder: Path, files: dict[str, str]) -> set[str]:
@@ -112,12 +110,6 @@ def render(job: Job) -> Rendered:
         radiograph = read_radiograph(job.path)
         if reason := shape_fault(radiograph.pixels):
             raise UnreadableImage(reason)
-        if job.mask_shape and not same_proportions(job.mask_shape, radiograph.pixels.shape):
-            raise UnreadableImage(
-                "its mask has {} rows and {} columns, the image {} and {}: it cannot lie on it".format(
-                    *job.mask_shape, *radiograph.pixels.shape
-                )
-            )
     except UnreadableImage as error:
         return Rendered(job.image_id, error=str(error))
     rendered = Rendered(

@@ -66,12 +66,6 @@ def shape_fault(pixels: np.ndarray) -> str:
     return ""
 
 
-def same_proportions(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
-    """Whether one grid's rows and columns are the other's times a factor, to the nearest pixel."""
-    small, large = sorted((first[:2], second[:2]))
-    return abs(small[0] * large[1] - small[1] * large[0]) <= max(large)
-
-
 def size_note(rows: int, columns: int, size: int) -> str:
     """A sentence when an image is enlarged to (size, size), since that adds no detail; otherwise blank."""
     side = max(rows, columns)

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -81,7 +80,7 @@ def test_everything_a_prepared_folder_holds(data, out):
     prepared = load_prepared(out)
     assert list(prepared.cases.columns) == [
         "image_id", "patient_id", "sex", "age", "view", "rows", "columns", "pixel_spacing_mm", "pneumothorax",
-        "mask_pixels", "label_rows", "source_sha256",
+        "mask_pixels", "label_rows", "source", "source_sha256",
     ]  # fmt: skip
     assert list(prepared.truth.columns) == [
         "image_id", "patient_id", "subset", "fold", "pneumothorax", "encoded_pixels", "sex", "age", "view",
@@ -320,44 +319,6 @@ def test_images_of_any_shape_are_padded_and_their_masks_stay_on_them(tmp_path, o
     truth = prepared.truth.set_index("image_id")
     assert truth.at["i00", "pixel_spacing_mm"] == pytest.approx(0.5 * 80 / 1024, abs=1e-6), "of the masks' grid"
     assert prepare(tmp_path / "data", out, [32, 64, 160]).rendered == 0, "the columns are read back"
-
-
-def test_masks_on_the_images_own_grid_are_brought_to_the_canonical_frame(tmp_path, monkeypatch, out):
-    def corner(shape, number):
-        mask = np.zeros(shape, np.uint8)
-        mask[: shape[0] // 2, : shape[1] // 4] = 1
-        return rle.encode(mask)
-
-    shaped(tmp_path / "data", corner)
-    drawn = {f"i{number:02}": SHAPES[number // 2 % len(SHAPES)] for number in range(12)}
-    drawn["i03"] = (90, 90)  # no grid of the image of 60 x 80
-
-    def read_own_grid(path, *rest):
-        labels = read_labels(path)
-        own = {
-            row.image_id: replace(
-                labels.images[row.image_id], runs=rle.runs_of(row.encoded_pixels, *drawn[row.image_id])
-            )
-            for row in labels.rows.itertuples()
-            if row.encoded_pixels != "-1"
-        }
-        return replace(labels, images=labels.images | own)
-
-    monkeypatch.setattr("keras_pneumo.data.prepared.plan.read_labels", read_own_grid)
-    summary = prepare(tmp_path / "data", out, [160], workers=1)
-    assert "its mask has 90 rows and 90 columns, the image 60 and 80" in set_aside(out, "i03.dcm")
-    assert (summary.images, summary.positive) == (11, 5)
-    prepared = load_prepared(out)
-    for row in prepared.cases[prepared.cases["pneumothorax"] == 1].itertuples():
-        mask = cv2.imread(str(prepared.mask_path(row.image_id, 160)), -1) > 0
-        scale = 160 / max(row.rows, row.columns)
-        top, left = 80 - row.rows * scale / 2, 80 - row.columns * scale / 2
-        rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-        edges = [rows[0], rows[-1] + 1, columns[0], columns[-1] + 1]
-        expected = [top, top + row.rows // 2 * scale, left, left + row.columns // 4 * scale]
-        assert edges == pytest.approx(expected, abs=1.5)
-        share = row.rows // 2 * (row.columns // 4) / max(row.rows, row.columns) ** 2
-        assert row.mask_pixels == pytest.approx(share * 1024**2, rel=0.03)
 
 
 def test_a_folder_of_an_older_version_is_read_and_goes_on_as_it_is(data, out):

@@ -14,7 +14,6 @@ from keras_pneumo.data.radiographs.geometry import (
     placement_of,
     resize_image,
     resize_mask,
-    same_proportions,
     shape_fault,
     size_note,
     without_padding,
@@ -134,13 +133,6 @@ def test_what_is_no_radiograph_by_its_shape():
 def test_an_enlarged_image_gets_a_note():
     assert size_note(500, 256, 500) == ""
     assert "longer side of the image has 499 pixels, fewer than the 512" in size_note(499, 256, 512)
-
-
-def test_grids_of_the_same_proportions():
-    assert same_proportions((1841, 1955), (921, 978))
-    assert same_proportions((921, 978), (1841, 1955))
-    assert not same_proportions((1841, 1955), (1955, 1841))
-    assert not same_proportions((512, 512), (1841, 1955))
 
 
 def test_the_placement_of_an_odd_difference():
