@@ -60,7 +60,8 @@ def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> di
 
 def notes_of(detector: Detector, radiograph: Radiograph) -> list[str]:
     """What a person should know of the radiograph beside its answer."""
-    enlarged = size_note(*radiograph.pixels.shape, detector.image_size)
+    rows, columns = radiograph.pixels.shape
+    enlarged = size_note(rows, columns, detector.image_size)
     return [*radiograph.notes, *([enlarged] if enlarged else [])]
 
 
