@@ -21,7 +21,7 @@ from keras_pneumo.evaluation.board.board import Board, score_entries, score_subm
 from keras_pneumo.evaluation.board.entries import team_entry
 from keras_pneumo.evaluation.board.findings import Findings, analyse, board_json, board_markdown, ranked_table
 from keras_pneumo.evaluation.board.label_noise import read_adjudicated
-from keras_pneumo.evaluation.board.verdict import Verdict, shown, verdict
+from keras_pneumo.evaluation.board.verdict import Verdict, verdict, with_interval
 from keras_pneumo.evaluation.inputs.alignment import AlignedSubmission, align_submission, examine_alignment
 from keras_pneumo.evaluation.inputs.submission import (
     INFO_FILE,
@@ -52,7 +52,7 @@ class Score(NamedTuple):
 
     def __str__(self) -> str:
         """``0.943 (95% interval 0.912 to 0.968)``."""
-        return f"{shown(self.value)} (95% interval {shown(self.low)} to {shown(self.high)})"
+        return with_interval(self.value, (self.low, self.high))
 
 
 @dataclass(frozen=True, eq=False)
