@@ -27,6 +27,7 @@ from typing import Any
 import keras
 import pandas as pd
 import tensorflow as tf
+from tensorflow.python.framework.config import disable_op_determinism
 
 from keras_pneumo.config import Experiment
 from keras_pneumo.data.batches.images import ImageSet, open_source
@@ -906,15 +907,17 @@ def set_precision(experiment: Experiment) -> None:
 
 
 def set_determinism(experiment: Experiment) -> None:
-    """Make TensorFlow repeat itself bit for bit, where the experiment asks for it; set before any graph is made.
+    """Make TensorFlow repeat itself bit for bit, or not, as the experiment says; set before any graph is made.
 
-    Deterministic operations, once on, stay on until the process ends: TensorFlow has no public way back.
+    For the whole process, until the next call.
     """
     if experiment.deterministic:
         # Otherwise threads add the same numbers in another order from run to run.
         tf.config.experimental.enable_op_determinism()
-    # Grappler's arithmetic optimizer writes sums anew, with their terms in the order of their nodes' addresses, which
-    # is another in each process: momentum and weight decay joined to the sums of micro-batches, or of clipping.
+    else:
+        disable_op_determinism()
+    # Grappler's arithmetic optimizer writes sums anew, with their terms in an order that differs from process to
+    # process: weight decay joins the sum of the micro-batches' gradients, or what clipping multiplies.
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": not experiment.deterministic})
 
 
