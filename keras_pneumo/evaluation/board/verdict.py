@@ -151,7 +151,7 @@ def _gap(gap: PairedDifference, lower: bool = False) -> str:
     text = f"{word} in {LABELS[gap.score]} {shown(gap.value)}"
     if math.isfinite(gap.interval.low):
         return f"{text}, 95% interval {shown_interval(gap.interval)}"
-    return f"{text}, which cannot be tested: without one of the patients there is no such score"
+    return f"{text} (which cannot be tested: without one of the patients there is no such score)"
 
 
 def _why_nothing(board: Board) -> str:
@@ -167,7 +167,7 @@ def _warnings(board: Board) -> list[str]:
         limit = (
             "the intervals are wide and little can be concluded."
             if patients > 1
-            else "scores that need both kinds have no interval, and nothing can be concluded from them."
+            else "differences in scores that need both kinds cannot be tested."
         )
         warnings.append(f"Only {counted(patients, 'patient')} with {kind} images: {limit}")
     if truth.n_patients < FEW_PATIENTS:

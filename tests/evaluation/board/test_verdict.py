@@ -1,12 +1,14 @@
 """The verdict's sentences and warnings."""
 
+import math
+
 import numpy as np
 import pandas as pd
 from board_lab import board_of, submit, write_truth
 
 from keras_pneumo.evaluation.board.differences import paired_difference
 from keras_pneumo.evaluation.board.findings import analyse, board_markdown
-from keras_pneumo.evaluation.board.verdict import verdict
+from keras_pneumo.evaluation.board.verdict import verdict, with_interval
 from keras_pneumo.evaluation.inputs.submission import SubmissionInfo, write_submission
 from keras_pneumo.evaluation.inputs.truth import read_truth
 from keras_pneumo.evaluation.report.report import leads, tiles
@@ -88,9 +90,9 @@ def test_with_one_positive_patient_no_difference_is_tested_and_none_is_said_to_b
     result = verdict(board)
     text = " ".join([result.headline, *result.sentences, *result.warnings])
     assert "cannot be told apart" in result.headline
-    assert "which cannot be tested: without one of the patients there is no such score, 30 images of 30" in text
+    assert "(which cannot be tested: without one of the patients there is no such score), 30 images of 30" in text
     assert "not affected" not in text
-    assert "Only 1 patient with positive images: scores that need both kinds have no interval" in text
+    assert "Only 1 patient with positive images: differences in scores that need both kinds cannot be tested." in text
     assert "–" not in text, "no sentence has a dash in the place of a number"
     assert "wide" not in text
     page = board_markdown(board, analyse(board)) + str(leads(board)) + str(tiles(board.teams[0], board))
@@ -100,9 +102,13 @@ def test_with_one_positive_patient_no_difference_is_tested_and_none_is_said_to_b
 def test_a_single_team_is_told_nothing_of_differences(tmp_path):
     result = verdict(one_positive_patient(tmp_path, 1))
     text = " ".join([result.headline, *result.sentences, *result.warnings])
-    assert "(without an interval)" in text
     assert "not affected" not in text
     assert "–" not in text
+
+
+def test_a_score_without_an_interval_says_so():
+    assert with_interval(0.5, (0.4, 0.61)) == "0.500 (95% interval 0.400 to 0.610)"
+    assert with_interval(0.5, (math.nan, math.nan)) == "0.500 (without an interval)"
 
 
 def test_few_patients_do_not_affect_differences_that_are_tested(tmp_path):
