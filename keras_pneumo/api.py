@@ -100,13 +100,19 @@ def write_phantoms(
 
 
 def prepare(
-    folder: PathLike,
+    folder: PathLike | Sequence[PathLike],
     out: PathLike,
     sizes: int | Sequence[int] = (256, 512),
-    labels: PathLike | None = None,
-    patients: PathLike | None = None,
+    labels: PathLike | Sequence[PathLike] | None = None,
+    patients: PathLike | Sequence[PathLike] | None = None,
     seed: int = 0,
     workers: int | None = 1,
+    uncertain: str = "ignore",
+    blank: str | None = None,
+    readers: int = 2,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    any_view: bool = False,
 ) -> Prepared:
     """Prepare a folder of radiographs: check, decode and resize them, and split them by patient.
 
@@ -114,14 +120,22 @@ def prepare(
     were set aside, comes as a warning.
 
     Args:
-        folder: DICOM, PNG or JPEG files at any depth, with a label csv.
+        folder: DICOM, PNG or JPEG files at any depth, with their labels; several folders are prepared together.
         out: the prepared folder; made where it does not exist.
         sizes: sides in pixels, 32 to 1024.
-        labels: the label csv, where ``folder`` does not hold it.
+        labels: the label csv, COCO json or folder of masks, where ``folder`` does not hold it; of several folders one
+            each.
         patients: table of image and patient; by default ``patients.csv`` or ``nih_id.csv`` in ``folder``.
         seed: of the split.
         workers: processes; None: one for each core. A script that starts more than one needs the usual
             ``if __name__ == "__main__":``.
+        uncertain: what an uncertain label means: ``"ignore"`` (the image is left out), ``"positive"``, ``"negative"``.
+        blank: what it means that a label is blank or an image has no mask: ``"negative"`` or ``"ignore"``; None: as
+            the data set says, and a refusal where it does not.
+        readers: how many readers must see a pneumothorax, where several read each image.
+        image_column: the image's column in a table that is not known.
+        label_column: the label's column in a table that is not known.
+        any_view: whether images that the table calls lateral are let in.
 
     Raises:
         PneumoError: nothing can be prepared, or ``out`` holds something else.
@@ -131,12 +145,20 @@ def prepare(
         >>> prepared.sizes
         [64, 128]
     """
+    from keras_pneumo.data.labels.known import options_of
     from keras_pneumo.data.prepared.folder import load_prepared as load
     from keras_pneumo.data.prepared.prepare import prepare as prepare_folder
 
     wanted = [sizes] if isinstance(sizes, int) else list(sizes)
     summary = prepare_folder(
-        Path(folder), Path(out), wanted, _path(labels), _path(patients), seed=seed, workers=workers
+        _paths(folder),
+        Path(out),
+        wanted,
+        _paths(labels),
+        _paths(patients),
+        seed=seed,
+        workers=workers,
+        options=options_of(uncertain, blank, readers, image_column, label_column, any_view),
     )
     for note in summary.notes:
         warnings.warn(note, stacklevel=2)
@@ -260,6 +282,8 @@ class Prepared:
         from keras_pneumo.data.batches.images import open_source
         from keras_pneumo.data.batches.pipeline import labelled_batches
 
+        if masks:
+            self.prepared_folder.require_masks()
         source = open_source(self.prepared_folder, image_ids, size, with_masks=masks, verify=True)
         return labelled_batches(source, batch_size, masks, augmentation, seed, shuffle)
 
@@ -624,6 +648,13 @@ def compare(
 
     where = truth.folder if isinstance(truth, Prepared) else truth
     return compare_submissions(folder, where, out, subset=subset, seed=seed, resamples=resamples)
+
+
+def _paths(given: PathLike | Sequence[PathLike] | None) -> list[Path]:
+    """Paths of one path, of several, or of none."""
+    if given is None:
+        return []
+    return [Path(given)] if isinstance(given, str | Path) else [Path(path) for path in given]
 
 
 def _path(path: PathLike | None) -> Path | None:

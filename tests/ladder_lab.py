@@ -14,4 +14,6 @@ def result(number=1, title="DICOM pixels", what="", keras=EQUAL, third=EQUAL, ab
 def ladder(*results):
     """A ladder of these results."""
     versions = {"torch": {"torch": "2.14.1"}, "keras": {"keras": "3.15.1"}, "keras_on_torch": {"keras": "3.15.1"}}
-    return Ladder(list(results), {"encoder": "resnet18", "size": 32, "data": ""}, versions)
+    return Ladder(
+        list(results), {"encoder": "resnet18", "size": 32, "data": "", "real_steps": None, "mixed": False}, versions
+    )

@@ -2,32 +2,39 @@
 
 Reads ``task.json``, ``inputs.npz`` and safetensors from FOLDER and writes into ``FOLDER/torch`` an npz for each check,
 arrays by name in the order of the computation. Written as a PyTorch team would write it, with torch, torchvision and
-segmentation_models_pytorch; nothing of keras_pneumo is imported. This file has the checks of pixels and files;
-``ladder_networks.py`` those of networks and training.
+segmentation_models_pytorch; nothing of keras_pneumo is imported. This file has the checks of pixels,
+``ladder_networks.py`` those of networks and steps, ``ladder_recipes.py`` those of whole recipes, and
+``ladder_masks.py`` and ``ladder_files.py`` those of masks, prediction files and scores.
 """
 
-import csv
 import json
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import cv2
+import ladder_files
+import ladder_masks
 import ladder_networks
+import ladder_recipes
 import numpy as np
 import pydicom
 import torch
+from PIL import Image
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as transforms
 
-SIDE = 1024
 PLUGINS = {"1.2.840.10008.1.2.4.50": "pillow"}
 """Decoding plugin by transfer syntax: Pillow for baseline JPEG, as SIIM-ACR's files are; pylibjpeg for all others."""
 
 
 def read_file(path):
     """Read a DICOM, PNG or JPEG file as uint8, white for dense."""
-    if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        with Image.open(path) as opened:
+            image = np.asarray(opened)
+        return image[..., 2] if image.ndim == 3 else image
+    if path.suffix.lower() == ".png":
         image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
         image = image[..., 0] if image.ndim == 3 else image
         return image if image.dtype == np.uint8 else stretched(image)
@@ -54,7 +61,7 @@ def stretched(values):
 
 
 def pixels(task, given, keep):
-    """Checks 1 and 2: decoded pixels, and resized by the one call that both teams make."""
+    """Decoded pixels, and resized by the one call that both teams make."""
     images = {}
     for number, name in enumerate(task["files"]):
         path = Path(name)
@@ -69,7 +76,7 @@ def pixels(task, given, keep):
         if image.shape[0] == image.shape[1] >= size
     }
     keep("resized", resized)
-    square = [image for image in images.values() if image.shape == (SIDE, SIDE)][:8]
+    square = [image for image in images.values() if image.shape == (1024, 1024)][:8]
     if square:
         batch = torch.from_numpy(np.stack(square))[:, None].float()
         antialiased = transforms.resize(batch, [256, 256], antialias=True)
@@ -77,14 +84,14 @@ def pixels(task, given, keep):
 
 
 def normalised(task, given, keep):
-    """Check 3: three equal channels, ImageNet's mean and standard deviation."""
+    """Three equal channels, ImageNet's mean and standard deviation."""
     grey = torch.from_numpy(given["augmented_images"]).permute(0, 3, 1, 2).float() / 255
     tensor = transforms.normalize(grey.expand(-1, 3, -1, -1), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     keep("normalised", {f"image {number}": image.permute(1, 2, 0).numpy() for number, image in enumerate(tensor)})
 
 
 def augmented(task, given, keep):
-    """Check 4: CLAHE, one affine map, contrast, brightness and gamma, with the parameters that both teams get."""
+    """CLAHE, one affine map, contrast, brightness and gamma, with the parameters that both teams get."""
     flip, shift_x, shift_y, scale, degrees, brightness, contrast, gamma, _, clahe = given["parameters"].T
     images = given["augmented_images"].copy()
     for row in np.flatnonzero(clahe > 0.5):
@@ -116,59 +123,6 @@ def augmented(task, given, keep):
     keep("augmented", changed | moved)
 
 
-def files(task, given, keep):
-    """Check 13: a PyTorch team's submission of these logits: ``submission.json`` and ``predictions.csv``."""
-    folder = keep.folder / "submission"
-    folder.mkdir(exist_ok=True)
-    probability = torch.sigmoid(torch.from_numpy(given["predicted_logits"][:, 0]).double())
-    maps = torch.round(torch.sigmoid(torch.from_numpy(given["predicted_masks"][..., 0])) * 255).byte().numpy()
-    rows = []
-    for number, (value, probability_map) in enumerate(zip(probability, maps, strict=True)):
-        large = cv2.resize(probability_map, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
-        mask = large >= 128  # one half of 255, rounded up
-        rows.append([f"image{number:02}", repr(value.item()), encode(mask)])
-    with (folder / "predictions.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([["image_id", "probability", "encoded_pixels"], *rows])
-    info = {"format": 1, "team": "ladder, PyTorch", "framework": "PyTorch", "task": "joint", "threshold": 0.5}
-    (folder / "submission.json").write_text(json.dumps(info))
-    (keep.folder / "scores.json").write_text(json.dumps(scores(folder / "predictions.csv", task["truth"])))
-
-
-def encode(mask):
-    """Encode a mask as SIIM's relative runs, down the columns: gap and length in turn; ``-1`` for none."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.T.ravel().astype(np.int8), [0]])))
-    starts, ends = edges[::2], edges[1::2]
-    gaps = starts - np.concatenate([[0], ends[:-1]]) if len(starts) else starts
-    return " ".join(f"{gap} {end - start}" for gap, start, end in zip(gaps, starts, ends, strict=True)) or "-1"
-
-
-def decode(text):
-    """Decode a text of runs to its mask, bool (pixels,), columns first."""
-    mask = np.zeros(SIDE * SIDE, bool)
-    numbers = [] if text.strip() == "-1" else [int(word) for word in text.split()]
-    end = 0
-    for gap, length in zip(numbers[::2], numbers[1::2], strict=True):
-        mask[end + gap : end + gap + length] = True
-        end += gap + length
-    return mask
-
-
-def scores(predictions, truth):
-    """Check 14: mean Dice (both empty 1, one empty 0) and AUROC (ties half), from their definitions."""
-    with Path(predictions).open() as first, Path(truth).open() as second:
-        rows = {row["image_id"]: row for row in csv.DictReader(first)}
-        truths = {row["image_id"]: decode(row["encoded_pixels"]) for row in csv.DictReader(second)}
-    dice = []
-    for image_id, mask in truths.items():
-        predicted = decode(rows[image_id]["encoded_pixels"])
-        total = mask.sum() + predicted.sum()
-        dice.append(2 * (mask & predicted).sum() / total if total else 1.0)
-    ill = np.array([float(rows[image_id]["probability"]) for image_id, mask in truths.items() if mask.any()])
-    well = np.array([float(rows[image_id]["probability"]) for image_id, mask in truths.items() if not mask.any()])
-    higher = (ill[:, None] > well).mean() + (ill[:, None] == well).mean() / 2
-    return {"dice": float(np.mean(dice)), "auroc": float(higher)}
-
-
 class Keeper:
     """``keep(name, arrays)`` writes an npz into PyTorch's folder."""
 
@@ -198,9 +152,10 @@ def main(folder):
     task = json.loads((folder / "task.json").read_text()) | {"truth": str(folder / "truth.csv")}
     given = dict(np.load(folder / "inputs.npz"))
     keep = Keeper(folder / "torch")
-    for compute in (pixels, normalised, augmented, files):
+    for compute in (pixels, normalised, augmented, ladder_masks.reduced, ladder_masks.rule, ladder_files.files):
         compute(task, given, keep)
     ladder_networks.compute(folder, task, given, keep)
+    ladder_recipes.compute(folder, task, given, keep)
     (keep.folder / "versions.json").write_text(json.dumps(versions()))
 
 

@@ -1,12 +1,14 @@
-"""PyTorch's part of the ladder: networks, losses, gradients, optimizers, schedules and twenty steps of training."""
+"""PyTorch's part of the ladder: networks, losses, gradients, optimizers, one-cycle plans and twenty steps."""
 
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 import torchvision
+from losses import lovasz
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
+from training import cross_entropy
 
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 
@@ -118,7 +120,7 @@ def summary_of(tensor):
 
 
 def forward(network, given, state, keep, name, batch):
-    """Checks 6, 8 and 10: layers, gradients, running statistics."""
+    """Layers, gradients, running statistics."""
     for precision, dtype in PRECISIONS.items():
         network.to(dtype).load_state_dict(state, strict=True)
         image = normalise(given["image"], dtype)
@@ -145,8 +147,22 @@ def forward(network, given, state, keep, name, batch):
     network.to(torch.float32)
 
 
+def mixed(network, given, state, keep, name):
+    """Logits under autocast in float16, in both modes."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    arrays = {}
+    for mode in ("inference", "training"):
+        network.load_state_dict(state, strict=True)
+        network.to(device).train(mode == "training")
+        with torch.no_grad(), torch.autocast(device, torch.float16):
+            outputs = heads(network(normalise(given["image"]).to(device)))
+        arrays |= {f"{head}, {mode} mode": nhwc(outputs[head]).double().cpu().numpy() for head in sorted(outputs)}
+    network.to("cpu")
+    keep(f"mixed.{name}", arrays)
+
+
 def step(network, state, gradients, plan, keep, name):
-    """Check 9: two steps, the second with half the gradients at half the rate; no decay on vectors."""
+    """Two steps, the second with half the gradients at half the rate; no decay on vectors."""
     for kind in ("sgd", "adamw"):
         network.load_state_dict(state, strict=True)
         parameters = dict(network.named_parameters())
@@ -182,7 +198,7 @@ def one_cycle(optimizer, plan):
 
 
 def schedules(plans, keep):
-    """Check 11: rate and momentum at every step."""
+    """Rate and momentum at every step."""
     values = {}
     for number, plan in enumerate(plans):
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
@@ -199,7 +215,7 @@ def schedules(plans, keep):
 
 
 def training(network, given, state, plan, keep, name):
-    """Check 12: steps of SGD with momentum under OneCycleLR."""
+    """Steps of SGD with momentum under OneCycleLR."""
     network.load_state_dict(state, strict=True)
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=plan["peak"], momentum=0.9)
@@ -218,11 +234,14 @@ def training(network, given, state, plan, keep, name):
 
 
 def compute(folder, task, given, keep):
-    """Checks 5 to 12."""
+    """Compute every check of networks."""
     logits, masks = torch.from_numpy(given["loss_logits"]), torch.from_numpy(given["loss_masks"])
     labels = torch.from_numpy(given["loss_labels"])
     values = per_image(logits, masks)
-    values["image"] = functional.binary_cross_entropy_with_logits(logits[:, 0, 0], labels, reduction="none").mean(1)
+    values["lovasz"] = lovasz(logits.flatten(1), masks.flatten(1))
+    image = logits[:, 0, 0]
+    values["image"] = functional.binary_cross_entropy_with_logits(image, labels, reduction="none").mean(1)
+    values["image, smoothed and weighted"] = cross_entropy(image, labels[:, 0], *task["image_loss"])
     keep("loss", {name: value.numpy() for name, value in values.items()})
     schedules(task["one_cycles"], keep)
     for name in task["networks"]:
@@ -234,5 +253,7 @@ def compute(folder, task, given, keep):
             load_file(folder / f"{name}.{which}.safetensors") for which in ("weights", "start", "gradients")
         )
         forward(network, given, weights, keep, name, task["gradient_batch"])
+        if task["mixed"]:
+            mixed(network, given, weights, keep, name)
         step(network, weights, gradients, task["optimizers"], keep, name)
         training(network, given, start, task["training"][name], keep, name)

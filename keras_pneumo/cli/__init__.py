@@ -84,6 +84,10 @@ COMMANDS = {
     "parity": Command(
         "parity", "Compare Keras with PyTorch, check by check, from DICOM pixels to scores, and show where they differ."
     ),
+    "compare-frameworks": Command(
+        "parity",
+        "Train an experiment in Keras and in PyTorch with several seeds, and say whether the scores are equivalent.",
+    ),
 }
 
 

@@ -83,11 +83,26 @@ def download_command(
 
 
 def prepare_command(
-    data: Annotated[Path, typer.Argument(help="Folder of DICOM, PNG or JPEG files with a label csv.")],
+    data: Annotated[list[Path], typer.Argument(help="Folder of DICOM, PNG or JPEG files with labels; or several.")],
     out_folder: Annotated[Path, typer.Option("--out", help="The prepared folder.")],
     size: Annotated[list[int] | None, typer.Option(help="Side in pixels; may be given several times.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="The label csv, where DATA does not hold it.")] = None,
-    patients: Annotated[Path | None, typer.Option(help="Table of ImageId and patient, or NIH's.")] = None,
+    labels: Annotated[
+        list[Path] | None,
+        typer.Option(help="Label csv, COCO json or folder of masks, where DATA does not hold it; one for each DATA."),
+    ] = None,
+    patients: Annotated[
+        list[Path] | None, typer.Option(help="Table of ImageId and patient, or NIH's; one for each DATA.")
+    ] = None,
+    uncertain: Annotated[
+        str, typer.Option(help="Uncertain labels: ignore (left out), positive or negative.")
+    ] = "ignore",
+    blank: Annotated[
+        str | None, typer.Option(help="Blank labels and images without a mask: negative or ignore.")
+    ] = None,
+    readers: Annotated[int, typer.Option(min=1, help="Readers who must agree, where several read each image.")] = 2,
+    image_column: Annotated[str | None, typer.Option(help="Column of the image, in a table not known.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the label, in a table not known.")] = None,
+    any_view: Annotated[bool, typer.Option("--any-view", help="Let in images that the table calls lateral.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
 ) -> None:
@@ -98,6 +113,9 @@ def prepare_command(
     Example: `keras-pneumo phantom data/phantom-try --images 60 &&
     keras-pneumo prepare data/phantom-try --out data/prepared-try --size 128`
     """
+    from keras_pneumo.data.labels.known import options_of
+
+    options = options_of(uncertain, blank, readers, image_column, label_column, any_view)
     if (workers or available_cores()) > 1:
         start_server("keras_pneumo.data.prepared.rendering", "keras_pneumo.data.prepared.scanning")
     import pandas  # noqa: F401 - needed later, and imported now, while the server of the workers starts
@@ -114,6 +132,7 @@ def prepare_command(
             seed=seed,
             workers=workers,
             progress=progress.update,
+            options=options,
         )
     report_prepared(summary)
     if summary.set_aside:

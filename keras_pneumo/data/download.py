@@ -106,13 +106,14 @@ def _read_record(out: Path) -> str | None:
 
 
 def _summary(folder: Path, source: str, *, fetched: bool) -> DownloadSummary:
-    from keras_pneumo.data.labels.siim import find_label_csv
+    from keras_pneumo.data.labels.finding import find_labels, search_labels
     from keras_pneumo.data.radiographs.reading import find_images
 
     images, notes = find_images(folder)
     labels = None
     try:
-        labels = find_label_csv(folder, {image_id_of(path.name) for path in images})
+        names = {image_id_of(path.name) for path in images}
+        labels = find_labels(search_labels(folder, images), names).path
     except PneumoError as error:
         notes.append(f"What Kaggle serves as {source} cannot be prepared as it is. {error} Or name another source.")
     return DownloadSummary(folder, len(images), labels, fetched, notes)

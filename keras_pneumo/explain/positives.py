@@ -44,7 +44,7 @@ def outlined(run: RunFolder, prepared: PreparedFolder, subset: str) -> list[str]
 
 def can_be_checked(run: RunFolder, prepared: PreparedFolder) -> bool:
     """Whether positives have masks: on validation to select a heat map by, and on test to check it."""
-    return all(outlined(run, prepared, subset) for subset in ("validation", "test"))
+    return not prepared.lacks_masks and all(outlined(run, prepared, subset) for subset in ("validation", "test"))
 
 
 def operating_threshold(run: RunFolder) -> float | None:
@@ -68,7 +68,7 @@ def pixels_of(prepared: PreparedFolder, image_ids: Sequence[str], size: int, as_
 
 def true_runs(prepared: PreparedFolder, image_ids: Sequence[str]) -> list[rle.Runs]:
     """True masks on the grid of 1024, as runs."""
-    texts = prepared.truth.set_index("image_id")["encoded_pixels"].astype(str)
+    texts = prepared.encoded_pixels()
     return [rle.runs_of(texts[image_id]) for image_id in image_ids]
 
 

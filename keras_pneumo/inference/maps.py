@@ -75,7 +75,7 @@ def level_histogram(quantised: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def true_pixels(prepared: PreparedFolder, image_ids: Sequence[str]) -> list[np.ndarray]:
     """The true mask of each image: int32 positions in the flattened (1024, 1024) grid, rows first."""
-    texts = prepared.truth.set_index("image_id")["encoded_pixels"].astype(str)
+    texts = prepared.encoded_pixels()
     empty = np.empty(0, np.int32)
     return [
         empty if rle.is_empty(text) else np.flatnonzero(rle.decode(text)).astype(np.int32)

@@ -1,9 +1,9 @@
-"""The three backends of the ladder: their processes, and the files that they exchange.
+"""The backends of the ladder: their processes, and the files that they exchange.
 
-PyTorch, our code on TensorFlow, and our code on Keras's torch backend. Every process gets the ladder's folder and
-writes into a folder of its own there: an npz for each computation, arrays by name in the order of the computation, and
-``absent.json`` with the reason for each computation that it cannot do. TensorFlow and
-the CUDA build of torch end in a segmentation fault when they meet in one process, so they never do.
+PyTorch, our code on TensorFlow, our code on Keras's torch backend and, where there is JAX, on its JAX backend. Every
+process gets the ladder's folder and writes into a folder of its own there: an npz for each computation, arrays by name
+in the order of the computation, and ``absent.json`` with the reason for each computation that it cannot do. TensorFlow
+and the CUDA build of torch end in a segmentation fault when they meet in one process, so they never do.
 """
 
 from __future__ import annotations
@@ -24,11 +24,17 @@ from keras_pneumo.storage.files import write_json
 
 ENVIRONMENT = "KERAS_PNEUMO_TORCH_PYTHON"
 CHECKOUT = Path(__file__).parents[2]
-TASK, INPUTS, ABSENT, VERSIONS = "task.json", "inputs.npz", "absent.json", "versions.json"
+TASK, INPUTS, RECIPES, ABSENT, VERSIONS = "task.json", "inputs.npz", "recipes", "absent.json", "versions.json"
 SCRIPT = Path("experiments/torch_team/ladder.py")
 
-TORCH, KERAS, KERAS_ON_TORCH = "torch", "keras", "keras_on_torch"
-"""PyTorch, our code on TensorFlow, our code on Keras's torch backend; also the names of their folders."""
+JAX_ENVIRONMENT = "KERAS_PNEUMO_JAX_PYTHON"
+"""The variable that names a Python with JAX and Keras."""
+
+TORCH, KERAS, KERAS_ON_TORCH, KERAS_ON_JAX = "torch", "keras", "keras_on_torch", "keras_on_jax"
+"""PyTorch, our code on TensorFlow, on Keras's torch backend and on its JAX backend; also their folders' names."""
+
+OTHERS = {KERAS_ON_TORCH: "torch", KERAS_ON_JAX: "jax"}
+"""Keras's other backends, by their folders."""
 
 SECONDS = 900
 """Time limit of a process; a check takes seconds."""
@@ -36,7 +42,7 @@ SECONDS = 900
 
 @dataclass(frozen=True)
 class Backend:
-    """One of our two backends: where it reads and writes, and what it was given."""
+    """One of our backends: where it reads and writes, and what it was given."""
 
     folder: Path
     """The ladder's."""
@@ -81,6 +87,20 @@ def torch_python(given: Path | None = None) -> Path:
     )
 
 
+def jax_python() -> Path | None:
+    """Find the Python that has JAX and Keras, which $KERAS_PNEUMO_JAX_PYTHON names; None where it names none.
+
+    Raises:
+        PneumoError: the one that is named does not exist.
+    """
+    if not os.environ.get(JAX_ENVIRONMENT):
+        return None
+    python = Path(os.environ[JAX_ENVIRONMENT])
+    if not python.exists():
+        raise PneumoError(f"There is no Python {python}, which ${JAX_ENVIRONMENT} names. Name one with jax and keras.")
+    return python
+
+
 def torch_script(given: Path | None = None) -> Path:
     """Find PyTorch's script of the ladder, which is not part of the package.
 
@@ -101,10 +121,10 @@ def start_torch(python: Path, script: Path, folder: Path) -> subprocess.Popen[by
     return _start([str(python), str(script), str(folder)], folder / TORCH, {})
 
 
-def start_keras_on_torch(python: Path, folder: Path) -> subprocess.Popen[bytes]:
-    """Start the package's own code in PyTorch's environment, on Keras's torch backend."""
-    command = [str(python), "-m", "keras_pneumo.parity.checks", str(folder), KERAS_ON_TORCH]
-    return _start(command, folder / KERAS_ON_TORCH, {"KERAS_BACKEND": "torch", "PYTHONPATH": str(CHECKOUT)})
+def start_keras_on(backend: str, python: Path, folder: Path) -> subprocess.Popen[bytes]:
+    """Start the package's own code in another environment, on another of Keras's backends."""
+    command = [str(python), "-m", "keras_pneumo.parity.checks", str(folder), backend]
+    return _start(command, folder / backend, {"KERAS_BACKEND": OTHERS[backend], "PYTHONPATH": str(CHECKOUT)})
 
 
 def _start(command: list[str], log: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -1,12 +1,13 @@
-"""What our code computes for each check of the ladder, on TensorFlow or on Keras's torch backend.
+"""What our code computes for each check of the ladder, on TensorFlow or on another of Keras's backends.
 
 In: the ladder's folder. Out: arrays by name, in the order of the computation, in the backend's own folder. Pixels and
 files come from the package's own functions, as ``prepare`` and ``train`` call them; what PyTorch's process does with
 the same inputs is written independently in ``experiments/torch_team/ladder.py``.
 
-Keras's torch backend runs as ``python -m keras_pneumo.parity.checks FOLDER NAME`` in PyTorch's environment, with
-``KERAS_BACKEND=torch``; TensorFlow runs in the process of ``keras-pneumo parity``. So TensorFlow is imported only where
-it is needed, and a computation whose code needs a package that is not there is left out, with the reason.
+Keras's torch and JAX backends run as ``python -m keras_pneumo.parity.checks FOLDER NAME`` in an environment of their
+own, with ``KERAS_BACKEND=torch`` or ``jax``; TensorFlow runs in the process of ``keras-pneumo parity``. So TensorFlow
+is imported only where it is needed, and a computation whose code needs a package that is not there is left out, with
+the reason.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from keras_pneumo.data.radiographs.geometry import resize_image
 from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.models.preprocessing import normalise
 from keras_pneumo.models.weights import StateDict, from_torch, to_torch
+from keras_pneumo.parity import choices, drawn, real_steps, settings
 from keras_pneumo.parity.backends import (
     INPUTS,
-    KERAS_ON_TORCH,
+    KERAS_ON_JAX,
+    OTHERS,
     VERSIONS,
     Backend,
     read_arrays,
@@ -53,7 +56,7 @@ from keras_pneumo.training.optimizers import SGD, AdamW
 from keras_pneumo.training.schedules import Tabulated, one_cycle
 from keras_pneumo.training.step import loss_and_gradients, training_network
 
-PACKAGES = ["keras", "tensorflow", "torch", "numpy", "opencv-python-headless", "pydicom"]
+PACKAGES = ["keras", "tensorflow", "torch", "jax", "numpy", "opencv-python-headless", "pydicom"]
 
 OPTIMIZERS = ("sgd", "adamw")
 
@@ -64,47 +67,50 @@ def run_checks(folder: Path, name: str, progress: Callable[[str], None] | None =
     backend.own.mkdir(exist_ok=True)
     absent = {}
     for computation, compute in COMPUTATIONS.items():
-        if name == KERAS_ON_TORCH and computation in WITHOUT_KERAS:
+        if name in OTHERS and computation in WITHOUT_KERAS:
             absent[computation] = "there is no Keras in this check"
+            continue
+        if name == KERAS_ON_JAX and computation in WITH_GRADIENTS:
+            absent[computation] = "the training step runs on TensorFlow and PyTorch"
             continue
         if progress:
             progress(computation)
         try:
             compute(backend)
         except ImportError as error:
-            absent[computation] = f"its code needs {error.name}, which PyTorch's environment does not have"
+            absent[computation] = f"its code needs {error.name}, which that environment does not have"
     write_absent(backend.own, absent)
     write_json(backend.own / VERSIONS, versions_of(PACKAGES))
 
 
 def _pixels(backend: Backend) -> None:
-    """Checks 1 and 2: decoded pixels, and the square ones resized."""
+    """Decoded pixels, and the square ones resized."""
     pixels = decoded([Path(file) for file in backend.task["files"]])
     backend.write("pixels", pixels)
     backend.write("resized", resized(pixels, backend.task["sizes"]))
 
 
 def _normalised(backend: Backend) -> None:
-    """Check 3: three normalised channels."""
+    """Three normalised channels."""
     grey = backend.inputs["augmented_images"].astype(np.float32) / np.float32(255)
     backend.write("normalised", {f"image {number}": to_numpy(normalise(image)) for number, image in enumerate(grey)})
 
 
 def _augmented(backend: Backend) -> None:
-    """Check 4: images and masks augmented with given parameters."""
+    """Images and masks augmented with given parameters."""
     given = backend.inputs
     backend.write("augmented", augmented(given["augmented_images"], given["augmented_masks"], given["parameters"]))
 
 
 def _initial(backend: Backend) -> None:
-    """Check 5: summaries of random start weights."""
+    """Summaries of random start weights."""
     for network in backend.task["networks"]:
         keras.utils.set_random_seed(backend.task["seed"] + 2)
         backend.write(f"initial.{network}", initial_summaries(build(network, backend.task["encoder"])))
 
 
 def _forward(backend: Backend) -> None:
-    """Checks 6 and 10: layers in both modes, and BatchNorm's statistics after the training pass."""
+    """Layers in both modes, and BatchNorm's statistics after the training pass."""
     for network in backend.task["networks"]:
         model = build(network, backend.task["encoder"])
         for mode in ("inference", "training"):
@@ -116,14 +122,33 @@ def _forward(backend: Backend) -> None:
         backend.write(f"statistics.{network}", running_statistics(model))
 
 
+def _mixed(backend: Backend) -> None:
+    """Logits in mixed precision, in both modes."""
+    if not backend.task["mixed"]:
+        return
+    for network in backend.task["networks"]:
+        with precision("mixed_float16"):
+            model = build(network, backend.task["encoder"])
+        arrays: dict[str, np.ndarray] = {}
+        for mode in ("inference", "training"):
+            from_torch(model, backend.state(network, "weights"))
+            outputs = model(backend.inputs["image"], training=mode == "training")
+            heads = outputs if isinstance(outputs, dict) else {"image": outputs}
+            arrays |= {f"{head}, {mode} mode": to_numpy(heads[head]).astype(np.float64) for head in sorted(heads)}
+        backend.write(f"mixed.{network}", arrays)
+
+
 def _loss(backend: Backend) -> None:
-    """Check 7: each term of the loss, and the recipe."""
+    """Each term of the loss, and the recipe."""
     given = backend.inputs
-    backend.write("loss", loss_values(given["loss_logits"], given["loss_masks"], given["loss_labels"]))
+    backend.write(
+        "loss",
+        loss_values(given["loss_logits"], given["loss_masks"], given["loss_labels"], *backend.task["image_loss"]),
+    )
 
 
 def _gradients(backend: Backend) -> None:
-    """Check 8: gradients in float64, and for the remark in float32."""
+    """Gradients in float64, and for the remark in float32."""
     batch = backend.task["gradient_batch"]
     truths = {head: backend.inputs[f"truth_{head}"][:batch] for head in ("image", "mask")}
     for network in backend.task["networks"]:
@@ -137,7 +162,7 @@ def _gradients(backend: Backend) -> None:
 
 
 def _step(backend: Backend) -> None:
-    """Check 9: two steps of each optimizer, and for the remark of Keras's own."""
+    """Two steps of each optimizer, and for the remark of Keras's own."""
     plan = backend.task["optimizers"]
     for network in backend.task["networks"]:
         model = build(network, backend.task["encoder"])
@@ -147,21 +172,21 @@ def _step(backend: Backend) -> None:
             optimizer = optimizer_of(kind, rates, decay)
             moved = movement(model, weights, gradients, optimizer, plan["shares"])
             backend.write(f"step.{network}.{kind}", moved)
-            if backend.name == KERAS_ON_TORCH:
+            if backend.name in OTHERS:
                 continue
             own = movement(model, weights, gradients, keras_own(model, kind, rates, decay), plan["shares"])
             backend.write(f"keras_own.{network}.{kind}", own)
 
 
 def _schedule(backend: Backend) -> None:
-    """Check 11: rates and momenta of one-cycle plans."""
+    """Rates and momenta of one-cycle plans."""
     values = schedules(backend.task["one_cycles"])
     backend.write("schedule", values)
     backend.write("tabulated", {"rate": tabulated(values["plan 1: rate"])})
 
 
 def _training(backend: Backend) -> None:
-    """Check 12: the losses of steps of training."""
+    """The losses of steps of training."""
     for network in backend.task["networks"]:
         model = build(network, backend.task["encoder"])
         from_torch(model, backend.state(network, "start"))
@@ -173,7 +198,7 @@ def _training(backend: Backend) -> None:
 
 
 def _files(backend: Backend) -> None:
-    """Checks 13 and 14: prediction files."""
+    """Prediction files."""
     from keras_pneumo.parity.submissions import write_prediction_files
 
     given = backend.inputs
@@ -183,21 +208,38 @@ def _files(backend: Backend) -> None:
 
 COMPUTATIONS: dict[str, Callable[[Backend], None]] = {
     "pixels": _pixels,
+    "masks": drawn.reduced_masks,
     "normalised": _normalised,
+    "order": drawn.order,
+    "drawn": drawn.parameters,
     "augmented": _augmented,
+    "batches": drawn.batches,
     "initial": _initial,
     "forward": _forward,
+    "mixed": _mixed,
     "loss": _loss,
     "gradients": _gradients,
+    "learning": settings.learning,
     "step": _step,
     "schedule": _schedule,
+    "recipe_schedules": settings.recipe_schedules,
+    "trainings": settings.trainings,
     "training": _training,
+    "real_steps": real_steps.real_steps,
+    "validation_scores": choices.validation_scores,
+    "choices": choices.choices,
+    "averages": choices.averages,
+    "mask_rule": choices.mask_rule,
     "files": _files,
 }
 """All computations, in the order of the checks; one computation may serve two checks."""
 
-WITHOUT_KERAS = ("pixels", "files")
+WITHOUT_KERAS = ("pixels", "masks", "order", "drawn", "batches", "validation_scores", "mask_rule", "files")
 """Computations in which Keras has no part, so a second Keras backend would only repeat them."""
+
+
+WITH_GRADIENTS = ("gradients", "training")
+"""Computations that need the gradients of the training step."""
 
 
 def decoded(files: Sequence[Path]) -> dict[str, np.ndarray]:
@@ -234,17 +276,24 @@ def augmented(images: np.ndarray, masks: np.ndarray, parameters: np.ndarray) -> 
     }
 
 
-def loss_values(logits: np.ndarray, masks: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+def loss_values(
+    logits: np.ndarray, masks: np.ndarray, labels: np.ndarray, smoothing: float, positive_weight: float
+) -> dict[str, np.ndarray]:
     """Return each term and the recipe's sum for each image, and the image-level loss, float32 (n,).
 
     Args:
         logits: float32 (n, h, w, 1).
         masks: 0 or 1, of the same shape.
         labels: 0 or 1, (n, 1); their logits are those of the first pixel.
+        smoothing: of labels, in the second image-level loss.
+        positive_weight: what a positive counts in it.
     """
     values = {name: TERMS[name](masks, logits) for name in ("bce", "dice", "focal")}
     values["sum"] = SegmentationLoss(RECIPE).call(masks, logits)
+    values["lovasz"] = TERMS["lovasz"](masks, logits)
     values["image"] = ClassificationLoss().call(labels, logits[:, 0, 0])
+    weighted = ClassificationLoss(smoothing, positive_weight)
+    values["image, smoothed and weighted"] = weighted.call(labels, logits[:, 0, 0])
     return {name: to_numpy(value) for name, value in values.items()}
 
 
@@ -258,8 +307,9 @@ def optimizer_of(kind: str, rates: Any, decay: float) -> keras.optimizers.Optimi
 def keras_own(model: keras.Model, kind: str, rates: Any, decay: float) -> keras.optimizers.Optimizer:
     """Make Keras's own optimizer of that name, to show why the project has its own."""
     if kind == "sgd":
-        return keras.optimizers.SGD(learning_rate=rates, momentum=0.9)
-    optimizer = keras.optimizers.AdamW(learning_rate=rates, weight_decay=decay)
+        optimizer = keras.optimizers.SGD(learning_rate=rates, momentum=0.9, weight_decay=decay)
+    else:
+        optimizer = keras.optimizers.AdamW(learning_rate=rates, weight_decay=decay)
     optimizer.exclude_from_weight_decay(
         [variable for variable in model.trainable_variables if len(variable.shape) <= 1]
     )

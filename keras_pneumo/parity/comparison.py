@@ -102,6 +102,15 @@ def of_range(expected: np.ndarray, actual: np.ndarray) -> Gap:
     return Gap(largest, relative, relative)
 
 
+def of_mean(expected: np.ndarray, actual: np.ndarray) -> Gap:
+    """Return the mean difference as a share of the reference's range; for pixels of which a few may fall either way."""
+    expected, actual = expected.astype(np.float64), actual.astype(np.float64)
+    largest, relative = _largest(expected, actual)
+    scale = largest / relative if relative and math.isfinite(relative) else 1.0
+    mean = float(np.abs(expected - actual).mean()) if expected.size else 0.0
+    return Gap(largest, mean / scale, mean / scale)
+
+
 def of_norm(expected: np.ndarray, actual: np.ndarray) -> Gap:
     """Return the norm of the difference as a share of the reference's norm; zero must be zero in both."""
     expected, actual = expected.astype(np.float64), actual.astype(np.float64)
@@ -119,6 +128,12 @@ def of_value(expected: np.ndarray, actual: np.ndarray) -> Gap:
     )
     relative = float(shares.max(initial=0.0))
     return Gap(float(difference.max(initial=0.0)), relative, relative)
+
+
+def of_multiple(expected: np.ndarray, actual: np.ndarray) -> Gap:
+    """Return how many times the reference's distance a distance is."""
+    multiple = float(actual[0] / expected[0]) if expected[0] else math.inf if actual[0] else 0.0
+    return Gap(float(actual[0]), multiple, multiple)
 
 
 def summary_of(values: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import keras
@@ -24,20 +25,36 @@ from keras_pneumo.data.radiographs.geometry import resize_image
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
 from keras_pneumo.data.radiographs.reading import RASTER_SUFFIXES, find_images, read_radiograph
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.inference.postprocess import AREAS, BOTTOMS, COMPONENTS, GATES, TOPS
 from keras_pneumo.models.weights import StateDict, to_torch
 from keras_pneumo.parity.backends import INPUTS, TASK, write_arrays
+from keras_pneumo.parity.choices import CHOICES, FITTED, FLIPPED, write_choice_inputs
+from keras_pneumo.parity.drawn import DRAWN, EPOCHS, IMAGES, POSITIVES, SIZE, write_drawn_inputs
 from keras_pneumo.parity.networks import NETWORKS, build, randomise
+from keras_pneumo.parity.real_steps import CONTROLS, STEPS, write_real_inputs
+from keras_pneumo.parity.settings import (
+    EPOCH_LOSSES,
+    LEARNING,
+    PLATEAUS,
+    SCHEDULE_EPOCH,
+    SCHEDULE_STEPS,
+    SCHEDULES,
+    SETTINGS,
+    write_settings_inputs,
+)
 from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
 from keras_pneumo.storage.files import write_json, write_table
 
 AUGMENTATION = Augmentation(
     flip=0.5, shift=0.1, scale=0.2, rotate=15, brightness=0.1, contrast=0.2, gamma=0.2, noise=0, clahe=0.5
 )
-"""Every augmentation but noise, which is compared with the PyTorch team's in tests/parity/pytorch."""
+"""Every augmentation but noise, which is drawn and added in the check of whole batches."""
 
 PHANTOMS = PhantomSettings(images=8, seed=11, positive_rate=0.5, monochrome1_rate=0.3)
 MOST_FILES = 100
-DECAY = {"sgd": 0.0, "adamw": 0.01}
+DECAY = {"sgd": 0.001, "adamw": 0.01}
+IMAGE_LOSS = [0.1, 3.0]
+"""Label smoothing and weight of positives of an image-level loss."""
 TRUTH = "truth.csv"
 AUGMENTED_SIZE, PREDICTED = 128, 24
 
@@ -61,6 +78,8 @@ class LadderPlan:
     """Highest rate of the one-cycle schedule of those steps, classifier and U-Net. At ten times the rate, twenty steps
     of the U-Net are chaotic: PyTorch itself, from weights changed in the seventh digit, is 8e-3 off its losses."""
     networks: tuple[str, ...] = NETWORKS
+    mixed: bool | None = None
+    """Whether mixed precision is compared; None: where there is a GPU."""
     seed: int = 0
 
 
@@ -80,7 +99,14 @@ def write_inputs(folder: Path, data: Path | None, plan: LadderPlan) -> None:
     if plan.size % 32 or plan.size < 32:
         raise PneumoError(f"The ladder's networks take images whose side is a multiple of 32, not {plan.size}.")
     write_phantoms(folder / "phantoms", PHANTOMS, workers=1)
-    files, images, passed_over = _readable(find_images(folder / "phantoms")[0] + (_files_of(data) if data else []))
+    phantoms = find_images(folder / "phantoms")[0]
+    made = [*phantoms, _as_jpeg(phantoms[0])]
+    files, images, passed_over = _readable(made + (_files_of(data) if data else []))
+    real = [image for image in images[len(made) :] if image.shape[0] == image.shape[1]]
+    keras.utils.set_random_seed(plan.seed + 1)
+    start = to_torch(build(NETWORKS[0], plan.encoder)) if real else {}
+    radiographs = [resize_image(image, plan.size) for image in real]
+    has_real = write_real_inputs(folder, radiographs, plan.encoder, plan.size, start)
     write_json(
         folder / TASK,
         {
@@ -94,14 +120,24 @@ def write_inputs(folder: Path, data: Path | None, plan: LadderPlan) -> None:
                 for network, peak in zip(NETWORKS, plan.peaks, strict=True)
             },
             "optimizers": {"sgd": [0.8, 0.4], "adamw": [0.001, 0.0005], "decay": DECAY, "shares": [1.0, 0.5]},
+            "image_loss": IMAGE_LOSS,
+            "real_steps": {"steps": STEPS, "controls": CONTROLS} if has_real else None,
+            **_recipes_task(plan),
             **asdict(plan),
+            "mixed": has_gpu() if plan.mixed is None else plan.mixed,
         },
     )
     rng = np.random.default_rng(plan.seed)
     square = [image for image in images if image.shape[0] == image.shape[1]]
     arrays = _network_inputs(rng, square, plan) | _augmentation_inputs(rng, square) | _loss_inputs(rng)
     logits, masks, truth = _predictions(rng)
-    write_arrays(folder / INPUTS, {**arrays, "predicted_logits": logits, "predicted_masks": masks})
+    arrays |= {"predicted_logits": logits, "predicted_masks": masks, **_drawn_inputs(), **_score_inputs()}
+    write_arrays(folder / INPUTS, arrays)
+    small = np.stack([resize_image(image, SIZE) for image in square])
+    outlines = np.stack([_ellipse(np.random.default_rng(row), SIZE) for row in range(POSITIVES)])
+    write_drawn_inputs(folder, small, outlines)
+    save_file(write_settings_inputs(folder), folder / "small.start.safetensors")
+    write_choice_inputs(folder)
     write_table(folder / TRUTH, truth)
     for network in plan.networks:
         keras.utils.set_random_seed(plan.seed + 1)
@@ -116,6 +152,42 @@ def write_inputs(folder: Path, data: Path | None, plan: LadderPlan) -> None:
             for name, array in state.items()
         }
         save_file(gradients, folder / f"{network}.gradients.safetensors")
+
+
+def has_gpu() -> bool:
+    """Return whether TensorFlow sees a GPU."""
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def _recipes_task(plan: LadderPlan) -> dict[str, Any]:
+    """Say which recipes, settings and candidates the checks of whole recipes have."""
+
+    def plain(figures: list[float]) -> list[float | None]:
+        return [figure if np.isfinite(figure) else None for figure in figures]
+
+    return {
+        "recipe_images": {"images": IMAGES, "positives": POSITIVES, "epochs": EPOCHS},
+        "drawn": list(DRAWN),
+        "learning": list(LEARNING),
+        "schedules": {label: experiment.name for label, experiment in SCHEDULES.items()},
+        "schedule_steps": SCHEDULE_STEPS,
+        "schedule_epoch": SCHEDULE_EPOCH,
+        "plateaus": {label: {**plateau, "figures": plain(plateau["figures"])} for label, plateau in PLATEAUS.items()},
+        "settings": list(SETTINGS),
+        "epoch_losses": list(EPOCH_LOSSES),
+        "choices": {name: [plain(figures) for figures in lists] for name, (_, _, lists) in CHOICES.items()},
+        "averages": {network: FLIPPED[network].name for network in plan.networks},
+        "mask_rule": {
+            "fitted": FITTED,
+            "tops": TOPS,
+            "areas": AREAS,
+            "bottoms": BOTTOMS,
+            "components": COMPONENTS,
+            "quantiles": np.linspace(0.1, 0.9, GATES).tolist(),
+        },
+    }
 
 
 def calm(state: StateDict) -> StateDict:
@@ -193,6 +265,32 @@ def _augmentation_inputs(rng: np.random.Generator, images: list[np.ndarray]) -> 
     parameters, _ = draw_parameters(AUGMENTATION, 3, 0, np.arange(len(chosen)), np.zeros(len(chosen), int))
     masks = np.stack([_ellipse(rng, AUGMENTED_SIZE) for _ in chosen])[..., None].astype(np.uint8)
     return {"augmented_images": chosen, "augmented_masks": masks, "parameters": parameters}
+
+
+def _as_jpeg(phantom: Path) -> Path:
+    """Write a phantom's pixels as a JPEG file beside it, whose decoders may differ."""
+    path = phantom.with_name("phantom.jpg")
+    cv2.imwrite(str(path), read_radiograph(phantom).pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    return path
+
+
+def _drawn_inputs() -> dict[str, np.ndarray]:
+    """List draws whose parameters are compared, some of them of an image that was drawn before, and large masks."""
+    masks = [_ellipse(np.random.default_rng(100 + row), rle.MASK_SIZE).astype(np.uint8) for row in range(3)]
+    masks[2] = (np.random.default_rng(0).random(masks[2].shape) < 0.5).astype(np.uint8)  # many pixels are half in
+    return {
+        "drawn_images": np.arange(60) % 45,
+        "drawn_repeats": (np.arange(60) >= 45).astype(np.int64),
+        "large_masks": np.stack(masks),
+    }
+
+
+def _score_inputs() -> dict[str, np.ndarray]:
+    """Draw labels and probabilities of some hundred images, with and without ties."""
+    rng = np.random.default_rng(4)
+    labels = (rng.random(300) < 0.3).astype(np.int64)
+    scores = np.clip(rng.normal(0.4 + 0.15 * labels, 0.2), 0, 1)
+    return {"score_labels": labels, "score_values ties": np.round(scores, 1), "score_values no ties": scores}
 
 
 def _loss_inputs(rng: np.random.Generator) -> dict[str, np.ndarray]:

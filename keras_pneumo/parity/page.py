@@ -11,7 +11,12 @@ from keras_pneumo.parity.comparison import Difference
 from keras_pneumo.parity.ladder import Ladder, shown
 from keras_pneumo.storage.files import write_bytes
 
-BACKENDS = {"torch": "PyTorch", "keras": "Keras on TensorFlow", "keras_on_torch": "Keras on PyTorch"}
+BACKENDS = {
+    "torch": "PyTorch",
+    "keras": "Keras on TensorFlow",
+    "keras_on_torch": "Keras on PyTorch",
+    "keras_on_jax": "Keras on JAX",
+}
 
 
 def write_page(path: Path, ladder: Ladder) -> Path:
@@ -31,19 +36,13 @@ def write_page(path: Path, ladder: Ladder) -> Path:
     page = templates.get_template("parity.html").render(
         ladder=ladder,
         task=ladder.task,
-        backends=BACKENDS,
+        backends={name: label for name, label in BACKENDS.items() if name in ladder.versions},
         shown=shown,
-        first=first_of,
         measured=measured,
         checks=_by_check(ladder),
     )
     write_bytes(path, page.encode())
     return path
-
-
-def first_of(difference: Difference | None) -> str:
-    """Return the first layer beyond the bound, as a table shows it."""
-    return "" if difference is None or difference.within else difference.first
 
 
 def measured(difference: Difference | None) -> str:
@@ -67,6 +66,7 @@ def _by_check(ladder: Ladder) -> list[dict[str, object]]:
                 "bound": parts[0].bound,
                 "remarks": [(" and ".join(names) if len(remarks) > 1 else "", text) for text, names in remarks.items()],
                 "absent": parts[0].absent,
+                "absent_on_jax": parts[0].absent_on_jax,
             }
         )
     return checks

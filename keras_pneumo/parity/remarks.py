@@ -14,13 +14,16 @@ from keras_pneumo.data.radiographs.geometry import resize_image
 from keras_pneumo.parity import comparison as comparing
 from keras_pneumo.parity import submissions
 from keras_pneumo.parity.backends import KERAS, TORCH, read_arrays, read_task
+from keras_pneumo.parity.drawn import EPOCHS
+from keras_pneumo.parity.real_steps import LOSSES as REAL_LOSSES
+from keras_pneumo.parity.real_steps import own_distances
 
 Arrays = dict[str, np.ndarray]
 Remark = Callable[[Path, Arrays], str]
 
 
 def pixels(folder: Path, expected: Arrays) -> str:
-    """Check 1: pixels of the files."""
+    """Pixels of the files."""
     task = read_task(folder)
     sources = f"phantoms and {Path(task['data']).name}" if task["data"] else "phantoms"
     unread = f" {task['passed_over']} more could not be read." if task["passed_over"] else ""
@@ -31,7 +34,7 @@ def pixels(folder: Path, expected: Arrays) -> str:
 
 
 def resized(folder: Path, expected: Arrays) -> str:
-    """Check 2: resizing."""
+    """Resizing."""
     path = folder / TORCH / "antialiased.npz"
     text = f"{len(expected)} images by the same call, cv2's INTER_AREA."
     if not path.exists():
@@ -43,23 +46,130 @@ def resized(folder: Path, expected: Arrays) -> str:
 
 
 def normalised(folder: Path, expected: Arrays) -> str:
-    """Check 3: normalisation."""
+    """Normalisation."""
     return "Divided by 255, less ImageNet's mean, divided by its standard deviation: three roundings, the same in both."
 
 
 def augmented(folder: Path, expected: Arrays) -> str:
-    """Check 4: augmentation."""
+    """Augmentation."""
     path = folder / KERAS / "augmented.npz"
     actual = read_arrays(path) if path.exists() else {}
     masks = [(expected[name] != actual[name]).sum() for name in expected if name.startswith("mask") and name in actual]
     return (
         "Coordinates are computed in float32 in another order, so an interpolated value differs in its last digits; "
-        f"{int(sum(masks))} mask pixels differ. Noise is left out; the tests of the PyTorch team compare it."
+        f"{int(sum(masks))} mask pixels differ. Noise is part of the check of batches."
+    )
+
+
+def masks(folder: Path, expected: Arrays) -> str:
+    """Masks made smaller."""
+    return (
+        f"{len(expected)} masks; a pixel is in where at least half of its area is. One of them is random, so that many "
+        "pixels are just half in."
+    )
+
+
+def order(folder: Path, expected: Arrays) -> str:
+    """The order of images."""
+    draws = sum(array.size for name, array in expected.items() if name.endswith("images"))
+    return (
+        f"{draws} draws of {EPOCHS} epochs, by the recipe's file: which image, how often it came before in its epoch, "
+        "and where batches end. Each team has its own code; the random numbers are numpy's in both."
+    )
+
+
+def drawn(folder: Path, expected: Arrays) -> str:
+    """Parameters of augmentation."""
+    return (
+        f"{len(next(iter(expected.values())))} draws, every range of the recipe with a value of its own. PyTorch's "
+        "side computes each range from its definition; its trainings' own use of the ranges is in the check of batches."
+    )
+
+
+def batches(folder: Path, expected: Arrays) -> str:
+    """Batches of a training."""
+    images = sum(len(array) for name, array in expected.items() if name.endswith("images"))
+    return (
+        f"{images} augmented images as the networks get them, from each team's own loader: order, pixels, masks and "
+        "labels together. The mean difference is bounded, since a mask pixel that is just half in may go either way."
+    )
+
+
+def learning(folder: Path, expected: Arrays) -> str:
+    """What learns."""
+    still = sum(not array.any() for array in expected.values())
+    return f"Rate and weight decay of each of {len(expected)} tensors; {still} of them do not learn here."
+
+
+def recipe_schedules(folder: Path, expected: Arrays) -> str:
+    """Schedules of recipes."""
+    return (
+        "Each step's rate and momentum by the optimizer that a training makes, and PyTorch's ReduceLROnPlateau "
+        "epoch by epoch. In the graph rates are float32."
+    )
+
+
+def setting(name: str) -> Remark:
+    """Trainings by one setting."""
+
+    def remark(folder: Path, expected: Arrays) -> str:
+        epochs = len({key.split(":")[0] for key in expected})
+        return (
+            f"How far each tensor of a small network is from its start after each of {epochs} epochs of three steps. "
+            "Ours are the phases, the step and the averages of keras-pneumo train, PyTorch's the PyTorch team's."
+        )
+
+    return remark
+
+
+def epoch_losses(folder: Path, expected: Arrays) -> str:
+    """Losses of epochs."""
+    return "Batches of 8, 7 and 7 images; every image weighs the same."
+
+
+def real_steps(folder: Path, expected: Arrays) -> str:
+    """Steps on real radiographs."""
+    losses = read_arrays(folder / TORCH / f"{REAL_LOSSES}.npz")
+    own = ", ".join(f"{value:.1e}" for value in own_distances(losses))
+    return (
+        f"{len(losses['losses'])} steps of AdamW at the usual rates, augmented real radiographs, labels that are not "
+        f"their own. From start weights of which one differs in its last bit, PyTorch's own losses are off by {own} "
+        "(root mean square over the steps)."
+    )
+
+
+def validation_scores(folder: Path, expected: Arrays) -> str:
+    """Scores on validation."""
+    return "Exact on both sides: no grid of thresholds. Of 300 probabilities, once with eleven different values only."
+
+
+def choices(folder: Path, expected: Arrays) -> str:
+    """Epochs that are chosen."""
+    return (
+        "Whole trainings of a small network with scores written down beforehand: which epochs are the best so far, "
+        "which are kept, at which rate each learns, and when the training ends."
+    )
+
+
+def averages(folder: Path, expected: Arrays) -> str:
+    """Networks that predict together."""
+    return (
+        "The mean of two networks' probabilities for each image and its mirror image, whose map is turned back. Maps "
+        "are in 256 levels, and rounding may move a pixel by one."
+    )
+
+
+def mask_rule(folder: Path, expected: Arrays) -> str:
+    """The rule of masks."""
+    values = ", ".join(f"{name} {expected[name][0]}" for name in ("top", "area", "bottom", "component", "gate"))
+    return (
+        "keras-pneumo masks fits and applies the rule for every team. Here a second search, which draws every "
+        f"candidate's masks, finds the same: {values}."
     )
 
 
 def initial(folder: Path, expected: Arrays) -> str:
-    """Check 5: initial weights."""
+    """Initial weights."""
     return (
         "Each framework draws its own numbers, so mean, spread and shape of each tensor are compared, not values. To "
         "start alike, load one team's first weights into the other's network."
@@ -67,7 +177,7 @@ def initial(folder: Path, expected: Arrays) -> str:
 
 
 def forward(folder: Path, expected: Arrays) -> str:
-    """Check 6: layers forward."""
+    """Layers forward."""
     return (
         f"{len(expected)} layers, random weights and random BatchNorm statistics. The order in which a convolution's "
         "products are summed in float32 remains; where a channel hardly varies, BatchNorm in training mode makes this "
@@ -75,8 +185,16 @@ def forward(folder: Path, expected: Arrays) -> str:
     )
 
 
+def mixed(folder: Path, expected: Arrays) -> str:
+    """Mixed precision."""
+    return (
+        "Float16 with three digits: Keras's mixed_float16 policy beside PyTorch's autocast. Both normalise, add up and "
+        "give logits in float32, but not every layer between them rounds at the same place."
+    )
+
+
 def loss(folder: Path, expected: Arrays) -> str:
-    """Check 7: loss."""
+    """Loss."""
     return (
         "Sums over pixels are taken in another order. Where a network is sure and right, PyTorch's cross-entropy "
         "rounds a loss below 1e-7 while ours, through log-sigmoids, keeps its digits. An empty, a full and a surely "
@@ -85,7 +203,7 @@ def loss(folder: Path, expected: Arrays) -> str:
 
 
 def gradients(network: str) -> Remark:
-    """Check 8: gradients."""
+    """Gradients."""
 
     def remark(folder: Path, expected: Arrays) -> str:
         path = folder / KERAS / f"gradients.{network}.float32.npz"
@@ -109,9 +227,9 @@ def own_rounding(folder: Path, network: str, exact: Arrays) -> float:
 
 
 def step(network: str, kind: str) -> Remark:
-    """Check 9: optimizer steps."""
+    """Optimizer steps."""
     why = {
-        "sgd": "keras.optimizers.SGD keeps the rate inside its momentum, so it differs when the rate changes",
+        "sgd": "keras.optimizers.SGD keeps the rate inside its momentum and decays outside of it, so it differs",
         "adamw": "keras.optimizers.AdamW adds an epsilon of 1e-7 before the bias correction, PyTorch 1e-8 after it",
     }[kind]
 
@@ -129,7 +247,7 @@ def step(network: str, kind: str) -> Remark:
 
 
 def statistics(network: str) -> Remark:
-    """Check 10: BatchNorm's statistics."""
+    """BatchNorm's statistics."""
 
     def remark(folder: Path, expected: Arrays) -> str:
         counts = read_arrays(folder / TORCH / f"counts.{network}.npz")
@@ -143,7 +261,7 @@ def statistics(network: str) -> Remark:
 
 
 def schedule(folder: Path, expected: Arrays) -> str:
-    """Check 11: schedules."""
+    """Schedules."""
     path = folder / KERAS / "tabulated.npz"
     text = "The formula in float64, step by step."
     if not path.exists():
@@ -154,7 +272,7 @@ def schedule(folder: Path, expected: Arrays) -> str:
 
 
 def training(network: str) -> Remark:
-    """Check 12: steps of training."""
+    """Steps of training."""
 
     def remark(folder: Path, expected: Arrays) -> str:
         losses = [float(value[0]) for value in expected.values()]
@@ -168,7 +286,7 @@ def training(network: str) -> Remark:
 
 
 def files(folder: Path, expected: Arrays) -> str:
-    """Check 13: prediction files."""
+    """Prediction files."""
     same, count = submissions.equal_to_the_last_digit(folder / TORCH, folder / KERAS)
     return (
         f"Ids, masks as run lengths, and probabilities to {submissions.DIGITS} digits. {same} of {count} probabilities "
@@ -177,7 +295,7 @@ def files(folder: Path, expected: Arrays) -> str:
 
 
 def score(folder: Path, expected: Arrays) -> str:
-    """Check 14: scores."""
+    """Scores."""
     truth = folder / "truth.csv"
     first, second = (submissions.referee(truth, folder / backend) for backend in (TORCH, KERAS))
     same = all(first[name] == second[name] for name in first)

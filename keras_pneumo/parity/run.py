@@ -1,7 +1,7 @@
 """Runs the ladder: all backends compute, they are compared, and the answer is written.
 
-The answer is ``parity.json`` and the page ``parity.html``. PyTorch's process runs beside ours; Keras's torch backend
-follows, so two cores are enough for the three.
+The answer is ``parity.json`` and the page ``parity.html``. PyTorch's process runs beside ours; Keras's other backends
+follow one by one, so two cores are enough for all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from keras_pneumo import __version__
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.parity import backends, checks
-from keras_pneumo.parity.backends import KERAS, KERAS_ON_TORCH, TORCH
+from keras_pneumo.parity.backends import KERAS, KERAS_ON_JAX, KERAS_ON_TORCH, TORCH
 from keras_pneumo.parity.inputs import LadderPlan, write_inputs
 from keras_pneumo.parity.ladder import Ladder, evaluate_checks
 from keras_pneumo.parity.page import write_page
@@ -50,6 +50,7 @@ def run_ladder(
             result, not an error.
     """
     interpreter, torch_half = backends.torch_python(python), backends.torch_script(script)
+    others = {KERAS_ON_TORCH: (interpreter, "PyTorch"), KERAS_ON_JAX: (backends.jax_python(), "JAX")}
     notify = progress or (lambda _: None)
     require_writable(out)
     with folder_lock(out):
@@ -65,13 +66,15 @@ def run_ladder(
             _need(backends.wait_for(process, folder, TORCH), "PyTorch's process", folder / f"{TORCH}.log")
         finally:
             backends.stop(process)
-        notify("Keras on PyTorch: all its checks")
-        process = backends.start_keras_on_torch(interpreter, folder)
-        try:
-            failure = backends.wait_for(process, folder, KERAS_ON_TORCH)
-            _need(failure, "Keras on its torch backend", folder / f"{KERAS_ON_TORCH}.log")
-        finally:
-            backends.stop(process)
+        for name, (other, label) in others.items():
+            if other is None:
+                continue
+            notify(f"Keras on {label}: all its checks")
+            process = backends.start_keras_on(name, other, folder)
+            try:
+                _need(backends.wait_for(process, folder, name), f"Keras on {label}", folder / f"{name}.log")
+            finally:
+                backends.stop(process)
         notify("comparing")
         ladder = Ladder(evaluate_checks(folder), backends.read_task(folder), _versions(folder))
         write_json(out / ANSWER, as_json(ladder))
@@ -85,7 +88,7 @@ def as_json(ladder: Ladder) -> dict[str, Any]:
     """Return the answer as it is written; an infinite difference becomes the word."""
     results = [asdict(result) | {"passed": result.passed} for result in ladder.results]
     for result in results:
-        for name in ("keras", "keras_on_torch"):
+        for name in (KERAS, KERAS_ON_TORCH, KERAS_ON_JAX):
             if result[name] is not None:
                 figures = result[name].items()
                 result[name] = {key: "infinite" if value == float("inf") else value for key, value in figures}
@@ -110,5 +113,6 @@ def _versions(folder: Path) -> dict[str, dict[str, str]]:
     """Read the versions that each backend computed with."""
     return {
         name: dict(json.loads((folder / name / backends.VERSIONS).read_text(encoding="utf-8")))
-        for name in (TORCH, KERAS, KERAS_ON_TORCH)
+        for name in (TORCH, KERAS, KERAS_ON_TORCH, KERAS_ON_JAX)
+        if (folder / name / backends.VERSIONS).exists()
     }

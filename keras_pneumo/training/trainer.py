@@ -994,6 +994,8 @@ def _check_start(experiment: Experiment, prepared: PreparedFolder, start_from: R
 def _image_sets(experiment: Experiment, prepared: PreparedFolder) -> tuple[ImageSet, ImageSet]:
     """The training and the validation images, checked against the manifest."""
     check_split(prepared.split)
+    if experiment.task == "segmenter":
+        prepared.require_masks()
     size = experiment.image_size
     sizes = [int(text) for text in prepared.manifest["sizes"]]
     if size not in sizes:

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.errors import PneumoError
@@ -42,6 +42,34 @@ class Rejected:
     image_id: str = field(default="", compare=False)
 
 
+class Box(NamedTuple):
+    """A box around a pneumothorax, in pixels of the image file itself; no mask."""
+
+    x: float
+    """Of the left edge."""
+    y: float
+    """Of the upper edge."""
+    width: float
+    height: float
+
+
+class Facts(NamedTuple):
+    """What a table says of an image beside its label; blank, or None, where it says nothing."""
+
+    patient: str = ""
+    sex: str = ""
+    """``M`` or ``F``."""
+    age: float | None = None
+    """In years."""
+    view: str = ""
+    """``PA`` or ``AP``."""
+    source: str = ""
+    """Hospital or data set."""
+
+
+NO_FACTS = Facts()
+
+
 @dataclass(frozen=True)
 class Label:
     """What a label table says of one image."""
@@ -52,11 +80,18 @@ class Label:
     """Line numbers in the table."""
     positive: bool
     """Whether there is a pneumothorax: by the column ``pneumothorax`` where there is one, else by the mask."""
+    boxes: tuple[Box, ...] = ()
+    facts: Facts = NO_FACTS
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether a pneumothorax is outlined."""
+        return rle.area(self.runs) > 0
 
     @property
     def lacks_mask(self) -> bool:
         """Whether there is a pneumothorax but no mask of it."""
-        return self.positive and rle.area(self.runs) == 0
+        return self.positive and not self.has_mask
 
 
 @dataclass(frozen=True)
@@ -70,6 +105,20 @@ class Labels:
     """Image id -> label, only images whose rows are all good."""
     rejected: list[Rejected]
     """Rows that cannot be used, in the order of the table."""
+    data_set: str = "table of masks"
+    """Which known form of table this is."""
+    has_masks: bool = True
+    """Whether masks belong to it, so that a positive without one is incomplete."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Image id -> why it has no label although nothing is wrong with its rows: uncertain, blank, a lateral view."""
+    parts: int = 1
+    """How many parts of a file's path make its image id, where file names alone are not unique."""
+    record: dict[str, object] = field(default_factory=dict)
+    """What was decided about the labels, for the manifest: the options that counted, and how many images each met."""
+    other_files: tuple[Path, ...] = ()
+    """Further files that labels were read from."""
+    files: tuple[Path, ...] = ()
+    """Files of masks, which are no radiographs."""
 
     @property
     def rejected_rows(self) -> dict[str, tuple[int, ...]]:

@@ -49,6 +49,34 @@ class PreparedFolder:
         """The mask PNG (0 or 255) of a positive image, size x size pixels; negatives have none."""
         return self.folder / mask_name(image_id, size)
 
+    @property
+    def lacks_masks(self) -> bool:
+        """Whether there are positives without a mask, so that nothing about masks can be learnt or scored."""
+        return bool(((self.cases["pneumothorax"] == 1) & (self.cases["mask_pixels"] == 0)).any())
+
+    def encoded_pixels(self) -> pd.Series:
+        """The true mask of each image as run-length text, by image id.
+
+        Raises:
+            PneumoError: there are positives without a mask.
+        """
+        self.require_masks()
+        return self.truth.set_index("image_id")["encoded_pixels"].astype(str)
+
+    def require_masks(self) -> None:
+        """Refuse a folder with positives that have no mask.
+
+        Raises:
+            PneumoError: it is one; the message counts them.
+        """
+        if self.lacks_masks:
+            positive = self.cases[self.cases["pneumothorax"] == 1]
+            bare = int((positive["mask_pixels"] == 0).sum())
+            raise PneumoError(
+                f"{bare} of the {len(positive)} positives in {self.folder} have no mask, so a segmenter can be neither "
+                "trained nor scored on it. Train a classifier, or prepare only data with masks."
+            )
+
     def subset(self, name: str, fold: int | None = None) -> list[str]:
         """Image ids of ``train``, ``validation`` or ``test``, in the table's order; see :func:`subset_ids`."""
         return subset_ids(self.split, name, fold)
@@ -146,13 +174,13 @@ def verify_files(prepared: PreparedFolder, size: int, image_ids: Iterable[str] |
         raise PneumoError(
             f"{prepared.folder} has no images of {size} pixels, only {', '.join(map(str, sizes))}. {mend}."
         )
-    positive = dict(zip(prepared.cases["image_id"], prepared.cases["pneumothorax"] == 1, strict=True))
+    has_mask = dict(zip(prepared.cases["image_id"], prepared.cases["mask_pixels"] > 0, strict=True))
     recorded = prepared.manifest.get("files", {})
     names: list[str] = []
-    for image_id in positive if image_ids is None else image_ids:
-        if image_id not in positive:
+    for image_id in has_mask if image_ids is None else image_ids:
+        if image_id not in has_mask:
             raise PneumoError(f"{prepared.folder} has no image {image_id}.")
-        names += expected_names(image_id, size, bool(positive[image_id]))
+        names += expected_names(image_id, size, bool(has_mask[image_id]))
     wanted = {name: recorded.get(name, "") for name in names}
     mark = fingerprint(prepared.folder, wanted)
     if mark is not None and was_verified(mark):

@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from keras_pneumo import __version__
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import Labels, Rejected
@@ -26,6 +28,7 @@ from keras_pneumo.data.prepared.split import SUBSETS, make_split, split_sha256
 from keras_pneumo.data.radiographs.decoders import DECODERS
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import read_json, sha256_file, write_json, write_table
+from keras_pneumo.storage.tables import counted, listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,8 +38,13 @@ MANIFEST_NAME = "manifest.json"
 CASES, SPLIT, TRUTH, QUARANTINE = "cases.csv", "split.csv", "truth.csv", "quarantine.csv"
 TABLES = (CASES, SPLIT, TRUTH, QUARANTINE)
 
+BOXES = "boxes.csv"
+"""``image_id, x, y, width, height``: boxes around pneumothoraces, in the file's own pixels, where the labels have some.
+No score and no training depends on them, so they are no part of the manifest."""
+
 _PACKAGES = ("numpy", "opencv-python-headless", "pandas", "pillow", "pycocotools", "pydicom")
-_TEXT = ("image_id", "patient_id", "sex", "view", "subset", "encoded_pixels", "source_sha256", "file", "reason")
+_TEXT = ("image_id", "patient_id", "sex", "view", "subset", "encoded_pixels", "file", "reason")
+_SOURCE_TEXT = ("source", "source_sha256")
 _NUMBERS = ("age", "pixel_spacing_mm", "row")
 
 
@@ -57,6 +65,8 @@ def write_folder(
         raise PneumoError(f"None of the {len(plan.sources)} labelled images can be prepared: {reasons}.")
     set_aside = [*plan.set_aside, *failed]
     cases = cases_table(usable, plan.labels, plan.grouping, rendered)
+    if _lacks_sources(out):
+        cases = cases.drop(columns="source")
     split = make_split(cases, plan.seed)
     tables = {
         CASES: write_table(out / CASES, cases),
@@ -66,6 +76,7 @@ def write_folder(
     }
     pixels = {source.image_id: rendered[source.image_id].pixels_sha256 for source in usable}
     vanished = {str(size): [s.image_id for s in usable if size in rendered[s.image_id].vanished] for size in sizes}
+    source_notes = _source_notes(cases, pixels)
     manifest = {
         "format": FORMAT,
         "source": plan.record,
@@ -77,7 +88,16 @@ def write_folder(
         "prepared_sha256": prepared_sha256(tables, pixels),
         "patients": plan.grouping.source,
         "patients_note": plan.grouping.note,
-        "notes": [*plan.notes, *split.attrs.get("notes", []), *_vanished_notes(vanished)],
+        "labels": plan.label_records,
+        "sources": _source_counts(cases),
+        "source_notes": source_notes,
+        "notes": [
+            *plan.notes,
+            *split.attrs.get("notes", []),
+            *source_notes,
+            *_label_notes(plan, cases),
+            *_vanished_notes(vanished),
+        ],
         "vanished_masks": {size: len(image_ids) for size, image_ids in vanished.items()},
         "vanished": vanished,
         "tables": tables,
@@ -87,11 +107,20 @@ def write_folder(
             name: rendered[source.image_id].files[name]
             for source in usable
             for size in sizes
-            for name in expected_names(source.image_id, size, plan.labels.images[source.image_id].positive)
+            for name in expected_names(source.image_id, size, plan.labels.images[source.image_id].has_mask)
         },
     }
+    _write_boxes(out, usable, plan.labels)
     write_json(out / MANIFEST_NAME, manifest)
     return manifest
+
+
+def _lacks_sources(out: Path) -> bool:
+    """Whether a folder was prepared before sources were recorded: its tables stay as they are, and so its hashes."""
+    try:
+        return "sources" not in read_manifest(out)
+    except PneumoError:  # a new folder, or a damaged one
+        return False
 
 
 def require_split(plan: PreparationPlan) -> None:
@@ -117,13 +146,14 @@ def cases_table(
             {
                 "image_id": source.image_id,
                 "patient_id": grouping.patient_of[source.image_id],
-                "sex": image.sex,
-                "age": image.age,
-                "view": image.view,
+                "sex": image.sex or label.facts.sex,
+                "age": label.facts.age if image.age is None else image.age,
+                "view": image.view or label.facts.view,
                 "pixel_spacing_mm": image.pixel_spacing_mm,
                 "pneumothorax": int(label.positive),
                 "mask_pixels": rle.area(label.runs),
                 "label_rows": len(label.rows),
+                "source": source.source,
                 "source_sha256": source.sha256,
             }
         )
@@ -136,7 +166,111 @@ def truth_table(cases: pd.DataFrame, split: pd.DataFrame, labels: Labels) -> pd.
     pixels = [rle.encode_runs(labels.images[image_id].runs) for image_id in cases["image_id"]]
     merged = cases.merge(split[["image_id", "subset", "fold"]], on="image_id", validate="one_to_one")
     columns = ["image_id", "patient_id", "subset", "fold", "pneumothorax", "encoded_pixels"]
-    return merged.assign(encoded_pixels=pixels)[[*columns, "sex", "age", "view", "pixel_spacing_mm"]]
+    if ((cases["pneumothorax"] == 1) & (cases["mask_pixels"] == 0)).any():
+        columns.remove("encoded_pixels")
+    further = ["source"] if "source" in cases and cases["source"].nunique() > 1 else []
+    return merged.assign(encoded_pixels=pixels)[[*columns, "sex", "age", "view", "pixel_spacing_mm", *further]]
+
+
+def _write_boxes(out: Path, sources: Sequence[RadiographFile], labels: Labels) -> None:
+    """Write the boxes of the prepared images, or remove those of an earlier call."""
+    import pandas as pd
+
+    rows = [(source.image_id, *box) for source in sources for box in labels.images[source.image_id].boxes]
+    if rows:
+        write_table(out / BOXES, pd.DataFrame(rows, columns=["image_id", "x", "y", "width", "height"]).round(3))
+    else:
+        (out / BOXES).unlink(missing_ok=True)
+
+
+def _source_counts(cases: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Images and positives of each source; of an older folder nothing, since it has none."""
+    if "source" not in cases:
+        return {}
+    return {
+        str(name): {"images": len(rows), "positive": int(rows["pneumothorax"].sum())}
+        for name, rows in cases.groupby("source", sort=True)
+    }
+
+
+_TOGETHER = 0.3
+"""Cramer's V from which source and label are said to go together: 30% beside 58% positives of equally many images."""
+
+_ENOUGH = 20
+"""Images below which nothing is said of it: of few, some always lie so by chance."""
+
+
+def _source_warning(cases: pd.DataFrame) -> str | None:
+    """A sentence where label and source go together; None where they do not.
+
+    By Cramer's V of their table, 0 (independent) to 1 (the source is the label). A network then learns the source,
+    which shows in every corner of a radiograph, instead of the disease.
+
+    Args:
+        cases: columns ``source`` and ``pneumothorax`` (0 or 1).
+    """
+    import pandas as pd
+
+    if len(cases) < _ENOUGH:
+        return None
+    counts = pd.crosstab(cases["source"], cases["pneumothorax"]).to_numpy(float)
+    if min(counts.shape) < 2:
+        return None
+    expected = np.outer(counts.sum(axis=1), counts.sum(axis=0)) / counts.sum()
+    association = float(np.sqrt(((counts - expected) ** 2 / expected).sum() / counts.sum()))
+    if association < _TOGETHER:
+        return None
+    shares = cases.groupby("source")["pneumothorax"].agg(["mean", "size"])
+    shown = ", ".join(f"{name} {row['mean']:.0%} of {int(row['size']):,}" for name, row in shares.iterrows())
+    return (
+        f"Label and source go together (Cramer's V {association:.2f}; positive: {shown}): a network can learn the "
+        "source instead of the pneumothorax. Scores within each source show less of that than scores over all."
+    )
+
+
+def _source_notes(cases: pd.DataFrame, pixels: Mapping[str, str]) -> list[str]:
+    """Whether sources and labels go together, and whether sources share radiographs and disagree on them."""
+    counts = _source_counts(cases)
+    if len(counts) < 2:
+        return []
+    notes = []
+    if (text := _source_warning(cases)) is not None:
+        notes.append(text)
+    same = cases.assign(pixels=cases["image_id"].map(pixels)).groupby("pixels", sort=False)
+    shared = [rows for _, rows in same if rows["source"].nunique() > 1]
+    if shared:
+        differing = [rows for rows in shared if rows["pneumothorax"].nunique() > 1]
+        text = f"{counted(len(shared), 'radiograph')} {'is' if len(shared) == 1 else 'are'} in more than one source. "
+        shown = listed(
+            (
+                " and ".join(f"{row.image_id} ({row.source}: {row.pneumothorax})" for row in rows.itertuples())
+                for rows in differing
+            ),
+            3,
+        )
+        text += f"Their labels differ for {len(differing)}: {shown}." if differing else "Their labels agree."
+        notes.append(text)
+    return notes
+
+
+def _label_notes(plan: PreparationPlan, cases: pd.DataFrame) -> list[str]:
+    """What was decided about uncertain and blank labels, and what cannot be done without masks."""
+    notes = []
+    for record in plan.label_records:
+        name = f"{record['file']} ({record['data_set']})"
+        if record.get("uncertain_images"):
+            notes.append(f"{name}: {counted(record['uncertain_images'], 'uncertain label')}: {record['uncertain']}.")
+        if record.get("blank_rows"):
+            notes.append(f"{name}: {counted(record['blank_rows'], 'blank label')}: {record['blank']}.")
+        if record.get("not_frontal"):
+            notes.append(f"{name}: {counted(record['not_frontal'], 'image')} not frontal: left out.")
+    positive = cases["pneumothorax"] == 1
+    bare = int((positive & (cases["mask_pixels"] == 0)).sum())
+    if bare:
+        notes.append(
+            f"{bare} of {int(positive.sum())} positives have no mask: a classifier can be trained, no segmenter."
+        )
+    return notes
 
 
 def quarantine_table(set_aside: Sequence[Rejected]) -> pd.DataFrame:
@@ -185,7 +319,7 @@ def read_prepared_table(path: Path) -> pd.DataFrame:
     columns = pd.read_csv(path, nrows=0).columns
     return pd.read_csv(
         path,
-        dtype={name: str for name in _TEXT if name in columns},
+        dtype={name: str for name in (*_TEXT, *_SOURCE_TEXT) if name in columns},
         keep_default_na=False,
         na_values={name: [""] for name in _NUMBERS if name in columns},
     )
@@ -205,7 +339,7 @@ def rendered_images(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Rend
 
 def _rendered(row: Mapping[Any, Any], manifest: Mapping[str, Any]) -> Rendered:
     image_id, sizes = row["image_id"], manifest["sizes"]
-    names = [name for size in sizes for name in expected_names(image_id, size, bool(row["pneumothorax"]))]
+    names = [name for size in sizes for name in expected_names(image_id, size, bool(row["mask_pixels"]))]
     return Rendered(
         image_id,
         pixels_sha256=manifest["pixels"][image_id],

@@ -1,27 +1,38 @@
 """Plans a preparation before any pixel is decoded, so that what cannot work is refused at once.
 
-In come the files of a data folder, a label csv and perhaps a patient table; out comes a plan: one file per labelled
-image in the order of image ids, with its label and patient; everything set aside with its reason (unreadable files, one
-id on two different images, images without a label, labels without an image); and hashes that tell whether a folder was
-made from the same data.
+In come the files of one or more data folders with their labels and perhaps patient tables; out comes a plan: one file
+per labelled image in the order of image ids, with its label, patient and source; everything set aside with its reason
+(unreadable files, one id on two different images, images without a label, labels without an image); and hashes that
+tell whether a folder was made from the same data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from keras_pneumo.data.labels.cases import Labels, Rejected, read_labels
+from keras_pneumo.data.labels.cases import Label, Labels, Rejected
+from keras_pneumo.data.labels.drawn import with_missing
+from keras_pneumo.data.labels.finding import LabelSearch, find_labels, search_labels
+from keras_pneumo.data.labels.known import LabelOptions
 from keras_pneumo.data.labels.patients import Grouping, find_patient_table, group_images, read_patients
-from keras_pneumo.data.labels.siim import find_label_csv
 from keras_pneumo.data.prepared.scanning import RadiographFile, folder_sha256, require_decoders, scan
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import sha256_file
+from keras_pneumo.storage.files import sha256_bytes, sha256_file
+from keras_pneumo.storage.tables import counted, image_id_of, named_images, slug
 
 _MAX_ID = 180
 """Bytes of an image id: file systems allow 255 for a name, and ours gets an ending and a temporary one."""
+
+_MOST_PARTS = 6
+"""Parts of a path that may make an image id, where a table names paths."""
+
+_MOST_MISSING = 1000
+"""Images of a label table without a file that are set aside one by one; more are counted in one line, as where a table
+of 112,120 images comes with a folder of some hundred."""
 
 
 @dataclass(frozen=True)
@@ -36,55 +47,190 @@ class PreparationPlan:
     record: dict[str, Any]
     """What is prepared, by hashes: part of the manifest, and the journal's first line."""
     seed: int
+    label_records: list[dict[str, Any]]
+    """For each folder: which labels it has, and what was decided about them."""
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """A folder of radiographs, with the labels and patients that the user names for it."""
+
+    path: Path
+    labels: Path | None = None
+    patients: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one data folder brings to a plan."""
+
+    name: str
+    sources: list[RadiographFile]
+    labels: Labels
+    patients: dict[str, str]
+    """Image id -> patient, by tables."""
+    set_aside: list[Rejected]
+    notes: list[str]
+    record: dict[str, Any]
 
 
 def make_plan(
-    data: Path,
+    folders: Sequence[DataFolder],
     out: Path,
-    paths: list[Path],
-    notes: list[str],
-    labels_path: Path | None,
-    patients_path: Path | None,
+    found: Sequence[tuple[list[Path], list[str]]],
+    options: LabelOptions,
     seed: int,
     workers: int | None,
 ) -> PreparationPlan:
     """Identify the files, read the labels and the patients, and choose one file per labelled image.
 
     Args:
-        data: the folder of radiographs.
+        folders: the folders of radiographs; their images are prepared together.
         out: the prepared folder, in which no labels are looked for.
-        paths: the files that may be radiographs.
-        notes: what finding them gave to say.
-        labels_path: label csv; None: it is looked for in ``data``.
-        patients_path: patient table; None: it is looked for in ``data`` and beside it.
+        found: of each folder the files that may be radiographs, and what finding them gave to say.
+        options: what the user decided about labels.
         seed: of the split.
         workers: processes that read the files' headers.
 
     Raises:
         PneumoError: a decoder is missing, there are no labels, or no file can be used.
     """
+    searches = [  # of all folders, before the files of any are read
+        search_labels(folder.path, paths, folder.labels, options, skip=[out])
+        for folder, (paths, _) in zip(folders, found, strict=True)
+    ]
+    names = _source_names(folders)
+    parts = [
+        _plan_folder(folder, name, paths, notes, search, workers)
+        for folder, name, (paths, notes), search in zip(folders, names, found, searches, strict=True)
+    ]
+    record: dict[str, Any] = {"seed": seed}
+    if len(parts) == 1:
+        part, record = parts[0], parts[0].record | record
+    else:
+        part = _joined(parts)
+        record["sources"] = [{"source": each.name, **each.record} for each in parts]
+    by_id = {source.image_id: source for source in part.sources}
+    table = {image_id: patient for image_id, patient in part.patients.items() if image_id in by_id}
+    grouping = group_images(list(by_id), table or None, {name: source.patient for name, source in by_id.items()})
+    if len(parts) > 1:
+        grouping = _same_file_same_patient(part.sources, grouping)
+    label_records = [
+        {"source": each.name, "data_set": each.labels.data_set, "file": _file_name(each.labels), **each.labels.record}
+        for each in parts
+    ]
+    return PreparationPlan(part.sources, part.labels, grouping, part.set_aside, part.notes, record, seed, label_records)
+
+
+def _plan_folder(
+    folder: DataFolder, name: str, paths: list[Path], notes: list[str], search: LabelSearch, workers: int | None
+) -> _Part:
+    """The labelled images of one folder, and what is set aside in it."""
+    data, patients_path = folder.path, folder.patients
+    masks = set(search.labels.files) if search.labels is not None else set()
+    if masks:
+        paths = [path for path in paths if path not in masks]
+        notes = [note for note in notes if "masks come from the csv" not in note]
     sources = scan(data, paths, workers)
     require_decoders(sources)
-    if labels_path is None:
-        labels_path = find_label_csv(data, {name for s in sources for name in (s.image_id, s.stem)}, skip=[out])
-    labels = read_labels(labels_path)
-    sources = named_by_labels(sources, {*labels.images, *labels.rejected_rows})
+    labels = find_labels(search, {name for source in sources for name in _names(source)})
+    sources = named_by_labels(sources, {*labels.images, *labels.rejected_rows, *labels.left_out}, labels.parts)
+    if masks:
+        labels = with_missing(labels, {source.image_id for source in sources if not source.error}, search.options)
     chosen, set_aside, copies = choose(sources, labels)
     if not chosen:
         reasons = "; ".join(sorted({item.reason for item in set_aside})[:3])
         raise PneumoError(f"None of the {len(paths)} files in {data} can be prepared: {reasons}.")
     if patients_path is None and (patients_path := find_patient_table(data)) and patients_path.parent != data:
         notes = [*notes, f"Patients are taken from {patients_path}, which lies beside the data."]
-    table = read_patients(patients_path) if patients_path else None
-    grouping = group_images([s.image_id for s in chosen], table, {s.image_id: s.patient for s in chosen})
+    patients = {name: label.facts.patient for name, label in labels.images.items() if label.facts.patient}
+    if patients_path:
+        table = read_patients(patients_path)
+        if not any(source.image_id in table for source in chosen):
+            raise PneumoError(
+                f"The patient table {patients_path} names none of the images. Check that it belongs to these data."
+            )
+        patients |= table
+    about = {"data_set": labels.data_set, **labels.record} if labels.record or not labels.has_masks else {}
     record = {
         "images": len(sources),
         "images_sha256": folder_sha256(sources),
-        "labels": {"file": labels_path.name, "sha256": sha256_file(labels_path)},
+        "labels": {"file": _file_name(labels), "sha256": _labels_sha256(labels), **about},
         "patients": {"file": patients_path.name, "sha256": sha256_file(patients_path)} if patients_path else None,
-        "seed": seed,
     }
-    return PreparationPlan(chosen, labels, grouping, set_aside, notes + copies, record, seed)
+    chosen = [
+        replace(source, source=labels.images[source.image_id].facts.source or name or labels.data_set)
+        for source in chosen
+    ]
+    return _Part(name or labels.data_set, chosen, labels, patients, set_aside, notes + copies, record)
+
+
+def _source_names(folders: Sequence[DataFolder]) -> list[str]:
+    """A name for each of several folders, different from the others'; blank for a single one."""
+    if len(folders) == 1:
+        return [""]
+    names: list[str] = []
+    for folder in folders:
+        name = slug(folder.path.resolve().name)
+        if sum(slug(other.path.resolve().name) == name for other in folders) > 1 and folder.labels is not None:
+            name = slug(f"{name}-{image_id_of(folder.labels.name.partition('.')[0])}")
+        names.append(slug(name, names))
+    return names
+
+
+def _joined(parts: Sequence[_Part]) -> _Part:
+    """Several folders as one; an image id that more than one has gets its folder's name in front."""
+    times = Counter(source.image_id for part in parts for source in part.sources)
+    sources: list[RadiographFile] = []
+    images: dict[str, Label] = {}
+    patients: dict[str, str] = {}
+    set_aside: list[Rejected] = []
+    for part in parts:
+        for source in part.sources:
+            own = source.image_id
+            image_id = f"{part.name}-{own}" if times[own] > 1 else own
+            sources.append(replace(source, image_id=image_id, relative=f"{part.name}/{source.relative}"))
+            images[image_id] = part.labels.images[own]
+            if own in part.patients:
+                patients[image_id] = part.patients[own]
+        set_aside += [replace(item, file=f"{part.name}/{item.file}") for item in part.set_aside]
+    sources.sort(key=lambda source: source.image_id)
+    labels = replace(
+        parts[0].labels, images=images, rejected=[], has_masks=all(part.labels.has_masks for part in parts)
+    )
+    notes = [f"{part.name}: {note}" for part in parts for note in part.notes]
+    return _Part("", sources, labels, patients, set_aside, notes, {})
+
+
+def _same_file_same_patient(sources: Sequence[RadiographFile], grouping: Grouping) -> Grouping:
+    """A grouping in which the same file in two folders is of one patient, so that no split parts them."""
+    leader: dict[str, str] = {}
+
+    def first(patient: str) -> str:
+        while patient in leader:
+            patient = leader[patient]
+        return patient
+
+    owner: dict[str, str] = {}
+    for source in sources:
+        patient = first(grouping.patient_of[source.image_id])
+        other = first(owner.setdefault(source.sha256, patient))
+        if other != patient:
+            keep, drop = sorted((patient, other), key=lambda name: (name.startswith("image-"), name))
+            leader[drop] = keep
+    return replace(grouping, patient_of={name: first(patient) for name, patient in grouping.patient_of.items()})
+
+
+def _file_name(labels: Labels) -> str:
+    return labels.path.name if labels.path.is_file() else labels.data_set
+
+
+def _labels_sha256(labels: Labels) -> str:
+    """One hash of the files that labels were read from; of folders named by the label, the images' hash has it all."""
+    files = [*([labels.path] if labels.path.is_file() else []), *labels.other_files, *labels.files]
+    if len(files) == 1:
+        return sha256_file(files[0])
+    return sha256_bytes("".join(sha256_file(path) for path in files).encode())
 
 
 def require_same(out: Path, earlier: Any, now: dict[str, Any]) -> None:
@@ -106,25 +252,43 @@ def require_same(out: Path, earlier: Any, now: dict[str, Any]) -> None:
         "labels": "labels",
         "patients": "patient table",
         "seed": "seed",
+        "sources": "folders",
     }
     earlier = earlier if isinstance(earlier, dict) else {}
-    differing = sorted({names[key] for key in now if earlier.get(key) != now[key]})
+    keys = {*now, *(set(earlier) & set(names))}
+    differing = sorted({names[key] for key in keys if earlier.get(key) != now.get(key)})
     raise PneumoError(
         f"{out} was prepared from other data: the {' and the '.join(differing)} differ. Name another folder "
         "(prepare's --out, train's --prepared), or delete this one."
     )
 
 
-def named_by_labels(sources: Sequence[RadiographFile], label_ids: Collection[str]) -> list[RadiographFile]:
+def named_by_labels(
+    sources: Sequence[RadiographFile], label_ids: Collection[str], parts: int = 1
+) -> list[RadiographFile]:
     """Choose each file's image id: the SOPInstanceUID when the labels have it, else the file's name when they do.
 
-    The competition's second-stage files are named ``ID_...`` and labelled by that name.
+    The competition's second-stage files are named ``ID_...`` and labelled by that name. Where names are not unique, the
+    last ``parts`` parts of the path are the name.
     """
     labelled = set(label_ids)
-    return [
-        replace(source, image_id=source.stem) if source.image_id not in labelled and source.stem in labelled else source
-        for source in sources
-    ]
+
+    def named(source: RadiographFile) -> RadiographFile:
+        if source.image_id in labelled:
+            return source
+        fitting = (name for name in _names(source, max(parts, 1)) if name in labelled)
+        return replace(source, image_id=next(fitting, source.image_id))
+
+    return [named(source) for source in sources]
+
+
+def _names(source: RadiographFile, parts: int = _MOST_PARTS) -> Iterator[str]:
+    """The names by which labels may call a file: its id, its name, and its name with folders in front."""
+    yield source.image_id
+    yield source.stem
+    folders = source.path.parent.parts
+    for count in range(1, min(parts, len(folders) + 1)):
+        yield "-".join((*folders[len(folders) - count :], source.stem))
 
 
 def choose(sources: Sequence[RadiographFile], labels: Labels) -> tuple[list[RadiographFile], list[Rejected], list[str]]:
@@ -152,7 +316,7 @@ def choose(sources: Sequence[RadiographFile], labels: Labels) -> tuple[list[Radi
             set_aside += [Rejected(source.relative, None, reason) for source in group]
             continue
         notes += [f"{source.relative} is a copy of {group[0].relative} and was left out." for source in group[1:]]
-        if image_id in labels.images and labels.images[image_id].lacks_mask:
+        if labels.has_masks and image_id in labels.images and labels.images[image_id].lacks_mask:
             reason = f"{labels.path.name} says that there is a pneumothorax, but has no mask of it"
             set_aside.append(Rejected(group[0].relative, None, reason))
         elif image_id in labels.images:
@@ -162,14 +326,20 @@ def choose(sources: Sequence[RadiographFile], labels: Labels) -> tuple[list[Radi
             set_aside.append(
                 Rejected(group[0].relative, None, f"its label in {labels.path.name} (row {rows}) cannot be used")
             )
+        elif image_id in labels.left_out:
+            set_aside.append(Rejected(group[0].relative, None, labels.left_out[image_id]))
         else:
             set_aside.append(Rejected(group[0].relative, None, f"no row of {labels.path.name} names it"))
     present = {source.image_id for source in sources}
-    set_aside += [
-        Rejected(labels.path.name, label.rows[0], f"there is no file for image {image_id}")
-        for image_id, label in labels.images.items()
-        if image_id not in present
-    ]
+    missing = [(name, label) for name, label in labels.images.items() if name not in present]
+    if len(missing) > _MOST_MISSING:
+        reason = f"there is no file for {counted(len(missing), 'image')}: {named_images(name for name, _ in missing)}"
+        set_aside.append(Rejected(labels.path.name, None, reason))
+    else:
+        set_aside += [
+            Rejected(labels.path.name, label.rows[0] if label.rows else None, f"there is no file for image {name}")
+            for name, label in missing
+        ]
     return chosen, set_aside + labels.rejected, notes
 
 

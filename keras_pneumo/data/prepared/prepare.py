@@ -18,7 +18,9 @@ from typing import Any, TextIO
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.devices import FILE as DEVICES
 from keras_pneumo.data.labels.devices import read_devices
+from keras_pneumo.data.labels.known import LabelOptions
 from keras_pneumo.data.prepared.manifest import (
+    BOXES,
     MANIFEST_NAME,
     TABLES,
     read_manifest,
@@ -26,7 +28,7 @@ from keras_pneumo.data.prepared.manifest import (
     require_split,
     write_folder,
 )
-from keras_pneumo.data.prepared.plan import PreparationPlan, make_plan, require_same
+from keras_pneumo.data.prepared.plan import DataFolder, PreparationPlan, make_plan, require_same
 from keras_pneumo.data.prepared.rendering import Job, Rendered, expected_names, intact_files, render
 from keras_pneumo.data.prepared.split import SUBSETS
 from keras_pneumo.data.radiographs.reading import find_images
@@ -65,42 +67,49 @@ class PrepareSummary:
 
 
 def prepare(
-    data: Path,
+    data: Path | Sequence[Path],
     out: Path,
     sizes: Sequence[int],
-    labels: Path | None = None,
-    patients: Path | None = None,
+    labels: Path | Sequence[Path] | None = None,
+    patients: Path | Sequence[Path] | None = None,
     seed: int = 0,
     workers: int | None = None,
     progress: Progress | None = None,
+    options: LabelOptions | None = None,
 ) -> PrepareSummary:
     """Prepare a data folder, go on with an interrupted preparation, mend a damaged one, or add sizes to one.
 
     Args:
-        data: folder of DICOM, PNG or JPEG files, at any depth.
+        data: folder of DICOM, PNG or JPEG files, at any depth; several are prepared together, each as a source.
         out: the prepared folder; made when absent. It may lie inside ``data``.
         sizes: sides in pixels, 32 to 1024.
-        labels: label csv; when None it is looked for in ``data``.
-        patients: patient table; when None, ``patients.csv`` or ``nih_id.csv`` at the top of ``data`` is taken.
+        labels: label file, or folder of masks; when None it is looked for in ``data``. With several folders one for
+            each, or one for all.
+        patients: patient table; when None, ``patients.csv`` or ``nih_id.csv`` at the top of ``data`` is taken. With
+            several folders likewise.
         seed: of the split.
         workers: processes; None for all cores that pay.
         progress: called after every image.
+        options: what is decided about uncertain and blank labels, and names of columns; None: the defaults.
 
     Raises:
         PneumoError: nothing usable, a fault of the disk, a missing decoder, another run in ``out``, too few images for
             a split, or ``out`` holds other data. What was complete in ``out`` before stays as it was.
     """
-    data, out = Path(data), Path(out)
+    folders, out = _data_folders(data, labels, patients), Path(out)
     wanted = _checked_sizes(sizes)
-    paths, notes = find_images(data, skip=[out])
-    if not paths:
-        raise PneumoError(f"There is no DICOM, PNG or JPEG file in {data}. Give the folder that holds the radiographs.")
+    found = [find_images(folder.path, skip=[out]) for folder in folders]
+    for folder, (paths, _) in zip(folders, found, strict=True):
+        if not paths:
+            raise PneumoError(
+                f"There is no DICOM, PNG or JPEG file in {folder.path}. Give the folder that holds the radiographs."
+            )
     _require_own_folder(out)
     require_writable(out)
     with folder_lock(out):
         remove_temporary(out)
-        devices = _devices(data)
-        plan = make_plan(data, out, paths, notes, labels, patients, seed, workers)
+        devices = _devices(folders)
+        plan = make_plan(folders, out, found, options or LabelOptions(), seed, workers)
         require_split(plan)  # now, rather than after an hour of decoding
         finished, earlier_sizes = _earlier_work(out, plan)
         every_size = tuple(sorted({*wanted, *earlier_sizes}))
@@ -139,13 +148,42 @@ def _checked_sizes(sizes: Sequence[int]) -> list[int]:
     return sorted({int(size) for size in sizes})
 
 
-def _devices(data: Path) -> bytes | None:
+def _data_folders(
+    data: Path | Sequence[Path], labels: Path | Sequence[Path] | None, patients: Path | Sequence[Path] | None
+) -> list[DataFolder]:
+    """Each data folder with its own labels and patients.
+
+    Raises:
+        PneumoError: there are neither as many of them as folders, nor one, nor none.
+    """
+    folders = _paths(data)
+    if not folders:
+        raise PneumoError("No folder was given. Give the folder that holds the radiographs.")
+    tables: list[list[Path | None]] = []
+    for option, given in (("--labels", _paths(labels)), ("--patients", _paths(patients))):
+        if len(given) not in (0, 1, len(folders)):
+            raise PneumoError(
+                f"{len(folders)} folders and {len(given)} {option} were given. Give one for each folder, one, or none."
+            )
+        each: list[Path | None] = [*given] * (len(folders) // len(given)) if given else [None] * len(folders)
+        tables.append(each)
+    return [DataFolder(*each) for each in zip(folders, *tables, strict=True)]
+
+
+def _paths(given: Path | Sequence[Path] | None) -> list[Path]:
+    if given is None:
+        return []
+    return [Path(given)] if isinstance(given, str | Path) else [Path(path) for path in given]
+
+
+def _devices(folders: Sequence[DataFolder]) -> bytes | None:
     """The table of chest tubes and markers in the data folder, if there is one, checked; it is carried along as is.
 
-    It is no part of the manifest: no score and no training depends on it.
+    It is no part of the manifest: no score and no training depends on it. That of several folders is not carried, since
+    an image may have another id there.
     """
-    path = data / DEVICES
-    if not path.is_file():
+    path = folders[0].path / DEVICES
+    if len(folders) > 1 or not path.is_file():
         return None
     read_devices(path)
     return path.read_bytes()
@@ -193,7 +231,7 @@ def _render_all(
         missing = tuple(
             size
             for size in sizes
-            if earlier is None or not set(expected_names(source.image_id, size, label.positive)) <= intact
+            if earlier is None or not set(expected_names(source.image_id, size, label.has_mask)) <= intact
         )
         if earlier is not None:
             done[source.image_id] = earlier
@@ -316,7 +354,7 @@ def _require_own_folder(out: Path) -> None:
 
 
 def _is_own_name(name: str) -> bool:
-    return name in (MANIFEST_NAME, *TABLES, DEVICES, CONTACT_SHEET) or _SIZE_FOLDER.fullmatch(name) is not None
+    return name in (MANIFEST_NAME, *TABLES, BOXES, DEVICES, CONTACT_SHEET) or _SIZE_FOLDER.fullmatch(name) is not None
 
 
 def _has_manifest(out: Path) -> bool:

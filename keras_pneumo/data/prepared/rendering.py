@@ -78,9 +78,9 @@ def mask_name(image_id: str, size: int) -> str:
     return f"masks_{size}/{image_id}.png"
 
 
-def expected_names(image_id: str, size: int, positive: bool) -> list[str]:
+def expected_names(image_id: str, size: int, has_mask: bool) -> list[str]:
     """Every file that an image has at one size."""
-    return [image_name(image_id, size), mask_name(image_id, size)] if positive else [image_name(image_id, size)]
+    return [image_name(image_id, size), mask_name(image_id, size)] if has_mask else [image_name(image_id, size)]
 
 
 def intact_files(folder: Path, files: dict[str, str]) -> set[str]:

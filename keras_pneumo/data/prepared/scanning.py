@@ -47,6 +47,8 @@ class RadiographFile:
     transfer_syntax: str = ""
     error: str = ""
     """Why it cannot be used; blank when it may."""
+    source: str = ""
+    """The hospital, data set or folder that it comes from."""
 
 
 def scan(folder: Path, paths: Sequence[Path], workers: int | None = None) -> list[RadiographFile]:

@@ -35,7 +35,7 @@ class Baseline:
 def baselines(truth: Truth) -> list[Baseline]:
     """Every metadata-only baseline, in the order of a board; one that cannot be computed gives the reason."""
     fixed = [majority(truth), all_empty(truth), patient_only(truth), age_sex_view(truth), times_imaged(truth)]
-    return fixed + metadata_baselines(truth)
+    return fixed + source_only(truth) + metadata_baselines(truth)
 
 
 def majority(truth: Truth) -> Baseline:
@@ -111,6 +111,15 @@ def times_imaged(truth: Truth) -> Baseline:
     if truth.development.empty:
         return Baseline(name, explanation, 1 - 1 / scored)
     return _regression(name, explanation, truth, training, np.log(scored)[:, None])
+
+
+def source_only(truth: Truth) -> list[Baseline]:
+    """The share of positives of the image's source in training; no baseline where there is only one source."""
+    if "source" not in truth.cases or truth.cases.source.nunique() < 2 or truth.development.empty:
+        return []
+    by_source = truth.development.groupby("source").pneumothorax.mean()
+    probability = truth.cases.source.map(by_source).fillna(_prevalence(truth)).to_numpy(float)
+    return [Baseline("Source", "the share of positives of the image's source in training", probability)]
 
 
 def metadata_baselines(truth: Truth) -> list[Baseline]:

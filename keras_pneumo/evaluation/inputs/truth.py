@@ -140,6 +140,7 @@ def read_truth(
         table["patient_id"], patient_source = _with_patients(table, patients), "table"
     elif manifest.get("patients_note"):
         notes.append(str(manifest["patients_note"]))
+    notes += [str(note) for note in manifest.get("source_notes", [])]
     if "patient_id" not in table.columns:
         table["patient_id"], patient_source = table.image_id, "none"
         notes.append(SINGLE_NOTE)

@@ -24,6 +24,7 @@ from keras_pneumo.evaluation.board.board import Board
 from keras_pneumo.evaluation.board.differences import LOWER_IS_BETTER
 from keras_pneumo.evaluation.board.entries import Entry
 from keras_pneumo.evaluation.board.findings import Findings, analyse
+from keras_pneumo.evaluation.board.sources import scores_by_source
 from keras_pneumo.evaluation.board.verdict import LABELS, shown, shown_interval, shown_p, verdict
 from keras_pneumo.evaluation.report.charts import (
     budget_figure,
@@ -146,6 +147,8 @@ def _write(
         agreement=agreement_rows(board),
         dice_rows=dice_rows(board) if any(team.masks is not None for team in teams) else [],
         dice_parts=DICE_PARTS,
+        source_columns=source_columns(board),
+        source_rows=source_rows(board),
         size_counts=size_counts(board),
         ceiling_rows=findings.ceiling.teams.to_dict("records") if findings and findings.ceiling else [],
         budget=Markup(budget_figure(board)),
@@ -357,6 +360,38 @@ def dice_rows(board: Board) -> list[dict[str, Any]]:
             low, high = entry.intervals[name]
             cells.append((shown(entry.point[name]), f"{shown(low)} to {shown(high)}" if np.isfinite(low) else ""))
         rows.append({"team": entry.team, "kind": entry.kind, "cells": cells})
+    return rows
+
+
+_SOURCE_COLUMNS = ("auroc", "sensitivity", "specificity", "dice", "dice_positives")
+
+
+def source_columns(board: Board) -> list[str]:
+    """The scores that are given by source: those of these that any team has."""
+    return [name for name in _SOURCE_COLUMNS if any(name in team.point for team in board.teams)]
+
+
+def source_rows(board: Board) -> list[dict[str, Any]]:
+    """A row per source and team: its images, and the team's scores on them; empty where there is only one source."""
+    rows = []
+    for part in scores_by_source(board):
+        for team in part.entries:
+            cells = []
+            for name in source_columns(board):
+                value = team.point.get(name, np.nan)
+                low, high = team.intervals.get(name, (np.nan, np.nan))
+                span = f"{shown(low)} to {shown(high)}" if np.isfinite(value) and np.isfinite(low) else ""
+                cells.append((shown(value), span))
+            rows.append(
+                {
+                    "source": part.name,
+                    "team": team.team,
+                    "images": f"{part.images:,}",
+                    "patients": f"{part.truth.n_patients:,}",
+                    "positives": f"{part.positives:,}",
+                    "cells": cells,
+                }
+            )
     return rows
 
 

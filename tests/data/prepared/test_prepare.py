@@ -77,7 +77,7 @@ def test_everything_a_prepared_folder_holds(data, out):
     prepared = load_prepared(out)
     assert list(prepared.cases.columns) == [
         "image_id", "patient_id", "sex", "age", "view", "pixel_spacing_mm", "pneumothorax", "mask_pixels", "label_rows",
-        "source_sha256",
+        "source", "source_sha256",
     ]  # fmt: skip
     assert list(prepared.truth.columns) == [
         "image_id", "patient_id", "subset", "fold", "pneumothorax", "encoded_pixels", "sex", "age", "view",
