@@ -25,7 +25,7 @@ EXPERIMENT ?= experiments/demo_classifier.py
 train-segmenter torch-segmenter: EXPERIMENT := experiments/demo_segmenter.py
 OPTIONS = $(if $(OUT),--out "$(OUT)") $(if $(PREPARED),--prepared "$(PREPARED)") $(if $(PATIENTS),--patients "$(PATIENTS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(START_FROM),--start-from "$(START_FROM)")
 
-.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity planted-faults lint doctor compare bench bench-docs clean
+.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity planted-faults compare-frameworks lint doctor compare bench bench-docs clean
 
 help:
 	@echo "make train-classifier   train, predict, score; prints the path of report.html (DATA= EXPERIMENT= OUT=)"
@@ -38,6 +38,7 @@ help:
 	@echo "make test               the fast tests; make test-slow the others"
 	@echo "make parity             compares Keras with PyTorch, check by check; PyTorch has an environment of its own (5 GB)"
 	@echo "make planted-faults     plants some fifty faults, one at a time, and says at which check each is found (RESUME=1)"
+	@echo "make compare-frameworks trains both teams with several seeds: are they equivalent? (DATA= EXPERIMENT= SEEDS= MARGIN=)"
 	@echo "make bench              measures speed and memory against PyTorch and others (ONLY= OUT= GROWTH=)"
 	@echo "make lint               style, types and import rules"
 	@echo "make doctor             what this machine has and lacks"
@@ -115,6 +116,12 @@ $(JOINED)/detector.json: $(CLASSIFIER)/experiment.json $(SEGMENTER)/experiment.j
 
 $(CLASSIFIER)/experiment.json $(SEGMENTER)/experiment.json:
 	@echo "There is no $(@D): run make train-classifier and make train-segmenter first, or name others with CLASSIFIER= and SEGMENTER=."; exit 2
+
+# Both teams, SEEDS trainings each, from the same weights; interrupted, it goes on. MARGIN: see docs/pytorch.md.
+SEEDS ?= 5
+compare-frameworks: $(READY) $(TORCH)/.ready
+	$(if $(DATA),,$(BIN)/keras-pneumo phantom $(PHANTOMS) $(PHANTOM_OPTIONS))
+	$(BIN)/keras-pneumo compare-frameworks "$(EXPERIMENT)" --data "$(or $(DATA),$(PHANTOMS))" --seeds $(SEEDS) $(if $(MARGIN),--margin $(MARGIN)) --torch-python $(TORCH)/bin/python $(if $(OUT),--out "$(OUT)") $(if $(PREPARED),--prepared "$(PREPARED)") $(if $(PATIENTS),--patients "$(PATIENTS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 doctor: $(READY)
 	$(BIN)/keras-pneumo doctor

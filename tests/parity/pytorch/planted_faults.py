@@ -153,9 +153,7 @@ KERAS_FAULTS = (
     Fault(
         "resizing", 14, "radiographs are reduced without antialiasing (cv2 INTER_LINEAR)",
         GEOMETRY,
-        "return image if image.shape == (size, size) else "
-        "cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)",
-        "return image if image.shape == (size, size) else cv2.resize(image, (size, size))",
+        "way = cv2.INTER_AREA if len(square) > size else cv2.INTER_LINEAR", "way = cv2.INTER_LINEAR",
         # 512 is half of 1024, where linear interpolation takes the mean of four pixels, as area does.
         "Resizing", r"file 0 \(dcm\) at 256",
     ),
@@ -171,9 +169,8 @@ KERAS_FAULTS = (
     Fault(
         "antialiased", 15, "radiographs are reduced by Pillow's antialiased bilinear filter in place of area",
         GEOMETRY,
-        "return image if image.shape == (size, size) else "
-        "cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)",
-        'return np.array(__import__("PIL.Image").Image.fromarray(image).resize((size, size), 2))',
+        "return cv2.resize(square, (size, size), interpolation=way)",
+        'return np.array(__import__("PIL.Image").Image.fromarray(square).resize((size, size), 2))',
         "Resizing", r"file 0 \(dcm\) at 512",
     ),
     Fault(
