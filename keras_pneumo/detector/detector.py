@@ -14,7 +14,6 @@ path outside the folder, and weights are plain tensors: opening a detector runs 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,7 @@ from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor
 from keras_pneumo.inference.run import RunFolder, build
 from keras_pneumo.models.folding import fold_batch_norm
 from keras_pneumo.models.weights import from_torch, load_safetensors
+from keras_pneumo.storage.files import read_json
 
 BATCH = 4
 """Radiographs predicted together; at 512 pixels larger batches are no faster on CPU cores."""
@@ -232,6 +232,11 @@ def open_detector(folder: Path, distributed: DistributedPredictor = SINGLE_DEVIC
         roles = {role: [str(member) for member in record[role]] for role in ("classifiers", "segmenters")}
     except (KeyError, TypeError, ValueError):
         raise PneumoError(f"{folder / FILE} is incomplete. Join the runs again.") from None
+    if not 0 <= threshold <= 1 or area < 1:
+        raise PneumoError(
+            f"{folder / FILE}: threshold is {threshold:g} and outline_area {area}, but a threshold is from 0 to 1 and "
+            "an area at least one pixel. Join the runs again."
+        )
     networks = {member: networks_of(folder, record, member) for members in roles.values() for member in members}
     classifiers: Members = []
     segmenters: Members = []
@@ -264,7 +269,7 @@ def _open_member(
     folder: Path, networks: Sequence[Path], distributed: DistributedPredictor
 ) -> tuple[RunFolder, list[Predictor], list[keras.Model]]:
     """Open one run of the detector from its ``folder``: its predictors, and its networks in float32."""
-    record = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
+    record = read_json(folder / "experiment.json")
     experiment = validated(Experiment, record.get("experiment", {}), str(folder / "experiment.json"))
     keras.config.set_dtype_policy("float32")
     predictors: list[Predictor] = []

@@ -6,7 +6,6 @@ In: a finished run and radiographs. Out: ``overlays/NAME.png``, ``explained.csv`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from keras_pneumo.explain.positives import image_probabilities, operating_thresh
 from keras_pneumo.inference.ensemble import mean_probability, open_members
 from keras_pneumo.inference.files import Image, Source, grey_pixels, pixels_at, read_batches
 from keras_pneumo.inference.run import RunFolder, load_model
-from keras_pneumo.storage.files import write_table
+from keras_pneumo.storage.files import read_json, write_table
 from keras_pneumo.storage.tables import image_id_of, safe_columns, write_quarantine
 from keras_pneumo.storage.workers import Progress
 
@@ -60,7 +59,7 @@ def checked_with(run: RunFolder) -> tuple[tuple[str, int], bool] | None:
     """
     path = run.folder / FOLDER / RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         return (str(record["method"]), int(record["stage"])), bool(record["chosen_on_validation"])
     except FileNotFoundError:
         return None

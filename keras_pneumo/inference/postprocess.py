@@ -16,7 +16,6 @@ images, several checkpoints).
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +30,7 @@ from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.maps import LEVELS, MapSet, enlarge, level_histogram, true_pixels
-from keras_pneumo.storage.files import write_bytes, write_json
+from keras_pneumo.storage.files import read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -295,7 +294,7 @@ def read_postprocessing(path: Path) -> PostprocessingParameters:
         PneumoError: the file is missing, or holds no parameters.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))["rule"]
+        values = read_json(path)["rule"]
         parameters = PostprocessingParameters(**values)
         shares = (parameters.top, parameters.bottom, parameters.gate)
         areas = (parameters.area, parameters.component)
@@ -319,7 +318,7 @@ def write_threshold(folder: Path, threshold: float, images: int) -> None:
 def read_threshold(folder: Path) -> float | None:
     """The threshold of a folder's ``postprocess.json``; None where there is none."""
     try:
-        threshold = json.loads((folder / FILE).read_text(encoding="utf-8"))["threshold"]
+        threshold = read_json(folder / FILE)["threshold"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return float(threshold) if isinstance(threshold, int | float) and 0 <= threshold <= 1 else None

@@ -27,7 +27,7 @@ from keras_pneumo.data.prepared.scanning import RadiographFile
 from keras_pneumo.data.prepared.split import SUBSETS, make_split, split_sha256
 from keras_pneumo.data.radiographs.decoders import DECODERS
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import sha256_file, write_json, write_table
+from keras_pneumo.storage.files import read_json, sha256_file, write_json, write_table
 from keras_pneumo.storage.tables import counted, listed
 
 if TYPE_CHECKING:
@@ -300,7 +300,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST_NAME
     again = f"Run keras-pneumo prepare DATA --out {folder}"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
     except FileNotFoundError:
         raise PneumoError(f"{folder} is not a finished prepared folder: it has no {MANIFEST_NAME}. {again}.") from None
     except OSError as error:

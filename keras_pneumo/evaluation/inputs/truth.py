@@ -38,6 +38,10 @@ from keras_pneumo.storage.tables import (
 )
 
 METADATA = ("sex", "age", "view", "pixel_spacing_mm")
+
+POSSIBLE = {"age": (0, 120), "pixel_spacing_mm": (0.01, 10)}
+"""Years, and millimetres a pixel; values outside of these are not used, and a note names their rows."""
+
 SINGLE_NOTE = (
     "No patient table was given: every image counts as a patient of its own, so intervals are too narrow "
     "where one patient has several images, and a leak between training and test cannot be seen."
@@ -150,8 +154,8 @@ def read_truth(
             table[name] = ""
         if extra is not None and name in extra.columns:
             table[name] = table[name].where(table[name] != "", table.image_id.map(extra[name]).fillna(""))
-    table["age"] = pd.to_numeric(table.age, errors="coerce").astype(float)
-    table["pixel_spacing_mm"] = pd.to_numeric(table.pixel_spacing_mm, errors="coerce").astype(float)
+    for name in POSSIBLE:
+        table[name] = _possible(table, name, file, notes)
     if "fold" not in table.columns:
         table["fold"] = -1
     scored, subset = _scored(table, file, subset, ids)
@@ -169,6 +173,20 @@ def read_truth(
         nih_names=nih_names,
         metadata=extra,
     )
+
+
+def _possible(table: pd.DataFrame, name: str, file: Path, notes: list[str]) -> pd.Series:
+    """A column as numbers, without those that cannot be, which a note names."""
+    low, high = POSSIBLE[name]
+    values = pd.to_numeric(table[name], errors="coerce").astype(float)
+    wrong = values.notna() & ~values.between(low, high)
+    if wrong.any():
+        rows = listed(f"row {row} ({value:g})" for row, value in zip(table.row[wrong], values[wrong], strict=True))
+        notes.append(
+            f"{file.name}: {counted(int(wrong.sum()), f'{name} value')} outside of {low:g} to {high:g} count as "
+            f"unknown: {rows}."
+        )
+    return values.where(~wrong)
 
 
 def _one_row_per_image(labels: Labels, file: Path) -> pd.DataFrame:
