@@ -190,8 +190,8 @@ def _seeds_chart(comparison: FrameworkComparison, score: str) -> str:
         if len(own):
             x = own["seed"].to_numpy(float) + (colour - 1) * 0.1  # beside each other, not over each other
             apart = np.full(len(own), np.nan)  # breaks the line: seeds have no order
-            points = [np.stack([values, apart], axis=1).ravel() for values in (x, own[score].to_numpy(float))]
-            series.append(Series(team_name(team), *points, colour, points=True))
+            x, y = (np.stack([values, apart], axis=1).ravel() for values in (x, own[score].to_numpy(float)))
+            series.append(Series(team_name(team), x, y, colour, points=True))
     seeds = comparison.study.seed_numbers
     edges = (min(seeds) - 0.5, max(seeds) + 0.5)
     title = f"{LABELS[score]} of each training"
