@@ -267,6 +267,7 @@ def _merged(out: Path, earlier: Rendered | None, now: Rendered) -> Rendered:
         )
     again = {Path(name).parts[0].rpartition("_")[2] for name in now.files}
     now.files = {**earlier.files, **now.files}
+    now.rows, now.columns = earlier.rows, earlier.columns  # so the tables of an older folder stay as they are
     now.vanished = sorted({*now.vanished, *(size for size in earlier.vanished if str(size) not in again)})
     return now
 
