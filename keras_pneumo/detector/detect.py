@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.radiographs.geometry import size_fault
+from keras_pneumo.data.radiographs.geometry import mask_on_image, shape_fault
 from keras_pneumo.data.radiographs.radiograph import Radiograph
 from keras_pneumo.data.radiographs.reading import find_files, read_or_reason
 from keras_pneumo.detector.detector import BATCH, Answer, Detector
 from keras_pneumo.detector.dicom_files import UnusableSource, clear_objects, write_objects
-from keras_pneumo.detector.overlay import encode_png, mask_at_size, overlay_mask
+from keras_pneumo.detector.overlay import encode_png, overlay_mask
 from keras_pneumo.detector.summary import caption, disagreement, summary_of
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import require_writable, write_bytes, write_json, write_table
@@ -105,7 +105,7 @@ def detect(
     read = map_in_processes(read_or_reason, list(files), workers, isolated=True, seconds=SECONDS)
     try:
         with ThreadPoolExecutor(WRITERS) as writers:
-            readable = _readable(detector, read, files, result)
+            readable = _readable(read, files, result)
             while group := list(itertools.islice(readable, batch)):
                 for item in _answered(detector, group, files, result, dicom, make_uids):
                     pending.append(writers.submit(_write, detector, item, out))
@@ -127,7 +127,6 @@ def detect(
 
 
 def _readable(
-    detector: Detector,
     read: Iterable[tuple[Path, Radiograph | str | None]],
     files: dict[Path, str],
     result: DetectionResult,
@@ -136,7 +135,7 @@ def _readable(
     for path, radiograph in read:
         result.read += 1
         if isinstance(radiograph, Radiograph):
-            reason = size_fault(radiograph.pixels, detector.image_size)
+            reason = shape_fault(radiograph.pixels)
         else:
             reason = CRASHED if radiograph is None else radiograph
         if reason:
@@ -210,7 +209,7 @@ def _write_tables(out: Path, answered: Sequence[dict[str, Any]], set_aside: Sequ
 def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:
     """Write one answer and return its row for the table. Runs in a writer thread."""
     radiograph, answer = item.radiograph, item.answer
-    mask = mask_at_size(answer.mask, radiograph.pixels.shape[0])
+    mask = mask_on_image(answer.mask, *radiograph.pixels.shape)
     picture = overlay_mask(radiograph.pixels, mask, caption(detector, answer))
     summary = {"file": item.file, **summary_of(detector, radiograph, answer), "overlay": f"{item.name}.png"}
     note, made_up = "", list[str]()
@@ -242,4 +241,5 @@ def _finding(detector: Detector, answer: Answer, mask: np.ndarray, picture: np.n
         algorithm,
         detector.version,
         disagreement(detector, answer),
+        detector.synthetic,
     )

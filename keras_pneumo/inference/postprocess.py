@@ -29,7 +29,7 @@ import pandas as pd
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.maps import LEVELS, MapSet, enlarge, level_histogram, true_pixels
+from keras_pneumo.inference.maps import LEVELS, MapSet, level_histogram, true_pixels
 from keras_pneumo.storage.files import read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -114,9 +114,9 @@ def postprocess_maps(
         image_probability: what the gate is applied to, (n,); None where there is no such probability.
     """
     rows = []
-    for number, (image_id, packed) in enumerate(zip(maps.image_ids, maps.maps, strict=True)):
+    for number, (image_id, quantised) in enumerate(zip(maps.image_ids, maps.enlarged(), strict=True)):
         image = 1.0 if image_probability is None else float(image_probability[number])
-        rows.append({"image_id": image_id, **postprocess_map(enlarge(packed.unpack()), parameters, image)})
+        rows.append({"image_id": image_id, **postprocess_map(quantised, parameters, image)})
     return pd.DataFrame(rows)
 
 
@@ -171,8 +171,8 @@ ImageCounts = tuple[np.ndarray, np.ndarray, np.ndarray]
 def count_maps(maps: MapSet, prepared: PreparedFolder, components: Sequence[int] = COMPONENTS) -> PixelCounts:
     """The counts of some maps; the prepared folder knows their true masks."""
     truth = true_pixels(prepared, maps.image_ids)
-    pairs = zip(maps.maps, truth, strict=True)
-    rows = [count_pixels(enlarge(packed.unpack()), pixels, components) for packed, pixels in pairs]
+    pairs = zip(maps.enlarged(), truth, strict=True)
+    rows = [count_pixels(quantised, pixels, components) for quantised, pixels in pairs]
     return stack_counts(rows, components)
 
 

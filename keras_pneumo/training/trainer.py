@@ -435,6 +435,7 @@ class Trainer:
             "experiment": self.experiment.model_dump(mode="json"),
             "split_sha256": manifest["split_sha256"],
             "prepared_sha256": manifest["prepared_sha256"],
+            "synthetic": bool(manifest.get("synthetic", False)),
             "patients": manifest["patients"],
             "patients_note": manifest.get("patients_note", ""),
             "training_images": len(self.training),

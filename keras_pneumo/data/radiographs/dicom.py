@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
 from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing, pixel_array
 
 from keras_pneumo.data.radiographs.decoders import DECODERS
@@ -28,6 +29,7 @@ from keras_pneumo.data.radiographs.radiograph import (
     one_of,
     square_spacing,
     stretch,
+    turned_note,
     years_of,
 )
 from keras_pneumo.data.radiographs.raster import read_limited
@@ -37,6 +39,7 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # for the reason given 
 
 _TAGS = [
     *("SOPInstanceUID", "PatientID", "PatientSex", "PatientAge", "ViewPosition", "PixelSpacing", "ImagerPixelSpacing"),
+    *("PatientOrientation", "ImageOrientationPatient", "FieldOfViewRotation", "FieldOfViewHorizontalFlip"),
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns", "NumberOfFrames"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData", "SpecificCharacterSet"),
     *("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence"),
@@ -116,6 +119,7 @@ def _decode(dataset: pydicom.Dataset, stem: str) -> Radiograph:
             view=one_of(text_of(dataset, "ViewPosition"), ("PA", "AP")),
             pixel_spacing_mm=_spacing(dataset),
             patient_id_tag=text_of(dataset, "PatientID"),
+            turned=_turned(dataset),
             photometric=photometric,
         )
     except PneumoError:
@@ -165,6 +169,36 @@ def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
 def _spacing(dataset: pydicom.Dataset) -> float | None:
     values = (dataset.get(name) for name in ("PixelSpacing", "ImagerPixelSpacing"))
     return square_spacing(tuple(map(float, value)) for value in values if value is not None and len(value) == 2)
+
+
+def _turned(dataset: pydicom.Dataset) -> str:
+    """:func:`turned_note` of a header; without PatientOrientation from ImageOrientationPatient (PS3.3 C.7.6.2.1.1)."""
+    orientation = _values(dataset, "PatientOrientation")
+    if not orientation:
+        orientation = _directions(_values(dataset, "ImageOrientationPatient"))
+    rotation = "".join(_values(dataset, "FieldOfViewRotation")[:1]).partition(".")[0]
+    return turned_note(orientation, rotation, "".join(_values(dataset, "FieldOfViewHorizontalFlip")[:1]).upper())
+
+
+def _directions(cosines: list[str]) -> list[str]:
+    """The patient's main direction along the rows and down the columns, from six direction cosines."""
+    try:
+        values = np.array([float(value) for value in cosines]).reshape(2, 3)
+    except ValueError:
+        return []
+    if not np.isfinite(values).all() or not values.any(axis=1).all():
+        return []
+    largest = np.abs(values).argmax(axis=1)  # axes point to the patient's left, back and head
+    return ["LPH"[axis] if row[axis] > 0 else "RAF"[axis] for row, axis in zip(values, largest, strict=True)]
+
+
+def _values(dataset: pydicom.Dataset, name: str) -> list[str]:
+    """The values of one tag as texts; none when it is absent or empty."""
+    value = dataset.get(name)
+    if value is None or value == "":
+        return []
+    several = value if isinstance(value, MultiValue | list) else [value]
+    return [str(each).replace("\0", "").strip() for each in several]
 
 
 def _reason(error: BaseException) -> str:

@@ -39,6 +39,7 @@ _TEXTS = {
     0x00101010: ("age", b"AS"),
     0x00181164: ("imager_spacing", b"DS"),
     0x00185101: ("view", b"CS"),
+    0x00200020: ("orientation", b"CS"),
     0x00280004: ("photometric", b"CS"),
     0x00280030: ("spacing", b"DS"),
 }
@@ -58,8 +59,9 @@ _UNUSUAL = frozenset({
     *(0x00280006, 0x00280008),  # PlanarConfiguration, NumberOfFrames
     *(0x00281050, 0x00281051, 0x00281052, 0x00281053, 0x00281054, 0x00281056),  # window and rescale
     *(0x00283000, 0x00283010),  # tables
+    *(0x00200037, 0x00187032, 0x00187034),  # ImageOrientationPatient, FieldOfViewRotation, FieldOfViewHorizontalFlip
 })  # fmt: skip
-"""Tags that decide about frames or grey values: a file that has one is not plain."""
+"""Tags that decide about frames, grey values or orientation: a file that has one is not plain."""
 
 _PIXELS = 0x7FE00010
 _UNDEFINED = 0xFFFFFFFF
@@ -116,6 +118,8 @@ def open_plain(data: bytes, stem: str) -> PlainFile | None:
         elif tag == _PIXELS:
             frame = _single_frame(value)
     if frame is None or len(numbers) != len(_NUMBERS) or texts["syntax"] != JPEG_BASELINE:
+        return None
+    if texts["orientation"]:  # only SIIM's own way, blank, is read here
         return None
     one_grey_byte = {"samples": 1, "allocated": 8, "stored": 8, "signed": 0}
     if not one_grey_byte.items() <= numbers.items() or texts["photometric"] not in ("MONOCHROME1", "MONOCHROME2"):

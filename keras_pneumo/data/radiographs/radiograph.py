@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,6 +44,8 @@ class Radiograph:
     """Side of a pixel in millimetres, where pixels are square."""
     patient_id_tag: str = field(default="", repr=False)
     """PatientID as the file has it. It may identify a person: it is never printed, logged or written."""
+    turned: str = ""
+    """A sentence when the header says that the image is turned or mirrored; the pixels are as stored."""
     photometric: str = "MONOCHROME2"
     """How the file stored grey: MONOCHROME1 files come out of the reader already inverted."""
 
@@ -56,8 +58,10 @@ class Radiograph:
             notes.append("The file stores dense as black (MONOCHROME1); the pixels were inverted.")
         if self.pixel_spacing_mm is None:
             notes.append("The file does not say how large a pixel is, so no area in square millimetres can be given.")
+        if self.turned:
+            notes.append(self.turned)
         if height != width:
-            notes.append(f"The image is not square: it has {height} rows and {width} columns.")
+            notes.append(f"The image is not square: it has {height} rows and {width} columns. Networks see it padded.")
         return tuple(notes)
 
 
@@ -102,6 +106,33 @@ def years_of(text: str) -> float | None:
         return None
     years = int(match[1]) / {"D": 365.25, "W": 52.18, "M": 12.0}.get(match[2], 1.0)
     return round(years, 2) if years <= 120 else None
+
+
+def turned_note(orientation: Sequence[str], rotation: str, flip: str) -> str:
+    """A sentence when a header says that a frontal radiograph is turned or mirrored, else blank.
+
+    Args:
+        orientation: PatientOrientation (PS3.3 C.7.6.1.1.1): the patient's direction along the rows and down the
+            columns, ``L`` and ``F`` as a frontal radiograph is shown.
+        rotation: FieldOfViewRotation, degrees by which the image was turned against the detector (PS3.3 C.8.11.3).
+        flip: FieldOfViewHorizontalFlip, ``YES`` or ``NO``.
+    """
+    across, down = (text.strip().upper() for text in orientation) if len(orientation) == 2 else ("", "")
+    if across and down and set(across + down) <= set("LRAPHF"):
+        if (across[0], down[0]) == ("L", "F"):
+            return ""
+        known = f"PatientOrientation {across[:4]}, {down[:4]}"
+        if (across[0], down[0]) == ("R", "F"):
+            return f"The header says that the image is mirrored ({known}); the pixels are used as stored."
+        return (
+            f"The header says that the image is turned or seen from the side ({known}); the pixels are used as stored."
+        )
+    parts = [f"turned by {rotation} degrees"] * (rotation in ("90", "180", "270")) + ["mirrored"] * (flip == "YES")
+    if not parts:
+        return ""
+    return (
+        f"The header says that the image was {' and '.join(parts)} after it was taken; the pixels are used as stored."
+    )
 
 
 def square_spacing(spacings: Iterable[tuple[float, ...]]) -> float | None:

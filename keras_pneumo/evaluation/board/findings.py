@@ -75,6 +75,7 @@ def board_json(board: Board, findings: Findings) -> str:
             "patients": truth.n_patients,
             "positives": int(truth.pneumothorax.sum()),
             "split_sha256": truth.split_sha256,
+            "synthetic": truth.synthetic,
         },
         "method": {
             "headline": board.headline,

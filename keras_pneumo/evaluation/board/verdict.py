@@ -7,7 +7,7 @@ baseline, and by how much, with interval and number of images. No sentence claim
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -60,7 +60,19 @@ class Verdict:
 
 
 def verdict(board: Board) -> Verdict:
-    """The result of a board: the two best teams compared, and every team against the baselines."""
+    """The result of a board: the two best teams compared, and every team against the baselines.
+
+    On phantoms the headline says so, since it is what is quoted.
+    """
+    result = _verdict(board)
+    if not board.truth.synthetic:
+        return result
+    caution = "All images are synthetic (phantoms): these scores say nothing about real radiographs."
+    headline = f"{result.headline.removesuffix('.')} on synthetic phantoms."
+    return replace(result, headline=headline, warnings=[caution, *result.warnings])
+
+
+def _verdict(board: Board) -> Verdict:
     ranked = [team for team in board.ordered if team.kind == "submission"]
     warnings = _warnings(board)
     if not ranked:

@@ -66,6 +66,8 @@ class Truth:
     """Where patient ids came from: ``table``, ``dicom`` or ``none``."""
     notes: list[str] = field(default_factory=list)
     source: str = ""
+    synthetic: bool = False
+    """Whether the images are phantoms, as the prepared folder's manifest says."""
     nih_names: dict[str, str] = field(default_factory=dict, repr=False)
     """NIH image of each image, where a table says so."""
     metadata: pd.DataFrame | None = field(default=None, repr=False)
@@ -166,6 +168,7 @@ def read_truth(
         development=table[learnable].reset_index(drop=True),
         subset=subset,
         split_sha256=split_hash,
+        synthetic=manifest.get("synthetic") is True,
         runs=_runs_of(cases, labels, file),
         patients=patient_source,
         notes=notes,

@@ -88,6 +88,35 @@ def test_notes_say_what_is_odd_or_missing(tmp_path):
     assert "not square" in notes
 
 
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({"PatientOrientation": ["L", "F"]}, ""),
+        ({"PatientOrientation": ["LF", "FL"]}, ""),
+        ({"PatientOrientation": "L"}, ""),
+        ({"PatientOrientation": ["X", "Y"]}, ""),
+        ({"PatientOrientation": ["R", "F"]}, "mirrored (PatientOrientation R, F)"),
+        ({"PatientOrientation": ["F", "R"]}, "turned"),
+        ({"PatientOrientation": ["A", "F"]}, "seen from the side"),
+        ({"PatientOrientation": ["L", "F"], "FieldOfViewHorizontalFlip": "YES"}, ""),
+        ({"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}, ""),
+        ({"ImageOrientationPatient": [-1, 0, 0, 0, 0, -1]}, "mirrored"),
+        ({"ImageOrientationPatient": [0, 0, -1, 0.9, 0.1, 0]}, "turned"),
+        ({"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}, ""),
+        ({"ImageOrientationPatient": [1, 0]}, ""),
+        ({"FieldOfViewRotation": "0", "FieldOfViewHorizontalFlip": "NO"}, ""),
+        ({"FieldOfViewRotation": "90", "FieldOfViewHorizontalFlip": "YES"}, "turned by 90 degrees and mirrored"),
+        ({"FieldOfViewRotation": "180.0"}, "turned by 180 degrees"),
+    ],
+)
+def test_a_note_says_that_the_header_calls_the_image_turned(tmp_path, tags, words):
+    image = radiograph(1)
+    read = read_dicom(write_dicom(tmp_path / "a.dcm", image, PixelSpacing=[0.2, 0.2], **tags))
+    assert (read.pixels == image).all(), "pixels stay as stored: masks refer to them"
+    assert bool(read.notes) == bool(words)
+    assert words in " ".join(read.notes)
+
+
 def test_baseline_jpeg_equals_opencv_and_pillow(tmp_path):
     path = write_jpeg_dicom(tmp_path / "a.dcm", radiograph(2))
     frame = next(generate_frames(pydicom.dcmread(path).PixelData, number_of_frames=1))

@@ -81,6 +81,7 @@ def test_a_plain_file_is_read(tmp_path):
         {"PatientAge": "999Y"},
         {"PatientName": "Ünal^Jürgen", "SpecificCharacterSet": "ISO_IR 192"},
         {"SOPInstanceUID": ""},
+        {"PatientOrientation": ""},
     ],
 )
 def test_both_ways_agree_on_every_field(tmp_path, tags):
@@ -109,6 +110,11 @@ def sequence():
         {"Rows": None},
         {"SamplesPerPixel": 3},
         {"PhotometricInterpretation": "RGB"},
+        {"PatientOrientation": ["R", "F"]},
+        {"PatientOrientation": "L"},
+        {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]},
+        {"FieldOfViewRotation": 90},
+        {"FieldOfViewHorizontalFlip": "YES"},
     ],
 )
 def test_an_unusual_file_is_left_to_pydicom(tmp_path, tags):
