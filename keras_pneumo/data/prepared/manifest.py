@@ -253,7 +253,8 @@ def _source_notes(cases: pd.DataFrame, pixels: Mapping[str, str]) -> list[str]:
     notes = []
     if (text := _source_warning(cases)) is not None:
         notes.append(text)
-    same = cases.assign(pixels=cases["image_id"].map(pixels)).groupby("pixels", sort=False)
+    table = cases.assign(pixels=cases["image_id"].map(pixels))
+    same = table[table["pixels"].duplicated(keep=False)].groupby("pixels", sort=False)
     shared = [rows for _, rows in same if rows["source"].nunique() > 1]
     if shared:
         differing = [rows for rows in shared if rows["pneumothorax"].nunique() > 1]

@@ -210,6 +210,8 @@ def _joined(parts: Sequence[_Part]) -> _Part:
             images[image_id] = part.labels.images[own]
             if own in part.patients:
                 patients[image_id] = part.patients[own]
+            elif not part.patients and source.patient and any(other.patients for other in parts):
+                patients[image_id] = source.patient  # by the file, where only other folders have tables
         set_aside += [replace(item, file=f"{part.name}/{item.file}") for item in part.set_aside]
     sources.sort(key=lambda source: source.image_id)
     labels = replace(

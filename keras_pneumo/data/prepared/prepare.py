@@ -62,6 +62,8 @@ class PrepareSummary:
     """Images decoded in this run; 0 when there was nothing to do."""
     split_sha256: str
     prepared_sha256: str
+    labels: list[str]
+    """Each label file, with the data set whose form it has."""
     notes: list[str] = field(default_factory=list)
     """Sentences to show to the user."""
 
@@ -134,6 +136,7 @@ def _summary(out: Path, manifest: dict[str, Any], count: int) -> PrepareSummary:
         rendered=count,
         split_sha256=manifest["split_sha256"],
         prepared_sha256=manifest["prepared_sha256"],
+        labels=[f"{record['file']} ({record['data_set']})" for record in manifest["labels"]],
         notes=[*([manifest["patients_note"]] if manifest["patients_note"] else []), *manifest["notes"]],
     )
 

@@ -188,11 +188,14 @@ def _seeds_chart(comparison: FrameworkComparison, score: str) -> str:
     for colour, team in enumerate(("keras", "torch", "torch_last_bit")):
         own: pd.DataFrame = comparison.scores[comparison.scores["team"] == team]
         if len(own):
-            x = own["seed"].to_numpy(float) + (colour - 0.5) * 0.08  # beside each other, not over each other
-            series.append(Series(team_name(team), x, own[score].to_numpy(), colour, points=True, dashed=colour == 2))
+            x = own["seed"].to_numpy(float) + (colour - 1) * 0.1  # beside each other, not over each other
+            apart = np.full(len(own), np.nan)  # breaks the line: seeds have no order
+            x, y = (np.stack([values, apart], axis=1).ravel() for values in (x, own[score].to_numpy(float)))
+            series.append(Series(team_name(team), x, y, colour, points=True))
     seeds = comparison.study.seed_numbers
     edges = (min(seeds) - 0.5, max(seeds) + 0.5)
-    return line_chart(series, "Seed", LABELS[score], f"{LABELS[score]} of each training", edges, None, whole_x=True)
+    title = f"{LABELS[score]} of each training"
+    return line_chart(series, "Seed", LABELS[score], title, edges, None, whole_x=True, width=680, height=280)
 
 
 def _difference_chart(comparison: FrameworkComparison, score: str) -> str:
