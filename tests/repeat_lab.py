@@ -35,7 +35,7 @@ def experiments():
         clipped = "clipped" if clip_norm else "free"
         yield f"{base.task} {optimizer} {clipped} in {accumulation}", base.replace(
             name="repeated", encoder="resnet18", weights="random", image_size=64, global_batch_size=8, dropout=0.3,
-            positive_rate=(), schedule="constant", learning_rate=1e-2, optimizer=optimizer, clip_norm=clip_norm,
+            positive_rate=(), learning_rate=1e-2, optimizer=optimizer, clip_norm=clip_norm,
             accumulation=accumulation,
         )  # fmt: skip
 

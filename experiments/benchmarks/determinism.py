@@ -3,7 +3,8 @@
 Three ways to take the same step, in turns within one process: ``plain`` (an experiment with ``deterministic=False``),
 ``operations`` (TensorFlow's deterministic operations alone, as this project trained before), and ``deterministic`` (the
 default: those, and no arithmetic optimizer). The last batch stays the same, so reading and augmentation do not count.
-Prints the speed of each relative to ``plain``: the median over the rounds, with the lowest and the highest.
+Prints the processor time of each relative to ``plain``: the median over the rounds, with the lowest and the highest.
+Processor time, of all threads, since a machine with other work lengthens wall times by any factor.
 """
 
 from __future__ import annotations
@@ -76,17 +77,19 @@ def main() -> None:
         times = {}
         for way in WAYS if number % 2 else WAYS[::-1]:
             set_way(way)
-            started = time.perf_counter()
+            started = time.process_time()
             steps[way]()
-            times[way] = time.perf_counter() - started
+            times[way] = time.process_time() - started
         seconds.append(times["plain"])
         for way in WAYS:
-            ratios[way].append(times["plain"] / times[way])
+            ratios[way].append(times[way] / times["plain"])
     print(
         f"{task}, {size} px, batch {batch}, {optimizer}, in {micro_batches}: {statistics.median(seconds):.2f} s a step"
     )
     for way, values in ratios.items():
-        print(f"{way}: {statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f}) of plain's speed")
+        print(
+            f"{way}: {statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f}) of plain's processor time"
+        )
 
 
 if __name__ == "__main__":
