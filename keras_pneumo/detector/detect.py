@@ -76,6 +76,7 @@ def detect(
     progress: Progress | None = None,
     workers: int | None = None,
     batch: int = BATCH,
+    any_view: bool = False,
 ) -> DetectionResult:
     """Answer for every radiograph and write the answers.
 
@@ -88,6 +89,7 @@ def detect(
         progress: called with files done and in all.
         workers: processes that decode, at least one; default: one per core, as far as there are files for them.
         batch: radiographs predicted together.
+        any_view: whether to answer too for files that say that they are no frontal radiographs of the chest.
 
     Raises:
         PneumoError: there is nothing to read, highdicom is missing, or a file cannot be written. After this and after
@@ -105,7 +107,7 @@ def detect(
     read = map_in_processes(read_or_reason, list(files), workers, isolated=True, seconds=SECONDS)
     try:
         with ThreadPoolExecutor(WRITERS) as writers:
-            readable = _readable(read, files, result)
+            readable = _readable(read, files, result, any_view)
             while group := list(itertools.islice(readable, batch)):
                 for item in _answered(detector, group, files, result, dicom, make_uids):
                     pending.append(writers.submit(_write, detector, item, out))
@@ -130,12 +132,15 @@ def _readable(
     read: Iterable[tuple[Path, Radiograph | str | None]],
     files: dict[Path, str],
     result: DetectionResult,
+    any_view: bool,
 ) -> Iterator[tuple[Path, Radiograph]]:
     """The files that were read and that the networks can take; the others are set aside in ``result``."""
     for path, radiograph in read:
         result.read += 1
         if isinstance(radiograph, Radiograph):
             reason = shape_fault(radiograph.pixels)
+            if radiograph.other_view and not any_view:
+                reason = f"{radiograph.other_view}; --any-view answers for it all the same"
         else:
             reason = CRASHED if radiograph is None else radiograph
         if reason:

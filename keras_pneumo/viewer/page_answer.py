@@ -37,9 +37,10 @@ HEAT_SIDE = 512
 class PageDetector:
     """A detector that answers for the page, one radiograph at a time."""
 
-    def __init__(self, detector: Detector, decoder: Decoder) -> None:
-        """Use an opened detector, and a decoder for files."""
+    def __init__(self, detector: Detector, decoder: Decoder, any_view: bool = False) -> None:
+        """Use an opened detector, a decoder for files, and perhaps answer for what is no frontal chest radiograph."""
         self.detector = detector
+        self.any_view = any_view
         self.decoder = decoder
         self._lock = threading.Lock()
 
@@ -51,6 +52,8 @@ class PageDetector:
         """
         radiograph = self.decoder.decode(data, name)
         reason = shape_fault(radiograph.pixels)
+        if radiograph.other_view and not self.any_view:
+            reason = f"{radiograph.other_view}; start the page with --any-view to see it all the same"
         if reason:
             raise UnreadableImage(reason)
         with self._lock:  # networks answer one at a time

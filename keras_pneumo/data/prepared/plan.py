@@ -55,6 +55,11 @@ class PreparationPlan:
     synthetic: bool = False
     """Whether some of the radiographs are phantoms; see :data:`SYNTHETIC_MARK`."""
 
+    @property
+    def any_view(self) -> bool:
+        """Whether files are taken that say that they are no frontal radiographs of the chest."""
+        return self.record.get("any_view") is True
+
 
 @dataclass(frozen=True)
 class DataFolder:
@@ -109,7 +114,7 @@ def make_plan(
         _plan_folder(folder, name, paths, notes, search, workers)
         for folder, name, (paths, notes), search in zip(folders, names, found, searches, strict=True)
     ]
-    record: dict[str, Any] = {"seed": seed}
+    record: dict[str, Any] = {"seed": seed} | ({"any_view": True} if options.any_view else {})
     if len(parts) == 1:
         part, record = parts[0], parts[0].record | record
     else:
@@ -267,6 +272,7 @@ def require_same(out: Path, earlier: Any, now: dict[str, Any]) -> None:
         "patients": "patient table",
         "seed": "seed",
         "sources": "folders",
+        "any_view": "choice of views (--any-view)",
     }
     earlier = earlier if isinstance(earlier, dict) else {}
     keys = {*now, *(set(earlier) & set(names))}

@@ -239,7 +239,7 @@ def _render_all(
         if earlier is not None:
             done[source.image_id] = earlier
         if missing and not (earlier is not None and earlier.error):
-            jobs.append(Job(source.path, source.image_id, label.runs, missing, out))
+            jobs.append(Job(source.path, source.image_id, label.runs, missing, out, plan.any_view))
     if progress:
         progress(len(plan.sources) - len(jobs), len(plan.sources))
     if not jobs:

@@ -48,6 +48,8 @@ class Job:
     runs: rle.Runs
     sizes: tuple[int, ...]
     out: Path
+    any_view: bool = False
+    """Whether a file is taken that says it is no frontal radiograph of the chest."""
 
 
 @dataclass
@@ -110,6 +112,8 @@ def render(job: Job) -> Rendered:
         radiograph = read_radiograph(job.path)
         if reason := shape_fault(radiograph.pixels):
             raise UnreadableImage(reason)
+        if radiograph.other_view and not job.any_view:
+            raise UnreadableImage(f"{radiograph.other_view}; --any-view lets it in")
     except UnreadableImage as error:
         return Rendered(job.image_id, error=str(error))
     rendered = Rendered(

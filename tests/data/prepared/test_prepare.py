@@ -28,6 +28,7 @@ from small_siim import (
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import read_labels
+from keras_pneumo.data.labels.known import LabelOptions
 from keras_pneumo.data.prepared import prepare as preparation
 from keras_pneumo.data.prepared.folder import find_prepared, load_prepared, verify_files
 from keras_pneumo.data.prepared.manifest import prepared_sha256
@@ -319,6 +320,20 @@ def test_images_of_any_shape_are_padded_and_their_masks_stay_on_them(tmp_path, o
     truth = prepared.truth.set_index("image_id")
     assert truth.at["i00", "pixel_spacing_mm"] == pytest.approx(0.5 * 80 / 1024, abs=1e-6), "of the masks' grid"
     assert prepare(tmp_path / "data", out, [32, 64, 160]).rendered == 0, "the columns are read back"
+
+
+def test_other_views_are_set_aside_by_their_tags_or_let_in(data, tmp_path):
+    lateral = write_dicom(data / "lateral.dcm", radiograph(1), uid="9.1", ViewPosition="LL")
+    write_dicom(data / "hand.dcm", radiograph(2), uid="9.2", BodyPartExamined="HAND")
+    with (data / "train-rle.csv").open("a") as stream:
+        stream.write("9.1,-1\n9.2,-1\n")
+    assert prepare(data, tmp_path / "some", [64]).images == 12
+    assert "the view LL, which is not frontal; --any-view lets it in" in set_aside(tmp_path / "some", lateral.name)
+    assert "body part HAND" in set_aside(tmp_path / "some", "hand.dcm")
+    everything = LabelOptions(any_view=True)
+    assert prepare(data, tmp_path / "all", [64], options=everything).images == 14
+    with pytest.raises(PneumoError, match=r"choice of views \(--any-view\) differ"):
+        prepare(data, tmp_path / "some", [64], options=everything)
 
 
 def test_a_folder_of_an_older_version_is_read_and_goes_on_as_it_is(data, out):

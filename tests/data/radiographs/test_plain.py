@@ -82,6 +82,10 @@ def test_a_plain_file_is_read(tmp_path):
         {"PatientName": "Ünal^Jürgen", "SpecificCharacterSet": "ISO_IR 192"},
         {"SOPInstanceUID": ""},
         {"PatientOrientation": ""},
+        {"Modality": "CR", "BodyPartExamined": "CHEST"},
+        {"Modality": "MR"},
+        {"BodyPartExamined": "Hand"},
+        {"ViewPosition": "LL"},
     ],
 )
 def test_both_ways_agree_on_every_field(tmp_path, tags):
@@ -114,6 +118,8 @@ def sequence():
         {"PatientOrientation": "L"},
         {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]},
         {"FieldOfViewRotation": 90},
+        {"PresentationLUTShape": "INVERSE"},
+        {"ViewCodeSequence": Sequence([Dataset()])},
         {"FieldOfViewHorizontalFlip": "YES"},
     ],
 )
