@@ -79,6 +79,7 @@ def test_everything_a_prepared_folder_holds(data, out):
     assert (summary.images, summary.positive, summary.patients, summary.set_aside) == (12, 6, 12, 0)
     assert summary.rendered == 12
     prepared = load_prepared(out)
+    assert prepared.manifest["synthetic"] is False
     assert list(prepared.cases.columns) == [
         "image_id", "patient_id", "sex", "age", "view", "rows", "columns", "pixel_spacing_mm", "pneumothorax",
         "mask_pixels", "label_rows", "source", "source_sha256",
@@ -365,6 +366,7 @@ def test_square_radiographs_of_1024_pixels_give_the_same_bytes_as_ever(tmp_path)
         digest.update(path.relative_to(tmp_path / "prepared").as_posix().encode())
         digest.update(cv2.imread(str(path), cv2.IMREAD_UNCHANGED).tobytes())
     assert digest.hexdigest() == GOLDEN
+    assert load_prepared(tmp_path / "prepared").manifest["synthetic"] is True
 
 
 KILL = """

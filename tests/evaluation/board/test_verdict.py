@@ -1,6 +1,7 @@
 """The verdict's sentences and warnings."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,16 @@ def test_a_significantly_better_team_is_named_first(tmp_path):
     assert verdict(board).headline == "Strong beats Weak."
     assert board.table.team[0] == "Strong"
     assert "300 images of 150 patients" in verdict(board).sentences[0]
+
+
+def test_on_phantoms_the_headline_and_the_first_warning_say_so(tmp_path):
+    truth = write_truth(tmp_path)
+    real = board_of(truth, submit(tmp_path / "a", truth, "A", 2))
+    synthetic = verdict(replace(real, truth=replace(real.truth, synthetic=True)))
+    assert "phantoms" not in verdict(real).headline
+    assert synthetic.headline == verdict(real).headline.removesuffix(".") + " on synthetic phantoms."
+    assert "say nothing about real radiographs" in synthetic.warnings[0]
+    assert synthetic.warnings[1:] == verdict(real).warnings
 
 
 def test_too_few_resamples_for_the_pairs_give_a_warning(tmp_path):
