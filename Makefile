@@ -25,7 +25,7 @@ EXPERIMENT ?= experiments/demo_classifier.py
 train-segmenter torch-segmenter: EXPERIMENT := experiments/demo_segmenter.py
 OPTIONS = $(if $(OUT),--out "$(OUT)") $(if $(PREPARED),--prepared "$(PREPARED)") $(if $(PATIENTS),--patients "$(PATIENTS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(START_FROM),--start-from "$(START_FROM)")
 
-.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity lint doctor compare bench bench-docs clean
+.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity planted-faults compare-frameworks lint doctor compare bench bench-docs clean
 
 help:
 	@echo "make train-classifier   train, predict, score; prints the path of report.html (DATA= EXPERIMENT= OUT=)"
@@ -37,6 +37,8 @@ help:
 	@echo "make compare            score submissions side by side (DATA=folder of submissions TRUTH= OUT=)"
 	@echo "make test               the fast tests; make test-slow the others"
 	@echo "make parity             compares Keras with PyTorch, check by check; PyTorch has an environment of its own (5 GB)"
+	@echo "make planted-faults     plants some fifty faults, one at a time, and says at which check each is found (RESUME=1)"
+	@echo "make compare-frameworks trains both teams with several seeds: are they equivalent? (DATA= EXPERIMENT= SEEDS= MARGIN=)"
 	@echo "make bench              measures speed and memory against PyTorch and others (ONLY= OUT= GROWTH=)"
 	@echo "make lint               style, types and import rules"
 	@echo "make doctor             what this machine has and lacks"
@@ -115,6 +117,12 @@ $(JOINED)/detector.json: $(CLASSIFIER)/experiment.json $(SEGMENTER)/experiment.j
 $(CLASSIFIER)/experiment.json $(SEGMENTER)/experiment.json:
 	@echo "There is no $(@D): run make train-classifier and make train-segmenter first, or name others with CLASSIFIER= and SEGMENTER=."; exit 2
 
+# Both teams, SEEDS trainings each, from the same weights; interrupted, it goes on. MARGIN: see docs/pytorch.md.
+SEEDS ?= 5
+compare-frameworks: $(READY) $(TORCH)/.ready
+	$(if $(DATA),,$(BIN)/keras-pneumo phantom $(PHANTOMS) $(PHANTOM_OPTIONS))
+	$(BIN)/keras-pneumo compare-frameworks "$(EXPERIMENT)" --data "$(or $(DATA),$(PHANTOMS))" --seeds $(SEEDS) $(if $(MARGIN),--margin $(MARGIN)) --torch-python $(TORCH)/bin/python $(if $(OUT),--out "$(OUT)") $(if $(PREPARED),--prepared "$(PREPARED)") $(if $(PATIENTS),--patients "$(PATIENTS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+
 doctor: $(READY)
 	$(BIN)/keras-pneumo doctor
 
@@ -130,6 +138,12 @@ parity: export KERAS_PNEUMO_TORCH_PYTHON := $(abspath $(TORCH))/bin/python
 parity: $(READY) $(TORCH)/.ready
 	$(BIN)/python -m pytest -m "slow or not slow" tests/parity/pytorch
 	$(BIN)/keras-pneumo parity --out "$(or $(OUT),runs/parity)" $(addprefix --data ,$(or $(DATA),$(PARITY_DATA)))
+
+# Each fault of tests/parity/pytorch/planted_faults.py alone in a copy of the code; writes planted_faults.md and .json.
+# RESUME=1 leaves out what the code as it stands was asked already; ONLY names some faults, separated by commas.
+planted-faults: export KERAS_PNEUMO_TORCH_PYTHON := $(abspath $(TORCH))/bin/python
+planted-faults: $(READY) $(TORCH)/.ready
+	$(BIN)/python tests/parity/pytorch/planted.py --out "$(or $(OUT),runs/planted_faults)" --only "$(ONLY)" $(if $(RESUME),--resume)
 
 # Speed and memory against what one would otherwise run: docs/benchmarks.md. ONLY is a file of experiments/benchmarks or
 # part of a row's name; GROWTH are the factors of the rows of growth; RESUME=1 leaves out what this commit was measured for.

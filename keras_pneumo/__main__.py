@@ -1,10 +1,15 @@
 """``python -m keras_pneumo`` is the command ``keras-pneumo``; worker processes import this module, so it is light."""
 
+import sys
+
 
 def main() -> None:
     """Run the command line."""
-    from keras_pneumo.cli import main as run
-
+    try:
+        from keras_pneumo.cli import main as run
+    except ImportError as error:  # a damaged installation; Python alone would end with 1, which means something else
+        print(f"Failed. keras-pneumo is not installed as it should be: {error}. Install it again.", file=sys.stderr)
+        sys.exit(70)
     run()
 
 

@@ -439,7 +439,7 @@ class Run:
 
         Args:
             images: one radiograph, one folder of them, or several of either. A radiograph is a file, or an array (H, W)
-                or (H, W, 1), square, white is dense: uint8, or floats in [0, 1].
+                or (H, W, 1), white is dense: uint8, or floats in [0, 1].
 
         Returns:
             A row per radiograph: ``image_id``, ``probability``, and by segmenters ``encoded_pixels``, on the grid of
@@ -464,7 +464,7 @@ class Run:
             float32 (H, W) of the image, 0 to 1, where 1 is the image's highest; all 0 where nothing speaks for it.
 
         Raises:
-            PneumoError: the image cannot be read or is not square, or there is no such method or stage.
+            PneumoError: the image cannot be read, or there is no such method or stage.
         """
         from keras_pneumo.explain.files import heat_map
 

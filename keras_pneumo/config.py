@@ -7,7 +7,6 @@ enough to repeat the run.
 
 from __future__ import annotations
 
-import json
 import runpy
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.files import read_json
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -260,7 +260,7 @@ def read_experiment(path: Path) -> Experiment:
 
 def _read_json(path: Path) -> Experiment:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError) as error:
         raise PneumoError(f"{path} could not be read as JSON: {error}.") from None
     if isinstance(values, dict) and "experiment" in values:

@@ -10,6 +10,8 @@ from pathlib import Path
 import cv2
 import keras
 import numpy as np
+import pydicom
+from pydicom.uid import ExplicitVRLittleEndian
 
 from keras_pneumo.config import CLASSIFIER, SEGMENTER
 from keras_pneumo.detector.calibration import Calibration
@@ -65,9 +67,25 @@ def known_detector(size=128, probability=0.8, top=0.5, classifier_model=None):
 
 
 def expected_mask(pixels, size=128):
-    """The expected mask in the rows and columns of the file, from its decoded pixels (square, uint8, white = dense)."""
-    small = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    return cv2.resize(small, pixels.shape[::-1], interpolation=cv2.INTER_LINEAR) > BRIGHT
+    """The expected mask in the rows and columns of the file, from its decoded pixels (uint8, white = dense)."""
+    rows, columns = pixels.shape
+    side = max(rows, columns)
+    top, left = (side - rows) // 2, (side - columns) // 2
+    square = np.pad(pixels, ((top, side - rows - top), (left, side - columns - left)))
+    small = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    return (cv2.resize(small, (side, side), interpolation=cv2.INTER_LINEAR) > BRIGHT)[top:, left:][:rows, :columns]
+
+
+def cut_dicom(path, target, rows, columns):
+    """Write the part of a DICOM file that these two slices give as a file of its own; returns ``target``."""
+    dataset = pydicom.dcmread(path)
+    pixels = dataset.pixel_array[rows, columns]
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.PixelData = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(target, enforce_file_format=True)
+    return target
 
 
 def dice(first, second):

@@ -1,7 +1,8 @@
 """Simulated test sets of clustered patients with teams of known skill: what intervals and tests promise, counted.
 
-The truth of every score is known, so one can count how often an interval holds it, and how often equally good teams are
-called different. ``python tests/study_lab.py equal`` (``single``, ``difference``) prints what docs/referee.md states.
+The truth of every score is known, so one can count how often an interval holds it, and how often equally good teams
+are called different. ``python tests/study_lab.py equal`` (``single``, ``difference``, ``seeds``) prints what
+docs/referee.md states.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from keras_pneumo.evaluation.scoring.statistics import (
     random_halves,
     resample_patients,
 )
+from keras_pneumo.parity.seeds.equivalence import equivalence_verdict, seeded_difference
 
 EQUAL_SCORES = ("auroc", "dice", "accuracy", "dice_positives")
 OUTLINED_FROM = 0.7
@@ -176,15 +178,47 @@ def true_scores(skill, ill=0.3):
     return {"auroc": float(stats.norm.cdf(skill / np.sqrt(2)))} | {name: point[name] for name in names}
 
 
+def seeded_errors(rng, patients, seeds, seed_spread, difference, studies, margin=0.02, skill=1.5, ill=0.3):
+    """Two frameworks with several trainings each, whose true AUROCs differ by ``difference``: shares of the studies.
+
+    The skill of a training is that of its framework plus a part of its own, of standard deviation ``seed_spread``, so
+    the true AUROC of a framework is the mean over all trainings it might have given.
+
+    Returns:
+        How often the verdict was ``equivalent``, ``different`` and ``undecided``, and how often the 95% interval held
+        the true difference (``holds``).
+    """
+    wide = np.sqrt(2 + seed_spread**2)  # of the difference of a positive's score and a negative's, over seeds
+    other = float(stats.norm.ppf(stats.norm.cdf(skill / wide) - difference) * wide)
+    counts = defaultdict(int)
+    for _ in range(studies):
+        skills = [mean + seed_spread * rng.normal() for mean in (skill, other) for _ in range(seeds)]
+        truth, owner, probabilities = study(rng, skills, patients, ill)
+        sums = [sum_by_patient(truth, owner, each, each >= 0.5, None) for each in probabilities]
+        values = np.array([point_scores(table)["auroc"] for table in sums]).reshape(2, seeds)
+        left = np.stack([left["auroc"] for left in replicate_scores(sums, leave_one_out(patients))])
+        first, second = left.reshape(2, seeds, patients)
+        positive = np.zeros(patients, bool)
+        positive[owner[truth]] = True
+        found = seeded_difference(values[0] - values[1], first - second, positive)
+        counts[equivalence_verdict(found, margin).outcome] += 1
+        low, high = found.interval()
+        counts["holds"] += low <= difference <= high
+    return {name: counts[name] / studies for name in ("equivalent", "different", "undecided", "holds")}
+
+
 def _main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["equal", "percentile", "single", "difference"])
+    parser.add_argument("what", choices=["equal", "percentile", "single", "difference", "seeds"])
     parser.add_argument("--studies", type=int, default=1000)
     parser.add_argument("--patients", type=int, nargs="+", default=[40, 90, 400])
     parser.add_argument("--skill", type=float, default=1.5)
     parser.add_argument("--second", type=float, default=1.2, help="skill of the second team of a difference")
     parser.add_argument("--ill", type=float, default=0.3)
     parser.add_argument("--halves", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seed-spread", type=float, default=0.15)
+    parser.add_argument("--apart", type=float, default=0.0, help="true difference of AUROC, for seeds")
     given = parser.parse_args()
     for patients in given.patients:
         if given.what == "difference":
@@ -195,6 +229,10 @@ def _main():
             text = {name: f"{share:.3f}" for name, share in found.items()}
         elif given.what == "equal":
             found = any_pair_error(patients, given.studies, skill=given.skill, ill=given.ill, halves=given.halves)
+            text = {name: f"{share:.3f}" for name, share in found.items()}
+        elif given.what == "seeds":
+            rng = np.random.default_rng(0)
+            found = seeded_errors(rng, patients, given.seeds, given.seed_spread, given.apart, given.studies)
             text = {name: f"{share:.3f}" for name, share in found.items()}
         else:
             held = single_coverage(patients, given.studies, given.skill, ill=given.ill, resamples=given.halves)

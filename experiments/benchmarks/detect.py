@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from keras_pneumo.config import CLASSIFIER, SEGMENTER
+from keras_pneumo.data.radiographs.geometry import mask_on_image
 from keras_pneumo.data.radiographs.reading import find_files, read_radiograph
 from keras_pneumo.detector.calibration import Calibration
 from keras_pneumo.detector.detect import detect
 from keras_pneumo.detector.detector import BATCH, Detector, ValidationCounts
-from keras_pneumo.detector.overlay import encode_png, mask_at_size, overlay_mask
+from keras_pneumo.detector.overlay import encode_png, overlay_mask
 from keras_pneumo.detector.summary import caption
 from keras_pneumo.inference.engine import Engine, predictors_on
 from keras_pneumo.inference.postprocess import PostprocessingParameters
@@ -76,7 +77,7 @@ def main() -> None:
             seconds["predict"] = time.perf_counter() - start
             start = time.perf_counter()
             for number, (image, answer) in enumerate(zip(images, answers, strict=True)):
-                picture = overlay_mask(image, mask_at_size(answer.mask, image.shape[0]), caption(detector, answer))
+                picture = overlay_mask(image, mask_on_image(answer.mask, *image.shape), caption(detector, answer))
                 (folder / f"{number}.png").write_bytes(encode_png(picture))
             seconds["write"] = time.perf_counter() - start
             start = time.perf_counter()

@@ -34,7 +34,7 @@ def set_up(given: argparse.Namespace) -> Callable[[int], dict[str, float]]:
     from keras_pneumo.training.losses import image_losses
     from keras_pneumo.training.optimizers import make_optimizer, set_learning
     from keras_pneumo.training.step import training_network
-    from keras_pneumo.training.trainer import set_precision, starting_network
+    from keras_pneumo.training.trainer import set_determinism, set_precision, starting_network
 
     base = CLASSIFIER if given.task == "classifier" else SEGMENTER.replace(image_head=False)
     experiment = base.replace(
@@ -42,8 +42,7 @@ def set_up(given: argparse.Namespace) -> Callable[[int], dict[str, float]]:
         precision=given.precision, schedule="constant", optimizer="adamw",
     )  # fmt: skip
     set_precision(experiment)
-    if experiment.deterministic:
-        tf.config.experimental.enable_op_determinism()  # as train does
+    set_determinism(experiment)
     model = starting_network(experiment)
     set_learning(model, experiment, True)
     optimizer = make_optimizer(experiment, model, experiment.learning_rate, 10_000)

@@ -108,7 +108,6 @@ def train_steps(
 ) -> None:
     """Trains ``steps`` steps in one set-up and writes losses, predictions and seconds to ``out``."""
     import keras
-    import tensorflow as tf
 
     from keras_pneumo.data.batches.images import open_source
     from keras_pneumo.data.batches.pipeline import evaluation_batches
@@ -118,7 +117,7 @@ def train_steps(
     from keras_pneumo.training.losses import image_losses
     from keras_pneumo.training.optimizers import make_optimizer
     from keras_pneumo.training.step import training_network
-    from keras_pneumo.training.trainer import plan_of
+    from keras_pneumo.training.trainer import plan_of, set_determinism
 
     strategy, replicas = {
         "1": ("one", None),
@@ -129,7 +128,7 @@ def train_steps(
     distribution = start_distribution(strategy, replicas)
     keras.config.set_floatx(precision)
     keras.config.set_dtype_policy(precision)
-    tf.config.experimental.enable_op_determinism()
+    set_determinism(experiment)
     prepared = load_prepared(prepared_folder)
     source = open_source(prepared, prepared.subset("train"), experiment.image_size)
     held_out = open_source(prepared, prepared.subset("validation"), experiment.image_size)

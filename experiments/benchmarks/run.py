@@ -109,12 +109,19 @@ def rows(lab: Lab) -> Iterator[Row | OwnRow]:
         "the demo's classifier, three epochs, whole command",
         "commands/s",
         1.0,
-        Command(lab.command(*train), 1, environment, before=lambda: empty(ours_out)),
-        Command([torch_python, *theirs], 1, lab.torch_environment, before=lambda: empty(theirs_out)),
+        Command(lab.command(*train), 1, environment, before=lambda: empty(ours_out), after=lambda: trained(ours_out)),
+        Command(
+            [torch_python, *theirs],
+            1,
+            lab.torch_environment,
+            before=lambda: empty(theirs_out),
+            after=lambda: trained(theirs_out),
+        ),
         "Ours ends with intervals, baselines, heat maps and a report, which the PyTorch team's script does not make.",
         pairs=3,
         prepare=prepare,
         unmeasurable=missing,
+        finish=training_alone,
     )
 
     def counted() -> dict[str, Any]:
@@ -145,6 +152,19 @@ def rows(lab: Lab) -> Iterator[Row | OwnRow]:
         "checkpoint: waiting of the training", "s", None, stall,
         "Seconds that a checkpoint keeps the training, against writing it before the next step.",
     )  # fmt: skip
+
+
+def trained(out: Path) -> dict[str, float]:
+    """The seconds of training, as a team declares them in its submission: without imports, predictions and report."""
+    declared = json.loads((out / "submission/submission.json").read_text(encoding="utf-8"))
+    return {"training_seconds": declared["training_hours"] * 3600}
+
+
+def training_alone(result: dict[str, Any]) -> dict[str, Any]:
+    """The row's note, with the training alone."""
+    ours, theirs = (result[side]["training_seconds"] for side in ("ours", "theirs"))
+    alone = f"Training alone, as each team declares it: {ours:.1f} s and {theirs:.1f} s, ratio {theirs / ours:.2f}."
+    return {"training_ratio": theirs / ours, "note": f"{result['note']} {alone}"}
 
 
 def count(prepared_folder: Path, steps_between_checkpoints: int = 25) -> dict[str, float]:

@@ -3,13 +3,15 @@
 A command's module is imported when that command is asked for, so that ``keras-pneumo --help`` comes at once and
 ``keras-pneumo compare`` works without TensorFlow.
 
-Exit codes: 0 done, 1 done but something was set aside, 2 refused, 75 stopped and to be run again, 130 interrupted.
+Exit codes: 0 done, 1 done but something was set aside, 2 refused, 70 a fault of the program, 75 stopped and to be run
+again, 130 interrupted, 141 nobody reads the output.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -22,6 +24,8 @@ from keras_pneumo.cli.console import REFUSED, err, exit_code_of, out, report
 from keras_pneumo.errors import PneumoError
 
 INTERRUPTED = 130
+UNREAD = 141
+"""Whoever read the output has closed it: 128 and SIGPIPE, as a shell shows it for other programs."""
 
 
 class Command(NamedTuple):
@@ -80,6 +84,10 @@ COMMANDS = {
     "parity": Command(
         "parity", "Compare Keras with PyTorch, check by check, from DICOM pixels to scores, and show where they differ."
     ),
+    "compare-frameworks": Command(
+        "parity",
+        "Train an experiment in Keras and in PyTorch with several seeds, and say whether the scores are equivalent.",
+    ),
 }
 
 
@@ -108,6 +116,13 @@ class _Group(typer.core.TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.commands = _Commands()  # type: ignore[assignment] # typer adds none when all are given here
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; Typer would end two kinds of errors with 1, without a word."""
+        try:
+            return super().invoke(ctx)
+        except (BrokenPipeError, EOFError) as error:  # of a worker or a damaged file: the consoles handle their own
+            raise RuntimeError(f"{type(error).__name__} within the command") from error
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -150,20 +165,34 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit with its code; a user's mistake becomes one sentence, never a traceback."""
+    """Run one command and exit with its code; a mistake or a fault becomes one sentence, never a traceback."""
     try:
-        app(args=arguments)  # ends in SystemExit, and says what is wrong with the arguments itself
+        _run(arguments)
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        # A console could not write: rich ends with 1 then. Nor can Python's last flush, which would complain.
+        sink = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(sink, stream)
+        sys.exit(UNREAD)
+
+
+def _run(arguments: list[str] | None) -> None:
+    """Run one command; always ends in SystemExit, after saying why."""
+    try:
+        app(args=arguments)  # says what is wrong with the arguments itself
     except PneumoError as error:
         report(error)
         sys.exit(exit_code_of(error))
     except OSError as error:
-        _refuse(f"{error.strerror or error}: {error.filename}." if error.filename else f"{error}.")
+        report(PneumoError(f"{error.strerror or error}: {error.filename}." if error.filename else f"{error}."))
+        sys.exit(REFUSED)
+    except Exception as error:
+        from keras_pneumo.cli.failure import report_failure
+
+        sys.exit(report_failure(error))
     except SystemExit as end:
         if end.code == INTERRUPTED:
             err.print("Interrupted. Everything that was complete is kept.", highlight=False)
         raise
-
-
-def _refuse(reason: str) -> None:
-    report(PneumoError(reason))
-    sys.exit(REFUSED)

@@ -147,6 +147,7 @@ def report_prepared(summary: PrepareSummary) -> None:
         f"{summary.folder}: {summary.images} radiographs of {summary.patients} patients, {summary.positive} positive "
         f"({subsets}); {done}."
     )
+    say(f"Labels: {', '.join(summary.labels)}.")
     say(f"Split {summary.split_sha256[:12]}, prepared data {summary.prepared_sha256[:12]}.")
     for note in summary.notes:
         warn(note)

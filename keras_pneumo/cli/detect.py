@@ -80,6 +80,9 @@ def detect_command(
         bool,
         typer.Option("--make-uids", help="With --dicom: make up missing identifiers, and keep a copy."),
     ] = False,
+    any_view: Annotated[
+        bool, typer.Option("--any-view", help="Also answer for lateral views, other body parts and modalities.")
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that decode; default: by number of files and cores.")
     ] = None,
@@ -102,7 +105,7 @@ def detect_command(
     distributed = predictors_on(engine.value, lambda: len(find_files(files, out_folder)), warn)
     detector = open_detector(detector_folder, distributed)
     with ProgressBar("detection") as progress:
-        result = detect(detector, files, out_folder, dicom, make_uids, progress.update, workers)
+        result = detect(detector, files, out_folder, dicom, make_uids, progress.update, workers, any_view=any_view)
     for row in result.set_aside[:FEW]:
         warn(f"{row['file']}: {row['reason']}.".replace("..", "."))
     if len(result.set_aside) > FEW:
@@ -120,6 +123,9 @@ def view_command(
         Path, typer.Option("--readings", help="Csv of the reader's verdicts; continued if it exists.")
     ] = Path("readings.csv"),
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+    any_view: Annotated[
+        bool, typer.Option("--any-view", help="Also answer for lateral views, other body parts and modalities.")
+    ] = False,
 ) -> None:
     """Open a local page that shows each radiograph with its outline, heat maps, and how often such an answer is wrong.
 
@@ -143,7 +149,7 @@ def view_command(
             webbrowser.open(once)
 
     files = find_files([folder]) if folder is not None else []
-    page_detector = PageDetector(open_detector(detector_folder, heat_maps=True), Decoder())
+    page_detector = PageDetector(open_detector(detector_folder, heat_maps=True), Decoder(), any_view)
     with open_readings(readings_file) as readings:
         serve(page_detector, files, readings, listen(port), started)
         say(readings.agreement(page_detector.detector.version)["sentence"])

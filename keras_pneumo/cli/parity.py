@@ -1,7 +1,8 @@
-"""The command parity: the ladder between Keras and PyTorch, as a table and a page."""
+"""The commands parity and compare-frameworks: Keras and PyTorch check by check, and by their scores over seeds."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +13,15 @@ from rich.markup import escape
 from rich.measure import measure_renderables
 from rich.table import Table
 
-from keras_pneumo.cli.console import err, out, say
+from keras_pneumo.cli.console import duration, err, out, say
 from keras_pneumo.cli.referee import ROOMY
+from keras_pneumo.cli.train import DataArgument, LabelsOption, PatientsOption, PreparedOption, WeightsOption, open_data
+from keras_pneumo.config import read_experiment
 from keras_pneumo.quiet import import_tensorflow
 
 if TYPE_CHECKING:
     from keras_pneumo.parity.ladder import Ladder
+    from keras_pneumo.parity.seeds.study import Progress
 
 
 def parity_command(
@@ -92,3 +96,68 @@ def show_ladder(ladder: Ladder) -> None:
     for line in dict.fromkeys(lines):
         say(line)
     say(ladder.verdict)
+
+
+def compare_frameworks_command(
+    experiment_file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A file of experiments/.")],
+    data: DataArgument,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the comparison; default: runs/frameworks-<experiment>.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each team; five say something.")] = 5,
+    margin: Annotated[
+        float, typer.Option(help="Scores that differ by less are equivalent; declared before the first training.")
+    ] = 0.02,
+    controls: Annotated[
+        int, typer.Option(min=0, help="Seeds of which PyTorch trains again, its start changed in the last bit.")
+    ] = 2,
+    prepared_folder: PreparedOption = None,
+    labels: LabelsOption = None,
+    patients: PatientsOption = None,
+    weights: WeightsOption = None,
+    torch_python: Annotated[
+        Path | None, typer.Option(help="Python of PyTorch's environment; default: .venv-torch of the checkout.")
+    ] = None,
+    keras_command: Annotated[
+        str | None, typer.Option(help="How our side is started, before the word train; default: this program.")
+    ] = None,
+) -> None:
+    """Train in Keras and in PyTorch with several seeds, and say whether their scores are equivalent.
+
+    For each seed both teams start from the same weights, with the same order and augmentations. The verdict is
+    equivalent, different or undecided, at a margin that is declared before the first training. What was interrupted
+    goes on when the same command is started again; more --seeds may follow.
+
+    It needs PyTorch in an environment of its own: `make setup-torch`.
+
+    Example (in a checkout of the project): `keras-pneumo phantom data/phantom-try --images 60 &&
+    keras-pneumo compare-frameworks experiments/smallest_classifier.py --data data/phantom-try --seeds 2 --controls 1`
+    """
+    from keras_pneumo.parity.backends import torch_python as find_python
+    from keras_pneumo.parity.seeds.page import sentences_of, write_answer
+    from keras_pneumo.parity.seeds.study import Study, compare_frameworks, team_name
+
+    find_python(torch_python)  # refuse before images are prepared
+    experiment = read_experiment(experiment_file)
+    prepared = open_data(data, experiment, prepared_folder, labels, patients)
+    out_folder = out_folder or Path("runs") / f"frameworks-{experiment.name}"
+    study = Study(experiment, prepared, out_folder, seeds, margin, controls)
+    with err.status("compare-frameworks") as status:
+        shown: list[tuple[int, str]] = []
+
+        def show(now: Progress) -> None:
+            training = now.training
+            left = "" if now.seconds_left is None else f", about {duration(now.seconds_left)} left"
+            place = f"training {now.done + 1} of {now.total}: {team_name(training.team)}, seed {training.seed}{left}"
+            status.update(f"{escape(place)}; {escape(now.line)}" if now.line else escape(place))
+            if not err.is_terminal and (training.seed, training.team) not in shown:
+                shown.append((training.seed, training.team))
+                err.print(place, markup=False, highlight=False, soft_wrap=True)
+
+        comparison = compare_frameworks(
+            study, torch_python, None, shlex.split(keras_command) if keras_command else None, weights, show
+        )
+    for name in comparison.verdicts:
+        for sentence in sentences_of(comparison, name):
+            say(sentence)
+    say(str(write_answer(comparison)))

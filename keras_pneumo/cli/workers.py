@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keras_pneumo.cli.console import REFUSED, exit_code_of, report
+from keras_pneumo.cli.failure import report_failure
 from keras_pneumo.errors import PneumoError
 
 if TYPE_CHECKING:
@@ -66,9 +66,8 @@ def ended_together(distribution: Distribution) -> Iterator[None]:
     except OSError as fault:  # a full disk, or one that cannot be written; as the command line says it otherwise
         report(PneumoError(f"{fault.strerror or fault}: {fault.filename}." if fault.filename else f"{fault}."))
         _leave(REFUSED)
-    except Exception:  # a fault of the program's own, which is to be seen whole
-        traceback.print_exc()
-        _leave(1)
+    except Exception as fault:
+        _leave(report_failure(fault))
 
 
 def _leave(code: int) -> None:

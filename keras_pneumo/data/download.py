@@ -13,7 +13,6 @@ labelled images is said to be that.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import folder_lock, require_writable, write_json
+from keras_pneumo.storage.files import folder_lock, read_json, require_writable, write_json
 from keras_pneumo.storage.tables import image_id_of
 
 COMPETITION = "siim-acr-pneumothorax-segmentation"
@@ -102,7 +101,7 @@ def _fetch(out: Path, source: str) -> Path:
 
 def _read_record(out: Path) -> str | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((out / _RECORD).read_text(encoding="utf-8"))["source"])
+        return str(read_json(out / _RECORD)["source"])
     return None
 
 

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.radiographs.geometry import size_fault
+from keras_pneumo.data.radiographs.geometry import mask_on_image, shape_fault
 from keras_pneumo.data.radiographs.radiograph import Radiograph
 from keras_pneumo.data.radiographs.reading import find_files, read_or_reason
 from keras_pneumo.detector.detector import BATCH, Answer, Detector
 from keras_pneumo.detector.dicom_files import UnusableSource, clear_objects, write_objects
-from keras_pneumo.detector.overlay import encode_png, mask_at_size, overlay_mask
+from keras_pneumo.detector.overlay import encode_png, overlay_mask
 from keras_pneumo.detector.summary import caption, disagreement, summary_of
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import require_writable, write_bytes, write_json, write_table
@@ -76,6 +76,7 @@ def detect(
     progress: Progress | None = None,
     workers: int | None = None,
     batch: int = BATCH,
+    any_view: bool = False,
 ) -> DetectionResult:
     """Answer for every radiograph and write the answers.
 
@@ -88,6 +89,7 @@ def detect(
         progress: called with files done and in all.
         workers: processes that decode, at least one; default: one per core, as far as there are files for them.
         batch: radiographs predicted together.
+        any_view: whether to answer too for files that say that they are no frontal radiographs of the chest.
 
     Raises:
         PneumoError: there is nothing to read, highdicom is missing, or a file cannot be written. After this and after
@@ -105,7 +107,7 @@ def detect(
     read = map_in_processes(read_or_reason, list(files), workers, isolated=True, seconds=SECONDS)
     try:
         with ThreadPoolExecutor(WRITERS) as writers:
-            readable = _readable(detector, read, files, result)
+            readable = _readable(read, files, result, any_view)
             while group := list(itertools.islice(readable, batch)):
                 for item in _answered(detector, group, files, result, dicom, make_uids):
                     pending.append(writers.submit(_write, detector, item, out))
@@ -127,16 +129,18 @@ def detect(
 
 
 def _readable(
-    detector: Detector,
     read: Iterable[tuple[Path, Radiograph | str | None]],
     files: dict[Path, str],
     result: DetectionResult,
+    any_view: bool,
 ) -> Iterator[tuple[Path, Radiograph]]:
     """The files that were read and that the networks can take; the others are set aside in ``result``."""
     for path, radiograph in read:
         result.read += 1
         if isinstance(radiograph, Radiograph):
-            reason = size_fault(radiograph.pixels, detector.image_size)
+            reason = shape_fault(radiograph.pixels)
+            if radiograph.other_view and not any_view:
+                reason = f"{radiograph.other_view}; --any-view answers for it all the same"
         else:
             reason = CRASHED if radiograph is None else radiograph
         if reason:
@@ -210,7 +214,7 @@ def _write_tables(out: Path, answered: Sequence[dict[str, Any]], set_aside: Sequ
 def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:
     """Write one answer and return its row for the table. Runs in a writer thread."""
     radiograph, answer = item.radiograph, item.answer
-    mask = mask_at_size(answer.mask, radiograph.pixels.shape[0])
+    mask = mask_on_image(answer.mask, *radiograph.pixels.shape)
     picture = overlay_mask(radiograph.pixels, mask, caption(detector, answer))
     summary = {"file": item.file, **summary_of(detector, radiograph, answer), "overlay": f"{item.name}.png"}
     note, made_up = "", list[str]()
@@ -242,4 +246,5 @@ def _finding(detector: Detector, answer: Answer, mask: np.ndarray, picture: np.n
         algorithm,
         detector.version,
         disagreement(detector, answer),
+        detector.synthetic,
     )

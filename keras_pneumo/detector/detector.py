@@ -1,6 +1,6 @@
 """The detector: classifiers and segmenters with one answer, in a folder that can be copied to another machine.
 
-In: a folder that :mod:`keras_pneumo.detector.fitting` wrote, and square radiographs. Out: for each radiograph one
+In: a folder that :mod:`keras_pneumo.detector.fitting` wrote, and radiographs. Out: for each radiograph one
 calibrated probability and one mask. The folder holds everything that an answer depends on::
 
     detector.json               name, calibration, threshold, counts on validation, a hash of every file
@@ -14,7 +14,6 @@ path outside the folder, and weights are plain tensors: opening a detector runs 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,8 @@ import numpy as np
 from scipy.special import expit
 
 from keras_pneumo.config import Experiment, validated
+from keras_pneumo.data.radiographs.geometry import mask_on_image, without_padding
 from keras_pneumo.detector.calibration import Calibration, log_odds, read_calibration
-from keras_pneumo.detector.overlay import mask_at_size
 from keras_pneumo.detector.record import FILE, check_files, networks_of, read_detector_record
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import Members, mean_maps, mean_probability
@@ -38,6 +37,7 @@ from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor
 from keras_pneumo.inference.run import RunFolder, build
 from keras_pneumo.models.folding import fold_batch_norm
 from keras_pneumo.models.weights import from_torch, load_safetensors
+from keras_pneumo.storage.files import read_json
 
 BATCH = 4
 """Radiographs predicted together; at 512 pixels larger batches are no faster on CPU cores."""
@@ -71,7 +71,7 @@ class Answer:
     quantised_map: np.ndarray
     """The segmenters' map, uint8 (S, S): probability times 255."""
     mask: np.ndarray
-    """uint8 (1024, 1024), 0 or 1, on the radiograph resized to that grid."""
+    """uint8 (1024, 1024), 0 or 1, on the radiograph padded to a square and resized to that grid; nothing on padding."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,13 @@ class Detector:
     """The programs that have run the networks, with versions, where Keras was not the only choice."""
 
     @property
+    def synthetic(self) -> bool:
+        """Whether it was trained and fitted on phantoms: then its error rates say nothing of real radiographs."""
+        return self.record.get("synthetic") is True
+
+    @property
     def image_size(self) -> int:
-        """Largest side, in pixels, of the networks' images: smaller radiographs are refused."""
+        """Largest side, in pixels, of the networks' images: smaller radiographs are enlarged, with a note."""
         return max(run.experiment.image_size for run, _ in [*self.classifiers, *self.segmenters])
 
     def predict(self, images: Image | Sequence[Image]) -> list[Prediction]:
@@ -124,8 +129,8 @@ class Detector:
         Files are decoded in this process; ``detect`` decodes them in processes of their own and survives hostile ones.
 
         Args:
-            images: one radiograph, one folder of them, or several of either. An array is (H, W), square, white = dense:
-                uint8, or floats in [0, 1].
+            images: one radiograph, one folder of them, or several of either. An array is (H, W), white = dense: uint8,
+                or floats in [0, 1].
 
         Returns:
             One prediction for each radiograph in the order given, those of a folder by name. Files that cannot be read
@@ -137,17 +142,17 @@ class Detector:
         sources = image_sources(images)
         predictions: list[Prediction] = []
         refused: list[dict[str, object]] = []
-        for batch in read_batches(sources, self.image_size, BATCH, refused):
+        for batch in read_batches(sources, BATCH, refused):
             answers = self.answer([image.pixels for image in batch]) if batch else []
             for image, answer in zip(batch, answers, strict=True):
-                mask = mask_at_size(answer.mask, image.pixels.shape[0])
+                mask = mask_on_image(answer.mask, *image.pixels.shape)
                 yes = answer.probability >= self.threshold
                 predictions.append(Prediction(image.image_id, answer.probability, yes, mask))
         check_readable(sources, refused)
         return predictions
 
     def answer(self, images: Sequence[np.ndarray]) -> list[Answer]:
-        """Answers for square uint8 radiographs, white dense, of any size from :attr:`image_size` up."""
+        """Answers for uint8 radiographs (H, W) of any size, white dense."""
 
         def images_at(size: int) -> np.ndarray:
             return pixels_at(images, size)
@@ -155,7 +160,8 @@ class Detector:
         classifier = mean_probability(self.classifiers, images_at)
         maps, head = mean_maps(self.segmenters, images_at)
         quantised = quantise(maps)
-        outline = np.array([outline_score(image_map, self.outline_area) for image_map in quantised])
+        enlarged = [without_padding(enlarge(each), *image.shape) for each, image in zip(quantised, images, strict=True)]
+        outline = np.array([outline_score(each, self.outline_area) for each in enlarged])
         sources = image_level_sources(classifier, head, outline)
         probability = self.calibration.apply(sources[self.probability_source])
         parameters = self.postprocessing
@@ -166,7 +172,7 @@ class Detector:
                 float(classifier[row]),
                 None if head is None else float(head[row]),
                 image_map,
-                parameters.mask(enlarge(image_map), float(gate[row])),
+                parameters.mask(enlarged[row], float(gate[row])),
             )
             for row, image_map in enumerate(quantised)
         ]
@@ -232,6 +238,11 @@ def open_detector(folder: Path, distributed: DistributedPredictor = SINGLE_DEVIC
         roles = {role: [str(member) for member in record[role]] for role in ("classifiers", "segmenters")}
     except (KeyError, TypeError, ValueError):
         raise PneumoError(f"{folder / FILE} is incomplete. Join the runs again.") from None
+    if not 0 <= threshold <= 1 or area < 1:
+        raise PneumoError(
+            f"{folder / FILE}: threshold is {threshold:g} and outline_area {area}, but a threshold is from 0 to 1 and "
+            "an area at least one pixel. Join the runs again."
+        )
     networks = {member: networks_of(folder, record, member) for members in roles.values() for member in members}
     classifiers: Members = []
     segmenters: Members = []
@@ -264,7 +275,7 @@ def _open_member(
     folder: Path, networks: Sequence[Path], distributed: DistributedPredictor
 ) -> tuple[RunFolder, list[Predictor], list[keras.Model]]:
     """Open one run of the detector from its ``folder``: its predictors, and its networks in float32."""
-    record = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
+    record = read_json(folder / "experiment.json")
     experiment = validated(Experiment, record.get("experiment", {}), str(folder / "experiment.json"))
     keras.config.set_dtype_policy("float32")
     predictors: list[Predictor] = []

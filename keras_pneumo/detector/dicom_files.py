@@ -23,6 +23,7 @@ from pydicom.uid import UID
 from pydicom.valuerep import format_number_as_ds
 
 from keras_pneumo.data.radiographs.dicom import quiet
+from keras_pneumo.data.radiographs.limits import with_preamble
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import write_bytes
 
@@ -111,7 +112,7 @@ def _encoded(data: bytes, finding: Finding, make_uids: bool) -> tuple[str, list[
     files: dict[str, bytes] = {}
     with quiet():
         if made_up:
-            full = pydicom.dcmread(io.BytesIO(data))
+            full = pydicom.dcmread(io.BytesIO(with_preamble(data)))
             for name in made_up:
                 setattr(full, name, source[name].value)
             full.file_meta.MediaStorageSOPInstanceUID = source.SOPInstanceUID
@@ -138,6 +139,7 @@ def source_header(data: bytes, make_uids: bool = False) -> tuple[pydicom.Dataset
     Raises:
         UnusableSource: it is not a DICOM file, or lacks an identifier.
     """
+    data = with_preamble(data)
     if data[128:132] != b"DICM":
         raise UnusableSource("it is not a DICOM file, so DICOM objects cannot name it as their source")
     with quiet():

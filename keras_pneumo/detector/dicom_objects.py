@@ -58,11 +58,18 @@ class Finding:
     version: str
     disagreement: str | None = None
     """How answer and outline disagree, in at most 50 characters; None where they agree."""
+    synthetic: bool = False
+    """Whether the detector was trained on phantoms."""
+
+    @property
+    def use(self) -> str:
+        """What stands in every object's description, in at most 40 characters."""
+        return f"Trained on phantoms. {RESEARCH_USE}" if self.synthetic else RESEARCH_USE
 
     @property
     def parameters(self) -> list[str]:
         """Parameters of the algorithm, beside its name and version."""
-        return [RESEARCH_USE, f"Calibrated probability {self.probability:.4f}; yes from {self.threshold:.4f} on"]
+        return [self.use, f"Calibrated probability {self.probability:.4f}; yes from {self.threshold:.4f} on"]
 
 
 def dicom_objects(source: pydicom.Dataset, finding: Finding) -> dict[str, pydicom.Dataset]:
@@ -90,7 +97,7 @@ def _segmentation(source: pydicom.Dataset, finding: Finding) -> pydicom.Dataset:
         family=codes.DCM.ArtificialIntelligence,
         version=finding.version,
         source=MANUFACTURER,
-        parameters={"use": RESEARCH_USE},
+        parameters={"use": finding.use},
     )
     segment = hd.seg.SegmentDescription(
         segment_number=1,
@@ -111,8 +118,8 @@ def _segmentation(source: pydicom.Dataset, finding: Finding) -> pydicom.Dataset:
         series_number=901,
         instance_number=1,
         content_label="PNEUMOTHORAX",
-        content_description=f"Pneumothorax. {RESEARCH_USE}",
-        series_description=f"Pneumothorax outline. {RESEARCH_USE}",
+        content_description=f"Pneumothorax. {finding.use}",
+        series_description=f"Pneumothorax outline. {finding.use}",
         **_maker(finding),
     )
     for shared in segmentation.SharedFunctionalGroupsSequence:
@@ -137,7 +144,7 @@ def _capture(source: pydicom.Dataset, finding: Finding) -> pydicom.Dataset:
         series_number=902,
         instance_number=1,
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        series_description=f"Pneumothorax overlay. {RESEARCH_USE}",
+        series_description=f"Pneumothorax overlay. {finding.use}",
         **_maker(finding),
     )
     # SIIM's files have no orientation, so the overlay has none either.
@@ -216,10 +223,10 @@ def _report(
         content=content[0],
         series_number=903,
         instance_number=1,
-        series_description=f"Pneumothorax report. {RESEARCH_USE}",
+        series_description=f"Pneumothorax report. {finding.use}",
         **_maker(finding),
     )
-    report.CompletionFlagDescription = RESEARCH_USE
+    report.CompletionFlagDescription = finding.use
     return report
 
 

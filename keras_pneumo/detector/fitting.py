@@ -71,7 +71,7 @@ class MemberPredictions:
         Args:
             area: pixels at 1024x1024 that the source ``outline`` needs.
         """
-        outline = np.array([outline_score(packed.unpack(), area) for packed in self.maps.maps])
+        outline = np.array([outline_score(quantised, area) for quantised in self.maps.enlarged()])
         return image_level_sources(self.classifier, self.maps.image_probability, outline)
 
 
@@ -273,6 +273,7 @@ def write_detector_record(
         "outline_area": fitted.segmenter_search.parameters.area,
         "threshold": fitted.threshold,
         "split_sha256": prepared.manifest["split_sha256"],
+        "synthetic": bool(prepared.manifest.get("synthetic", False)),
         "validation": {
             "counts": asdict(fitted.counts),
             "dice": fitted.search.dice,

@@ -13,7 +13,7 @@ from typing import Any
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
-from keras_pneumo.storage.files import sha256_bytes, sha256_file
+from keras_pneumo.storage.files import read_json, sha256_bytes, sha256_file
 
 FILE = "detector.json"
 FORMAT = 1
@@ -40,7 +40,7 @@ def read_detector_record(folder: Path) -> dict[str, Any]:
             "SEGMENTER --data PREPARED --out DETECTOR."
         )
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except (OSError, ValueError) as error:
         raise PneumoError(f"{path} cannot be read: {error}. Copy the detector again.") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:

@@ -13,19 +13,28 @@ from typing import Any
 from scipy import stats
 
 from keras_pneumo.data.labels import rle
+from keras_pneumo.data.radiographs.geometry import size_note
 from keras_pneumo.data.radiographs.radiograph import Radiograph
 from keras_pneumo.detector.detector import Answer, Detector, ValidationCounts
 from keras_pneumo.detector.overlay import RESEARCH_USE
 
+SYNTHETIC = "Trained on synthetic radiographs (phantoms)"
+"""What stands at the top of every answer of a detector that was."""
+
+UNKNOWN_ERRORS = f"{SYNTHETIC}: how often such an answer is wrong on a real radiograph is not known."
+
 
 def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> dict[str, Any]:
     """An answer in plain values, the same for ``NAME.json`` and for the page."""
-    side = radiograph.pixels.shape[0]
+    rows, columns = radiograph.pixels.shape
+    side = max(rows, columns)
     pixels = int(answer.mask.sum())
+    of_image = answer.mask.size if rows == columns else answer.mask.size * rows * columns / side**2
     spacing = radiograph.pixel_spacing_mm
     yes = answer.probability >= detector.threshold
     parameters = detector.postprocessing
     return {
+        **({"synthetic": f"{SYNTHETIC}. It says nothing of real ones."} if detector.synthetic else {}),
         "image_id": radiograph.image_id,
         "probability": answer.probability,
         "probability_source": detector.probability_source,
@@ -34,18 +43,26 @@ def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> di
         "threshold": detector.threshold,
         "gate": {"source": parameters.gate_source, "from": parameters.gate} if parameters.gate > 0 else None,
         "pneumothorax": bool(yes),
-        "meaning": error_rate_of(detector.counts, yes).sentence,
+        "meaning": UNKNOWN_ERRORS if detector.synthetic else error_rate_of(detector.counts, yes).sentence,
         "outlined": pixels > 0,
         "disagreement": disagreement(detector, answer),
-        "mask_share": pixels / answer.mask.size,
+        "mask_share": min(pixels / of_image, 1.0),
         "area_mm2": round(pixels * (side / answer.mask.shape[0] * spacing) ** 2, 1) if spacing else None,
         "encoded_pixels": rle.encode(answer.mask),
-        "rows": side,
-        "columns": side,
+        "rows": rows,
+        "columns": columns,
+        "notes": notes_of(detector, radiograph),
         "detector": {"name": detector.name, "version": detector.version},
         **({"engines": sorted(detector.engines)} if detector.engines else {}),
         "use": f"{RESEARCH_USE}. Not a medical device.",
     }
+
+
+def notes_of(detector: Detector, radiograph: Radiograph) -> list[str]:
+    """What a person should know of the radiograph beside its answer."""
+    rows, columns = radiograph.pixels.shape
+    enlarged = size_note(rows, columns, detector.image_size)
+    return [*radiograph.notes, *([enlarged] if enlarged else [])]
 
 
 def caption(detector: Detector, answer: Answer) -> list[str]:
@@ -55,6 +72,7 @@ def caption(detector: Detector, answer: Answer) -> list[str]:
     name = unicodedata.normalize("NFKD", detector.name).encode("ascii", "ignore").decode().strip()[:40]
     contradiction = disagreement(detector, answer)
     return [
+        *([f"{SYNTHETIC}; says nothing of real ones"] if detector.synthetic else []),
         *([f"Answer and outline disagree: {contradiction}"] if contradiction else []),
         f"Pneumothorax: {word}, probability {answer.probability:.2f} (yes from {detector.threshold:.2f})",
         " ".join(filter(None, ["keras-pneumo", name, f"{detector.version}. {RESEARCH_USE}"])),

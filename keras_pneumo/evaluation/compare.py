@@ -7,6 +7,7 @@ read and checked before anything is computed, and one message lists all errors, 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from keras_pneumo.evaluation.board.board import Board, score_entries, score_subm
 from keras_pneumo.evaluation.board.entries import team_entry
 from keras_pneumo.evaluation.board.findings import Findings, analyse, board_json, board_markdown, ranked_table
 from keras_pneumo.evaluation.board.label_noise import read_adjudicated
-from keras_pneumo.evaluation.board.verdict import Verdict, shown, verdict
+from keras_pneumo.evaluation.board.verdict import Verdict, verdict, with_interval
 from keras_pneumo.evaluation.inputs.alignment import AlignedSubmission, align_submission, examine_alignment
 from keras_pneumo.evaluation.inputs.submission import (
     INFO_FILE,
@@ -39,7 +40,7 @@ from keras_pneumo.evaluation.report.report import write_comparison_report
 from keras_pneumo.evaluation.report.saliency_report import SaliencyReport
 from keras_pneumo.evaluation.scoring.scores import COMMON_SENSITIVITY
 from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
-from keras_pneumo.storage.files import require_writable, write_bytes
+from keras_pneumo.storage.files import folder_lock, require_writable, write_bytes
 from keras_pneumo.storage.tables import column_name, listed, one_line, table_text
 
 
@@ -52,7 +53,7 @@ class Score(NamedTuple):
 
     def __str__(self) -> str:
         """``0.943 (95% interval 0.912 to 0.968)``."""
-        return f"{shown(self.value)} (95% interval {shown(self.low)} to {shown(self.high)})"
+        return with_interval(self.value, (self.low, self.high))
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +220,8 @@ def compare(
         this_split: leave out submissions that were made on another split, or name none, instead of refusing them.
 
     Raises:
-        PneumoError: nothing to score, or the truth or any submission is refused (all errors in one message).
+        PneumoError: nothing to score, the truth or any submission is refused (all errors in one message), or another
+            comparison is being written into ``out``.
     """
     folder, truth = Path(folder), Path(truth)
     if out is not None and Path(out).resolve() == folder.resolve():
@@ -245,10 +247,11 @@ def compare(
     aligned = align_all(submissions, ground_truth, allow_missing, allow_extra, clip_runs)
     if out is not None:
         require_writable(Path(out))  # now, not after thousands of resamples
-    board = score_submissions(ground_truth, aligned, seed, resamples, names=distinct_names(submissions))
-    findings = analyse(board, adjudicated_labels)
-    if out is not None:
-        write_board(board, Path(out), images or image_loader(truth), findings)
+    with folder_lock(Path(out)) if out is not None else contextlib.nullcontext():
+        board = score_submissions(ground_truth, aligned, seed, resamples, names=distinct_names(submissions))
+        findings = analyse(board, adjudicated_labels)
+        if out is not None:
+            write_board(board, Path(out), images or image_loader(truth), findings)
     return Comparison(board, findings)
 
 

@@ -6,19 +6,17 @@ In: a finished run and radiographs. Out: ``overlays/NAME.png``, ``explained.csv`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import keras
 import numpy as np
 import pandas as pd
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import read_labels
-from keras_pneumo.data.radiographs.geometry import size_fault
+from keras_pneumo.data.radiographs.geometry import map_on_image, placement_of, shape_fault
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
 from keras_pneumo.data.radiographs.reading import find_files, read_radiograph
 from keras_pneumo.errors import PneumoError
@@ -29,7 +27,7 @@ from keras_pneumo.explain.positives import image_probabilities, operating_thresh
 from keras_pneumo.inference.ensemble import mean_probability, open_members
 from keras_pneumo.inference.files import Image, Source, grey_pixels, pixels_at, read_batches
 from keras_pneumo.inference.run import RunFolder, load_model
-from keras_pneumo.storage.files import write_table
+from keras_pneumo.storage.files import read_json, write_table
 from keras_pneumo.storage.tables import image_id_of, safe_columns, write_quarantine
 from keras_pneumo.storage.workers import Progress
 
@@ -60,7 +58,7 @@ def checked_with(run: RunFolder) -> tuple[tuple[str, int], bool] | None:
     """
     path = run.folder / FOLDER / RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         return (str(record["method"]), int(record["stage"])), bool(record["chosen_on_validation"])
     except FileNotFoundError:
         return None
@@ -81,7 +79,7 @@ def heat_map(
 
     Args:
         run: a finished run.
-        image: a file, or square grey pixels as :func:`keras_pneumo.inference.files.predict_images` takes them.
+        image: a file, or grey pixels as :func:`keras_pneumo.inference.files.predict_images` takes them.
         method: ``gradcam``, ``gradcam++`` or ``hirescam``; None for that of the run's check, or Grad-CAM without one.
         stage: 1 (fine) to 5 (coarse); None for that of the run's check, or 5 without one.
         model: the run's network where it is loaded already.
@@ -90,7 +88,7 @@ def heat_map(
         float32 (H, W) with the image's rows and columns, 0 to 1; all 0 where nothing speaks for a pneumothorax.
 
     Raises:
-        PneumoError: the image cannot be read or is not square, or there is no such method or stage.
+        PneumoError: the image cannot be read, or there is no such method or stage.
     """
     if isinstance(image, np.ndarray):
         pixels = grey_pixels(image)
@@ -100,12 +98,12 @@ def heat_map(
         except UnreadableImage as error:
             raise PneumoError(f"{image} cannot be read: {error}") from None
     size = run.experiment.image_size
-    if reason := size_fault(pixels, size):
+    if reason := shape_fault(pixels):
         raise PneumoError(f"The image cannot be used: {reason}.")
     checked, _ = checked_with(run) or (CONVENTION, False)
     model = load_model(run) if model is None else model
     maps = heat_maps(model, pixels_at([pixels], size), *_named_or(checked, method, stage))
-    return np.asarray(cv2.resize(maps[0], pixels.shape[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
+    return np.asarray(map_on_image(maps[0], *pixels.shape), np.float32)
 
 
 def explain_files(
@@ -141,7 +139,7 @@ def explain_files(
     rows: list[dict[str, object]] = []
     refused: list[dict[str, object]] = []
     taken: set[str] = set()
-    for batch in read_batches(sources, size, BATCH, refused):
+    for batch in read_batches(sources, BATCH, refused):
         if batch:
             images = [image.pixels for image in batch]
             raw = raw_maps(model, pixels_at(images, size), *shown)
@@ -181,7 +179,10 @@ def _explain_one(
     side = "" if threshold is None else "above the threshold" if probability >= threshold else "below the threshold"
     write_overlay(path, overlay_heat_map(image, heat, caption(probability, *shown, side), truth))
     y, x = np.unravel_index(int(heat.argmax()), heat.shape)
-    hottest = {} if heat.max() <= 0 else {"hottest_x": (x + 0.5) / len(heat), "hottest_y": (y + 0.5) / len(heat)}
+    place = placement_of(image)
+    down, across = ((int(at) + 0.5) * place.side / len(heat) for at in (y, x))
+    on_image = {"hottest_x": (across - place.left) / place.columns, "hottest_y": (down - place.top) / place.rows}
+    hottest = {} if heat.max() <= 0 else {name: min(max(at, 0.0), 1.0) for name, at in on_image.items()}
     return {"probability": round(probability, 6), "picture": f"{PICTURES}/{path.name}", **hottest}
 
 

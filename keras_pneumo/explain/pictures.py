@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from keras_pneumo.data.labels import rle
+from keras_pneumo.data.radiographs.geometry import pad_to_square, placement_of
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.report.saliency_report import METHODS
 from keras_pneumo.storage.files import write_bytes
@@ -60,17 +61,19 @@ def overlay_heat_map(
     """Draw one radiograph and its heat side by side.
 
     Args:
-        image: uint8 (height, width), square.
-        heat: float (S, S), 0 to 1; any S.
+        image: uint8 (height, width).
+        heat: float (S, S), 0 to 1, over the square that the image is padded to; any S.
         caption: a line under the pictures.
         truth: the true mask on the grid of 1024, outlined in every picture; None where it is not known.
         beside: another map, as ``heat``, that is laid over the radiograph a third time.
 
     Returns:
-        uint8 (SIDE + foot, 2 SIDE + gap, 3): red, green, blue; a SIDE and a gap wider with ``beside``.
+        uint8 (SIDE + foot, 2 SIDE + gap, 3): red, green, blue; a SIDE and a gap wider with ``beside``. Padding is cut
+        off, so that an image that is not square has fewer rows or narrower pictures.
     """
-    shrinks = image.shape[0] > SIDE
-    grey = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    shrinks = max(image.shape) > SIDE
+    square = pad_to_square(image)
+    grey = cv2.resize(square, (SIDE, SIDE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
     pictures = [np.repeat(grey[..., None], 3, axis=2)]
     for each in [heat] if beside is None else [heat, beside]:
         fitted = cv2.resize(each.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
@@ -82,7 +85,9 @@ def overlay_heat_map(
         fine = [np.rint((line + 0.5) * (scale * 16) - 8).astype(np.int32) for line in lines]
         for picture in pictures:
             cv2.polylines(picture, fine, True, OUTLINE, 1, cv2.LINE_AA, shift=4)
-    gap = np.zeros((SIDE, _GAP, 3), np.uint8)
+    top, bottom, left, right = placement_of(image).box(SIDE)
+    pictures = [picture[top:bottom, left:right] for picture in pictures]
+    gap = np.zeros((bottom - top, _GAP, 3), np.uint8)
     parts = [part for picture in pictures for part in (gap, picture)][1:]
     return _with_foot(np.concatenate(parts, axis=1), caption)
 

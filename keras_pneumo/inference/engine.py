@@ -35,7 +35,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.export import ONNX_PACKAGES, largest_difference, named_logits, onnx_runner, write_onnx
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, CompiledNetwork, DistributedPredictor, Predictor
 from keras_pneumo.inference.run import hardware
-from keras_pneumo.storage.files import cache_folder, write_json
+from keras_pneumo.storage.files import cache_folder, read_json, write_json
 
 Engine = Literal["keras", "onnx", "auto"]
 
@@ -246,7 +246,7 @@ def _measured(name: str) -> dict[str, float] | None:
 
 def _measurements() -> dict[str, object]:
     try:
-        content = json.loads((cache_folder() / FILE).read_text(encoding="utf-8"))
+        content = read_json(cache_folder() / FILE)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

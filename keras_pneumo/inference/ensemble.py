@@ -19,7 +19,7 @@ from keras_pneumo.data.batches.images import open_source
 from keras_pneumo.data.batches.pipeline import evaluation_batches
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.maps import MapSet, PackedMap, quantise
+from keras_pneumo.inference.maps import MapSet, PackedMap, image_shapes, quantise
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, Predictor, predict_passes
 from keras_pneumo.inference.run import RunFolder, load_predictors
 from keras_pneumo.storage.workers import Progress
@@ -160,7 +160,8 @@ def predict_map_set(
                 image_probability.append(image)
             if progress:
                 progress(len(packed), len(image_ids))
-    return MapSet(image_ids, packed, np.concatenate(image_probability) if image_probability else None)
+    probability = np.concatenate(image_probability) if image_probability else None
+    return MapSet(image_ids, packed, probability, image_shapes(prepared, image_ids))
 
 
 def open_members(

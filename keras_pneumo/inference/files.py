@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.radiographs.geometry import resize_image, size_fault
+from keras_pneumo.data.radiographs.geometry import resize_image, shape_fault, without_padding
 from keras_pneumo.data.radiographs.reading import find_files, find_images, read_or_reason
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import (
@@ -48,7 +48,7 @@ Source = tuple[str, Path | np.ndarray]
 """A radiograph's name with its file or its pixels, uint8 (H, W)."""
 
 PredictImages = Callable[[Sequence[np.ndarray]], list[dict[str, object]]]
-"""From square uint8 radiographs of any size to the predicted columns of each."""
+"""From uint8 radiographs (H, W) of any size to the predicted columns of each."""
 
 
 def predict_images(
@@ -63,8 +63,8 @@ def predict_images(
 
     Args:
         runs: finished runs of one task, which predict together.
-        images: one radiograph, one folder of them, or several of either. An array is (H, W) or (H, W, 1), square, white
-            = dense: uint8, or floats in [0, 1], which are rounded to 256 grey values as a file's are.
+        images: one radiograph, one folder of them, or several of either. An array is (H, W) or (H, W, 1), white =
+            dense: uint8, or floats in [0, 1], which are rounded to 256 grey values as a file's are.
         parameters: how segmenters' maps become masks; None: a single run's own.
         gate: classifiers whose probability gates the masks, where it is not the segmenters' own head.
         progress: called with radiographs done and in all.
@@ -72,8 +72,9 @@ def predict_images(
 
     Returns:
         A row for each radiograph in the order given, those of a folder by name: ``image_id, probability`` and, by
-        segmenters, ``encoded_pixels`` on the grid of 1024x1024. An array's id is its number, from 0. Files that cannot
-        be read are left out, and a warning names them.
+        segmenters, ``encoded_pixels`` on the grid of 1024x1024, which for an image that is not square is that of the
+        square it is padded to. An array's id is its number, from 0. Files that cannot be read are left out, and a
+        warning names them.
 
     Raises:
         PneumoError: an array is not an image as above, there is no radiograph, or none that can be read; the runs
@@ -106,7 +107,7 @@ def image_sources(images: Image | Sequence[Image]) -> list[Source]:
 
 
 def grey_pixels(image: np.ndarray) -> np.ndarray:
-    """An array as square uint8 pixels (H, W).
+    """An array as uint8 pixels (H, W).
 
     Raises:
         PneumoError: it has another shape or type, or floats outside of [0, 1].
@@ -127,7 +128,7 @@ def grey_pixels(image: np.ndarray) -> np.ndarray:
     return np.rint(image * 255).astype(np.uint8)
 
 
-class SquareImage(NamedTuple):
+class LoadedImage(NamedTuple):
     """A radiograph that a network can take."""
 
     name: str
@@ -135,24 +136,23 @@ class SquareImage(NamedTuple):
     image_id: str
     """SOPInstanceUID of a DICOM file, name of another file, number of an array."""
     pixels: np.ndarray
-    """uint8 (S, S), white = dense."""
+    """uint8 (H, W), white = dense."""
 
 
 def read_batches(
-    sources: Sequence[Source], size: int, batch_size: int, refused: list[dict[str, object]]
-) -> Iterator[list[SquareImage]]:
+    sources: Sequence[Source], batch_size: int, refused: list[dict[str, object]]
+) -> Iterator[list[LoadedImage]]:
     """Read radiographs one batch at a time.
 
     Args:
         sources: names, each with a file or with pixels.
-        size: the networks' image size; smaller radiographs are refused.
         batch_size: radiographs read at once.
         refused: gets ``file, reason`` of each that cannot be read, or that no network can take.
 
     Yields:
         Full batches of those that can be predicted; the last may be smaller, and is empty where there is none left.
     """
-    batch: list[SquareImage] = []
+    batch: list[LoadedImage] = []
     for name, source in sources:
         image_id, pixels = name, source
         if isinstance(source, Path):
@@ -162,10 +162,10 @@ def read_batches(
                 continue
             image_id, pixels = radiograph.image_id, radiograph.pixels
         assert isinstance(pixels, np.ndarray)
-        if reason := size_fault(pixels, size):
+        if reason := shape_fault(pixels):
             refused.append({"file": name, "reason": reason})
             continue
-        batch.append(SquareImage(name, image_id, pixels))
+        batch.append(LoadedImage(name, image_id, pixels))
         if len(batch) == batch_size:
             yield batch
             batch = []
@@ -306,11 +306,10 @@ def _predict(
     """Rows of the radiographs that can be predicted, and ``file, reason`` of the others."""
     check_together(runs)
     predict_batch = _predictor(runs, parameters, gate, distributed, opened)
-    size = max(run.experiment.image_size for run in [*runs, *gate])
     batch_size = min(run.experiment.global_batch_size for run in runs)
     rows: list[dict[str, object]] = []
     refused: list[dict[str, object]] = []
-    for batch in read_batches(sources, size, batch_size, refused):
+    for batch in read_batches(sources, batch_size, refused):
         columns = predict_batch([image.pixels for image in batch]) if batch else []
         for image, predicted in zip(batch, columns, strict=True):
             rows.append({"image_id": image.image_id, "file": image.name, **predicted})
@@ -352,12 +351,14 @@ def _predictor(
             image_probability = mean_probability(classifiers, lambda size: pixels_at(images, size))
         elif image_probability is None:
             image_probability = np.ones(len(images))
-        pairs = zip(quantise(maps), image_probability, strict=True)
-        return [postprocess_map(enlarge(quantised), parameters, float(image)) for quantised, image in pairs]
+        return [
+            postprocess_map(without_padding(enlarge(quantised), *image.shape), parameters, float(probability))
+            for image, quantised, probability in zip(images, quantise(maps), image_probability, strict=True)
+        ]
 
     return predict_batch
 
 
 def pixels_at(images: Sequence[np.ndarray], size: int) -> np.ndarray:
-    """Square uint8 radiographs as a batch for a network: float32 (n, size, size, 1) in [0, 1]."""
+    """Radiographs, uint8 (H, W) of any size, as a batch for a network: float32 (n, size, size, 1) in [0, 1]."""
     return np.stack([resize_image(image, size) for image in images])[..., None].astype(np.float32) / np.float32(255)

@@ -8,7 +8,7 @@ one map at a time is held at the full size; those that are kept are packed.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -16,6 +16,7 @@ import numpy as np
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import PreparedFolder
+from keras_pneumo.data.radiographs.geometry import without_padding
 
 LEVELS = 256
 """Levels of a map; level k is a probability of k / 255, so a map is exact to 0.002."""
@@ -45,6 +46,14 @@ class MapSet:
     image_ids: list[str]
     maps: list[PackedMap]
     image_probability: np.ndarray | None
+    shapes: list[tuple[int, int]] | None = None
+    """Rows and columns of each image's file, for what is black on both sides of it; None where all are square."""
+
+    def enlarged(self) -> Iterator[np.ndarray]:
+        """Each map on the grid of masks, uint8 (1024, 1024), 0 on the black that was added to make a square."""
+        for number, packed in enumerate(self.maps):
+            full = enlarge(packed.unpack())
+            yield full if self.shapes is None else without_padding(full, *self.shapes[number])
 
 
 def quantise(probability: np.ndarray) -> np.ndarray:
@@ -71,6 +80,15 @@ def level_histogram(quantised: np.ndarray, truth: np.ndarray) -> np.ndarray:
     if len(truth):
         counts[1] = np.bincount(quantised.ravel()[truth], minlength=LEVELS)
     return counts
+
+
+def image_shapes(prepared: PreparedFolder, image_ids: Sequence[str]) -> list[tuple[int, int]] | None:
+    """Rows and columns of each image's file; None where all are square, or the folder is older than these columns."""
+    cases = prepared.cases
+    if "rows" not in cases or (cases["rows"] == cases["columns"]).all():
+        return None
+    shapes = cases.set_index("image_id").loc[list(image_ids), ["rows", "columns"]]
+    return [(int(rows), int(columns)) for rows, columns in shapes.itertuples(index=False)]
 
 
 def true_pixels(prepared: PreparedFolder, image_ids: Sequence[str]) -> list[np.ndarray]:

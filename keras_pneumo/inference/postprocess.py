@@ -16,7 +16,6 @@ images, several checkpoints).
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,8 +29,8 @@ import pandas as pd
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.maps import LEVELS, MapSet, enlarge, level_histogram, true_pixels
-from keras_pneumo.storage.files import write_bytes, write_json
+from keras_pneumo.inference.maps import LEVELS, MapSet, level_histogram, true_pixels
+from keras_pneumo.storage.files import read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,9 +114,9 @@ def postprocess_maps(
         image_probability: what the gate is applied to, (n,); None where there is no such probability.
     """
     rows = []
-    for number, (image_id, packed) in enumerate(zip(maps.image_ids, maps.maps, strict=True)):
+    for number, (image_id, quantised) in enumerate(zip(maps.image_ids, maps.enlarged(), strict=True)):
         image = 1.0 if image_probability is None else float(image_probability[number])
-        rows.append({"image_id": image_id, **postprocess_map(enlarge(packed.unpack()), parameters, image)})
+        rows.append({"image_id": image_id, **postprocess_map(quantised, parameters, image)})
     return pd.DataFrame(rows)
 
 
@@ -172,8 +171,8 @@ ImageCounts = tuple[np.ndarray, np.ndarray, np.ndarray]
 def count_maps(maps: MapSet, prepared: PreparedFolder, components: Sequence[int] = COMPONENTS) -> PixelCounts:
     """The counts of some maps; the prepared folder knows their true masks."""
     truth = true_pixels(prepared, maps.image_ids)
-    pairs = zip(maps.maps, truth, strict=True)
-    rows = [count_pixels(enlarge(packed.unpack()), pixels, components) for packed, pixels in pairs]
+    pairs = zip(maps.enlarged(), truth, strict=True)
+    rows = [count_pixels(quantised, pixels, components) for quantised, pixels in pairs]
     return stack_counts(rows, components)
 
 
@@ -295,7 +294,7 @@ def read_postprocessing(path: Path) -> PostprocessingParameters:
         PneumoError: the file is missing, or holds no parameters.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))["rule"]
+        values = read_json(path)["rule"]
         parameters = PostprocessingParameters(**values)
         shares = (parameters.top, parameters.bottom, parameters.gate)
         areas = (parameters.area, parameters.component)
@@ -319,7 +318,7 @@ def write_threshold(folder: Path, threshold: float, images: int) -> None:
 def read_threshold(folder: Path) -> float | None:
     """The threshold of a folder's ``postprocess.json``; None where there is none."""
     try:
-        threshold = json.loads((folder / FILE).read_text(encoding="utf-8"))["threshold"]
+        threshold = read_json(folder / FILE)["threshold"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return float(threshold) if isinstance(threshold, int | float) and 0 <= threshold <= 1 else None

@@ -7,7 +7,6 @@ the command, and the hashes of the split and of the prepared images.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import psutil
 import tensorflow as tf
 
@@ -26,6 +26,7 @@ from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor
 from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.models.folding import fold_batch_norm
 from keras_pneumo.models.unet import build_unet
+from keras_pneumo.storage.files import read_json, sha256_file
 
 FORMAT = 1
 WEIGHTS = "best.weights.h5"
@@ -33,6 +34,8 @@ CHECKPOINTS = "checkpoints"
 """Folder of the best epochs' weights, where more than one is kept."""
 TORCH_WEIGHTS = "best.safetensors"
 """The same weights under PyTorch's names."""
+HASHES = "weights_sha256"
+"""In the record of a finished run: the SHA-256 of each file of weights that it predicts with."""
 
 LIBRARIES = ("tensorflow", "keras", "numpy", "opencv-python-headless", "pydicom", "scikit-learn", "pandas")
 
@@ -50,6 +53,22 @@ class RunFolder:
     def weights(self) -> Path:
         """The file of the best weights."""
         return self.folder / WEIGHTS
+
+    def load_weights(self, model: keras.Model, path: Path | None = None) -> None:
+        """Set the model's weights from one of the run's files, the best ones by default.
+
+        Raises:
+            PneumoError: as :func:`load_weights`; or the file is not the one that the training wrote.
+        """
+        path = path or self.weights
+        hashes = self.record.get(HASHES)  # runs of earlier versions have none
+        name = path.relative_to(self.folder).as_posix()
+        if hashes is not None and (not isinstance(hashes, dict) or hashes.get(name) != sha256_file(path)):
+            raise PneumoError(
+                f"{path} was changed after the training: its hash is not the one in experiment.json. Copy the run "
+                "again, or train again."
+            )
+        load_weights(model, path)
 
     @property
     def threshold(self) -> float | None:
@@ -112,7 +131,7 @@ def read_run(folder: Path) -> RunFolder:
             f"{folder} is not a run folder: experiment.json is missing. Name the folder that train printed."
         )
     try:
-        record = json.loads(record_path.read_text(encoding="utf-8"))
+        record = read_json(record_path)
     except (OSError, ValueError) as error:
         raise PneumoError(f"{record_path} could not be read: {error}. Train again into a new folder.") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
@@ -120,6 +139,11 @@ def read_run(folder: Path) -> RunFolder:
     if not (folder / WEIGHTS).is_file():
         raise PneumoError(f"{folder} has no {WEIGHTS}: its training did not finish an epoch. Train again.")
     experiment = validated(Experiment, record.get("experiment", {}), str(record_path))
+    micro_batches, threshold = record.get("slices", 1), record.get("threshold")
+    if type(micro_batches) is not int or micro_batches < 1:
+        raise PneumoError(f"{record_path}: slices is {micro_batches!r:.40}, but must be a whole number from 1 up.")
+    if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
+        raise PneumoError(f"{record_path}: threshold is {threshold!r:.40}, but must be a number from 0 to 1.")
     return RunFolder(folder, experiment, record)
 
 
@@ -133,7 +157,7 @@ def load_model(run: RunFolder) -> keras.Model:
     """
     keras.config.set_dtype_policy("float32")
     model = build(run.experiment)
-    load_weights(model, run.weights)
+    run.load_weights(model)
     return model
 
 
@@ -187,7 +211,7 @@ def _each_model(run: RunFolder) -> Iterator[keras.Model]:
     for path in checkpoints_of(run):
         keras.config.set_dtype_policy("float32")
         model = build(run.experiment)
-        load_weights(model, path)
+        run.load_weights(model, path)
         yield model
 
 
@@ -195,10 +219,18 @@ def load_weights(model: keras.Model, path: Path) -> None:
     """Set the model's weights from a run's file.
 
     Raises:
-        PneumoError: the weights do not fit the model, or cannot be read.
+        PneumoError: the weights do not fit the model, cannot be read, or are not finite.
     """
     try:
         model.load_weights(path)
-    except (OSError, ValueError, KeyError) as error:
+    except PneumoError:
+        raise
+    except Exception as error:  # of a damaged HDF5 file h5py raises errors of many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PneumoError(f"{path} does not hold the weights of its experiment: {reason}") from None
+    for variable in model.weights:
+        if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
+            raise PneumoError(
+                f"{path} holds weights that are not finite numbers ({variable.path}). Copy the run again, or train "
+                "again."
+            )

@@ -11,7 +11,7 @@ Images are drawn in processes of their own, and written one file each; the table
 <out>/patients.csv     ImageId,patient_id
 <out>/phantom.csv      the truth about each image, which no real folder has
 <out>/devices.csv      where tubes, leads and writing are, in the form that a real folder may have too
-<out>/phantom.json     the settings, and whether the folder is complete
+<out>/phantom.json     the settings, and whether the folder is complete; marks the folder as synthetic
 ```
 """
 
@@ -30,6 +30,7 @@ import cv2
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.devices import FILE as DEVICES
 from keras_pneumo.data.labels.devices import devices_csv
+from keras_pneumo.data.prepared.plan import SYNTHETIC_MARK
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.phantoms.cohort import PhantomSettings, list_images, make_case
 from keras_pneumo.phantoms.devices import device_rows
@@ -46,7 +47,7 @@ IMAGES, LABELS, PATIENTS, TRUTH, STATE = (
     "train-rle.csv",
     "patients.csv",
     "phantom.csv",
-    "phantom.json",
+    SYNTHETIC_MARK,
 )
 _LOCKS = (LOCK_NAME, ".phantom.lock")
 """Locks of this and of earlier versions: a folder that holds nothing else is empty."""

@@ -110,6 +110,19 @@ def write_json(path: Path, value: Any) -> str:
     return write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
+def read_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not JSON in UTF-8, or nested more deeply than any file of ours.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def write_table(path: Path, table: pd.DataFrame) -> str:
     """Write ``table`` as UTF-8 csv with a header and ``\\n`` line ends; missing values are blank; returns the hash."""
     return write_bytes(path, table.to_csv(index=False, lineterminator="\n").encode())

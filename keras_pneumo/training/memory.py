@@ -8,7 +8,6 @@ The effective batch never changes; see :mod:`keras_pneumo.training.step`.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ import tensorflow as tf
 from keras_pneumo.config import Experiment
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.run import hardware
-from keras_pneumo.storage.files import cache_folder, write_json
+from keras_pneumo.storage.files import cache_folder, read_json, write_json
 from keras_pneumo.training.step import TrainingNetwork
 
 FILE = "memory.json"
@@ -77,7 +76,7 @@ def read_needed(folder: Path, replicas: int) -> int:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

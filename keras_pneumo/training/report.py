@@ -6,7 +6,6 @@ postprocessing, ``board.csv``, ``per_image.csv``, ``explain/`` and ``report.html
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from keras_pneumo.explain.saliency_check import SubsetProbabilities, explain_pre
 from keras_pneumo.inference.postprocess import write_threshold
 from keras_pneumo.inference.run import RunFolder, load_predictors
 from keras_pneumo.inference.submission import SubsetPredictions, predict_subset, write_predictions, write_search
-from keras_pneumo.storage.files import sha256_file, write_bytes
+from keras_pneumo.storage.files import read_json, sha256_file, write_bytes
 from keras_pneumo.storage.tables import table_text
 from keras_pneumo.storage.workers import Progress
 from keras_pneumo.training.distributed.strategy import ONE_DEVICE, Distribution, lost_workers
@@ -159,7 +158,7 @@ def ladder_fact(run: RunFolder) -> dict[str, str]:
     """
     path = run.folder.parent / "parity/parity.json"
     try:
-        ladder = json.loads(path.read_text(encoding="utf-8"))
+        ladder = read_json(path)
         verdict_text = str(ladder["verdict"])
         own = {"encoder": run.experiment.encoder, "image size": run.experiment.image_size}
         theirs = {"encoder": ladder["encoder"], "image size": ladder["size"]}

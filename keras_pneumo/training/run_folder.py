@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from keras_pneumo.config import Experiment
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import LOCK_NAME, TEMPORARY_SUFFIX, folder_lock, sha256_file, write_json
+from keras_pneumo.storage.files import LOCK_NAME, TEMPORARY_SUFFIX, folder_lock, read_json, sha256_file, write_json
 
 if TYPE_CHECKING:
     from keras_pneumo.inference.run import RunFolder
@@ -172,7 +172,7 @@ def is_free(folder: Path) -> bool:
 def read_record(folder: Path) -> dict[str, Any]:
     """A run folder's ``experiment.json``; empty where there is none that can be read."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = read_json(folder / RECORD)
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}

@@ -27,6 +27,7 @@ from typing import Any
 import keras
 import pandas as pd
 import tensorflow as tf
+from tensorflow.python.framework.config import disable_op_determinism
 
 from keras_pneumo.config import Experiment
 from keras_pneumo.data.batches.images import ImageSet, open_source
@@ -39,6 +40,7 @@ from keras_pneumo.inference.predictor import CompiledNetwork, MicroBatchPredicto
 from keras_pneumo.inference.run import (
     CHECKPOINTS,
     FORMAT,
+    HASHES,
     WEIGHTS,
     RunFolder,
     build,
@@ -48,7 +50,7 @@ from keras_pneumo.inference.run import (
     versions,
 )
 from keras_pneumo.models.imagenet import load_pretrained
-from keras_pneumo.storage.files import folder_lock, remove_temporary, write_table
+from keras_pneumo.storage.files import folder_lock, remove_temporary, sha256_file, write_table
 from keras_pneumo.training import checkpoints, memory
 from keras_pneumo.training.averaging import WeightAverage, estimate_statistics
 from keras_pneumo.training.callbacks import (
@@ -433,6 +435,7 @@ class Trainer:
             "experiment": self.experiment.model_dump(mode="json"),
             "split_sha256": manifest["split_sha256"],
             "prepared_sha256": manifest["prepared_sha256"],
+            "synthetic": bool(manifest.get("synthetic", False)),
             "patients": manifest["patients"],
             "patients_note": manifest.get("patients_note", ""),
             "training_images": len(self.training),
@@ -804,7 +807,13 @@ class Trainer:
                 "No epoch gave a finite validation score, so there are no weights to keep. Lower the rate."
             )
         if self.distribution.chief:
-            ended = {"training_seconds": round(seconds, 1), "best_epoch": best.epoch, "slices": self.micro_batches}
+            ended: dict[str, Any] = {
+                "training_seconds": round(seconds, 1),
+                "best_epoch": best.epoch,
+                "slices": self.micro_batches,
+            }
+            weights = [name for name in self.log.files() if name.endswith((".weights.h5", ".safetensors"))]
+            ended[HASHES] = {name: sha256_file(self.folder / name) for name in weights}
             write_record(self.folder, self.record | ended)
             checkpoints.keep(self.folder, 1)
         self.distribution.broadcast(0)  # no worker goes on before the chief has written all this
@@ -854,15 +863,12 @@ def starting_point(
         _check_start(experiment, prepared, start_from)
     training, validation = _image_sets(experiment, prepared)
     set_precision(experiment)
-    if experiment.deterministic:
-        # Same seed, same weights: without this, threads add the same numbers in another order from run to run. It stays
-        # on until the process ends.
-        tf.config.experimental.enable_op_determinism()
+    set_determinism(experiment)
     if start_from is None:
         return starting_network(experiment, weights, distribution, build), training, validation
     with distribution.scope():
         model = build(experiment, synchronized=distribution.replicas > 1)
-    load_weights(model, start_from.weights)
+    start_from.load_weights(model)
     return model, training, validation
 
 
@@ -899,6 +905,21 @@ def set_precision(experiment: Experiment) -> None:
         # Tensor cores came with compute capability 7.0 (Volta); before it, and on CPUs, float16 is slower.
         policy = "mixed_float16" if details.get("compute_capability", (0, 0)) >= (7, 0) else "float32"
     keras.config.set_dtype_policy(policy)
+
+
+def set_determinism(experiment: Experiment) -> None:
+    """Make TensorFlow repeat itself bit for bit, or not, as the experiment says; set before any graph is made.
+
+    For the whole process, until the next call.
+    """
+    if experiment.deterministic:
+        # Otherwise threads add the same numbers in another order from run to run.
+        tf.config.experimental.enable_op_determinism()
+    else:
+        disable_op_determinism()
+    # Grappler's arithmetic optimizer writes sums anew, with their terms in an order that differs from process to
+    # process: weight decay joins the sum of the micro-batches' gradients, or what clipping multiplies.
+    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": not experiment.deterministic})
 
 
 def phases_of(experiment: Experiment) -> list[Phase]:

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.radiographs.geometry import size_fault
+from keras_pneumo.data.radiographs.geometry import map_on_image, placement_of, shape_fault
 from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage
 from keras_pneumo.detector.detector import CLASSIFIER, OUTLINE, Detector
 from keras_pneumo.detector.overlay import encode_png
@@ -37,9 +37,10 @@ HEAT_SIDE = 512
 class PageDetector:
     """A detector that answers for the page, one radiograph at a time."""
 
-    def __init__(self, detector: Detector, decoder: Decoder) -> None:
-        """Use an opened detector, and a decoder for files."""
+    def __init__(self, detector: Detector, decoder: Decoder, any_view: bool = False) -> None:
+        """Use an opened detector, a decoder for files, and perhaps answer for what is no frontal chest radiograph."""
         self.detector = detector
+        self.any_view = any_view
         self.decoder = decoder
         self._lock = threading.Lock()
 
@@ -50,7 +51,9 @@ class PageDetector:
             UnreadableImage: with the reason.
         """
         radiograph = self.decoder.decode(data, name)
-        reason = size_fault(radiograph.pixels, self.detector.image_size)
+        reason = shape_fault(radiograph.pixels)
+        if radiograph.other_view and not self.any_view:
+            reason = f"{radiograph.other_view}; start the page with --any-view to see it all the same"
         if reason:
             raise UnreadableImage(reason)
         with self._lock:  # networks answer one at a time
@@ -63,15 +66,21 @@ class PageDetector:
             "gate": self.detector.postprocessing.gate,
             "gate_source": self.detector.postprocessing.gate_source,
             "probability_from": members_in(self.detector.probability_source),
-            "evidence": error_rate_of(self.detector.counts, bool(summary["pneumothorax"])).evidence,
+            "evidence": self._evidence(bool(summary["pneumothorax"])),
+            "box": _box(radiograph),
             "outline": outline(rle.runs_of(summary["encoded_pixels"]), tolerance=0.4),
             "pixels": _png_url(_reduced(radiograph)),
             "maps": {
-                "classifier": _png_url(np.rint(_resized(heat, HEAT_SIDE) * 255).astype(np.uint8)),
-                "segmenter": _png_url(_resized(answer.quantised_map, HEAT_SIDE)),
+                "classifier": _png_url(np.rint(_on_image(heat, radiograph) * 255).astype(np.uint8)),
+                "segmenter": _png_url(_on_image(answer.quantised_map, radiograph)),
             },
             "facts": facts_of(radiograph),
         }
+
+    def _evidence(self, positive: bool) -> str:
+        if self.detector.synthetic:
+            return "Its error rates on phantoms do not hold for real radiographs, so they are not shown."
+        return error_rate_of(self.detector.counts, positive).evidence
 
 
 def heat_map_method(detector: Detector) -> tuple[str, int]:
@@ -133,8 +142,8 @@ def mean_heat(detector: Detector, images: Sequence[np.ndarray]) -> np.ndarray:
 
 def facts_of(radiograph: Radiograph) -> list[str]:
     """Facts about the radiograph: size, view, age, sex; nothing that names the patient."""
-    side = radiograph.pixels.shape[0]
-    facts = [f"{side} × {side} pixels"]
+    rows, columns = radiograph.pixels.shape
+    facts = [f"{columns} × {rows} pixels"]
     if radiograph.pixel_spacing_mm:
         facts.append(f"{radiograph.pixel_spacing_mm:.3f} mm each")
     if radiograph.view:
@@ -150,9 +159,28 @@ def facts_of(radiograph: Radiograph) -> list[str]:
 
 def _reduced(radiograph: Radiograph) -> np.ndarray:
     image = radiograph.pixels
-    if image.shape[0] <= MAX_SIDE:
+    rows, columns = _fitted(radiograph, MAX_SIDE)
+    if rows >= image.shape[0]:
         return image
-    return np.asarray(cv2.resize(image, (MAX_SIDE, MAX_SIDE), interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _fitted(radiograph: Radiograph, side: int) -> tuple[int, int]:
+    """Rows and columns in the radiograph's proportions, the longer of them ``side``."""
+    rows, columns = radiograph.pixels.shape
+    return max(1, round(rows * side / max(rows, columns))), max(1, round(columns * side / max(rows, columns)))
+
+
+def _on_image(values: np.ndarray, radiograph: Radiograph) -> np.ndarray:
+    """A map over the square, as the part of it that lies on the radiograph, its longer side HEAT_SIDE."""
+    return map_on_image(values, *_fitted(radiograph, HEAT_SIDE))
+
+
+def _box(radiograph: Radiograph) -> list[float]:
+    """Where the radiograph lies on the 1024 grid of the outline: left, top, width, height."""
+    place = placement_of(radiograph.pixels)
+    scale = rle.MASK_SIZE / place.side
+    return [place.left * scale, place.top * scale, place.columns * scale, place.rows * scale]
 
 
 def _resized(image: np.ndarray, side: int) -> np.ndarray:

@@ -25,6 +25,7 @@ from starlette.staticfiles import StaticFiles
 
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
 from keras_pneumo.data.radiographs.raster import read_limited
+from keras_pneumo.detector.summary import UNKNOWN_ERRORS
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.scoring.metrics import ratio
 from keras_pneumo.storage.files import sha256_bytes
@@ -99,10 +100,11 @@ def make_app(page_detector: PageDetector, files: Files, readings: Readings, port
                 "images": counts.images,
                 "patients": counts.patients,
                 "prevalence": ratio(positives, counts.images),
-                "sensitivity": ratio(counts.true_positive, positives) if positives else None,
+                "sensitivity": ratio(counts.true_positive, positives) if positives and not detector.synthetic else None,
                 "specificity": ratio(counts.true_negative, counts.images - positives)
-                if counts.images > positives
+                if counts.images > positives and not detector.synthetic
                 else None,
+                "synthetic": UNKNOWN_ERRORS if detector.synthetic else "",
                 "files": [name for _, name in files],
                 "max_bytes": MAX_DROP,
                 "heat": heat_map_sentences(detector),

@@ -1,5 +1,7 @@
 """Tests of detection on folders: bad files are set aside, no patient is named, and no answer is lost."""
 
+import json
+
 import cv2
 import fatal_render
 import numpy as np
@@ -65,18 +67,31 @@ def test_bad_files_are_set_aside_and_no_patient_is_named(few, tmp_path, capsys, 
     named.save_as(data / "liar.dcm")
     (data / "broken.dcm").write_bytes(b"no dicom at all")
     cv2.imwrite(str(data / "plain.png"), np.tile(np.arange(256, dtype=np.uint8), (256, 1)))
-    cv2.imwrite(str(data / "wide.png"), np.zeros((256, 300), np.uint8))
+    cv2.imwrite(str(data / "wide.png"), np.zeros((16, 300), np.uint8))
     result = detect(known_detector(), [data], tmp_path / "out", dicom=True)
     quarantine = pd.read_csv(tmp_path / "out/quarantine.csv").set_index("file")["reason"]
     assert set(quarantine.index) == {"liar.dcm", "broken.dcm", "plain.png", "wide.png"}
     assert "no DICOM file" in quarantine["broken.dcm"]
-    assert "300 columns" in quarantine["wide.png"]
+    assert "16 rows" in quarantine["wide.png"]
     assert quarantine["plain.png"].startswith("answered, but without DICOM objects")
     assert {row["file"] for row in result.rows} == {"named.dcm", "plain.png"}
     output = capsys.readouterr()
     texts = [path.read_text() for path in (tmp_path / "out").iterdir() if path.suffix in (".json", ".csv")]
     everything = " ".join([*texts, output.out, output.err, *(str(warning.message) for warning in recwarn), str(result)])
     assert "unmistakable" not in everything.lower()
+
+
+def test_a_lateral_view_is_set_aside_by_its_tag_or_answered_on_request(few, tmp_path):
+    dataset = pydicom.dcmread(min(few.iterdir()))
+    dataset.ViewPosition = "LATERAL"
+    dataset.save_as(tmp_path / "lateral.dcm")
+    result = detect(known_detector(), [tmp_path / "lateral.dcm"], tmp_path / "out")
+    assert not result.rows
+    assert "the view LATERAL, which is not frontal; --any-view" in result.set_aside[0]["reason"]
+    (row,) = detect(known_detector(), [tmp_path / "lateral.dcm"], tmp_path / "out", any_view=True).rows
+    assert row["pneumothorax"]
+    written = json.loads((tmp_path / f"out/{dataset.SOPInstanceUID}.json").read_text())
+    assert "no frontal radiograph" in " ".join(written["notes"])
 
 
 def test_hostile_ids_stay_inside_the_folder_and_equal_ids_get_separate_files(few, tmp_path):

@@ -83,8 +83,8 @@ def test_predict_leaves_out_what_it_cannot_read_and_warns(phantoms, tmp_path):
         (np.full((64, 64), 200.0), "from 0 to 1"),
         (np.zeros((64, 64), int), "uint8"),
         (np.zeros((64, 64, 3), np.uint8), r"\(64, 64, 3\)"),
-        (np.zeros((256, 300), np.uint8), "300 columns"),
-        (np.zeros((64, 64), np.uint8), "shorter than"),
+        (np.zeros((31, 64), np.uint8), "31 rows and 64 columns; a radiograph has at least 32 of each"),
+        (np.zeros((100, 401), np.uint8), "more than 4 times as long"),
         ("nowhere.dcm", "There is no nowhere.dcm"),
     ],
 )

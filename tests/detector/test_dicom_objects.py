@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from detector_lab import DCIODVFY, check_valid, dice, expected_mask, known_detector
+from detector_lab import DCIODVFY, check_valid, cut_dicom, dice, expected_mask, known_detector
+from pydicom.uid import ExplicitVRLittleEndian
 
 from keras_pneumo.data.labels import rle
+from keras_pneumo.data.radiographs.geometry import mask_on_image
 from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.detector.detect import detect
 from keras_pneumo.detector.detector import Answer
@@ -48,13 +50,15 @@ def check_alignment(path, out):
     right = dice(mask, expected)
     assert right > 0.95
     for wrong in (mask[:, ::-1], mask[::-1], mask.T, np.roll(mask, 32, axis=1)):
-        assert dice(wrong, expected) < right - 0.02
-    np.testing.assert_array_equal(rle.decode(written["encoded_pixels"]) > 0, mask)
-    assert segmentation.get_source_image_uids()[0][2] == path.stem
+        assert wrong.shape != expected.shape or dice(wrong, expected) < right - 0.02
+    np.testing.assert_array_equal(mask_on_image(rle.decode(written["encoded_pixels"]), *pixels.shape) > 0, mask)
+    assert (written["rows"], written["columns"]) == (segmentation.Rows, segmentation.Columns) == pixels.shape
+    source_uid = pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID
+    assert segmentation.get_source_image_uids()[0][2] == source_uid
     picture = cv2.imread(str(out / written["overlay"]))
     capture = pydicom.dcmread(out / written["dicom"]["capture"])
     np.testing.assert_array_equal(capture.pixel_array, picture[..., ::-1])
-    assert capture.SourceImageSequence[0].ReferencedSOPInstanceUID == path.stem
+    assert capture.SourceImageSequence[0].ReferencedSOPInstanceUID == source_uid
     coloured = np.ptp(picture, axis=2) > 60
     padded = np.pad(mask.astype(np.uint8), 8)  # at the border of the picture the mask has an edge too
     edge, near = (
@@ -63,7 +67,7 @@ def check_alignment(path, out):
     assert coloured.any()
     assert edge[coloured].mean() > 0.99, "what is coloured is the mask's edge"
     text = np.zeros_like(mask)
-    text[int(0.9 * len(text)) :] = True
+    text[len(text) - max(text.shape) // 10 :] = True
     untouched = ~near & ~text
     # Another JPEG decoder than ours may round otherwise.
     np.testing.assert_allclose(picture[untouched].astype(int), np.repeat(pixels[untouched][:, None], 3, axis=1), atol=2)
@@ -97,7 +101,8 @@ def check_objects(path, out):
     (region,) = report.content.get_planar_roi_measurement_groups()
     assert region.get_measurements()[0].value == pytest.approx(written["area_mm2"], rel=1e-3)
     spacing = float(source.PixelSpacing[0])
-    assert written["area_mm2"] == pytest.approx(rle.decode(written["encoded_pixels"]).sum() * spacing**2, rel=1e-3)
+    pixel = spacing * max(source.Rows, source.Columns) / 1024  # of the grid of EncodedPixels
+    assert written["area_mm2"] == pytest.approx(rle.decode(written["encoded_pixels"]).sum() * pixel**2, rel=1e-3)
     text = str(report)
     assert "0.1.0+test" in text
     assert "Research use only" in text
@@ -118,6 +123,54 @@ def test_objects_of_phantoms_are_valid_dicom(answered):
     check_valid(answered)
 
 
+CUTS = {
+    "portrait": (slice(0, 1024), slice(160, 865)),
+    "landscape": (slice(300, 901), slice(0, 1024)),
+    "small": (slice(400, 501), slice(400, 480)),
+}
+"""Parts of a radiograph that are not square; the last is smaller than the networks' images."""
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_objects_of_radiographs_that_are_not_square_have_their_sources_grid(few, tmp_path, name):
+    source = min(few.iterdir())
+    path = cut_dicom(source, tmp_path / f"{source.stem}.dcm", *CUTS[name])
+    assert not detect(known_detector(), [path], tmp_path / "out", dicom=True).set_aside
+    check_alignment(path, tmp_path / "out")
+    check_objects(path, tmp_path / "out")
+    notes = " ".join(json.loads((tmp_path / f"out/{path.stem}.json").read_text())["notes"])
+    assert "not square" in notes
+    assert ("enlarged" in notes) == (name == "small")
+    if DCIODVFY:
+        check_valid(tmp_path / "out")
+
+
+@pytest.mark.parametrize("shape", [(1841, 1955), (900, 500), (1024, 1024)])
+def test_a_known_mask_is_found_on_the_sources_pixels_with_its_area(few, tmp_path, shape):
+    truth = np.zeros(shape, np.uint8)
+    cv2.ellipse(truth, (shape[1] // 4, shape[0] // 3), (shape[1] // 8, shape[0] // 5), 20, 0, 360, 1, -1)
+    dataset = pydicom.dcmread(min(few.iterdir()))
+    dataset.Rows, dataset.Columns = shape
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.PhotometricInterpretation, dataset.PixelSpacing = "MONOCHROME2", [0.2, 0.2]
+    data = (truth * 200 + 20).tobytes()
+    dataset.PixelData = data + b"\0" * (len(data) % 2)
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(tmp_path / "drawn.dcm", enforce_file_format=True)
+    detect(known_detector(), [tmp_path / "drawn.dcm"], tmp_path / "out", dicom=True)
+    (path,) = (tmp_path / "out").rglob("segmentation.dcm")
+    mask = hd.seg.segread(path).pixel_array.squeeze() > 0
+    assert mask.shape == shape
+    assert dice(mask, truth) > 0.98
+    assert dice(np.roll(mask, 12, axis=0), truth) < dice(mask, truth) - 0.01
+    capture = pydicom.dcmread(path.with_name("capture.dcm"))
+    assert (capture.Rows, capture.Columns, [float(mm) for mm in capture.PixelSpacing]) == (*shape, [0.2, 0.2])
+    (region,) = hd.sr.srread(path.with_name("report.dcm")).content.get_planar_roi_measurement_groups()
+    assert region.get_measurements()[0].value == pytest.approx(truth.sum() * 0.04, rel=0.03)
+    if DCIODVFY:
+        check_valid(tmp_path / "out")
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real DICOM files are not here")
 @pytest.mark.slow
 def test_objects_of_real_files_have_their_sources_grid_and_are_valid(tmp_path):
@@ -131,6 +184,18 @@ def test_objects_of_real_files_have_their_sources_grid_and_are_valid(tmp_path):
 
 
 @pytest.mark.skipif(DCIODVFY is None, reason="dciodvfy (Debian's dicom3tools) is not installed")
+def test_objects_of_a_detector_trained_on_phantoms_say_so(few, tmp_path):
+    detect(replace(known_detector(), record={"synthetic": True}), [min(few.iterdir())], tmp_path, dicom=True)
+    for kind in ("segmentation", "capture", "report"):
+        (path,) = tmp_path.rglob(f"{kind}.dcm")
+        description = pydicom.dcmread(path).SeriesDescription
+        assert "Trained on phantoms. Research use only" in description
+        assert len(description) <= 64
+    assert "Trained on phantoms" in str(hd.sr.srread(path))
+    if DCIODVFY:
+        check_valid(tmp_path)
+
+
 def test_a_negative_answer_has_a_report_and_no_segmentation(few, tmp_path):
     result = detect(known_detector(probability=0.1, top=2), [next(few.iterdir())], tmp_path, dicom=True)
     (row,) = result.rows

@@ -1,33 +1,33 @@
-"""Tests of the overlay: a mask keeps its position on any grid."""
+"""Tests of the overlay: the outline lies on the mask's edge, and the text fits, on an image of any shape."""
 
+import cv2
 import numpy as np
 import pytest
 
-from keras_pneumo.detector.overlay import mask_at_size, overlay_mask
+from keras_pneumo.detector.overlay import OUTLINE, overlay_mask
 
 
-@pytest.mark.parametrize("side", [1500, 2000, 2500, 3072])
-def test_a_mask_on_a_larger_grid_has_the_value_at_each_pixels_centre(side):
-    rng = np.random.default_rng(0)
-    mask = (rng.random((1024, 1024)) < 0.5).astype(np.uint8)
-    middle = (2 * np.arange(side) + 1) * 1024  # in parts of 1 / (2 * side), whole numbers
-    at, free = middle // (2 * side), np.flatnonzero(middle % (2 * side))  # a middle on a border may go either way
-    resized = mask_at_size(mask, side)
-    np.testing.assert_array_equal(resized[free][:, free], mask[at][:, at][free][:, free])
-    np.testing.assert_array_equal(mask_at_size(mask[:, ::-1], side)[free][:, free], resized[:, ::-1][free][:, free])
+@pytest.mark.parametrize("shape", [(512, 512), (700, 400), (400, 700)])
+def test_the_outline_lies_on_the_edge_of_the_mask(shape):
+    mask = np.zeros(shape, np.uint8)
+    mask[100:200, 150:300] = 1
+    picture = overlay_mask(np.full(shape, 90, np.uint8), mask)
+    assert picture.shape == (*shape, 3)
+    edge = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((5, 5), np.uint8)) > 0
+    coloured = np.ptp(picture, axis=2) > 60
+    assert coloured[100, 150:300].all()
+    assert coloured[100:200, 299].all()
+    assert not coloured[~edge].any()
+    assert np.abs(picture[100, 200].astype(int) - OUTLINE).max() < 40, "a line whose rim is mixed with the image"
+    assert (picture[~edge] == 90).all()
 
 
-@pytest.mark.parametrize("side", [512, 1024, 2048])
-def test_a_mask_keeps_its_position_on_any_grid(side):
-    mask = np.zeros((1024, 1024), np.uint8)
-    mask[100:200, 300:700] = 1
-    resized = mask_at_size(mask, side)
-    rows, columns = np.nonzero(resized)
-    factor = side / 1024
-    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (
-        100 * factor,
-        200 * factor,
-        300 * factor,
-        700 * factor,
-    )
-    assert overlay_mask(np.zeros((side, side), np.uint8), resized).shape == (side, side, 3)
+@pytest.mark.parametrize("shape", [(512, 512), (700, 400), (400, 700), (300, 1200), (1200, 300)])
+def test_the_lines_lie_in_the_lower_left_corner(shape):
+    lines = ["Answer and outline disagree: answered no, yet an area is outlined", "no", "Research use only"]
+    picture = overlay_mask(np.full(shape, 90, np.uint8), np.zeros(shape, np.uint8), lines)
+    rows, columns = np.nonzero((picture != 90).any(axis=2))
+    assert len(rows) > 200
+    assert rows.min() > shape[0] * 0.75, "the lowest quarter"
+    assert rows.max() < shape[0] - 1
+    assert columns.max() < shape[1] - 1, "no line is cut off"

@@ -62,6 +62,10 @@ def forget(name):
         (lambda folder: (folder / "postprocess.json").unlink(), "postprocess.json"),
         (lambda folder: (folder / "detector.json").unlink(), "not a detector"),
         (lambda folder: (folder / "detector.json").write_text("[]"), "format"),
+        (lambda folder: (folder / "detector.json").write_text("[" * 100_000), "nested too deeply"),
+        (lambda folder: rewrite(folder, lambda record: record.update(threshold=-5)), "threshold is -5"),
+        (lambda folder: rewrite(folder, lambda record: record.update(threshold=float("nan"))), "threshold is nan"),
+        (lambda folder: rewrite(folder, lambda record: record.update(outline_area=0)), "outline_area 0"),
     ],
 )
 def test_a_damaged_copy_is_refused_in_a_sentence(tiny_detector, tmp_path, spoil, words):

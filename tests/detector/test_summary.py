@@ -1,8 +1,11 @@
 """Tests of the summary of an answer: its source, and the exact error rates."""
 
 import json
+import re
 from dataclasses import replace
 
+import cv2
+import numpy as np
 import pytest
 from detector_lab import known_detector
 
@@ -24,6 +27,25 @@ def test_a_summary_names_the_sources_of_the_answer(few, tmp_path, gate, written)
     assert summary["classifier_probability"] == pytest.approx(0.7, abs=1e-6)
     assert summary["own_head_probability"] is None
     assert summary["probability"] == detector.answer([read_radiograph(path).pixels])[0].probability
+
+
+def test_what_was_trained_on_phantoms_says_so_first_and_gives_no_error_rate(few, tmp_path):
+    real = known_detector()
+    synthetic = replace(real, record={"synthetic": True})
+    for detector, out in ((real, tmp_path / "real"), (synthetic, tmp_path / "synthetic")):
+        detect(detector, [min(few.iterdir())], out)
+    with_rate, without = (
+        json.loads(next((tmp_path / name).glob("*.json")).read_text()) for name in ("real", "synthetic")
+    )
+    assert "Of 100 images with the answer yes" in with_rate["meaning"]
+    assert "synthetic" not in with_rate
+    assert "It says nothing of real ones" in without["synthetic"]
+    assert "not known" in without["meaning"]
+    assert not re.search(r"of 100|[0-9]%", without["meaning"], re.IGNORECASE)
+    pictures = [cv2.imread(str(next((tmp_path / name).glob("*.png")))) for name in ("real", "synthetic")]
+    rows = np.flatnonzero((pictures[0] != pictures[1]).any(axis=(1, 2)))
+    assert rows.size, "the overlay says it too"
+    assert rows.min() > 0.85 * len(pictures[0])
 
 
 def test_error_rates_are_exact():

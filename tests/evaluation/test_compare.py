@@ -12,6 +12,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.compare import Score, compare, find_submissions, score
 from keras_pneumo.evaluation.inputs.truth import read_truth
 from keras_pneumo.evaluation.scoring import metrics
+from keras_pneumo.storage.files import LOCK_NAME, folder_lock
 
 
 def test_score_gives_the_boards_figures(tmp_path):
@@ -122,6 +123,18 @@ def test_compare_looks_at_its_out_folder_before_it_resamples(tmp_path, monkeypat
         compare(tmp_path / "a", tmp_path, tmp_path / "out")
 
 
+def test_two_comparisons_into_one_folder_are_not_mixed(tmp_path):
+    """Row 41 of the faults."""
+    truth = write_truth(tmp_path)
+    submit(tmp_path / "a", truth, "A", 3)
+    (tmp_path / "out").mkdir()
+    with folder_lock(tmp_path / "out"), pytest.raises(PneumoError, match=r"Another run is working in .*out"):
+        compare(tmp_path / "a", tmp_path, tmp_path / "out", resamples=50)
+    assert not (tmp_path / "out/board.csv").exists()
+    compare(tmp_path / "a", tmp_path, tmp_path / "out", resamples=50)
+    assert (tmp_path / "out/board.csv").exists()
+
+
 def test_out_must_not_be_the_folder_of_the_submissions(tmp_path):
     truth = write_truth(tmp_path)
     submit(tmp_path / "teams" / "a", truth, "A", 3)
@@ -210,7 +223,7 @@ def test_metadata_baselines_and_all_files(tmp_path):
     assert entry.point["auroc"] == 1  # Visits gives the label away; Ward never changes and Note is free text
     assert not any(entry.team in ("Table: Ward", "Table: Note") for entry in board.entries)
     names = {"board.csv", "board.json", "board.md", "pairs.csv", "per_image.csv", "report.html"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert {path.name for path in (tmp_path / "out").iterdir()} - {LOCK_NAME} == names
 
 
 def test_errors_of_all_submissions_and_of_all_stages_are_in_one_message(tmp_path):

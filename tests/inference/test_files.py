@@ -70,8 +70,8 @@ def test_paths_arrays_and_a_folder_get_the_same_predictions(tmp_path, tiny_runs,
         (np.full((64, 64), -0.1), "from 0 to 1"),
         (np.zeros((64, 64), int), "must be uint8, or floats from 0 to 1; this one is int64"),
         (np.zeros((64, 64, 3), np.uint8), r"the shape \(64, 64, 3\)"),
-        (np.zeros((64, 65), np.uint8), "65 columns"),
-        (np.zeros((63, 63), np.uint8), "63 pixels is shorter than the 64 that are needed"),
+        (np.zeros((64, 31), np.uint8), "64 rows and 31 columns; a radiograph has at least 32 of each"),
+        (np.zeros((257, 64), np.uint8), "more than 4 times as long"),
         ("nowhere.dcm", "There is no nowhere.dcm"),
     ],
 )
@@ -197,6 +197,25 @@ def test_masks_of_raw_files_are_those_of_prepared_images(tmp_path, tiny_runs, ph
         assert np.count_nonzero(mask != prepared_mask) <= 0.001 * mask.size
 
 
+@pytest.mark.parametrize("task", ["classifier", "segmenter"])
+def test_radiographs_of_any_shape_get_the_prediction_of_their_padded_square(tmp_path, tiny_runs, phantoms, task):
+    run = read_run(shutil.copytree(tiny_runs / task, tmp_path / task))
+    if task == "segmenter":
+        (run.folder / "postprocess.json").write_text(json.dumps({"rule": {"top": 0.01, "area": 1, "bottom": 0.01}}))
+    pixels = read_radiograph(min(phantoms.rglob("*.dcm"))).pixels[:, 160:865]
+    square = np.pad(pixels, ((0, 0), (159, 160)))
+    tiny = pixels[:50, :40]
+    table = predict_images([run], [pixels, square, tiny])
+    assert table["probability"].between(0, 1).all()
+    if task == "classifier":
+        assert table["probability"][0] == pytest.approx(table["probability"][1], abs=1e-6)
+    else:
+        masks = [rle.decode(text) for text in table["encoded_pixels"]]
+        assert masks[1][:, :159].any(), "this network outlines nearly all"
+        masks[1][:, :159] = masks[1][:, -160:] = 0
+        np.testing.assert_array_equal(masks[0], masks[1], "and nothing on padding")
+
+
 def test_several_runs_need_a_postprocessing_for_raw_files(tiny_runs, tmp_path, phantoms):
     run = read_run(tiny_runs / "segmenter")
     with pytest.raises(PneumoError, match="postprocess"):
@@ -204,10 +223,10 @@ def test_several_runs_need_a_postprocessing_for_raw_files(tiny_runs, tmp_path, p
 
 
 def test_batches_are_filled_across_what_is_refused():
-    good, small = np.zeros((64, 64), np.uint8), np.zeros((32, 32), np.uint8)
+    good, small = np.zeros((64, 64), np.uint8), np.zeros((31, 31), np.uint8)
     sources = [(str(number), small if number in (1, 2, 6, 7) else good) for number in range(8)]
     refused = []
-    batches = [[image.name for image in batch] for batch in read_batches(sources, 64, 2, refused)]
+    batches = [[image.name for image in batch] for batch in read_batches(sources, 2, refused)]
     assert batches == [["0", "3"], ["4", "5"], []]
     assert [row["file"] for row in refused] == ["1", "2", "6", "7"]
 

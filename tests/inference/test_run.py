@@ -1,6 +1,10 @@
 import contextlib
+import json
+import shutil
 from dataclasses import replace
 
+import h5py
+import keras
 import numpy as np
 import pytest
 from memory_lab import SmallMemory, exhausted
@@ -9,8 +13,9 @@ from keras_pneumo.config import CLASSIFIER, SEGMENTER
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, CompiledNetwork, DistributedPredictor
-from keras_pneumo.inference.run import build, load_models, load_predictors, read_run
+from keras_pneumo.inference.run import HASHES, WEIGHTS, build, load_model, load_models, load_predictors, read_run
 from keras_pneumo.inference.submission import predict_subset
+from keras_pneumo.storage.files import sha256_file
 
 
 def test_networks_are_made_in_the_scope_of_their_devices(tiny_runs):
@@ -90,3 +95,90 @@ def test_the_first_weights_of_a_seed_stay_what_they_are(kind, number):
     np.testing.assert_allclose(drawn[0].ravel()[:3], first, rtol=1e-5)
     np.testing.assert_allclose(drawn[-1].ravel()[-3:], last, rtol=1e-5)
     assert sum(np.abs(value.astype(float)).sum() for value in drawn) == pytest.approx(sums[kind], rel=1e-6)
+
+
+@pytest.fixture
+def run_copy(tmp_path, tiny_runs):
+    """A run folder to damage, and a function that changes its record."""
+    folder = shutil.copytree(tiny_runs / "classifier", tmp_path / "run")
+
+    def change(**values):
+        path = folder / "experiment.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return folder, change
+
+
+def flip_a_bit(path, offset):
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_in_the_weights_is_refused_where_their_hash_is_known(run_copy):
+    """Row 37 of the faults: it loads, and the answers change."""
+    folder, change = run_copy
+    change(**{HASHES: {WEIGHTS: sha256_file(folder / WEIGHTS)}})
+    load_model(read_run(folder))
+    flip_a_bit(folder / WEIGHTS, -1_000_000)
+    with pytest.raises(PneumoError, match=r"best\.weights\.h5 was changed after the training"):
+        load_model(read_run(folder))
+
+
+@pytest.mark.parametrize("hashes", [{}, [], 7, {WEIGHTS: None}])
+def test_a_record_that_does_not_know_the_weights_is_refused(run_copy, hashes):
+    folder, change = run_copy
+    change(**{HASHES: hashes})
+    with pytest.raises(PneumoError, match="was changed after the training"):
+        load_model(read_run(folder))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(run_copy, value):
+    """Row 37, in a run of an earlier version, whose record has no hash."""
+    folder, _ = run_copy
+    names = []
+    with h5py.File(folder / WEIGHTS, "r+") as file:
+        file.visititems(lambda name, item: names.append(name) if getattr(item, "ndim", 0) == 4 else None)
+        file[names[3]][0, 0, 0, 0] = value
+    with pytest.raises(PneumoError, match=r"best\.weights\.h5 holds weights that are not finite"):
+        load_model(read_run(folder))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Unable to get link info"), TypeError("x"), OSError("truncated file")])
+def test_whatever_h5py_raises_on_a_damaged_file_is_one_sentence(run_copy, monkeypatch, error):
+    """Row 43."""
+
+    def damaged(*_):
+        raise error
+
+    monkeypatch.setattr(keras.Model, "load_weights", damaged)
+    with pytest.raises(PneumoError, match=rf"does not hold the weights of its experiment: {error}"):
+        load_model(read_run(run_copy[0]))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"slices": 0}, "slices is 0"),
+        ({"slices": "many"}, "slices is 'many'"),
+        ({"slices": True}, "slices is True"),
+        ({"threshold": -5}, "threshold is -5"),
+        ({"threshold": float("nan")}, "threshold is nan"),
+        ({"threshold": [0.5]}, "threshold is"),
+        ({"experiment": 3}, "experiment"),
+        ({"experiment": {"name": "x", "epochs": 1e300}}, "epochs"),
+    ],
+)
+def test_a_record_with_values_that_cannot_be_is_refused(run_copy, values, words):
+    folder, change = run_copy
+    change(**values)
+    with pytest.raises(PneumoError, match=words):
+        read_run(folder)
+
+
+def test_a_record_that_is_nested_too_deeply_is_refused(run_copy):
+    folder, _ = run_copy
+    (folder / "experiment.json").write_text("[" * 100_000)
+    with pytest.raises(PneumoError, match="nested too deeply"):
+        read_run(folder)

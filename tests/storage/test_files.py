@@ -111,3 +111,10 @@ def test_one_cache_folder_for_everything(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert files.cache_folder() == tmp_path / ".cache" / "keras_pneumo"
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a": ', "\udcff"])
+def test_what_is_no_json_is_a_value_error(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=r"nested too deeply|Expecting value|decode"):
+        files.read_json(tmp_path / "x.json")

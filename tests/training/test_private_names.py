@@ -33,7 +33,10 @@ METHODS = {
 }
 """Private methods of Keras's classes that a class of ours overrides or calls."""
 
-IMPORTS = {"keras.src.backend.common": "parity.checks"}
+IMPORTS = {
+    "keras.src.backend.common": "parity.checks",
+    "tensorflow.python.framework.config": "training.trainer",
+}
 """Private modules, by the module that imports them."""
 
 

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from crash_lab import QUICK, tiny
 from safetensors.numpy import load_file
+from tensorflow.python.framework import config
 
 from keras_pneumo.config import CLASSIFIER
 from keras_pneumo.data.prepared.folder import load_prepared
@@ -15,7 +16,15 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.run import build, load_model, read_run
 from keras_pneumo.models.resnet import depth_groups
 from keras_pneumo.training.optimizers import make_optimizer
-from keras_pneumo.training.trainer import TrainingOptions, phases_of, run_training, set_precision, starting_point, train
+from keras_pneumo.training.trainer import (
+    TrainingOptions,
+    phases_of,
+    run_training,
+    set_determinism,
+    set_precision,
+    starting_point,
+    train,
+)
 
 TINY = CLASSIFIER.replace(
     name="tiny",
@@ -248,11 +257,23 @@ def test_a_patient_in_two_subsets_is_refused(tmp_path, prepared_copy):
         train(TINY, leaky, tmp_path)
 
 
-def test_deterministic_operations_are_a_setting_of_the_experiment(monkeypatch, prepared_folder):
-    calls = []
-    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: calls.append("on"))
+@pytest.fixture
+def determinism():
+    """What TensorFlow is set to: deterministic operations, and whether the arithmetic optimizer is off."""
+
+    def now():
+        options = tf.config.optimizer.get_experimental_options()
+        return config.is_op_determinism_enabled(), options.get("arithmetic_optimization") is False
+
+    yield now
+    set_determinism(QUICK)
+
+
+def test_determinism_is_a_setting_of_the_experiment(determinism, prepared_folder):
     prepared = load_prepared(prepared_folder)
-    starting_point(QUICK.replace(deterministic=False), prepared, None, build=tiny)
-    assert calls == []
     starting_point(QUICK, prepared, None, build=tiny)
-    assert calls == ["on"]
+    assert determinism() == (True, True)
+    starting_point(QUICK.replace(deterministic=False), prepared, None, build=tiny)
+    assert determinism() == (False, False), "also after another training of the same process"
+    starting_point(QUICK, prepared, None, build=tiny)
+    assert determinism() == (True, True)

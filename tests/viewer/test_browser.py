@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from detector_lab import dice, expected_mask
+from detector_lab import cut_dicom, dice, expected_mask
 
 pytest.importorskip("uvicorn", reason="the page (extra view) is not installed")
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -369,6 +369,39 @@ def test_a_folder_or_a_file_that_is_gone_gets_a_true_sentence(browser, tmp_path)
     browser.press(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
     browser.wait_for("2 of 4")
     assert browser.text("error") == ""
+    assert browser.console_errors() == []
+
+
+@pytest.mark.parametrize("cut", [(slice(0, 1024), slice(160, 865)), (slice(300, 901), slice(0, 1024))])
+def test_a_radiograph_that_is_not_square_is_shown_in_its_proportions(browser, tmp_path, cut):
+    browser.until("return document.body.dataset.shown")
+    path = cut_dicom(browser.page.files[0][0], tmp_path / "cut.dcm", *cut)
+    browser.drop(path)
+    assert browser.text("name") == "cut.dcm"
+    pixels = decode_bytes(path.read_bytes(), path.name).pixels
+    rows, columns = pixels.shape
+    assert f"{columns} × {rows} pixels" in browser.text("facts")
+    np.testing.assert_array_equal(browser.pixels(), pixels.ravel()[::16])
+    boxes = [
+        browser.run(
+            f"const b = document.querySelector('{layer}').getBoundingClientRect(); return [b.x, b.y, b.width, b.height]"
+        )
+        for layer in ("#grey", "#heat", "#outline", "#radiograph")
+    ]
+    np.testing.assert_allclose(boxes[1:3], [boxes[0]] * 2, atol=0.5)
+    assert boxes[0][2] / boxes[0][3] == pytest.approx(columns / rows, rel=0.005)
+    assert max(boxes[0][2] / boxes[3][2], boxes[0][3] / boxes[3][3]) == pytest.approx(1, abs=0.01), "as large as fits"
+    # The outline's grid is the square around the radiograph: where its lattice lies on the radiograph, both agree.
+    square = np.zeros((1024, 1024), bool)
+    top, left = (1024 - rows) // 2, (1024 - columns) // 2
+    square[top : top + rows, left : left + columns] = expected_mask(pixels)
+    inside = browser.inside()
+    assert dice(inside, square[8::16, 8::16]) > 0.95
+    at = browser.run(
+        "const s = document.getElementById('outline'), m = s.getScreenCTM(), p = s.createSVGPoint();"
+        f"p.x = {left - 0.5}; p.y = {top - 0.5}; const q = p.matrixTransform(m); return [q.x, q.y];"
+    )
+    np.testing.assert_allclose(at, boxes[0][:2], atol=0.5, err_msg="the grid's point at the radiograph's corner")
     assert browser.console_errors() == []
 
 

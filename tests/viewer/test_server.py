@@ -9,12 +9,15 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import pydicom
 import pytest
 from detector_lab import known_detector
 
+from keras_pneumo.data.radiographs.radiograph import UnreadableImage
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.viewer.readings import Readings
 
@@ -55,6 +58,22 @@ def test_an_answer_has_all_that_the_page_shows(page):
     about = page.json("/api/about")[1]
     assert (about["sensitivity"], about["specificity"]) == (pytest.approx(30 / 38), pytest.approx(152 / 162))
     assert about["files"] == [name for _, name in page.files]
+
+
+def test_what_was_trained_on_phantoms_gives_no_error_rate_and_other_views_get_a_sentence(page, radiographs, tmp_path):
+    page_detector, real = page.page_detector, page.page_detector.detector
+    dataset = pydicom.dcmread(min(radiographs.iterdir()))
+    dataset.ViewPosition = "LL"
+    dataset.save_as(tmp_path / "lateral.dcm")
+    synthetic = PageDetector(replace(real, record={"synthetic": True}), page_detector.decoder, any_view=True)
+    lateral = (tmp_path / "lateral.dcm").read_bytes()
+    answer = synthetic.answer(lateral, "lateral.dcm")
+    assert "not shown" in answer["evidence"]
+    assert "10 of 40" not in answer["evidence"] + answer["meaning"]
+    assert any("LL" in note for note in answer["notes"])
+    with pytest.raises(UnreadableImage, match="view LL, which is not frontal; start the page with --any-view"):
+        page_detector.answer(lateral, "lateral.dcm")
+    assert page.json("/api/about")[1]["synthetic"] == ""
 
 
 def test_a_bad_file_gets_a_sentence_and_the_page_goes_on(page, radiographs):

@@ -56,7 +56,7 @@ def drawn_labels(folder: Path, paths: Sequence[Path], options: LabelOptions) -> 
         paths: its files that may be radiographs; masks are among them.
         options: what an image without a mask means.
     """
-    masks = masks_beside(paths) or masks_in_folders(folder, paths)
+    masks = masks_in_folders(folder, paths) | masks_beside(paths)
     if masks:
         return picture_labels(folder, masks, paths, options)
     segmentations = [path for path in paths if is_segmentation(path)]

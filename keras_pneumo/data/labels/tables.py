@@ -14,12 +14,13 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import NO_FACTS, Box, Facts, Label, Labels, Rejected, read_label_rows, read_labels
-from keras_pneumo.data.labels.known import CANDID, GENERIC, KNOWN, MASKS, SIIM, DataSet, LabelOptions, recognise
+from keras_pneumo.data.labels.known import GENERIC, KNOWN, MASKS, SIIM, DataSet, LabelOptions, recognise
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.tables import (
     column_name,
@@ -123,24 +124,46 @@ def _may_be_siim(path: Path) -> bool:
 
 def _read_masks(path: Path, data_set: DataSet, options: LabelOptions) -> Labels:
     """A table of masks; a blank cell is what its data set, or the user, says."""
-    if data_set is not CANDID and options.blank is None:
-        return replace(read_labels(path), data_set=data_set.name)
+    labels = replace(read_labels(path), data_set=data_set.name)
+    labels = replace(labels, images=_with_facts(labels))
+    if data_set.blank is not None and options.blank is None:
+        return labels
     rows, _ = read_label_rows(path)
     blank = rows.loc[rows["encoded_pixels"] == "", ["image_id", "row"]]
     meaning = options.blank or data_set.blank
-    if len(blank) and meaning is None:
-        raise LabelQuestionError(_question(path, int(blank["row"].iloc[0]), len(blank), data_set))
-    labels = replace(read_labels(path), data_set=data_set.name)
     if not len(blank):
         return labels
+    if meaning is None:
+        raise LabelQuestionError(_question(path, int(blank["row"].iloc[0]), len(blank), data_set))
     record: dict[str, object] = {"blank": meaning, "blank_rows": len(blank)}
     if meaning == "negative":
         return replace(labels, record=record)
-    left_out = {
-        name: f"its mask is blank (row {row})" for name, row in zip(blank["image_id"], blank["row"], strict=True)
-    }
+    rows_of = zip(blank["image_id"], blank["row"], strict=True)
+    left_out = {name: f"its mask is blank (row {row})" for name, row in rows_of}
     images = {name: label for name, label in labels.images.items() if name not in left_out}
     return replace(labels, images=images, left_out=left_out, record=record)
+
+
+def _with_facts(labels: Labels) -> dict[str, Label]:
+    """The images of a table of masks with what its further columns say, by the names of any table's."""
+    names = {column_name(str(name)): str(name) for name in labels.rows.columns}
+    wanted = {
+        column_name(name): name for name in (GENERIC.patient, GENERIC.sex, GENERIC.age, GENERIC.view, GENERIC.source)
+    }
+    present = {wanted[name]: labels.rows[names[name]].tolist() for name in wanted if name in names}
+    if not present:
+        return labels.images
+    first: dict[str, int] = {}
+    for index, image_id in enumerate(labels.rows["image_id"].tolist()):
+        first.setdefault(image_id, index)
+    reader = _Reader(labels.path, GENERIC, LabelOptions())
+
+    def cells(index: int) -> Callable[[str], str]:
+        return lambda name: present[name][index] if name in present else ""
+
+    return {
+        name: replace(label, facts=reader.facts(name, cells(first[name]))[0]) for name, label in labels.images.items()
+    }
 
 
 def _question(path: Path, row: int, count: int, data_set: DataSet) -> str:
@@ -258,7 +281,7 @@ class _Reader:
             return
         item = found.get(name)
         if item is None:
-            facts, view = self._facts(name, cell)
+            facts, view = self.facts(name, cell)
             item = found[name] = _Found(facts=facts, view=view)
         item.rows.append(number)
         if state == "blank":
@@ -310,7 +333,7 @@ class _Reader:
             return f"its label in {self.path.name} is {word} (row {item.rows[0]})"
         return decided == "positive"
 
-    def _facts(self, name: str, cell: Callable[[str], str]) -> tuple[Facts, str]:
+    def facts(self, name: str, cell: Callable[[str], str]) -> tuple[Facts, str]:
         """What a row says beside the label, and its view where that is not frontal."""
         wanted = self.data_set
         patient = cell(wanted.patient) if wanted.patient else ""
@@ -319,7 +342,7 @@ class _Reader:
         view = cell(wanted.view) if wanted.view else ""
         other = ""
         for text in (cell(wanted.lateral) if wanted.lateral else "", view):
-            if not other and column_name(text) not in _FRONTAL:
+            if not other and _view(text) not in _FRONTAL:
                 other = text
         age = _years(cell(wanted.age)) if wanted.age else None
         if wanted.birth:
@@ -331,7 +354,7 @@ class _Reader:
                 patient=patient,
                 sex=sex if sex in ("M", "F") else "",
                 age=age,
-                view=_FRONTAL.get(column_name(view), ""),
+                view=_FRONTAL.get(_view(view), ""),
                 source=one_line(cell(wanted.source), 60) if wanted.source else "",
             ),
             other,
@@ -417,6 +440,13 @@ def _corners(cells: Sequence[str]) -> Box | None:
     return Box(left, top, right - left, bottom - top)
 
 
+@lru_cache(4096)  # of a hundred thousand rows, most say the same
+def _view(text: str) -> str:
+    """A view in the form in which views are compared."""
+    return column_name(text)
+
+
+@lru_cache(4096)
 def _years(text: str) -> float | None:
     """An age (``58``, ``058Y``, ``58.0``) or a year as a number; None where it is none."""
     match = re.fullmatch(r"0*(\d{1,4})(?:\.\d*)?Y?", text.strip())

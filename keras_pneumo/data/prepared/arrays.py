@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -39,7 +38,7 @@ import numpy as np
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.data.prepared.rendering import image_name, intact_files, mask_name
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import LOCK_NAME, replacing, sha256_bytes, sha256_file, write_json
+from keras_pneumo.storage.files import LOCK_NAME, read_json, replacing, sha256_bytes, sha256_file, write_json
 from keras_pneumo.storage.workers import available_cores
 
 log = logging.getLogger(__name__)
@@ -161,7 +160,7 @@ class _Sources:
 
 def _read_record(folder: Path, size: int) -> dict[str, Any] | None:
     try:
-        record = json.loads((folder / arrays_name(size)).read_text(encoding="utf-8"))
+        record = read_json(folder / arrays_name(size))
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and record.get("format") == FORMAT else None

@@ -27,7 +27,7 @@ from keras_pneumo.data.prepared.scanning import RadiographFile
 from keras_pneumo.data.prepared.split import SUBSETS, make_split, split_sha256
 from keras_pneumo.data.radiographs.decoders import DECODERS
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import sha256_file, write_json, write_table
+from keras_pneumo.storage.files import read_json, sha256_file, write_json, write_table
 from keras_pneumo.storage.tables import counted, listed
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ No score and no training depends on them, so they are no part of the manifest.""
 _PACKAGES = ("numpy", "opencv-python-headless", "pandas", "pillow", "pycocotools", "pydicom")
 _TEXT = ("image_id", "patient_id", "sex", "view", "subset", "encoded_pixels", "file", "reason")
 _SOURCE_TEXT = ("source", "source_sha256")
-_NUMBERS = ("age", "pixel_spacing_mm", "row")
+_NUMBERS = ("age", "rows", "columns", "pixel_spacing_mm", "row")
 
 
 def write_folder(
@@ -80,6 +80,7 @@ def write_folder(
     manifest = {
         "format": FORMAT,
         "source": plan.record,
+        "synthetic": plan.synthetic,
         "versions": _versions(),
         "decoder": _decoders(usable),
         "counts": _counts(cases, split, len(set_aside)),
@@ -96,6 +97,7 @@ def write_folder(
             *split.attrs.get("notes", []),
             *source_notes,
             *_label_notes(plan, cases),
+            *_shape_notes(cases, sizes),
             *_vanished_notes(vanished),
         ],
         "vanished_masks": {size: len(image_ids) for size, image_ids in vanished.items()},
@@ -136,7 +138,11 @@ def require_split(plan: PreparationPlan) -> None:
 def cases_table(
     sources: Sequence[RadiographFile], labels: Labels, grouping: Grouping, rendered: Mapping[str, Rendered]
 ) -> pd.DataFrame:
-    """``cases.csv``: a row per prepared image, sorted by image id; mask_pixels are counted on the 1024x1024 grid."""
+    """``cases.csv``: a row per prepared image, sorted by image id; mask_pixels are counted on the 1024x1024 grid.
+
+    Rows, columns and pixel spacing are the file's. Rows and columns are left out where those of an image are not known,
+    because it was prepared by an older version: then the table stays as that version wrote it.
+    """
     import pandas as pd
 
     rows = []
@@ -149,6 +155,8 @@ def cases_table(
                 "sex": image.sex or label.facts.sex,
                 "age": label.facts.age if image.age is None else image.age,
                 "view": image.view or label.facts.view,
+                "rows": image.rows,
+                "columns": image.columns,
                 "pixel_spacing_mm": image.pixel_spacing_mm,
                 "pneumothorax": int(label.positive),
                 "mask_pixels": rle.area(label.runs),
@@ -158,13 +166,22 @@ def cases_table(
             }
         )
     table = pd.DataFrame(rows)
-    return table.astype({"age": "float64", "pixel_spacing_mm": "float64"})
+    table = table.astype({"age": "float64", "pixel_spacing_mm": "float64"})
+    if table[["rows", "columns"]].isna().any(axis=None):
+        return table.drop(columns=["rows", "columns"])
+    return table.astype({"rows": "int64", "columns": "int64"})
 
 
 def truth_table(cases: pd.DataFrame, split: pd.DataFrame, labels: Labels) -> pd.DataFrame:
-    """``truth.csv``: all that a referee needs to score a submission, in the order of ``cases``."""
+    """``truth.csv``: all that a referee needs to score a submission, in the order of ``cases``.
+
+    Masks and pixel spacing are those of the 1024x1024 grid.
+    """
     pixels = [rle.encode_runs(labels.images[image_id].runs) for image_id in cases["image_id"]]
     merged = cases.merge(split[["image_id", "subset", "fold"]], on="image_id", validate="one_to_one")
+    if "rows" in merged:
+        side = merged[["rows", "columns"]].max(axis=1)
+        merged["pixel_spacing_mm"] = (merged["pixel_spacing_mm"] * (side / rle.MASK_SIZE)).round(6)
     columns = ["image_id", "patient_id", "subset", "fold", "pneumothorax", "encoded_pixels"]
     if ((cases["pneumothorax"] == 1) & (cases["mask_pixels"] == 0)).any():
         columns.remove("encoded_pixels")
@@ -236,7 +253,8 @@ def _source_notes(cases: pd.DataFrame, pixels: Mapping[str, str]) -> list[str]:
     notes = []
     if (text := _source_warning(cases)) is not None:
         notes.append(text)
-    same = cases.assign(pixels=cases["image_id"].map(pixels)).groupby("pixels", sort=False)
+    table = cases.assign(pixels=cases["image_id"].map(pixels))
+    same = table[table["pixels"].duplicated(keep=False)].groupby("pixels", sort=False)
     shared = [rows for _, rows in same if rows["source"].nunique() > 1]
     if shared:
         differing = [rows for rows in shared if rows["pneumothorax"].nunique() > 1]
@@ -300,7 +318,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST_NAME
     again = f"Run keras-pneumo prepare DATA --out {folder}"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
     except FileNotFoundError:
         raise PneumoError(f"{folder} is not a finished prepared folder: it has no {MANIFEST_NAME}. {again}.") from None
     except OSError as error:
@@ -346,6 +364,8 @@ def _rendered(row: Mapping[Any, Any], manifest: Mapping[str, Any]) -> Rendered:
         sex=row["sex"],
         age=None if math.isnan(row["age"]) else float(row["age"]),
         view=row["view"],
+        rows=int(row["rows"]) if "rows" in row else None,
+        columns=int(row["columns"]) if "columns" in row else None,
         pixel_spacing_mm=None if math.isnan(row["pixel_spacing_mm"]) else float(row["pixel_spacing_mm"]),
         files={name: manifest["files"][name] for name in names},
         vanished=[size for size in sizes if image_id in manifest["vanished"][str(size)]],
@@ -380,6 +400,24 @@ def _counts(cases: pd.DataFrame, split: pd.DataFrame, set_aside: int) -> dict[st
         "set_aside": set_aside,
         **{name: int((split["subset"] == name).sum()) for name in SUBSETS},
     }
+
+
+def _shape_notes(cases: pd.DataFrame, sizes: Sequence[int]) -> list[str]:
+    """What was done to images that are not square, and to those that are smaller than a size that was prepared."""
+    if "rows" not in cases:
+        return []
+    notes = []
+    padded = int((cases["rows"] != cases["columns"]).sum())
+    if padded:
+        images = "1 image is" if padded == 1 else f"{padded} images are"
+        notes.append(f"{images} not square; black was added on both sides to make a square.")
+    side = cases[["rows", "columns"]].max(axis=1)
+    for size in sizes:
+        enlarged = int((side < size).sum())
+        if enlarged:
+            images = "1 image is" if enlarged == 1 else f"{enlarged} images are"
+            notes.append(f"{images} smaller than {size} pixels and {'was' if enlarged == 1 else 'were'} enlarged.")
+    return notes
 
 
 def _vanished_notes(vanished: Mapping[str, Sequence[str]]) -> list[str]:

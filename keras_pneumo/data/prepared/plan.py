@@ -24,6 +24,9 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import sha256_bytes, sha256_file
 from keras_pneumo.storage.tables import counted, image_id_of, named_images, slug
 
+SYNTHETIC_MARK = "phantom.json"
+"""A file of this name beside radiographs says that they are synthetic: phantoms are written with one."""
+
 _MAX_ID = 180
 """Bytes of an image id: file systems allow 255 for a name, and ours gets an ending and a temporary one."""
 
@@ -49,6 +52,13 @@ class PreparationPlan:
     seed: int
     label_records: list[dict[str, Any]]
     """For each folder: which labels it has, and what was decided about them."""
+    synthetic: bool = False
+    """Whether some of the radiographs are phantoms; see :data:`SYNTHETIC_MARK`."""
+
+    @property
+    def any_view(self) -> bool:
+        """Whether files are taken that say that they are no frontal radiographs of the chest."""
+        return self.record.get("any_view") is True
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ def make_plan(
         _plan_folder(folder, name, paths, notes, search, workers)
         for folder, name, (paths, notes), search in zip(folders, names, found, searches, strict=True)
     ]
-    record: dict[str, Any] = {"seed": seed}
+    record: dict[str, Any] = {"seed": seed} | ({"any_view": True} if options.any_view else {})
     if len(parts) == 1:
         part, record = parts[0], parts[0].record | record
     else:
@@ -119,7 +129,14 @@ def make_plan(
         {"source": each.name, "data_set": each.labels.data_set, "file": _file_name(each.labels), **each.labels.record}
         for each in parts
     ]
-    return PreparationPlan(part.sources, part.labels, grouping, part.set_aside, part.notes, record, seed, label_records)
+    synthetic = any(
+        (place / SYNTHETIC_MARK).is_file()
+        for folder, each in zip(folders, parts, strict=True)
+        for place in (folder.path, folder.path.parent, each.labels.path.parent)
+    )
+    return PreparationPlan(
+        part.sources, part.labels, grouping, part.set_aside, part.notes, record, seed, label_records, synthetic
+    )
 
 
 def _plan_folder(
@@ -193,6 +210,8 @@ def _joined(parts: Sequence[_Part]) -> _Part:
             images[image_id] = part.labels.images[own]
             if own in part.patients:
                 patients[image_id] = part.patients[own]
+            elif not part.patients and source.patient and any(other.patients for other in parts):
+                patients[image_id] = source.patient  # by the file, where only other folders have tables
         set_aside += [replace(item, file=f"{part.name}/{item.file}") for item in part.set_aside]
     sources.sort(key=lambda source: source.image_id)
     labels = replace(
@@ -253,6 +272,7 @@ def require_same(out: Path, earlier: Any, now: dict[str, Any]) -> None:
         "patients": "patient table",
         "seed": "seed",
         "sources": "folders",
+        "any_view": "choice of views (--any-view)",
     }
     earlier = earlier if isinstance(earlier, dict) else {}
     keys = {*now, *(set(earlier) & set(names))}

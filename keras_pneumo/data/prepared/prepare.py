@@ -62,6 +62,8 @@ class PrepareSummary:
     """Images decoded in this run; 0 when there was nothing to do."""
     split_sha256: str
     prepared_sha256: str
+    labels: list[str]
+    """Each label file, with the data set whose form it has."""
     notes: list[str] = field(default_factory=list)
     """Sentences to show to the user."""
 
@@ -134,6 +136,7 @@ def _summary(out: Path, manifest: dict[str, Any], count: int) -> PrepareSummary:
         rendered=count,
         split_sha256=manifest["split_sha256"],
         prepared_sha256=manifest["prepared_sha256"],
+        labels=[f"{record['file']} ({record['data_set']})" for record in manifest["labels"]],
         notes=[*([manifest["patients_note"]] if manifest["patients_note"] else []), *manifest["notes"]],
     )
 
@@ -236,7 +239,7 @@ def _render_all(
         if earlier is not None:
             done[source.image_id] = earlier
         if missing and not (earlier is not None and earlier.error):
-            jobs.append(Job(source.path, source.image_id, label.runs, missing, out))
+            jobs.append(Job(source.path, source.image_id, label.runs, missing, out, plan.any_view))
     if progress:
         progress(len(plan.sources) - len(jobs), len(plan.sources))
     if not jobs:
@@ -267,6 +270,7 @@ def _merged(out: Path, earlier: Rendered | None, now: Rendered) -> Rendered:
         )
     again = {Path(name).parts[0].rpartition("_")[2] for name in now.files}
     now.files = {**earlier.files, **now.files}
+    now.rows, now.columns = earlier.rows, earlier.columns  # so the tables of an older folder stay as they are
     now.vanished = sorted({*now.vanished, *(size for size in earlier.vanished if str(size) not in again)})
     return now
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.radiographs.geometry import resize_image, resize_mask, size_fault
+from keras_pneumo.data.radiographs.geometry import resize_image, resize_mask, shape_fault
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
 from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.errors import PneumoError
@@ -48,6 +48,8 @@ class Job:
     runs: rle.Runs
     sizes: tuple[int, ...]
     out: Path
+    any_view: bool = False
+    """Whether a file is taken that says it is no frontal radiograph of the chest."""
 
 
 @dataclass
@@ -60,6 +62,9 @@ class Rendered:
     sex: str = ""
     age: float | None = None
     view: str = ""
+    rows: int | None = None
+    columns: int | None = None
+    """Both of the file; None in what was prepared before radiographs of any shape were."""
     pixel_spacing_mm: float | None = None
     files: dict[str, str] = field(default_factory=dict)
     """Path inside the prepared folder -> SHA-256."""
@@ -105,8 +110,10 @@ def render(job: Job) -> Rendered:
     """
     try:
         radiograph = read_radiograph(job.path)
-        if reason := size_fault(radiograph.pixels, max(job.sizes)):
+        if reason := shape_fault(radiograph.pixels):
             raise UnreadableImage(reason)
+        if radiograph.other_view and not job.any_view:
+            raise UnreadableImage(f"{radiograph.other_view}; --any-view lets it in")
     except UnreadableImage as error:
         return Rendered(job.image_id, error=str(error))
     rendered = Rendered(
@@ -115,6 +122,8 @@ def render(job: Job) -> Rendered:
         sex=radiograph.sex,
         age=radiograph.age,
         view=radiograph.view,
+        rows=radiograph.pixels.shape[0],
+        columns=radiograph.pixels.shape[1],
         pixel_spacing_mm=radiograph.pixel_spacing_mm,
     )
     mask = rle.draw(job.runs) if rle.area(job.runs) else None

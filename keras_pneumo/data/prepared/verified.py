@@ -12,13 +12,12 @@ The memory is one fingerprint for each set of files, in ``verified.json`` in the
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import cache_folder, write_json
+from keras_pneumo.storage.files import cache_folder, read_json, write_json
 
 FILE = "verified.json"
 
@@ -73,7 +72,7 @@ def remember_verified(mark: str) -> None:
 
 def _remembered() -> list[str]:
     try:
-        content = json.loads((cache_folder() / FILE).read_text(encoding="utf-8"))
+        content = read_json(cache_folder() / FILE)
     except (OSError, ValueError):
         return []
     return [mark for mark in content if isinstance(mark, str)] if isinstance(content, list) else []

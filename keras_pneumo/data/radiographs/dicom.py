@@ -1,7 +1,8 @@
 """Reads DICOM files as grey radiographs, with named decoders and under limits.
 
 In comes a path, out comes a :class:`Radiograph`: one 2-D frame, rescaled, windowed and inverted as its tags say. Any
-other file raises :class:`UnreadableImage` with the reason. A file without the DICOM preamble is not taken for DICOM.
+other file raises :class:`UnreadableImage` with the reason. A file without the DICOM preamble is read when its first
+element is one that a DICOM file begins with.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import threading
 import warnings
 from collections.abc import Iterator
@@ -18,16 +20,26 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
 from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing, pixel_array
 
 from keras_pneumo.data.radiographs.decoders import DECODERS
-from keras_pneumo.data.radiographs.limits import check_deflated, check_pixels, text_of, transfer_syntax_of
+from keras_pneumo.data.radiographs.limits import (
+    GREY,
+    check_deflated,
+    check_pixels,
+    text_of,
+    transfer_syntax_of,
+    with_preamble,
+)
 from keras_pneumo.data.radiographs.radiograph import (
     Radiograph,
     UnreadableImage,
     one_of,
+    other_view_of,
     square_spacing,
     stretch,
+    turned_note,
     years_of,
 )
 from keras_pneumo.data.radiographs.raster import read_limited
@@ -37,10 +49,12 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # for the reason given 
 
 _TAGS = [
     *("SOPInstanceUID", "PatientID", "PatientSex", "PatientAge", "ViewPosition", "PixelSpacing", "ImagerPixelSpacing"),
+    *("PatientOrientation", "ImageOrientationPatient", "FieldOfViewRotation", "FieldOfViewHorizontalFlip"),
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns", "NumberOfFrames"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData", "SpecificCharacterSet"),
     *("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence"),
-    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "PresentationLUTShape"),
+    *("Modality", "BodyPartExamined", "ViewCodeSequence"),
 ]
 
 
@@ -70,7 +84,10 @@ def read_dicom(path: Path) -> Radiograph:
 
     Images of 8 bits without rescale and window are taken as stored. Otherwise the modality rescale (or table) and the
     first window (or VOI table) are applied (PS3.3 C.11.1, C.11.2, by pydicom) and the output range becomes 0 to 255;
-    without a window the image's smallest value becomes 0 and its largest 255. MONOCHROME1 is inverted last.
+    without a window the image's smallest value becomes 0 and its largest 255. A window that is no number, or that makes
+    the whole image one grey because it misses its values, gives way to the file's next window, then to that range; a
+    note says so. MONOCHROME1 and PresentationLUTShape INVERSE are inverted last, once. Colour is read when its three
+    channels are equal.
 
     Raises:
         UnreadableImage: the file cannot be read, is no DICOM file, or does not hold one grey 2-D frame of
@@ -104,19 +121,29 @@ def _decode(dataset: pydicom.Dataset, stem: str) -> Radiograph:
         photometric = check_pixels(dataset)
         syntax = transfer_syntax_of(dataset)
         plugin = DECODERS[syntax][0] if syntax in DECODERS else ""
-        stored = pixel_array(dataset, index=0, raw=True, decoding_plugin=plugin)
+        grey = photometric in GREY
+        stored = pixel_array(dataset, index=0, raw=grey, decoding_plugin=plugin)
+        if not grey:
+            stored = _one_channel(stored)
         if stored.ndim != 2:
             raise UnreadableImage(f"its pixels have {stored.ndim} dimensions; one 2-D frame is expected")
-        image = _to_grey(stored, dataset)
+        image, grey_note = _to_grey(stored, dataset)
+        shape = text_of(dataset, "PresentationLUTShape").upper()
+        inverse = photometric == "MONOCHROME1" or (photometric == "MONOCHROME2" and shape == "INVERSE")
+        if inverse and photometric == "MONOCHROME2":
+            grey_note = f"{grey_note} The pixels were inverted (PresentationLUTShape INVERSE).".strip()
         return Radiograph(
-            pixels=np.ascontiguousarray(255 - image if photometric == "MONOCHROME1" else image),
+            pixels=np.ascontiguousarray(255 - image if inverse else image),
             image_id=text_of(dataset, "SOPInstanceUID") or stem,
             sex=one_of(text_of(dataset, "PatientSex"), ("M", "F")),
             age=years_of(text_of(dataset, "PatientAge")),
             view=one_of(text_of(dataset, "ViewPosition"), ("PA", "AP")),
             pixel_spacing_mm=_spacing(dataset),
             patient_id_tag=text_of(dataset, "PatientID"),
+            other_view=_other_view(dataset),
+            turned=_turned(dataset),
             photometric=photometric,
+            grey_note=grey_note,
         )
     except PneumoError:
         raise
@@ -128,34 +155,78 @@ def _decode(dataset: pydicom.Dataset, stem: str) -> Radiograph:
 
 def _dataset(data: bytes, *, stop_before_pixels: bool) -> pydicom.Dataset:
     try:
+        data = with_preamble(data)
         check_deflated(data)
         return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=stop_before_pixels, specific_tags=_TAGS)
     except PneumoError:
         raise
     except InvalidDicomError:
-        raise UnreadableImage("it is no DICOM file: the preamble and the letters DICM are missing") from None
+        raise UnreadableImage(
+            "it is no DICOM file: the preamble and the letters DICM are missing, and it does not begin as one"
+        ) from None
     except RecursionError:
         raise UnreadableImage("its sequences are nested too deeply") from None
     except Exception as error:  # as above
         raise UnreadableImage(f"its header cannot be read: {_reason(error)}") from error
 
 
-def _to_grey(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-    """Stored values to uint8 before inversion; see :func:`read_dicom` for how."""
-    has_table = bool(dataset.get("VOILUTSequence"))
-    has_window = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
+def _to_grey(stored: np.ndarray, dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
+    """Stored values to uint8 before inversion, and a note where a window was not followed; see :func:`read_dicom`."""
+    _check_rescale(dataset)
     values = apply_modality_lut(stored, dataset)
-    if has_table:
+    several = values.min() != values.max()
+    if dataset.get("VOILUTSequence"):
         bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        return _scale(apply_voi(values.astype(np.int64), dataset), 0, 2**bits - 1)
-    if has_window:
-        with np.errstate(over="ignore"):
+        image = _scale(apply_voi(values.astype(np.int64), dataset), 0, 2**bits - 1)
+        if not several or image.min() != image.max():
+            return image, ""
+    windows = _windows(dataset)
+    for number, window in enumerate(windows):
+        if window is None:
+            continue
+        with np.errstate(over="ignore", invalid="ignore"):
             # Far below and far above the window stand its output's two ends, whatever the file's bits and slope.
-            low, high = apply_windowing(np.array([-1e30, 1e30]), dataset)
-        return _scale(apply_windowing(values, dataset), low, high)
+            low, high = apply_windowing(np.array([-1e30, 1e30]), dataset, index=number)
+            image = _scale(apply_windowing(values, dataset, index=number), low, high)
+        if not several or image.min() != image.max():
+            return image, "The file's first window misses its values; the next one was used." if number else ""
+    missed = "The file's window misses its values, so their own range was used." if windows else ""
     if stored.dtype == np.uint8 and dataset.get("BitsStored") == 8 and np.array_equal(values, stored):
-        return stored
-    return stretch(values)
+        return stored, missed
+    return stretch(values), missed
+
+
+def _check_rescale(dataset: pydicom.Dataset) -> None:
+    """Refuse a rescale that leaves no values: of slope 0, or not of finite numbers."""
+    if dataset.get("ModalityLUTSequence"):
+        return
+    for name in ("RescaleSlope", "RescaleIntercept"):
+        value = dataset.get(name)
+        number = 1.0 if value is None or value == "" else float(value)
+        if not math.isfinite(number) or abs(number) > 1e12 or (number == 0 and name == "RescaleSlope"):
+            raise UnreadableImage(f"its {name} is zero, infinite or no number, so its grey values are not known")
+
+
+def _windows(dataset: pydicom.Dataset) -> list[tuple[float, float] | None]:
+    """Centre and width of each window; None for one that is not of sensible numbers."""
+    centres, widths = (_values(dataset, name) for name in ("WindowCenter", "WindowWidth"))
+    windows: list[tuple[float, float] | None] = []
+    for centre, width in zip(centres, widths, strict=False):
+        try:
+            pair = float(centre), float(width)
+        except ValueError:
+            pair = math.nan, math.nan
+        windows.append(pair if math.isfinite(pair[0]) and 0 < pair[1] <= 1e12 else None)
+    return windows
+
+
+def _one_channel(pixels: np.ndarray) -> np.ndarray:
+    """The grey pixels (H, W) of a picture (H, W, 3) whose channels are equal."""
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise UnreadableImage("its pixels are not one picture of three channels")
+    if (pixels[..., 0] != pixels[..., 1]).any() or (pixels[..., 0] != pixels[..., 2]).any():
+        raise UnreadableImage("it is in colour; a grey radiograph is expected")
+    return np.ascontiguousarray(pixels[..., 0])
 
 
 def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -165,6 +236,44 @@ def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
 def _spacing(dataset: pydicom.Dataset) -> float | None:
     values = (dataset.get(name) for name in ("PixelSpacing", "ImagerPixelSpacing"))
     return square_spacing(tuple(map(float, value)) for value in values if value is not None and len(value) == 2)
+
+
+def _other_view(dataset: pydicom.Dataset) -> str:
+    """:func:`other_view_of` a header."""
+    codes = dataset.get("ViewCodeSequence")
+    meaning = text_of(codes[0], "CodeMeaning") if codes else ""
+    modality, body_part, view = (text_of(dataset, name) for name in ("Modality", "BodyPartExamined", "ViewPosition"))
+    return other_view_of(modality, body_part, view, meaning)
+
+
+def _turned(dataset: pydicom.Dataset) -> str:
+    """:func:`turned_note` of a header; without PatientOrientation from ImageOrientationPatient (PS3.3 C.7.6.2.1.1)."""
+    orientation = _values(dataset, "PatientOrientation")
+    if not orientation:
+        orientation = _directions(_values(dataset, "ImageOrientationPatient"))
+    rotation = "".join(_values(dataset, "FieldOfViewRotation")[:1]).partition(".")[0]
+    return turned_note(orientation, rotation, "".join(_values(dataset, "FieldOfViewHorizontalFlip")[:1]).upper())
+
+
+def _directions(cosines: list[str]) -> list[str]:
+    """The patient's main direction along the rows and down the columns, from six direction cosines."""
+    try:
+        values = np.array([float(value) for value in cosines]).reshape(2, 3)
+    except ValueError:
+        return []
+    if not np.isfinite(values).all() or not values.any(axis=1).all():
+        return []
+    largest = np.abs(values).argmax(axis=1)  # axes point to the patient's left, back and head
+    return ["LPH"[axis] if row[axis] > 0 else "RAF"[axis] for row, axis in zip(values, largest, strict=True)]
+
+
+def _values(dataset: pydicom.Dataset, name: str) -> list[str]:
+    """The values of one tag as texts; none when it is absent or empty."""
+    value = dataset.get(name)
+    if value is None or value == "":
+        return []
+    several = value if isinstance(value, MultiValue | list) else [value]
+    return [str(each).replace("\0", "").strip() for each in several]
 
 
 def _reason(error: BaseException) -> str:

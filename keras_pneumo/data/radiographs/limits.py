@@ -20,9 +20,39 @@ LONG_FORM = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 """Value representations whose length has four bytes, after two that are reserved (PS3.5, 7.1.2)."""
 
 
+GREY = ("MONOCHROME1", "MONOCHROME2")
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+"""Photometric interpretations that are read; colour only when its channels turn out to be equal."""
+
+
 def text_of(dataset: pydicom.Dataset, name: str) -> str:
     """The value of one tag as plain text, blank when it is absent or empty."""
     return str(dataset.get(name) or "").replace("\0", "").strip()
+
+
+def with_preamble(data: bytes) -> bytes:
+    """A DICOM file's bytes with the preamble and the letters DICM, and with a transfer syntax, where it lacks them.
+
+    Some archives write the data set alone (as DICOM was before 1993), or leave out the first 132 bytes. A file is taken
+    for one only when its first element has a tag that comes first and a sensible length; other bytes come back as they
+    are, and are refused by the reader.
+    """
+    group, kind = data[:2], data[4:6]
+    if data[128:132] == b"DICM" or len(data) < 16 or group not in (b"\x02\0", b"\x08\0"):
+        return data
+    number = int.from_bytes(data[2:4], "little")
+    explicit = kind.isalpha() and kind.isupper()
+    if explicit:
+        length = int.from_bytes(data[8:12] if kind in LONG_FORM else data[6:8], "little")
+    else:
+        length = int.from_bytes(data[4:8], "little")
+    if number > 0x18 or length > 64:  # from a group's length to the SOPInstanceUID
+        return data
+    if group == b"\x02\0":
+        return bytes(128) + b"DICM" + data if explicit else data
+    syntax = b"1.2.840.10008.1.2.1\0" if explicit else b"1.2.840.10008.1.2\0"
+    meta = b"\x02\0\x10\0UI" + len(syntax).to_bytes(2, "little") + syntax
+    return bytes(128) + b"DICM" + meta + data
 
 
 def check_deflated(data: bytes) -> None:
@@ -80,20 +110,23 @@ def check_pixels(dataset: pydicom.Dataset) -> str:
         raise UnreadableImage(f"it holds {frames} frames; one radiograph per file is read")
     photometric = text_of(dataset, "PhotometricInterpretation")
     samples = int(dataset.get("SamplesPerPixel") or 1)
-    if photometric not in ("MONOCHROME1", "MONOCHROME2") or samples != 1:
-        raise UnreadableImage(f"it is stored as {photometric or 'an unnamed kind'} with {samples} samples per pixel; "
-                              "a grey radiograph (MONOCHROME1 or MONOCHROME2) is expected")  # fmt: skip
+    colour = photometric in _COLOUR and samples == 3 and dataset.get("BitsAllocated") == 8
+    if not colour and (photometric not in GREY or samples != 1):
+        raise UnreadableImage(f"it is stored as {photometric[:16] or 'an unnamed kind'} with {samples} samples per "
+                              "pixel; a grey radiograph (MONOCHROME1 or MONOCHROME2) is expected")  # fmt: skip
     if dataset.get("BitsAllocated") not in (8, 16, 32):
         raise UnreadableImage(f"it allocates {dataset.get('BitsAllocated')} bits per pixel; 8, 16 or 32 are expected")
-    expected = rows * columns * dataset.BitsAllocated // 8
+    expected = rows * columns * samples * dataset.BitsAllocated // 8
     if transfer_syntax_of(dataset) in DECODERS:
-        _check_encapsulated(dataset, rows, columns, expected)
+        _check_encapsulated(dataset, rows, columns, expected, samples)
+    elif photometric == "YBR_FULL_422":
+        raise UnreadableImage("it is stored as YBR_FULL_422 without compression, which radiographs do not use")
     elif len(dataset.PixelData) not in (expected, expected + expected % 2):
         raise UnreadableImage(f"it holds {len(dataset.PixelData)} bytes of pixels where {expected} are expected")
     return photometric
 
 
-def _check_encapsulated(dataset: pydicom.Dataset, rows: int, columns: int, expected: int) -> None:
+def _check_encapsulated(dataset: pydicom.Dataset, rows: int, columns: int, expected: int, samples: int) -> None:
     """Check that the compressed frame's own header agrees with the DICOM header, before a decoder trusts it."""
     from pydicom.encaps import generate_frames
 
@@ -105,7 +138,7 @@ def _check_encapsulated(dataset: pydicom.Dataset, rows: int, columns: int, expec
     if run_length:
         _check_length(frame, expected)
     else:
-        check_frame(frame, rows, columns, expected)
+        check_frame(frame, rows, columns, expected, samples)
     if run_length and _unpacked_rle_size(frame, expected) > expected + 1024:
         raise UnreadableImage(f"its run-length data unpack to far more than the {expected} bytes of its image")
 
@@ -140,7 +173,7 @@ def _check_length(frame: bytes, expected: int) -> None:
         )
 
 
-def check_frame(frame: bytes, rows: int, columns: int, expected: int) -> None:
+def check_frame(frame: bytes, rows: int, columns: int, expected: int, samples: int = 1) -> None:
     """Check a compressed image before it is decoded: its own size agrees with the DICOM header, its length makes sense.
 
     Args:
@@ -148,6 +181,7 @@ def check_frame(frame: bytes, rows: int, columns: int, expected: int) -> None:
         rows: from the DICOM header.
         columns: likewise.
         expected: bytes that it unpacks to.
+        samples: per pixel, from the DICOM header.
 
     Raises:
         UnreadableImage: it does not; without a size of its own it is not decoded.
@@ -165,8 +199,9 @@ def check_frame(frame: bytes, rows: int, columns: int, expected: int) -> None:
         raise UnreadableImage(
             f"its compressed image is of {size[0]}x{size[1]} pixels, its header gives {rows}x{columns}"
         )
-    if size[2] != 1:
-        raise UnreadableImage(f"its compressed image has {size[2]} components; one of grey is expected")
+    if size[2] != samples:
+        wanted = "one of grey is" if samples == 1 else f"{samples} are"
+        raise UnreadableImage(f"its compressed image has {size[2]} components; {wanted} expected")
     _check_length(frame, expected)
 
 

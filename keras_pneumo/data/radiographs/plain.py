@@ -23,6 +23,7 @@ from keras_pneumo.data.radiographs.radiograph import (
     UnreadableImage,
     check_size,
     one_of,
+    other_view_of,
     square_spacing,
     years_of,
 )
@@ -34,11 +35,14 @@ _SHORT_FORM = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM 
 _TEXTS = {
     0x00020010: ("syntax", b"UI"),
     0x00080018: ("image_id", b"UI"),
+    0x00080060: ("modality", b"CS"),
     0x00100020: ("patient_id_tag", b"LO"),
     0x00100040: ("sex", b"CS"),
     0x00101010: ("age", b"AS"),
+    0x00180015: ("body_part", b"CS"),
     0x00181164: ("imager_spacing", b"DS"),
     0x00185101: ("view", b"CS"),
+    0x00200020: ("orientation", b"CS"),
     0x00280004: ("photometric", b"CS"),
     0x00280030: ("spacing", b"DS"),
 }
@@ -58,8 +62,10 @@ _UNUSUAL = frozenset({
     *(0x00280006, 0x00280008),  # PlanarConfiguration, NumberOfFrames
     *(0x00281050, 0x00281051, 0x00281052, 0x00281053, 0x00281054, 0x00281056),  # window and rescale
     *(0x00283000, 0x00283010),  # tables
+    *(0x00200037, 0x00187032, 0x00187034),  # ImageOrientationPatient, FieldOfViewRotation, FieldOfViewHorizontalFlip
+    *(0x00540220, 0x20500020),  # ViewCodeSequence, PresentationLUTShape
 })  # fmt: skip
-"""Tags that decide about frames or grey values: a file that has one is not plain."""
+"""Tags that decide about frames, grey values, orientation or view: a file that has one is not plain."""
 
 _PIXELS = 0x7FE00010
 _UNDEFINED = 0xFFFFFFFF
@@ -78,6 +84,7 @@ class PlainFile:
     sex: str
     age: float | None
     view: str
+    other_view: str
     pixel_spacing_mm: float | None
     photometric: str
     rows: int
@@ -117,6 +124,8 @@ def open_plain(data: bytes, stem: str) -> PlainFile | None:
             frame = _single_frame(value)
     if frame is None or len(numbers) != len(_NUMBERS) or texts["syntax"] != JPEG_BASELINE:
         return None
+    if texts["orientation"]:  # only SIIM's own way, blank, is read here
+        return None
     one_grey_byte = {"samples": 1, "allocated": 8, "stored": 8, "signed": 0}
     if not one_grey_byte.items() <= numbers.items() or texts["photometric"] not in ("MONOCHROME1", "MONOCHROME2"):
         return None
@@ -131,6 +140,7 @@ def open_plain(data: bytes, stem: str) -> PlainFile | None:
         sex=one_of(texts["sex"], ("M", "F")),
         age=years_of(texts["age"]),
         view=one_of(texts["view"], ("PA", "AP")),
+        other_view=other_view_of(texts["modality"], texts["body_part"], texts["view"]),
         pixel_spacing_mm=square_spacing(map(_numbers, (texts["spacing"], texts["imager_spacing"]))),
         photometric=texts["photometric"],
         rows=rows,
@@ -160,6 +170,7 @@ def decode_plain(data: bytes, stem: str) -> Radiograph | None:
         sex=plain.sex,
         age=plain.age,
         view=plain.view,
+        other_view=plain.other_view,
         pixel_spacing_mm=plain.pixel_spacing_mm,
         patient_id_tag=plain.patient_id_tag,
         photometric=plain.photometric,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,8 +44,14 @@ class Radiograph:
     """Side of a pixel in millimetres, where pixels are square."""
     patient_id_tag: str = field(default="", repr=False)
     """PatientID as the file has it. It may identify a person: it is never printed, logged or written."""
+    other_view: str = ""
+    """Why the header says that this is no frontal radiograph of the chest, as a part of a sentence; blank when not."""
+    turned: str = ""
+    """A sentence when the header says that the image is turned or mirrored; the pixels are as stored."""
     photometric: str = "MONOCHROME2"
     """How the file stored grey: MONOCHROME1 files come out of the reader already inverted."""
+    grey_note: str = ""
+    """A sentence when the file's own rule for grey values was not followed."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -54,10 +60,16 @@ class Radiograph:
         notes = []
         if self.photometric == "MONOCHROME1":
             notes.append("The file stores dense as black (MONOCHROME1); the pixels were inverted.")
+        if self.grey_note:
+            notes.append(self.grey_note)
+        if self.other_view:
+            notes.append(f"This may be no frontal radiograph of the chest: {self.other_view}.")
         if self.pixel_spacing_mm is None:
             notes.append("The file does not say how large a pixel is, so no area in square millimetres can be given.")
+        if self.turned:
+            notes.append(self.turned)
         if height != width:
-            notes.append(f"The image is not square: it has {height} rows and {width} columns.")
+            notes.append(f"The image is not square: it has {height} rows and {width} columns. Networks see it padded.")
         return tuple(notes)
 
 
@@ -102,6 +114,75 @@ def years_of(text: str) -> float | None:
         return None
     years = int(match[1]) / {"D": 365.25, "W": 52.18, "M": 12.0}.get(match[2], 1.0)
     return round(years, 2) if years <= 120 else None
+
+
+def turned_note(orientation: Sequence[str], rotation: str, flip: str) -> str:
+    """A sentence when a header says that a frontal radiograph is turned or mirrored, else blank.
+
+    Args:
+        orientation: PatientOrientation (PS3.3 C.7.6.1.1.1): the patient's direction along the rows and down the
+            columns, ``L`` and ``F`` as a frontal radiograph is shown.
+        rotation: FieldOfViewRotation, degrees by which the image was turned against the detector (PS3.3 C.8.11.3).
+        flip: FieldOfViewHorizontalFlip, ``YES`` or ``NO``.
+    """
+    across, down = (text.strip().upper() for text in orientation) if len(orientation) == 2 else ("", "")
+    if across and down and set(across + down) <= set("LRAPHF"):
+        if (across[0], down[0]) == ("L", "F"):
+            return ""
+        known = f"PatientOrientation {across[:4]}, {down[:4]}"
+        if (across[0], down[0]) == ("R", "F"):
+            return f"The header says that the image is mirrored ({known}); the pixels are used as stored."
+        return (
+            f"The header says that the image is turned or seen from the side ({known}); the pixels are used as stored."
+        )
+    parts = [f"turned by {rotation} degrees"] * (rotation in ("90", "180", "270")) + ["mirrored"] * (flip == "YES")
+    if not parts:
+        return ""
+    return (
+        f"The header says that the image was {' and '.join(parts)} after it was taken; the pixels are used as stored."
+    )
+
+
+_RADIOGRAPHY = ("CR", "DX", "DR", "RG", "XR", "RF", "SC", "OT")
+"""Modalities of projection radiographs, and those of scanned or exported pictures (PS3.3 C.7.3.1.1.1)."""
+
+_OTHER_PARTS = re.compile(
+    r"\b(ABDOMEN|ANKLE|ARM|BRAIN|BREAST|BLADDER|CALCANEUS|CERVICAL|COCCYX|CSPINE|ELBOW|EXTREMITY|EYE|FACE|FEMUR|FINGER|"
+    r"FOOT|FOREARM|HAND|HEAD|HEEL|HIP|HUMERUS|JAW|KNEE|KUB|LEG|LIVER|LSPINE|LUMBAR|MANDIBLE|MAXILLA|NECK|NOSE|ORBIT|"
+    r"PATELLA|PELVIS|PHANTOM|RADIUS|SACRUM|SHOULDER|SINUS|SKULL|SSPINE|TEETH|THIGH|THUMB|TIBIA|TOE|TOOTH|ULNA|WRIST)\b"
+)
+"""Words of body parts that a radiograph of the chest does not name (PS3.16, annex L)."""
+
+_CHEST_PARTS = ("CHEST", "THORA", "TORAX", "LUNG", "RIB")
+_SIDEWAYS = ("LL", "RL", "LAT", "LATERAL", "L", "LLO", "RLO", "LPO", "RPO", "LAO", "RAO", "OBL", "OBLIQUE")
+"""View positions that are not frontal (PS3.3 C.8.7.1.1.1), and how archives write them."""
+
+
+def other_view_of(modality: str, body_part: str, view: str, view_meaning: str = "") -> str:
+    """Why a header's tags say that an image is no frontal radiograph of the chest; blank where they do not.
+
+    A blank or unknown value says nothing, since half of all archives leave these tags out.
+
+    Args:
+        modality: Modality.
+        body_part: BodyPartExamined.
+        view: ViewPosition.
+        view_meaning: what the code in ViewCodeSequence means.
+    """
+    modality, body_part, view = (text.upper().strip() for text in (modality, body_part, view))
+    if modality and re.fullmatch("[A-Z]{2,16}", modality) and modality not in _RADIOGRAPHY:
+        return f"its header gives the modality {modality}"
+    other = _OTHER_PARTS.search(body_part)
+    if other and not any(part in body_part for part in _CHEST_PARTS):
+        return f"its header gives the body part {other[1]}"
+    if view in _SIDEWAYS or re.fullmatch("(LEFT|RIGHT)[ _]?LATERAL", view):
+        return f"its header gives the view {view}, which is not frontal"
+    meaning = view_meaning.lower()
+    if re.search("lateral|oblique", meaning) and not re.search(
+        "decubitus|antero-?posterior|postero-?anterior", meaning
+    ):
+        return "its header gives a lateral or oblique view"
+    return ""
 
 
 def square_spacing(spacings: Iterable[tuple[float, ...]]) -> float | None:

@@ -19,7 +19,7 @@ from keras_pneumo.evaluation.board.differences import DELONG, LOWER_IS_BETTER, S
 from keras_pneumo.evaluation.board.fusion import Fusion, fuse
 from keras_pneumo.evaluation.board.label_noise import Ceiling, noise_ceiling
 from keras_pneumo.evaluation.board.ranking import SeedTest, compare_pairs, seed_tests
-from keras_pneumo.evaluation.board.verdict import LABELS, shown, shown_p, verdict
+from keras_pneumo.evaluation.board.verdict import LABELS, shown, shown_interval, shown_p, verdict
 
 FUSED = 3
 """Number of best teams that are fused in pairs."""
@@ -75,6 +75,7 @@ def board_json(board: Board, findings: Findings) -> str:
             "patients": truth.n_patients,
             "positives": int(truth.pneumothorax.sum()),
             "split_sha256": truth.split_sha256,
+            "synthetic": truth.synthetic,
         },
         "method": {
             "headline": board.headline,
@@ -120,7 +121,7 @@ def board_markdown(board: Board, findings: Findings) -> str:
         for row in rows.to_dict("records"):
             pair = f"{_safe(row['first'])} less {_safe(row['second'])}: {shown(row['difference'])}"
             lines.append(
-                f"| {pair} | {shown(row['low'])} to {shown(row['high'])} "
+                f"| {pair} | {shown_interval((row['low'], row['high']))} "
                 f"| {_safe(shown_p(row['p']))} | {_safe(shown_p(row['p_holm']))} |"
             )
     lines += ["", f"95% intervals by patient, {board.resamples:,} resamples, {board.extent}. Research use only.", ""]

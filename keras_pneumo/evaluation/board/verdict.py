@@ -7,7 +7,7 @@ baseline, and by how much, with interval and number of images. No sentence claim
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -60,7 +60,19 @@ class Verdict:
 
 
 def verdict(board: Board) -> Verdict:
-    """The result of a board: the two best teams compared, and every team against the baselines."""
+    """The result of a board: the two best teams compared, and every team against the baselines.
+
+    On phantoms the headline says so, since it is what is quoted.
+    """
+    result = _verdict(board)
+    if not board.truth.synthetic:
+        return result
+    caution = "All images are synthetic (phantoms): these scores say nothing about real radiographs."
+    headline = f"{result.headline.removesuffix('.')} on synthetic phantoms."
+    return replace(result, headline=headline, warnings=[caution, *result.warnings])
+
+
+def _verdict(board: Board) -> Verdict:
     ranked = [team for team in board.ordered if team.kind == "submission"]
     warnings = _warnings(board)
     if not ranked:
@@ -84,7 +96,8 @@ def verdict(board: Board) -> Verdict:
         else f"{first.team} and {second.team} cannot be told apart."
     )
     pairs = len(board.standings.pairs)
-    multiple = f"; p {shown_p(pair.p_holm)} after Holm’s adjustment for {pairs} pairs of teams" if pairs > 1 else ""
+    tested = pairs > 1 and math.isfinite(pair.p_holm)
+    multiple = f"; p {shown_p(pair.p_holm)} after Holm’s adjustment for {pairs} pairs of teams" if tested else ""
     sentences = [f"{_gap(gap)}, {board.extent}{multiple}."]
     winners = [team for team in ranked if board.standings.beats_baselines(team)]
     none_better = "None of them beats every metadata-only baseline."
@@ -108,16 +121,22 @@ def shown_p(p: float) -> str:
     return "< 0.001" if p < 0.001 else shown(p)
 
 
-def with_interval(entry: Entry, score: str) -> str:
-    """``0.943 (95% interval 0.912 to 0.968)``."""
-    low, high = entry.intervals[score]
-    return f"{shown(entry.point[score])} (95% interval {shown(low)} to {shown(high)})"
+def shown_interval(interval: tuple[float, float]) -> str:
+    """``0.912 to 0.968``; a dash if there is no interval."""
+    low, high = interval
+    return f"{shown(low)} to {shown(high)}" if math.isfinite(low) else "–"
+
+
+def with_interval(value: float, interval: tuple[float, float]) -> str:
+    """``0.943 (95% interval 0.912 to 0.968)``, or that there is no interval."""
+    span = f"95% interval {shown_interval(interval)}" if math.isfinite(interval[0]) else "without an interval"
+    return f"{shown(value)} ({span})"
 
 
 def _against_baselines(team: Entry, board: Board) -> tuple[str, list[str]]:
     score = board.headline
     pairs = board.standings.against_baselines(team)
-    own = f"Its {LABELS[score]} is {with_interval(team, score)}, {board.extent}."
+    own = f"Its {LABELS[score]} is {with_interval(team.point[score], team.intervals[score])}, {board.extent}."
     if not pairs:
         return "unclear", [f"{team.team} has no metadata-only baseline to be compared with.", own]
     sign = -1 if score in LOWER_IS_BETTER else 1
@@ -139,9 +158,12 @@ def _against_baselines(team: Entry, board: Board) -> tuple[str, list[str]]:
 
 
 def _gap(gap: PairedDifference, lower: bool = False) -> str:
-    low, high = gap.interval
+    """The difference with its interval, or why it has none; ``lower``: within a sentence."""
     word = "difference" if lower else "Difference"
-    return f"{word} in {LABELS[gap.score]} {shown(gap.value)}, 95% interval {shown(low)} to {shown(high)}"
+    text = f"{word} in {LABELS[gap.score]} {shown(gap.value)}"
+    if math.isfinite(gap.interval.low):
+        return f"{text}, 95% interval {shown_interval(gap.interval)}"
+    return f"{text} (which cannot be tested: without one of the patients there is no such score)"
 
 
 def _why_nothing(board: Board) -> str:
@@ -154,15 +176,17 @@ def _warnings(board: Board) -> list[str]:
     kinds = (("positive", truth.pneumothorax), ("negative", ~truth.pneumothorax))
     patients, kind = min((len(np.unique(truth.patient_codes[members])), name) for name, members in kinds)
     if patients < FEW:
-        warnings.append(
-            f"Only {counted(patients, 'patient')} with {kind} images: the intervals are wide and little can be "
-            "concluded."
+        limit = (
+            "the intervals are wide and little can be concluded."
+            if patients > 1
+            else "differences in scores that need both kinds cannot be tested."
         )
+        warnings.append(f"Only {counted(patients, 'patient')} with {kind} images: {limit}")
     if truth.n_patients < FEW_PATIENTS:
         held = "83 to 94" if truth.n_patients < FEW else "91 to 94"
         warnings.append(
             f"Only {counted(truth.n_patients, 'patient')}: of 100 intervals of single scores that are to hold the true "
-            f"score 95 times, about {held} do with so few. Differences between teams are not affected."
+            f"score 95 times, about {held} do with so few.{_about_differences(board)}"
         )
     pairs = math.comb(len(board.teams), 2)
     # The smallest p of B random halves is 1 / (B + 1), and Holm multiplies it by the number of pairs.
@@ -173,3 +197,10 @@ def _warnings(board: Board) -> list[str]:
             f"adjustment, so ranks mean little; use at least {enough:,}."
         )
     return warnings
+
+
+def _about_differences(board: Board) -> str:
+    """That few patients do not matter for the differences between teams, where all of these can be tested."""
+    pairs = board.standings.pairs
+    tested = pairs and all(math.isfinite(pair.difference.p) for pair in pairs)
+    return " Differences between teams are not affected." if tested else ""

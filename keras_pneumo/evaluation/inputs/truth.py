@@ -38,6 +38,10 @@ from keras_pneumo.storage.tables import (
 )
 
 METADATA = ("sex", "age", "view", "pixel_spacing_mm")
+
+POSSIBLE = {"age": (0, 120), "pixel_spacing_mm": (0.01, 10)}
+"""Years, and millimetres a pixel; values outside of these are not used, and a note names their rows."""
+
 SINGLE_NOTE = (
     "No patient table was given: every image counts as a patient of its own, so intervals are too narrow "
     "where one patient has several images, and a leak between training and test cannot be seen."
@@ -62,6 +66,8 @@ class Truth:
     """Where patient ids came from: ``table``, ``dicom`` or ``none``."""
     notes: list[str] = field(default_factory=list)
     source: str = ""
+    synthetic: bool = False
+    """Whether the images are phantoms, as the prepared folder's manifest says."""
     nih_names: dict[str, str] = field(default_factory=dict, repr=False)
     """NIH image of each image, where a table says so."""
     metadata: pd.DataFrame | None = field(default=None, repr=False)
@@ -150,8 +156,8 @@ def read_truth(
             table[name] = ""
         if extra is not None and name in extra.columns:
             table[name] = table[name].where(table[name] != "", table.image_id.map(extra[name]).fillna(""))
-    table["age"] = pd.to_numeric(table.age, errors="coerce").astype(float)
-    table["pixel_spacing_mm"] = pd.to_numeric(table.pixel_spacing_mm, errors="coerce").astype(float)
+    for name in POSSIBLE:
+        table[name] = _possible(table, name, file, notes)
     if "fold" not in table.columns:
         table["fold"] = -1
     scored, subset = _scored(table, file, subset, ids)
@@ -162,6 +168,7 @@ def read_truth(
         development=table[learnable].reset_index(drop=True),
         subset=subset,
         split_sha256=split_hash,
+        synthetic=manifest.get("synthetic") is True,
         runs=_runs_of(cases, labels, file),
         patients=patient_source,
         notes=notes,
@@ -169,6 +176,20 @@ def read_truth(
         nih_names=nih_names,
         metadata=extra,
     )
+
+
+def _possible(table: pd.DataFrame, name: str, file: Path, notes: list[str]) -> pd.Series:
+    """A column as numbers, without those that cannot be, which a note names."""
+    low, high = POSSIBLE[name]
+    values = pd.to_numeric(table[name], errors="coerce").astype(float)
+    wrong = values.notna() & ~values.between(low, high)
+    if wrong.any():
+        rows = listed(f"row {row} ({value:g})" for row, value in zip(table.row[wrong], values[wrong], strict=True))
+        notes.append(
+            f"{file.name}: {counted(int(wrong.sum()), f'{name} value')} outside of {low:g} to {high:g} count as "
+            f"unknown: {rows}."
+        )
+    return values.where(~wrong)
 
 
 def _one_row_per_image(labels: Labels, file: Path) -> pd.DataFrame:

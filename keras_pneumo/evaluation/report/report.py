@@ -25,7 +25,7 @@ from keras_pneumo.evaluation.board.differences import LOWER_IS_BETTER
 from keras_pneumo.evaluation.board.entries import Entry
 from keras_pneumo.evaluation.board.findings import Findings, analyse
 from keras_pneumo.evaluation.board.sources import scores_by_source
-from keras_pneumo.evaluation.board.verdict import LABELS, shown, shown_p, verdict
+from keras_pneumo.evaluation.board.verdict import LABELS, shown, shown_interval, shown_p, verdict
 from keras_pneumo.evaluation.report.charts import (
     budget_figure,
     calibration_figure,
@@ -274,7 +274,7 @@ def tiles(team: Entry, board: Board) -> list[dict[str, str]]:
         {
             "label": LABELS[name],
             "value": shown(team.point[name]),
-            "interval": "{} to {}".format(*map(shown, team.intervals[name])),
+            "interval": shown_interval(team.intervals[name]),
             "note": note,
         }
         for name, note in notes.items()
@@ -323,7 +323,7 @@ def leads(board: Board) -> list[dict[str, str | bool]]:
             {
                 "other": lead.second.team,
                 "value": shown(gap.value),
-                "interval": f"{shown(gap.interval.low)} to {shown(gap.interval.high)}",
+                "interval": shown_interval(gap.interval),
                 "p": shown_p(lead.p_holm),
                 "better": lead.different and lead.better is lead.first,
                 "worse": lead.different and lead.better is not lead.first,
@@ -412,7 +412,7 @@ def pair_rows(board: Board, findings: Findings) -> list[dict[str, Any]]:
             "score": LABELS[pair["score"]],
             "headline": pair["score"] == board.headline,
             "difference": shown(pair["difference"]),
-            "interval": f"{shown(pair['low'])} to {shown(pair['high'])}",
+            "interval": shown_interval((pair["low"], pair["high"])),
             "p": shown_p(pair["p"]),
             "p_holm": shown_p(pair["p_holm"]),
             "p_other": shown_p(pair["p_other"]),

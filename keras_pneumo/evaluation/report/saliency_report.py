@@ -8,7 +8,6 @@ claims more than its interval allows.
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.board.verdict import FEW, shown
 from keras_pneumo.evaluation.scoring.saliency import UNINFORMATIVE
 from keras_pneumo.evaluation.scoring.shortcuts import BORDER_REGION
+from keras_pneumo.storage.files import read_json
 from keras_pneumo.storage.tables import counted
 
 FOLDER = "explain"
@@ -85,7 +85,7 @@ def read_saliency_report(folder: Path) -> SaliencyReport | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         check = pd.read_csv(folder / CHECK)
         per_image = pd.read_csv(folder / IMAGES, dtype={"image_id": str})
         sanity = pd.read_csv(folder / SANITY) if (folder / SANITY).is_file() else None

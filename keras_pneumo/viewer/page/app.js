@@ -224,6 +224,7 @@ async function start() {
     return;
   }
   $("detector").textContent = `${state.about.name} ${state.about.version}`;
+  $("synthetic").hidden = !state.about.synthetic;
   $("heat-note").textContent = state.about.heat;
   $("prevalence").value = Math.max(1, Math.round(100 * state.about.prevalence));
   state.items = state.about.files.map(folderItem);

@@ -43,7 +43,8 @@ export function showHundred(answer, about) {
   if (!dots.children.length) for (let i = 0; i < 100; i++) dots.append(document.createElement("i"));
   [...dots.children].forEach((dot, i) => dot.classList.toggle("wrong", i < whole));
   const word = answer.pneumothorax ? "yes" : "no";
-  $("hundred").textContent = wrong === null
+  $("dots").hidden = slider.closest("label").hidden = Boolean(about.synthetic);
+  $("hundred").textContent = about.synthetic ? about.synthetic : wrong === null
     ? "How often such an answer is wrong is not known: validation had too few images."
     : wrong === 0 ? `Of 100 such answers (${word}), few would be wrong: none was wrong on validation.`
     : `Of 100 such answers (${word}), ${wrong < 0.5 ? "fewer than 1" : `about ${whole}`} would be wrong.`;

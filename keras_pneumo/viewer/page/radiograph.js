@@ -5,7 +5,7 @@ const HEAT = heatColours();
 /** Limits of window and level; at a window of 256 and a level of 128 every grey value is shown as it is. */
 export const RANGES = { window: [8, 512], level: [0, 256] };
 
-/** A grey picture from a data URL: {side, values: Uint8Array of side * side}. */
+/** A grey picture from a data URL: {width, height, values: Uint8Array of width * height}. */
 export async function greyOf(address) {
   const image = new Image();
   image.src = address;
@@ -16,7 +16,7 @@ export async function greyOf(address) {
   const { data } = context.getImageData(0, 0, image.width, image.height);
   const values = new Uint8Array(image.width * image.height);
   for (let i = 0; i < values.length; i++) values[i] = data[4 * i];
-  return { side: image.width, values };
+  return { width: image.width, height: image.height, values };
 }
 
 export class RadiographView {
@@ -41,8 +41,10 @@ export class RadiographView {
   show(answer, picture, maps) {
     this.picture = picture;
     this.maps = maps;
-    this.grey.width = this.grey.height = picture.side;
-    this.pixels = new ImageData(picture.side, picture.side);
+    Object.assign(this.grey, { width: picture.width, height: picture.height });
+    this.pixels = new ImageData(picture.width, picture.height);
+    const [left, top, width, height] = answer.box; // the radiograph on the outline's grid, whose pixels are centred on whole numbers
+    this.outline.setAttribute("viewBox", `${left - 0.5} ${top - 0.5} ${width} ${height}`);
     for (const path of this.outline.querySelectorAll("path")) path.setAttribute("d", answer.outline);
     this.stage.hidden = false;
     this.draw();
@@ -75,27 +77,31 @@ export class RadiographView {
       this.heat.width = this.heat.height = 1;
       return;
     }
-    this.heat.width = this.heat.height = map.side;
-    const image = new ImageData(map.side, map.side);
+    Object.assign(this.heat, { width: map.width, height: map.height });
+    const image = new ImageData(map.width, map.height);
     for (let i = 0; i < map.values.length; i++) image.data.set(HEAT[map.values[i]], 4 * i);
     this.heat.getContext("2d").putImageData(image, 0, 0);
   }
 
+  /** Width and height of the whole radiograph at zoom 1, in pixels of the page. */
   fit() {
-    return Math.min(this.root.clientWidth, this.root.clientHeight);
+    const { width, height } = this.picture ?? { width: 1, height: 1 };
+    const scale = Math.min(this.root.clientWidth / width, this.root.clientHeight / height);
+    return [width * scale, height * scale];
   }
 
-  /** Move and scale the stage by zoom and offset: how far the middle moved, as a share of the radiograph's side. */
+  /** Move and scale the stage by zoom and offset: how far the middle moved, as shares of the radiograph's width and height. */
   layout() {
-    const side = this.fit() * this.zoom;
+    const [width, height] = this.fit().map((length) => length * this.zoom);
     const free = Math.max(0, (1 - 1 / this.zoom) / 2);
     this.x = Math.min(free, Math.max(-free, this.x));
     this.y = Math.min(free, Math.max(-free, this.y));
-    const left = this.root.clientWidth / 2 - side * (0.5 + this.x);
-    const top = this.root.clientHeight / 2 - side * (0.5 + this.y);
-    this.stage.style.width = this.stage.style.height = `${side}px`;
+    const left = this.root.clientWidth / 2 - width * (0.5 + this.x);
+    const top = this.root.clientHeight / 2 - height * (0.5 + this.y);
+    this.stage.style.width = `${width}px`;
+    this.stage.style.height = `${height}px`;
     this.stage.style.transform = `translate(${left}px, ${top}px)`;
-    this.grey.style.imageRendering = this.picture && side > 4 * this.picture.side ? "pixelated" : "auto";
+    this.grey.style.imageRendering = this.picture && width > 4 * this.picture.width ? "pixelated" : "auto";
   }
 
   /** Zoom so that the point of the radiograph under (clientX, clientY) stays where it is; the middle without a point. */
@@ -103,8 +109,9 @@ export class RadiographView {
     zoom = Math.min(12, Math.max(1, zoom));
     if (point) {
       const box = this.root.getBoundingClientRect();
-      const dx = (point.clientX - box.left - box.width / 2) / this.fit();
-      const dy = (point.clientY - box.top - box.height / 2) / this.fit();
+      const [width, height] = this.fit();
+      const dx = (point.clientX - box.left - box.width / 2) / width;
+      const dy = (point.clientY - box.top - box.height / 2) / height;
       this.x += dx / this.zoom - dx / zoom;
       this.y += dy / this.zoom - dy / zoom;
     }
@@ -134,9 +141,9 @@ export class RadiographView {
         this.limit();
         this.draw();
       } else {
-        const side = this.fit() * this.zoom;
-        this.x -= event.movementX / side;
-        this.y -= event.movementY / side;
+        const [width, height] = this.fit();
+        this.x -= event.movementX / (width * this.zoom);
+        this.y -= event.movementY / (height * this.zoom);
         this.layout();
       }
       this.changed();

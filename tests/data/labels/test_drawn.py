@@ -106,6 +106,14 @@ def test_every_way_to_store_a_mask(tmp_path):
     assert np.mean(read_mask(tmp_path / "mask.jpg") != mask) < 0.01
 
 
+def test_a_mask_that_is_not_square_lies_on_the_padded_image(tmp_path):
+    write_png(tmp_path / "a.png", np.zeros((64, 128), np.uint8))
+    write_png(tmp_path / "a_mask.png", rectangle(64, 128, 0, 16, 32, 64) * 255)
+    labels = drawn_labels(tmp_path, files(tmp_path), ASK)
+    # 32 black rows lie above the 64 of the image, and a pixel is 8 of the canonical frame.
+    assert (drawn(labels.images["a"]) == rectangle(1024, 1024, 256, 384, 256, 512)).all()
+
+
 # -- COCO --------------------------------------------------------------------------------------------------------------
 
 

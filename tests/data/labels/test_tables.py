@@ -169,6 +169,13 @@ def test_siim_in_the_same_way_as_ever(tmp_path):
     assert positives(read(tmp_path / "l.csv", "a,5 3\nb,-1\n")) == {"a": True, "b": False}
 
 
+def test_the_further_columns_of_a_table_of_masks(tmp_path):
+    text = "ImageId,EncodedPixels,patient_id,age,source\na,5 3,p1,61,north\na,20 3,p1,61,north\nb,-1,p2,,south\n"
+    labels = read(tmp_path / "l.csv", text)
+    assert labels.images["a"].facts == ("p1", "", 61, "", "north")
+    assert labels.images["b"].facts == ("p2", "", None, "", "south")
+
+
 # -- Anyone's table ----------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import pydicom
 import pytest
 from command_lab import run
 from small_siim import block, radiograph, write_labels, write_png, write_siim
@@ -149,6 +150,17 @@ def test_several_folders_are_sources(tmp_path):
     assert (again.rendered, again.prepared_sha256) == (0, summary.prepared_sha256)
     with pytest.raises(PneumoError, match="the folders differ"):
         prepare([folders[0], labels_only(tmp_path / "third", first=40)], tmp_path / "out", [32], workers=1)
+
+
+def test_patients_of_files_count_where_another_folder_has_a_table(tmp_path):
+    write_siim(tmp_path / "tags", kinds=("dicom",))
+    for path in (tmp_path / "tags").rglob("*.dcm"):  # two files of each patient
+        dataset = pydicom.dcmread(path)
+        dataset.PatientID = f"tag-{int(dataset.PatientID[4:]) % 6}"
+        dataset.save_as(path)
+    labels_only(tmp_path / "table", first=20)
+    summary = prepare([tmp_path / "tags", tmp_path / "table"], tmp_path / "out", [32], workers=1)
+    assert summary.patients == 6 + 12
 
 
 def test_label_and_source_that_go_together_are_said(tmp_path):

@@ -1,5 +1,6 @@
 """Preparing a folder end to end, every fault on the way, and what is checked when the folder is read again."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -27,8 +28,10 @@ from small_siim import (
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import read_labels
+from keras_pneumo.data.labels.known import LabelOptions
 from keras_pneumo.data.prepared import prepare as preparation
 from keras_pneumo.data.prepared.folder import find_prepared, load_prepared, verify_files
+from keras_pneumo.data.prepared.manifest import prepared_sha256
 from keras_pneumo.data.prepared.prepare import prepare
 from keras_pneumo.data.prepared.split import make_split
 from keras_pneumo.data.radiographs import decoders
@@ -36,7 +39,8 @@ from keras_pneumo.data.radiographs.dicom import read_dicom
 from keras_pneumo.data.radiographs.geometry import resize_image, resize_mask
 from keras_pneumo.data.radiographs.reading import find_files
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import folder_lock
+from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
+from keras_pneumo.storage.files import folder_lock, sha256_file
 
 REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[4] / "shared"))
 needs_real = pytest.mark.skipif(not (REAL / "siim_mini").exists(), reason="no real radiographs beside the repository")
@@ -75,9 +79,10 @@ def test_everything_a_prepared_folder_holds(data, out):
     assert (summary.images, summary.positive, summary.patients, summary.set_aside) == (12, 6, 12, 0)
     assert summary.rendered == 12
     prepared = load_prepared(out)
+    assert prepared.manifest["synthetic"] is False
     assert list(prepared.cases.columns) == [
-        "image_id", "patient_id", "sex", "age", "view", "pixel_spacing_mm", "pneumothorax", "mask_pixels", "label_rows",
-        "source", "source_sha256",
+        "image_id", "patient_id", "sex", "age", "view", "rows", "columns", "pixel_spacing_mm", "pneumothorax",
+        "mask_pixels", "label_rows", "source", "source_sha256",
     ]  # fmt: skip
     assert list(prepared.truth.columns) == [
         "image_id", "patient_id", "subset", "fold", "pneumothorax", "encoded_pixels", "sex", "age", "view",
@@ -257,14 +262,111 @@ def test_added_size_gives_the_folder_made_at_once(data, out, tmp_path):
     assert first.prepared_sha256 == second.prepared_sha256
 
 
-def test_added_size_that_an_image_cannot_have_is_refused(data, out):
-    prepare(data, out, [64])
-    before = hashes(out)
-    with pytest.raises(PneumoError, match=r"shorter than the 128 that are needed. Leave that size out"):
-        prepare(data, out, [128])
-    after = hashes(out)
-    assert {name: after[name] for name in before} == before
-    load_prepared(out)
+def test_an_image_that_is_smaller_than_an_added_size_is_enlarged_with_a_note(data, out):
+    first = prepare(data, out, [64])
+    assert not any("enlarged" in note for note in first.notes)
+    second = prepare(data, out, [128])
+    assert second.prepared_sha256 == first.prepared_sha256
+    assert "12 images are smaller than 128 pixels and were enlarged." in second.notes
+    image_id = load_prepared(out).cases["image_id"].iloc[0]
+    small, large = (cv2.imread(str(out / f"images_{size}/{image_id}.png"), -1) for size in (64, 128))
+    np.testing.assert_array_equal(large, cv2.resize(small, (128, 128), interpolation=cv2.INTER_LINEAR))
+
+
+SHAPES = [(80, 60), (60, 80), (75, 75), (40, 160)]
+
+
+def shaped(folder, mask=lambda shape, number: "-1", header=("ImageId", "EncodedPixels")):
+    """Twelve images of :data:`SHAPES`, noise of 100 and more, every other one positive, and their labels."""
+    rows = []
+    for number in range(12):
+        shape = SHAPES[number // 2 % len(SHAPES)]
+        pixels = np.random.default_rng(number).integers(100, 256, shape).astype(np.uint8)
+        write_dicom(folder / f"i{number:02}.dcm", pixels, PixelSpacing=[0.5, 0.5])
+        rows.append((f"i{number:02}", mask(shape, number) if number % 2 else "-1"))
+    write_labels(folder / "train-rle.csv", rows, header)
+
+
+def test_images_of_any_shape_are_padded_and_their_masks_stay_on_them(tmp_path, out):
+    def left_half(shape, number):
+        # The image's left half, drawn in the canonical frame as the image lies in it.
+        canonical = np.zeros((1024, 1024), np.uint8)
+        side = max(shape)
+        top, left = ((side - length) // 2 * 1024 // side for length in shape)
+        rows, columns = (length * 1024 // side for length in shape)
+        canonical[top : top + rows, left : left + columns // 2] = 1
+        return rle.encode(canonical)
+
+    shaped(tmp_path / "data", left_half)
+    summary = prepare(tmp_path / "data", out, [32, 64, 160])
+    assert (summary.images, summary.set_aside) == (12, 0)
+    assert "10 images are not square; black was added on both sides to make a square." in summary.notes
+    assert "10 images are smaller than 160 pixels and were enlarged." in summary.notes
+    prepared = load_prepared(out)
+    for number, row in enumerate(prepared.cases.itertuples()):
+        shape = SHAPES[number // 2 % len(SHAPES)]
+        assert (row.rows, row.columns, row.pixel_spacing_mm) == (*shape, 0.5)
+        image = cv2.imread(str(prepared.image_path(row.image_id, 160)), -1)
+        assert image.shape == (160, 160)
+        # Noise above 100 on black: what is bright is the image, in the middle of the square.
+        height, width = (length * 160 / max(shape) for length in shape)
+        bright = image > 50
+        assert np.flatnonzero(bright.any(axis=1))[[0, -1]] == pytest.approx([80 - height / 2, 79 + height / 2], abs=1.5)
+        assert np.flatnonzero(bright.any(axis=0))[[0, -1]] == pytest.approx([80 - width / 2, 79 + width / 2], abs=1.5)
+        if row.pneumothorax:
+            mask = cv2.imread(str(prepared.mask_path(row.image_id, 160)), -1) > 0
+            half = bright.copy()
+            half[:, 80:] = False
+            assert np.logical_xor(mask, half).sum() <= 2 * 160 + 2 * width
+    truth = prepared.truth.set_index("image_id")
+    assert truth.at["i00", "pixel_spacing_mm"] == pytest.approx(0.5 * 80 / 1024, abs=1e-6), "of the masks' grid"
+    assert prepare(tmp_path / "data", out, [32, 64, 160]).rendered == 0, "the columns are read back"
+
+
+def test_other_views_are_set_aside_by_their_tags_or_let_in(data, tmp_path):
+    lateral = write_dicom(data / "lateral.dcm", radiograph(1), uid="9.1", ViewPosition="LL")
+    write_dicom(data / "hand.dcm", radiograph(2), uid="9.2", BodyPartExamined="HAND")
+    with (data / "train-rle.csv").open("a") as stream:
+        stream.write("9.1,-1\n9.2,-1\n")
+    assert prepare(data, tmp_path / "some", [64]).images == 12
+    assert "the view LL, which is not frontal; --any-view lets it in" in set_aside(tmp_path / "some", lateral.name)
+    assert "body part HAND" in set_aside(tmp_path / "some", "hand.dcm")
+    everything = LabelOptions(any_view=True)
+    assert prepare(data, tmp_path / "all", [64], options=everything).images == 14
+    with pytest.raises(PneumoError, match=r"choice of views \(--any-view\) differ"):
+        prepare(data, tmp_path / "some", [64], options=everything)
+
+
+def test_a_folder_of_an_older_version_is_read_and_goes_on_as_it_is(data, out):
+    prepare(data, out, [32])
+    older = out / "cases.csv"
+    table = pd.read_csv(older, dtype=str, keep_default_na=False).drop(columns=["rows", "columns"])
+    table.to_csv(older, index=False, lineterminator="\n")
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["tables"]["cases.csv"] = sha256_file(older)
+    manifest["prepared_sha256"] = prepared_sha256(manifest["tables"], manifest["pixels"])
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    before = older.read_bytes()
+    assert "rows" not in load_prepared(out).cases
+    again = prepare(data, out, [64])
+    assert (older.read_bytes(), again.prepared_sha256) == (before, manifest["prepared_sha256"])
+    verify_files(load_prepared(out), 64)
+
+
+GOLDEN = "02ce91dbe846ada09b546c0f465cd9151f4157fc44b140e5cdea0a383993ff2f"
+"""Of the images and masks of 24 phantoms at 64 and 512 pixels, as the version before radiographs of any shape made
+them; SHA-256 over names and decoded pixels."""
+
+
+def test_square_radiographs_of_1024_pixels_give_the_same_bytes_as_ever(tmp_path):
+    write_phantoms(tmp_path / "phantoms", PhantomSettings(images=24, seed=3, positive_rate=0.5), workers=1)
+    prepare(tmp_path / "phantoms", tmp_path / "prepared", [64, 512], workers=1)
+    digest = hashlib.sha256()
+    for path in sorted((tmp_path / "prepared").glob("*_*/*.png")):
+        digest.update(path.relative_to(tmp_path / "prepared").as_posix().encode())
+        digest.update(cv2.imread(str(path), cv2.IMREAD_UNCHANGED).tobytes())
+    assert digest.hexdigest() == GOLDEN
+    assert load_prepared(tmp_path / "prepared").manifest["synthetic"] is True
 
 
 KILL = """
@@ -485,8 +587,8 @@ def test_bad_files_are_set_aside_each_with_its_reason(data, out):
     (bad / "cut.dcm").write_bytes(whole[: len(whole) // 2])
     write_dicom(bad / "huge.dcm", radiograph(1), uid="9.1", Rows=60000, Columns=60000)
     write_dicom(bad / "colour.dcm", radiograph(1), uid="9.2", PhotometricInterpretation="RGB")
-    write_png(bad / "wide.png", radiograph(1)[:32])
-    write_png(bad / "small.png", radiograph(1, 40))
+    write_png(bad / "wide.png", radiograph(1)[:15])
+    write_png(bad / "small.png", radiograph(1, 31))
     names = ["9.1", "9.2", "wide", "small", "cut", "text", "empty"]
     with (data / "train-rle.csv").open("a") as stream:
         stream.writelines(f"{name},-1\n" for name in names)
@@ -494,8 +596,8 @@ def test_bad_files_are_set_aside_each_with_its_reason(data, out):
     assert summary.images == 12
     for file, part in {
         "bad/empty.dcm": "empty", "bad/text.dcm": "no DICOM file", "bad/cut.dcm": "bytes of pixels where",
-        "bad/huge.dcm": "60000 rows", "bad/colour.dcm": "RGB", "bad/wide.png": "32 rows and 64 columns",
-        "bad/small.png": "side of 40 pixels",
+        "bad/huge.dcm": "60000 rows", "bad/colour.dcm": "RGB", "bad/wide.png": "15 rows and 64 columns",
+        "bad/small.png": "31 rows and 31 columns; a radiograph has at least 32",
     }.items():  # fmt: skip
         assert part in set_aside(out, file)
     assert summary.set_aside == len(quarantine(out)) == load_prepared(out).manifest["counts"]["set_aside"]
@@ -622,9 +724,12 @@ def test_images_without_any_label_file(data, out):
         prepare(data, out, [32])
 
 
-def test_nothing_that_can_be_decoded(data, out):
-    with pytest.raises(PneumoError, match="None of the 12 labelled images can be prepared: its side of 64"):
-        prepare(data, out, [128])
+def test_nothing_that_can_be_decoded(tmp_path, out):
+    for number in range(12):
+        write_png(tmp_path / f"data/i{number}.png", radiograph(number, 31))
+    write_labels(tmp_path / "data/train-rle.csv", [(f"i{n}", block(n) if n % 2 else "-1") for n in range(12)])
+    with pytest.raises(PneumoError, match="None of the 12 labelled images can be prepared: it has 31 rows"):
+        prepare(tmp_path / "data", out, [128])
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [31], [1025], [256, 2048], [-5]])

@@ -6,6 +6,7 @@ own decoding, and pydicom's windowing functions.
 
 import io
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import (
     MPEG2MPML,
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
@@ -38,6 +40,9 @@ from keras_pneumo.data.radiographs.dicom import read_dicom, read_header
 from keras_pneumo.data.radiographs.radiograph import MAX_FILE_BYTES, MAX_PIXELS, UnreadableImage, stretch
 from keras_pneumo.data.radiographs.raster import read_image
 from keras_pneumo.data.radiographs.reading import read_or_reason, read_radiograph
+
+DCMTK = [tool for tool in ("dcm2img", "dcm2pnm", "dcmj2pnm", "dcml2pnm") if shutil.which(tool)]
+"""DCMTK's programs that draw DICOM files; from 3.6.9 on the first does what took the others before."""
 
 PIXEL_ARRAY = "keras_pneumo.data.radiographs.dicom.pixel_array"
 REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[4] / "shared")) / "siim_mini"
@@ -88,6 +93,35 @@ def test_notes_say_what_is_odd_or_missing(tmp_path):
     assert "not square" in notes
 
 
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({"PatientOrientation": ["L", "F"]}, ""),
+        ({"PatientOrientation": ["LF", "FL"]}, ""),
+        ({"PatientOrientation": "L"}, ""),
+        ({"PatientOrientation": ["X", "Y"]}, ""),
+        ({"PatientOrientation": ["R", "F"]}, "mirrored (PatientOrientation R, F)"),
+        ({"PatientOrientation": ["F", "R"]}, "turned"),
+        ({"PatientOrientation": ["A", "F"]}, "seen from the side"),
+        ({"PatientOrientation": ["L", "F"], "FieldOfViewHorizontalFlip": "YES"}, ""),
+        ({"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}, ""),
+        ({"ImageOrientationPatient": [-1, 0, 0, 0, 0, -1]}, "mirrored"),
+        ({"ImageOrientationPatient": [0, 0, -1, 0.9, 0.1, 0]}, "turned"),
+        ({"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}, ""),
+        ({"ImageOrientationPatient": [1, 0]}, ""),
+        ({"FieldOfViewRotation": "0", "FieldOfViewHorizontalFlip": "NO"}, ""),
+        ({"FieldOfViewRotation": "90", "FieldOfViewHorizontalFlip": "YES"}, "turned by 90 degrees and mirrored"),
+        ({"FieldOfViewRotation": "180.0"}, "turned by 180 degrees"),
+    ],
+)
+def test_a_note_says_that_the_header_calls_the_image_turned(tmp_path, tags, words):
+    image = radiograph(1)
+    read = read_dicom(write_dicom(tmp_path / "a.dcm", image, PixelSpacing=[0.2, 0.2], **tags))
+    assert (read.pixels == image).all(), "pixels stay as stored: masks refer to them"
+    assert bool(read.notes) == bool(words)
+    assert words in " ".join(read.notes)
+
+
 def test_baseline_jpeg_equals_opencv_and_pillow(tmp_path):
     path = write_jpeg_dicom(tmp_path / "a.dcm", radiograph(2))
     frame = next(generate_frames(pydicom.dcmread(path).PixelData, number_of_frames=1))
@@ -131,6 +165,47 @@ def test_twelve_bit_jpeg_out_of_order_is_refused():
     refused(bundled("JPEG-lossy.dcm"), "cannot be decoded")
 
 
+def by_dcmtk(path, folder, window):
+    """The image as DCMTK shows it, uint8; None where none of its tools reads the file. Overlays are left out."""
+    out = folder / "out.pgm"
+    for tool in DCMTK:
+        subprocess.run([tool, "-O", *window, "+ob", path, out], capture_output=True, check=False)
+        if out.is_file():
+            image = cv2.imread(str(out), cv2.IMREAD_GRAYSCALE)
+            out.unlink()
+            return image
+    return None
+
+
+@pytest.mark.skipif(not DCMTK, reason="dcm2img or dcm2pnm (Debian's dcmtk) is not installed")
+def test_every_grey_file_of_pydicom_equals_dcmtks_image_or_is_set_aside_with_a_reason(tmp_path):
+    compared, beyond_dcmtk = {}, []
+    for path in sorted(bundled("MR_small.dcm").parent.glob("*.dcm")):
+        read = read_or_reason(path)
+        if isinstance(read, str):
+            assert read
+            continue
+        image = read.pixels
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        whole = [] if header.BitsStored == 8 else ["+Wm"]
+        theirs = by_dcmtk(path, tmp_path, ["+Wi", "1"] if "WindowCenter" in header else whole)
+        if theirs is None:
+            beyond_dcmtk.append(path.name)
+            continue
+        assert theirs.shape == image.shape
+        compared[path.name] = int(np.abs(theirs.astype(int) - image).max())
+    # Debian's DCMTK reads no JPEG 2000, and reads 32 bits in big endian order with their halves exchanged.
+    syntaxes = {pydicom.dcmread(bundled(name)).file_meta.TransferSyntaxUID.name for name in beyond_dcmtk}
+    assert all(name.startswith("JPEG 2000") for name in syntaxes)
+    big = bundled("rtdose_expb_1frame.dcm")
+    assert (read_dicom(big).pixels == read_dicom(bundled("rtdose_1frame.dcm")).pixels).all()
+    compared.pop(big.name)
+    lossy = compared.pop("JPGExtended.dcm")
+    assert lossy <= 2, "decoders of lossy JPEG round otherwise"
+    assert len(compared) >= 12
+    assert max(compared.values()) <= 1, compared
+
+
 def test_deflated_file_of_sensible_size_is_read(tmp_path):
     image = radiograph(3)
     path = write_dicom(tmp_path / "a.dcm", image, syntax=DeflatedExplicitVRLittleEndian)
@@ -160,6 +235,111 @@ def test_windows_agree_with_pydicom(tmp_path, function, slope):
     # pydicom's output falls with the values when the slope is negative; grey must rise with them.
     share = 1 - share if slope < 0 else share
     assert np.abs(read_dicom(path).pixels - share * 255).max() <= 0.51
+
+
+def test_a_window_that_misses_the_values_gives_way_with_a_note(tmp_path):
+    deep = radiograph(1).astype(np.uint16) * 100 + 32744
+    whole = stretch(deep)
+    missed = write_dicom(tmp_path / "a.dcm", deep, WindowCenter=2725, WindowWidth=5310)
+    assert (read_dicom(missed).pixels == whole).all()
+    assert "window misses its values, so their own range" in " ".join(read_dicom(missed).notes)
+    low, high = float(deep.min()), float(deep.max())
+    second = {"WindowCenter": [2725, (low + high) / 2], "WindowWidth": [5310, (high - low) / 2]}
+    read = read_dicom(write_dicom(tmp_path / "b.dcm", deep, **second))
+    alone = {name: values[1] for name, values in second.items()}
+    assert (read.pixels == read_dicom(write_dicom(tmp_path / "c.dcm", deep, **alone)).pixels).all()
+    assert "the next one was used" in " ".join(read.notes)
+    for centre, width in (("nan", "10"), ("100", "0"), ("100", "inf"), ("100", "-5")):
+        odd = write_dicom(tmp_path / "d.dcm", deep, WindowCenter=centre, WindowWidth=width)
+        assert (read_dicom(odd).pixels == whole).all()
+    flat = write_dicom(tmp_path / "e.dcm", np.full((64, 64), 100, np.uint16), WindowCenter=100, WindowWidth=50)
+    assert not any("window" in note for note in read_dicom(flat).notes)
+
+
+@pytest.mark.parametrize("tags", [{"RescaleSlope": "0"}, {"RescaleSlope": "nan"}, {"RescaleIntercept": "1e308"}])
+def test_a_rescale_that_leaves_no_values_is_refused(tmp_path, tags):
+    tags = {"RescaleSlope": "1", "RescaleIntercept": "0", **tags}
+    refused(write_dicom(tmp_path / "a.dcm", radiograph(1).astype(np.uint16), **tags), "grey values are not known")
+
+
+def test_a_modality_table_comes_before_the_window_and_a_rescale_beside_it_does_not_count(tmp_path):
+    item = Dataset()
+    item.LUTDescriptor = [256, 0, 16]
+    item.LUTData = [value * 4 for value in range(256)]
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "US"
+    image = radiograph(1)
+    tags = {"ModalityLUTSequence": Sequence([item]), "RescaleSlope": "1", "RescaleIntercept": "0"}
+    read = read_dicom(write_dicom(tmp_path / "a.dcm", image, **tags, WindowCenter=512, WindowWidth=1024))
+    expected = np.clip((image.astype(float) * 4 - 511.5) / 1023 + 0.5, 0, 1) * 255
+    assert np.abs(read.pixels - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize(
+    ("photometric", "shape", "inverted"),
+    [
+        ("MONOCHROME1", "INVERSE", True),
+        ("MONOCHROME1", None, True),
+        ("MONOCHROME2", "INVERSE", True),
+        ("MONOCHROME2", "IDENTITY", False),
+    ],
+)
+def test_dense_is_white_whichever_tag_says_that_it_is_stored_black(tmp_path, photometric, shape, inverted):
+    image = radiograph(1)
+    tags = {"PresentationLUTShape": shape} if shape else {}
+    read = read_dicom(write_dicom(tmp_path / "a.dcm", image, PhotometricInterpretation=photometric, **tags))
+    assert (read.pixels == (255 - image if inverted else image)).all()
+    assert any("inverted" in note for note in read.notes) == inverted
+
+
+@pytest.mark.parametrize("kind", ["plain", "jpeg"])
+def test_grey_stored_as_colour_is_read_and_real_colour_is_refused(tmp_path, kind):
+    image = radiograph(1)
+
+    def write(path, pixels):
+        dataset = dicom(image, syntax=JPEGBaseline8Bit if kind == "jpeg" else ExplicitVRLittleEndian)
+        dataset.SamplesPerPixel, dataset.PlanarConfiguration = 3, 0
+        dataset.PhotometricInterpretation = "YBR_FULL_422" if kind == "jpeg" else "RGB"
+        if kind == "jpeg":
+            dataset.PixelData = encapsulate([cv2.imencode(".jpg", pixels[..., ::-1])[1].tobytes()])
+        else:
+            dataset.PixelData = pixels.tobytes()
+        return save(dataset, path)
+
+    grey = np.repeat(image[..., None], 3, axis=2)
+    read = read_dicom(write(tmp_path / "grey.dcm", grey))
+    assert read.pixels.shape == image.shape
+    assert np.abs(read.pixels.astype(int) - image).max() <= (8 if kind == "jpeg" else 0)
+    coloured = grey.copy()
+    coloured[:20, :, 0] //= 2
+    refused(write(tmp_path / "colour.dcm", coloured), "it is in colour")
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({"Modality": "CR", "BodyPartExamined": "CHEST", "ViewPosition": "PA"}, ""),
+        ({"Modality": "DX", "BodyPartExamined": "", "ViewPosition": "LLD"}, ""),
+        ({"BodyPartExamined": "CHEST TO ABDOMEN"}, ""),
+        ({"BodyPartExamined": "THORAX", "ViewPosition": "AP_SUPINE"}, ""),
+        ({"Modality": "MR"}, "modality MR"),
+        ({"Modality": "MG"}, "modality MG"),
+        ({"BodyPartExamined": "Lower Leg"}, "body part LEG"),
+        ({"BodyPartExamined": "HAND"}, "body part HAND"),
+        ({"ViewPosition": "LL"}, "view LL, which is not frontal"),
+        ({"ViewPosition": "LATERAL"}, "not frontal"),
+        ({"ViewCodeSequence": "left lateral"}, "lateral or oblique"),
+        ({"ViewCodeSequence": "postero-anterior oblique"}, ""),
+        ({"ViewCodeSequence": "lateral decubitus"}, ""),
+    ],
+)
+def test_what_the_header_calls_something_else_is_named(tmp_path, tags, words):
+    if "ViewCodeSequence" in tags:
+        code = Dataset()
+        code.CodeMeaning = tags["ViewCodeSequence"]
+        tags = {"ViewCodeSequence": Sequence([code])}
+    read = read_dicom(write_dicom(tmp_path / "a.dcm", radiograph(1), PixelSpacing=[0.2, 0.2], **tags))
+    assert words in read.other_view
+    assert bool(read.other_view) == bool(words) == bool(read.notes)
 
 
 def test_first_of_several_windows_is_used(tmp_path):
@@ -240,12 +420,26 @@ def test_empty_file(tmp_path):
     refused(tmp_path / "a.dcm", "empty")
 
 
-def test_file_without_preamble_is_never_forced(tmp_path):
-    data = write_dicom(tmp_path / "a.dcm", radiograph(1)).read_bytes()
-    (tmp_path / "b.dcm").write_bytes(data[132:])
-    refused(tmp_path / "b.dcm", "no DICOM file")
-    (tmp_path / "c.dcm").write_bytes(b"ImageId,EncodedPixels\n")
-    refused(tmp_path / "c.dcm", "no DICOM file")
+def test_a_file_without_preamble_is_read_when_it_begins_as_dicom(tmp_path):
+    image = radiograph(1)
+    explicit = write_dicom(tmp_path / "a.dcm", image).read_bytes()
+    implicit = write_dicom(tmp_path / "i.dcm", image, syntax=ImplicitVRLittleEndian).read_bytes()
+    jpeg = write_jpeg_dicom(tmp_path / "j.dcm", image).read_bytes()
+    for number, data in enumerate((explicit, implicit, jpeg)):
+        (tmp_path / "b.dcm").write_bytes(data[132:])  # with its meta group
+        expected = read_dicom(tmp_path / ("a.dcm", "i.dcm", "j.dcm")[number])
+        assert (read_dicom(tmp_path / "b.dcm").pixels == expected.pixels).all()
+        assert read_header(data[132:], "b").image_id == expected.image_id
+    for data in (explicit, implicit):
+        alone = data[data.index(b"\x08\0\x16\0") :]  # the data set alone
+        (tmp_path / "b.dcm").write_bytes(alone)
+        assert (read_dicom(tmp_path / "b.dcm").pixels == image).all()
+        (tmp_path / "b.dcm").write_bytes(alone[: len(alone) // 2])
+        with pytest.raises(UnreadableImage):
+            read_radiograph(tmp_path / "b.dcm")
+    for text in (b"ImageId,EncodedPixels\n", b"\x08\0" + b"text of any kind, and more of it", explicit[700:]):
+        (tmp_path / "c.dcm").write_bytes(text)
+        refused(tmp_path / "c.dcm", "no DICOM file")
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.99])
@@ -469,7 +663,7 @@ def test_no_pixels(tmp_path):
 
 def test_colour_is_refused(tmp_path):
     path = bundled("SC_rgb_small_odd.dcm")
-    refused(path, "RGB with 3 samples")
+    refused(path, "it is in colour")
     refused(write_dicom(tmp_path / "a.dcm", radiograph(1), PhotometricInterpretation="PALETTE COLOR"), "PALETTE COLOR")
 
 

@@ -81,6 +81,11 @@ def test_a_plain_file_is_read(tmp_path):
         {"PatientAge": "999Y"},
         {"PatientName": "Ünal^Jürgen", "SpecificCharacterSet": "ISO_IR 192"},
         {"SOPInstanceUID": ""},
+        {"PatientOrientation": ""},
+        {"Modality": "CR", "BodyPartExamined": "CHEST"},
+        {"Modality": "MR"},
+        {"BodyPartExamined": "Hand"},
+        {"ViewPosition": "LL"},
     ],
 )
 def test_both_ways_agree_on_every_field(tmp_path, tags):
@@ -109,6 +114,13 @@ def sequence():
         {"Rows": None},
         {"SamplesPerPixel": 3},
         {"PhotometricInterpretation": "RGB"},
+        {"PatientOrientation": ["R", "F"]},
+        {"PatientOrientation": "L"},
+        {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]},
+        {"FieldOfViewRotation": 90},
+        {"PresentationLUTShape": "INVERSE"},
+        {"ViewCodeSequence": Sequence([Dataset()])},
+        {"FieldOfViewHorizontalFlip": "YES"},
     ],
 )
 def test_an_unusual_file_is_left_to_pydicom(tmp_path, tags):

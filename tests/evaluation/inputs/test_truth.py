@@ -46,6 +46,31 @@ def test_prepared_folder(tmp_path):
     assert read_truth(tmp_path / "truth.csv").split_sha256 == truth.split_sha256  # from the rows themselves
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("age", "900", "900"),
+        ("age", "-3", "-3"),
+        ("age", "inf", "inf"),
+        ("pixel_spacing_mm", "0", "0"),
+        ("pixel_spacing_mm", "-0.14", "-0.14"),
+        ("pixel_spacing_mm", "1e308", "1e+308"),
+    ],
+)
+def test_an_age_or_spacing_that_cannot_be_is_noted_with_its_row_and_not_used(tmp_path, name, value, shown):
+    """Row 47 of the faults."""
+    plain = "61" if name == "age" else "0.14"
+    rows = "".join(f"{image},{patient},{label},{cell}\n" for image, patient, label, cell in (
+        ("a", "p", 1, plain), ("b", "q", 0, value), ("c", "r", 0, "")
+    ))  # fmt: skip
+    (tmp_path / "labels.csv").write_text(f"image_id,patient_id,pneumothorax,{name}\n" + rows)
+    truth = read_truth(tmp_path / "labels.csv")
+    assert truth.cases[name].isna().tolist() == [False, True, True]
+    (note,) = truth.notes
+    assert note.startswith(f"labels.csv: 1 {name} value outside of")
+    assert note.endswith(f"count as unknown: row 3 ({shown}).")
+
+
 @pytest.mark.parametrize("source", ["none", "dicom"])
 def test_a_patient_table_counts_for_a_folder_that_was_prepared_without(tmp_path, source):
     single_images = TRUTH.replace("b,p1", "b,p4")

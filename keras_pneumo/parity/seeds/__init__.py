@@ -1,0 +1,1 @@
+"""The comparison of the two frameworks over many seeds: trainings, equivalence test, page."""
