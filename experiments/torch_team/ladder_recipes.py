@@ -249,21 +249,23 @@ def choices(recipes, task, given, keep):
 
 
 def averages(recipes, task, given, keep):
-    """Two networks and mirror images predict together."""
-    for network, name in task["averages"].items():
-        recipe = recipes.read(name)
-        networks = []
+    """Two networks predict together, with and without mirror images."""
+    for network, names in task["averages"].items():
+        networks, arrays = [], {}
         for kind in ("weights", "start"):
             networks.append(build(network, task["encoder"]))
             networks[-1].load_state_dict(load_file(recipes.folder / f"{network}.{kind}.safetensors"), strict=True)
             networks[-1].to(memory_format=torch.channels_last)
-        data = recipes.radiographs(recipes.read(task["averages"]["classifier"]))
-        data.augmentation = None  # images as they are, as validation and test images are read
-        if network == "classifier":
-            arrays = {"probabilities": probabilities(networks, data, recipe)}
-        else:
+        for label, name in names.items():
+            recipe = recipes.read(name)
+            data = recipes.radiographs(recipe)
+            data.augmentation = None  # images as they are, as validation and test images are read
+            if network == "classifier":
+                arrays[f"{label}: probabilities"] = probabilities(networks, data, recipe)
+                continue
             rows = list(predict(networks, data, recipe, recipe.flip_averaging))
-            arrays = {"probabilities": np.array([row[1] for row in rows]), "maps": np.stack([row[0] for row in rows])}
+            arrays[f"{label}: probabilities"] = np.array([row[1] for row in rows])
+            arrays[f"{label}: maps"] = np.stack([row[0] for row in rows])
         keep(f"averages.{network}", {key: value.astype(np.float64) for key, value in arrays.items()})
 
 

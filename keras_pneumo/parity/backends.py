@@ -36,8 +36,8 @@ TORCH, KERAS, KERAS_ON_TORCH, KERAS_ON_JAX = "torch", "keras", "keras_on_torch",
 OTHERS = {KERAS_ON_TORCH: "torch", KERAS_ON_JAX: "jax"}
 """Keras's other backends, by their folders."""
 
-SECONDS = 900
-"""Time limit of a process; a check takes seconds."""
+SECONDS = 1800
+"""Time limit of a process; a check takes seconds, or on a busy machine minutes."""
 
 
 @dataclass(frozen=True)

@@ -50,14 +50,18 @@ CHOICES: dict[str, tuple[str, Experiment, list[list[float]]]] = {
 }
 """In words, recipe, scores and losses by epoch. The plateau's scores rise by less and by more than its threshold."""
 
-FLIPPED = {
-    CLASSIFIER: PLAIN.replace(name="mean_classifier", flip_averaging=True),
-    UNET: SEGMENTER.replace(
-        **{key: getattr(PLAIN, key) for key in ("encoder", "weights", "image_size", "global_batch_size")},
-        name="mean_unet", flip_averaging=True,
-    ),
-}  # fmt: skip
-"""Recipes by which two networks and mirror images predict together."""
+_SEGMENTER = SEGMENTER.replace(
+    **{name: getattr(PLAIN, name) for name in ("encoder", "weights", "image_size", "global_batch_size")}
+)
+
+MEANS = {
+    network: {
+        "with mirror images": base.replace(name=f"mean_{network}", flip_averaging=True),
+        "images alone": base.replace(name=f"mean_{network}_alone", flip_averaging=False),
+    }
+    for network, base in ((CLASSIFIER, PLAIN), (UNET, _SEGMENTER))
+}
+"""Recipes by which two networks predict together."""
 
 FITTED = 16
 """The postprocessing is fitted on so many of the predicted maps, and applied to the others."""
@@ -67,8 +71,9 @@ def write_choice_inputs(folder: Path) -> None:
     """Write the recipes."""
     for name, (_, experiment, _) in CHOICES.items():
         write_recipe(folder, name, experiment)
-    for experiment in FLIPPED.values():
-        write_recipe(folder, experiment.name, experiment)
+    for recipes in MEANS.values():
+        for experiment in recipes.values():
+            write_recipe(folder, experiment.name, experiment)
 
 
 def validation_scores(backend: Backend) -> None:
@@ -103,29 +108,30 @@ def choices(backend: Backend) -> None:
 
 
 def averages(backend: Backend) -> None:
-    """Predict with two networks and mirror images together."""
+    """Predict with two networks together, with and without mirror images."""
     from keras_pneumo.inference.ensemble import mean_maps, mean_probability
     from keras_pneumo.inference.maps import quantise
     from keras_pneumo.inference.predictor import CompiledNetwork
     from keras_pneumo.inference.run import RunFolder
 
     for network in backend.task["networks"]:
-        experiment = recipe_of(backend.folder, FLIPPED[network].name)
         predictors: list[Any] = []
         for kind in ("weights", "start"):
             model = build(network, backend.task["encoder"])
             from_torch(model, backend.state(network, kind))
             predictors.append(CompiledNetwork(model))
-        members = [(RunFolder(backend.own, experiment, {}), predictors)]
-        source = image_set(backend.folder, FLIPPED[CLASSIFIER].name)
+        source = image_set(backend.folder, MEANS[CLASSIFIER]["images alone"].name)
         images = np.stack([source.image(row) for row in range(len(source))])[..., None] / np.float32(255)
         some = {SIZE: images}.__getitem__
-        if network == CLASSIFIER:
-            arrays = {"probabilities": mean_probability(members, some)}
-        else:
+        arrays: dict[str, np.ndarray] = {}
+        for label, recipe in MEANS[network].items():
+            members = [(RunFolder(backend.own, recipe_of(backend.folder, recipe.name), {}), predictors)]
+            if network == CLASSIFIER:
+                arrays[f"{label}: probabilities"] = mean_probability(members, some)
+                continue
             maps, probability = mean_maps(members, some)
             assert probability is not None  # by its image head
-            arrays = {"probabilities": probability, "maps": quantise(maps)}
+            arrays |= {f"{label}: probabilities": probability, f"{label}: maps": quantise(maps)}
         arrays = {name: values.astype(np.float64) for name, values in arrays.items()}
         backend.write(f"averages.{network}", arrays)
 

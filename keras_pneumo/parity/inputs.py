@@ -28,7 +28,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.postprocess import AREAS, BOTTOMS, COMPONENTS, GATES, TOPS
 from keras_pneumo.models.weights import StateDict, to_torch
 from keras_pneumo.parity.backends import INPUTS, TASK, write_arrays
-from keras_pneumo.parity.choices import CHOICES, FITTED, FLIPPED, write_choice_inputs
+from keras_pneumo.parity.choices import CHOICES, FITTED, MEANS, write_choice_inputs
 from keras_pneumo.parity.drawn import DRAWN, EPOCHS, IMAGES, POSITIVES, SIZE, write_drawn_inputs
 from keras_pneumo.parity.networks import NETWORKS, build, randomise
 from keras_pneumo.parity.real_steps import CONTROLS, STEPS, write_real_inputs
@@ -178,7 +178,10 @@ def _recipes_task(plan: LadderPlan) -> dict[str, Any]:
         "settings": list(SETTINGS),
         "epoch_losses": list(EPOCH_LOSSES),
         "choices": {name: [plain(figures) for figures in lists] for name, (_, _, lists) in CHOICES.items()},
-        "averages": {network: FLIPPED[network].name for network in plan.networks},
+        "averages": {
+            network: {label: experiment.name for label, experiment in MEANS[network].items()}
+            for network in plan.networks
+        },
         "mask_rule": {
             "fitted": FITTED,
             "tops": TOPS,

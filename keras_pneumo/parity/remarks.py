@@ -154,8 +154,8 @@ def choices(folder: Path, expected: Arrays) -> str:
 def averages(folder: Path, expected: Arrays) -> str:
     """Networks that predict together."""
     return (
-        "The mean of two networks' probabilities for each image and its mirror image, whose map is turned back. Maps "
-        "are in 256 levels, and rounding may move a pixel by one."
+        "The mean of two networks' probabilities, for each image and for its mirror image, whose map is turned back. "
+        "Maps are in 256 levels, and rounding may move a pixel by one."
     )
 
 

@@ -80,7 +80,7 @@ SCHEDULES = {
     ),
     "cosine": PLAIN.replace(name="schedule_cosine", schedule="cosine"),
     "warm_restarts": PLAIN.replace(
-        name="schedule_warm_restarts", schedule="warm_restarts", restart_epochs=1, restart_factor=2
+        name="schedule_warm_restarts", schedule="warm_restarts", restart_epochs=1, restart_factor=3
     ),
     "constant": PLAIN.replace(name="schedule_constant"),
 }

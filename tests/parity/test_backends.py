@@ -26,6 +26,16 @@ def test_without_an_environment_of_pytorchs_it_is_refused_in_a_sentence(tmp_path
     assert backends.torch_python(Path(sys.executable).parent) == Path(sys.executable).parent, "an option goes first"
 
 
+def test_the_python_of_jax_is_named_or_left_out(tmp_path, monkeypatch):
+    monkeypatch.delenv(backends.JAX_ENVIRONMENT, raising=False)
+    assert backends.jax_python() is None
+    monkeypatch.setenv(backends.JAX_ENVIRONMENT, sys.executable)
+    assert backends.jax_python() == Path(sys.executable)
+    monkeypatch.setenv(backends.JAX_ENVIRONMENT, str(tmp_path / "absent"))
+    with pytest.raises(PneumoError, match="KERAS_PNEUMO_JAX_PYTHON names"):
+        backends.jax_python()
+
+
 def test_a_process_that_fails_is_quoted(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("raise SystemExit('torch is not installed')")

@@ -73,3 +73,16 @@ def test_draws_of_one_distribution_pass_and_of_others_do_not():
     assert comparing.of_spread(ones, ones).measured == 0
     assert comparing.of_spread(ones, zeros).measured == np.inf
     assert comparing.of_spread(summary(rng.normal(size=1)), summary(rng.normal(size=1))).measured == 0
+
+
+def test_a_mean_forgives_a_pixel_and_a_multiple_compares_distances():
+    expected, actual = np.zeros((10, 10)), np.zeros((10, 10))
+    expected[0], actual[0] = 2, 2
+    actual[5, 5] = 2
+    gap = comparing.of_mean(expected, actual)
+    assert (gap.absolute, gap.measured) == (2, pytest.approx(0.01))
+    assert comparing.of_mean(np.ones(4), np.array([1, 1, 1, 0])).measured == pytest.approx(0.25)
+    assert comparing.of_mean(expected, expected).measured == 0
+    assert comparing.of_multiple(np.array([0.2]), np.array([0.3])).measured == pytest.approx(1.5)
+    assert comparing.of_multiple(np.array([0.0]), np.array([0.1])).measured == np.inf
+    assert comparing.of_multiple(np.array([0.0]), np.array([0.0])).measured == 0

@@ -201,7 +201,7 @@ FAULTS = {
         "Validation scores", "AUROC, ties",
     ),
     "maps that are not turned back": (
-        ensemble, "predict_passes", not_turned_back, ["averages"], "Averaged predictions", "maps",
+        ensemble, "predict_passes", not_turned_back, ["averages"], "Averaged predictions", "with mirror images: maps",
     ),
     "levels that are rounded down": (
         postprocess, "lowest_level", lambda probability: int(probability * 255), ["mask_rule"], "Rule of masks", None,

@@ -254,6 +254,16 @@ def team_trainings(task, folder):
         (classifier if kind == "classifier" else segmenter).run(network, settings, given)
 
 
+def real_steps(task, folder):
+    """The ladder's steps on real radiographs, from the folder of its inputs."""
+    from ladder import Keeper
+    from ladder_recipes import Recipes
+    from ladder_recipes import real_steps as take_steps
+
+    given = json.loads((folder / "ladder/task.json").read_text())
+    take_steps(Recipes(folder / "ladder", given), given, {}, Keeper(folder / "ladder/torch"))
+
+
 def both_modes(network, forward, folder):
     """Outputs and gradients of the heads' summed cross-entropy, in inference and training mode, float32 and float64.
 
