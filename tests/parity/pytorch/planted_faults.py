@@ -315,7 +315,7 @@ KERAS_FAULTS = (
         OPTIMIZERS,
         "steps = np.arange(total_steps)",
         "steps = np.arange(total_steps) // (epoch_steps or total_steps) * (epoch_steps or total_steps)",
-        "Schedules of recipes", "one_cycle: rate",
+        "Schedules of recipes", "cosine: rate",
     ),
     Fault(
         "layout", 40, "kernels are handed over as (out, in, w, h)",
