@@ -138,10 +138,10 @@ def assembled(recipes, task, given, keep):
             sampler.epoch = epoch
             for images, labels, masks in batches(data, sampler):
                 step += 1
-                arrays[f"step {step}: labels"] = labels.numpy()
                 arrays[f"step {step}: images"] = nhwc(images).numpy()
                 if masks is not None:
                     arrays[f"step {step}: masks"] = nhwc(masks).numpy()
+                arrays[f"step {step}: labels"] = labels.numpy()  # last: a crop's label follows from its mask
         keep(f"batches.{name}", arrays)
 
 

@@ -206,7 +206,7 @@ def _groups(task: Mapping[str, Any]) -> Iterator[_Group]:
     yield _Group("DICOM pixels", EXACT, alone("pixels", "pixels", remarks.pixels, "and a JPEG file"))
     resized = [("images", "resized", "pixels", remarks.resized), ("masks", "masks", "masks", remarks.masks)]
     yield _Group("Resizing", EXACT, resized)
-    yield _Group("Normalisation", EXACT, alone("normalised", "normalised", remarks.normalised))
+    yield _Group("Normalisation", NORMALISED, alone("normalised", "normalised", remarks.normalised))
     yield _Group("Order of images", EXACT, by_recipe("order", remarks.order))
     yield _Group("Drawn parameters", DRAWN, by_recipe("drawn", remarks.drawn))
     yield _Group("Augmentation", AUGMENTED, alone("augmented", "augmented", remarks.augmented, "at given parameters"))
@@ -262,6 +262,7 @@ def _groups(task: Mapping[str, Any]) -> Iterator[_Group]:
     yield _Group("Score", SCORE, alone("score", "files", remarks.score))
 
 
+NORMALISED = Bound(comparing.of_range, 2e-7, "2e-7 of the range")
 DRAWN = Bound(comparing.of_range, 1e-6, "1e-6 of the range")
 AUGMENTED = Bound(comparing.of_range, 1e-3, "1e-3 of the range")
 BATCHES = Bound(comparing.of_mean, 1e-4, "1e-4 of the range, mean")

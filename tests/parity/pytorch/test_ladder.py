@@ -162,7 +162,8 @@ def decay_on_all(optimizer, **options):
 
 
 def by_variable(optimizer, gradients):
-    return [keras.ops.multiply(each, 0.05 / keras.ops.maximum(keras.ops.norm(each), 0.05)) for each in gradients]
+    norms = [keras.ops.sqrt(keras.ops.sum(keras.ops.square(each))) for each in gradients]
+    return [each * (0.05 / keras.ops.maximum(norm, 0.05)) for each, norm in zip(gradients, norms, strict=True)]
 
 
 FAULTS = {
