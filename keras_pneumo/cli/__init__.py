@@ -86,7 +86,7 @@ COMMANDS = {
     ),
     "compare-frameworks": Command(
         "parity",
-        "Train an experiment in Keras and in PyTorch with several seeds, and say whether the scores are equivalent.",
+        "Train in Keras and in PyTorch with several seeds, and say whether their scores are equivalent.",
     ),
 }
 

@@ -145,7 +145,7 @@ def learning(backend: Backend) -> None:
         names = {id(variable): key for key, variable, _ in named_variables(model)}
         arrays = {key: np.zeros(2) for key in to_torch(model) if is_trained(key)}
         for variable, multiple, decay in zip(
-            model.trainable_variables, optimizer._multiples, optimizer._decays, strict=True
+            model.trainable_variables, optimizer.multiples, optimizer.decays, strict=True
         ):
             arrays[names[id(variable)]] = np.array([float(to_numpy(optimizer.learning_rate)) * multiple, decay])
         backend.write(f"learning.{name}", arrays)
@@ -158,9 +158,14 @@ def recipe_schedules(backend: Backend) -> None:
     for label in SCHEDULES:
         experiment = recipe_of(backend.folder, SCHEDULES[label].name)
         optimizer = make_optimizer(experiment, model, experiment.learning_rate, SCHEDULE_STEPS, SCHEDULE_EPOCH)
-        for kind, value in (("rate", optimizer._learning_rate), ("momentum", cast("Any", optimizer).beta_1)):
-            steps = [value(step) if callable(value) else value for step in range(SCHEDULE_STEPS)]
-            arrays[f"{label}: {kind}"] = np.array([float(to_numpy(each)) for each in steps])
+        rates = []
+        for step in range(SCHEDULE_STEPS):
+            optimizer.iterations.assign(step)
+            rates.append(float(to_numpy(optimizer.learning_rate)))
+        momentum = cast("Any", optimizer).beta_1
+        momenta = [momentum(step) if callable(momentum) else momentum for step in range(SCHEDULE_STEPS)]
+        arrays[f"{label}: rate"] = np.array(rates)
+        arrays[f"{label}: momentum"] = np.array([float(to_numpy(each)) for each in momenta])
     for label, plan in backend.task["plateaus"].items():
         settings = {key: plan[key] for key in ("mode", "factor", "patience")}
         plateau = Plateau(1.0, **settings)

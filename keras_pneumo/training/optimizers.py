@@ -133,8 +133,8 @@ class _TorchOptimizer(keras.optimizers.Optimizer):
         """Store each variable's multiple of the rate and its decay, by position."""
         super().build(variables)
         # Under a distribution strategy update_step sees backend variables, which have lost their Keras path.
-        self._multiples = [float(self.rate_multipliers.get(variable.path, 1.0)) for variable in variables]
-        self._decays = [self.decay if self.decay_applies(variable) else 0.0 for variable in variables]
+        self.multiples = [float(self.rate_multipliers.get(variable.path, 1.0)) for variable in variables]
+        self.decays = [self.decay if self.decay_applies(variable) else 0.0 for variable in variables]
 
     def finalize_variable_values(self, var_list: list[Any]) -> None:
         """Does nothing, since ``fit`` may end within a phase; :func:`~.averaging.keep_average` does it at the end."""
@@ -206,10 +206,10 @@ class AdamW(_TorchOptimizer):
         mean, square = self._means[index], self._squares[index]
         dtype = keras.backend.standardize_dtype(variable.dtype)
         gradient = ops.cast(gradient, dtype)
-        rate = ops.cast(learning_rate, dtype) * self._multiples[index]
+        rate = ops.cast(learning_rate, dtype) * self.multiples[index]
         beta_1, beta_2, correction_1, root_2 = self._once_a_step(dtype, self._moments)
-        if self._decays[index]:
-            self.assign(variable, variable * (1.0 - rate * self._decays[index]))
+        if self.decays[index]:
+            self.assign(variable, variable * (1.0 - rate * self.decays[index]))
         if keras.backend.backend() == "tensorflow":
             # The corrections of both moments stand in the rate and epsilon, so the operation makes none (powers of 0).
             tf.raw_ops.ResourceApplyAdam(
@@ -281,9 +281,9 @@ class SGD(_TorchOptimizer):
         index = self._get_variable_index(variable)
         buffer = self._buffers[index]
         dtype = keras.backend.standardize_dtype(variable.dtype)
-        rate = ops.cast(learning_rate, dtype) * self._multiples[index]
+        rate = ops.cast(learning_rate, dtype) * self.multiples[index]
         momentum = self._once_a_step(dtype, lambda dtype: ops.cast(self._at_this_step(self.momentum), dtype))
-        gradient = ops.cast(gradient, dtype) + self._decays[index] * variable
+        gradient = ops.cast(gradient, dtype) + self.decays[index] * variable
         if keras.backend.backend() == "tensorflow":
             tf.raw_ops.ResourceApplyMomentum(
                 var=_handle(variable),

@@ -206,24 +206,24 @@ KERAS_FAULTS = (
     Fault(
         "adam_l2", 21, "AdamW's decay is added to the gradient",
         OPTIMIZERS,
-        "self.assign(variable, variable * (1.0 - rate * self._decays[index]))",
-        "gradient = gradient + self._decays[index] * variable",
+        "self.assign(variable, variable * (1.0 - rate * self.decays[index]))",
+        "gradient = gradient + self.decays[index] * variable",
         "Optimizer step", r".+",
     ),
     Fault(
         "sgd_decoupled", 22, "SGD's decay is decoupled from the gradient, as Keras's",
         OPTIMIZERS,
-        "gradient = ops.cast(gradient, dtype) + self._decays[index] * variable",
+        "gradient = ops.cast(gradient, dtype) + self.decays[index] * variable",
         "gradient, _ = "
-        "ops.cast(gradient, dtype), self.assign(variable, variable * (1.0 - rate * self._decays[index]))",
+        "ops.cast(gradient, dtype), self.assign(variable, variable * (1.0 - rate * self.decays[index]))",
         "Optimizer step", r".+",
     ),
     Fault(
         "sgd_rate", 23, "SGD keeps the rate inside its momentum, as Keras's",
         OPTIMIZERS,
-        "gradient = ops.cast(gradient, dtype) + self._decays[index] * variable",
+        "gradient = ops.cast(gradient, dtype) + self.decays[index] * variable",
         "gradient, rate = "
-        "rate * (ops.cast(gradient, dtype) + self._decays[index] * variable), ops.cast(1.0, dtype)",
+        "rate * (ops.cast(gradient, dtype) + self.decays[index] * variable), ops.cast(1.0, dtype)",
         "Optimizer step", r"conv1\.weight",
     ),
     Fault(
