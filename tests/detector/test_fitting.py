@@ -125,11 +125,16 @@ def test_the_report_shows_the_heat_map_check_beside_the_detectors_segmenter(tiny
 
 @pytest.mark.slow
 @pytest.mark.parametrize("subset", ["validation", "test"])
-def test_without_outlined_positives_there_is_no_heat_map_check(tiny_runs, prepared_folder, tmp_path, subset):
+def test_without_outlined_positives_there_is_no_heat_map_check(
+    tiny_runs, prepared_folder, tmp_path, subset, monkeypatch
+):
     prepared = load_prepared(prepared_folder)
     some = prepared.cases["image_id"].isin(prepared.subset(subset, fold=0))
     nowhere = replace(prepared, cases=prepared.cases.assign(mask_pixels=prepared.cases["mask_pixels"].mask(some, 0)))
     runs = [read_run(tiny_runs / name) for name in ("classifier", "segmenter")]
+    with pytest.raises(PneumoError, match="have no mask, so a segmenter can be neither trained nor scored on it"):
+        fit_detector(runs[:1], runs[1:], nowhere, tmp_path / "refused", resamples=100)
+    monkeypatch.setattr(type(nowhere), "require_masks", lambda self: None)  # what a subset without positives is like
     fit_detector(runs[:1], runs[1:], nowhere, tmp_path / "d", resamples=100)
     assert not (tmp_path / "d" / "explain").exists()
     assert "Where it looks" not in (tmp_path / "d" / "board" / "report.html").read_text()
