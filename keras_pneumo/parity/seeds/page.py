@@ -102,6 +102,7 @@ def as_json(comparison: FrameworkComparison) -> dict[str, Any]:
     return {
         "format": 1,
         "verdict": " ".join(sentences_of(comparison, comparison.headline)),
+        "headline": comparison.headline,
         "outcome": comparison.verdicts[comparison.headline].outcome,
         "experiment": study.experiment.name,
         "task": study.experiment.task,

@@ -422,7 +422,7 @@ PYTORCH_FAULTS = (
         FILES,
         "edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.T.ravel().astype(np.int8), [0]])))",
         "edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.ravel().astype(np.int8), [0]])))",
-        "Prediction files", "encoded pixels",
+        "Rule of masks", "masks",
     ),
 )  # fmt: skip
 
