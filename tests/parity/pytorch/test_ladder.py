@@ -219,7 +219,8 @@ def test_a_fault_is_found_by_its_own_check(exchanged, monkeypatch, name):
     assert broken, "no check has seen it"
     assert broken[0].title == title
     assert first is None or broken[0].keras.first == first
-    assert all(result.title == title for result in broken)
+    consequences = {"Settings of recipes": {"Loss of an epoch"}}  # other weights have other losses
+    assert {result.title for result in broken} <= {title} | consequences.get(title, set())
 
 
 def test_a_size_that_no_network_takes_is_refused(torch_python, tmp_path):
