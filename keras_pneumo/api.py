@@ -147,15 +147,16 @@ def prepare(
     """
     from keras_pneumo.data.labels.known import options_of
     from keras_pneumo.data.prepared.folder import load_prepared as load
+    from keras_pneumo.data.prepared.prepare import paths_of
     from keras_pneumo.data.prepared.prepare import prepare as prepare_folder
 
     wanted = [sizes] if isinstance(sizes, int) else list(sizes)
     summary = prepare_folder(
-        _paths(folder),
+        paths_of(folder),
         Path(out),
         wanted,
-        _paths(labels),
-        _paths(patients),
+        paths_of(labels),
+        paths_of(patients),
         seed=seed,
         workers=workers,
         options=options_of(uncertain, blank, readers, image_column, label_column, any_view),
@@ -648,13 +649,6 @@ def compare(
 
     where = truth.folder if isinstance(truth, Prepared) else truth
     return compare_submissions(folder, where, out, subset=subset, seed=seed, resamples=resamples)
-
-
-def _paths(given: PathLike | Sequence[PathLike] | None) -> list[Path]:
-    """Paths of one path, of several, or of none."""
-    if given is None:
-        return []
-    return [Path(given)] if isinstance(given, str | Path) else [Path(path) for path in given]
 
 
 def _path(path: PathLike | None) -> Path | None:

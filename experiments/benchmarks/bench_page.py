@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import escape
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation import report
+from keras_pneumo.evaluation.report.report import page_templates
 from keras_pneumo.storage.files import write_bytes
 
 BEGIN, END = "<!-- table of bench.json: begin -->", "<!-- table of bench.json: end -->"
@@ -104,21 +103,14 @@ def replace_table(path: Path, record: Mapping[str, Any]) -> None:
 
 def page(record: Mapping[str, Any]) -> str:
     """The page, as HTML text."""
-    folders = [Path(__file__).parent, Path(report.__file__).with_name("templates")]
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folders),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    templates = page_templates(Path(__file__).parent)
     rows = record["rows"]
     measured = [row for row in rows if row["ratio"] is not None]
-    judged = [row for row in rows if is_met(row) is not None]
+    with_goal = [row for row in rows if is_met(row) is not None]
     return templates.get_template("bench.html").render(
         rows=rows,
-        below=[row for row in judged if not is_met(row)],
-        judged=judged,
+        below=[row for row in with_goal if not is_met(row)],
+        with_goal=with_goal,
         measured=measured,
         noisy=[row["name"] for row in measured if not row.get("quiet", True)],
         ratios=ratio_chart(measured),

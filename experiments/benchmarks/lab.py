@@ -21,13 +21,12 @@ from typing import Any
 import psutil
 from measuring import MeasurementError
 
+from keras_pneumo.parity.backends import KEEP_MEMORY
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 BUSY = 0.1
 """With more than this share of all cores in use before a row, the machine is not quiet."""
-
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
-"""Keeps malloc from giving memory back after each operator: worth 1.2 to 1.6 to PyTorch on a CPU."""
 
 PACKAGES = ("numpy", "opencv-python-headless", "scikit-learn", "tensorflow", "keras", "onnxruntime")
 TORCH_PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "monai", "albumentations")

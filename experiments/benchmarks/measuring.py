@@ -276,9 +276,10 @@ def peak_memory(pid: int, cpu_seconds: dict[int, float] | None = None) -> Iterat
 
     def watch() -> None:
         while not ended.wait(SAMPLE_SECONDS):
-            peak[0] = max(peak[0], memory_of(pid))
+            family = _family(pid)  # looked up once: it reads the whole table of processes
+            peak[0] = max(peak[0], _memory_of(family))
             if cpu_seconds is not None:
-                cpu_seconds.update(_cpu_seconds_by_process(pid))
+                cpu_seconds.update(_cpu_seconds_of(family))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -287,17 +288,21 @@ def peak_memory(pid: int, cpu_seconds: dict[int, float] | None = None) -> Iterat
     finally:
         ended.set()
         watcher.join()
-        peak[0] = max(peak[0], memory_of(pid))  # of a worker, which goes on; a command is gone
+        peak[0] = max(peak[0], _memory_of(_family(pid)))  # of a worker, which goes on; a command is gone
 
 
-def memory_of(pid: int) -> float:
-    """Bytes that a process and all its children have in memory now, shared pages counted once; 0 when it has ended."""
-    total = 0.0
+def _family(pid: int) -> list[psutil.Process]:
+    """A process and all its children; nobody when it has ended."""
     try:
         process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
+        return [process, *process.children(recursive=True)]
     except psutil.Error:
-        return 0.0
+        return []
+
+
+def _memory_of(family: Sequence[psutil.Process]) -> float:
+    """Bytes that processes have in memory now, pages that they share counted once."""
+    total = 0.0
     for member in family:
         with contextlib.suppress(psutil.Error, OSError):
             total += member.memory_full_info().pss
@@ -306,18 +311,16 @@ def memory_of(pid: int) -> float:
 
 def _cpu_seconds(pid: int) -> float:
     """CPU seconds of a process and its children so far."""
-    return sum(_cpu_seconds_by_process(pid).values())
+    return sum(_cpu_seconds_of(_family(pid)).values())
 
 
-def _cpu_seconds_by_process(pid: int) -> dict[int, float]:
-    """CPU seconds so far of a process and of each of its children that runs."""
+def _cpu_seconds_of(family: Sequence[psutil.Process]) -> dict[int, float]:
+    """CPU seconds so far of each process that runs, by its id."""
     seconds = {}
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for member in [process, *process.children(recursive=True)]:
-            with contextlib.suppress(psutil.Error):
-                times = member.cpu_times()
-                seconds[member.pid] = times.user + times.system
+    for member in family:
+        with contextlib.suppress(psutil.Error):
+            times = member.cpu_times()
+            seconds[member.pid] = times.user + times.system
     return seconds
 
 

@@ -49,7 +49,7 @@ WaitOption = Annotated[
 @contextlib.contextmanager
 def ended_together(distribution: Distribution) -> Iterator[None]:
     """With several workers, leave at once on a fault: TensorFlow would wait for those that are gone."""
-    from keras_pneumo.training.callbacks import stopped_at_once
+    from keras_pneumo.storage.interruption import stopped_at_once
     from keras_pneumo.training.distributed.strategy import lost_workers
 
     if distribution.workers == 1:

@@ -66,7 +66,7 @@ def predictors_on(engine: Engine, images: Callable[[], int], notify: Callable[[s
 
     Args:
         engine: see the module.
-        images: tells how many will be predicted; only ``auto`` calls it, to judge whether a trial pays.
+        images: tells how many will be predicted; only ``auto`` calls it, to see whether a trial pays.
         notify: called with a sentence on the engine of each network, unless ``engine`` is ``keras``.
 
     Raises:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jinja2
-
-from keras_pneumo.evaluation import report
+from keras_pneumo.evaluation.report.report import page_templates
 from keras_pneumo.parity.comparison import Difference
 from keras_pneumo.parity.ladder import Ladder, shown
 from keras_pneumo.storage.files import write_bytes
@@ -25,14 +23,7 @@ def write_page(path: Path, ladder: Ladder) -> Path:
     Raises:
         PneumoError: the file cannot be written.
     """
-    folders = [Path(__file__).with_name("templates"), Path(report.__file__).with_name("templates")]
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folders),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    templates = page_templates(Path(__file__).with_name("templates"))
     page = templates.get_template("parity.html").render(
         ladder=ladder,
         task=ladder.task,

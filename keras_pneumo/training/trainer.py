@@ -51,18 +51,17 @@ from keras_pneumo.inference.run import (
 )
 from keras_pneumo.models.imagenet import load_pretrained
 from keras_pneumo.storage.files import folder_lock, remove_temporary, sha256_file, write_table
+from keras_pneumo.storage.interruption import Interruption, stopped_at_once
 from keras_pneumo.training import checkpoints, memory
 from keras_pneumo.training.averaging import WeightAverage, estimate_statistics
 from keras_pneumo.training.callbacks import (
     CheckpointInterval,
     CheckpointSaver,
     EpochValidation,
-    Interruption,
     NotFinite,
     StepCallbacks,
     StepCounter,
     TrainProgress,
-    stopped_at_once,
 )
 from keras_pneumo.training.checkpoints import (
     Checkpoint,

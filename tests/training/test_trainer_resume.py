@@ -16,8 +16,8 @@ from safetensors.numpy import load_file
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.inference.run import read_run
+from keras_pneumo.storage.interruption import Interruption
 from keras_pneumo.training import memory, trainer
-from keras_pneumo.training.callbacks import Interruption
 from keras_pneumo.training.checkpoints import Checkpoint
 from keras_pneumo.training.run_folder import is_free, is_trained
 from keras_pneumo.training.step import TrainingNetwork

@@ -124,9 +124,7 @@ def picture_labels(folder: Path, masks: Mapping[Path, Path], paths: Sequence[Pat
             parts.setdefault(image_id, []).append(runs)
     bad = {item.image_id for item in rejected}
     images = {
-        name: _label([rle.unite_runs(runs)], number)
-        for number, (name, runs) in enumerate(parts.items(), start=1)
-        if name not in bad
+        name: _label(runs, number) for number, (name, runs) in enumerate(parts.items(), start=1) if name not in bad
     }
     without = sorted({image_id_of(path.name) for path in paths if path not in masks} - set(parts) - bad)
     return _with_blank(

@@ -184,7 +184,7 @@ _PADCHEST = DataSet(
     birth="PatientBirth",
     study_date="StudyDate_DICOM",
 )
-"""160,861 radiographs; findings as a list in the manner of Python (Bustos et al., Medical Image Analysis 2020)."""
+"""160,861 radiographs; findings as Python writes a list (Bustos et al., Medical Image Analysis 2020)."""
 
 _VINDR = DataSet(
     "VinDr-CXR",

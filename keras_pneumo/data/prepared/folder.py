@@ -17,6 +17,7 @@ from keras_pneumo.data.prepared.manifest import (
     SPLIT,
     TABLES,
     TRUTH,
+    positives_without_mask,
     prepared_sha256,
     read_manifest,
     read_prepared_table,
@@ -52,7 +53,7 @@ class PreparedFolder:
     @property
     def lacks_masks(self) -> bool:
         """Whether there are positives without a mask, so that nothing about masks can be learnt or scored."""
-        return bool(((self.cases["pneumothorax"] == 1) & (self.cases["mask_pixels"] == 0)).any())
+        return positives_without_mask(self.cases) > 0
 
     def encoded_pixels(self) -> pd.Series:
         """The true mask of each image as run-length text, by image id.
@@ -69,11 +70,10 @@ class PreparedFolder:
         Raises:
             PneumoError: it is one; the message counts them.
         """
-        if self.lacks_masks:
-            positive = self.cases[self.cases["pneumothorax"] == 1]
-            bare = int((positive["mask_pixels"] == 0).sum())
+        if bare := positives_without_mask(self.cases):
+            positives = int((self.cases["pneumothorax"] == 1).sum())
             raise PneumoError(
-                f"{bare} of the {len(positive)} positives in {self.folder} have no mask, so a segmenter can be neither "
+                f"{bare} of the {positives} positives in {self.folder} have no mask, so a segmenter can be neither "
                 "trained nor scored on it. Train a classifier, or prepare only data with masks."
             )
 

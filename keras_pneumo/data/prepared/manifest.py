@@ -183,10 +183,15 @@ def truth_table(cases: pd.DataFrame, split: pd.DataFrame, labels: Labels) -> pd.
         side = merged[["rows", "columns"]].max(axis=1)
         merged["pixel_spacing_mm"] = (merged["pixel_spacing_mm"] * (side / rle.MASK_SIZE)).round(6)
     columns = ["image_id", "patient_id", "subset", "fold", "pneumothorax", "encoded_pixels"]
-    if ((cases["pneumothorax"] == 1) & (cases["mask_pixels"] == 0)).any():
+    if positives_without_mask(cases):
         columns.remove("encoded_pixels")
     further = ["source"] if "source" in cases and cases["source"].nunique() > 1 else []
     return merged.assign(encoded_pixels=pixels)[[*columns, "sex", "age", "view", "pixel_spacing_mm", *further]]
+
+
+def positives_without_mask(cases: pd.DataFrame) -> int:
+    """How many cases have a pneumothorax but no mask of it; see :func:`cases_table`."""
+    return int(((cases["pneumothorax"] == 1) & (cases["mask_pixels"] == 0)).sum())
 
 
 def _write_boxes(out: Path, sources: Sequence[RadiographFile], labels: Labels) -> None:
@@ -282,11 +287,10 @@ def _label_notes(plan: PreparationPlan, cases: pd.DataFrame) -> list[str]:
             notes.append(f"{name}: {counted(record['blank_rows'], 'blank label')}: {record['blank']}.")
         if record.get("not_frontal"):
             notes.append(f"{name}: {counted(record['not_frontal'], 'image')} not frontal: left out.")
-    positive = cases["pneumothorax"] == 1
-    bare = int((positive & (cases["mask_pixels"] == 0)).sum())
-    if bare:
+    if bare := positives_without_mask(cases):
         notes.append(
-            f"{bare} of {int(positive.sum())} positives have no mask: a classifier can be trained, no segmenter."
+            f"{bare} of {int(cases['pneumothorax'].sum())} positives have no mask: a classifier can be trained, no "
+            "segmenter."
         )
     return notes
 

@@ -159,11 +159,11 @@ def _data_folders(
     Raises:
         PneumoError: there are neither as many of them as folders, nor one, nor none.
     """
-    folders = _paths(data)
+    folders = paths_of(data)
     if not folders:
         raise PneumoError("No folder was given. Give the folder that holds the radiographs.")
     tables: list[list[Path | None]] = []
-    for option, given in (("--labels", _paths(labels)), ("--patients", _paths(patients))):
+    for option, given in (("--labels", paths_of(labels)), ("--patients", paths_of(patients))):
         if len(given) not in (0, 1, len(folders)):
             raise PneumoError(
                 f"{len(folders)} folders and {len(given)} {option} were given. Give one for each folder, one, or none."
@@ -173,7 +173,8 @@ def _data_folders(
     return [DataFolder(*each) for each in zip(folders, *tables, strict=True)]
 
 
-def _paths(given: Path | Sequence[Path] | None) -> list[Path]:
+def paths_of(given: str | Path | Sequence[str | Path] | None) -> list[Path]:
+    """Paths of one path, of several, or of none."""
     if given is None:
         return []
     return [Path(given)] if isinstance(given, str | Path) else [Path(path) for path in given]

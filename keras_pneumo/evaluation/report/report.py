@@ -111,6 +111,17 @@ def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, st
     return lines
 
 
+def page_templates(*folders: Path) -> jinja2.Environment:
+    """The templates of pages, in ``folders`` and then in the report's, whose style all pages share."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, Path(__file__).with_name("templates")]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+
+
 def _write(
     path: Path,
     board: Board,
@@ -122,13 +133,7 @@ def _write(
     masks: MaskFindings | None = None,
     saliency: SaliencyReport | None = None,
 ) -> Path:
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    templates = page_templates()
     teams = board.teams
     script = Path(__file__).with_name("templates").joinpath("gallery.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

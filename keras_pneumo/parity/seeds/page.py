@@ -11,14 +11,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 
 from keras_pneumo import __version__
-from keras_pneumo.evaluation import report
 from keras_pneumo.evaluation.board.verdict import LABELS
 from keras_pneumo.evaluation.report.charts import Bar, Series, interval_chart, line_chart
+from keras_pneumo.evaluation.report.report import page_templates
 from keras_pneumo.parity.seeds.equivalence import SeededDifference, signed
 from keras_pneumo.parity.seeds.study import FrameworkComparison, team_name
 from keras_pneumo.storage.files import write_bytes, write_json
@@ -39,15 +38,7 @@ def write_answer(comparison: FrameworkComparison) -> Path:
     """
     out = comparison.study.out
     write_json(out / ANSWER, as_json(comparison))
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(
-            [Path(__file__).parents[1] / "templates", Path(report.__file__).with_name("templates")]
-        ),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    templates = page_templates(Path(__file__).parents[1] / "templates")
     page = templates.get_template("compare_frameworks.html").render(
         comparison=comparison,
         study=comparison.study,

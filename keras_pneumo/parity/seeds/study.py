@@ -23,11 +23,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -41,14 +39,14 @@ import pandas as pd
 
 from keras_pneumo.config import Experiment
 from keras_pneumo.data.prepared.folder import PreparedFolder
-from keras_pneumo.errors import AGAIN, PneumoError, Stopped
+from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.evaluation.board.entries import entry_sums, team_entry
 from keras_pneumo.evaluation.compare import align_all
 from keras_pneumo.evaluation.inputs.submission import INFO_FILE, examine_submission
 from keras_pneumo.evaluation.inputs.truth import Truth, read_truth
 from keras_pneumo.evaluation.scoring.scores import COMMON_SENSITIVITY, point_scores, replicate_scores
 from keras_pneumo.evaluation.scoring.statistics import leave_one_out
-from keras_pneumo.parity.backends import CHECKOUT, torch_python
+from keras_pneumo.parity.backends import KEEP_MEMORY, in_checkout, last_line, torch_python
 from keras_pneumo.parity.seeds.equivalence import (
     MARGIN,
     SeededDifference,
@@ -56,7 +54,8 @@ from keras_pneumo.parity.seeds.equivalence import (
     equivalence_verdict,
     seeded_difference,
 )
-from keras_pneumo.storage.files import folder_lock, require_writable, write_json
+from keras_pneumo.storage.files import folder_lock, read_json, require_writable, write_json
+from keras_pneumo.storage.interruption import Interruption
 from keras_pneumo.training.run_folder import REPORT
 
 Team = Literal["keras", "torch", "torch_last_bit"]
@@ -64,12 +63,8 @@ Team = Literal["keras", "torch", "torch_last_bit"]
 DECLARED, LOCK = "study.json", "training.lock"
 TEAM_SCRIPTS = Path("experiments/torch_team")
 
-TORCH_VARIABLES = {
-    "OMP_WAIT_POLICY": "PASSIVE",  # else waiting threads keep shared cores busy
-    # The C library keeps freed memory, which on a CPU is worth 1.2 to 1.6 to PyTorch.
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-}
+TORCH_VARIABLES = {**KEEP_MEMORY, "OMP_WAIT_POLICY": "PASSIVE"}
+"""How PyTorch's process is tuned: waiting threads would else keep shared cores busy."""
 
 CONTROLS = 2
 """Default number of seeds whose PyTorch training is repeated from a start that differs in the last bit."""
@@ -103,7 +98,7 @@ class Progress:
     line: str
     """The last line that the training printed."""
     seconds_left: float | None
-    """Of all trainings, judged by those that ended; None before the first of each team has ended."""
+    """Of all trainings, as long as those that ended took; None before the first of each team has ended."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +227,7 @@ def declare(study: Study) -> dict[str, Any]:
     """
     path = study.out / DECLARED
     own: dict[str, Any] = {
-        "experiment": json.loads(study.experiment.model_dump_json()),
+        "experiment": study.experiment.model_dump(mode="json"),
         "split_sha256": study.prepared.manifest["split_sha256"],
         "margin": study.margin,
     }
@@ -244,7 +239,7 @@ def declare(study: Study) -> dict[str, Any]:
         write_json(path, record)
         return record
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         rounds = list(record["rounds"])
         last = int(rounds[-1]["seeds"])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
@@ -285,7 +280,8 @@ def _carry_out(study: Study, commands: _Commands, progress: Callable[[Progress],
     trainings = study.trainings
     done = {training for training in trainings if is_done(training)}
     seconds = _wall_seconds(study)
-    with _until_signal() as signals:
+    interruption = Interruption()
+    with interruption.listening():
         for training in trainings:
             if training in done:
                 continue
@@ -294,7 +290,7 @@ def _carry_out(study: Study, commands: _Commands, progress: Callable[[Progress],
                 left = seconds_left(seconds, [t for t in trainings if t not in done], time.monotonic() - began)
                 progress(Progress(training, len(done), len(trainings), line, left))
 
-            taken = _train(training, study, commands, show, signals)
+            taken = _train(training, study, commands, show, interruption)
             earlier = seconds.get((training.seed, training.team), 0.0)  # of a training that was cut off and went on
             seconds[training.seed, training.team] = earlier + taken
             write_json(_wall_file(training), {"seconds": earlier + taken})
@@ -334,13 +330,13 @@ def _train(
     study: Study,
     commands: _Commands,
     show: Callable[[str, float], None],
-    signals: list[int],
+    interruption: Interruption,
 ) -> float:
     """Carry out one training; the seconds that it took."""
     folder = study.out / f"seed_{training.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     experiment = folder / "experiment.json"
-    write_json(experiment, json.loads(study.experiment.replace(seed=training.seed).model_dump_json()))
+    write_json(experiment, study.experiment.replace(seed=training.seed).model_dump(mode="json"))
     data = str(study.prepared.folder.resolve())
     if training.team == "keras":
         argv: list[str | Path] = [
@@ -353,13 +349,13 @@ def _train(
             training.folder,
             *commands.given_weights,
         ]
-        return _run(argv, training, study, {}, show, signals)
+        return _run(argv, training, study, {}, show, interruption)
     start = folder / "start.safetensors"
     if not start.exists():
         unfinished = start.with_suffix(".part.safetensors")
         unfinished.unlink(missing_ok=True)
         export: list[str | Path] = [*commands.keras, "export", experiment, "--out", unfinished]
-        _run([*export, *commands.given_weights], training, study, {}, show, signals)
+        _run([*export, *commands.given_weights], training, study, {}, show, interruption)
         unfinished.rename(start)
     if training.team == "torch_last_bit":
         changed = folder / "start_last_bit.safetensors"
@@ -369,7 +365,7 @@ def _train(
     masks = shlex.join([*commands.keras, "masks"])
     argv = [commands.python, commands.script, "--experiment", experiment, "--init", start, "--data", data]
     argv += ["--out", training.folder, *(["--masks", masks] if study.experiment.task == "segmenter" else [])]
-    return _run(argv, training, study, TORCH_VARIABLES, show, signals)
+    return _run(argv, training, study, TORCH_VARIABLES, show, interruption)
 
 
 def change_last_bit(start: Path, changed: Path) -> None:
@@ -388,7 +384,7 @@ def _run(
     study: Study,
     variables: dict[str, str],
     show: Callable[[str, float], None],
-    signals: list[int],
+    interruption: Interruption,
 ) -> float:
     """Run a command to its end; its output goes to the log beside the training's folder."""
     log = training.folder.with_name(f"{training.team}.log")
@@ -410,17 +406,15 @@ def _run(
                     process.wait(1.0)
                     break
                 show(last_line(log), began)
-                if signals and not asked:
-                    process.send_signal(signals[0])  # ours finishes its step and saves
+                if interruption.number is not None and not asked:
+                    process.send_signal(interruption.number)  # ours finishes its step and saves
                     asked = True
         except BaseException:
             process.terminate()
             process.wait()
             raise
-    if signals:
-        name = signal.Signals(signals[0]).name
-        code = 130 if signals[0] == signal.SIGINT else AGAIN
-        raise Stopped(f"{name} came. Start the same command again to go on.", code)
+    if interruption.wanted:
+        raise Stopped(f"{interruption.name} came. Start the same command again to go on.", interruption.exit_code)
     if process.returncode:
         raise PneumoError(
             f"The training of {team_name(training.team)} with seed {training.seed} failed: {last_line(log)} Its "
@@ -450,33 +444,6 @@ def _training_lock(folder: Path) -> Iterator[int]:
         os.close(handle)
 
 
-@contextlib.contextmanager
-def _until_signal() -> Iterator[list[int]]:
-    """A context in which the signals that end a training are listed rather than ending this process."""
-    came: list[int] = []
-    wanted = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
-    before = {}
-    for number in wanted:
-        with contextlib.suppress(ValueError):  # not the main thread: the caller sees to signals
-            before[number] = signal.signal(number, lambda number, frame: came.append(number))
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def last_line(log: Path) -> str:
-    """The last line of a log that says something, at most 200 characters."""
-    with contextlib.suppress(OSError):
-        with log.open("rb") as file:
-            file.seek(max(log.stat().st_size - 4000, 0))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-        if lines:
-            return lines[-1][:200]
-    return ""
-
-
 def _wall_file(training: Training) -> Path:
     return training.folder.with_name(f"{training.team}.time.json")
 
@@ -486,7 +453,7 @@ def _wall_seconds(study: Study) -> dict[tuple[int, str], float]:
     seconds: dict[tuple[int, str], float] = {}
     for training in study.trainings:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            record = json.loads(_wall_file(training).read_text(encoding="utf-8"))
+            record = read_json(_wall_file(training))
             seconds[training.seed, training.team] = float(record["seconds"])
     return seconds
 
@@ -550,13 +517,10 @@ def team_name(team: str) -> str:
 
 
 def _team_script(task: str) -> Path:
-    for folder in (CHECKOUT, Path.cwd()):
-        path = folder / TEAM_SCRIPTS / f"{task}.py"
-        if path.is_file():
-            return path
-    raise PneumoError(
-        f"The PyTorch team's program {TEAM_SCRIPTS / task}.py was not found. Run this in a checkout of the project."
-    )
+    name = TEAM_SCRIPTS / f"{task}.py"
+    if path := in_checkout(name):
+        return path
+    raise PneumoError(f"The PyTorch team's program {name} was not found. Run this in a checkout of the project.")
 
 
 def _now() -> str:
