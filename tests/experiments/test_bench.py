@@ -374,6 +374,8 @@ def test_all_ways_to_score_give_the_same_dice(scored):
 def test_monais_dice_is_the_same(scored):
     sides, folder = scored
     python = Path(os.environ.get("KERAS_PNEUMO_TORCH_PYTHON", BENCHMARKS.parents[1] / ".venv-torch/bin/python"))
+    if not python.exists():
+        pytest.skip("PyTorch's environment is not here (make setup-torch)")
     code = "import sys, score_sides, pathlib; print(*score_sides.dice_monai(pathlib.Path(sys.argv[1]))().tolist())"
     done = subprocess.run([python, "-c", code, folder], capture_output=True, text=True, cwd=BENCHMARKS, check=False)
     if "No module named" in done.stderr:
