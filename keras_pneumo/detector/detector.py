@@ -185,7 +185,7 @@ class Detector:
         probability = self.calibration.apply(sources[self.probability_source])
         parameters = self.postprocessing
         distances = None if self.likeness is None else self.likeness.distances(images)
-        limit = 1.0 if self.likeness is None else self.likeness.limit
+        limit = np.inf if self.likeness is None else self.likeness.limit
         gate = sources[parameters.gate_source] if parameters.gate > 0 else np.ones(len(images))
         return [
             Answer(

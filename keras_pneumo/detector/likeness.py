@@ -66,7 +66,7 @@ class Likeness:
     """The largest distance of an image that gets an answer."""
 
     def distances(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Distances of uint8 radiographs (H, W) of any size, float64 (n,), from 0 (the same) to 1 (nothing alike)."""
+        """Distances of uint8 radiographs (H, W) of any size, float64 (n,): 0 the same, 1 nothing alike, 2 opposite."""
         reduced = [resize_image(image, self.image_size) for image in images]
         return self.distances_of([_cut(each, *image.shape) for each, image in zip(reduced, images, strict=True)])
 
@@ -146,14 +146,11 @@ def fit_likeness(prepared: PreparedFolder, image_size: int, fold: int = 0, rate:
         return None
     features = edge_features(_prepared_images(prepared, image_ids, image_size)).astype(np.float16)
     held_out = distances_to_others(features, patients)
-    position = min(math.ceil((len(held_out) + 1) * (1 - rate)), len(held_out))
-    # Rounded up, so that an image on the limit gets its answer whatever the order of a sum is.
-    limit = math.ceil(float(np.sort(held_out)[position - 1]) * 1e5) / 1e5
+    limit, stated = limit_of(held_out, rate)
     likeness = Likeness(features, image_size, limit)
     test_ids = prepared.subset("test", fold)
     test = likeness.distances_of(_prepared_images(prepared, test_ids, image_size)) if test_ids else np.empty(0)
     positive = cases["pneumothorax"].loc[test_ids].to_numpy(bool)
-    stated = max(rate, 1 / (len(held_out) + 1))
     return LikenessFit(likeness, stated, len(set(patients)), held_out, test, positive)
 
 
@@ -170,6 +167,18 @@ def distances_to_others(features: np.ndarray, patients: np.ndarray) -> np.ndarra
     ordered = np.sort(similarity, axis=1)[:, ::-1][:, :NEIGHBOURS]
     others = np.minimum(np.isfinite(ordered).sum(axis=1), NEIGHBOURS)
     return np.asarray(1 - ordered[np.arange(len(ordered)), others - 1], float)
+
+
+def limit_of(held_out: np.ndarray, rate: float) -> tuple[float, float]:
+    """The limit that refuses at most ``rate`` of new images like these, and the rate that it holds.
+
+    It is the conformal quantile, the k-th smallest distance with k = (n + 1) (1 - rate) rounded up. With too few
+    images for the rate it is the largest distance, and the rate 1 / (n + 1).
+    """
+    position = min(math.ceil((len(held_out) + 1) * (1 - rate)), len(held_out))
+    # Rounded up, so that an image on the limit gets its answer whatever the order of a sum is.
+    limit = math.ceil(float(np.sort(held_out)[position - 1]) * 1e5) / 1e5
+    return limit, max(rate, 1 / (len(held_out) + 1))
 
 
 def edge_features(images: Sequence[np.ndarray]) -> np.ndarray:
@@ -199,7 +208,9 @@ def _edge_features(image: np.ndarray) -> np.ndarray:
     cells = histogram.reshape(CELLS, cell, CELLS, cell, DIRECTIONS).sum(axis=(1, 3))
     # Relative to the edges around: a lung behind a dark exposure then has the same outline.
     around = cv2.blur(np.linalg.norm(cells, axis=-1), (3, 3), borderType=cv2.BORDER_REPLICATE)
-    flat = (cells / (around + _FLAT * cell)[..., None]).ravel()
+    # Without their mean: noise, which has every direction alike, would else be half as like anything as it can be.
+    directed = cells - cells.mean(axis=-1, keepdims=True)
+    flat = (directed / (around + _FLAT * cell)[..., None]).ravel()
     return np.asarray(flat / max(float(np.linalg.norm(flat)), 1e-9), np.float32)
 
 
@@ -243,7 +254,7 @@ def read_likeness(folder: Path, record: dict[str, Any]) -> Likeness | None:
         features = np.load(folder / FILE, allow_pickle=False)
         likeness = Likeness(features, int(values["image_size"]), float(values["limit"]))
         whole = features.dtype == np.float16 and features.ndim == 2 and features.shape[1] == FEATURES and len(features)
-        if whole and np.isfinite(features).all() and likeness.image_size > 0 and 0 <= likeness.limit <= 1:
+        if whole and np.isfinite(features).all() and likeness.image_size > 0 and 0 <= likeness.limit <= 2:
             return likeness
     except (KeyError, TypeError, ValueError, OSError, EOFError):
         pass

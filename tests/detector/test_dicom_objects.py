@@ -207,6 +207,35 @@ def test_a_negative_answer_has_a_report_and_no_segmentation(few, tmp_path):
     check_valid(tmp_path)
 
 
+def test_an_image_not_like_the_training_images_has_a_report_without_an_answer(few, tmp_path):
+    (path,) = sorted(few.iterdir())[:1]
+    dataset = pydicom.dcmread(path)
+    hand = drawn_hand(dataset.Rows)
+    dataset.BodyPartExamined = ""
+    dataset.PixelData, dataset.file_meta.TransferSyntaxUID = hand.tobytes(), ExplicitVRLittleEndian
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(tmp_path / "hand.dcm", enforce_file_format=True)
+    detector = checked_detector([pydicom.dcmread(path).pixel_array], top=0.5)
+    result = detect(detector, [tmp_path / "hand.dcm"], tmp_path / "out", dicom=True)
+    assert (len(result.rows), len(result.set_aside)) == (0, 1)
+    made = {each.stem: each for each in (tmp_path / "out/dicom").rglob("*.dcm")}
+    assert made.keys() == {"capture", "report"}, "no segmentation, although the network outlines the bright bones"
+    report = hd.sr.srread(made["report"])
+    (group,) = report.content.get_image_measurement_groups()
+    (evaluation,) = group.get_qualitative_evaluations()
+    assert (evaluation.name.meaning, evaluation.value.meaning) == (
+        "Check of the input image", "Not like the training images")  # fmt: skip
+    assert not group.get_measurements()
+    assert not report.content.get_planar_roi_measurement_groups()
+    text = str(report)
+    for word in ("Present", "Absent", "robability", "Plain chest X-ray"):
+        assert word not in text, word
+    assert "its distance to them is" in text
+    assert "BodyPartExamined" not in pydicom.dcmread(made["capture"])
+    if DCIODVFY:
+        check_valid(tmp_path / "out")
+
+
 def test_lossy_compression_of_the_source_is_recorded(few, tmp_path):
     dataset = pydicom.dcmread(next(few.iterdir()))
     dataset.LossyImageCompression = "01"
