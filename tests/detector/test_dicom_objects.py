@@ -10,7 +10,16 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from detector_lab import DCIODVFY, check_valid, cut_dicom, dice, expected_mask, known_detector
+from detector_lab import (
+    DCIODVFY,
+    check_valid,
+    checked_detector,
+    cut_dicom,
+    dice,
+    drawn_hand,
+    expected_mask,
+    known_detector,
+)
 from pydicom.uid import ExplicitVRLittleEndian
 
 from keras_pneumo.data.labels import rle

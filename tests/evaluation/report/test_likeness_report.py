@@ -3,7 +3,6 @@
 import re
 
 import numpy as np
-import pytest
 from scipy import stats
 
 from keras_pneumo.evaluation.report.likeness_report import likeness_report
@@ -26,10 +25,13 @@ def test_the_chart_has_both_distributions_and_the_limit():
     report = likeness_report(np.array([0.1, 0.2, 0.2, 0.3]), np.array([0.25]), np.array([True]), 0.3, 0.2)
     assert "training and validation (n = 4)" in report.chart
     assert "test (n = 1)" in report.chart
-    assert report.chart.count("stroke-dasharray") >= 1
-    dashed = re.search(r'<path[^>]*d="M([0-9.]+)[ ,][^"]*L([0-9.]+)[ ,][^"]*"[^>]*stroke-dasharray', report.chart)
-    if dashed:  # a vertical line
-        assert float(dashed[1]) == pytest.approx(float(dashed[2]))
+    (x, bottom, same_x, top), *others = re.findall(
+        r'class="s7 dashed" d="M([0-9.]+) ([0-9.]+)L([0-9.]+) ([0-9.]+)"', report.chart
+    )
+    assert not others
+    assert x == same_x == "375.8"  # a vertical line at 0.3 of 0.33, the axis from 74 to 406
+    assert float(bottom) > float(top)
+    assert 'class="s0" d="M74.0 296.0H174.6L174.6 225.5H275.2L275.2' in report.chart  # a quarter of four up to 0.1
 
 
 def test_without_test_images_there_is_no_rate_of_false_alarms():
