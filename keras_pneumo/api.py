@@ -113,6 +113,7 @@ def prepare(
     image_column: str | None = None,
     label_column: str | None = None,
     any_view: bool = False,
+    mask_size: str | None = None,
 ) -> Prepared:
     """Prepare a folder of radiographs: check, decode and resize them, and split them by patient.
 
@@ -136,6 +137,7 @@ def prepare(
         image_column: the image's column in a table that is not known.
         label_column: the label's column in a table that is not known.
         any_view: whether images that the table calls lateral are let in.
+        mask_size: ``ROWSxCOLUMNS`` that run-length masks refer to, where it is not 1024x1024.
 
     Raises:
         PneumoError: nothing can be prepared, or ``out`` holds something else.
@@ -159,7 +161,7 @@ def prepare(
         paths_of(patients),
         seed=seed,
         workers=workers,
-        options=options_of(uncertain, blank, readers, image_column, label_column, any_view),
+        options=options_of(uncertain, blank, readers, image_column, label_column, any_view, mask_size),
     )
     for note in summary.notes:
         warnings.warn(note, stacklevel=2)
