@@ -39,6 +39,7 @@ from keras_pneumo.inference.postprocess import (
     write_postprocessing,
 )
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor
+from keras_pneumo.inference.provenance import LEARNED_SHA256, learned_images
 from keras_pneumo.inference.run import RunFolder
 from keras_pneumo.storage.workers import Progress
 
@@ -179,7 +180,7 @@ def submission_info(
         split_sha256=first.record["split_sha256"],
         subset=subset,
         threshold=threshold,
-        pretraining=Pretraining(images=", ".join(seen) or "none"),
+        pretraining=Pretraining(images=", ".join(seen) or "none", image_ids=_earlier_images(runs)),
         image_size=max(run.experiment.image_size for run in runs),
         seeds=sorted({run.experiment.seed for run in runs}),
         deterministic=all(run.experiment.deterministic for run in runs),
@@ -188,3 +189,15 @@ def submission_info(
         preprocessing=PREPROCESSING,
         synthetic=any(run.synthetic for run in runs),
     )
+
+
+def _earlier_images(runs: Sequence[RunFolder]) -> list[str]:
+    """The radiographs (no phantoms) that the runs' starts learned from and the runs themselves did not."""
+    names: set[str] = set()
+    for run in runs:
+        if run.record.get("start_from") and LEARNED_SHA256 in run.record:
+            learned = learned_images(run)
+            own = learned.loc[learned["earlier"] == 0, "image_id"]
+            earlier = learned[(learned["earlier"] > 0) & (learned["synthetic"] == 0)]
+            names |= set(earlier["image_id"]) - set(own)
+    return sorted(names)
