@@ -113,6 +113,7 @@ def prepare(
     image_column: str | None = None,
     label_column: str | None = None,
     any_view: bool = False,
+    mask_size: str | None = None,
 ) -> Prepared:
     """Prepare a folder of radiographs: check, decode and resize them, and split them by patient.
 
@@ -136,6 +137,7 @@ def prepare(
         image_column: the image's column in a table that is not known.
         label_column: the label's column in a table that is not known.
         any_view: whether images that the table calls lateral are let in.
+        mask_size: ``ROWSxCOLUMNS`` that run-length masks refer to, where it is not 1024x1024.
 
     Raises:
         PneumoError: nothing can be prepared, or ``out`` holds something else.
@@ -159,7 +161,7 @@ def prepare(
         paths_of(patients),
         seed=seed,
         workers=workers,
-        options=options_of(uncertain, blank, readers, image_column, label_column, any_view),
+        options=options_of(uncertain, blank, readers, image_column, label_column, any_view, mask_size),
     )
     for note in summary.notes:
         warnings.warn(note, stacklevel=2)
@@ -435,12 +437,20 @@ class Run:
         columns = {"value": names, "low": [f"{name}_low" for name in names], "high": [f"{name}_high" for name in names]}
         return pd.DataFrame({kind: row[listed].astype(float).to_numpy() for kind, listed in columns.items()}, names)
 
-    def predict(self, images: PathLike | np.ndarray | Sequence[PathLike | np.ndarray]) -> pd.DataFrame:
+    @property
+    def synthetic(self) -> bool:
+        """Whether it was trained on phantoms: then its answers say nothing of real radiographs."""
+        return self._run.synthetic
+
+    def predict(
+        self, images: PathLike | np.ndarray | Sequence[PathLike | np.ndarray], any_view: bool = False
+    ) -> pd.DataFrame:
         """Predict radiographs, as ``keras-pneumo predict`` does.
 
         Args:
             images: one radiograph, one folder of them, or several of either. A radiograph is a file, or an array (H, W)
                 or (H, W, 1), white is dense: uint8, or floats in [0, 1].
+            any_view: whether files are taken that say that they are no frontal radiographs of the chest.
 
         Returns:
             A row per radiograph: ``image_id``, ``probability``, and by segmenters ``encoded_pixels``, on the grid of
@@ -451,7 +461,7 @@ class Run:
         """
         from keras_pneumo.inference.files import predict_images
 
-        return predict_images([self._run], images, opened=self._opened)
+        return predict_images([self._run], images, opened=self._opened, any_view=any_view)
 
     def heat_map(self, image: PathLike | np.ndarray, method: str | None = None, stage: int | None = None) -> np.ndarray:
         """Draw where the network looks: how much each pixel speaks for a pneumothorax.

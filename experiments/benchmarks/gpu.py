@@ -1,5 +1,8 @@
 """Training on a GPU in mixed precision: ours against PyTorch with autocast, channels-last and ``torch.compile``.
 
+Ours on TensorFlow, as ``keras-pneumo train`` runs; and, where there is JAX, the same networks, losses, optimizer and
+input on Keras's JAX backend, which says what the code costs rather than the engine.
+
 Fed from a prepared folder of phantoms with augmentation, each side by its own input, so a network that waits for data
 shows; the seconds waited, the share of them and the share of the GPU's peak stand beside the speeds. Without a GPU the
 rows say so.
@@ -16,7 +19,7 @@ from measuring import Row, Worker
 HERE = Path(__file__).resolve().parent
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "L4": 121e12, "V100": 125e12, "T4": 65e12}
 """Dense float16 operations per second of NVIDIA's data sheets, by a part of the GPU's name."""
-IMAGES = 512
+IMAGES = 310
 SIZES = (256, 512)
 
 
@@ -24,10 +27,20 @@ def rows(lab: Lab) -> Iterator[Row]:
     """ResNet50 and the U-Net on it, at 256 and 512 pixels."""
     for task, name, batch in (("classifier", "ResNet50", 64), ("segmenter", "U-Net on ResNet50", 32)):
         for size in SIZES:
-            yield row(lab, task, name, size, batch)
+            for script in ("keras_step.py", "jax_step.py"):
+                yield row(lab, task, name, size, batch, script=script)
 
 
-def row(lab: Lab, task: str, name: str, size: int, batch: int, encoder: str = "resnet50", gpu: bool = True) -> Row:
+def row(
+    lab: Lab,
+    task: str,
+    name: str,
+    size: int,
+    batch: int,
+    encoder: str = "resnet50",
+    gpu: bool = True,
+    script: str = "keras_step.py",
+) -> Row:
     """One row; without ``gpu`` and small it runs on a CPU, for the test."""
     folder = lab.folder / "-".join([f"phantoms-gpu-{IMAGES}-prepared", *map(str, SIZES)])
 
@@ -36,13 +49,16 @@ def row(lab: Lab, task: str, name: str, size: int, batch: int, encoder: str = "r
 
     options = ["--task", task, "--encoder", encoder, "--size", str(size), "--batch", str(batch), "--data", folder]
     options += ["--precision", "mixed_float16", "--gpu"] if gpu else []
-    reason = lab.missing(lab.torch_python, "torch", "torchvision", "segmentation-models-pytorch")
+    engine = "tensorflow" if script == "keras_step.py" else "jax"
+    reason = lab.missing(lab.python, engine)
+    reason = reason or lab.missing(lab.torch_python, "torch", "torchvision", "segmentation-models-pytorch")
     theirs = [lab.torch_python or "", HERE / "torch_step.py", *options, *(["--compile"] if gpu else [])]
+    where = "training on a GPU" + (", Keras on JAX" if engine == "jax" else "")
     return Row(
-        f"training on a GPU, {name}, {size} px, batch {batch}, mixed precision",
+        f"{where}, {name}, {size} px, batch {batch}, mixed precision",
         "images/s",
         1.0,
-        Worker([lab.python, HERE / "keras_step.py", *options], 10, lab.environment, warm_up=10),
+        Worker([lab.python, HERE / script, *options], 10, lab.environment, warm_up=10),
         Worker(theirs, 10, lab.torch_environment, warm_up=10),
         f"Each side fed by its own input from {IMAGES} phantoms.",
         prepare=prepare,

@@ -82,7 +82,8 @@ def real_batches(experiment: Any, folder: Path) -> Any:
     from keras_pneumo.training.trainer import plan_of
 
     prepared = load_prepared(folder)
-    ids = prepared.split.loc[prepared.split["subset"] != "test", "image_id"]
+    ids = prepared.split.loc[prepared.split["subset"] == "train", "image_id"]
+    ids = ids[: len(ids) // experiment.global_batch_size * experiment.global_batch_size]  # as the other sides take it
     source = open_source(prepared, list(ids), experiment.image_size, experiment.task == "segmenter")
     return ONE_DEVICE.batches(source, plan_of(experiment, 0, 1000))
 

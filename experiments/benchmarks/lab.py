@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 BUSY = 0.1
 """With more than this share of all cores in use before a row, the machine is not quiet."""
 
-PACKAGES = ("numpy", "opencv-python-headless", "scikit-learn", "tensorflow", "keras", "onnxruntime")
+PACKAGES = ("numpy", "opencv-python-headless", "scikit-learn", "tensorflow", "keras", "jax", "onnxruntime")
 TORCH_PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "monai", "albumentations")
 
 

@@ -128,6 +128,7 @@ def real_batches(given: argparse.Namespace) -> Iterator[Any]:
     tables, _ = data.read_subsets(given.data, 0)
     masks = given.task == "segmenter"
     table = tables["train"]
+    table = table.iloc[: len(table) // given.batch * given.batch]  # whole batches only: a new shape is compiled anew
     source = data.Radiographs(given.data, table, given.size, masks, augmentation, None, 0)
     sampler = data.Draws(source.labels, experiment)
     loader = data.batches(source, sampler)

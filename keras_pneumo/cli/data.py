@@ -103,6 +103,9 @@ def prepare_command(
     image_column: Annotated[str | None, typer.Option(help="Column of the image, in a table not known.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the label, in a table not known.")] = None,
     any_view: Annotated[bool, typer.Option("--any-view", help="Let in images that the table calls lateral.")] = False,
+    mask_size: Annotated[
+        str | None, typer.Option(help="ROWSxCOLUMNS that run-length masks refer to, where it is not 1024x1024.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
 ) -> None:
@@ -115,7 +118,7 @@ def prepare_command(
     """
     from keras_pneumo.data.labels.known import options_of
 
-    options = options_of(uncertain, blank, readers, image_column, label_column, any_view)
+    options = options_of(uncertain, blank, readers, image_column, label_column, any_view, mask_size)
     if (workers or available_cores()) > 1:
         start_server("keras_pneumo.data.prepared.rendering", "keras_pneumo.data.prepared.scanning")
     import pandas  # noqa: F401 - needed later, and imported now, while the server of the workers starts

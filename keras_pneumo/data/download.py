@@ -107,9 +107,10 @@ def _read_record(out: Path) -> str | None:
 
 def _summary(folder: Path, source: str, *, fetched: bool) -> DownloadSummary:
     from keras_pneumo.data.labels.finding import find_labels, search_labels
-    from keras_pneumo.data.radiographs.reading import find_images
+    from keras_pneumo.data.radiographs.reading import find_images, not_searched
 
-    images, notes = find_images(folder)
+    images, mask_folders = find_images(folder)
+    notes = [not_searched(name) for name in mask_folders]
     labels = None
     try:
         names = {image_id_of(path.name) for path in images}

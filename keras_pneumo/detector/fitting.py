@@ -53,10 +53,11 @@ from keras_pneumo.inference.postprocess import (
     fit_postprocessing,
     postprocess_maps,
 )
+from keras_pneumo.inference.provenance import LEARNED, LEARNED_SHA256, learned_images, without_names
 from keras_pneumo.inference.run import RunFolder, load_model, load_models, versions
 from keras_pneumo.inference.submission import submission_info, write_search
 from keras_pneumo.models.weights import save_safetensors
-from keras_pneumo.storage.files import sha256_file, write_json
+from keras_pneumo.storage.files import sha256_file, write_json, write_table
 from keras_pneumo.storage.workers import Progress
 
 
@@ -154,7 +155,7 @@ def fit_detector(
     test = predict_members(classifiers, segmenters, prepared, "test", progress)
     heat_maps = select_heat_maps(classifiers[0], prepared)
 
-    members = write_members(folder, classifiers, segmenters)
+    members = write_members(folder, classifiers, segmenters, prepared)
     write_detector_record(folder, name, fitted, members, prepared, heat_maps)
 
     write_submissions(folder, name, fitted, classifiers, segmenters, validation, test, prepared)
@@ -231,9 +232,9 @@ def select_heat_maps(run: RunFolder, prepared: PreparedFolder) -> pd.DataFrame |
 
 
 def write_members(
-    folder: Path, classifiers: Sequence[RunFolder], segmenters: Sequence[RunFolder]
+    folder: Path, classifiers: Sequence[RunFolder], segmenters: Sequence[RunFolder], prepared: PreparedFolder
 ) -> dict[str, list[str]]:
-    """Write what the detector needs of each run: its experiment, and every network that it predicts with.
+    """Write what the detector needs of each run: experiment, networks, and hashes of all images it has learned from.
 
     Returns:
         Names of the runs' folders within ``folder``, by role: ``classifiers`` and ``segmenters``.
@@ -246,6 +247,8 @@ def write_members(
             member.mkdir(parents=True, exist_ok=True)
             # The training's command line may hold paths of its machine, which must not travel with the detector.
             record = {key: value for key, value in run.record.items() if key not in ("command", "start_from")}
+            learned = without_names(learned_images(run, [prepared]))
+            record[LEARNED_SHA256] = write_table(member / LEARNED, learned)
             write_json(member / "experiment.json", record)
             for network, model in enumerate(load_models(run)):
                 save_safetensors(model, member / f"network_{network}.safetensors")
@@ -270,7 +273,7 @@ def write_detector_record(
         prepared: what it was fitted on.
         heat_maps: from :func:`select_heat_maps`.
     """
-    write_search(fitted.search, folder)
+    write_search(fitted.search, folder, bool(prepared.manifest.get("synthetic")))
     files = [folder / RULE_FILE]
     if fitted.likeness is not None:
         files.append(write_likeness(fitted.likeness.likeness, folder))

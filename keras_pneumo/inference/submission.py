@@ -39,6 +39,7 @@ from keras_pneumo.inference.postprocess import (
     write_postprocessing,
 )
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor
+from keras_pneumo.inference.provenance import LEARNED_SHA256, learned_images
 from keras_pneumo.inference.run import RunFolder
 from keras_pneumo.storage.workers import Progress
 
@@ -146,7 +147,7 @@ def write_predictions(predicted: SubsetPredictions, folder: Path) -> WrittenSubm
             postprocess_maps(some.maps, search.parameters, some.image_probability) for some in (predictions, validation)
         ]
         write_submission(folder, info, *tables)
-        write_search(search, folder)
+        write_search(search, folder, bool(prepared.manifest.get("synthetic")))
         pixels = count_maps(predictions.maps, prepared, components=(0,)).histograms
         return WrittenSubmission(threshold, search, pixels)
     assert isinstance(predictions, pd.DataFrame)
@@ -157,10 +158,10 @@ def write_predictions(predicted: SubsetPredictions, folder: Path) -> WrittenSubm
     return WrittenSubmission(threshold)
 
 
-def write_search(search: PostprocessingSearch, folder: Path) -> None:
-    """Write the fitted postprocessing and the picture of its search."""
+def write_search(search: PostprocessingSearch, folder: Path, synthetic: bool = False) -> None:
+    """Write the fitted postprocessing and the picture of its search, which says where images are ``synthetic``."""
     write_postprocessing(folder, search)
-    draw_search(search, folder / FIGURE)
+    draw_search(search, folder / FIGURE, synthetic)
 
 
 def submission_info(
@@ -179,11 +180,24 @@ def submission_info(
         split_sha256=first.record["split_sha256"],
         subset=subset,
         threshold=threshold,
-        pretraining=Pretraining(images=", ".join(seen) or "none"),
+        pretraining=Pretraining(images=", ".join(seen) or "none", image_ids=_earlier_images(runs)),
         image_size=max(run.experiment.image_size for run in runs),
         seeds=sorted({run.experiment.seed for run in runs}),
         deterministic=all(run.experiment.deterministic for run in runs),
         training_hours=round(sum(run.record.get("training_seconds", 0.0) for run in runs) / 3600, 4),
         hardware=first.record["hardware"],
         preprocessing=PREPROCESSING,
+        synthetic=any(run.synthetic for run in runs),
     )
+
+
+def _earlier_images(runs: Sequence[RunFolder]) -> list[str]:
+    """The radiographs (no phantoms) that the runs' starts learned from and the runs themselves did not."""
+    names: set[str] = set()
+    for run in runs:
+        if run.record.get("start_from") and LEARNED_SHA256 in run.record:
+            learned = learned_images(run)
+            own = learned.loc[learned["earlier"] == 0, "image_id"]
+            earlier = learned[(learned["earlier"] > 0) & (learned["synthetic"] == 0)]
+            names |= set(earlier["image_id"]) - set(own)
+    return sorted(names)

@@ -28,7 +28,6 @@ from keras_pneumo.models.weights import StateDict, from_torch, to_torch
 from keras_pneumo.parity import choices, drawn, real_steps, settings
 from keras_pneumo.parity.backends import (
     INPUTS,
-    KERAS_ON_JAX,
     OTHERS,
     VERSIONS,
     Backend,
@@ -69,9 +68,6 @@ def run_checks(folder: Path, name: str, progress: Callable[[str], None] | None =
     for computation, compute in COMPUTATIONS.items():
         if name in OTHERS and computation in WITHOUT_KERAS:
             absent[computation] = "there is no Keras in this check"
-            continue
-        if name == KERAS_ON_JAX and computation in WITH_GRADIENTS:
-            absent[computation] = "the training step runs on TensorFlow and PyTorch"
             continue
         if progress:
             progress(computation)
@@ -236,10 +232,6 @@ COMPUTATIONS: dict[str, Callable[[Backend], None]] = {
 
 WITHOUT_KERAS = ("pixels", "masks", "order", "drawn", "batches", "validation_scores", "mask_rule", "files")
 """Computations in which Keras has no part, so a second Keras backend would only repeat them."""
-
-
-WITH_GRADIENTS = ("gradients", "training")
-"""Computations that need the gradients of the training step."""
 
 
 def decoded(files: Sequence[Path]) -> dict[str, np.ndarray]:
@@ -413,20 +405,33 @@ def copy_kernels_in_order() -> None:
 
 @contextlib.contextmanager
 def float64_kept() -> Iterator[None]:
-    """Let Keras's torch backend compute in float64 what is float64; on TensorFlow it does anyway.
+    """Let Keras's torch and JAX backends compute in float64 what is float64; on TensorFlow it does anyway.
 
     Keras 3.15 calls the common type of float64 and float32 float32 on every backend but TensorFlow
     (``keras.src.backend.common.dtypes``), so BatchNorm and log-sigmoids would round, and a ReLU whose input is all but
-    zero could open on one backend and stay shut on another.
+    zero could open on one backend and stay shut on another. JAX itself knows no float64 unless it is told to.
     """
     from keras.src.backend.common import dtypes
 
     before = dtypes.BIT64_TO_BIT32_DTYPE["float64"]
     dtypes.BIT64_TO_BIT32_DTYPE["float64"] = "float64"
     try:
-        yield
+        with wide_numbers_of_jax():
+            yield
     finally:
         dtypes.BIT64_TO_BIT32_DTYPE["float64"] = before
+
+
+@contextlib.contextmanager
+def wide_numbers_of_jax() -> Iterator[None]:
+    """Let JAX make arrays of 64 bits, where it is Keras's backend."""
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+
+    with jax.enable_x64(True):
+        yield
 
 
 if __name__ == "__main__":

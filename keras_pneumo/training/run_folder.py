@@ -12,14 +12,35 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from keras_pneumo.config import Experiment
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import LOCK_NAME, TEMPORARY_SUFFIX, folder_lock, read_json, sha256_file, write_json
+from keras_pneumo.inference.provenance import (
+    LEARNED,
+    LEARNED_SHA256,
+    check_held_out,
+    describe_learned,
+    learned_images,
+    read_learned,
+    used_images,
+    with_earlier,
+)
+from keras_pneumo.storage.files import (
+    LOCK_NAME,
+    TEMPORARY_SUFFIX,
+    folder_lock,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from keras_pneumo.inference.run import RunFolder
     from keras_pneumo.training.checkpoints import Checkpoint
 
@@ -183,13 +204,59 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
     write_json(folder / RECORD, record)
 
 
-def provenance_of(
-    start_from: RunFolder | None, folder: Path, checkpoint: Checkpoint | None, resume: bool
-) -> dict[str, Any] | None:
-    """The record's ``start_from``: which run's weights the training began from; None where it was no other run.
+class Start(NamedTuple):
+    """A run whose weights a training starts from, compared with what is held out now."""
+
+    run: RunFolder
+    learned: pd.DataFrame
+    """All images that its weights have learned from; see :func:`~keras_pneumo.inference.provenance.learned_images`."""
+    record: dict[str, Any]
+    """The record's ``start_from``."""
+
+
+def check_start(experiment: Experiment, prepared: PreparedFolder, run: RunFolder) -> Start:
+    """Check that a training may start from the weights of a run, on the same split or another.
+
+    Raises:
+        PneumoError: it is of another network, or of another fold of the same split; or what it has learned from is held
+            out now, or is not known.
+    """
+    other = run.experiment
+    same_split = run.record.get("split_sha256") == prepared.manifest["split_sha256"]
+    differing = [
+        f"{name} {getattr(other, name)} instead of {getattr(experiment, name)}"
+        for name in ("task", "encoder", "attention", "image_head", *(["fold"] if same_split else []))
+        if getattr(other, name) != getattr(experiment, name)
+    ]
+    if differing:
+        raise PneumoError(
+            f"{run.folder} cannot be started from: it has {', '.join(differing)}. The network and, on the same split, "
+            "the validation fold must be the same; only the images and the training may differ."
+        )
+    learned = learned_images(run, [prepared])
+    comparison = check_held_out(run, learned, prepared, experiment.fold)
+    before = run.pretraining
+    if not same_split:
+        own = describe_learned(run.record, learned)
+        before = own if before == "none" else f"{before}, {own}"
+    record = {
+        "name": other.name,
+        "image_size": other.image_size,
+        "weights_sha256": sha256_file(run.weights),
+        "pretraining": before,
+        "split_sha256": run.record.get("split_sha256"),
+        "compared": comparison._asdict(),
+    }
+    if run.record.get("start_from"):
+        record["start_from"] = run.record["start_from"]
+    return Start(run, learned, record)
+
+
+def provenance_of(start: Start | None, folder: Path, checkpoint: Checkpoint | None, resume: bool) -> dict[str, Any]:
+    """What the record says of a training's start: ``start_from``, the run whose weights it began from, if any.
 
     Args:
-        start_from: the run that the user named for this start of the program, if any.
+        start: the run that the user named for this start of the program, if any.
         folder: the run folder.
         checkpoint: the one that is resumed from.
         resume: whether the folder may hold this training's record.
@@ -198,36 +265,57 @@ def provenance_of(
         PneumoError: the training in the folder began from other weights, or has to begin anew and the run that it is to
             start from is not named.
     """
-    given = _provenance(start_from) if start_from is not None else None
+    given = start.record if start is not None else None
     record = read_record(folder) if resume else {}
-    if not record:
-        return given
     before: dict[str, Any] | None = record.get("start_from")
-    if given is None:
+    if not record:
+        chosen = given
+    elif given is None:
         if before is not None and checkpoint is None:
             raise PneumoError(
                 f"The training in {folder} is to start from the weights of {before.get('name', 'another run')} and has "
                 "no checkpoint yet. Name that run with --start-from again."
             )
-        return before
-    began = "its own first weights" if before is None else f"other weights, those of {before.get('name', 'a run')}"
-    # Earlier versions forgot the provenance when they resumed; the log still has the row of such a start.
-    forgotten = before is None and checkpoint is not None and any(row["epoch"] == 0 for row in checkpoint.state["rows"])
-    if not forgotten and (before is None or before.get("weights_sha256") != given["weights_sha256"]):
-        raise PneumoError(
-            f"The training in {folder} began from {began}, not from {given['name']}'s as --start-from says. Go on with "
-            "it as it began, or train into another folder with --out."
-        )
-    return before or given
+        chosen = before
+    else:
+        began = "its own first weights" if before is None else f"other weights, those of {before.get('name', 'a run')}"
+        # Earlier versions forgot the provenance when they resumed; the log still has the row of such a start.
+        starts = checkpoint is not None and any(row["epoch"] == 0 for row in checkpoint.state["rows"])
+        forgotten = before is None and starts
+        if not forgotten and (before is None or before.get("weights_sha256") != given["weights_sha256"]):
+            raise PneumoError(
+                f"The training in {folder} began from {began}, not from {given['name']}'s as --start-from says. Go on "
+                "with it as it began, or train into another folder with --out."
+            )
+        chosen = before or given
+    return {"start_from": chosen} if chosen else {}
 
 
-def _provenance(run: RunFolder) -> dict[str, Any]:
-    return {
-        "name": run.experiment.name,
-        "image_size": run.experiment.image_size,
-        "weights_sha256": sha256_file(run.weights),
-        "pretraining": run.pretraining,
-    }
+def learned_table(start: Start | None, prepared: PreparedFolder, fold: int, folder: Path, resume: bool) -> pd.DataFrame:
+    """The images that a training is to learn from, through all its starts, for its run folder.
+
+    Raises:
+        PneumoError: the folder's own table, which a training that goes on has of an earlier start, is not to be read.
+    """
+    own = used_images(prepared, fold)
+    if start is not None:
+        return with_earlier(own, start.learned)
+    record = read_record(folder) if resume else {}
+    if record.get("start_from") and LEARNED_SHA256 in record:
+        return read_learned(folder / LEARNED, str(record[LEARNED_SHA256]))
+    return own  # earlier versions started from runs of the same split only
+
+
+def write_start(folder: Path, record: dict[str, Any], learned: pd.DataFrame) -> dict[str, Any]:
+    """Write the first record and the table of the images to learn from; returns the record with the table's hash.
+
+    The record comes first: by it a folder of a killed start is known.
+    """
+    content = learned.to_csv(index=False, lineterminator="\n").encode()
+    record = record | {LEARNED_SHA256: sha256_bytes(content)}
+    write_record(folder, record)
+    write_bytes(folder / LEARNED, content)
+    return record
 
 
 def _numbered(name: str, number: int) -> Path:

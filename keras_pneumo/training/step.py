@@ -11,7 +11,7 @@ the result is that of the undivided batch. BatchNorm does look: while it learns,
 micro-batch (over all replicas), as in every gradient accumulation. In this way the weights of a large batch come out
 of a small memory; Keras's own accumulation fails under a strategy.
 
-The losses and :func:`loss_and_gradients` run on Keras's TensorFlow and PyTorch backends;
+The losses and :func:`loss_and_gradients` run on Keras's TensorFlow, PyTorch and JAX backends;
 :class:`TrainingNetwork` is a TensorFlow graph, so TensorFlow is imported only where Keras runs on it.
 """
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -67,11 +67,37 @@ def loss_and_gradients(
         with tf.GradientTape() as tape:
             scaled, loss = forward()
         return loss, tape.gradient(scaled, [variable.value for variable in variables])
+    if keras.backend.backend() == "jax":
+        return _differentiated_by_jax(forward, variables, model.non_trainable_variables)
     # Keras's PyTorch backend, by methods of the tensors only, since the package does not import torch.
     model.zero_grad()
     scaled, loss = forward()
     scaled.backward()
     return loss.detach(), [variable.value.grad for variable in variables]
+
+
+def _differentiated_by_jax(
+    forward: Callable[[], tuple[Any, Any]], variables: Sequence[Any], state: Sequence[Any]
+) -> tuple[Any, list[Any]]:
+    """The loss and the gradients on Keras's JAX backend, where a function may read and set no variable.
+
+    So the variables' values come in as an argument, what the pass would have set (BatchNorm's statistics, the states
+    of random generators) goes out beside the loss, and is set afterwards.
+    """
+    import jax
+
+    held = [variable.value for variable in state]
+
+    def scaled_loss(values: list[Any]) -> tuple[Any, tuple[Any, list[Any]]]:
+        given = [*zip(variables, values, strict=True), *zip(state, held, strict=True)]
+        with keras.StatelessScope(state_mapping=given) as scope:
+            scaled, loss = forward()
+        return scaled, (loss, [scope.get_current_value(variable) for variable in state])
+
+    gradients, (loss, moved) = jax.grad(scaled_loss, has_aux=True)([variable.value for variable in variables])
+    for variable, value in zip(state, moved, strict=True):
+        variable.assign(value)
+    return loss, gradients
 
 
 class TrainingNetwork(keras.Model):

@@ -37,6 +37,7 @@ from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.data.prepared.split import check_split
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.inference.predictor import CompiledNetwork, MicroBatchPredictor, Predictor
+from keras_pneumo.inference.provenance import describe_images
 from keras_pneumo.inference.run import (
     CHECKPOINTS,
     FORMAT,
@@ -80,12 +81,15 @@ from keras_pneumo.training.optimizers import make_optimizer, set_learning
 from keras_pneumo.training.report import RunReport, report_run
 from keras_pneumo.training.run_folder import (
     RunLocation,
+    check_start,
     find_folds_folder,
     find_run_folder,
     is_trained,
+    learned_table,
     progress_of,
     provenance_of,
     write_record,
+    write_start,
 )
 from keras_pneumo.training.schedules import Plateau
 from keras_pneumo.training.step import TrainingNetwork, training_network
@@ -331,17 +335,17 @@ def train(
             share it.
         options: devices, checkpoints, and what to do about faults.
         weights: file or folder with ImageNet weights, where they are not to be found or downloaded elsewhere.
-        start_from: a finished run of the same network, of any image size, whose best weights are the start, heads and
-            all; they are validated before the first step, as epoch 0 of the log.
+        start_from: a finished run of the same network, of any image size and any data, whose best weights are the
+            start, heads and all; they are validated before the first step, as epoch 0 of the log.
 
     Returns:
         The best epoch and the time taken; the weights, log and curves are in ``folder``.
 
     Raises:
         PneumoError: the split shares a patient, a subset has one class, an image is damaged, the size is not prepared,
-            weights cannot be had, ``start_from`` is of another network or split, the checkpoints are of another
-            training, or it was begun from other weights than ``start_from``, another run is in the folder, or the loss
-            is no longer finite.
+            weights cannot be had, ``start_from`` is of another network or has learned from what is held out here (see
+            :func:`~.run_folder.check_start`), the checkpoints are of another training, or it was begun from other
+            weights than ``start_from``, another run is in the folder, or the loss is no longer finite.
         Stopped: a signal came, or another worker is gone; the same call with ``resume`` goes on. After a signal that
             comes after the last step the training is done.
     """
@@ -400,6 +404,7 @@ class Trainer:
         chief, notify = self.distribution.chief, self.options.notify
         if chief:
             remove_temporary(self.folder)
+        start = check_start(self.experiment, self.prepared, start_from) if start_from is not None else None
         self.model, self.training, self.validation = starting_point(
             self.experiment, self.prepared, weights, start_from, self.distribution, self.options.build
         )
@@ -409,10 +414,11 @@ class Trainer:
         if checkpoint is not None:
             check_identity(checkpoint, self.identity)
         self.record = self.first_record()
-        if provenance := provenance_of(start_from, self.folder, checkpoint, self.options.resume):
-            self.record["start_from"] = provenance
-        if chief:  # before any other file, by which a folder of a killed start is known for this training's
-            write_record(self.folder, self.record)
+        self.record |= provenance_of(start, self.folder, checkpoint, self.options.resume)
+        if chief:
+            fold = self.experiment.fold
+            learned = learned_table(start, self.prepared, fold, self.folder, self.options.resume)
+            self.record = write_start(self.folder, self.record, learned)
         self.began = time.monotonic()  # reading and checking are no part of the training's time
         self.log = Log(self.folder, self.experiment.top_k, chief)
         self.events = Events(self.folder if chief else None)
@@ -439,6 +445,7 @@ class Trainer:
             "patients_note": manifest.get("patients_note", ""),
             "training_images": len(self.training),
             "validation_images": len(self.validation),
+            "trained_on": describe_images(self.prepared, len(self.training) + len(self.validation)),
             "parameters": self.model.count_params(),
             "versions": versions(),
             "hardware": hardware(),
@@ -799,7 +806,8 @@ class Trainer:
         """
         seconds, best = self.elapsed(), self.log.best
         if self.distribution.chief:
-            draw_curves(self.log.frame(), self.folder / "curves.png")
+            synthetic = bool(self.prepared.manifest.get("synthetic", False))
+            draw_curves(self.log.frame(), self.folder / "curves.png", synthetic)
         self.checkpoint_writer.wait()
         if best is None:
             raise PneumoError(
@@ -858,8 +866,6 @@ def starting_point(
     Raises:
         PneumoError: as :func:`train`.
     """
-    if start_from is not None:
-        _check_start(experiment, prepared, start_from)
     training, validation = _image_sets(experiment, prepared)
     set_precision(experiment)
     set_determinism(experiment)
@@ -970,25 +976,6 @@ def _number(checkpoint: Path) -> int:
     """A checkpoint folder's position as one number above 0."""
     _, epoch, step = checkpoint.name.split("_")
     return (int(epoch) + 1) * 10**6 + int(step)
-
-
-def _check_start(experiment: Experiment, prepared: PreparedFolder, start_from: RunFolder) -> None:
-    other = start_from.experiment
-    differing = [
-        f"{name} {getattr(other, name)} instead of {getattr(experiment, name)}"
-        for name in ("task", "encoder", "attention", "image_head", "fold")
-        if getattr(other, name) != getattr(experiment, name)
-    ]
-    if differing:
-        raise PneumoError(
-            f"{start_from.folder} cannot be started from: it has {', '.join(differing)}. The network and the "
-            "validation fold must be the same; only the image size and the training may differ."
-        )
-    if start_from.record.get("split_sha256") != prepared.manifest["split_sha256"]:
-        raise PneumoError(
-            f"{start_from.folder} was trained on another split than {prepared.folder} has: it may have learnt from "
-            "patients that are held out here. Prepare all sizes from the same data, into one folder."
-        )
 
 
 def _image_sets(experiment: Experiment, prepared: PreparedFolder) -> tuple[ImageSet, ImageSet]:

@@ -112,7 +112,7 @@ def check_objects(path, out):
     spacing = float(source.PixelSpacing[0])
     pixel = spacing * max(source.Rows, source.Columns) / 1024  # of the grid of EncodedPixels
     assert written["area_mm2"] == pytest.approx(rle.decode(written["encoded_pixels"]).sum() * pixel**2, rel=1e-3)
-    text = str(report)
+    text = report.to_json()
     assert "0.1.0+test" in text
     assert "Research use only" in text
 
@@ -236,7 +236,7 @@ def test_an_image_not_like_the_training_images_has_a_report_without_an_answer(fe
         "Check of the input image", "Not like the training images")  # fmt: skip
     assert not group.get_measurements()
     assert not report.content.get_planar_roi_measurement_groups()
-    text = str(report)
+    text = report.to_json()
     for word in ("Present", "Absent", "robability", "Plain chest X-ray"):
         assert word not in text, word
     assert "its distance to them is" in text

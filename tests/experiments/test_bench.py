@@ -334,7 +334,8 @@ def test_a_training_step_is_measured_beside_pytorch(harness, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_rows_of_a_gpu_run_small_on_a_cpu(harness, tmp_path, monkeypatch):
+@pytest.mark.parametrize("script", ["keras_step.py", "jax_step.py"])
+def test_the_rows_of_a_gpu_run_small_on_a_cpu(harness, tmp_path, monkeypatch, script):
     from measuring import measure_row
 
     lab = toy_lab(harness, tmp_path / "scratch")
@@ -343,7 +344,13 @@ def test_the_rows_of_a_gpu_run_small_on_a_cpu(harness, tmp_path, monkeypatch):
     gpu = harness.load(BENCHMARKS / "gpu.py")
     monkeypatch.setattr(gpu, "IMAGES", 60)
     monkeypatch.setattr(gpu, "SIZES", (32, 64))
-    row = measure_row(shortened(gpu.row(lab, "segmenter", "U-Net", 32, 4, "resnet18", False)))
+    row = shortened(gpu.row(lab, "segmenter", "U-Net", 32, 4, "resnet18", False, script))
+    if script == "jax_step.py":
+        if not os.environ.get("KERAS_PNEUMO_JAX_PYTHON"):
+            pytest.skip("KERAS_PNEUMO_JAX_PYTHON names no Python with JAX")
+        jax_side = dataclasses.replace(row.ours, argv=[os.environ["KERAS_PNEUMO_JAX_PYTHON"], *row.ours.argv[1:]])
+        row = dataclasses.replace(row, ours=jax_side, unmeasurable="")
+    row = measure_row(row)
     assert row["ratio"] is not None, row["note"]
     assert "waited for data" in row["note"]
 

@@ -14,7 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from keras_pneumo.data.labels import rle
+from keras_pneumo.data.radiographs.geometry import resize_mask
+from keras_pneumo.data.radiographs.radiograph import MAX_PIXELS
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.tables import (
     IMAGE_COLUMNS,
@@ -82,6 +86,8 @@ class Label:
     """Whether there is a pneumothorax: by the column ``pneumothorax`` where there is one, else by the mask."""
     boxes: tuple[Box, ...] = ()
     facts: Facts = NO_FACTS
+    mask_shapes: tuple[tuple[int, int], ...] = ()
+    """Rows and columns of the grids on which its masks were drawn; none for run-length text on the canonical frame."""
 
     @property
     def has_mask(self) -> bool:
@@ -130,12 +136,47 @@ class Labels:
         return numbers
 
 
-def read_labels(path: Path, need_masks: bool = True) -> Labels:
+def canonical_runs(mask: np.ndarray) -> rle.Runs:
+    """The runs, in the canonical 1024x1024 frame, of a mask on its image's own grid, uint8 (H, W) of 0 and 1."""
+    return rle.runs_of(rle.encode(resize_mask(mask, rle.MASK_SIZE)))
+
+
+MaskSize = tuple[int, int]
+"""Rows and columns of the grid that a run-length text refers to."""
+
+CANONICAL: MaskSize = (rle.MASK_SIZE, rle.MASK_SIZE)
+
+SIZE_COLUMNS = (("maskheight", "maskwidth"), ("height", "width"))
+"""Pairs of columns that say the size of each row's mask, as :func:`column_name` writes them."""
+
+
+def mask_sizes(rows: pd.DataFrame) -> list[MaskSize | None] | None:
+    """The size of each row's mask by the columns of :data:`SIZE_COLUMNS`; None for a row where they hold no size.
+
+    None where the table has no such columns: then all masks are on the canonical frame.
+    """
+    names = {column_name(str(name)): str(name) for name in rows.columns}
+    pair = next((pair for pair in SIZE_COLUMNS if set(pair) <= names.keys()), None)
+    if pair is None or "encoded_pixels" not in rows:
+        return None
+    return [_size(*cells) for cells in zip(*(rows[names[name]].tolist() for name in pair), strict=True)]
+
+
+def _size(height: str, width: str) -> MaskSize | None:
+    if not all(cell.isascii() and cell.isdigit() and len(cell) < 9 for cell in (height, width)):
+        return None
+    size = int(height), int(width)
+    return size if 0 < size[0] * size[1] <= MAX_PIXELS else None
+
+
+def read_labels(path: Path, need_masks: bool = True, mask_size: MaskSize | None = None) -> Labels:
     """Read a label table and unite the rows of each image.
 
     Args:
         path: the csv file, plain or gzipped.
         need_masks: whether a table without EncodedPixels is refused.
+        mask_size: of all masks, whatever the table says; None: what its columns ``height`` and ``width`` (or
+            ``mask_height`` and ``mask_width``) say, without these 1024x1024.
 
     An image that has a rejected row has no label at all, since part of its mask is not known. Rejected are also rows
     that contradict each other: no pneumothorax in one and a mask or a 1 in another, or a mask beside a 0.
@@ -146,22 +187,34 @@ def read_labels(path: Path, need_masks: bool = True) -> Labels:
     rows, rejected = read_label_rows(path, need_masks=need_masks)
     has_masks, has_labels = "encoded_pixels" in rows, "pneumothorax" in rows
     columns = [rows[name].tolist() if name in rows else [""] * len(rows) for name in ("encoded_pixels", "pneumothorax")]
+    sizes = mask_sizes(rows) if mask_size is None else [mask_size] * len(rows)
     by_image: dict[str, list[tuple[int, str, str]]] = {}
     for image_id, number, text, label in zip(rows["image_id"].tolist(), rows["row"].tolist(), *columns, strict=True):
         by_image.setdefault(image_id, []).append((number, text, label))
+    size_of = {} if sizes is None else dict(zip(rows["row"].tolist(), sizes, strict=True))
     images: dict[str, Label] = {}
     spoilt = {item.image_id for item in rejected}
     for image_id, parts in by_image.items():
-        reasons = _wrong_rows(parts, has_masks, has_labels)
+        reasons = _wrong_rows(parts, has_masks, has_labels, size_of)
         rejected += [
             Rejected(path.name, row, f"image {shown_id(image_id)}: {reason}", image_id) for row, reason in reasons
         ]
         if reasons or image_id in spoilt:
             continue
-        runs = rle.unite(text for _, text, _ in parts)
+        drawn = {size_of.get(number) or CANONICAL for number, text, _ in parts if not rle.is_empty(text)}
+        if drawn <= {CANONICAL}:
+            runs = rle.unite(text for _, text, _ in parts)
+        else:
+            runs = rle.unite_runs([_on_canonical(text, size_of.get(number) or CANONICAL) for number, text, _ in parts])
         positive = parts[0][2] == "1" if has_labels else rle.area(runs) > 0
-        images[image_id] = Label(runs, tuple(number for number, _, _ in parts), positive)
+        shapes = tuple(sorted(drawn - {CANONICAL}))
+        images[image_id] = Label(runs, tuple(number for number, _, _ in parts), positive, mask_shapes=shapes)
     return Labels(path, rows, images, sorted(rejected, key=lambda item: item.row or 0))
+
+
+def _on_canonical(text: str, size: MaskSize) -> rle.Runs:
+    """The runs, in the canonical frame, of a run-length text on a grid of another size."""
+    return rle.runs_of(text) if rle.is_empty(text) or size == CANONICAL else canonical_runs(rle.decode(text, *size))
 
 
 def read_label_rows(
@@ -247,12 +300,19 @@ def _header(cells: list[str], path: Path, need_masks: bool) -> list[str]:
     raise PneumoError(f"{path} is not a label table: its first line is {start!r}, where {wanted} are expected.")
 
 
-def _wrong_rows(parts: list[tuple[int, str, str]], has_masks: bool, has_labels: bool) -> list[tuple[int, str]]:
+def _wrong_rows(
+    parts: list[tuple[int, str, str]], has_masks: bool, has_labels: bool, size_of: dict[int, MaskSize | None]
+) -> list[tuple[int, str]]:
     """(line number, reason) of the rows of one image that cannot be used; rows are (line number, mask, label)."""
     reasons: list[tuple[int, str]] = []
     for number, text, label in parts:
+        size = size_of.get(number, CANONICAL)
+        if size is None and not rle.is_empty(text):
+            reasons.append((number, "its height and width, which say the size of the mask, are no numbers of pixels"))
+            continue
+        rows_of, columns_of = size or CANONICAL
         try:
-            rle.counts_of(text)
+            rle.counts_of(text, rows_of * columns_of)
         except rle.RleError as error:
             reasons.append((number, str(error)))
             continue

@@ -15,16 +15,15 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.labels.cases import Box, Label, Labels, Rejected
+from keras_pneumo.data.labels.cases import Box, Label, Labels, Rejected, canonical_runs
 from keras_pneumo.data.labels.known import LabelOptions
 from keras_pneumo.data.labels.tables import FINDING, LabelQuestionError
-from keras_pneumo.data.radiographs.geometry import resize_mask
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.tables import counted, image_id_of, listed, one_line, read_text
 
@@ -114,17 +113,19 @@ def picture_labels(folder: Path, masks: Mapping[Path, Path], paths: Sequence[Pat
     """Labels from masks drawn as pictures; several masks of one image are united."""
     with ThreadPoolExecutor() as threads:  # decoding leaves the interpreter's lock
         drawn = list(threads.map(_mask_or_reason, masks))
-    parts: dict[str, list[rle.Runs]] = {}
+    parts: dict[str, list[_Drawn]] = {}
     rejected: list[Rejected] = []
-    for (path, image), runs in zip(masks.items(), drawn, strict=True):
+    for (path, image), mask in zip(masks.items(), drawn, strict=True):
         image_id = image_id_of(image.name)
-        if isinstance(runs, str):
-            rejected.append(Rejected(_relative(path, folder), 1, f"image {image_id}: the mask {runs}", image_id))
+        if isinstance(mask, str):
+            rejected.append(Rejected(_relative(path, folder), 1, f"image {image_id}: the mask {mask}", image_id))
         else:
-            parts.setdefault(image_id, []).append(runs)
+            parts.setdefault(image_id, []).append(mask)
     bad = {item.image_id for item in rejected}
     images = {
-        name: _label(runs, number) for number, (name, runs) in enumerate(parts.items(), start=1) if name not in bad
+        name: _label(masks_of, number)
+        for number, (name, masks_of) in enumerate(parts.items(), start=1)
+        if name not in bad
     }
     without = sorted({image_id_of(path.name) for path in paths if path not in masks} - set(parts) - bad)
     return _with_blank(
@@ -151,16 +152,23 @@ def read_mask(path: Path) -> np.ndarray:
     return (grey >= (_MIDDLE if grey.size and grey.max() >= _MIDDLE else 1)).astype(np.uint8)
 
 
-def _mask_or_reason(path: Path) -> rle.Runs | str:
+def _mask_or_reason(path: Path) -> _Drawn | str:
     try:
-        return canonical_runs(read_mask(path))
+        return _drawn(read_mask(path))
     except (OSError, ValueError, SyntaxError) as error:
         return f"cannot be read: {one_line(str(error), 80)}"
 
 
-def canonical_runs(mask: np.ndarray) -> rle.Runs:
-    """The runs, in the canonical 1024x1024 frame, of a mask on its image's own grid, uint8 (H, W) of 0 and 1."""
-    return rle.runs_of(rle.encode(resize_mask(mask, rle.MASK_SIZE)))
+class _Drawn(NamedTuple):
+    """A mask in the canonical frame, and the grid on which it was drawn."""
+
+    runs: rle.Runs
+    shape: tuple[int, int]
+    """Rows and columns."""
+
+
+def _drawn(mask: np.ndarray) -> _Drawn:
+    return _Drawn(canonical_runs(mask), (mask.shape[0], mask.shape[1]))
 
 
 # -- COCO --------------------------------------------------------------------------------------------------------------
@@ -212,7 +220,8 @@ def coco_labels(path: Path) -> Labels:
             continue
         runs = rle.unite([]) if mask is None else canonical_runs(mask)
         outlined += bool(drawn)
-        images[image_id] = Label(runs, (number,), bool(drawn or boxes), boxes)
+        shapes_of = ((rows, columns),) if drawn else ()
+        images[image_id] = Label(runs, (number,), bool(drawn or boxes), boxes, mask_shapes=shapes_of)
     return Labels(path, _no_rows(), images, rejected, "COCO", has_masks=outlined > 0)
 
 
@@ -273,20 +282,20 @@ def segmentation_labels(folder: Path, files: Sequence[Path], options: LabelOptio
     Images that none refers to have no label, unless ``--blank negative`` says that they are negatives: those are added
     when the images are known, see :func:`with_missing`.
     """
-    parts: dict[str, list[rle.Runs]] = {}
+    parts: dict[str, list[_Drawn]] = {}
     rejected: list[Rejected] = []
     for path in files:
         try:
-            for image_id, runs in _segments(path):
-                parts.setdefault(image_id, []).append(runs)
+            for image_id, mask in _segments(path):
+                parts.setdefault(image_id, []).append(mask)
         except (AttributeError, KeyError, ValueError, TypeError, IndexError, OSError, NotImplementedError) as error:
             reason = f"the segmentation cannot be read: {one_line(str(error), 100)}"
             rejected.append(Rejected(_relative(path, folder), None, reason))
-    images = {name: _label(runs, number) for number, (name, runs) in enumerate(parts.items(), start=1)}
+    images = {name: _label(masks, number) for number, (name, masks) in enumerate(parts.items(), start=1)}
     return Labels(folder, _no_rows(), images, rejected, "DICOM Segmentation", files=tuple(files))
 
 
-def _segments(path: Path) -> list[tuple[str, rle.Runs]]:
+def _segments(path: Path) -> list[tuple[str, _Drawn]]:
     """Image id and mask of each frame of a segment that is called pneumothorax."""
     import pydicom
 
@@ -305,7 +314,7 @@ def _segments(path: Path) -> list[tuple[str, rle.Runs]]:
     for frame, groups in zip(frames, dataset.PerFrameFunctionalGroupsSequence, strict=True):
         identification = _group(groups, dataset, "SegmentIdentificationSequence")
         if int(identification.ReferencedSegmentNumber) in wanted:
-            found.append((_source_of(groups, dataset), canonical_runs((frame >= max(half, 1e-9)).astype(np.uint8))))
+            found.append((_source_of(groups, dataset), _drawn((frame >= max(half, 1e-9)).astype(np.uint8))))
     return found
 
 
@@ -394,9 +403,10 @@ def _with_blank(labels: Labels, without: Sequence[str], options: LabelOptions) -
     return replace(labels, left_out=labels.left_out | dict.fromkeys(without, "it has no mask"), record=record)
 
 
-def _label(parts: Sequence[rle.Runs], number: int) -> Label:
-    runs = rle.unite_runs(parts)
-    return Label(runs, (number,), rle.area(runs) > 0)
+def _label(parts: Sequence[_Drawn], number: int) -> Label:
+    runs = rle.unite_runs([part.runs for part in parts])
+    shapes = tuple(sorted({part.shape for part in parts}))
+    return Label(runs, (number,), rle.area(runs) > 0, mask_shapes=shapes)
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -7,10 +7,12 @@ What a blank and an uncertain label mean belongs to the data set; where it does 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
+from keras_pneumo.data.radiographs.radiograph import MAX_PIXELS
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.tables import IMAGE_COLUMNS, column_name, listed, one_line
 
@@ -34,6 +36,8 @@ class LabelOptions:
     """The columns of a table that is not known."""
     any_view: bool = False
     """Whether images that the table calls lateral, or of another view, are let in."""
+    mask_size: tuple[int, int] | None = None
+    """Rows and columns of the grid that run-length masks refer to; None: as the table says, else 1024x1024."""
 
 
 def options_of(
@@ -43,6 +47,7 @@ def options_of(
     image_column: str | None = None,
     label_column: str | None = None,
     any_view: bool = False,
+    mask_size: str | None = None,
 ) -> LabelOptions:
     """The options of a user's words.
 
@@ -55,8 +60,20 @@ def options_of(
         raise PneumoError(f"--blank is negative or ignore, not {blank!r}.")
     if readers < 1:
         raise PneumoError(f"--readers is at least 1, not {readers}.")
+    size = None
+    if mask_size is not None:
+        match = re.fullmatch(r"([0-9]{1,5})[xX×]([0-9]{1,5})", mask_size.strip())
+        size = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not 0 < size[0] * size[1] <= MAX_PIXELS:
+            raise PneumoError(f"--mask-size is ROWSxCOLUMNS, for example 512x512, not {mask_size!r}.")
     return LabelOptions(
-        cast("Uncertain", uncertain), cast("Meaning | None", blank), readers, image_column, label_column, any_view
+        cast("Uncertain", uncertain),
+        cast("Meaning | None", blank),
+        readers,
+        image_column,
+        label_column,
+        any_view,
+        size,
     )
 
 

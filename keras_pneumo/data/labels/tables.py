@@ -124,7 +124,11 @@ def _may_be_siim(path: Path) -> bool:
 
 def _read_masks(path: Path, data_set: DataSet, options: LabelOptions) -> Labels:
     """A table of masks; a blank cell is what its data set, or the user, says."""
-    labels = replace(read_labels(path), data_set=data_set.name)
+    labels = replace(read_labels(path, mask_size=options.mask_size), data_set=data_set.name)
+    if options.mask_size is not None:
+        labels.record["mask_size"] = "x".join(map(str, options.mask_size))
+    elif any(label.mask_shapes for label in labels.images.values()):
+        labels.record["mask_size"] = "by the columns of height and width"
     labels = replace(labels, images=_with_facts(labels))
     if data_set.blank is not None and options.blank is None:
         return labels
@@ -135,7 +139,7 @@ def _read_masks(path: Path, data_set: DataSet, options: LabelOptions) -> Labels:
         return labels
     if meaning is None:
         raise LabelQuestionError(_question(path, int(blank["row"].iloc[0]), len(blank), data_set))
-    record: dict[str, object] = {"blank": meaning, "blank_rows": len(blank)}
+    record = labels.record | {"blank": meaning, "blank_rows": len(blank)}
     if meaning == "negative":
         return replace(labels, record=record)
     rows_of = zip(blank["image_id"], blank["row"], strict=True)

@@ -20,6 +20,7 @@ from keras_pneumo.data.labels.finding import LabelSearch, find_labels, search_la
 from keras_pneumo.data.labels.known import LabelOptions
 from keras_pneumo.data.labels.patients import Grouping, find_patient_table, group_images, read_patients
 from keras_pneumo.data.prepared.scanning import RadiographFile, folder_sha256, require_decoders, scan
+from keras_pneumo.data.radiographs.reading import FoundImages, not_searched
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import sha256_bytes, sha256_file
 from keras_pneumo.storage.tables import counted, image_id_of, named_images, slug
@@ -87,7 +88,7 @@ class _Part:
 def make_plan(
     folders: Sequence[DataFolder],
     out: Path,
-    found: Sequence[tuple[list[Path], list[str]]],
+    found: Sequence[FoundImages],
     options: LabelOptions,
     seed: int,
     workers: int | None,
@@ -97,7 +98,7 @@ def make_plan(
     Args:
         folders: the folders of radiographs; their images are prepared together.
         out: the prepared folder, in which no labels are looked for.
-        found: of each folder the files that may be radiographs, and what finding them gave to say.
+        found: of each folder the files that may be radiographs.
         options: what the user decided about labels.
         seed: of the split.
         workers: processes that read the files' headers.
@@ -106,14 +107,19 @@ def make_plan(
         PneumoError: a decoder is missing, there are no labels, or no file can be used.
     """
     searches = [  # of all folders, before the files of any are read
-        search_labels(folder.path, paths, folder.labels, options, skip=[out])
-        for folder, (paths, _) in zip(folders, found, strict=True)
+        search_labels(folder.path, images.paths, folder.labels, options, skip=[out])
+        for folder, images in zip(folders, found, strict=True)
     ]
     names = _source_names(folders)
     parts = [
-        _plan_folder(folder, name, paths, notes, search, workers)
-        for folder, name, (paths, notes), search in zip(folders, names, found, searches, strict=True)
+        _plan_folder(folder, name, images, search, workers)
+        for folder, name, images, search in zip(folders, names, found, searches, strict=True)
     ]
+    if options.mask_size is not None and not any("mask_size" in part.labels.record for part in parts):
+        raise PneumoError(
+            "--mask-size is for tables of run-length masks, and none was read: pictures, COCO files and DICOM "
+            "Segmentations say their size themselves. Leave it out."
+        )
     record: dict[str, Any] = {"seed": seed} | ({"any_view": True} if options.any_view else {})
     if len(parts) == 1:
         part, record = parts[0], parts[0].record | record
@@ -139,15 +145,12 @@ def make_plan(
     )
 
 
-def _plan_folder(
-    folder: DataFolder, name: str, paths: list[Path], notes: list[str], search: LabelSearch, workers: int | None
-) -> _Part:
+def _plan_folder(folder: DataFolder, name: str, found: FoundImages, search: LabelSearch, workers: int | None) -> _Part:
     """The labelled images of one folder, and what is set aside in it."""
     data, patients_path = folder.path, folder.patients
     masks = set(search.labels.files) if search.labels is not None else set()
-    if masks:
-        paths = [path for path in paths if path not in masks]
-        notes = [note for note in notes if "masks come from the csv" not in note]
+    paths = [path for path in found.paths if path not in masks]
+    notes = [] if masks else [not_searched(folder) for folder in found.mask_folders]
     sources = scan(data, paths, workers)
     require_decoders(sources)
     labels = find_labels(search, {name for source in sources for name in _names(source)})

@@ -101,8 +101,8 @@ def prepare(
     folders, out = _data_folders(data, labels, patients), Path(out)
     wanted = _checked_sizes(sizes)
     found = [find_images(folder.path, skip=[out]) for folder in folders]
-    for folder, (paths, _) in zip(folders, found, strict=True):
-        if not paths:
+    for folder, images in zip(folders, found, strict=True):
+        if not images.paths:
             raise PneumoError(
                 f"There is no DICOM, PNG or JPEG file in {folder.path}. Give the folder that holds the radiographs."
             )
@@ -240,7 +240,7 @@ def _render_all(
         if earlier is not None:
             done[source.image_id] = earlier
         if missing and not (earlier is not None and earlier.error):
-            jobs.append(Job(source.path, source.image_id, label.runs, missing, out, plan.any_view))
+            jobs.append(Job(source.path, source.image_id, label.runs, missing, out, plan.any_view, label.mask_shapes))
     if progress:
         progress(len(plan.sources) - len(jobs), len(plan.sources))
     if not jobs:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.radiographs.geometry import resize_image, resize_mask, shape_fault
+from keras_pneumo.data.radiographs.geometry import proportions_fault, resize_image, resize_mask, shape_fault
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
 from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.errors import PneumoError
@@ -50,6 +50,8 @@ class Job:
     out: Path
     any_view: bool = False
     """Whether a file is taken that says it is no frontal radiograph of the chest."""
+    mask_shapes: tuple[tuple[int, int], ...] = ()
+    """Rows and columns on which the mask was drawn, where it was not on the canonical frame."""
 
 
 @dataclass
@@ -114,6 +116,9 @@ def render(job: Job) -> Rendered:
             raise UnreadableImage(reason)
         if radiograph.other_view and not job.any_view:
             raise UnreadableImage(f"{radiograph.other_view}; --any-view lets it in")
+        for shape in job.mask_shapes:
+            if reason := proportions_fault(shape, (radiograph.pixels.shape[0], radiograph.pixels.shape[1])):
+                raise UnreadableImage(reason)
     except UnreadableImage as error:
         return Rendered(job.image_id, error=str(error))
     rendered = Rendered(

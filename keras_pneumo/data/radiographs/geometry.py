@@ -66,6 +66,25 @@ def shape_fault(pixels: np.ndarray) -> str:
     return ""
 
 
+def proportions_fault(mask: tuple[int, int], image: tuple[int, int]) -> str:
+    """Why a mask of some rows and columns is not of an image of others, as a part of a sentence; blank when it may be.
+
+    Of two grids of the same field each is the other scaled, and rounded to whole pixels, up or down.
+    """
+    if _is_scaled(mask, image) or _is_scaled(image, mask):
+        return ""
+    return (
+        f"its mask has {mask[0]} rows and {mask[1]} columns, the image {image[0]} and {image[1]}: the proportions "
+        "differ, so where the mask lies is not known"
+    )
+
+
+def _is_scaled(grid: tuple[int, int], of: tuple[int, int]) -> bool:
+    """Whether one factor brings both sides of a grid within a pixel of those of another."""
+    low = max((side - 1) / other for side, other in zip(grid, of, strict=True))
+    return low < min((side + 1) / other for side, other in zip(grid, of, strict=True))
+
+
 def size_note(rows: int, columns: int, size: int) -> str:
     """A sentence when an image is enlarged to (size, size), since that adds no detail; otherwise blank."""
     side = max(rows, columns)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from keras_pneumo.data.radiographs.plain import decode_plain
 from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage
@@ -21,8 +21,17 @@ from keras_pneumo.storage.tables import IMAGE_SUFFIXES, printable
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
-def find_images(folder: Path, skip: Collection[Path] = ()) -> tuple[list[Path], list[str]]:
-    """Every file under ``folder`` that may be a radiograph, sorted by its path, and notes on folders not searched.
+class FoundImages(NamedTuple):
+    """The files of a folder that may be radiographs."""
+
+    paths: list[Path]
+    """Sorted."""
+    mask_folders: list[str]
+    """Folders that were not searched because they are named after masks, relative to the folder."""
+
+
+def find_images(folder: Path, skip: Collection[Path] = ()) -> FoundImages:
+    """Every file under ``folder`` that may be a radiograph, and the folders that were not searched.
 
     Files count by their ending, or as DICOM by their first bytes when they have none. Hidden files and folders,
     prepared folders and the folders in ``skip`` are not entered; nor are folders named after masks, because
@@ -35,7 +44,7 @@ def find_images(folder: Path, skip: Collection[Path] = ()) -> tuple[list[Path], 
         raise PneumoError(f"{folder} is not a folder. Give the folder that holds the radiographs and the label csv.")
     skipped = {path.resolve() for path in skip}
     images: list[Path] = []
-    notes: list[str] = []
+    mask_folders: list[str] = []
     visited: set[Path] = set()
     for base, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
         here = Path(base)
@@ -45,13 +54,15 @@ def find_images(folder: Path, skip: Collection[Path] = ()) -> tuple[list[Path], 
             continue
         visited.add(real)
         masks = sorted(name for name in folders if "mask" in name.lower())
-        notes += [
-            f"The folder {printable(str((here / name).relative_to(folder)))} was not searched: masks come from the csv."
-            for name in masks
-        ]
+        mask_folders += [printable((here / name).relative_to(folder).as_posix()) for name in masks]
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in masks)
         images += [here / name for name in files if not name.startswith(".") and _may_be_image(here / name)]
-    return sorted(images), notes
+    return FoundImages(sorted(images), mask_folders)
+
+
+def not_searched(mask_folder: str) -> str:
+    """A sentence on a folder of :attr:`FoundImages.mask_folders` whose masks are not used."""
+    return f"The folder {mask_folder} was not searched: masks come from the csv."
 
 
 def find_files(paths: Sequence[Path], out: Path | None = None) -> list[tuple[Path, str]]:

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from keras_pneumo.data.labels.cases import read_label_rows
+from keras_pneumo.data.labels.cases import CANONICAL, mask_sizes, read_label_rows
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import is_temporary, write_bytes
 from keras_pneumo.storage.tables import (
@@ -74,6 +74,8 @@ class SubmissionInfo(BaseModel):
     training_hours: Annotated[Finite, Field(ge=0)] | None = None
     hardware: str = ""
     preprocessing: str = ""
+    synthetic: bool = False
+    """Whether the training images were synthetic (phantoms)."""
 
     @field_validator("team", "framework", "hardware", "preprocessing", "subset")
     @classmethod
@@ -315,6 +317,11 @@ def _read_bare(path: Path, max_bytes: int, errors: list[str]) -> pd.DataFrame:
         errors.append(f"{path}: {counted(len(rejected), 'row')} cannot be used: {named}.")
     if rows.empty:
         raise PneumoError(f"{path} has no rows.")
+    if any(size != CANONICAL for size in mask_sizes(rows) or []):
+        raise PneumoError(
+            f"{path} has columns of height and width that are not {CANONICAL[0]} and {CANONICAL[1]}; the masks of a "
+            f"submission are {CANONICAL[0]}x{CANONICAL[1]}. Bring them to that grid and leave these columns out."
+        )
     return rows[["image_id", "encoded_pixels", "row"]]
 
 

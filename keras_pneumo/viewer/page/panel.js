@@ -21,6 +21,7 @@ export function showAnswer(answer, about) {
   for (const part of ["scale", "errors"]) $(part).hidden = unlike;
   panel.className = answer.pneumothorax ? "yes" : "no";
   $("name").textContent = answer.name;
+  $("notes").replaceChildren(...answer.notes.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
   $("facts").textContent = answer.facts.join(" · ");
   if (unlike) {
     panel.className = "unlike";

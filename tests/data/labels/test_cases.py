@@ -5,6 +5,7 @@ import gzip
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from label_lab import FORMS
 from small_siim import write_labels
@@ -171,3 +172,40 @@ def test_the_real_sample_without_header_agrees_with_the_full_file():
 
 def test_rejected_is_plain_data():
     assert Rejected("a.csv", 3, "why") == Rejected("a.csv", 3, "why")
+
+
+@pytest.mark.parametrize("names", ["height,width", "Mask_Height,Mask_Width", "maskheight,maskwidth,height,width"])
+def test_masks_of_a_size_that_the_table_says_are_brought_to_the_canonical_frame(tmp_path, names):
+    # Down the columns of 64 rows and 128 columns: 16 pixels each of column 32 and of column 33, from row 0.
+    more = ",7,7" if names.count(",") == 3 else ""
+    path = tmp_path / "l.csv"
+    path.write_text(
+        f"image_id,EncodedPixels,{names}\na,{32 * 64} 16 48 16,64,128{more}\nb,5 3,1024,1024{more}\nc,-1,,{more}\n"
+    )
+    labels = read_labels(path)
+    # 32 black rows above the 64 of the image, and a pixel is 8 of the canonical frame.
+    expected = np.zeros((1024, 1024), np.uint8)
+    expected[256:384, 256:272] = 1
+    assert (rle.draw(labels.images["a"].runs) == expected).all()
+    assert texts(labels)["b"] == "5 3"
+    shapes = {name: label.mask_shapes for name, label in labels.images.items()}
+    assert shapes == {"a": ((64, 128),), "b": (), "c": ()}
+
+
+def test_a_size_that_is_none_or_too_small_for_its_mask_rejects_the_row(tmp_path):
+    path = tmp_path / "l.csv"
+    path.write_text("image_id,EncodedPixels,height,width\na,5 3,x,64\nb,4095 9,64,64\nc,4095 1,64,64\nd,1 1,0,64\n")
+    labels = read_labels(path)
+    assert [(item.image_id, item.reason) for item in labels.rejected] == [
+        ("a", "image a: its height and width, which say the size of the mask, are no numbers of pixels"),
+        ("b", "image b: EncodedPixels ends at pixel 4104, but the image has 4096"),
+        ("d", "image d: its height and width, which say the size of the mask, are no numbers of pixels"),
+    ]
+    assert list(labels.images) == ["c"]
+
+
+def test_a_size_that_the_user_says_counts_before_the_table(tmp_path):
+    path = tmp_path / "l.csv"
+    path.write_text("image_id,EncodedPixels,height,width\na,0 1,2048,2048\n")
+    label = read_labels(path, mask_size=(512, 512)).images["a"]
+    assert (rle.encode_runs(label.runs), label.mask_shapes) == ("0 2 1022 2", ((512, 512),))

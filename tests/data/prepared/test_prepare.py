@@ -28,7 +28,7 @@ from small_siim import (
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import read_labels
-from keras_pneumo.data.labels.known import LabelOptions
+from keras_pneumo.data.labels.known import LabelOptions, options_of
 from keras_pneumo.data.prepared import prepare as preparation
 from keras_pneumo.data.prepared.folder import find_prepared, load_prepared, verify_files
 from keras_pneumo.data.prepared.manifest import prepared_sha256
@@ -882,3 +882,62 @@ def test_the_folder_with_a_split_is_found_among_others(tmp_path):
         find_prepared(tmp_path, "abc", [256])
     with pytest.raises(PneumoError, match="holds none"):
         find_prepared(tmp_path / "nowhere", "abc", [64])
+
+
+# -- masks of another grid than their image's --------------------------------------------------------------------------
+
+
+def test_a_mask_of_other_proportions_than_its_image_is_set_aside_and_a_scaled_one_is_not(tmp_path, out):
+    shapes = {
+        "same": (60, 80),
+        "half": (30, 40),
+        "rounded": (37, 49),
+        "double": (120, 160),
+        "square": (64, 64),
+        "turned": (80, 60),
+    }
+    for number, (name, shape) in enumerate(shapes.items()):
+        write_png(tmp_path / "data" / f"{name}.png", radiograph(number, 80)[:60])
+        mask = np.zeros(shape, np.uint8)
+        mask[: shape[0] // 2, : shape[1] // 2] = 255
+        write_png(tmp_path / "data" / f"{name}_mask.png", mask)
+    for number in range(6):
+        write_png(tmp_path / "data" / f"none{number}.png", radiograph(9 + number))
+    prepare(tmp_path / "data", out, [64], options=LabelOptions(blank="negative"))
+    cases = load_prepared(out).cases
+    assert set(cases.loc[cases["pneumothorax"] == 1, "image_id"]) == {"same", "half", "rounded", "double"}
+    for name in ("same", "half", "rounded", "double"):
+        mask = cv2.imread(str(out / "masks_64" / f"{name}.png"), cv2.IMREAD_GRAYSCALE) > 0
+        expected = np.zeros((64, 64), bool)
+        expected[8:32, :32] = True  # 10 of 80 rows are black above the image
+        assert np.count_nonzero(mask != expected) <= 24 + 32, name  # a pixel at its right and lower edge
+    for name, (rows, columns) in {"square": (64, 64), "turned": (80, 60)}.items():
+        assert set_aside(out, f"{name}.png") == (
+            f"its mask has {rows} rows and {columns} columns, the image 60 and 80: the proportions differ, so where "
+            "the mask lies is not known"
+        )
+
+
+def test_run_length_masks_of_another_size_are_prepared_by_the_size_that_is_said(data, out, tmp_path):
+    table = pd.read_csv(data / "train-rle.csv", skipinitialspace=True)
+    table.columns = ["ImageId", "EncodedPixels"]
+
+    def at(text, size):  # first at 512, so that both tables draw the same
+        return text if rle.is_empty(text) else rle.encode(resize_mask(resize_mask(rle.decode(text), 512), size))
+
+    for name, size in (("half", 512), ("whole", 1024)):
+        texts = [at(text, size) for text in table["EncodedPixels"].astype(str)]
+        table.assign(EncodedPixels=texts).to_csv(tmp_path / f"{name}.csv", index=False)
+    options = options_of(mask_size="512x512")
+    prepare(data, out, [64], labels=tmp_path / "half.csv", options=options)
+    prepare(data, tmp_path / "whole", [64], labels=tmp_path / "whole.csv")
+    folders = [folder / "masks_64" for folder in (out, tmp_path / "whole")]
+    assert hashes(folders[0]) == hashes(folders[1]) != {}
+    assert load_prepared(out).manifest["labels"][0]["mask_size"] == "512x512"
+    folder = tmp_path / "plain"
+    write_png(folder / "a.png", radiograph(1))
+    (folder / "labels.csv").write_text("image,label\na.png,1\n")
+    with pytest.raises(PneumoError, match="--mask-size is for tables of run-length masks"):
+        prepare(folder, tmp_path / "no", [64], options=options)
+    with pytest.raises(PneumoError, match="--mask-size is ROWSxCOLUMNS, for example 512x512, not '512'"):
+        options_of(mask_size="512")

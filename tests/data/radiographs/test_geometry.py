@@ -12,6 +12,7 @@ from keras_pneumo.data.radiographs.geometry import (
     mask_on_image,
     pad_to_square,
     placement_of,
+    proportions_fault,
     resize_image,
     resize_mask,
     shape_fault,
@@ -138,3 +139,31 @@ def test_an_enlarged_image_gets_a_note():
 def test_the_placement_of_an_odd_difference():
     place = placement_of(np.zeros((5, 8), np.uint8))
     assert (place.side, place.top, place.left, place.rows + place.top) == (8, 1, 0, 6)
+
+
+@pytest.mark.parametrize(
+    ("mask", "image", "fits"),
+    [
+        ((1024, 1024), (1024, 1024), True),
+        ((512, 482), (1955, 1841), True),  # 482.15 columns, rounded
+        ((511, 482), (1955, 1841), True),  # each side rounded its own way
+        ((1955, 1841), (512, 482), True),  # a mask larger than its image
+        ((3910, 3682), (1955, 1841), True),
+        ((2000, 1611), (100, 81), True),  # the image's own sides were rounded: 80.55
+        ((512, 512), (1955, 1841), False),  # stretched or padded, nobody knows
+        ((512, 479), (1955, 1841), False),
+        ((1841, 1955), (1955, 1841), False),  # turned
+    ],
+)
+def test_a_mask_of_another_grid_fits_when_one_factor_scales_both_sides(mask, image, fits):
+    reason = proportions_fault(mask, image)
+    assert (reason == "") == fits
+    if not fits:
+        assert f"{mask[0]} rows and {mask[1]} columns" in reason
+        assert f"{image[0]} and {image[1]}" in reason
+
+
+@given(st.integers(32, 4000), st.integers(32, 4000), st.floats(0.05, 3.0))
+def test_every_scaled_grid_fits_its_image(rows, columns, factor):
+    scaled = max(1, round(rows * factor)), max(1, round(columns * factor))
+    assert proportions_fault(scaled, (rows, columns)) == ""

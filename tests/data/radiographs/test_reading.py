@@ -15,13 +15,13 @@ def test_images_are_found_at_any_depth_and_masks_are_not(tmp_path):
         write_png(tmp_path / name, radiograph(1))
     for name in ("prepared/manifest.json", "prepared/cases.csv", "prepared/images_64/9.png", "out/10.png"):
         write_png(tmp_path / name, radiograph(1))
-    paths, notes = find_images(tmp_path, skip=[tmp_path / "out"])
+    paths, mask_folders = find_images(tmp_path, skip=[tmp_path / "out"])
     names = [path.relative_to(tmp_path).as_posix() for path in paths]
     assert sorted(names) == sorted(
         ["a/b/c/1.dcm", "2.DCM", "png/3.png", "jpg/4.JPEG", "mit Leerzeichen/ž 5.png", "d/1.2.826.0.123456"]
     )
     assert paths == sorted(paths)
-    assert notes == ["The folder png_masks was not searched: masks come from the csv."]
+    assert mask_folders == ["png_masks"]
 
 
 def test_linked_folders_are_followed_once(tmp_path):

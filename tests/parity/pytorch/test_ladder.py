@@ -57,6 +57,8 @@ def test_every_check_passes_on_all_backends(exchanged):
         "Loss", "Gradients", "What learns", "Optimizer step", "Schedule", "Schedules of recipes", "Training",
     }, "Keras's torch backend computes all that has Keras in it and needs no TensorFlow"  # fmt: skip
     assert all(result.absent for result in ladder.results if result.keras_on_torch is None)
+    if backends.jax_python() is not None:
+        assert third == {result.title for result in ladder.results if result.keras_on_jax is not None}
     assert all(result.remark for result in ladder.results)
     assert "Can these two be compared?" in (out / "parity.html").read_text()
 

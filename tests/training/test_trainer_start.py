@@ -1,0 +1,149 @@
+"""Tests of trainings that start from a run of other data: what is compared, recorded and refused."""
+
+import json
+import shutil
+
+import crash_lab
+import numpy as np
+import pandas as pd
+import pytest
+
+from keras_pneumo.data.prepared.folder import load_prepared
+from keras_pneumo.data.prepared.prepare import prepare
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.inference.provenance import LEARNED, learned_images
+from keras_pneumo.inference.run import read_run
+from keras_pneumo.inference.submission import submission_info
+from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
+from keras_pneumo.training.trainer import TrainingOptions, train
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+BRIEF = crash_lab.SHORT.replace(name="brief", frozen_epochs=0, epochs=1, swa_epochs=0, top_k=1)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """Other patients' phantoms, prepared at 64. Read only."""
+    folder = tmp_path_factory.mktemp("others")
+    settings = PhantomSettings(images=30, seed=11, positive_rate=0.5, size_scale=4.0)
+    write_phantoms(folder / "phantoms", settings, workers=2)
+    prepare(folder / "phantoms", folder / "prepared", [64], patients=folder / "phantoms/patients.csv", workers=2)
+    return folder / "prepared"
+
+
+def trained(data, folder, start_from=None, resume=False, **changes):
+    """A tiny run on a prepared folder."""
+    folder.mkdir(exist_ok=True)
+    experiment = BRIEF.replace(name=folder.name, **changes)
+    options = TrainingOptions(build=crash_lab.tiny, resume=resume)
+    train(experiment, load_prepared(data), folder, options, start_from=start_from)
+    return read_run(folder)
+
+
+def unmarked(folder):
+    """The prepared folder as if it held radiographs."""
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"synthetic": False}))
+    return folder
+
+
+def of_other_seed(phantoms, folder):
+    """The same images with another split."""
+    prepare(phantoms, folder, [64], patients=phantoms / "patients.csv", workers=2, seed=1)
+    return folder
+
+
+def test_a_start_from_other_patients_is_compared_and_recorded(tmp_path, prepared_copy, others):
+    """Three trainings: on (what is said to be) radiographs, then twice on phantoms."""
+    first = trained(unmarked(prepared_copy), tmp_path / "first", fold=1)
+    own = learned_images(first)
+    assert len(own) == first.record["training_images"] + first.record["validation_images"]
+    assert set(own["subset"]) == {"train", "validation"}
+    assert first.record["trained_on"] == f"SIIM-ACR ({len(own)} images)"
+
+    second = trained(others, tmp_path / "second", first)
+    start = second.record["start_from"]
+    assert (start["name"], start["split_sha256"]) == ("first", first.record["split_sha256"])
+    assert start["pretraining"] == first.record["trained_on"]
+    prepared = load_prepared(others)
+    assert start["compared"] == {
+        "learned": len(own),
+        "held_out": len(prepared.subset("validation")) + len(prepared.subset("test")),
+        "compared": {
+            "file": len(own),
+            "pixels": len(own),
+            "image": len(own),
+            "patient": own["patient_id"].nunique(),
+        },
+    }
+    both = learned_images(second)
+    phantoms = second.record["training_images"] + second.record["validation_images"]
+    assert both["earlier"].value_counts().to_dict() == {1: len(own), 0: phantoms}
+    assert both.groupby("earlier")["synthetic"].unique().map(list).to_dict() == {0: [1], 1: [0]}
+
+    third = trained(others, tmp_path / "third", second)
+    assert third.record["start_from"]["start_from"] == start
+    assert third.record["learned_images_sha256"] != second.record["learned_images_sha256"]
+    pd.testing.assert_frame_equal(learned_images(third)[["image_id"]], both[["image_id"]])
+    for run in (second, third):
+        declared = submission_info([run], "classification", "test", 0.5).pretraining
+        assert declared.images == f"SIIM-ACR ({len(own)} images)"
+        assert declared.image_ids == sorted(own["image_id"])
+
+
+def test_a_start_from_what_is_held_out_now_is_refused_through_all_earlier_starts(
+    tmp_path, phantoms, prepared_folder, others
+):
+    first = trained(prepared_folder, tmp_path / "first")
+    again = of_other_seed(phantoms, tmp_path / "again")
+    held_out = {name for subset in ("validation", "test") for name in load_prepared(again).subset(subset)}
+    shared = held_out & set(learned_images(first)["image_id"])
+    with pytest.raises(PneumoError, match=rf"first cannot be started from: .* learned from {len(shared)} images of"):
+        trained(again, tmp_path / "refused", first)
+    assert not (tmp_path / "refused/experiment.json").exists()
+
+    between = trained(others, tmp_path / "between", first)
+    shutil.rmtree(first.folder)  # the run folder alone is enough
+    with pytest.raises(PneumoError, match=r"between cannot be started from: .* or a run that it was started from"):
+        trained(again, tmp_path / "refused", between)
+
+
+def test_a_training_that_goes_on_keeps_what_its_start_had_learned(tmp_path, prepared_folder, others):
+    first = trained(others, tmp_path / "first")
+    run = trained(prepared_folder, tmp_path / "run", first)
+    before = (run.folder / LEARNED).read_bytes()
+    shutil.rmtree(first.folder)
+    assert trained(prepared_folder, tmp_path / "run", resume=True).record["start_from"] == run.record["start_from"]
+    assert (run.folder / LEARNED).read_bytes() == before
+    (run.folder / LEARNED).unlink()
+    with pytest.raises(PneumoError, match=r"learned_images.csv cannot be read"):
+        trained(prepared_folder, tmp_path / "run", resume=True)
+
+
+def test_runs_of_earlier_versions_are_started_from_where_their_prepared_folder_is(tmp_path, prepared_folder, others):
+    first = trained(others, tmp_path / "first")
+    older = {key: value for key, value in first.record.items() if key not in ("learned_images_sha256", "trained_on")}
+    (first.folder / LEARNED).unlink()
+
+    def write(command):
+        (first.folder / "experiment.json").write_text(json.dumps(older | {"command": command}))
+        return read_run(first.folder)
+
+    with pytest.raises(PneumoError, match=r"not known which images .* It is no more in /gone"):
+        trained(prepared_folder, tmp_path / "run", write("keras-pneumo train e.py --data /gone"))
+    run = trained(prepared_folder, tmp_path / "run", write(f"keras-pneumo train e.py --data {others}"))
+    images = first.record["training_images"] + first.record["validation_images"]
+    assert run.pretraining == f"synthetic phantoms ({images} images)"
+    assert len(learned_images(run)) == images + run.record["training_images"] + run.record["validation_images"]
+
+
+def test_the_weights_are_those_of_the_start(tmp_path, prepared_folder, others):
+    first = trained(others, tmp_path / "first")
+    still = trained(prepared_folder, tmp_path / "still", first, learning_rate=1e-12, weight_decay=0.0, ema=0.0)
+    log = pd.read_csv(still.folder / "log.csv")
+    assert log["phase"].tolist()[0] == "start"
+    model, other = crash_lab.tiny(BRIEF), crash_lab.tiny(BRIEF)
+    first.load_weights(model)
+    still.load_weights(other)
+    np.testing.assert_allclose(other.get_layer("fc").kernel, model.get_layer("fc").kernel, atol=1e-6)
