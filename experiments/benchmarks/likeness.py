@@ -135,9 +135,7 @@ def pooled_features(run: RunFolder) -> Callable[[Images], np.ndarray]:
 
     def features(images: Images) -> np.ndarray:
         pixels = np.stack([resize_image(image, size) for image in images])[..., None].astype(np.float32) / 255
-        return np.concatenate(
-            [np.asarray(network(pixels[i : i + 32], training=False)) for i in range(0, len(pixels), 32)]
-        )
+        return np.asarray(network.predict(pixels, batch_size=32, verbose=0))
 
     return features
 
@@ -180,27 +178,30 @@ def main(run_folder: Path, prepared_folder: Path, others: list[Path]) -> None:
     train, validation, kinds = images_of("train"), images_of("validation"), kinds_of(images_of("test"), others)
     fit = fit_likeness(prepared, size, run.experiment.fold)
     assert fit is not None
-    pooled = pooled_features(run)
-    methods: dict[str, tuple[Callable[[Images], np.ndarray], float]] = {
-        "edges, nearest": (fit.likeness.distances, fit.likeness.limit)
-    }
-    for name, features, make in (
-        ("classifier, Mahalanobis", pooled, mahalanobis),
-        ("classifier, nearest", pooled, nearest),
-        ("grey 16x16, PCA", grey_features, components),
-        ("grey 16x16, nearest", grey_features, nearest),
+    names = ["edges, nearest"]
+    groups: list[tuple[Callable[[Images], np.ndarray], list[tuple[Distance, float]]]] = []
+    for kind, features, ways in (
+        ("classifier", pooled_features(run), {"Mahalanobis": mahalanobis, "nearest": nearest}),
+        ("grey 16x16", grey_features, {"PCA": components, "nearest": nearest}),
     ):
-        distance = make(features(train))
-        limit, _ = limit_of(distance(features(validation)), 0.01)
-        methods[name] = (lambda images, distance=distance, features=features: distance(features(images)), limit)
-    print(f"| images | n | {' | '.join(methods)} |\n|---|---|{'---|' * len(methods)}")
-    inside = {name: measure(kinds["test images"]) for name, (measure, _) in methods.items()}
+        known, held_out = features(train), features(validation)
+        distances = [make(known) for make in ways.values()]
+        groups.append((features, [(distance, limit_of(distance(held_out), 0.01)[0]) for distance in distances]))
+        names += [f"{kind}, {way}" for way in ways]
+
+    def measured(images: Images) -> list[tuple[np.ndarray, float]]:
+        rows = [(fit.likeness.distances(images), fit.likeness.limit)]
+        for features, ways in groups:
+            values = features(images)
+            rows += [(distance(values), limit) for distance, limit in ways]
+        return rows
+
+    print(f"| images | n | {' | '.join(names)} |\n|---|---|{'---|' * len(names)}")
+    inside = measured(kinds["test images"])
     for kind, images in kinds.items():
         cells = []
-        for name, (measure, limit) in methods.items():
-            distances = measure(images)
-            labels = [0] * len(inside[name]) + [1] * len(distances)
-            auroc = roc_auc_score(labels, np.r_[inside[name], distances])
+        for (distances, limit), (own, _) in zip(measured(images), inside, strict=True):
+            auroc = roc_auc_score([0] * len(own) + [1] * len(distances), np.r_[own, distances])
             cells.append(f"{auroc:.2f}, {np.mean(distances > limit):.0%}")
         print(f"| {kind} | {len(images)} | {' | '.join(cells)} |", flush=True)
 

@@ -158,7 +158,9 @@ def _capture(source: pydicom.Dataset, finding: Finding) -> pydicom.Dataset:
     )
     # SIIM's files have no orientation, so the overlay has none either.
     capture.PatientOrientation = source.get("PatientOrientation") or None
-    if finding.probability is not None:
+    if finding.probability is None:
+        capture.Laterality = source.get("Laterality") or None  # may be empty, must be there for an unknown body part
+    else:
         capture.BodyPartExamined = "CHEST"
     capture.ImageType = ["DERIVED", "SECONDARY"]
     capture.ConversionType = "WSD"  # from a workstation, not from the device that took the radiograph

@@ -27,7 +27,7 @@ export function showAnswer(answer, about) {
     panel.className = "unlike";
     $("word").textContent = "Not like the training images";
     $("numbers").textContent = answer.reason;
-    $("note").textContent = "The detector has learnt from nothing like it, so it gives no probability and no outline.";
+    $("note").textContent = "The detector has learned from nothing like it, so it gives no probability and no outline.";
     return;
   }
   $("word").textContent = answer.pneumothorax ? "Pneumothorax: yes" : "Pneumothorax: no";
