@@ -51,7 +51,7 @@ class DetectionResult:
     out: Path
     rows: list[dict[str, Any]] = field(default_factory=list)
     set_aside: list[dict[str, str]] = field(default_factory=list)
-    """Files without an answer, or with one but without DICOM objects: ``file`` and ``reason``; a file may have both."""
+    """Files without an answer, or with one but without DICOM objects: ``file`` and ``reason``."""
     made_up: int = 0
     """Files whose identifiers were made up for their DICOM objects."""
     read: int = 0
@@ -198,9 +198,10 @@ def _enter(row: dict[str, Any], result: DetectionResult) -> None:
     note, made_up, reason = row.pop("note"), row.pop("made_up"), row.pop("reason")
     result.made_up += bool(made_up)
     if reason:
+        reason += f" Nor are there DICOM objects: {note}" if note else ""
         result.set_aside.append({"file": row["file"], "reason": reason})
-    else:
-        result.rows.append(row)
+        return
+    result.rows.append(row)
     if note:
         result.set_aside.append({"file": row["file"], "reason": f"answered, but without DICOM objects: {note}"})
 
