@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ from keras_pneumo.detector.overlay import encode_png, overlay_mask
 from keras_pneumo.detector.summary import caption, disagreement, summary_of
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import require_writable, write_bytes, write_json, write_table
-from keras_pneumo.storage.tables import one_line, safe_columns, write_quarantine
+from keras_pneumo.storage.tables import counted, one_line, safe_columns, write_quarantine
 from keras_pneumo.storage.workers import FILE_FAILED, Progress, map_files
 
 if TYPE_CHECKING:  # highdicom is an extra
@@ -58,6 +58,10 @@ class DetectionResult:
         """A sentence for the user."""
         yes = sum(int(row["pneumothorax"]) for row in self.rows)
         text = f"{len(self.rows)} radiographs answered, {yes} with yes: {self.out / 'predictions.csv'}"
+        times = Counter(row["study"] for row in self.rows if row["study"])
+        several = sum(count > 1 for count in times.values())
+        if several:
+            text += f"; {counted(several, 'study has', 'studies have')} several radiographs, each with its own answer"
         if self.made_up:
             text += f"; identifiers made up for {self.made_up}"
         return f"{text}; {len(self.set_aside)} set aside: {self.out / 'quarantine.csv'}" if self.set_aside else text
@@ -199,7 +203,7 @@ def _enter(row: dict[str, Any], result: DetectionResult) -> None:
 
 def _write_tables(out: Path, answered: Sequence[dict[str, Any]], set_aside: Sequence[dict[str, str]]) -> None:
     """Write ``predictions.csv``, and ``quarantine.csv`` where something was set aside."""
-    columns = ["file", "image_id", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2"]
+    columns = ["file", "image_id", "study", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2"]
     table = pd.DataFrame(answered, columns=[*columns, "encoded_pixels"]).sort_values("file", ignore_index=True)
     table[["pneumothorax", "outlined"]] = table[["pneumothorax", "outlined"]].astype(int)
     table = safe_columns(table.round({"probability": 6, "mask_share": 6}), "file", "image_id")
@@ -223,7 +227,7 @@ def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:
             note = str(error)
     write_bytes(out / f"{item.name}.png", encode_png(picture), durable=False)
     write_json(out / f"{item.name}.json", summary)
-    columns = ("file", "image_id", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2")
+    columns = ("file", "image_id", "study", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2")
     return {name: summary[name] for name in (*columns, "encoded_pixels")} | {"note": note, "made_up": made_up}
 
 

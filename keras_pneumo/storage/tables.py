@@ -221,9 +221,9 @@ def slug(text: str, taken: Iterable[str] = ()) -> str:
     return name
 
 
-def counted(number: int, noun: str) -> str:
-    """A number with its noun: ``1 row``, ``1,372 rows``."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun: ``1 row``, ``1,372 rows``; ``plural`` where it does not end in s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def shown_id(image_id: str) -> str:

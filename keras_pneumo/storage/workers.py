@@ -38,7 +38,8 @@ FILE_SECONDS = 60.0
 
 FILE_MEMORY = 3 * 2**29
 """Bytes that reading files may add to a process (1.5 GiB). A 16-bit radiograph with a window takes 0.6 GiB at 16
-megapixels and 1.2 GiB at 33, measured; clinical ones have up to 16. A small JPEG 2000 file can ask for many times that."""
+megapixels and 1.2 GiB at 33, measured; clinical ones have up to 16. A small JPEG 2000 file can ask for several times
+that."""
 
 FILE_FAILED = (
     f"reading it crashed, took more than {FILE_SECONDS:g} seconds, or needed more than {FILE_MEMORY / 2**30:g} GiB of "

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keras_pneumo.data.labels.patients import pseudonym
+from keras_pneumo.data.labels.patients import pseudonym, study_pseudonym
 from keras_pneumo.data.radiographs.decoders import decoder_report
 from keras_pneumo.data.radiographs.plain import PlainFile, open_plain
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
@@ -44,6 +44,8 @@ class RadiographFile:
     sha256: str
     patient: str = ""
     """Pseudonym of the file's PatientID, blank when it has none."""
+    study: str = ""
+    """Likewise of its StudyInstanceUID."""
     transfer_syntax: str = ""
     error: str = ""
     """Why it cannot be used; blank when it may."""
@@ -83,6 +85,7 @@ def _identify(job: tuple[Path, str]) -> RadiographFile:
         source,
         image_id=image_id_of(header.image_id),
         patient=pseudonym(header.patient_id_tag),
+        study=study_pseudonym(header.study_uid_tag),
         transfer_syntax=header.transfer_syntax,
     )
 

@@ -50,7 +50,8 @@ from keras_pneumo.storage.tables import one_line
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # for the reason given in quiet
 
 _TAGS = [
-    *("SOPInstanceUID", "PatientID", "PatientSex", "PatientAge", "ViewPosition", "PixelSpacing", "ImagerPixelSpacing"),
+    *("SOPInstanceUID", "StudyInstanceUID", "PatientID", "PatientSex", "PatientAge", "ViewPosition"),
+    *("PixelSpacing", "ImagerPixelSpacing"),
     *("PatientOrientation", "ImageOrientationPatient", "FieldOfViewRotation", "FieldOfViewHorizontalFlip"),
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns", "NumberOfFrames"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData", "SpecificCharacterSet"),
@@ -67,6 +68,7 @@ class Header:
     image_id: str
     transfer_syntax: str
     patient_id_tag: str = field(default="", repr=False)
+    study_uid_tag: str = field(default="", repr=False)
 
 
 def read_header(data: bytes, stem: str) -> Header:
@@ -79,7 +81,8 @@ def read_header(data: bytes, stem: str) -> Header:
         dataset = _dataset(data, stop_before_pixels=True)
         try:
             syntax = transfer_syntax_of(dataset)
-            return Header(text_of(dataset, "SOPInstanceUID") or stem, syntax, text_of(dataset, "PatientID"))
+            image_id = text_of(dataset, "SOPInstanceUID") or stem
+            return Header(image_id, syntax, text_of(dataset, "PatientID"), text_of(dataset, "StudyInstanceUID"))
         except PneumoError:
             raise
         except Exception as error:  # pydicom reads a value only now, and raises any class of error on a damaged one
@@ -147,6 +150,7 @@ def _decode(dataset: pydicom.Dataset, stem: str) -> Radiograph:
             view=one_of(text_of(dataset, "ViewPosition"), ("PA", "AP")),
             pixel_spacing_mm=_spacing(dataset),
             patient_id_tag=text_of(dataset, "PatientID"),
+            study_uid_tag=text_of(dataset, "StudyInstanceUID"),
             other_view=_other_view(dataset),
             turned=_turned(dataset),
             photometric=photometric,

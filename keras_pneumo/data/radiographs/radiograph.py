@@ -43,6 +43,8 @@ class Radiograph:
     """Side of a pixel in millimetres, where pixels are square."""
     patient_id_tag: str = field(default="", repr=False)
     """PatientID as the file has it. It may identify a person: it is never printed, logged or written."""
+    study_uid_tag: str = field(default="", repr=False)
+    """StudyInstanceUID as the file has it; outside of DICOM objects a pseudonym stands for it."""
     other_view: str = ""
     """Why the header says that this is no frontal radiograph of the chest, as a part of a sentence; blank when not."""
     turned: str = ""

@@ -948,3 +948,22 @@ def test_run_length_masks_of_another_size_are_prepared_by_the_size_that_is_said(
         prepare(folder, tmp_path / "no", [64], options=options)
     with pytest.raises(PneumoError, match="--mask-size is ROWSxCOLUMNS, for example 512x512, not '512'"):
         options_of(mask_size="512")
+
+
+# -- studies of several radiographs ------------------------------------------------------------------------------------
+
+
+def test_radiographs_of_one_study_stay_in_one_subset(tmp_path, out):
+    data = tmp_path / "data"
+    rows = []
+    for number in range(24):
+        uid = f"1.2.9.{number}"
+        write_dicom(data / f"{number}.dcm", radiograph(number), uid, StudyInstanceUID=f"1.2.8.{number // 2}")
+        rows.append((uid, "0 500" if number // 2 % 2 else "-1"))
+    write_labels(data / "train-rle.csv", rows)
+    assert prepare(data, out, [32]).patients == 12
+    split = load_prepared(out).split.set_index("image_id")
+    for number in range(0, 24, 2):
+        pair = split.loc[[f"1.2.9.{number}", f"1.2.9.{number + 1}"]]
+        assert pair[["patient_id", "subset", "fold"]].drop_duplicates().shape[0] == 1
+    assert not any("1.2.8." in (out / name).read_text() for name in ("cases.csv", "split.csv", "manifest.json"))

@@ -33,6 +33,7 @@ def plain_dicom(path, **tags):
     dataset = dicom(radiograph(1), uid="1.2.3", syntax=JPEGBaseline8Bit)
     dataset.PixelData = encapsulate([cv2.imencode(".jpg", radiograph(1))[1].tobytes()])
     for name, value in {"PatientID": "p1", "PatientSex": "F", "PatientAge": "38", "ViewPosition": "PA",
+                        "StudyInstanceUID": "1.2.8.1",
                         "PixelSpacing": [0.168, 0.168], **tags}.items():  # fmt: skip
         if value is None:
             dataset.pop(name, None)
@@ -55,7 +56,8 @@ def agree(data):
         return False
     same(read, decode_dicom(data, "stem"))
     plain, header = open_plain(data, "stem"), read_header(data, "stem")
-    assert (plain.image_id, plain.transfer_syntax, plain.patient_id_tag) == dataclasses.astuple(header)
+    read = (plain.image_id, plain.transfer_syntax, plain.patient_id_tag, plain.study_uid_tag)
+    assert read == dataclasses.astuple(header)
     assert "p1" not in repr(plain)
     return True
 
