@@ -31,16 +31,12 @@ from keras_pneumo.detector.summary import caption, disagreement, summary_of
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import require_writable, write_bytes, write_json, write_table
 from keras_pneumo.storage.tables import counted, one_line, safe_columns, write_quarantine
-from keras_pneumo.storage.workers import Progress, map_in_processes
+from keras_pneumo.storage.workers import FILE_FAILED, Progress, map_files
 
 if TYPE_CHECKING:  # highdicom is an extra
     from keras_pneumo.detector.dicom_objects import Finding
 
 WRITERS = 2
-SECONDS = 60.0
-"""Time limit for decoding one file; one of 16 megapixels takes about a second."""
-
-CRASHED = f"its decoder crashed or did not end within {SECONDS:g} seconds, so it is damaged or hostile"
 
 
 @dataclass
@@ -108,7 +104,7 @@ def detect(
     result = DetectionResult(out)
     pending: deque[Future[dict[str, Any]]] = deque()
     # Never in this process: a decoder that crashes or hangs then costs only its own file.
-    read = map_in_processes(read_or_reason, list(files), workers, isolated=True, seconds=SECONDS)
+    read = map_files(read_or_reason, files, workers)
     try:
         with ThreadPoolExecutor(WRITERS) as writers:
             readable = _readable(read, files, result, any_view)
@@ -146,7 +142,7 @@ def _readable(
             if radiograph.other_view and not any_view:
                 reason = f"{radiograph.other_view}; --any-view answers for it all the same"
         else:
-            reason = CRASHED if radiograph is None else radiograph
+            reason = FILE_FAILED if radiograph is None else radiograph
         if reason:
             result.set_aside.append({"file": files[path], "reason": reason})
         elif isinstance(radiograph, Radiograph):

@@ -54,7 +54,7 @@ def test_a_crash_costs_only_its_own_file(few, tmp_path, monkeypatch, workers):
     assert len(result.rows) == 3
     (aside,) = result.set_aside
     assert aside["file"] == "fatal.dcm"
-    assert aside["reason"].startswith("its decoder crashed")
+    assert aside["reason"].startswith("reading it crashed")
 
 
 def test_bad_files_are_set_aside_and_no_patient_is_named(few, tmp_path, capsys, recwarn):

@@ -22,7 +22,7 @@ from keras_pneumo.data.radiographs.reading import RASTER_SUFFIXES
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import sha256_bytes
 from keras_pneumo.storage.tables import image_id_of, printable
-from keras_pneumo.storage.workers import results_in_order
+from keras_pneumo.storage.workers import FILE_FAILED, results_in_order
 
 if TYPE_CHECKING:
     from keras_pneumo.data.radiographs.dicom import Header
@@ -57,9 +57,8 @@ def scan(folder: Path, paths: Sequence[Path], workers: int | None = None) -> lis
     """Identify every file: its hash, image id and, for DICOM, transfer syntax; one entry per path, in their order."""
     jobs = [(path, printable(path.relative_to(folder).as_posix())) for path in paths]
     sources = results_in_order(_identify, jobs, workers, chunk=_CHUNK)
-    crashed = "reading its header ends the program that does it"
     return [
-        source or RadiographFile(path, relative, "", printable(path.stem), "", error=crashed)
+        source or RadiographFile(path, relative, "", printable(path.stem), "", error=FILE_FAILED)
         for (path, relative), source in zip(jobs, sources, strict=True)
     ]
 

@@ -11,6 +11,7 @@ import contextlib
 import io
 import logging
 import math
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ from keras_pneumo.data.radiographs.radiograph import (
 )
 from keras_pneumo.data.radiographs.raster import read_limited
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.tables import one_line
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # for the reason given in quiet
 
@@ -77,9 +79,14 @@ def read_header(data: bytes, stem: str) -> Header:
     """
     with quiet():
         dataset = _dataset(data, stop_before_pixels=True)
-        syntax = transfer_syntax_of(dataset)
-        image_id = text_of(dataset, "SOPInstanceUID") or stem
-        return Header(image_id, syntax, text_of(dataset, "PatientID"), text_of(dataset, "StudyInstanceUID"))
+        try:
+            syntax = transfer_syntax_of(dataset)
+            image_id = text_of(dataset, "SOPInstanceUID") or stem
+            return Header(image_id, syntax, text_of(dataset, "PatientID"), text_of(dataset, "StudyInstanceUID"))
+        except PneumoError:
+            raise
+        except Exception as error:  # pydicom reads a value only now, and raises any class of error on a damaged one
+            raise UnreadableImage(f"its header cannot be read: {_reason(error)}") from error
 
 
 def read_dicom(path: Path) -> Radiograph:
@@ -153,6 +160,8 @@ def _decode(dataset: pydicom.Dataset, stem: str) -> Radiograph:
         raise
     except RecursionError:
         raise UnreadableImage("its sequences are nested too deeply") from None
+    except MemoryError:
+        raise UnreadableImage("decoding it needs more memory than one file may take") from None
     except Exception as error:  # pydicom and its plugins raise every class of error on damaged files
         raise UnreadableImage(f"its pixels cannot be decoded: {_reason(error)}") from error
 
@@ -238,8 +247,11 @@ def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _spacing(dataset: pydicom.Dataset) -> float | None:
-    values = (dataset.get(name) for name in ("PixelSpacing", "ImagerPixelSpacing"))
-    return square_spacing(tuple(map(float, value)) for value in values if value is not None and len(value) == 2)
+    spacings = []
+    for name in ("PixelSpacing", "ImagerPixelSpacing"):
+        with contextlib.suppress(ValueError):  # a text that is no number
+            spacings.append(tuple(map(float, _values(dataset, name))))
+    return square_spacing(spacings)
 
 
 def _other_view(dataset: pydicom.Dataset) -> str:
@@ -281,4 +293,6 @@ def _values(dataset: pydicom.Dataset, name: str) -> list[str]:
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join((str(error).strip() or type(error).__name__).split())[:200]
+    """A library's message without what it quotes, which may be a person's name, on one line of printable characters."""
+    message = re.sub(r"b?'[^']*'|b?\"[^\"]*\"", "...", str(error))
+    return one_line(message, 200) or type(error).__name__
