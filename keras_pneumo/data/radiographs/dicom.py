@@ -65,6 +65,8 @@ class Header:
     image_id: str
     transfer_syntax: str
     patient_id_tag: str = field(default="", repr=False)
+    maker: str = ""
+    """Maker of the machine."""
 
 
 def read_header(data: bytes, stem: str) -> Header:
@@ -76,7 +78,12 @@ def read_header(data: bytes, stem: str) -> Header:
     with quiet():
         dataset = _dataset(data, stop_before_pixels=True)
         syntax = transfer_syntax_of(dataset)
-        return Header(text_of(dataset, "SOPInstanceUID") or stem, syntax, text_of(dataset, "PatientID"))
+        return Header(
+            text_of(dataset, "SOPInstanceUID") or stem,
+            syntax,
+            text_of(dataset, "PatientID"),
+            text_of(dataset, "Manufacturer"),
+        )
 
 
 def read_dicom(path: Path) -> Radiograph:
