@@ -39,6 +39,9 @@ def predict_command(
         Path | None,
         typer.Option("--postprocess", help="postprocess.json for several segmenters' masks on radiographs."),
     ] = None,
+    any_view: Annotated[
+        bool, typer.Option("--any-view", help="Predict radiographs too whose header says lateral, or no chest.")
+    ] = False,
     strategy: StrategyOption = "auto",
     replicas: ReplicasOption = None,
     wait_for_workers: WaitOption = 120.0,
@@ -77,13 +80,18 @@ def predict_command(
     name: Engine = engine.value
     opened = [read_run(run) for run in runs]
     gates = [read_run(run) for run in gate or []]
+    prepared = load_prepared(data) if from_prepared else None
+    at_home = prepared is not None and subset != ALL and has_split_of(opened, prepared)
+    if prepared is not None and not at_home and out_folder is None:
+        raise PneumoError(
+            f"{data} has another split than the run, or all of its images were asked for: its predictions would replace "
+            "the run's own submission. Name a folder with --out."
+        )
     folder = out_folder or runs[0] / ("submission" if from_prepared else "predictions")
     require_writable(require_replaceable(folder).parent if from_prepared else folder)
     distribution = start_distribution(strategy, replicas, wait_for_workers, warn)
     if engine != EngineName.KERAS and distribution.strategy is not None:
         raise PneumoError(f"--engine {name} predicts on one device. Give --strategy one too, or leave out --engine.")
-    prepared = load_prepared(data) if from_prepared else None
-    at_home = prepared is not None and subset != ALL and has_split_of(opened, prepared)
     if at_home and parameters_file is not None:
         raise PneumoError(
             f"{data} is prepared: the postprocessing of masks is fitted on its validation images, and --postprocess is "
@@ -109,6 +117,8 @@ def predict_command(
                     other = predict_with_fitted(opened, prepared, subset, update, gates, distributed, parameters)
                 if distribution.chief:
                     other.write(folder)
+                    if other.info.synthetic and not prepared.manifest.get("synthetic"):
+                        warn("Trained on synthetic phantoms: what it answers about real radiographs is an experiment.")
                     report_contamination(other.contamination)
                     say(f"{folder}: nothing was fitted to these images; contamination.csv has a row for each.")
                 return
@@ -118,7 +128,9 @@ def predict_command(
                 write_predictions(predicted, folder)
                 say(str(folder))
             return
-        summary = predict_folder(opened, data, folder, progress.update, parameters_file, gates, distributed)
+        summary = predict_folder(opened, data, folder, progress.update, parameters_file, gates, distributed, any_view)
+    for remark in summary.remarks():
+        warn(remark)
     say(str(summary))
     if summary.set_aside:
         raise typer.Exit(1)

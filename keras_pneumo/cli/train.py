@@ -158,7 +158,7 @@ def find_lr_command(
     folder = new_folder(out_folder, f"{experiment.name}-rates")
     with ProgressBar("rates") as progress:
         rates = search(experiment, prepared, weights, steps, progress.update)
-    rates.save(folder)
+    rates.save(folder, bool(prepared.manifest.get("synthetic")))
     say(f"Suggested learning_rate: {rates.suggested:.2e}")
     if rates.fall < CLEAR_FALL:
         warn(

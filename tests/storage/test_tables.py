@@ -12,6 +12,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.tables import (
     image_id_of,
     one_line,
+    read_columns,
     read_rows,
     read_table,
     slug,
@@ -81,3 +82,30 @@ def test_names_that_attack():
     assert one_line("a\x1b[31mred\u202egnp.exe") == "a [31mred gnp.exe"
     text = table_text(pd.DataFrame({"team": ["=1+1", "ok"], "dice": [-0.5, 0.25]}))
     assert text == "team,dice\n'=1+1,-0.5\nok,0.25\n"
+
+
+@given(
+    st.lists(st.lists(st.text(' ab,"\n', max_size=4), max_size=4), max_size=6),
+    st.lists(st.sampled_from(["a", "B ", "b", "c", "d"]), min_size=1, max_size=3),
+)
+def test_columns_are_those_of_the_rows(tmp_path_factory, rows, names):
+    path = tmp_path_factory.getbasetemp() / "columns.csv"
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([["A", "b", " c "], *rows])
+    (_, header), *expected = read_rows(path)
+    columns = read_columns(path, names)
+    assert columns.numbers == [number for number, _ in expected]
+    for name in names:
+        place = {"a": 0, "b": 1, "c": 2}.get(name.strip().lower())
+        assert columns.column(name) == [
+            cells[place] if place is not None and place < len(cells) else "" for _, cells in expected
+        ]
+    assert header == ["A", "b", "c"]
+
+
+def test_columns_of_no_table(tmp_path):
+    (tmp_path / "empty.csv").write_text("\n")
+    assert read_columns(tmp_path / "empty.csv", ["a"]).column("a") == []
+    (tmp_path / "bad.csv").write_text('a\n"1" 2\n')
+    with pytest.raises(PneumoError, match=r"bad.csv, line 2, is not csv"):
+        read_columns(tmp_path / "bad.csv", ["a"])

@@ -109,6 +109,8 @@ def team_entry(name: str, anchor: str, submission: AlignedSubmission, truth: Tru
         notes.append("no threshold declared: 0.5 used")
     warning = contamination(submission.info.pretraining, truth)
     notes += [warning] if warning else []
+    if submission.info.synthetic and not truth.synthetic:
+        notes.append("trained on synthetic images (phantoms)")
     explanation = submission.info.framework
     return Entry(
         name, anchor, "submission", submission.info, explanation, submission.probability, decision, threshold, source,
