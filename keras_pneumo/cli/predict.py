@@ -84,8 +84,8 @@ def predict_command(
     at_home = prepared is not None and subset != ALL and has_split_of(opened, prepared)
     if prepared is not None and not at_home and out_folder is None:
         raise PneumoError(
-            f"{data} has another split than the run, or all of its images were asked for: its predictions would replace "
-            "the run's own submission. Name a folder with --out."
+            f"{data} has another split than the run, or all of its images were asked for: its predictions would "
+            "replace the run's own submission. Name a folder with --out."
         )
     folder = out_folder or runs[0] / ("submission" if from_prepared else "predictions")
     require_writable(require_replaceable(folder).parent if from_prepared else folder)
