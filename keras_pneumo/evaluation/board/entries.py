@@ -34,6 +34,7 @@ from keras_pneumo.evaluation.scoring.statistics import DelongSums, Interval, bca
 from keras_pneumo.storage.tables import column_name, counted, image_id_of, one_line
 
 _NIH_NAME = re.compile(r"\d{8}_\d{3}")
+_UNKNOWN = re.compile(r"(.*, )?unknown\b", re.IGNORECASE)
 _SAME_IMAGES = ("nih", "chestxray14", "chestxray8", "cxr14", "chestxnet", "siim")
 """Names of data sets that contain SIIM's images."""
 
@@ -220,6 +221,8 @@ def contamination(pretraining: Pretraining, truth: Truth) -> str:
     patients = {truth.nih_names[i].split("_")[0] for i in truth.cases.image_id if i in truth.nih_names}
     if nih_patients & patients:
         return f"pre-trained on other images of {counted(len(nih_patients & patients), 'test patient')}"
+    if not declared and _UNKNOWN.match(pretraining.images):
+        return f"pre-trained on {one_line(pretraining.images, 60)}: test images may be among them"
     words = column_name(pretraining.images)
     if not declared and any(name in words for name in _SAME_IMAGES):
         name = one_line(pretraining.images, 40)

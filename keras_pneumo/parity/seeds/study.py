@@ -196,7 +196,7 @@ def compare_frameworks(
         python: see :func:`keras_pneumo.parity.backends.torch_python`.
         script: the PyTorch team's program; default: that of ``experiments/torch_team`` for the task.
         keras_command: how our side is started, before ``train``; default: this Python with this package.
-        weights: file or folder with ImageNet weights, where the experiment starts from them.
+        weights: where ImageNet's weights are, or a safetensors file that both teams start from.
         progress: called about once a second while a training runs.
 
     Raises:
@@ -370,12 +370,15 @@ def _train(
 
 def change_last_bit(start: Path, changed: Path) -> None:
     """Write starting weights whose first convolution differs in the last bit of every number."""
+    from safetensors import safe_open
     from safetensors.numpy import load_file, save_file
 
+    with safe_open(start, "numpy") as file:
+        notes = file.metadata()
     weights = load_file(start)
     name = next(name for name, value in sorted(weights.items()) if name.endswith("conv1.weight"))
     weights[name] = np.nextafter(weights[name], np.float32(np.inf))
-    save_file(weights, changed)
+    save_file(weights, changed, notes)
 
 
 def _run(

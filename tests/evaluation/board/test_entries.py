@@ -25,6 +25,8 @@ def test_contamination_by_own_and_by_nih_name(tmp_path):
     assert other == "pre-trained on other images of 1 test patient"
     assert "images not named" in contamination(Pretraining(images="NIH ChestX-ray14"), truth)
     assert contamination(Pretraining(images="ImageNet-1k"), truth) == ""
+    assert "may be among them" in contamination(Pretraining(images="unknown images (a.safetensors)"), truth)
+    assert "may be among them" in contamination(Pretraining(images="ImageNet-1k, unknown images (a)"), truth)
     assert contamination(Pretraining(), truth) == ""
 
 
