@@ -437,12 +437,20 @@ class Run:
         columns = {"value": names, "low": [f"{name}_low" for name in names], "high": [f"{name}_high" for name in names]}
         return pd.DataFrame({kind: row[listed].astype(float).to_numpy() for kind, listed in columns.items()}, names)
 
-    def predict(self, images: PathLike | np.ndarray | Sequence[PathLike | np.ndarray]) -> pd.DataFrame:
+    @property
+    def synthetic(self) -> bool:
+        """Whether it was trained on phantoms: then its answers say nothing of real radiographs."""
+        return self._run.synthetic
+
+    def predict(
+        self, images: PathLike | np.ndarray | Sequence[PathLike | np.ndarray], any_view: bool = False
+    ) -> pd.DataFrame:
         """Predict radiographs, as ``keras-pneumo predict`` does.
 
         Args:
             images: one radiograph, one folder of them, or several of either. A radiograph is a file, or an array (H, W)
                 or (H, W, 1), white is dense: uint8, or floats in [0, 1].
+            any_view: whether files are taken that say that they are no frontal radiographs of the chest.
 
         Returns:
             A row per radiograph: ``image_id``, ``probability``, and by segmenters ``encoded_pixels``, on the grid of
@@ -453,7 +461,7 @@ class Run:
         """
         from keras_pneumo.inference.files import predict_images
 
-        return predict_images([self._run], images, opened=self._opened)
+        return predict_images([self._run], images, opened=self._opened, any_view=any_view)
 
     def heat_map(self, image: PathLike | np.ndarray, method: str | None = None, stage: int | None = None) -> np.ndarray:
         """Draw where the network looks: how much each pixel speaks for a pneumothorax.

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torchvision
-from data import Radiographs, in_order, read_subsets
+from data import Radiographs, in_order, is_synthetic, read_subsets
 from recipe import Recipe, read_recipe, refuse
 from submission import auroc, declaration, fit_threshold, write_submission
 from training import arguments, autocast, cross_entropy, fit, load_start, set_up
@@ -80,7 +80,9 @@ def run(network, recipe: Recipe, given) -> None:
         predictions[file] = pd.DataFrame({"image_id": tables[name]["image_id"], "probability": probability})
     held_out = tables["validation"]["label"].to_numpy()
     threshold = fit_threshold(held_out, predictions["validation.csv"]["probability"].to_numpy())
-    declared = declaration(f"torch {recipe.name}", "classification", recipe, split, seconds, init=given.init)
+    declared = declaration(f"torch {recipe.name}", "classification", recipe, split, seconds, init=given.init) | {
+        "synthetic": is_synthetic(given.data)
+    }
     write_submission(given.out, declared, threshold, predictions)
 
 

@@ -47,6 +47,11 @@ def read_subsets(folder: Path, fold: int) -> tuple[dict[str, pd.DataFrame], str]
     return subsets, str(manifest["split_sha256"])
 
 
+def is_synthetic(folder: Path) -> bool:
+    """Whether a prepared folder holds phantoms; :func:`read_subsets` has read its manifest before."""
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("synthetic") is True
+
+
 def mapped_arrays(folder: Path, size: int):
     """Map the folder's arrays of one size (images, masks, and each image id's row in both); None without valid ones.
 

@@ -18,7 +18,7 @@ import fastai
 import pandas as pd
 import torch
 import torchvision
-from data import read_subsets
+from data import is_synthetic, read_subsets
 from fastai.vision.all import ImageDataLoaders, accuracy, aug_transforms, resnet50, set_seed, vision_learner
 from recipe import read_recipe, refuse
 from safetensors.torch import save_file
@@ -76,7 +76,9 @@ def main() -> None:
     normalised = "ImageNet mean and standard deviation" if pretrained else "no normalisation, fastai's way if untrained"
     preprocessing = f"the prepared folder's PNGs as RGB, scaled to [0, 1], {normalised}"
     notes = framework, preprocessing
-    declared = declaration("fastai resnet50", "classification", recipe, split, seconds, *notes)
+    declared = declaration("fastai resnet50", "classification", recipe, split, seconds, *notes) | {
+        "synthetic": is_synthetic(given.data)
+    }
     write_submission(given.out, declared, 0.5, predictions)
 
 

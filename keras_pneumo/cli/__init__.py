@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import select
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -121,7 +122,12 @@ class _Group(typer.core.TyperGroup):
         """Run the command; Typer would end two kinds of errors with 1, without a word."""
         try:
             return super().invoke(ctx)
-        except (BrokenPipeError, EOFError) as error:  # of a worker or a damaged file: the consoles handle their own
+        except (
+            BrokenPipeError,
+            EOFError,
+        ) as error:  # of a worker or a damaged file, unless nobody reads our own output
+            if isinstance(error, BrokenPipeError) and _unread():
+                sys.exit(UNREAD)
             raise RuntimeError(f"{type(error).__name__} within the command") from error
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -137,6 +143,14 @@ class _Group(typer.core.TyperGroup):
             rich_markup_mode=self.rich_markup_mode,
         )
         plain.format_help(ctx, formatter)
+
+
+def _unread() -> bool:
+    """Whether the reader of the output or of the messages has gone: of a long help, for instance, piped into head."""
+    watched = select.poll()
+    for stream in (1, 2):
+        watched.register(stream, 0)
+    return any(event & select.POLLERR for _, event in watched.poll(0))
 
 
 app = typer.Typer(

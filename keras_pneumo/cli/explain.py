@@ -40,6 +40,9 @@ def explain_command(
         Path | None, typer.Option(help="Table of tubes, leads and writing; default: the prepared folder's devices.csv.")
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="Label csv of radiographs, to outline the truth.")] = None,
+    any_view: Annotated[
+        bool, typer.Option("--any-view", help="Explain radiographs too whose header says lateral, or no chest.")
+    ] = False,
 ) -> None:
     """Draw heat maps of where a network looks; on a prepared folder also check what they are worth.
 
@@ -68,10 +71,14 @@ def explain_command(
         )
     from keras_pneumo.evaluation.report.saliency_report import METHODS, source_sentence
     from keras_pneumo.explain.files import explain_files
-    from keras_pneumo.inference.run import checkpoints_of
+    from keras_pneumo.inference.run import SYNTHETIC, checkpoints_of
 
     with ProgressBar("heat maps") as progress:
-        done = explain_files(run, data, out_folder or run.folder / "explained", *chosen, labels, progress.update)
+        done = explain_files(
+            run, data, out_folder or run.folder / "explained", *chosen, labels, progress.update, any_view
+        )
+    if run.synthetic:
+        warn(f"{SYNTHETIC}. These maps say nothing of real radiographs.")
     shown = f"{METHODS[done.method]} of stage {done.stage}"
     if not done.selected:
         warn(

@@ -36,6 +36,9 @@ def predict_command(
         Path | None,
         typer.Option("--postprocess", help="postprocess.json for several segmenters' masks on radiographs."),
     ] = None,
+    any_view: Annotated[
+        bool, typer.Option("--any-view", help="Predict radiographs too whose header says lateral, or no chest.")
+    ] = False,
     strategy: StrategyOption = "auto",
     replicas: ReplicasOption = None,
     wait_for_workers: WaitOption = 120.0,
@@ -100,7 +103,9 @@ def predict_command(
                 write_predictions(predicted, folder)
                 say(str(folder))
             return
-        summary = predict_folder(opened, data, folder, progress.update, parameters_file, gates, distributed)
+        summary = predict_folder(opened, data, folder, progress.update, parameters_file, gates, distributed, any_view)
+    for remark in summary.remarks():
+        warn(remark)
     say(str(summary))
     if summary.set_aside:
         raise typer.Exit(1)

@@ -123,7 +123,7 @@ class Detector:
         """Largest side, in pixels, of the networks' images: smaller radiographs are enlarged, with a note."""
         return max(run.experiment.image_size for run, _ in [*self.classifiers, *self.segmenters])
 
-    def predict(self, images: Image | Sequence[Image]) -> list[Prediction]:
+    def predict(self, images: Image | Sequence[Image], any_view: bool = False) -> list[Prediction]:
         """Predict radiographs given as paths, arrays or a folder, as ``keras-pneumo detect`` does.
 
         Files are decoded in this process; ``detect`` decodes them in processes of their own and survives hostile ones.
@@ -131,6 +131,7 @@ class Detector:
         Args:
             images: one radiograph, one folder of them, or several of either. An array is (H, W), white = dense: uint8,
                 or floats in [0, 1].
+            any_view: whether files are taken that say that they are no frontal radiographs of the chest.
 
         Returns:
             One prediction for each radiograph in the order given, those of a folder by name. Files that cannot be read
@@ -142,7 +143,7 @@ class Detector:
         sources = image_sources(images)
         predictions: list[Prediction] = []
         refused: list[dict[str, object]] = []
-        for batch in read_batches(sources, BATCH, refused):
+        for batch in read_batches(sources, BATCH, refused, any_view):
             answers = self.answer([image.pixels for image in batch]) if batch else []
             for image, answer in zip(batch, answers, strict=True):
                 mask = mask_on_image(answer.mask, *image.pixels.shape)

@@ -261,7 +261,7 @@ def write_detector_record(
         prepared: what it was fitted on.
         heat_maps: from :func:`select_heat_maps`.
     """
-    write_search(fitted.search, folder)
+    write_search(fitted.search, folder, bool(prepared.manifest.get("synthetic")))
     files = [folder / RULE_FILE]
     for member in [*members["classifiers"], *members["segmenters"]]:
         files += sorted((folder / member).iterdir())

@@ -17,9 +17,7 @@ from keras_pneumo.data.radiographs.geometry import size_note
 from keras_pneumo.data.radiographs.radiograph import Radiograph
 from keras_pneumo.detector.detector import Answer, Detector, ValidationCounts
 from keras_pneumo.detector.overlay import RESEARCH_USE
-
-SYNTHETIC = "Trained on synthetic radiographs (phantoms)"
-"""What stands at the top of every answer of a detector that was."""
+from keras_pneumo.inference.run import SYNTHETIC
 
 UNKNOWN_ERRORS = f"{SYNTHETIC}: how often such an answer is wrong on a real radiograph is not known."
 

@@ -114,6 +114,7 @@ def explain_files(
     stage: int | None = None,
     labels: Path | None = None,
     progress: Progress | None = None,
+    any_view: bool = False,
 ) -> FilesExplained:
     """Draw the heat map of each radiograph, one batch at a time.
 
@@ -125,6 +126,7 @@ def explain_files(
         stage: the same.
         labels: a label csv, whose outlines are drawn.
         progress: called with files done and in all.
+        any_view: whether files are taken that say that they are no frontal radiographs of the chest.
 
     Raises:
         PneumoError: there is no radiograph, or none that can be read; the labels cannot be read.
@@ -139,7 +141,7 @@ def explain_files(
     rows: list[dict[str, object]] = []
     refused: list[dict[str, object]] = []
     taken: set[str] = set()
-    for batch in read_batches(sources, BATCH, refused):
+    for batch in read_batches(sources, BATCH, refused, any_view):
         if batch:
             images = [image.pixels for image in batch]
             raw = raw_maps(model, pixels_at(images, size), *shown)
@@ -177,13 +179,16 @@ def _explain_one(
     """Write one picture; the row of the table."""
     threshold = operating_threshold(run)
     side = "" if threshold is None else "above the threshold" if probability >= threshold else "below the threshold"
-    write_overlay(path, overlay_heat_map(image, heat, caption(probability, *shown, side), truth))
+    write_overlay(
+        path, overlay_heat_map(image, heat, caption(probability, *shown, side), truth, synthetic=run.synthetic)
+    )
     y, x = np.unravel_index(int(heat.argmax()), heat.shape)
     place = placement_of(image)
     down, across = ((int(at) + 0.5) * place.side / len(heat) for at in (y, x))
     on_image = {"hottest_x": (across - place.left) / place.columns, "hottest_y": (down - place.top) / place.rows}
     hottest = {} if heat.max() <= 0 else {name: min(max(at, 0.0), 1.0) for name, at in on_image.items()}
-    return {"probability": round(probability, 6), "picture": f"{PICTURES}/{path.name}", **hottest}
+    mark = {"trained_on": "phantoms"} if run.synthetic else {}
+    return {"probability": round(probability, 6), "picture": f"{PICTURES}/{path.name}", **hottest, **mark}
 
 
 def _free_name(stem: str, taken: set[str]) -> str:

@@ -57,6 +57,7 @@ def overlay_heat_map(
     caption: str = "",
     truth: rle.Runs | None = None,
     beside: np.ndarray | None = None,
+    synthetic: bool = False,
 ) -> np.ndarray:
     """Draw one radiograph and its heat side by side.
 
@@ -66,6 +67,7 @@ def overlay_heat_map(
         caption: a line under the pictures.
         truth: the true mask on the grid of 1024, outlined in every picture; None where it is not known.
         beside: another map, as ``heat``, that is laid over the radiograph a third time.
+        synthetic: whether the network was trained on phantoms; the picture then says so.
 
     Returns:
         uint8 (SIDE + foot, 2 SIDE + gap, 3): red, green, blue; a SIDE and a gap wider with ``beside``. Padding is cut
@@ -89,7 +91,8 @@ def overlay_heat_map(
     pictures = [picture[top:bottom, left:right] for picture in pictures]
     gap = np.zeros((bottom - top, _GAP, 3), np.uint8)
     parts = [part for picture in pictures for part in (gap, picture)][1:]
-    return _with_foot(np.concatenate(parts, axis=1), caption)
+    notice = f"Trained on phantoms. {NOTICE}" if synthetic else NOTICE
+    return _with_foot(np.concatenate(parts, axis=1), caption, notice)
 
 
 def caption(probability: float, method: str, stage: int, verdict: str = "") -> str:
@@ -110,15 +113,15 @@ def write_overlay(path: Path, picture: np.ndarray) -> None:
     write_bytes(path, data.tobytes(), durable=False)
 
 
-def _with_foot(picture: np.ndarray, caption: str) -> np.ndarray:
+def _with_foot(picture: np.ndarray, caption: str, notice: str) -> np.ndarray:
     """A dark strip below with the caption on the left and the notice on the right."""
     width = picture.shape[1]
     foot = Image.new("RGB", (width, _FOOT), (14, 16, 19))
     draw = ImageDraw.Draw(foot)
     font = ImageFont.load_default(17)
-    room = width - 28 - draw.textlength(NOTICE, font=font) - 24
+    room = width - 28 - draw.textlength(notice, font=font) - 24
     while caption and draw.textlength(caption, font=font) > room:
         caption = caption[:-2].rstrip(" .…") + "…"
     draw.text((14, _FOOT / 2), caption, font=font, fill=(225, 229, 234), anchor="lm")
-    draw.text((width - 14, _FOOT / 2), NOTICE, font=font, fill=(242, 154, 140), anchor="rm")
+    draw.text((width - 14, _FOOT / 2), notice, font=font, fill=(242, 154, 140), anchor="rm")
     return np.concatenate([picture, np.asarray(foot)])

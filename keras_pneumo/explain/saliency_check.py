@@ -185,7 +185,7 @@ def explain_prepared(
         verdict = "" if threshold is None else "found" if image_probability >= threshold else "missed"
         radiograph = pixels_of(prepared, [image_id], picture_size(prepared), as_uint8=True)[0, ..., 0]
         text = caption(image_probability, method, stage, verdict)
-        picture = overlay_heat_map(radiograph, heats[HEAT], text, runs, heats.get(SEGMENTER))
+        picture = overlay_heat_map(radiograph, heats[HEAT], text, runs, heats.get(SEGMENTER), run.synthetic)
         write_overlay(folder / PICTURES / f"{image_id}.png", picture)
         if progress:
             progress(number + 1, len(positives))

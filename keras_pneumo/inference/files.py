@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from keras_pneumo.data.radiographs.geometry import resize_image, shape_fault, without_padding
+from keras_pneumo.data.radiographs.geometry import resize_image, shape_fault, size_note, without_padding
 from keras_pneumo.data.radiographs.reading import find_files, find_images, read_or_reason
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import (
@@ -36,10 +36,13 @@ from keras_pneumo.inference.postprocess import (
     read_postprocessing,
 )
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor
-from keras_pneumo.inference.run import RunFolder
+from keras_pneumo.inference.run import SYNTHETIC, RunFolder
 from keras_pneumo.storage.files import write_table
 from keras_pneumo.storage.tables import listed, printable, safe_columns, write_quarantine
 from keras_pneumo.storage.workers import Progress
+
+ANY_VIEW = "--any-view (any_view=True)"
+"""How a file that is no frontal radiograph of the chest by its header is let in."""
 
 Image = str | Path | np.ndarray
 """A radiograph: a file, a folder of them, or grey pixels (H, W): uint8, or floats in [0, 1]."""
@@ -58,6 +61,7 @@ def predict_images(
     gate: Sequence[RunFolder] = (),
     progress: Progress | None = None,
     opened: OpenedRuns | None = None,
+    any_view: bool = False,
 ) -> pd.DataFrame:
     """Predict radiographs given as paths, arrays or a folder.
 
@@ -69,12 +73,13 @@ def predict_images(
         gate: classifiers whose probability gates the masks, where it is not the segmenters' own head.
         progress: called with radiographs done and in all.
         opened: networks that are loaded already; those that are loaded here are added, for the next call.
+        any_view: whether files are taken that say that they are no frontal radiographs of the chest.
 
     Returns:
         A row for each radiograph in the order given, those of a folder by name: ``image_id, probability`` and, by
         segmenters, ``encoded_pixels`` on the grid of 1024x1024, which for an image that is not square is that of the
         square it is padded to. An array's id is its number, from 0. Files that cannot be read are left out, and a
-        warning names them.
+        warning names them. ``attrs["synthetic"]`` says whether a run was trained on phantoms.
 
     Raises:
         PneumoError: an array is not an image as above, there is no radiograph, or none that can be read; the runs
@@ -83,9 +88,11 @@ def predict_images(
     sources = image_sources(images)
     if parameters is None:
         parameters = own_postprocessing(runs)
-    rows, refused = _predict(runs, sources, parameters, gate, SINGLE_DEVICE, progress, opened)
+    rows, refused = _predict(runs, sources, parameters, gate, SINGLE_DEVICE, progress, opened, any_view)
     check_readable(sources, refused)
-    return pd.DataFrame(rows).drop(columns="file")
+    table = pd.DataFrame(rows).drop(columns=["file", "notes"])
+    table.attrs["synthetic"] = any(run.synthetic for run in [*runs, *gate])
+    return table
 
 
 def image_sources(images: Image | Sequence[Image]) -> list[Source]:
@@ -137,10 +144,12 @@ class LoadedImage(NamedTuple):
     """SOPInstanceUID of a DICOM file, name of another file, number of an array."""
     pixels: np.ndarray
     """uint8 (H, W), white = dense."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what a person should know of the file."""
 
 
 def read_batches(
-    sources: Sequence[Source], batch_size: int, refused: list[dict[str, object]]
+    sources: Sequence[Source], batch_size: int, refused: list[dict[str, object]], any_view: bool = False
 ) -> Iterator[list[LoadedImage]]:
     """Read radiographs one batch at a time.
 
@@ -148,24 +157,28 @@ def read_batches(
         sources: names, each with a file or with pixels.
         batch_size: radiographs read at once.
         refused: gets ``file, reason`` of each that cannot be read, or that no network can take.
+        any_view: whether files are taken that say that they are no frontal radiographs of the chest.
 
     Yields:
         Full batches of those that can be predicted; the last may be smaller, and is empty where there is none left.
     """
     batch: list[LoadedImage] = []
     for name, source in sources:
-        image_id, pixels = name, source
+        image_id, pixels, notes = name, source, tuple[str, ...]()
         if isinstance(source, Path):
             radiograph = read_or_reason(source)
             if isinstance(radiograph, str):
                 refused.append({"file": name, "reason": radiograph})
                 continue
-            image_id, pixels = radiograph.image_id, radiograph.pixels
+            if radiograph.other_view and not any_view:
+                refused.append({"file": name, "reason": f"{radiograph.other_view}; {ANY_VIEW} lets it in"})
+                continue
+            image_id, pixels, notes = radiograph.image_id, radiograph.pixels, radiograph.notes
         assert isinstance(pixels, np.ndarray)
         if reason := shape_fault(pixels):
             refused.append({"file": name, "reason": reason})
             continue
-        batch.append(LoadedImage(name, image_id, pixels))
+        batch.append(LoadedImage(name, image_id, pixels, notes))
         if len(batch) == batch_size:
             yield batch
             batch = []
@@ -195,6 +208,19 @@ class FilesSummary:
     path: Path
     predicted: int
     set_aside: int
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    """Sentences on what a person should know of the radiographs -> the files of which each is true."""
+    synthetic: bool = False
+    """Whether a run was trained on phantoms."""
+
+    def remarks(self, most: int = 8) -> Iterator[str]:
+        """Sentences to show to the user: on phantoms, and the rarest notes with their files."""
+        if self.synthetic:
+            yield f"{SYNTHETIC}. These answers say nothing of real radiographs."
+        for text, files in sorted(self.notes.items(), key=lambda item: len(item[1]))[:most]:
+            yield f"{listed(files, 2)}: {text}"
+        if len(self.notes) > most:
+            yield f"{len(self.notes) - most} further notes are in {self.path}, column notes."
 
     def __str__(self) -> str:
         """A sentence for the user."""
@@ -212,8 +238,11 @@ def predict_folder(
     parameters_file: Path | None = None,
     gate: Sequence[RunFolder] = (),
     distributed: DistributedPredictor = SINGLE_DEVICE,
+    any_view: bool = False,
 ) -> FilesSummary:
     """Predict every radiograph under ``data``, which needs no labels; write predictions.csv and quarantine.csv.
+
+    ``predictions.csv`` has the notes on each file, and where a run was trained on phantoms a column that says so.
 
     Args:
         runs: finished runs of one task.
@@ -223,6 +252,7 @@ def predict_folder(
         parameters_file: the postprocessing of masks; by default a single run's own.
         gate: classifiers whose probability gates the masks.
         distributed: where the networks predict.
+        any_view: whether files are taken that say that they are no frontal radiographs of the chest.
 
     Raises:
         PneumoError: there is no radiograph, or none that can be read; or segmenters have no postprocessing.
@@ -236,7 +266,15 @@ def predict_folder(
     if runs[0].experiment.task == "segmenter":
         parameters = read_postprocessing(parameters_file) if parameters_file else own_postprocessing(runs)
         threshold = parameters.threshold if parameters else None
-    predictions, refused = predict_files(runs, data, progress, parameters, gate, distributed)
+    predictions, refused = predict_files(runs, data, progress, parameters, gate, distributed, any_view)
+    notes: dict[str, list[str]] = {}
+    for file, texts in zip(predictions["file"], predictions["notes"], strict=True):
+        for text in texts:
+            notes.setdefault(text, []).append(file)
+    predictions["notes"] = predictions["notes"].map(" ".join)
+    synthetic = any(run.synthetic for run in [*runs, *gate])
+    if synthetic:
+        predictions["trained_on"] = "phantoms"
     folder.mkdir(parents=True, exist_ok=True)
     if threshold is not None:
         predictions["above_threshold"] = (predictions["probability"] >= threshold).astype(int)
@@ -244,7 +282,7 @@ def predict_folder(
     write_table(folder / "predictions.csv", safe_columns(predictions, "image_id", "file"))
     files_and_reasons = zip(refused["file"], refused["reason"], strict=True)
     write_quarantine(folder, [{"file": file, "reason": reason} for file, reason in files_and_reasons])
-    return FilesSummary(folder / "predictions.csv", len(predictions), len(refused))
+    return FilesSummary(folder / "predictions.csv", len(predictions), len(refused), notes, synthetic)
 
 
 def own_postprocessing(runs: Sequence[RunFolder]) -> PostprocessingParameters | None:
@@ -265,6 +303,7 @@ def predict_files(
     parameters: PostprocessingParameters | None = None,
     gate: Sequence[RunFolder] = (),
     distributed: DistributedPredictor = SINGLE_DEVICE,
+    any_view: bool = False,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Predict every radiograph under a folder.
 
@@ -275,10 +314,12 @@ def predict_files(
         parameters: how segmenters' maps become masks.
         gate: classifiers whose probability gates the masks, where it is not the segmenters' own head.
         distributed: where the networks predict.
+        any_view: whether files are taken that say that they are no frontal radiographs of the chest.
 
     Returns:
-        ``image_id, file, probability`` (and ``encoded_pixels``, on the grid of 1024x1024, of segmenters) of those that
-        could be read, and ``file, reason`` of those that could not; files are named relative to ``data``.
+        ``image_id, file, probability`` (and ``encoded_pixels``, on the grid of 1024x1024, of segmenters) and ``notes``,
+        a tuple of sentences, of those that could be read, and ``file, reason`` of those that could not or are set
+        aside; files are named relative to ``data``.
 
     Raises:
         PneumoError: there is no radiograph under ``data``, or none that can be read; the runs cannot predict together;
@@ -288,7 +329,7 @@ def predict_files(
     if not paths:
         raise PneumoError(f"{data} holds no DICOM, PNG or JPEG file. Name the folder that holds the radiographs.")
     sources: list[Source] = [(printable(path.relative_to(data).as_posix()), path) for path in paths]
-    rows, refused = _predict(runs, sources, parameters, gate, distributed, progress)
+    rows, refused = _predict(runs, sources, parameters, gate, distributed, progress, any_view=any_view)
     if not rows:
         raise PneumoError(f"None of the {len(paths)} files of {data} can be read; the first: {refused[0]['reason']}")
     return pd.DataFrame(rows), pd.DataFrame(refused, columns=["file", "reason"])
@@ -302,17 +343,21 @@ def _predict(
     distributed: DistributedPredictor,
     progress: Progress | None,
     opened: OpenedRuns | None = None,
+    any_view: bool = False,
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
     """Rows of the radiographs that can be predicted, and ``file, reason`` of the others."""
     check_together(runs)
     predict_batch = _predictor(runs, parameters, gate, distributed, opened)
     batch_size = min(run.experiment.global_batch_size for run in runs)
+    size = max(run.experiment.image_size for run in runs)
     rows: list[dict[str, object]] = []
     refused: list[dict[str, object]] = []
-    for batch in read_batches(sources, batch_size, refused):
+    for batch in read_batches(sources, batch_size, refused, any_view):
         columns = predict_batch([image.pixels for image in batch]) if batch else []
         for image, predicted in zip(batch, columns, strict=True):
-            rows.append({"image_id": image.image_id, "file": image.name, **predicted})
+            enlarged = size_note(image.pixels.shape[0], image.pixels.shape[1], size)
+            notes = (*image.notes, *([enlarged] if enlarged else []))
+            rows.append({"image_id": image.image_id, "file": image.name, **predicted, "notes": notes})
         if progress:
             progress(len(rows) + len(refused), len(sources))
     return rows, refused

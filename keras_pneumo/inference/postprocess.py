@@ -324,10 +324,11 @@ def read_threshold(folder: Path) -> float | None:
     return float(threshold) if isinstance(threshold, int | float) and 0 <= threshold <= 1 else None
 
 
-def draw_search(search: PostprocessingSearch, path: Path) -> None:
+def draw_search(search: PostprocessingSearch, path: Path, synthetic: bool = False) -> None:
     """Draw how the mean Dice changes with the parameters, so that a chance peak is seen; a PNG file.
 
     Three surfaces: over top and bottom score, over top score and area, and over gate and component; the rest as fitted.
+    Where the images are ``synthetic``, phantoms, the picture says so.
     """
     from matplotlib.figure import Figure
 
@@ -343,8 +344,9 @@ def draw_search(search: PostprocessingSearch, path: Path) -> None:
     gates = [f"{value:.3f}" if value else "none" for value in search.gates]
     best = (gate, component)
     _surface(axes[2], surface[top, area, :, bottom, :], "gate", gates, "component", search.components, best)
+    images = "synthetic validation images" if synthetic else "validation images"
     figure.suptitle(
-        f"Mean Dice on {search.images} validation images; {search.dice:.4f} with the parameters that are kept. "
+        f"Mean Dice on {search.images} {images}; {search.dice:.4f} with the parameters that are kept. "
         "Research use only.",
         color=INK,
         fontsize=11,

@@ -38,6 +38,9 @@ TORCH_WEIGHTS = "best.safetensors"
 HASHES = "weights_sha256"
 """In the record of a finished run: the SHA-256 of each file of weights that it predicts with."""
 
+SYNTHETIC = "Trained on synthetic radiographs (phantoms)"
+"""What stands at the top of every answer of a network that was."""
+
 LIBRARIES = ("tensorflow", "keras", "numpy", "opencv-python-headless", "pydicom", "scikit-learn", "pandas")
 
 
@@ -76,6 +79,11 @@ class RunFolder:
         """The operating threshold on the probability, fitted on validation; None until it was fitted."""
         threshold = self.record.get("threshold")
         return threshold if threshold is not None else read_threshold(self.folder)
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether it was trained on phantoms: then its answers say nothing of real radiographs."""
+        return self.record.get("synthetic") is True
 
     @property
     def pretraining(self) -> str:

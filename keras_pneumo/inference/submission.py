@@ -147,7 +147,7 @@ def write_predictions(predicted: SubsetPredictions, folder: Path) -> WrittenSubm
             postprocess_maps(some.maps, search.parameters, some.image_probability) for some in (predictions, validation)
         ]
         write_submission(folder, info, *tables)
-        write_search(search, folder)
+        write_search(search, folder, bool(prepared.manifest.get("synthetic")))
         pixels = count_maps(predictions.maps, prepared, components=(0,)).histograms
         return WrittenSubmission(threshold, search, pixels)
     assert isinstance(predictions, pd.DataFrame)
@@ -158,10 +158,10 @@ def write_predictions(predicted: SubsetPredictions, folder: Path) -> WrittenSubm
     return WrittenSubmission(threshold)
 
 
-def write_search(search: PostprocessingSearch, folder: Path) -> None:
-    """Write the fitted postprocessing and the picture of its search."""
+def write_search(search: PostprocessingSearch, folder: Path, synthetic: bool = False) -> None:
+    """Write the fitted postprocessing and the picture of its search, which says where images are ``synthetic``."""
     write_postprocessing(folder, search)
-    draw_search(search, folder / FIGURE)
+    draw_search(search, folder / FIGURE, synthetic)
 
 
 def submission_info(
@@ -187,6 +187,7 @@ def submission_info(
         training_hours=round(sum(run.record.get("training_seconds", 0.0) for run in runs) / 3600, 4),
         hardware=first.record["hardware"],
         preprocessing=PREPROCESSING,
+        synthetic=any(run.synthetic for run in runs),
     )
 
 

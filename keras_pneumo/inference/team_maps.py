@@ -276,7 +276,7 @@ def make_masks(
         out.mkdir(parents=True, exist_ok=True)
         write_postprocessing(out, search)
         if test is not None:
-            draw_search(search, out / FIGURE)
+            draw_search(search, out / FIGURE, info.synthetic if info else False)
     return TeamMasks(fitted, search)
 
 

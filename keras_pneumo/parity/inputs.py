@@ -316,4 +316,15 @@ def _predictions(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, pd.D
         logits.append(rng.normal(1.0 if ill else -1.0, 1.5))
         encoded = rle.encode(mask.astype(np.uint8)) if ill else "-1"
         rows.append({"image_id": f"image{number:02}", "patient_id": f"p{number // 2}", "encoded_pixels": encoded})
-    return np.array(logits, np.float32)[:, None], np.array(maps, np.float32)[..., None], pd.DataFrame(rows)
+    return np.array(logits, np.float32)[:, None], off_ties(np.array(maps, np.float32))[..., None], pd.DataFrame(rows)
+
+
+def off_ties(logits: np.ndarray) -> np.ndarray:
+    """Mask logits whose probabilities lie off the middle between two of the 256 levels, float32 of the same shape.
+
+    A sigmoid of float32 may round either way in its last bit, by library and by processor, and a probability in the
+    very middle then becomes another level: one pixel of a mask, in one of some hundred ladders.
+    """
+    levels = 255 / (1 + np.exp(-logits.astype(np.float64)))
+    middle = np.abs(levels - np.floor(levels) - 0.5) < 1e-3
+    return np.where(middle, logits + np.float32(0.01), logits).astype(np.float32)

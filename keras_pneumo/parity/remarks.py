@@ -290,7 +290,8 @@ def files(folder: Path, expected: Arrays) -> str:
     same, count = submissions.equal_to_the_last_digit(folder / TORCH, folder / KERAS)
     return (
         f"Ids, masks as run lengths, and probabilities to {submissions.DIGITS} digits. {same} of {count} probabilities "
-        "are equal to the last of 17 digits; the sigmoid of float64 may round either way."
+        "are equal to the last of 17 digits; the sigmoid of float64 may round either way. No probability of a mask "
+        "lies in the middle between two of its 256 levels, where that of float32 would decide a pixel."
     )
 
 

@@ -272,8 +272,14 @@ class Events:
                     tf.summary.write(name, tf.constant(value, tf.float32), step=number, metadata=self.kind)
 
 
-def draw_curves(log: pd.DataFrame, path: Path) -> None:
-    """Draw loss, AUROC or Dice, and learning rate by epoch, from the rows of ``log.csv``; the best epoch is marked."""
+def draw_curves(log: pd.DataFrame, path: Path, synthetic: bool = False) -> None:
+    """Draw loss, AUROC or Dice, and learning rate by epoch, from the rows of ``log.csv``; the best epoch is marked.
+
+    Args:
+        log: the rows.
+        path: the picture.
+        synthetic: whether the images are phantoms; the picture then says so.
+    """
     figure = Figure(figsize=(12, 3.4), layout="constrained")  # not pyplot, which would change a notebook's backend
     axes = figure.subplots(1, 3)
     epochs = log["epoch"]
@@ -285,7 +291,7 @@ def draw_curves(log: pd.DataFrame, path: Path) -> None:
     axes[1].plot(epochs, log[score], color=VALIDATION_COLOR, marker="o", markersize=3)
     if name == "AUROC":
         axes[1].axhline(0.5, color=TRAINING_COLOR, linewidth=0.8, linestyle=":")
-    axes[1].set_title(f"Validation {name}")
+    axes[1].set_title(f"Validation {name}" + (" on synthetic phantoms" if synthetic else ""))
     best = log[log["best"] == 1].tail(1)
     if len(best):
         row = best.iloc[0]

@@ -52,11 +52,12 @@ class RateSearch:
         settled = self.smoothed[len(self.smoothed) // 10 :]
         return float(1 - settled.min() / settled[0])
 
-    def save(self, folder: Path) -> None:
-        """Write ``learning_rates.csv`` and ``learning_rates.png``."""
+    def save(self, folder: Path, synthetic: bool = False) -> None:
+        """Write ``learning_rates.csv`` and ``learning_rates.png``, which says where images are ``synthetic``."""
         table = pd.DataFrame({"learning_rate": self.rates, "loss": self.losses, "smoothed_loss": self.smoothed})
         table.to_csv(folder / "learning_rates.csv", index=False, lineterminator="\n")
-        draw_rates(self.rates, self.losses, self.smoothed, self.suggested, folder / "learning_rates.png")
+        path = folder / "learning_rates.png"
+        draw_rates(self.rates, self.losses, self.smoothed, self.suggested, path, synthetic)
 
 
 def search(
@@ -158,8 +159,15 @@ def suggest(rates: np.ndarray, smoothed: np.ndarray) -> float:
     return float(rates[min(start + int((end - start) * 2 / 3), len(rates) - 1)])
 
 
-def draw_rates(rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, suggested: float, path: Path) -> None:
-    """The learning-rate finder's plot: loss against rate, both (n,), and the suggested rate."""
+def draw_rates(
+    rates: np.ndarray,
+    losses: np.ndarray,
+    smoothed: np.ndarray,
+    suggested: float,
+    path: Path,
+    synthetic: bool = False,
+) -> None:
+    """The learning-rate finder's plot: loss against rate, both (n,), the suggested rate, and whether on phantoms."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axis = figure.subplots()
     axis.plot(rates, losses, color=TRAINING_COLOR, linewidth=0.7, alpha=0.6, label="each step")
@@ -170,7 +178,7 @@ def draw_rates(rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, sugg
     axis.set_ylim(low - 0.2 * (high - low + 1e-3), high + 1.0 * (high - low + 1e-3))
     axis.set_xlabel("learning rate of the head")
     axis.set_ylabel("cross-entropy")
-    axis.set_title("Learning-rate finder")
+    axis.set_title("Learning-rate finder" + (" on synthetic phantoms" if synthetic else ""))
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)

@@ -834,7 +834,8 @@ class Trainer:
         """
         seconds, best = self.elapsed(), self.log.best
         if self.distribution.chief:
-            draw_curves(self.log.frame(), self.folder / "curves.png")
+            synthetic = bool(self.prepared.manifest.get("synthetic", False))
+            draw_curves(self.log.frame(), self.folder / "curves.png", synthetic)
         self.checkpoint_writer.wait()
         if best is None:
             raise PneumoError(

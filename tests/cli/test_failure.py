@@ -1,6 +1,7 @@
 """Tests of how a fault of the program itself ends: code 70, one sentence, and a log without anything of the user's."""
 
 import os
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -121,6 +122,15 @@ def test_a_help_that_nobody_reads_ends_with_141(tmp_path, arguments):
     os.close(writing)
     assert result.returncode == 141, result.stderr
     assert not result.stderr
+
+
+def test_a_help_of_which_only_the_beginning_is_read_ends_with_141():
+    line = f"{shlex.quote(sys.executable)} -m keras_pneumo prepare --help"
+    result = subprocess.run(
+        ["bash", "-c", line + " | head -n 3 >/dev/null; echo ${PIPESTATUS[0]}"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (result.stdout.strip(), result.stderr) == ("141", "")
 
 
 def test_a_refusal_that_nobody_reads_ends_with_141(tmp_path):

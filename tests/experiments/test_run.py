@@ -29,7 +29,7 @@ def rows(monkeypatch, tmp_path):
 def test_the_rows_start_the_same_training_on_both_sides(rows):
     by_name, folder = rows
     assert not list(folder.iterdir()), "nothing is made before a row is asked for"
-    for name in ("start: from the line to the first step", "the demo's classifier, three epochs, whole command"):
+    for name in ("start: from the line to the first step", "the demo's classifier, ten epochs, whole command"):
         row = by_name[name]
         assert (row.goal, row.unmeasurable) == (1.0, "no environment with torch and torchvision (make setup-torch)")
         ours, theirs = ([str(part) for part in side.argv] for side in (row.ours, row.theirs))

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from small_siim import write_dicom
 
 from keras_pneumo.cli import main
 from keras_pneumo.data.radiographs.reading import read_radiograph
@@ -74,6 +75,20 @@ def test_files_are_explained_as_the_check_says_and_as_validation_chose(tmp_path,
     write_json(path, record)
     with pytest.raises(PneumoError, match="is damaged"):
         explain_files(mine, [radiograph], tmp_path / "out")
+
+
+def test_maps_of_a_run_of_phantoms_say_so_and_other_views_are_set_aside(tmp_path, run, phantoms, capsys):
+    mine = shutil.copytree(run.folder, tmp_path / "mine")
+    write_json(mine / "experiment.json", json.loads((mine / "experiment.json").read_text()) | {"synthetic": True})
+    write_dicom(tmp_path / "hand.dcm", np.eye(64, dtype=np.uint8) * 255, BodyPartExamined="HAND")
+    files = [sorted(phantoms.rglob("*.dcm"))[0], tmp_path / "hand.dcm"]
+    assert main_code("explain", mine, *files, "--out", tmp_path / "out") == 1
+    words = " ".join(capsys.readouterr().err.split())
+    assert "Trained on synthetic radiographs (phantoms). These maps say nothing of real radiographs." in words
+    assert pd.read_csv(tmp_path / "out/explained.csv")["trained_on"].tolist() == ["phantoms"]
+    assert "body part HAND" in pd.read_csv(tmp_path / "out/quarantine.csv")["reason"][0]
+    assert main_code("explain", mine, *files, "--out", tmp_path / "all", "--any-view") == 0
+    assert len(pd.read_csv(tmp_path / "all/explained.csv")) == 2
 
 
 def test_pictures_of_an_earlier_call_are_no_radiographs(tmp_path, run, phantoms):

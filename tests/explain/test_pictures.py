@@ -84,6 +84,14 @@ def test_every_picture_says_research_use_only_however_long_the_caption():
     assert (feet[1] != feet[0]).any()
 
 
+def test_a_picture_of_a_network_that_learnt_from_phantoms_says_so():
+    image = np.zeros((64, 64), np.uint8)
+    plain, marked = (overlay_heat_map(image, np.zeros((2, 2)), "", synthetic=mark)[SIDE:] for mark in (False, True))
+    np.testing.assert_array_equal(plain[:, -160:], marked[:, -160:])
+    assert plain[:, -330:-170].max() < 60
+    assert marked[:, -330:-170].max() > 200
+
+
 def test_written_as_png_in_its_colours(tmp_path):
     picture = np.zeros((4, 6, 3), np.uint8)
     picture[..., 0] = 200

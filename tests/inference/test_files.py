@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from small_siim import radiograph, write_dicom
 
 from keras_pneumo.cli.predict import predict_command
 from keras_pneumo.cli.workers import EngineName
@@ -19,6 +20,7 @@ from keras_pneumo.inference.files import predict_files, predict_folder, predict_
 from keras_pneumo.inference.postprocess import postprocess_maps, read_postprocessing
 from keras_pneumo.inference.predictor import CompiledNetwork, predict_passes
 from keras_pneumo.inference.run import FORMAT, RunFolder, build, read_run, versions
+from keras_pneumo.inference.submission import predict_subset, write_predictions
 
 
 @pytest.fixture
@@ -255,3 +257,59 @@ def test_the_engine_is_said_and_recorded(tmp_path, tiny_runs, prepared_folder, p
                 assert ("predicted by Keras" in framework) == (engine == EngineName.AUTO)
     for table in tables.values():
         pd.testing.assert_frame_equal(table, tables[EngineName.KERAS])
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A turned radiograph, a small one, a lateral one and a hand, as DICOM files."""
+    folder = tmp_path / "world"
+    for number, (name, tags) in enumerate(
+        {
+            "turned": {"PatientOrientation": ["R", "F"]},
+            "small": {"PixelSpacing": [0.2, 0.2]},
+            "lateral": {"ViewPosition": "LL"},
+            "hand": {"BodyPartExamined": "HAND"},
+        }.items()
+    ):
+        write_dicom(
+            folder / f"{name}.dcm", radiograph(number, 48 if name == "small" else 64), uid=f"1.2.{number}", **tags
+        )
+    return folder
+
+
+def test_notes_are_told_and_other_views_set_aside(tmp_path, tiny_runs, world):
+    run = read_run(tiny_runs / "classifier")
+    summary = predict_folder([run], world, tmp_path / "out")
+    table = pd.read_csv(summary.path).set_index("file")
+    assert sorted(table.index) == ["small.dcm", "turned.dcm"]
+    assert "mirrored (PatientOrientation R, F)" in table.at["turned.dcm", "notes"]
+    assert "has 48 pixels, fewer than the 64 that the network sees" in table.at["small.dcm", "notes"]
+    assert "mirrored" not in table.at["small.dcm", "notes"]
+    reasons = pd.read_csv(tmp_path / "out" / "quarantine.csv").set_index("file")["reason"]
+    assert reasons["lateral.dcm"].startswith("its header gives the view LL, which is not frontal; --any-view")
+    assert reasons["hand.dcm"].startswith("its header gives the body part HAND; --any-view")
+    told = list(summary.remarks())
+    assert sum("turned.dcm: The header says that the image is mirrored" in line for line in told) == 1
+    everything = predict_folder([run], world, tmp_path / "all", any_view=True)
+    assert (everything.predicted, everything.set_aside) == (4, 0)
+    with pytest.warns(UserWarning, match=r"2 of 4 radiographs were left out: hand.dcm \(its header gives the body"):
+        assert len(predict_images([run], world)) == 2
+    assert len(predict_images([run], world, any_view=True)) == 4
+    few = list(summary.remarks(most=1))
+    assert few[-1] == f"{len(summary.notes) - 1} further notes are in {summary.path}, column notes."
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_a_run_of_phantoms_says_so_in_table_summary_and_submission(
+    tmp_path, tiny_runs, world, prepared_folder, synthetic
+):
+    real = read_run(tiny_runs / "classifier")
+    run = RunFolder(real.folder, real.experiment, real.record | {"synthetic": synthetic})
+    summary = predict_folder([run], world, tmp_path / "out")
+    assert ("trained_on" in pd.read_csv(summary.path)) == synthetic
+    first = next(summary.remarks())
+    assert first.startswith("Trained on synthetic radiographs (phantoms).") == synthetic
+    assert predict_images([run], world, any_view=True).attrs == {"synthetic": synthetic}
+    predicted = predict_subset([run], load_prepared(prepared_folder))
+    write_predictions(predicted, tmp_path / "submission")
+    assert json.loads((tmp_path / "submission" / "submission.json").read_text())["synthetic"] is synthetic

@@ -21,10 +21,10 @@ def prepared(prepared_folder):
     return load_prepared(prepared_folder)
 
 
-def curves_text(table, tmp_path):
+def curves_text(table, tmp_path, synthetic=False):
     """The curves as SVG, in which a test can read the text."""
     with matplotlib.rc_context({"svg.fonttype": "none"}):
-        draw_curves(table, tmp_path / "curves.svg")
+        draw_curves(table, tmp_path / "curves.svg", synthetic)
     return (tmp_path / "curves.svg").read_text()
 
 
@@ -46,6 +46,8 @@ def test_the_best_epoch_is_labelled_with_the_score_of_its_curve(tmp_path, dice, 
     text = curves_text(table, tmp_path)
     assert label in text
     assert f"Validation {'AUROC' if dice is None else 'Dice'}" in text
+    assert "phantoms" not in text
+    assert "on synthetic phantoms" in curves_text(table, tmp_path, synthetic=True)
 
 
 def test_a_full_disk_while_weights_are_saved_leaves_the_best_ones(monkeypatch, tmp_path, prepared):

@@ -381,6 +381,7 @@ def test_a_radiograph_that_is_not_square_is_shown_in_its_proportions(browser, tm
     pixels = decode_bytes(path.read_bytes(), path.name).pixels
     rows, columns = pixels.shape
     assert f"{columns} × {rows} pixels" in browser.text("facts")
+    assert f"The image is not square: it has {rows} rows and {columns} columns" in browser.text("notes")
     np.testing.assert_array_equal(browser.pixels(), pixels.ravel()[::16])
     boxes = [
         browser.run(

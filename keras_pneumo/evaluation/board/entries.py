@@ -110,7 +110,9 @@ def team_entry(name: str, anchor: str, submission: AlignedSubmission, truth: Tru
         notes.append("no threshold declared: 0.5 used")
     warning = contamination(submission.info.pretraining, truth)
     notes += [warning] if warning else []
-    explanation = submission.info.framework
+    if submission.info.synthetic and not truth.synthetic:
+        notes.append("trained on synthetic images (phantoms)")
+    explanation = "; ".join(filter(None, (submission.info.framework, pretraining_of(submission.info))))
     return Entry(
         name, anchor, "submission", submission.info, explanation, submission.probability, decision, threshold, source,
         masks, submission, notes,
@@ -203,6 +205,16 @@ def with_halves(
         )
         halved.append(replace(entry, halves={name: HalfSums(next(rest), shares[name]) for name in own}, ranks=ranks))
     return halved
+
+
+def pretraining_of(info: SubmissionInfo) -> str:
+    """What a team declares about its pre-training, for its row of the board; '' where it declares nothing."""
+    if "pretraining" not in info.model_fields_set:
+        return ""
+    images, named = one_line(info.pretraining.images, 120), len(info.pretraining.image_ids)
+    if not named:
+        return f"pre-training: {images}"
+    return f"pre-training: {images}, {counted(named, 'image')} named"
 
 
 def contamination(pretraining: Pretraining, truth: Truth) -> str:

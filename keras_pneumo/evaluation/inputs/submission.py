@@ -74,6 +74,8 @@ class SubmissionInfo(BaseModel):
     training_hours: Annotated[Finite, Field(ge=0)] | None = None
     hardware: str = ""
     preprocessing: str = ""
+    synthetic: bool = False
+    """Whether the training images were synthetic (phantoms)."""
 
     @field_validator("team", "framework", "hardware", "preprocessing", "subset")
     @classmethod

@@ -28,6 +28,7 @@ export function showAnswer(answer, about) {
   $("note").textContent = answer.pneumothorax === answer.outlined ? ""
     : answer.outlined ? "An area is outlined, but the probability is below the threshold."
     : "The probability is above the threshold, but nothing is outlined.";
+  $("notes").replaceChildren(...answer.notes.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
   $("evidence").textContent = answer.evidence;
   showHundred(answer, about);
   $("facts").textContent = answer.facts.join(" · ");

@@ -56,6 +56,15 @@ def test_all_groups_are_there_and_captions_say_what_they_show(tmp_path, written)
     assert not any("patient" in text or "Nemo" in text for text in written)
 
 
+def test_a_sheet_of_phantoms_says_so(tmp_path, written):
+    prepared = prepared_folder(tmp_path)
+    draw_contact_sheet(prepared, tmp_path / "plain.png")
+    assert not any("ynthetic" in text for text in written)
+    prepared.manifest["synthetic"] = True
+    draw_contact_sheet(prepared, tmp_path / "marked.png")
+    assert "Synthetic (phantoms): 20 radiographs, 10 with pneumothorax, 64 x 64 pixels" in written
+
+
 def test_outline_lies_on_the_masks_border(tmp_path):
     # Left half of the image, full height: the outline's right side is at half the tile, in no other place.
     prepared = prepared_folder(

@@ -1,5 +1,7 @@
 """The board: published figures from real submissions, exact small boards, and the files of a comparison."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -33,6 +35,18 @@ def test_every_score_has_its_interval_around_it(tmp_path):
             assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"], name
     assert (row.images, row.patients, row.positives) == (60, 30, int(truth.pneumothorax.sum()))
     assert list(board.table.team[1:]) == ["Majority", "All empty", "Patient only", "Age, sex, view", "Times imaged"]
+
+
+def test_a_team_that_learnt_from_phantoms_is_marked_on_real_images(tmp_path):
+    truth = write_truth(tmp_path)
+    folders = [submit(tmp_path / name, truth, name, 3, synthetic=name == "phantoms") for name in ("real", "phantoms")]
+    real, phantoms = board_of(truth, *folders).teams[:2]
+    if real.team != "real":
+        real, phantoms = phantoms, real
+    assert "trained on synthetic images (phantoms)" in phantoms.notes
+    assert not any("synthetic" in note for note in real.notes)
+    of_phantoms = board_of(replace(truth, synthetic=True), *folders).teams[:2]
+    assert not any("trained on synthetic" in note for entry in of_phantoms for note in entry.notes)
 
 
 def test_perfect_and_hopeless(tmp_path):
