@@ -29,7 +29,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -489,17 +489,7 @@ def evaluate(study: Study, declared: dict[str, Any]) -> FrameworkComparison:
         team: [number for number, training in enumerate(trainings) if training.team == team]
         for team in ("keras", "torch")
     }
-    with_positives = np.zeros(truth.n_patients, bool)
-    with_positives[truth.patient_codes[truth.pneumothorax]] = True
-    differences = {}
-    for name in points[0]:
-        values = {team: np.array([points[number].get(name, np.nan) for number in of_team[team]]) for team in of_team}
-        if not all(np.isfinite(value).all() for value in values.values()):
-            continue
-        jackknife = {team: np.stack([left_out[number][name] for number in of_team[team]]) for team in of_team}
-        apart = jackknife["keras"] - jackknife["torch"]
-        if np.isfinite(apart).all():
-            differences[name] = seeded_difference(values["keras"] - values["torch"], apart, with_positives)
+    differences = paired_differences(points, left_out, of_team["keras"], of_team["torch"], truth)
     verdicts = {
         name: equivalence_verdict(differences[name], study.margin)
         for name in COMPARED[study.experiment.task]
@@ -512,6 +502,38 @@ def evaluate(study: Study, declared: dict[str, Any]) -> FrameworkComparison:
         )
     versions: dict[str, str] = {t.team: one.info.framework for t, one in zip(trainings, aligned, strict=True)}
     return FrameworkComparison(study, truth, pd.DataFrame(rows), differences, verdicts, declared, versions)
+
+
+def paired_differences(
+    points: Sequence[Mapping[str, float]],
+    left_out: Sequence[Mapping[str, np.ndarray]],
+    first: Sequence[int],
+    second: Sequence[int],
+    truth: Truth,
+) -> dict[str, SeededDifference]:
+    """The mean difference of each score between two groups of trainings, seed by seed and patient by patient.
+
+    Args:
+        points: of each training, its scores.
+        left_out: of each training, its scores with each patient left out: (patients,).
+        first: which trainings are the first group, in the order of their seeds.
+        second: those of the second group, of the same seeds.
+        truth: the scored images.
+
+    Returns:
+        First minus second; scores that one of them does not have, or not without some patient, are left out.
+    """
+    with_positives = np.zeros(truth.n_patients, bool)
+    with_positives[truth.patient_codes[truth.pneumothorax]] = True
+    differences = {}
+    for name in points[0]:
+        one, other = (np.array([points[number].get(name, np.nan) for number in group]) for group in (first, second))
+        if not (np.isfinite(one).all() and np.isfinite(other).all()):
+            continue
+        apart = np.stack([left_out[a][name] - left_out[b][name] for a, b in zip(first, second, strict=True)])
+        if np.isfinite(apart).all():
+            differences[name] = seeded_difference(one - other, apart, with_positives)
+    return differences
 
 
 def team_name(team: str) -> str:
