@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,17 +30,13 @@ from keras_pneumo.detector.overlay import encode_png, overlay_mask
 from keras_pneumo.detector.summary import caption, disagreement, summary_of
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import require_writable, write_bytes, write_json, write_table
-from keras_pneumo.storage.tables import one_line, safe_columns, write_quarantine
-from keras_pneumo.storage.workers import Progress, map_in_processes
+from keras_pneumo.storage.tables import counted, one_line, safe_columns, write_quarantine
+from keras_pneumo.storage.workers import FILE_FAILED, Progress, map_files
 
 if TYPE_CHECKING:  # highdicom is an extra
     from keras_pneumo.detector.dicom_objects import Finding
 
 WRITERS = 2
-SECONDS = 60.0
-"""Time limit for decoding one file; one of 16 megapixels takes about a second."""
-
-CRASHED = f"its decoder crashed or did not end within {SECONDS:g} seconds, so it is damaged or hostile"
 
 
 @dataclass
@@ -62,6 +58,10 @@ class DetectionResult:
         """A sentence for the user."""
         yes = sum(int(row["pneumothorax"]) for row in self.rows)
         text = f"{len(self.rows)} radiographs answered, {yes} with yes: {self.out / 'predictions.csv'}"
+        times = Counter(row["study"] for row in self.rows if row["study"])
+        several = sum(count > 1 for count in times.values())
+        if several:
+            text += f"; {counted(several, 'study has', 'studies have')} several radiographs, each with its own answer"
         if self.made_up:
             text += f"; identifiers made up for {self.made_up}"
         return f"{text}; {len(self.set_aside)} set aside: {self.out / 'quarantine.csv'}" if self.set_aside else text
@@ -104,7 +104,7 @@ def detect(
     result = DetectionResult(out)
     pending: deque[Future[dict[str, Any]]] = deque()
     # Never in this process: a decoder that crashes or hangs then costs only its own file.
-    read = map_in_processes(read_or_reason, list(files), workers, isolated=True, seconds=SECONDS)
+    read = map_files(read_or_reason, files, workers)
     try:
         with ThreadPoolExecutor(WRITERS) as writers:
             readable = _readable(read, files, result, any_view)
@@ -142,7 +142,7 @@ def _readable(
             if radiograph.other_view and not any_view:
                 reason = f"{radiograph.other_view}; --any-view answers for it all the same"
         else:
-            reason = CRASHED if radiograph is None else radiograph
+            reason = FILE_FAILED if radiograph is None else radiograph
         if reason:
             result.set_aside.append({"file": files[path], "reason": reason})
         elif isinstance(radiograph, Radiograph):
@@ -203,7 +203,7 @@ def _enter(row: dict[str, Any], result: DetectionResult) -> None:
 
 def _write_tables(out: Path, answered: Sequence[dict[str, Any]], set_aside: Sequence[dict[str, str]]) -> None:
     """Write ``predictions.csv``, and ``quarantine.csv`` where something was set aside."""
-    columns = ["file", "image_id", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2"]
+    columns = ["file", "image_id", "study", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2"]
     table = pd.DataFrame(answered, columns=[*columns, "encoded_pixels"]).sort_values("file", ignore_index=True)
     table[["pneumothorax", "outlined"]] = table[["pneumothorax", "outlined"]].astype(int)
     table = safe_columns(table.round({"probability": 6, "mask_share": 6}), "file", "image_id")
@@ -227,7 +227,7 @@ def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:
             note = str(error)
     write_bytes(out / f"{item.name}.png", encode_png(picture), durable=False)
     write_json(out / f"{item.name}.json", summary)
-    columns = ("file", "image_id", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2")
+    columns = ("file", "image_id", "study", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2")
     return {name: summary[name] for name in (*columns, "encoded_pixels")} | {"note": note, "made_up": made_up}
 
 

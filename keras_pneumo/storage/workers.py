@@ -10,6 +10,7 @@ workers need (``forkserver``), so those are imported once and not by every worke
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import multiprocessing
 import os
@@ -19,7 +20,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import TypeVar
 
 from keras_pneumo.errors import PneumoError
@@ -29,6 +32,23 @@ Result = TypeVar("Result")
 
 Progress = Callable[[int, int], None]
 """Called with how many items are done, and how many there are."""
+
+FILE_SECONDS = 60.0
+"""Longest that one file may take: a radiograph of 16 megapixels takes about a second, a hostile JPEG minutes."""
+
+FILE_MEMORY = 3 * 2**29
+"""Bytes that reading files may add to a process (1.5 GiB). A 16-bit radiograph with a window takes 0.6 GiB at 16
+megapixels and 1.2 GiB at 33, measured; clinical ones have up to 16. A small JPEG 2000 file can ask for several times
+that."""
+
+FILE_FAILED = (
+    f"reading it crashed, took more than {FILE_SECONDS:g} seconds, or needed more than {FILE_MEMORY / 2**30:g} GiB of "
+    "memory, so it is damaged or hostile"
+)
+"""The reason where :func:`map_files` has no result."""
+
+FILES_PER_PROCESS = 5000
+"""Files after which processes are replaced, since decoders written in C keep a little of what they took."""
 
 _AHEAD = 4
 """Items handed out per worker before the first has come back: enough to keep all busy, few enough to hold in memory."""
@@ -72,6 +92,7 @@ def map_in_processes(
     seconds: float | None = None,
     initializer: Callable[[], None] | None = None,
     chunk: int = 1,
+    memory: int | None = None,
 ) -> Iterator[tuple[Item, Result | None]]:
     """Apply ``function`` to every item, in several processes when that pays.
 
@@ -83,6 +104,7 @@ def map_in_processes(
         seconds: longest that workers may go without a result before they are ended; None waits for ever.
         initializer: a module-level function that each process runs first; this process does not.
         chunk: items that a process takes, and gives back, at a time: more where one takes only milliseconds.
+        memory: bytes that a process may take beyond what it begins with, where the system can tell (Linux).
 
     Yields:
         The item and what the function returned, or None when its process died (a crash inside a decoder) or did not
@@ -95,23 +117,58 @@ def map_in_processes(
             yield item, function(item)
         return
     rest = iter(items)
-    suspects = yield from _pooled(function, rest, workers, _AHEAD, seconds, initializer, chunk)
+    settings = _Settings(seconds, initializer, memory)
+    suspects = yield from _pooled(function, rest, workers, _AHEAD, settings, chunk)
     while suspects:
         # One at a time, they show which of them killed the pool.
         singly = iter(suspects)
-        while culprits := (yield from _pooled(function, singly, 1, 1, seconds, initializer)):
+        while culprits := (yield from _pooled(function, singly, 1, 1, settings)):
             yield culprits[0], None
-        suspects = yield from _pooled(function, rest, workers, _AHEAD, seconds, initializer, chunk)
+        suspects = yield from _pooled(function, rest, workers, _AHEAD, settings, chunk)
+
+
+def map_files(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int | None = None,
+    initializer: Callable[[], None] | None = None,
+    chunk: int = 1,
+) -> Iterator[tuple[Item, Result | None]]:
+    """:func:`map_in_processes` for files that may be damaged or hostile: whatever one does costs that file alone.
+
+    Never in this process; within :data:`FILE_SECONDS` and :data:`FILE_MEMORY`; in new processes after
+    :data:`FILES_PER_PROCESS` files. A :class:`PneumoError` (of a full disk, say) ends the work all the same.
+
+    Yields:
+        The item and what the function returned; None when it raised anything else, crashed, took too long, or needed
+        too much memory.
+    """
+    listed = list(items)
+    guarded = functools.partial(_guarded, function)
+    share = FILES_PER_PROCESS * (workers or max(1, min(available_cores(), len(listed) // _ITEMS_PER_WORKER)))
+    for start in range(0, len(listed), share):
+        part = listed[start : start + share]
+        yield from map_in_processes(guarded, part, workers, True, FILE_SECONDS, initializer, chunk, FILE_MEMORY)
+
+
+def _guarded(function: Callable[[Item], Result], item: Item) -> Result | None:
+    """What the function returns; None where it raises what nobody foresaw."""
+    try:
+        return function(item)
+    except PneumoError:
+        raise
+    except Exception:  # a file can bring a library to raise anything
+        return None
 
 
 def results_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None, chunk: int = 1
 ) -> list[Result | None]:
-    """All results of :func:`map_in_processes`, in the order of the items; for results that are small."""
+    """All results of :func:`map_files`, in the order of the items; for results that are small."""
     listed = list(items)
     position = {id(item): number for number, item in enumerate(listed)}
     results: list[Result | None] = [None] * len(listed)
-    for item, result in map_in_processes(function, listed, workers, chunk=chunk):
+    for item, result in map_files(function, listed, workers, chunk=chunk):
         results[position[id(item)]] = result
     return results
 
@@ -154,7 +211,7 @@ class IsolatedWorker:
             if self._closed:
                 raise WorkerClosedError("the worker is closed")
             if self._pool is None:
-                self._pool = _new_pool(1, None, function.__module__)
+                self._pool = _new_pool(1, _Settings(memory=FILE_MEMORY), function.__module__)
             try:
                 return self._pool.submit(function, *arguments).result(seconds)
             except BrokenProcessPool:
@@ -182,13 +239,21 @@ class IsolatedWorker:
         self._pool = None
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """How a pool's processes begin and what they may take; see :func:`map_in_processes`."""
+
+    seconds: float | None = None
+    initializer: Callable[[], None] | None = None
+    memory: int | None = None
+
+
 def _pooled(
     function: Callable[[Item], Result],
     items: Iterator[Item],
     workers: int,
     ahead: int,
-    seconds: float | None,
-    initializer: Callable[[], None] | None,
+    settings: _Settings,
     chunk: int = 1,
 ) -> Generator[tuple[Item, Result], None, list[Item]]:
     """Yield (item, result) until the items end, or a worker dies, or none gives a result for so many seconds.
@@ -196,7 +261,8 @@ def _pooled(
     Returns:
         The items that were being worked on then, and those that would have been next in the same chunks.
     """
-    pool = _new_pool(workers, initializer, function.__module__)
+    module = function.args[0].__module__ if isinstance(function, functools.partial) else function.__module__
+    pool = _new_pool(workers, settings, module)
     pending: dict[Future[list[Result]], list[Item]] = {}
     try:
         while True:
@@ -207,7 +273,7 @@ def _pooled(
                     return [*itertools.chain(*pending.values()), *batch]
             if not pending:
                 return []
-            ended = wait(pending, timeout=seconds, return_when=FIRST_COMPLETED).done
+            ended = wait(pending, timeout=settings.seconds, return_when=FIRST_COMPLETED).done
             if not ended:
                 _kill(pool)
                 return list(itertools.chain(*pending.values()))
@@ -225,11 +291,11 @@ def _apply(function: Callable[[Item], Result], batch: list[Item]) -> list[Result
     return [function(item) for item in batch]
 
 
-def _new_pool(workers: int, initializer: Callable[[], None] | None = None, *modules: str) -> ProcessPoolExecutor:
+def _new_pool(workers: int, settings: _Settings, *modules: str) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("forkserver" if start_server(*modules) else "spawn")
     # The server has the environment of the time when it started, a worker that of now.
-    settings = (initializer, dict(os.environ))
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=settings)
+    beginning = (settings.initializer, settings.memory, dict(os.environ))
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=beginning)
 
 
 def _kill(pool: ProcessPoolExecutor) -> None:
@@ -238,7 +304,7 @@ def _kill(pool: ProcessPoolExecutor) -> None:
         process.kill()
 
 
-def _start_worker(initializer: Callable[[], None] | None, environment: dict[str, str]) -> None:
+def _start_worker(initializer: Callable[[], None] | None, memory: int | None, environment: dict[str, str]) -> None:
     """Run once in each process: one thread for OpenCV, Ctrl-C left to the parent, and an end when the parent ends."""
     import cv2  # here: the process that only hands out work needs none of it
 
@@ -248,10 +314,28 @@ def _start_worker(initializer: Callable[[], None] | None, environment: dict[str,
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if initializer is not None:
         initializer()
+    if memory is not None:
+        _limit_memory(memory)
     parent = multiprocessing.parent_process()
     if parent is not None:
         # A killed parent cannot tell its workers; without this they would wait for work for ever.
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _limit_memory(more: int) -> None:
+    """Let this process take so many bytes more, and no others; where Linux does not tell what it has, do nothing.
+
+    By its private memory (RLIMIT_DATA, which counts what is mapped since Linux 4.7): all of its addresses
+    (RLIMIT_AS) would count libraries and the stacks of threads that a large machine has many of.
+    """
+    try:
+        import resource
+
+        lines = Path("/proc/self/status").read_text().splitlines()
+        taken = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
+        resource.setrlimit(resource.RLIMIT_DATA, (taken + more, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    except (ImportError, OSError, StopIteration, ValueError):
+        return
 
 
 def _end_with(parent: BaseProcess) -> None:

@@ -12,10 +12,13 @@ from pathlib import PurePath
 from keras_pneumo.data.radiographs.dicom import decode_dicom
 from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage
 from keras_pneumo.data.radiographs.raster import decode_image
-from keras_pneumo.storage.workers import IsolatedWorker, WorkerClosedError, WorkerCrashedError, WorkerTimeoutError
-
-SECONDS = 60.0
-"""Time limit for one file; a radiograph of 16 megapixels takes about one second."""
+from keras_pneumo.storage.workers import (
+    FILE_SECONDS,
+    IsolatedWorker,
+    WorkerClosedError,
+    WorkerCrashedError,
+    WorkerTimeoutError,
+)
 
 _PNG, _JPEG = b"\x89PNG", b"\xff\xd8\xff"
 
@@ -34,7 +37,7 @@ def decode_bytes(data: bytes, name: str) -> Radiograph | str:
 class Decoder:
     """Decodes bytes in a process of its own, one file at a time."""
 
-    def __init__(self, seconds: float = SECONDS) -> None:
+    def __init__(self, seconds: float = FILE_SECONDS) -> None:
         """Start nothing yet; ``seconds`` is the time limit for one file."""
         self.seconds = seconds
         self.worker = IsolatedWorker()
@@ -48,7 +51,9 @@ class Decoder:
         try:
             result = self.worker.call(decode_bytes, data, name, seconds=self.seconds)
         except WorkerCrashedError:
-            raise UnreadableImage("it made the decoder crash, so it is damaged or hostile") from None
+            raise UnreadableImage(
+                "it made the decoder crash, or needed too much memory, so it is damaged or hostile"
+            ) from None
         except WorkerTimeoutError:
             raise UnreadableImage(f"it was not decoded within {self.seconds:g} seconds") from None
         except WorkerClosedError:

@@ -54,7 +54,7 @@ def test_a_crash_costs_only_its_own_file(few, tmp_path, monkeypatch, workers):
     assert len(result.rows) == 3
     (aside,) = result.set_aside
     assert aside["file"] == "fatal.dcm"
-    assert aside["reason"].startswith("its decoder crashed")
+    assert aside["reason"].startswith("reading it crashed")
 
 
 def test_bad_files_are_set_aside_and_no_patient_is_named(few, tmp_path, capsys, recwarn):
@@ -153,3 +153,24 @@ def test_worker_processes_give_the_same_answers(few, tmp_path):
         detect(known_detector(), [few], tmp_path / str(workers), workers=workers)
     first, second = (pd.read_csv(tmp_path / name / "predictions.csv") for name in "12")
     pd.testing.assert_frame_equal(first, second)
+
+
+def test_radiographs_of_one_study_get_their_own_answers_and_name_it_in_secret(few, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for number, path in enumerate(sorted(few.iterdir())):
+        dataset = pydicom.dcmread(path)
+        dataset.StudyInstanceUID = "1.2.77.1" if number < 2 else "1.2.77.2"
+        dataset.save_as(data / f"{number}.dcm")
+    detector = known_detector()
+    result = detect(detector, [data], tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out/predictions.csv").set_index("file")
+    assert table.at["0.dcm", "study"] == table.at["1.dcm", "study"] != table.at["2.dcm", "study"]
+    assert "1 study has several radiographs, each with its own answer" in str(result)
+    alone = detect(detector, [data / "1.dcm"], tmp_path / "alone")
+    assert alone.rows[0]["encoded_pixels"] == table.at["1.dcm", "encoded_pixels"]
+    assert alone.rows[0]["study"] == table.at["1.dcm", "study"]
+    assert "several" not in str(alone)
+    texts = [path.read_text() for path in (tmp_path / "out").iterdir() if path.suffix in (".json", ".csv")]
+    assert not any("1.2.77." in text for text in texts)
+    assert sum(table.at["0.dcm", "study"] in text for text in texts) == 3, "both json and the table"

@@ -14,6 +14,8 @@ from detector_lab import DCIODVFY, check_valid, cut_dicom, dice, expected_mask, 
 from pydicom.uid import ExplicitVRLittleEndian
 
 from keras_pneumo.data.labels import rle
+from keras_pneumo.data.labels.drawn import segmentation_labels
+from keras_pneumo.data.labels.known import LabelOptions
 from keras_pneumo.data.radiographs.geometry import mask_on_image
 from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.detector.detect import detect
@@ -269,3 +271,69 @@ def test_names_of_any_script_are_kept(few, tmp_path):
 
 def known_answer(probability=0.8):
     return Answer(probability, 0.8, None, np.zeros((128, 128), np.uint8), np.zeros((1024, 1024), np.uint8))
+
+
+def drawn_radiograph(few, path, shape, **tags):
+    """Write a radiograph of dark grey with a bright ellipse, with these tags; its mask, uint8."""
+    truth = np.zeros(shape, np.uint8)
+    cv2.ellipse(truth, (shape[1] // 4, shape[0] // 3), (shape[1] // 8, shape[0] // 5), 20, 0, 360, 1, -1)
+    dataset = pydicom.dcmread(min(few.iterdir()))
+    dataset.Rows, dataset.Columns = shape
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    for name in ("PixelSpacing", "ImagerPixelSpacing"):
+        dataset.pop(name, None)
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    data = (truth * 200 + 20).tobytes()
+    dataset.PixelData = data + b"\0" * (len(data) % 2)
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(path, enforce_file_format=True)
+    return truth
+
+
+@pytest.mark.parametrize(
+    ("tags", "area"),
+    [
+        ({}, None),
+        ({"ImagerPixelSpacing": [0.25, 0.25]}, 0.0625),
+        ({"PixelSpacing": [0.2, 0.3]}, None),  # pixels that are not square
+        ({"ImagerPixelSpacing": [0.2, 0.3]}, None),
+    ],
+)
+def test_a_source_without_or_with_odd_spacing_has_a_valid_segmentation_on_its_pixels(few, tmp_path, tags, area):
+    shape = (900, 700)
+    truth = drawn_radiograph(few, tmp_path / "drawn.dcm", shape, **tags)
+    (row,) = detect(known_detector(), [tmp_path / "drawn.dcm"], tmp_path / "out", dicom=True).rows
+    (path,) = (tmp_path / "out").rglob("segmentation.dcm")
+    segmentation = hd.seg.segread(path)
+    assert (segmentation.Rows, segmentation.Columns) == shape
+    assert dice(segmentation.pixel_array.squeeze() > 0, truth) > 0.98
+    if area is None:
+        assert row["area_mm2"] is None
+    else:
+        assert row["area_mm2"] == pytest.approx(truth.sum() * area, rel=0.03)
+    capture = pydicom.dcmread(path.with_name("capture.dcm"))
+    spacing = next(iter(tags.values()), None)
+    assert (None if spacing is None else [float(mm) for mm in capture.PixelSpacing]) == spacing
+    if DCIODVFY:
+        check_valid(tmp_path / "out")
+
+
+def test_a_segmentation_is_read_back_as_the_label_of_its_source(few, tmp_path):
+    """What one person's detector writes is another's label: on the same pixels, whatever the source's shape."""
+    shape = (900, 700)
+    data = tmp_path / "data"
+    data.mkdir()
+    truth = drawn_radiograph(few, data / "drawn.dcm", shape)
+    detect(known_detector(), [data / "drawn.dcm"], tmp_path / "out", dicom=True)
+    (path,) = (tmp_path / "out").rglob("segmentation.dcm")
+    labels = segmentation_labels(tmp_path / "out", [path], LabelOptions())
+    ((image_id, label),) = labels.images.items()
+    assert image_id == str(pydicom.dcmread(data / "drawn.dcm").SOPInstanceUID)
+    assert label.mask_shapes == (shape,)
+    mask = mask_on_image(rle.draw(label.runs), *shape) > 0
+    written = hd.seg.segread(path).pixel_array.squeeze() > 0
+    edge = cv2.morphologyEx(written.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3))) > 0
+    assert (mask == written)[~edge].all(), "but for a pixel at its edge"
+    assert dice(mask, truth) > 0.98

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage import tables
 from keras_pneumo.storage.tables import (
     image_id_of,
     one_line,
+    read_columns,
     read_rows,
     read_table,
     slug,
@@ -73,6 +75,24 @@ def test_names_are_harmless_everywhere(text):
     assert not spreadsheet_safe(text).startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
 
 
+def test_row_36_a_line_without_end_and_a_row_of_commas_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "_MAX_CELL", 1000)
+    path = tmp_path / "a.csv"
+    path.write_text("a,b\n1,2\n" + "3," * 1500)
+    with pytest.raises(PneumoError, match="line 3, is longer than 2,000 characters"):
+        read_table(path)
+    path.write_text("," * 5000)
+    monkeypatch.setattr(tables, "_MAX_CELL", 10_000)
+    with pytest.raises(PneumoError, match="has 5,001 cells"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_as_on_any_system(tmp_path, end):
+    (tmp_path / "a.csv").write_bytes(f'a,b{end}1,"x{end}y"{end}{end}2,z'.encode())
+    assert [cells for _, cells in read_rows(tmp_path / "a.csv")] == [["a", "b"], ["1", f"x{end}y"], ["2", "z"]]
+
+
 def test_names_that_attack():
     assert spreadsheet_safe('=HYPERLINK("http://x","y")') == '\'=HYPERLINK("http://x","y")'
     assert slug("../../x") == "x"
@@ -81,3 +101,30 @@ def test_names_that_attack():
     assert one_line("a\x1b[31mred\u202egnp.exe") == "a [31mred gnp.exe"
     text = table_text(pd.DataFrame({"team": ["=1+1", "ok"], "dice": [-0.5, 0.25]}))
     assert text == "team,dice\n'=1+1,-0.5\nok,0.25\n"
+
+
+@given(
+    st.lists(st.lists(st.text(' ab,"\n', max_size=4), max_size=4), max_size=6),
+    st.lists(st.sampled_from(["a", "B ", "b", "c", "d"]), min_size=1, max_size=3),
+)
+def test_columns_are_those_of_the_rows(tmp_path_factory, rows, names):
+    path = tmp_path_factory.getbasetemp() / "columns.csv"
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([["A", "b", " c "], *rows])
+    (_, header), *expected = read_rows(path)
+    columns = read_columns(path, names)
+    assert columns.numbers == [number for number, _ in expected]
+    for name in names:
+        place = {"a": 0, "b": 1, "c": 2}.get(name.strip().lower())
+        assert columns.column(name) == [
+            cells[place] if place is not None and place < len(cells) else "" for _, cells in expected
+        ]
+    assert header == ["A", "b", "c"]
+
+
+def test_columns_of_no_table(tmp_path):
+    (tmp_path / "empty.csv").write_text("\n")
+    assert read_columns(tmp_path / "empty.csv", ["a"]).column("a") == []
+    (tmp_path / "bad.csv").write_text('a\n"1" 2\n')
+    with pytest.raises(PneumoError, match=r"bad.csv, line 2, is not csv"):
+        read_columns(tmp_path / "bad.csv", ["a"])

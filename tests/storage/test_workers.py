@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage import workers
 from keras_pneumo.storage.workers import (
     IsolatedWorker,
     WorkerClosedError,
     WorkerCrashedError,
     WorkerTimeoutError,
     available_cores,
+    map_files,
     map_in_processes,
     results_in_order,
     start_server,
@@ -46,6 +49,35 @@ def refuse_three(number):
     if number == 3:
         raise ValueError("three")
     return number
+
+
+def take_memory_on_seven(number):
+    return len(bytearray(2**31)) if number == 7 else number
+
+
+def refuse_the_disk(number):
+    raise PneumoError("the disk is full")
+
+
+@pytest.mark.parametrize("function", [refuse_three, die_on_seven, never_end_on_seven, take_memory_on_seven])
+def test_whatever_a_file_does_costs_that_file_alone(function, monkeypatch):
+    monkeypatch.setattr(workers, "FILE_SECONDS", 3.0)
+    bad = {refuse_three: {3}, die_on_seven: {7, 8}}.get(function, {7})
+    results = dict(map_files(function, range(10), 2, chunk=2))
+    assert results == {number: None if number in bad else number for number in range(10)}
+
+
+def test_a_full_disk_ends_the_work():
+    with pytest.raises(PneumoError, match="disk"):
+        list(map_files(refuse_the_disk, range(3), 1))
+
+
+def test_processes_are_replaced_after_so_many_files(monkeypatch):
+    monkeypatch.setattr(workers, "FILES_PER_PROCESS", 5)
+    used = [process for _, process in map_files(where, range(12), 1)]
+    assert [len(set(used[start : start + 5])) for start in (0, 5, 10)] == [1, 1, 1]
+    assert len(set(used)) == 3
+    assert os.getpid() not in used
 
 
 @pytest.mark.parametrize(("workers", "chunk"), [(1, 1), (2, 1), (2, 4), (2, 100)])

@@ -122,6 +122,13 @@ class DataSet:
     study: str = ""
     """Column of the study, in both tables."""
 
+    @property
+    def all_columns(self) -> tuple[str, ...]:
+        """Every column from which something is taken."""
+        names = (self.image, self.label, self.reader, self.patient, self.view, self.lateral, self.sex, self.age)
+        more = (self.birth, self.study_date, self.source, self.study, *self.box)
+        return tuple(name for name in (*names, *more) if name)
+
 
 SIIM = DataSet("SIIM-ACR", ("ImageId", "EncodedPixels"), "ImageId", "EncodedPixels", "masks", blank="negative")
 """12,047 radiographs, 2,669 with pneumothorax, taken from NIH ChestX-ray14 and outlined anew (Kaggle, 2019). A row for

@@ -7,6 +7,7 @@ from 6,171 patients. Where no images can be grouped, a sentence that says so is 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,17 +92,63 @@ def pseudonym(patient_id_tag: str) -> str:
     return f"patient-{hashlib.sha256(patient_id_tag.encode()).hexdigest()[:16]}" if patient_id_tag else ""
 
 
-def group_images(image_ids: Sequence[str], table: Mapping[str, str] | None, tags: Mapping[str, str]) -> Grouping:
+def study_pseudonym(study_uid_tag: str) -> str:
+    """A name that images of one study share, made of StudyInstanceUID; blank stays blank."""
+    return f"study-{hashlib.sha256(study_uid_tag.encode()).hexdigest()[:16]}" if study_uid_tag else ""
+
+
+MOST_IN_STUDY = 20
+"""Radiographs that one study may have: where more share a StudyInstanceUID, it is a placeholder, as some programs write
+one into all files, and says nothing."""
+
+
+def same_patient(patient_of: Mapping[str, str], key_of: Mapping[str, str]) -> dict[str, str]:
+    """The patients of images, where images that share a key are of one patient, as their patients' other images are.
+
+    Args:
+        patient_of: image id -> patient.
+        key_of: image id -> key; blank or absent where an image has none.
+    """
+    leader: dict[str, str] = {}
+
+    def first(patient: str) -> str:
+        while patient in leader:
+            patient = leader[patient]
+        return patient
+
+    owner: dict[str, str] = {}
+    for image_id in patient_of:
+        if not (key := key_of.get(image_id)):
+            continue
+        patient = first(patient_of[image_id])
+        other = first(owner.setdefault(key, patient))
+        if other != patient:
+            keep, drop = sorted((patient, other), key=lambda name: (name.startswith("image-"), name))
+            leader[drop] = keep
+    return {image_id: first(patient) for image_id, patient in patient_of.items()}
+
+
+def group_images(
+    image_ids: Sequence[str],
+    table: Mapping[str, str] | None,
+    tags: Mapping[str, str],
+    studies: Mapping[str, str] | None = None,
+) -> Grouping:
     """Give each image a patient: from the table, else from its file's PatientID, else the image is its own patient.
+
+    Images of one study are of one patient in any case.
 
     Args:
         image_ids: the images.
         table: what :func:`read_patients` read, or None.
         tags: image id -> :func:`pseudonym` of PatientID, blank or absent where there is none.
+        studies: image id -> :func:`study_pseudonym` of StudyInstanceUID, likewise.
 
     Raises:
         PneumoError: a table is given that names none of the images.
     """
+    times = Counter(studies.values()) if studies else Counter()
+    study_of = {image_id: study for image_id, study in (studies or {}).items() if times[study] <= MOST_IN_STUDY}
     if table is not None:
         named = {image_id: table[image_id] for image_id in image_ids if image_id in table}
         if not named:
@@ -109,8 +156,13 @@ def group_images(image_ids: Sequence[str], table: Mapping[str, str] | None, tags
         rest = len(image_ids) - len(named)
         note = f"{rest} of {len(image_ids)} images are not in the patient table; each counts as a patient of its own."
         patient_of = {image_id: named.get(image_id, f"image-{image_id}") for image_id in image_ids}
-        return Grouping(patient_of, "table", note if rest else "")
+        grouped = same_patient(patient_of, study_of)
+        pairs = {(study_of[name], patient) for name, patient in named.items() if study_of.get(name)}
+        torn = len(pairs) - len({study for study, _ in pairs})
+        several = "The patient table gives radiographs of one study to several patients; they count as one patient."
+        return Grouping(grouped, "table", " ".join([note] * bool(rest) + [several] * bool(torn)))
     patient_of = {image_id: tags.get(image_id) or f"image-{image_id}" for image_id in image_ids}
+    patient_of = same_patient(patient_of, study_of)
     any_tag = any(tags.get(image_id) for image_id in image_ids)
     note = ""
     if len(set(patient_of.values())) == len(patient_of):

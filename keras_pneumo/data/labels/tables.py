@@ -7,7 +7,9 @@ and the images that are left out by decision. Boxes stay boxes. What a table doe
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import gc
 import gzip
 import re
 import zlib
@@ -19,15 +21,17 @@ from itertools import islice
 from pathlib import Path
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.labels.cases import NO_FACTS, Box, Facts, Label, Labels, Rejected, read_label_rows, read_labels
+from keras_pneumo.data.labels.cases import Box, Facts, Label, Labels, Rejected, read_label_rows, read_labels
 from keras_pneumo.data.labels.known import GENERIC, KNOWN, MASKS, SIIM, DataSet, LabelOptions, recognise
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.tables import (
+    Columns,
     column_name,
     counted,
     image_id_of,
     listed,
     one_line,
+    read_columns,
     read_rows,
     shown_id,
 )
@@ -87,6 +91,22 @@ def first_lines(path: Path, count: int = 3) -> list[str]:
         raise PneumoError(f"{path} cannot be read: {reason}. Check the path, or get the file again.") from error
 
 
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Pause the garbage collector: it would look again and again at hundreds of thousands of labels, none in a cycle.
+
+    Reading CheXpert's 223,414 rows takes a third of the time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_collection()
 def read_table_labels(path: Path, options: LabelOptions) -> Labels:
     """Read a label table of any known form.
 
@@ -160,13 +180,12 @@ def _with_facts(labels: Labels) -> dict[str, Label]:
     first: dict[str, int] = {}
     for index, image_id in enumerate(labels.rows["image_id"].tolist()):
         first.setdefault(image_id, index)
-    reader = _Reader(labels.path, GENERIC, LabelOptions())
-
-    def cells(index: int) -> Callable[[str], str]:
-        return lambda name: present[name][index] if name in present else ""
-
+    rows = [first[name] for name in labels.images]
+    columns = _Facts(
+        GENERIC, list(labels.images), lambda name: [present[name][row] if name in present else "" for row in rows]
+    )
     return {
-        name: replace(label, facts=reader.facts(name, cells(first[name]))[0]) for name, label in labels.images.items()
+        name: replace(label, facts=columns.facts(index)) for index, (name, label) in enumerate(labels.images.items())
     }
 
 
@@ -182,17 +201,21 @@ def _question(path: Path, row: int, count: int, data_set: DataSet) -> str:
 # -- Tables of labels --------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(slots=True)
 class _Found:
     """What the rows of one image say."""
 
+    facts: Facts
+    view: str
+    """Why the view is not frontal; blank when it may be."""
     states: list[str] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
-    boxes: list[Box] = field(default_factory=list)
-    readers: dict[str, bool] = field(default_factory=dict)
-    facts: Facts = NO_FACTS
-    view: str = ""
-    """Why the view is not frontal; blank when it may be."""
+    boxes: list[Box] | tuple[()] = ()
+    readers: dict[str, bool] | None = None
+
+    def add_box(self, box: Box) -> None:
+        """Add a box."""
+        self.boxes = [*self.boxes, box]
 
 
 class _Reader:
@@ -207,14 +230,14 @@ class _Reader:
     def read(self) -> Labels:
         """The labels of the table, and of the tables beside it that belong to it."""
         others: list[Path] = []
-        rows: Iterable[tuple[int, Callable[[str], str]]] = _cells(self.path)
+        wanted = self.data_set.all_columns
+        table = read_columns(self.path, wanted)
         if self.data_set.images_beside:
             beside = self._beside(self.data_set.images_beside, required=True)
             others += beside
-            rows = _joined(rows, beside[0], self.data_set)
-        found: dict[str, _Found] = {}
-        for number, cell in rows:
-            self._take(number, cell, found)
+            table = _joined(table, read_columns(beside[0], wanted), self.data_set, wanted)
+        numbers, column = table.numbers, table.column
+        found = self._found(numbers, column)
         boxes = self._beside(self.data_set.boxes_beside)
         others += boxes
         for path in boxes:
@@ -269,34 +292,40 @@ class _Reader:
             record |= {"image_column": self.data_set.image, "label_column": self.data_set.label}
         return record
 
-    def _take(self, number: int, cell: Callable[[str], str], found: dict[str, _Found]) -> None:
-        """Take one row in."""
+    def _found(self, numbers: Sequence[int], column: Column) -> dict[str, _Found]:
+        """What the rows say, by image: a column at a time, and each different text of a column once."""
         wanted = self.data_set
-        name = image_id_of(cell(wanted.image).replace("\\", "/"))
-        if not name:
-            self.rejected.append(Rejected(self.path.name, number, "the image id is blank"))
-            return
-        text = cell(wanted.label)
-        state = self._state(text)
-        if state is None:
-            image_id = "-".join(name.split("/")[-wanted.parts :])
-            reason = f"image {shown_id(image_id)}: {wanted.label} is {text[:20]!r}, neither yes (1) nor no (0)"
-            self.rejected.append(Rejected(self.path.name, number, reason, image_id))
-            return
-        item = found.get(name)
-        if item is None:
-            facts, view = self.facts(name, cell)
-            item = found[name] = _Found(facts=facts, view=view)
-        item.rows.append(number)
-        if state == "blank":
-            self.blank.append(number)
-        if wanted.reader:
-            reader = cell(wanted.reader)
-            item.readers[reader] = item.readers.get(reader, False) or state == "positive"
-            if wanted.box and state == "positive" and (box := _corners([cell(column) for column in wanted.box])):
-                item.boxes.append(box)
-        else:
-            item.states.append(state)
+        names = [image_id_of(cell.replace("\\", "/")) for cell in column(wanted.image)]
+        labels = column(wanted.label)
+        states = {text: self._state(text) for text in set(labels)}
+        facts = _Facts(wanted, names, column)
+        readers = column(wanted.reader) if wanted.reader else None
+        corners = list(zip(*map(column, wanted.box), strict=True)) if wanted.box else None
+        found: dict[str, _Found] = {}
+        for index, (number, name, text) in enumerate(zip(numbers, names, labels, strict=True)):
+            if not name:
+                self.rejected.append(Rejected(self.path.name, number, "the image id is blank"))
+                continue
+            state = states[text]
+            if state is None:
+                image_id = "-".join(name.split("/")[-wanted.parts :])
+                reason = f"image {shown_id(image_id)}: {wanted.label} is {text[:20]!r}, neither yes (1) nor no (0)"
+                self.rejected.append(Rejected(self.path.name, number, reason, image_id))
+                continue
+            item = found.get(name)
+            if item is None:
+                item = found[name] = _Found(facts.facts(index), facts.other_views[index])
+            item.rows.append(number)
+            if state == "blank":
+                self.blank.append(number)
+            if readers is None:
+                item.states.append(state)
+                continue
+            item.readers = item.readers or {}
+            item.readers[readers[index]] = item.readers.get(readers[index], False) or state == "positive"
+            if corners is not None and state == "positive" and (box := _corners(corners[index])):
+                item.add_box(box)
+        return found
 
     def _state(self, text: str) -> str | None:
         """``positive``, ``negative``, ``uncertain`` or ``blank``; None for what is none of them."""
@@ -337,33 +366,6 @@ class _Reader:
             return f"its label in {self.path.name} is {word} (row {item.rows[0]})"
         return decided == "positive"
 
-    def facts(self, name: str, cell: Callable[[str], str]) -> tuple[Facts, str]:
-        """What a row says beside the label, and its view where that is not frontal."""
-        wanted = self.data_set
-        patient = cell(wanted.patient) if wanted.patient else ""
-        if wanted.patient_pattern and (match := re.search(wanted.patient_pattern, name)):
-            patient = match.group(1)
-        view = cell(wanted.view) if wanted.view else ""
-        other = ""
-        for text in (cell(wanted.lateral) if wanted.lateral else "", view):
-            if not other and _view(text) not in _FRONTAL:
-                other = text
-        age = _years(cell(wanted.age)) if wanted.age else None
-        if wanted.birth:
-            study, birth = _years(cell(wanted.study_date)[:4]), _years(cell(wanted.birth))
-            age = study - birth if study is not None and birth is not None and 0 <= study - birth < 120 else None
-        sex = cell(wanted.sex)[:1].upper() if wanted.sex else ""
-        return (
-            Facts(
-                patient=patient,
-                sex=sex if sex in ("M", "F") else "",
-                age=age,
-                view=_FRONTAL.get(_view(view), ""),
-                source=one_line(cell(wanted.source), 60) if wanted.source else "",
-            ),
-            other,
-        )
-
     def _parts(self, found: Iterable[str]) -> int:
         """How many parts of the paths make the image ids: as declared, or as many as it takes to be unique."""
         if self.data_set.parts > 1:
@@ -383,39 +385,63 @@ class _Reader:
         return fitting[:1]
 
 
-def _cells(path: Path) -> Iterator[tuple[int, Callable[[str], str]]]:
-    """Each row as its line number and a function from a column's name to the cell, blank where there is none."""
-    rows = read_rows(path)
-    _, header = next(rows, (0, []))
-    columns: dict[str, int] = {}
-    for index, text in enumerate(header):
-        columns.setdefault(column_name(text), index)
-    places: dict[str, int] = {}
-
-    def place_of(name: str) -> int:
-        if name not in places:
-            places[name] = columns.get(column_name(name), -1)
-        return places[name]
-
-    for number, cells in rows:
-
-        def cell(name: str, cells: Sequence[str] = cells) -> str:
-            place = place_of(name)
-            return cells[place] if 0 <= place < len(cells) else ""
-
-        yield number, cell
+Column = Callable[[str], list[str]]
+"""From a column's name to its cells, blank where there are none."""
 
 
-def _joined(
-    studies: Iterable[tuple[int, Callable[[str], str]]], images: Path, data_set: DataSet
-) -> Iterator[tuple[int, Callable[[str], str]]]:
-    """A row for each image of ``images``, with the columns of its study; images of no study are left out."""
-    study_of = {cell(data_set.study): (number, cell) for number, cell in studies}
-    for _, cell in _cells(images):
-        number, study = study_of.get(cell(data_set.study), (0, None))
-        if study is not None:
-            # Later names win: the default arguments bind this row's cells.
-            yield number, lambda name, own=cell, study=study: own(name) or study(name)  # type: ignore[misc]
+class _Facts:
+    """What the rows of a table say beside the label, by columns: each different text is understood once."""
+
+    def __init__(self, wanted: DataSet, names: Sequence[str], column: Column) -> None:
+        """Read the columns.
+
+        Args:
+            wanted: which columns say what.
+            names: of the images, a row each.
+            column: the cells of a column.
+        """
+        blank = [""] * len(names)
+
+        def cells(name: str) -> list[str]:
+            return column(name) if name else blank
+
+        self.patients = cells(wanted.patient)
+        if wanted.patient_pattern:
+            pattern = re.compile(wanted.patient_pattern)
+            matches = map(pattern.search, names)
+            self.patients = [match[1] if match else own for match, own in zip(matches, self.patients, strict=True)]
+        views, laterals = cells(wanted.view), cells(wanted.lateral)
+        self.other_views = [
+            next((text for text in pair if _view(text) not in _FRONTAL), "") if pair != ("", "") else ""
+            for pair in zip(laterals, views, strict=True)
+        ]
+        """The view of each row where it is not frontal; else blank."""
+        self.views = [_FRONTAL.get(_view(text), "") if text else "" for text in views]
+        if wanted.birth:
+            dates = zip(cells(wanted.study_date), cells(wanted.birth), strict=True)
+            self.ages = [_age_at(date[:4], birth) for date, birth in dates]
+        else:
+            self.ages = list(map(_years, cells(wanted.age)))
+        self.sexes = [_sex(text) for text in cells(wanted.sex)]
+        self.sources = [one_line(text, 60) if text else "" for text in cells(wanted.source)]
+
+    def facts(self, row: int) -> Facts:
+        """Of one row."""
+        return Facts(self.patients[row], self.sexes[row], self.ages[row], self.views[row], self.sources[row])
+
+
+def _joined(studies: Columns, images: Columns, data_set: DataSet, names: Iterable[str]) -> Columns:
+    """A row for each image of ``images``, with the columns of its study; images of no study are left out.
+
+    A cell is the image's own, else its study's; the line number is the study's.
+    """
+    row_of = {study: row for row, study in enumerate(studies.column(data_set.study))}
+    pairs = [(own, row_of[study]) for own, study in enumerate(images.column(data_set.study)) if study in row_of]
+    cells = {}
+    for name in names:
+        own, theirs = images.column(name), studies.column(name)
+        cells[column_name(name)] = [own[row] or theirs[study] for row, study in pairs]
+    return Columns([studies.numbers[study] for _, study in pairs], cells)
 
 
 def _add_boxes(path: Path, found: dict[str, _Found]) -> None:
@@ -432,7 +458,7 @@ def _add_boxes(path: Path, found: dict[str, _Found]) -> None:
         except ValueError:
             raise PneumoError(f"{path}, row {number}: {listed(cells[2:6])} is no box of x, y, width, height.") from None
         if (item := found.get(image_id_of(cells[0]))) is not None:
-            item.boxes.append(box)
+            item.add_box(box)
 
 
 def _corners(cells: Sequence[str]) -> Box | None:
@@ -448,6 +474,18 @@ def _corners(cells: Sequence[str]) -> Box | None:
 def _view(text: str) -> str:
     """A view in the form in which views are compared."""
     return column_name(text)
+
+
+@lru_cache(64)
+def _sex(text: str) -> str:
+    """``M``, ``F`` or blank."""
+    return text[:1].upper() if text[:1].upper() in ("M", "F") else ""
+
+
+def _age_at(study_year: str, birth_year: str) -> float | None:
+    """Years between two years; None where one is none, or they are no age of a person."""
+    study, birth = _years(study_year), _years(birth_year)
+    return study - birth if study is not None and birth is not None and 0 <= study - birth < 120 else None
 
 
 @lru_cache(4096)

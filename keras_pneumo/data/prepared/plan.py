@@ -18,7 +18,7 @@ from keras_pneumo.data.labels.cases import Label, Labels, Rejected
 from keras_pneumo.data.labels.drawn import with_missing
 from keras_pneumo.data.labels.finding import LabelSearch, find_labels, search_labels
 from keras_pneumo.data.labels.known import LabelOptions
-from keras_pneumo.data.labels.patients import Grouping, find_patient_table, group_images, read_patients
+from keras_pneumo.data.labels.patients import Grouping, find_patient_table, group_images, read_patients, same_patient
 from keras_pneumo.data.prepared.scanning import RadiographFile, folder_sha256, require_decoders, scan
 from keras_pneumo.data.radiographs.reading import FoundImages, not_searched
 from keras_pneumo.errors import PneumoError
@@ -128,9 +128,11 @@ def make_plan(
         record["sources"] = [{"source": each.name, **each.record} for each in parts]
     by_id = {source.image_id: source for source in part.sources}
     table = {image_id: patient for image_id, patient in part.patients.items() if image_id in by_id}
-    grouping = group_images(list(by_id), table or None, {name: source.patient for name, source in by_id.items()})
-    if len(parts) > 1:
-        grouping = _same_file_same_patient(part.sources, grouping)
+    tags = {name: source.patient for name, source in by_id.items()}
+    grouping = group_images(list(by_id), table or None, tags, {name: source.study for name, source in by_id.items()})
+    if len(parts) > 1:  # the same file in two folders is of one patient, so that no split parts them
+        files = {name: source.sha256 for name, source in by_id.items()}
+        grouping = replace(grouping, patient_of=same_patient(grouping.patient_of, files))
     label_records = [
         {"source": each.name, "data_set": each.labels.data_set, "file": _file_name(each.labels), **each.labels.record}
         for each in parts
@@ -222,25 +224,6 @@ def _joined(parts: Sequence[_Part]) -> _Part:
     )
     notes = [f"{part.name}: {note}" for part in parts for note in part.notes]
     return _Part("", sources, labels, patients, set_aside, notes, {})
-
-
-def _same_file_same_patient(sources: Sequence[RadiographFile], grouping: Grouping) -> Grouping:
-    """A grouping in which the same file in two folders is of one patient, so that no split parts them."""
-    leader: dict[str, str] = {}
-
-    def first(patient: str) -> str:
-        while patient in leader:
-            patient = leader[patient]
-        return patient
-
-    owner: dict[str, str] = {}
-    for source in sources:
-        patient = first(grouping.patient_of[source.image_id])
-        other = first(owner.setdefault(source.sha256, patient))
-        if other != patient:
-            keep, drop = sorted((patient, other), key=lambda name: (name.startswith("image-"), name))
-            leader[drop] = keep
-    return replace(grouping, patient_of={name: first(patient) for name, patient in grouping.patient_of.items()})
 
 
 def _file_name(labels: Labels) -> str:

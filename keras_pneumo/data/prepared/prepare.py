@@ -34,7 +34,7 @@ from keras_pneumo.data.prepared.split import SUBSETS
 from keras_pneumo.data.radiographs.reading import find_images
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import folder_lock, remove_temporary, require_writable, write_bytes
-from keras_pneumo.storage.workers import Progress, keep_memory, map_in_processes
+from keras_pneumo.storage.workers import FILE_FAILED, Progress, keep_memory, map_files
 
 SMALLEST_SIZE = 32
 """Side in pixels below which no U-Net with strides up to 32 has anything left to look at."""
@@ -247,9 +247,9 @@ def _render_all(
         return done, 0
     head = {"source": plan.record, "sizes": list(sizes)}
     with _open_journal(out, head, done) as journal:
-        results = map_in_processes(render, jobs, workers, initializer=keep_memory, chunk=_CHUNK)
+        results = map_files(render, jobs, workers, initializer=keep_memory, chunk=_CHUNK)
         for number, (job, result) in enumerate(results, start=1):
-            image = result or Rendered(job.image_id, error="decoding it ends the program that does it")
+            image = result or Rendered(job.image_id, error=FILE_FAILED)
             done[job.image_id] = _merged(out, done.get(job.image_id), image)
             _add_to_journal(journal, done[job.image_id])
             if progress:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keras_pneumo.data.labels.patients import pseudonym
+from keras_pneumo.data.labels.patients import pseudonym, study_pseudonym
 from keras_pneumo.data.radiographs.decoders import decoder_report
 from keras_pneumo.data.radiographs.plain import PlainFile, open_plain
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
@@ -22,7 +22,7 @@ from keras_pneumo.data.radiographs.reading import RASTER_SUFFIXES
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import sha256_bytes
 from keras_pneumo.storage.tables import image_id_of, printable
-from keras_pneumo.storage.workers import results_in_order
+from keras_pneumo.storage.workers import FILE_FAILED, results_in_order
 
 if TYPE_CHECKING:
     from keras_pneumo.data.radiographs.dicom import Header
@@ -44,6 +44,8 @@ class RadiographFile:
     sha256: str
     patient: str = ""
     """Pseudonym of the file's PatientID, blank when it has none."""
+    study: str = ""
+    """Likewise of its StudyInstanceUID."""
     transfer_syntax: str = ""
     error: str = ""
     """Why it cannot be used; blank when it may."""
@@ -55,9 +57,8 @@ def scan(folder: Path, paths: Sequence[Path], workers: int | None = None) -> lis
     """Identify every file: its hash, image id and, for DICOM, transfer syntax; one entry per path, in their order."""
     jobs = [(path, printable(path.relative_to(folder).as_posix())) for path in paths]
     sources = results_in_order(_identify, jobs, workers, chunk=_CHUNK)
-    crashed = "reading its header ends the program that does it"
     return [
-        source or RadiographFile(path, relative, "", printable(path.stem), "", error=crashed)
+        source or RadiographFile(path, relative, "", printable(path.stem), "", error=FILE_FAILED)
         for (path, relative), source in zip(jobs, sources, strict=True)
     ]
 
@@ -84,6 +85,7 @@ def _identify(job: tuple[Path, str]) -> RadiographFile:
         source,
         image_id=image_id_of(header.image_id),
         patient=pseudonym(header.patient_id_tag),
+        study=study_pseudonym(header.study_uid_tag),
         transfer_syntax=header.transfer_syntax,
     )
 

@@ -11,6 +11,7 @@ import contextlib
 import io
 import logging
 import math
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -44,11 +45,13 @@ from keras_pneumo.data.radiographs.radiograph import (
 )
 from keras_pneumo.data.radiographs.raster import read_limited
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.tables import one_line
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # for the reason given in quiet
 
 _TAGS = [
-    *("SOPInstanceUID", "PatientID", "PatientSex", "PatientAge", "ViewPosition", "PixelSpacing", "ImagerPixelSpacing"),
+    *("SOPInstanceUID", "StudyInstanceUID", "PatientID", "PatientSex", "PatientAge", "ViewPosition"),
+    *("PixelSpacing", "ImagerPixelSpacing"),
     *("PatientOrientation", "ImageOrientationPatient", "FieldOfViewRotation", "FieldOfViewHorizontalFlip"),
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns", "NumberOfFrames"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData", "SpecificCharacterSet"),
@@ -65,6 +68,7 @@ class Header:
     image_id: str
     transfer_syntax: str
     patient_id_tag: str = field(default="", repr=False)
+    study_uid_tag: str = field(default="", repr=False)
 
 
 def read_header(data: bytes, stem: str) -> Header:
@@ -75,8 +79,14 @@ def read_header(data: bytes, stem: str) -> Header:
     """
     with quiet():
         dataset = _dataset(data, stop_before_pixels=True)
-        syntax = transfer_syntax_of(dataset)
-        return Header(text_of(dataset, "SOPInstanceUID") or stem, syntax, text_of(dataset, "PatientID"))
+        try:
+            syntax = transfer_syntax_of(dataset)
+            image_id = text_of(dataset, "SOPInstanceUID") or stem
+            return Header(image_id, syntax, text_of(dataset, "PatientID"), text_of(dataset, "StudyInstanceUID"))
+        except PneumoError:
+            raise
+        except Exception as error:  # pydicom reads a value only now, and raises any class of error on a damaged one
+            raise UnreadableImage(f"its header cannot be read: {_reason(error)}") from error
 
 
 def read_dicom(path: Path) -> Radiograph:
@@ -140,6 +150,7 @@ def _decode(dataset: pydicom.Dataset, stem: str) -> Radiograph:
             view=one_of(text_of(dataset, "ViewPosition"), ("PA", "AP")),
             pixel_spacing_mm=_spacing(dataset),
             patient_id_tag=text_of(dataset, "PatientID"),
+            study_uid_tag=text_of(dataset, "StudyInstanceUID"),
             other_view=_other_view(dataset),
             turned=_turned(dataset),
             photometric=photometric,
@@ -149,6 +160,8 @@ def _decode(dataset: pydicom.Dataset, stem: str) -> Radiograph:
         raise
     except RecursionError:
         raise UnreadableImage("its sequences are nested too deeply") from None
+    except MemoryError:
+        raise UnreadableImage("decoding it needs more memory than one file may take") from None
     except Exception as error:  # pydicom and its plugins raise every class of error on damaged files
         raise UnreadableImage(f"its pixels cannot be decoded: {_reason(error)}") from error
 
@@ -234,8 +247,11 @@ def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _spacing(dataset: pydicom.Dataset) -> float | None:
-    values = (dataset.get(name) for name in ("PixelSpacing", "ImagerPixelSpacing"))
-    return square_spacing(tuple(map(float, value)) for value in values if value is not None and len(value) == 2)
+    spacings = []
+    for name in ("PixelSpacing", "ImagerPixelSpacing"):
+        with contextlib.suppress(ValueError):  # a text that is no number
+            spacings.append(tuple(map(float, _values(dataset, name))))
+    return square_spacing(spacings)
 
 
 def _other_view(dataset: pydicom.Dataset) -> str:
@@ -277,4 +293,6 @@ def _values(dataset: pydicom.Dataset, name: str) -> list[str]:
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join((str(error).strip() or type(error).__name__).split())[:200]
+    """A library's message without what it quotes, which may be a person's name, on one line of printable characters."""
+    message = re.sub(r"b?'[^']*'|b?\"[^\"]*\"", "...", str(error))
+    return one_line(message, 200) or type(error).__name__

@@ -92,6 +92,8 @@ def transfer_syntax_of(dataset: pydicom.Dataset) -> str:
     syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
     if syntax is None:
         raise UnreadableImage("it does not say how its pixels are stored (no TransferSyntaxUID)")
+    if not isinstance(syntax, str):
+        raise UnreadableImage("it names several ways in which its pixels are stored (TransferSyntaxUID)")
     if syntax not in DECODERS and syntax not in UNCOMPRESSED:
         from pydicom.uid import UID
 
@@ -199,10 +201,53 @@ def check_frame(frame: bytes, rows: int, columns: int, expected: int, samples: i
         raise UnreadableImage(
             f"its compressed image is of {size[0]}x{size[1]} pixels, its header gives {rows}x{columns}"
         )
+    if reason := _cut_short(frame, rows * columns * samples):
+        raise UnreadableImage(f"its compressed image {reason}, so it was cut short or is damaged")
     if size[2] != samples:
         wanted = "one of grey is" if samples == 1 else f"{samples} are"
         raise UnreadableImage(f"its compressed image has {size[2]} components; {wanted} expected")
     _check_length(frame, expected)
+
+
+def _cut_short(frame: bytes, samples: int) -> str:
+    """Why a compressed image cannot be whole, '' where nothing is known: decoders fill what is missing with one grey.
+
+    A code stream ends with a marker: JPEG and JPEG-LS with EOI (T.81, T.87), JPEG 2000 with EOC (T.800). Both are FFD9,
+    which occurs nowhere within the coded data; DICOM and some encoders add a few bytes. And JPEG Lossless spends at
+    least one bit on each sample (its Huffman codes have one bit at least, T.81 annex H), so a stream that was cut and
+    closed again is too short.
+    """
+    end = frame.rfind(b"\xff\xd9", -64)
+    if end < 0:
+        return "does not end as it should"
+    start = _first_scan(frame)
+    if start and _is_lossless(frame) and 8 * (end - start) < samples:
+        return "has fewer bits than pixels"
+    return ""
+
+
+def _first_scan(frame: bytes) -> int:
+    """Where the data of the first scan of a JPEG stream begin; 0 when it is no such stream."""
+    position = 2
+    while frame[:2] == b"\xff\xd8" and position + 4 <= len(frame) and frame[position] == 0xFF:
+        marker, length = frame[position + 1], int.from_bytes(frame[position + 2 : position + 4])
+        if marker == 0xFF:
+            position += 1
+            continue
+        position += 2 + length
+        if marker == 0xDA:
+            return position
+    return 0
+
+
+def _is_lossless(frame: bytes) -> bool:
+    """Whether the frame header of a JPEG stream is that of a lossless Huffman image (SOF3)."""
+    position = 2
+    while position + 4 <= len(frame) and frame[position] == 0xFF and frame[position + 1] != 0xDA:
+        if frame[position + 1] == 0xC3:
+            return True
+        position += 1 if frame[position + 1] == 0xFF else 2 + int.from_bytes(frame[position + 2 : position + 4])
+    return False
 
 
 def _frame_size(frame: bytes) -> tuple[int, int, int] | None:

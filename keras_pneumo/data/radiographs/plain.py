@@ -42,6 +42,7 @@ _TEXTS = {
     0x00180015: ("body_part", b"CS"),
     0x00181164: ("imager_spacing", b"DS"),
     0x00185101: ("view", b"CS"),
+    0x0020000D: ("study_uid_tag", b"UI"),
     0x00200020: ("orientation", b"CS"),
     0x00280004: ("photometric", b"CS"),
     0x00280030: ("spacing", b"DS"),
@@ -92,6 +93,7 @@ class PlainFile:
     frame: bytes = field(repr=False)
     """The JPEG stream."""
     patient_id_tag: str = field(repr=False)
+    study_uid_tag: str = field(repr=False)
     transfer_syntax: str = JPEG_BASELINE
 
 
@@ -147,6 +149,7 @@ def open_plain(data: bytes, stem: str) -> PlainFile | None:
         columns=columns,
         frame=frame,
         patient_id_tag=texts["patient_id_tag"],
+        study_uid_tag=texts["study_uid_tag"],
     )
 
 
@@ -173,6 +176,7 @@ def decode_plain(data: bytes, stem: str) -> Radiograph | None:
         other_view=plain.other_view,
         pixel_spacing_mm=plain.pixel_spacing_mm,
         patient_id_tag=plain.patient_id_tag,
+        study_uid_tag=plain.study_uid_tag,
         photometric=plain.photometric,
     )
 

@@ -6,7 +6,6 @@ reason; no other code needs to know the file's format.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +43,8 @@ class Radiograph:
     """Side of a pixel in millimetres, where pixels are square."""
     patient_id_tag: str = field(default="", repr=False)
     """PatientID as the file has it. It may identify a person: it is never printed, logged or written."""
+    study_uid_tag: str = field(default="", repr=False)
+    """StudyInstanceUID as the file has it; outside of DICOM objects a pseudonym stands for it."""
     other_view: str = ""
     """Why the header says that this is no frontal radiograph of the chest, as a part of a sentence; blank when not."""
     turned: str = ""
@@ -185,11 +186,18 @@ def other_view_of(modality: str, body_part: str, view: str, view_meaning: str = 
     return ""
 
 
+SPACINGS_MM = (0.01, 10.0)
+"""Sides of a pixel that are believed: radiographs have 0.05 to 0.5 mm, and reduced ones up to some mm."""
+
+
 def square_spacing(spacings: Iterable[tuple[float, ...]]) -> float | None:
-    """The side of a pixel in mm from the first spacing (down, across) whose pixels are square, else None."""
+    """The side of a pixel in mm from the first spacing (down, across) whose pixels are square, else None.
+
+    A side that no radiograph can have (below :data:`SPACINGS_MM` or above) counts as none.
+    """
     for spacing in spacings:
         if len(spacing) == 2:
             down, across = spacing
-            if math.isfinite(down) and down > 0 and abs(down - across) <= 1e-6 * down:
+            if SPACINGS_MM[0] <= down <= SPACINGS_MM[1] and abs(down - across) <= 1e-6 * down:
                 return round(down, 6)
     return None

@@ -7,6 +7,7 @@ Orientation tags (EXIF) are ignored on purpose: masks refer to the pixels as sto
 from __future__ import annotations
 
 import io
+import stat
 import warnings
 from pathlib import Path
 
@@ -48,7 +49,10 @@ def read_limited(path: Path) -> bytes:
         UnreadableImage: it is, or it cannot be opened.
     """
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever, a device would never end
+            raise UnreadableImage("it is a pipe, a device or a socket; only regular files are read")
+        size = status.st_size
         if size == 0:
             raise UnreadableImage("the file is empty")
         if size > MAX_FILE_BYTES:

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from keras_pneumo.data.labels.patients import find_patient_table, group_images, pseudonym, read_patients
+from keras_pneumo.data.labels.patients import (
+    MOST_IN_STUDY,
+    find_patient_table,
+    group_images,
+    pseudonym,
+    read_patients,
+    study_pseudonym,
+)
 from keras_pneumo.errors import PneumoError
 
 REAL = Path(os.environ.get("KERAS_PNEUMO_REAL_DATA", Path(__file__).parents[4] / "shared"))
@@ -100,3 +107,34 @@ def test_patient_ids_of_files_are_not_given_away():
     assert "4711" not in pseudonym("MRN 4711")
     assert pseudonym("MRN 4711") == pseudonym("MRN 4711") != pseudonym("MRN 4712")
     assert pseudonym("") == ""
+
+
+def test_images_of_one_study_are_of_one_patient_whatever_else_is_said():
+    studies = {"a": "s", "b": "s", "c": "t", "d": "t", "e": ""}
+    by_tag = group_images("abcde", None, {"a": "patient-1", "c": "patient-2", "d": "patient-3"}, studies)
+    assert by_tag.patient_of == {
+        "a": "patient-1", "b": "patient-1", "c": "patient-2", "d": "patient-2", "e": "image-e",
+    }  # fmt: skip
+    nothing_else = group_images("abcde", None, {}, studies)
+    assert nothing_else.patient_of["a"] == nothing_else.patient_of["b"] != nothing_else.patient_of["c"]
+    assert nothing_else.note == ""
+    table = {"a": "p", "b": "q", "c": "r", "d": "r", "e": "q"}
+    by_table = group_images("abcde", table, {}, studies)
+    assert by_table.patient_of == {"a": "p", "b": "p", "c": "r", "d": "r", "e": "p"}, "and e, as b is"
+    assert by_table.note == (
+        "The patient table gives radiographs of one study to several patients; they count as one patient."
+    )
+    assert group_images("cd", table, {}, studies).note == ""
+
+
+def test_a_study_of_too_many_images_is_a_placeholder():
+    names = [str(number) for number in range(MOST_IN_STUDY + 1)]
+    grouping = group_images(names, None, {}, dict.fromkeys(names, "s"))
+    assert len(set(grouping.patient_of.values())) == len(names)
+    assert len(set(group_images(names[1:], None, {}, dict.fromkeys(names[1:], "s")).patient_of.values())) == 1
+
+
+def test_study_uids_are_not_given_away():
+    assert study_pseudonym("1.2.3") == study_pseudonym("1.2.3") != study_pseudonym("1.2.4")
+    assert "1.2.3" not in study_pseudonym("1.2.3")
+    assert study_pseudonym("") == ""

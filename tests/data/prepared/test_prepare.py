@@ -383,6 +383,7 @@ progress = None
 if when.isdigit():
     progress = lambda done, total: die() if done == int(when) else None
 elif when == "mid-file":
+    preparation.map_files = lambda function, jobs, *_, **settings: ((job, function(job)) for job in jobs)
     real, left = os.replace, [9]
     class Counting(type(Path())):
         def replace(self, target):
@@ -811,6 +812,11 @@ def test_read_only_data_folder_is_enough(data, out):
     assert hashes(data) == before
 
 
+def in_this_process(function, items, *_settings, **_named):
+    """As ``map_files``, where a test's patches hold."""
+    return ((item, function(item)) for item in items)
+
+
 def test_full_disk_ends_the_run_and_loses_nothing(data, out, monkeypatch):
     prepare(data, out, [64])
     before = hashes(out)
@@ -823,6 +829,7 @@ def test_full_disk_ends_the_run_and_loses_nothing(data, out, monkeypatch):
         return real(self, target)
 
     with monkeypatch.context() as patch:
+        patch.setattr(preparation, "map_files", in_this_process)
         patch.setattr(Path, "replace", full)
         with pytest.raises(PneumoError, match=r"images_32|masks_32.*No space left on device. Free some space"):
             prepare(data, out, [32])
@@ -842,7 +849,7 @@ def test_file_that_kills_its_process_costs_that_file_alone(data, out, monkeypatc
     monkeypatch.setattr(preparation, "render", fatal_render.render)
     summary = prepare(data, out, [32], workers=2)
     assert summary.images == 11
-    assert "ends the program" in quarantine(out)["reason"].iloc[0]
+    assert "reading it crashed" in quarantine(out)["reason"].iloc[0]
     assert victim in quarantine(out)["file"].iloc[0]
 
 
@@ -941,3 +948,22 @@ def test_run_length_masks_of_another_size_are_prepared_by_the_size_that_is_said(
         prepare(folder, tmp_path / "no", [64], options=options)
     with pytest.raises(PneumoError, match="--mask-size is ROWSxCOLUMNS, for example 512x512, not '512'"):
         options_of(mask_size="512")
+
+
+# -- studies of several radiographs ------------------------------------------------------------------------------------
+
+
+def test_radiographs_of_one_study_stay_in_one_subset(tmp_path, out):
+    data = tmp_path / "data"
+    rows = []
+    for number in range(24):
+        uid = f"1.2.9.{number}"
+        write_dicom(data / f"{number}.dcm", radiograph(number), uid, StudyInstanceUID=f"1.2.8.{number // 2}")
+        rows.append((uid, "0 500" if number // 2 % 2 else "-1"))
+    write_labels(data / "train-rle.csv", rows)
+    assert prepare(data, out, [32]).patients == 12
+    split = load_prepared(out).split.set_index("image_id")
+    for number in range(0, 24, 2):
+        pair = split.loc[[f"1.2.9.{number}", f"1.2.9.{number + 1}"]]
+        assert pair[["patient_id", "subset", "fold"]].drop_duplicates().shape[0] == 1
+    assert not any("1.2.8." in (out / name).read_text() for name in ("cases.csv", "split.csv", "manifest.json"))

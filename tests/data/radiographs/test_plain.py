@@ -33,6 +33,7 @@ def plain_dicom(path, **tags):
     dataset = dicom(radiograph(1), uid="1.2.3", syntax=JPEGBaseline8Bit)
     dataset.PixelData = encapsulate([cv2.imencode(".jpg", radiograph(1))[1].tobytes()])
     for name, value in {"PatientID": "p1", "PatientSex": "F", "PatientAge": "38", "ViewPosition": "PA",
+                        "StudyInstanceUID": "1.2.8.1",
                         "PixelSpacing": [0.168, 0.168], **tags}.items():  # fmt: skip
         if value is None:
             dataset.pop(name, None)
@@ -55,7 +56,8 @@ def agree(data):
         return False
     same(read, decode_dicom(data, "stem"))
     plain, header = open_plain(data, "stem"), read_header(data, "stem")
-    assert (plain.image_id, plain.transfer_syntax, plain.patient_id_tag) == dataclasses.astuple(header)
+    read = (plain.image_id, plain.transfer_syntax, plain.patient_id_tag, plain.study_uid_tag)
+    assert read == dataclasses.astuple(header)
     assert "p1" not in repr(plain)
     return True
 
@@ -174,9 +176,10 @@ def test_an_offset_table_of_anything_but_one_frame_is_left_to_pydicom(tmp_path):
 
 def test_damaged_pixels_are_left_to_pydicom_which_names_the_damage(tmp_path):
     frame = cv2.imencode(".jpg", radiograph(1))[1].tobytes()
-    half = dicom(radiograph(1), syntax=JPEGBaseline8Bit)
-    half.PixelData = encapsulate([frame[: frame.index(b"\xff\xda") + 40]])
-    data = save(half, tmp_path / "a.dcm").read_bytes()
+    table = frame.index(b"\xff\xc4") + 5  # how many Huffman codes there are of each length
+    damaged = dicom(radiograph(1), syntax=JPEGBaseline8Bit)
+    damaged.PixelData = encapsulate([frame[:table] + b"\xff" * 16 + frame[table + 16 :]])
+    data = save(damaged, tmp_path / "a.dcm").read_bytes()
     assert open_plain(data, "a") is not None
     assert decode_plain(data, "a") is None
     with pytest.raises(UnreadableImage, match="cannot be decoded"):
