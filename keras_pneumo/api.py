@@ -495,6 +495,7 @@ def train(
     out: PathLike | None = None,
     weights: PathLike | None = None,
     verbose: bool = True,
+    start_from: PathLike | None = None,
 ) -> Run:
     """Train, predict the test patients, score them and write the report, as ``keras-pneumo train`` does.
 
@@ -505,8 +506,10 @@ def train(
         prepared: from :func:`prepare` or :func:`load_prepared`, or its folder.
         out: the run folder; by default ``runs/NAME``, or ``runs/NAME-2`` and so on.
         weights: a file or folder with ImageNet weights, where the experiment starts from them and they are not in the
-            cache yet.
+            cache yet; or a safetensors file with PyTorch's names to start from.
         verbose: whether to print a line for each epoch, and the result.
+        start_from: the folder of a run of the same network, whose best weights are the start; it may be of other data,
+            unless it has learned from what is held out here.
 
     Raises:
         PneumoError: experiment and data do not fit together, or ``out`` holds something else; the message says what to
@@ -543,7 +546,9 @@ def train(
         say=say,
         on_epoch=say_epoch,
     )
-    report = run_training(chosen, opened.prepared_folder, _path(out), options, weights=_path(weights))
+    report = run_training(
+        chosen, opened.prepared_folder, _path(out), options, weights=_path(weights), start_from=_path(start_from)
+    )
     assert report is not None  # one process writes its own report
     for sentence in report.sentences:
         say(sentence)

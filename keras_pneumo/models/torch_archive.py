@@ -11,6 +11,7 @@ Source of the format: ``torch/serialization.py`` of PyTorch 2.14: ``<name>/data.
 
 from __future__ import annotations
 
+import math
 import pickletools
 import zipfile
 from pathlib import Path
@@ -28,6 +29,12 @@ STORAGES: dict[str, np.dtype[Any]] = {
     "torch IntStorage": np.dtype("<i4"),
 }
 """The kinds of block that are read, and the type of their numbers."""
+
+MAX_BYTES = 2**30
+"""Largest archive that is read, unpacked, and most that all its tensors may take: ten times a ResNet50."""
+
+MAX_PROGRAM = 4 * 2**20
+"""Largest list of tensors in bytes; a ResNet50's has 40,000."""
 
 _TENSOR, _PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"
 _DICTIONARY = "collections OrderedDict"
@@ -71,9 +78,14 @@ def load_torch_archive(path: Path | str) -> dict[str, np.ndarray]:
 
 
 def _read(archive: zipfile.ZipFile, path: str) -> dict[str, np.ndarray]:
+    unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > MAX_BYTES:
+        raise PneumoError(f"{path} unpacks to {unpacked:,} bytes; weights of more than {MAX_BYTES:,} are not read.")
     programs = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(programs) != 1:
         raise PneumoError(f"{path} holds {len(programs)} lists of tensors (data.pkl) where one is expected.")
+    if archive.getinfo(programs[0]).file_size > MAX_PROGRAM:
+        raise PneumoError(f"{path} has a list of tensors of more than {MAX_PROGRAM:,} bytes, which is not read.")
     root = programs[0].removesuffix("data.pkl")
     if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
         raise PneumoError(f"{path} was written on a big-endian machine, which is not read here.")
@@ -99,6 +111,7 @@ def _interpret(program: bytes, numbers: Any) -> dict[str, np.ndarray]:
     """Follow the opcodes of a pickled state dict on a stack of our own values."""
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
+    taken = 0
 
     def since_mark() -> list[Any]:
         for position in range(len(stack) - 1, -1, -1):
@@ -144,12 +157,15 @@ def _interpret(program: bytes, numbers: Any) -> dict[str, np.ndarray]:
         elif name == "REDUCE":
             arguments, function = stack.pop(), stack.pop()
             stack.append(_build(function, arguments, numbers))
+            taken += stack[-1].nbytes if isinstance(stack[-1], np.ndarray) else 0
+            if taken > MAX_BYTES:  # many tensors of one block
+                raise PneumoError(f"its tensors take more than {MAX_BYTES:,} bytes.")
         elif name == "SETITEM":
             value, key = stack.pop(), stack.pop()
-            stack[-1][key] = value
+            stack[-1][_name(key)] = value
         elif name == "SETITEMS":
             items = since_mark()
-            stack[-1].update(zip(items[0::2], items[1::2], strict=True))
+            stack[-1].update(zip(map(_name, items[0::2]), items[1::2], strict=True))
         elif name == "BUILD":
             stack.pop()  # the attributes of the OrderedDict: versions of PyTorch's modules
         else:
@@ -158,9 +174,16 @@ def _interpret(program: bytes, numbers: Any) -> dict[str, np.ndarray]:
     if not isinstance(state, dict) or stack:
         raise PneumoError("it does not hold one dictionary of tensors.")
     for key, value in state.items():
-        if not isinstance(key, str) or not isinstance(value, np.ndarray):
-            raise PneumoError(f"its entry {key!r} is no tensor.")
+        if not isinstance(value, np.ndarray):
+            raise PneumoError(f"its entry {key[:100]!r} is no tensor.")
     return state
+
+
+def _name(key: Any) -> str:
+    """The key of a dictionary, which must be a text: to hash a tuple of tuples that share parts could take for ever."""
+    if not isinstance(key, str):
+        raise PneumoError("a tensor in it has no name.")
+    return key
 
 
 def _block(identity: Any) -> _Block:
@@ -183,6 +206,8 @@ def _build(function: Any, arguments: Any, numbers: Any) -> Any:
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         if min((offset, *shape, *strides)) < 0 or (0 not in shape and last >= len(flat)):
             raise PneumoError(f"a tensor reaches past the end of block {block.key}.")
+        if math.prod(shape) > len(flat):  # with a stride of 0 a few bytes would fill the memory
+            raise PneumoError(f"a tensor has more numbers than block {block.key}.")
         steps = [stride * flat.itemsize for stride in strides]
         return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps).copy()
     raise PneumoError("it calls something that no state dict of tensors calls.")

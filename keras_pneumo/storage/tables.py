@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import re
 import unicodedata
 import zlib
@@ -27,8 +26,11 @@ if TYPE_CHECKING:  # each worker process imports this module, and pandas takes m
 
 # -- Reading -----------------------------------------------------------------------------------------------------------
 
-MAX_BYTES = 512 * 2**20
-"""Largest table that is read, in bytes, unpacked: some forty times the text of 12,047 dense masks."""
+MAX_BYTES = 256 * 2**20
+"""Largest table that is read, in bytes, unpacked: some twenty times the text of 12,047 dense masks."""
+
+_MAX_COLUMNS = 4096
+"""Cells in a row; the widest table of the known data sets has some forty."""
 
 _MAX_CELL = 32 * 2**20
 """Characters in one cell; the csv module's own limit of 131,072 is less than a mask of many short runs may need."""
@@ -71,7 +73,7 @@ def read_rows(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[tuple[int, lis
         PneumoError: as :func:`read_text`, or the text is not csv.
     """
     text = read_text(path, max_bytes)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(_lines(text, path), strict=True)
     while True:
         # The limit is the whole process's, so it is back before a caller goes on, who may never ask for the last row.
         limit = csv.field_size_limit(_MAX_CELL)
@@ -83,9 +85,22 @@ def read_rows(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[tuple[int, lis
             csv.field_size_limit(limit)
         if cells is None:
             return
+        if len(cells) > _MAX_COLUMNS:
+            raise PneumoError(f"{path}, line {reader.line_num}, has {len(cells):,} cells. Is this the right file?")
         stripped = [cell.strip() for cell in cells]
         if any(stripped):
             yield reader.line_num, stripped
+
+
+def _lines(text: str, path: Path) -> Iterator[str]:
+    """The lines of a text with their ends, one at a time: a copy of it all would take four times its memory."""
+    for number, match in enumerate(_LINE.finditer(text), start=1):
+        if match.end() - match.start() > 2 * _MAX_CELL:
+            raise PneumoError(f"{path}, line {number}, is longer than {2 * _MAX_CELL:,} characters, so it is no csv.")
+        yield match.group()
+
+
+_LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n|\Z)")
 
 
 @dataclass(frozen=True)
@@ -113,11 +128,13 @@ def read_columns(path: Path, names: Iterable[str], max_bytes: int = MAX_BYTES) -
     Raises:
         PneumoError: as :func:`read_rows`.
     """
-    reader = csv.reader(io.StringIO(read_text(path, max_bytes), newline=""), strict=True)
+    reader = csv.reader(_lines(read_text(path, max_bytes), path), strict=True)
     filled = (cells for cells in reader if any(cells) and any(map(str.strip, cells)))
     limit = csv.field_size_limit(_MAX_CELL)
     try:
         header = list(map(column_name, next(filled, [])))
+        if len(header) > _MAX_COLUMNS:
+            raise PneumoError(f"{path} has {len(header):,} columns. Is this the right file?")
         wanted = {name: header.index(name) for name in dict.fromkeys(map(column_name, names)) if name in header}
         if not wanted:
             return Columns([reader.line_num for _ in filled], {})

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.models import torch_archive
 from keras_pneumo.models.torch_archive import load_torch_archive
 
 
@@ -75,6 +76,33 @@ def test_a_tensor_past_its_block_is_refused(tmp_path, shape, strides, offset):
         load_torch_archive(archive(tmp_path / "a.pth", program, {"0": np.arange(8, dtype=np.float32)}))
 
 
+def test_row_44_sixteen_bytes_do_not_become_gigabytes(tmp_path):
+    program = b"}" + text("part") + tensor("0", "FloatStorage", (30_000, 30_000), (0, 0), 4) + b"s"
+    with pytest.raises(PneumoError, match="more numbers than block 0"):
+        load_torch_archive(archive(tmp_path / "a.pth", program, {"0": np.arange(4, dtype=np.float32)}))
+
+
+def test_row_44_many_tensors_of_one_block_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_archive, "MAX_BYTES", 5000)
+    block = {"0": np.arange(256, dtype=np.float32)}
+    parts = [text(str(each)) + tensor("0", "FloatStorage", (256,), (1,), 256) for each in range(8)]
+    assert len(load_torch_archive(archive(tmp_path / "a.pth", b"}(" + b"".join(parts[:2]) + b"u", block))) == 2
+    with pytest.raises(PneumoError, match="take more than 5,000 bytes"):
+        load_torch_archive(archive(tmp_path / "b.pth", b"}(" + b"".join(parts) + b"u", block))
+    with pytest.raises(PneumoError, match="unpacks to"):
+        load_torch_archive(archive(tmp_path / "c.pth", b"}.", {"0": np.zeros(2000, np.float32)}))
+
+
+def test_row_44_tuples_that_share_their_parts_are_no_names(tmp_path):
+    """Each has the one before twice, so to hash or to print the last would take 2**60 steps."""
+    nested = number(1) + b"q\x00"
+    for _ in range(60):
+        nested += b"h\x00\x86q\x00"
+    for program in (b"}" + nested + number(1) + b"s", b"}(" + nested + number(1) + b"u"):
+        with pytest.raises(PneumoError, match="no name"):
+            load_torch_archive(archive(tmp_path / "a.pth", program, {}))
+
+
 def test_a_block_of_another_length_is_refused(tmp_path):
     program, blocks = two_tensors(tmp_path)
     blocks["0"] = blocks["0"][:-1]
@@ -108,7 +136,7 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, protocol):
         (b"ctorch\nFloatStorage\n)R", "calls something"),  # an allowed name, called
         (b"ccollections\nOrderedDict\n(" + number(1) + b"tR", "calls something"),
         (b"}" + text("a") + number(1) + b"s", "no tensor"),
-        (b"}" + number(1) + number(1) + b"s", "no tensor"),
+        (b"}" + number(1) + number(1) + b"s", "no name"),
         (number(1), "one dictionary"),
         (b"R", "malformed"),
         (b"u", "no beginning"),

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage import tables
 from keras_pneumo.storage.tables import (
     image_id_of,
     one_line,
@@ -72,6 +73,24 @@ def test_names_are_harmless_everywhere(text):
     assert len(line) <= 40
     assert line.isprintable() or line == ""
     assert not spreadsheet_safe(text).startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+
+
+def test_row_36_a_line_without_end_and_a_row_of_commas_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "_MAX_CELL", 1000)
+    path = tmp_path / "a.csv"
+    path.write_text("a,b\n1,2\n" + "3," * 1500)
+    with pytest.raises(PneumoError, match="line 3, is longer than 2,000 characters"):
+        read_table(path)
+    path.write_text("," * 5000)
+    monkeypatch.setattr(tables, "_MAX_CELL", 10_000)
+    with pytest.raises(PneumoError, match="has 5,001 cells"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_as_on_any_system(tmp_path, end):
+    (tmp_path / "a.csv").write_bytes(f'a,b{end}1,"x{end}y"{end}{end}2,z'.encode())
+    assert [cells for _, cells in read_rows(tmp_path / "a.csv")] == [["a", "b"], ["1", f"x{end}y"], ["2", "z"]]
 
 
 def test_names_that_attack():

@@ -186,7 +186,7 @@ def other_view_of(modality: str, body_part: str, view: str, view_meaning: str = 
     return ""
 
 
-SPACINGS_MM = (0.001, 10.0)
+SPACINGS_MM = (0.01, 10.0)
 """Sides of a pixel that are believed: radiographs have 0.05 to 0.5 mm, and reduced ones up to some mm."""
 
 
