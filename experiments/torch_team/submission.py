@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import safe_open
 
 PREPROCESSING = "the prepared folder's PNGs, scaled to [0, 1], ImageNet mean and standard deviation"
 
@@ -33,9 +34,14 @@ def fit_threshold(truth: np.ndarray, probability: np.ndarray) -> float:
 
 def declaration(
     team: str, task: str, recipe, split: str, seconds: float,
-    framework=f"PyTorch {torch.__version__}", preprocessing=PREPROCESSING,
+    framework=f"PyTorch {torch.__version__}", preprocessing=PREPROCESSING, init: Path | None = None,
 ) -> dict:  # fmt: skip
     """Return what the team declares about its predictions, the content of submission.json."""
+    if init is not None:
+        with safe_open(init, "pt") as file:
+            seen = (file.metadata() or {}).get("pretraining", f"unknown images ({init.name})")
+    else:
+        seen = "none" if recipe.weights == "random" else "ImageNet-1k"
     return {
         "format": 1,
         "team": team,
@@ -43,7 +49,7 @@ def declaration(
         "task": task,
         "split_sha256": split,
         "subset": "test",
-        "pretraining": {"images": "none" if recipe.weights == "random" else "ImageNet-1k", "image_ids": []},
+        "pretraining": {"images": seen, "image_ids": []},
         "image_size": recipe.image_size,
         "seeds": [recipe.seed],
         "deterministic": torch.are_deterministic_algorithms_enabled(),

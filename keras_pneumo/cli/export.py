@@ -23,7 +23,7 @@ def export_command(
     out: Annotated[Path, typer.Option("--out", help="The new file, or for savedmodel the new folder.")],
     form: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "torch",
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="ImageNet weights, for an experiment that starts from them.")
+        Path | None, typer.Option("--weights", help="Of an experiment: ImageNet weights, or a safetensors file.")
     ] = None,
 ) -> None:
     """Export a run's best weights, checked on test images against the run itself.
@@ -44,13 +44,16 @@ def export_command(
     import_tensorflow()
     from keras_pneumo.inference.export import BOUND, export_network, export_run
     from keras_pneumo.inference.run import read_run
-    from keras_pneumo.training.trainer import starting_network
+    from keras_pneumo.models.imagenet import PRETRAINING
+    from keras_pneumo.training.trainer import declared_start, starting_network
 
     chosen: Format = form  # type: ignore[assignment]
     with hushed():
         if experiment is None:
             exported = export_run(read_run(source), chosen, out)
         else:
-            exported = export_network(starting_network(experiment, weights), experiment, chosen, out)
+            network = starting_network(experiment, weights, on_loaded=lambda parts: say(parts.sentence(str(weights))))
+            seen = declared_start(experiment, weights)
+            exported = export_network(network, experiment, chosen, out, {PRETRAINING: seen})
     say(f"The logits differ by {exported.difference:.1e} of the largest; up to {BOUND:.0e} is accepted.")
     say(str(exported.path))

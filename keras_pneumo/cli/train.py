@@ -34,7 +34,8 @@ PreparedOption = Annotated[
 LabelsOption = Annotated[Path | None, typer.Option("--labels", help="Label csv of raw data that does not hold it.")]
 PatientsOption = Annotated[Path | None, typer.Option("--patients", help="Patient table of raw data.")]
 WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", help="File or folder with ImageNet weights as safetensors.")
+    Path | None,
+    typer.Option("--weights", help="ImageNet weights (file or folder), or any safetensors file."),
 ]
 
 
@@ -50,7 +51,8 @@ def train_command(
     all_folds: Annotated[bool, typer.Option("--all-folds", help="One run after the other, into OUT/fold_K.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed; default: the experiment's.")] = None,
     start_from: Annotated[
-        Path | None, typer.Option("--start-from", help="Run whose weights are the start, such as a smaller size's.")
+        Path | None,
+        typer.Option("--start-from", help="Run whose weights are the start: of another size or data."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an unfinished run, and refuse to begin a new one.")
@@ -157,7 +159,9 @@ def find_lr_command(
 
     folder = new_folder(out_folder, f"{experiment.name}-rates")
     with ProgressBar("rates") as progress:
-        rates = search(experiment, prepared, weights, steps, progress.update)
+        rates = search(
+            experiment, prepared, weights, steps, progress.update, lambda parts: say(parts.sentence(str(weights)))
+        )
     rates.save(folder, bool(prepared.manifest.get("synthetic")))
     say(f"Suggested learning_rate: {rates.suggested:.2e}")
     if rates.fall < CLEAR_FALL:

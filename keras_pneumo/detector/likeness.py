@@ -70,6 +70,16 @@ class Likeness:
         reduced = [resize_image(image, self.image_size) for image in images]
         return self.distances_of([_cut(each, *image.shape) for each, image in zip(reduced, images, strict=True)])
 
+    def distances_of_batch(self, batch: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
+        """Distances of a network's images, float32 (n, S, S, 1) in [0, 1], S the image size; float64 (n,).
+
+        Args:
+            batch: images that were padded to squares and reduced.
+            shapes: rows and columns of the file of each, which say where its padding is.
+        """
+        squares = np.rint(batch[..., 0] * 255).astype(np.uint8)
+        return self.distances_of([_cut(square, *shape) for square, shape in zip(squares, shapes, strict=True)])
+
     def distances_of(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Distances of images, uint8 (h, w), that were reduced already and have no padding; float64 (n,)."""
         similarity = edge_features(images) @ self.features.astype(np.float32).T

@@ -27,6 +27,7 @@ import tensorflow as tf
 from keras_pneumo.config import Experiment
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.run import RunFolder, build, load_model
+from keras_pneumo.models.imagenet import PRETRAINING
 from keras_pneumo.models.weights import from_torch, load_safetensors, save_safetensors
 
 Format = Literal["torch", "savedmodel", "onnx", "litert"]
@@ -56,7 +57,8 @@ class Exported:
 def export_run(run: RunFolder, form: Format, path: Path) -> Exported:
     """Export a run's best weights; see :func:`export_network`."""
     split = str(run.record.get("split_sha256", ""))
-    return export_network(load_model(run), run.experiment, form, path, {"split_sha256": split, **_threshold(run)})
+    notes = {"split_sha256": split, PRETRAINING: run.images_seen, **_threshold(run)}
+    return export_network(load_model(run), run.experiment, form, path, notes)
 
 
 def export_network(

@@ -25,6 +25,7 @@ from keras_pneumo.inference.postprocess import read_threshold
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, MicroBatchPredictor, Predictor
 from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.models.folding import fold_batch_norm
+from keras_pneumo.models.imagenet import IMAGENET, UNKNOWN
 from keras_pneumo.models.unet import build_unet
 from keras_pneumo.storage.files import read_json, sha256_file
 
@@ -86,11 +87,17 @@ class RunFolder:
 
     @property
     def pretraining(self) -> str:
-        """The images that the weights learnt from before SIIM's, by all runs that this one was started from."""
-        start = self.record.get("start_from")
+        """The images that the weights learnt from before the run's own, through all that it was started from."""
+        start = self.record.get("start_from") or self.record.get("weights_file")
         if start:
             return str(start["pretraining"])
-        return "none" if self.experiment.weights == "random" else "ImageNet-1k"
+        return "none" if self.experiment.weights == "random" else IMAGENET
+
+    @property
+    def images_seen(self) -> str:
+        """All images that the weights learnt from, the run's own the last."""
+        own = str(self.record.get("trained_on", f"{UNKNOWN} of {self.experiment.name}"))
+        return own if self.pretraining == "none" else f"{self.pretraining}, {own}"
 
 
 def build(experiment: Experiment, synchronized: bool = False) -> keras.Model:
@@ -153,6 +160,20 @@ def read_run(folder: Path) -> RunFolder:
     if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
         raise PneumoError(f"{record_path}: threshold is {threshold!r:.40}, but must be a number from 0 to 1.")
     return RunFolder(folder, experiment, record)
+
+
+def run_of_weights(path: Path) -> RunFolder | None:
+    """The finished run whose training wrote this file of weights into its folder; None where the file is another.
+
+    Raises:
+        PneumoError: as :func:`read_run`.
+    """
+    try:
+        hashes = read_json(path.parent / "experiment.json")[HASHES]
+        own = hashes[path.name] == sha256_file(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return read_run(path.parent) if own else None
 
 
 def load_model(run: RunFolder) -> keras.Model:

@@ -37,8 +37,9 @@ import numpy as np
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.torch_archive import load_torch_archive
-from keras_pneumo.models.weights import from_torch, load_safetensors
+from keras_pneumo.models.weights import from_torch, load_safetensors, safetensors_notes
 from keras_pneumo.storage.files import cache_folder, default_cache_folder, replacing
+from keras_pneumo.storage.tables import one_line
 
 
 class WeightSource(NamedTuple):
@@ -95,6 +96,14 @@ The sets are torchvision's IMAGENET1K_V1 (ResNet50: 76.13% top-1) and IMAGENET1K
 """
 
 _TIMM_TAGS = {"imagenet_v1": "tv_in1k", "imagenet_v2": "tv2_in1k"}
+
+
+IMAGENET, IMAGENET_CLASSES = "ImageNet-1k", 1000
+
+UNKNOWN = "unknown images"
+
+PRETRAINING = "pretraining"
+"""In the header of a safetensors file: the images that its weights have learned from."""
 
 
 class ImageNetWeights(NamedTuple):
@@ -165,6 +174,28 @@ def imagenet_weights(
         if cached is not None:
             return _load(cached, name)
     return _load(_download(name, progress), name)
+
+
+def images_of_weights(path: Path, encoder: str, weights: str) -> str:
+    """The images that a safetensors file's weights have learned from, as a submission declares them.
+
+    By the note that our own files carry; ImageNet's where a thousand classes or a published name say so; else unknown.
+
+    Args:
+        path: the file.
+        encoder: the encoder it was given for.
+        weights: what an experiment says of its start: ``random``, ``imagenet_v1`` or ``imagenet_v2``.
+
+    Raises:
+        PneumoError: it cannot be read.
+    """
+    if note := safetensors_notes(path).get(PRETRAINING):
+        return one_line(note, 200)
+    head = load_safetensors(path).get("fc.weight")
+    published = weights in _TIMM_TAGS and any(path.match(name) for name in _names(encoder, weights))
+    if published or (head is not None and len(head) == IMAGENET_CLASSES):
+        return IMAGENET
+    return f"{UNKNOWN} ({one_line(path.name, 80)})"
 
 
 def _from_location(location: Path, encoder: str, weights: str, source: str) -> ImageNetWeights:

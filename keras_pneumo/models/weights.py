@@ -84,10 +84,88 @@ def from_torch(
     if head not in ("require", "skip"):
         raise ValueError(f"head is 'require' or 'skip', not {head!r}")
     targets = {target.name: target for target in named_variables(model)}
-    counters = {name.removesuffix(".running_var") + COUNTER for name in targets if name.endswith(".running_var")}
     if head == "skip":
         targets = {name: target for name, target in targets.items() if not name.startswith(HEADS)}
         state = {name: array for name, array in state.items() if not name.startswith(HEADS)}
+    values, problems = _fitted(targets, state)
+    if problems:
+        raise PneumoError(_misfit(model, problems))
+    for name, target in targets.items():
+        target.variable.assign(values[name])
+
+
+class LoadedParts(NamedTuple):
+    """Which parts of a network took their weights from a file: ``encoder``, ``decoder``, and heads by their names."""
+
+    loaded: list[str]
+    random: dict[str, str]
+    """The parts that stay as they were, each with the reason."""
+    unused: list[str]
+    """Parts of the file that the network does not have."""
+
+    def sentence(self, name: str) -> str:
+        """What was loaded and what was not, in words; ``name`` is the file's."""
+        text = f"{name}: {', '.join(self.loaded)} loaded"
+        text += "".join(f"; {part} starts at random, since {why}" for part, why in self.random.items())
+        return f"{text}; not used: {', '.join(self.unused)}." if self.unused else f"{text}."
+
+
+def from_torch_by_parts(model: keras.Model, state: Mapping[str, np.ndarray]) -> LoadedParts:
+    """Set the weights of each part of a network that a state dict holds whole; nothing is set unless the encoder fits.
+
+    So an encoder's file, a classifier's and a U-Net's can start each other, and a head of another number of classes
+    stays random. A part is taken whole or not at all.
+
+    Args:
+        model: a classifier or a U-Net.
+        state: arrays by torchvision's names (``conv1.weight``, ``fc.weight``) or smp's (``encoder.conv1.weight``).
+
+    Raises:
+        PneumoError: the encoder's tensors are missing, left over, of another shape, not floating point, or not finite.
+    """
+    targets: dict[str, dict[str, NamedVariable]] = {}
+    for target in named_variables(model):
+        name = target.name.removeprefix("encoder.")
+        targets.setdefault(_part_of(name), {})[name] = target
+    held: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in state.items():
+        name = name.removeprefix("encoder.")
+        held.setdefault(_part_of(name), {})[name] = array
+    values, random = {}, {}
+    for part, wanted in targets.items():
+        fitting, problems = _fitted(wanted, held.get(part, {}))
+        if not problems:
+            values[part] = fitting
+        elif part == "encoder":
+            raise PneumoError(_misfit(model, problems))
+        elif part not in held:
+            random[part] = "it is not in the file"
+        else:
+            random[part] = f"the file's has tensors {'; tensors '.join(problems)}"
+    for part, fitting in values.items():
+        for name, value in fitting.items():
+            targets[part][name].variable.assign(value)
+    return LoadedParts(list(values), random, [part for part in held if part not in targets])
+
+
+def _part_of(name: str) -> str:
+    """The part of a network that a tensor belongs to, by its name less ``encoder.``."""
+    begins = (*(head for head in HEADS if head != "1."), "decoder.")
+    return next((begin.rstrip(".") for begin in begins if name.startswith(begin)), "encoder")
+
+
+def _misfit(model: keras.Model, problems: list[str]) -> str:
+    return (
+        f"The weights do not fit the network {model.name!r}. Tensors {'; tensors '.join(problems)}. "
+        "Use weights made for this network and encoder."
+    )
+
+
+def _fitted(
+    targets: Mapping[str, NamedVariable], state: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The values for these targets, with their axes in Keras's order; and what does not fit, listed by kind."""
+    counters = {name.removesuffix(".running_var") + COUNTER for name in targets if name.endswith(".running_var")}
     problems: dict[str, list[str]] = {"missing": [], "not of this network": [], "of another shape": [], "unusable": []}
     problems["missing"] = [name for name in targets if name not in state]
     problems["not of this network"] = [name for name in state if name not in targets and name not in counters]
@@ -105,14 +183,7 @@ def from_torch(
             problems["unusable"].append(f"{name} with values that are not finite")
         else:
             values[name] = array.transpose(np.argsort(axes))
-    listed = [f"{len(names)} {kind}: {_first(names)}" for kind, names in problems.items() if names]
-    if listed:
-        raise PneumoError(
-            f"The weights do not fit the network {model.name!r}. Tensors {'; tensors '.join(listed)}. "
-            "Use weights made for this network and encoder."
-        )
-    for name, target in targets.items():
-        target.variable.assign(values[name])
+    return values, [f"{len(names)} {kind}: {_first(names)}" for kind, names in problems.items() if names]
 
 
 def save_safetensors(model: keras.Model, path: Path | str, metadata: Mapping[str, str] | None = None) -> None:
@@ -145,6 +216,20 @@ def load_safetensors(path: Path | str) -> StateDict:
             f"{path} is not a whole safetensors file ({error}). Only safetensors files are read here: "
             "pickled files (.pth, .pt, .bin) can run code. Convert those where PyTorch is installed."
         ) from error
+
+
+def safetensors_notes(path: Path | str) -> dict[str, str]:
+    """The texts in the header of a safetensors file; see :func:`save_safetensors`.
+
+    Raises:
+        PneumoError: as :func:`load_safetensors`.
+    """
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            return dict(file.metadata() or {})
+    except (OSError, safetensors.SafetensorError):
+        load_safetensors(path)  # says what is wrong
+        raise
 
 
 class NamedVariable(NamedTuple):

@@ -17,6 +17,7 @@ from keras_pneumo.data.batches.order import steps_per_epoch
 from keras_pneumo.data.batches.pipeline import training_batches
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.models.weights import LoadedParts
 from keras_pneumo.training.log import BEST_COLOR, TRAINING_COLOR, VALIDATION_COLOR, save_figure
 from keras_pneumo.training.losses import image_losses
 from keras_pneumo.training.optimizers import make_optimizer, set_learning
@@ -65,20 +66,22 @@ def search(
     weights: Path | None = None,
     steps: int = 100,
     progress: Callable[[int, int], None] | None = None,
+    on_loaded: Callable[[LoadedParts], None] = lambda parts: None,
 ) -> RateSearch:
     """Find a rate for the experiment as it starts: its first phase's layers learning, from its first weights.
 
     Args:
         experiment: what is to be trained.
         prepared: images and split.
-        weights: file or folder with ImageNet weights, where they are not to be found elsewhere.
+        weights: as in :func:`keras_pneumo.training.trainer.train`.
         steps: how many rates to try.
         progress: called with images done and images in all.
+        on_loaded: called with what a safetensors file gave.
 
     Raises:
         PneumoError: as :func:`keras_pneumo.training.trainer.train` and :func:`find_rate`.
     """
-    model, training, _ = starting_point(experiment, prepared, weights)
+    model, training, _ = starting_point(experiment, prepared, weights, on_loaded=on_loaded)
     set_learning(model, experiment, phases_of(experiment)[0].encoder_learns)
     return find_rate(model, experiment, training, steps, progress)
 

@@ -215,7 +215,7 @@ class Start(NamedTuple):
 
 
 def check_start(experiment: Experiment, prepared: PreparedFolder, run: RunFolder) -> Start:
-    """Check that a training may start from the weights of a run, on the same split or another.
+    """Check that a training may start from all weights of a run, on the same split or another.
 
     Raises:
         PneumoError: it is of another network, or of another fold of the same split; or what it has learned from is held
@@ -233,16 +233,25 @@ def check_start(experiment: Experiment, prepared: PreparedFolder, run: RunFolder
             f"{run.folder} cannot be started from: it has {', '.join(differing)}. The network and, on the same split, "
             "the validation fold must be the same; only the images and the training may differ."
         )
+    return compare_start(experiment, prepared, run, run.weights)
+
+
+def compare_start(experiment: Experiment, prepared: PreparedFolder, run: RunFolder, weights: Path) -> Start:
+    """Compare what a run's weights, in one of its files, have learned from with what is held out now.
+
+    Raises:
+        PneumoError: some of it is held out now, or it is not known.
+    """
     learned = learned_images(run, [prepared])
     comparison = check_held_out(run, learned, prepared, experiment.fold)
     before = run.pretraining
-    if not same_split:
+    if run.record.get("split_sha256") != prepared.manifest["split_sha256"]:
         own = describe_learned(run.record, learned)
         before = own if before == "none" else f"{before}, {own}"
     record = {
-        "name": other.name,
-        "image_size": other.image_size,
-        "weights_sha256": sha256_file(run.weights),
+        "name": run.experiment.name,
+        "image_size": run.experiment.image_size,
+        "weights_sha256": sha256_file(weights),
         "pretraining": before,
         "split_sha256": run.record.get("split_sha256"),
         "compared": comparison._asdict(),
@@ -252,43 +261,55 @@ def check_start(experiment: Experiment, prepared: PreparedFolder, run: RunFolder
     return Start(run, learned, record)
 
 
-def provenance_of(start: Start | None, folder: Path, checkpoint: Checkpoint | None, resume: bool) -> dict[str, Any]:
-    """What the record says of a training's start: ``start_from``, the run whose weights it began from, if any.
+def provenance_of(given: dict[str, Any], folder: Path, checkpoint: Checkpoint | None, resume: bool) -> dict[str, Any]:
+    """What the record says of a training's first weights: ``start_from`` and ``weights_file``, where there are any.
 
     Args:
-        start: the run that the user named for this start of the program, if any.
+        given: both, as the user named them for this start of the program.
         folder: the run folder.
         checkpoint: the one that is resumed from.
         resume: whether the folder may hold this training's record.
 
     Raises:
-        PneumoError: the training in the folder began from other weights, or has to begin anew and the run that it is to
-            start from is not named.
+        PneumoError: the training in the folder began from other weights, or has to begin anew and what it is to start
+            from is not named.
     """
-    given = start.record if start is not None else None
     record = read_record(folder) if resume else {}
-    before: dict[str, Any] | None = record.get("start_from")
     if not record:
-        chosen = given
-    elif given is None:
-        if before is not None and checkpoint is None:
+        return given
+    before = {name: record[name] for name in ("start_from", "weights_file") if record.get(name)}
+    if not given:
+        if before and checkpoint is None:
+            option = "--weights" if "weights_file" in before else "--start-from"
             raise PneumoError(
-                f"The training in {folder} is to start from the weights of {before.get('name', 'another run')} and has "
-                "no checkpoint yet. Name that run with --start-from again."
+                f"The training in {folder} is to start from the weights of {_name_of(before)} and has no checkpoint "
+                f"yet. Name {'that file' if option == '--weights' else 'that run'} with {option} again."
             )
-        chosen = before
-    else:
-        began = "its own first weights" if before is None else f"other weights, those of {before.get('name', 'a run')}"
-        # Earlier versions forgot the provenance when they resumed; the log still has the row of such a start.
-        starts = checkpoint is not None and any(row["epoch"] == 0 for row in checkpoint.state["rows"])
-        forgotten = before is None and starts
-        if not forgotten and (before is None or before.get("weights_sha256") != given["weights_sha256"]):
-            raise PneumoError(
-                f"The training in {folder} began from {began}, not from {given['name']}'s as --start-from says. Go on "
-                "with it as it began, or train into another folder with --out."
-            )
-        chosen = before or given
-    return {"start_from": chosen} if chosen else {}
+        return before
+    # Earlier versions forgot the provenance when they resumed; the log still has the row of such a start. They recorded
+    # no file of ImageNet's weights.
+    forgotten = not before and checkpoint is not None and any(row["epoch"] == 0 for row in checkpoint.state["rows"])
+    imagenet = not before and "start_from" not in given and given["weights_file"]["loaded"] == ["encoder"]
+    if not forgotten and not imagenet and _first_weights(before) != _first_weights(given):
+        began = f"other weights, those of {_name_of(before)}" if before else "its own first weights"
+        option = "--weights" if "weights_file" in given else "--start-from"
+        raise PneumoError(
+            f"The training in {folder} began from {began}, not from {_name_of(given)}'s as {option} says. Go on "
+            "with it as it began, or train into another folder with --out."
+        )
+    return before or given
+
+
+def _first_weights(provenance: dict[str, Any]) -> object:
+    """The hash of the file of weights that a training began from."""
+    if "weights_file" in provenance:
+        return provenance["weights_file"].get("sha256")
+    return provenance.get("start_from", {}).get("weights_sha256")
+
+
+def _name_of(provenance: dict[str, Any]) -> str:
+    names = [provenance[key].get("name") for key in ("weights_file", "start_from") if key in provenance]
+    return str(next((name for name in names if name), "another run"))
 
 
 def learned_table(start: Start | None, prepared: PreparedFolder, fold: int, folder: Path, resume: bool) -> pd.DataFrame:

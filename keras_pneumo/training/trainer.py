@@ -48,9 +48,11 @@ from keras_pneumo.inference.run import (
     hardware,
     load_weights,
     read_run,
+    run_of_weights,
     versions,
 )
-from keras_pneumo.models.imagenet import load_pretrained
+from keras_pneumo.models.imagenet import IMAGENET, images_of_weights, load_pretrained
+from keras_pneumo.models.weights import LoadedParts, from_torch_by_parts, load_safetensors
 from keras_pneumo.storage.files import folder_lock, remove_temporary, sha256_file, write_table
 from keras_pneumo.storage.interruption import Interruption, stopped_at_once
 from keras_pneumo.training import checkpoints, memory
@@ -81,7 +83,9 @@ from keras_pneumo.training.optimizers import make_optimizer, set_learning
 from keras_pneumo.training.report import RunReport, report_run
 from keras_pneumo.training.run_folder import (
     RunLocation,
+    Start,
     check_start,
+    compare_start,
     find_folds_folder,
     find_run_folder,
     is_trained,
@@ -334,7 +338,8 @@ def train(
         folder: the run folder, which exists and is empty, or holds an unfinished training to resume. Several workers
             share it.
         options: devices, checkpoints, and what to do about faults.
-        weights: file or folder with ImageNet weights, where they are not to be found or downloaded elsewhere.
+        weights: file or folder with ImageNet weights, where they are not to be found or downloaded elsewhere; or a
+            safetensors file with PyTorch's names, whose encoder, decoder and heads are taken where they fit.
         start_from: a finished run of the same network, of any image size and any data, whose best weights are the
             start, heads and all; they are validated before the first step, as epoch 0 of the log.
 
@@ -404,9 +409,19 @@ class Trainer:
         chief, notify = self.distribution.chief, self.options.notify
         if chief:
             remove_temporary(self.folder)
-        start = check_start(self.experiment, self.prepared, start_from) if start_from is not None else None
+        start = self.checked_start(weights, start_from)
+        provenance = {"start_from": start.record} if start is not None else {}
+
+        def on_loaded(parts: LoadedParts) -> None:
+            assert weights is not None
+            if chief:
+                self.options.say(parts.sentence(str(weights)))
+            images = declared_start(self.experiment, weights)
+            named = {"name": weights.name, "sha256": sha256_file(weights), "pretraining": images}
+            provenance["weights_file"] = named | parts._asdict()
+
         self.model, self.training, self.validation = starting_point(
-            self.experiment, self.prepared, weights, start_from, self.distribution, self.options.build
+            self.experiment, self.prepared, weights, start_from, self.distribution, self.options.build, on_loaded
         )
         self.identity = identity(self.experiment, self.prepared, self.model)
         check_agreement(self.distribution, self.identity, self.folder)
@@ -414,7 +429,7 @@ class Trainer:
         if checkpoint is not None:
             check_identity(checkpoint, self.identity)
         self.record = self.first_record()
-        self.record |= provenance_of(start, self.folder, checkpoint, self.options.resume)
+        self.record |= provenance_of(provenance, self.folder, checkpoint, self.options.resume)
         if chief:
             fold = self.experiment.fold
             learned = learned_table(start, self.prepared, fold, self.folder, self.options.resume)
@@ -431,6 +446,19 @@ class Trainer:
             one_graph = CompiledNetwork(self.model, jit=bool(self.model.jit_compile))
             self.model.predict_function = one_graph.predict_function
         return checkpoint
+
+    def checked_start(self, weights: Path | None, start_from: RunFolder | None) -> Start | None:
+        """The run that the first weights come from, if any, compared with what is held out.
+
+        Raises:
+            PneumoError: it has learned from some of that, or both kinds of start are named.
+        """
+        if start_from is not None and weights is not None:
+            raise PneumoError("Give --weights or --start-from, not both: each says what the first weights are.")
+        if start_from is not None:
+            return check_start(self.experiment, self.prepared, start_from)
+        run = run_of_weights(weights) if weights is not None else None
+        return compare_start(self.experiment, self.prepared, run, weights) if run is not None and weights else None
 
     def first_record(self) -> dict[str, Any]:
         """What ``experiment.json`` says of a training before it has ended."""
@@ -860,6 +888,7 @@ def starting_point(
     start_from: RunFolder | None = None,
     distribution: Distribution = ONE_DEVICE,
     build: Callable[..., keras.Model] = build,
+    on_loaded: Callable[[LoadedParts], None] = lambda parts: None,
 ) -> tuple[keras.Model, ImageSet, ImageSet]:
     """The network with its first weights, and the training and validation images, all checked.
 
@@ -870,7 +899,7 @@ def starting_point(
     set_precision(experiment)
     set_determinism(experiment)
     if start_from is None:
-        return starting_network(experiment, weights, distribution, build), training, validation
+        return starting_network(experiment, weights, distribution, build, on_loaded), training, validation
     with distribution.scope():
         model = build(experiment, synchronized=distribution.replicas > 1)
     start_from.load_weights(model)
@@ -882,23 +911,50 @@ def starting_network(
     weights: Path | None = None,
     distribution: Distribution = ONE_DEVICE,
     build: Callable[..., keras.Model] = build,
+    on_loaded: Callable[[LoadedParts], None] = lambda parts: None,
 ) -> keras.Model:
-    """The experiment's network with its first weights: random ones by its seed, the encoder's perhaps ImageNet's.
+    """The experiment's network with its first weights: random by its seed, ImageNet's in the encoder, or a file's.
 
     Args:
         experiment: says which.
         weights: as in :func:`train`.
         distribution: where its variables live.
         build: makes the network.
+        on_loaded: called with what a safetensors file gave.
 
     Raises:
-        PneumoError: the ImageNet weights cannot be had.
+        PneumoError: the weights cannot be had, or do not fit; or the experiment starts at random and ``weights`` is
+            where ImageNet's are.
     """
     with distribution.scope():
         model = build(experiment, synchronized=distribution.replicas > 1)
-    if experiment.weights != "random":
+    if weights is not None and is_weights_file(weights):
+        on_loaded(from_torch_by_parts(model, load_safetensors(weights)))
+    elif experiment.weights != "random":
         load_pretrained(model, experiment.encoder, experiment.weights, weights)
+    elif weights is not None:
+        raise PneumoError(
+            f"{experiment.name} starts from random weights, so ImageNet's in {weights} are not used. Leave out "
+            "--weights, set weights in the experiment, or name a safetensors file to start from."
+        )
     return model
+
+
+def declared_start(experiment: Experiment, weights: Path | None = None) -> str:
+    """The images that :func:`starting_network`'s weights have learned from, as a submission declares them.
+
+    Raises:
+        PneumoError: ``weights`` is a file that cannot be read.
+    """
+    if weights is None or not is_weights_file(weights):
+        return "none" if experiment.weights == "random" else IMAGENET
+    run = run_of_weights(weights)
+    return run.images_seen if run else images_of_weights(weights, experiment.encoder, experiment.weights)
+
+
+def is_weights_file(weights: Path) -> bool:
+    """Whether this is one safetensors file, rather than a place where ImageNet's weights are looked for."""
+    return weights.suffix == ".safetensors" and not weights.is_dir()
 
 
 def set_precision(experiment: Experiment) -> None:

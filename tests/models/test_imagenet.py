@@ -12,7 +12,7 @@ import safetensors.numpy
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models import imagenet
 from keras_pneumo.models.classifier import build_classifier
-from keras_pneumo.models.imagenet import SOURCES, WeightSource, imagenet_weights, load_pretrained
+from keras_pneumo.models.imagenet import SOURCES, WeightSource, imagenet_weights, images_of_weights, load_pretrained
 from keras_pneumo.models.unet import build_unet
 from keras_pneumo.models.weights import to_torch
 
@@ -237,3 +237,17 @@ def test_weights_that_do_not_exist_are_refused(tmp_path):
         build_unet("resnet18", "imagenet_v2")
     with pytest.raises(PneumoError, match="cannot be read"):
         build_unet("resnet18", tmp_path / "absent.safetensors")
+
+
+def test_what_a_files_weights_have_learned_from(tmp_path, trained):
+    def images(name, weights="random", **state):
+        notes = state.pop("notes", None)
+        (tmp_path / name).write_bytes(safetensors.numpy.save(state or trained, notes))
+        return images_of_weights(tmp_path / name, "resnet18", weights)
+
+    assert images("any.safetensors") == "ImageNet-1k"  # by its thousand classes
+    one = {"fc.weight": trained["fc.weight"][:1]}
+    assert images("any.safetensors", "imagenet_v1", **one) == "unknown images (any.safetensors)"
+    assert images("resnet18.imagenet_v1.safetensors", "imagenet_v1", **one) == "ImageNet-1k"
+    assert images("resnet18.imagenet_v1.safetensors", "random", **one).startswith("unknown")
+    assert images("any.safetensors", **one, notes={"pretraining": "CheXpert\n(5 images)"}) == "CheXpert (5 images)"

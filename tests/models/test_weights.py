@@ -16,9 +16,11 @@ from keras_pneumo.models.unet import build_unet
 from keras_pneumo.models.weights import (
     fastai_name,
     from_torch,
+    from_torch_by_parts,
     load_safetensors,
     module_name,
     named_variables,
+    safetensors_notes,
     save_safetensors,
     to_torch,
 )
@@ -272,3 +274,89 @@ def test_a_head_of_a_thousand_classes_takes_weights():
     state["fc.weight"] = np.ones((1000, 512), np.float32)
     from_torch(model, state)
     np.testing.assert_array_equal(np.array(model.get_layer("fc").kernel), 1)
+
+
+# ---------------------------------------------------------------- one network's file for another network
+
+
+@pytest.fixture(scope="module")
+def unet_state():
+    keras.utils.set_random_seed(5)
+    return to_torch(build_unet("resnet18", image_head=True))
+
+
+def parts_that_changed(model, before):
+    """The first words of the names of the tensors that are no longer as they were."""
+    after = to_torch(model)
+    changed = {name.split(".")[0] for name in after if not np.array_equal(after[name], before[name])}
+    return {"encoder" if word.startswith(("conv1", "bn1", "layer")) else word for word in changed}
+
+
+def test_a_whole_network_is_loaded_whole(unet_state):
+    model = build_unet("resnet18", image_head=True)
+    loaded = from_torch_by_parts(model, unet_state)
+    assert (set(loaded.loaded), loaded.random, loaded.unused) == (
+        {"encoder", "decoder", "segmentation_head", "classification_head"}, {}, [],
+    )  # fmt: skip
+    state = to_torch(model)
+    assert all(state[name].tobytes() == unet_state[name].tobytes() for name in unet_state)
+
+
+def test_a_unets_encoder_starts_a_classifier_and_the_other_way_round(state, unet_state):
+    model = build_classifier("resnet18")
+    before = to_torch(model)
+    loaded = from_torch_by_parts(model, unet_state)
+    assert loaded.loaded == ["encoder"]
+    assert loaded.random == {"fc": "it is not in the file"}
+    assert set(loaded.unused) == {"decoder", "segmentation_head", "classification_head"}
+    assert parts_that_changed(model, before) == {"encoder"}
+    assert to_torch(model)["conv1.weight"].tobytes() == unet_state["encoder.conv1.weight"].tobytes()
+
+    unet = build_unet("resnet18", image_head=False)
+    before = to_torch(unet)
+    loaded = from_torch_by_parts(unet, state)
+    assert (loaded.loaded, set(loaded.random), loaded.unused) == (["encoder"], {"decoder", "segmentation_head"}, ["fc"])
+    assert parts_that_changed(unet, before) == {"encoder"}
+    assert loaded.sentence("a.safetensors") == (
+        "a.safetensors: encoder loaded; decoder starts at random, since it is not in the file; segmentation_head "
+        "starts at random, since it is not in the file; not used: fc."
+    )
+
+
+def test_a_part_that_does_not_fit_stays_at_random_and_says_why(state, unet_state):
+    model = build_classifier("resnet18", classes=3)
+    before = to_torch(model)
+    loaded = from_torch_by_parts(model, state)
+    assert "fc.weight (1, 512) instead of (3, 512)" in loaded.random["fc"]
+    assert parts_that_changed(model, before) == {"encoder"}
+
+    attentive = build_unet("resnet18", attention="scse", image_head=True)
+    loaded = from_torch_by_parts(attentive, unet_state)
+    assert set(loaded.random) == {"decoder"}
+    assert "missing: decoder.blocks.0.attention1" in loaded.random["decoder"]
+    assert set(loaded.loaded) == {"encoder", "segmentation_head", "classification_head"}
+
+
+def test_an_encoder_that_does_not_fit_is_refused_and_nothing_is_set(state):
+    model = build_classifier("resnet18")
+    before = to_torch(model)
+    for spoilt in (
+        {name: value for name, value in state.items() if name != "layer1.0.conv1.weight"},
+        state | {"layer1.0.conv1.weight": state["layer1.0.conv1.weight"][:3]},
+        state | {"layer5.0.conv1.weight": state["layer1.0.conv1.weight"]},
+        state | {"bn1.weight": state["bn1.weight"] * np.nan},
+        {},
+    ):
+        with pytest.raises(PneumoError, match="do not fit the network"):
+            from_torch_by_parts(model, spoilt)
+    assert parts_that_changed(model, before) == set()
+
+
+def test_notes_of_a_file_are_read(model, tmp_path):
+    save_safetensors(model, tmp_path / "a.safetensors", {"pretraining": "some"})
+    assert safetensors_notes(tmp_path / "a.safetensors") == {"format": "pt", "pretraining": "some"}
+    (tmp_path / "b.safetensors").write_bytes(b"none")
+    with pytest.raises(PneumoError, match="not a whole safetensors file"):
+        safetensors_notes(tmp_path / "b.safetensors")
+    with pytest.raises(PneumoError, match="cannot be read"):
+        safetensors_notes(tmp_path / "c.safetensors")

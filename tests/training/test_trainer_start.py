@@ -7,15 +7,18 @@ import crash_lab
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.data.prepared.prepare import prepare
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.inference.export import export_run
 from keras_pneumo.inference.provenance import LEARNED, learned_images
 from keras_pneumo.inference.run import read_run
 from keras_pneumo.inference.submission import submission_info
+from keras_pneumo.parity.seeds.study import change_last_bit
 from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
-from keras_pneumo.training.trainer import TrainingOptions, train
+from keras_pneumo.training.trainer import TrainingOptions, declared_start, train
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -32,12 +35,12 @@ def others(tmp_path_factory):
     return folder / "prepared"
 
 
-def trained(data, folder, start_from=None, resume=False, **changes):
+def trained(data, folder, start_from=None, resume=False, weights=None, say=lambda message: None, **changes):
     """A tiny run on a prepared folder."""
     folder.mkdir(exist_ok=True)
     experiment = BRIEF.replace(name=folder.name, **changes)
-    options = TrainingOptions(build=crash_lab.tiny, resume=resume)
-    train(experiment, load_prepared(data), folder, options, start_from=start_from)
+    options = TrainingOptions(build=crash_lab.tiny, resume=resume, say=say)
+    train(experiment, load_prepared(data), folder, options, start_from=start_from, weights=weights)
     return read_run(folder)
 
 
@@ -147,3 +150,63 @@ def test_the_weights_are_those_of_the_start(tmp_path, prepared_folder, others):
     first.load_weights(model)
     still.load_weights(other)
     np.testing.assert_allclose(other.get_layer("fc").kernel, model.get_layer("fc").kernel, atol=1e-6)
+
+
+# ---------------------------------------------------------------- a file of weights
+
+
+def test_a_runs_own_file_is_a_start_from_that_run(tmp_path, phantoms, prepared_folder, others):
+    first = trained(prepared_folder, tmp_path / "first")
+    own, messages = first.folder / "best.safetensors", []
+    run = trained(others, tmp_path / "run", weights=own, say=messages.append, learning_rate=1e-12, weight_decay=0.0)
+    assert messages[0] == f"{own}: encoder, fc loaded."
+    images = len(learned_images(first))
+    assert run.record["start_from"]["name"] == "first"
+    assert run.record["start_from"]["compared"]["learned"] == images
+    given = run.record["weights_file"]
+    assert (given["name"], given["loaded"], given["random"]) == ("best.safetensors", ["encoder", "fc"], {})
+    assert run.pretraining == given["pretraining"] == f"synthetic phantoms ({images} images)"
+    before, after = (load_file(folder / "best.safetensors") for folder in (first.folder, run.folder))
+    np.testing.assert_allclose(after["fc.weight"], before["fc.weight"], atol=1e-6)
+    with pytest.raises(PneumoError, match=r"first cannot be started from: .* holds out"):
+        trained(of_other_seed(phantoms, tmp_path / "again"), tmp_path / "refused", weights=own)
+    with pytest.raises(PneumoError, match="not both"):
+        trained(others, tmp_path / "refused", first, weights=own)
+
+
+def test_what_a_file_from_elsewhere_has_learned_from_is_unknown_unless_it_says_so(tmp_path, prepared_folder, others):
+    first = trained(prepared_folder, tmp_path / "first")
+    path = tmp_path / "copied.safetensors"
+    save_file(load_file(first.folder / "best.safetensors"), path)
+    run = trained(others, tmp_path / "run", weights=path)
+    assert "start_from" not in run.record
+    assert run.pretraining == "unknown images (copied.safetensors)"
+    save_file(load_file(path), path, {"pretraining": "CheXpert (9 images)"})
+    with pytest.raises(PneumoError, match=r"began from other weights, those of copied\.safetensors, not from copied"):
+        trained(others, tmp_path / "run", weights=path, resume=True)
+    assert trained(others, tmp_path / "run", resume=True).record["weights_file"] == run.record["weights_file"]
+    noted = trained(others, tmp_path / "noted", weights=path)
+    assert submission_info([noted], "classification", "test", 0.5).pretraining.images == "CheXpert (9 images)"
+    assert noted.images_seen == f"CheXpert (9 images), {noted.record['trained_on']}"
+
+
+def test_a_place_of_imagenets_weights_is_refused_where_the_start_is_random(tmp_path, prepared_folder):
+    with pytest.raises(PneumoError, match=r"starts from random weights, so ImageNet's in .* are not used"):
+        trained(prepared_folder, tmp_path / "run", weights=tmp_path)
+    with pytest.raises(PneumoError, match="cannot be read"):
+        trained(prepared_folder, tmp_path / "run", weights=tmp_path / "absent.safetensors")
+    assert not (tmp_path / "run/experiment.json").exists()
+
+
+def test_the_exported_start_says_what_it_has_learned_from(tmp_path, prepared_folder, monkeypatch):
+    first = trained(prepared_folder, tmp_path / "first")
+    own = first.folder / "best.safetensors"
+    assert declared_start(BRIEF) == "none"
+    assert declared_start(BRIEF.replace(weights="imagenet_v1")) == "ImageNet-1k"
+    assert declared_start(BRIEF, own) == first.record["trained_on"]
+    for module in ("run", "export"):
+        monkeypatch.setattr(f"keras_pneumo.inference.{module}.build", crash_lab.tiny)
+    export_run(first, "torch", tmp_path / "exported.safetensors")
+    assert declared_start(BRIEF, tmp_path / "exported.safetensors") == first.record["trained_on"]
+    change_last_bit(tmp_path / "exported.safetensors", tmp_path / "changed.safetensors")
+    assert declared_start(BRIEF, tmp_path / "changed.safetensors") == first.record["trained_on"]

@@ -34,6 +34,7 @@ from keras_pneumo.evaluation.scoring.statistics import DelongSums, Interval, bca
 from keras_pneumo.storage.tables import column_name, counted, image_id_of, one_line
 
 _NIH_NAME = re.compile(r"\d{8}_\d{3}")
+_UNKNOWN = re.compile(r"(.*, )?unknown\b", re.IGNORECASE)
 _SAME_IMAGES = ("nih", "chestxray14", "chestxray8", "cxr14", "chestxnet", "siim")
 """Names of data sets that contain SIIM's images."""
 
@@ -111,7 +112,7 @@ def team_entry(name: str, anchor: str, submission: AlignedSubmission, truth: Tru
     notes += [warning] if warning else []
     if submission.info.synthetic and not truth.synthetic:
         notes.append("trained on synthetic images (phantoms)")
-    explanation = submission.info.framework
+    explanation = "; ".join(filter(None, (submission.info.framework, pretraining_of(submission.info))))
     return Entry(
         name, anchor, "submission", submission.info, explanation, submission.probability, decision, threshold, source,
         masks, submission, notes,
@@ -206,6 +207,16 @@ def with_halves(
     return halved
 
 
+def pretraining_of(info: SubmissionInfo) -> str:
+    """What a team declares about its pre-training, for its row of the board; '' where it declares nothing."""
+    if "pretraining" not in info.model_fields_set:
+        return ""
+    images, named = one_line(info.pretraining.images, 120), len(info.pretraining.image_ids)
+    if not named:
+        return f"pre-training: {images}"
+    return f"pre-training: {images}, {counted(named, 'image')} named"
+
+
 def contamination(pretraining: Pretraining, truth: Truth) -> str:
     """A note for the board if the declared pre-training may have used scored images; '' if not.
 
@@ -222,6 +233,8 @@ def contamination(pretraining: Pretraining, truth: Truth) -> str:
     patients = {truth.nih_names[i].split("_")[0] for i in truth.cases.image_id if i in truth.nih_names}
     if nih_patients & patients:
         return f"pre-trained on other images of {counted(len(nih_patients & patients), 'test patient')}"
+    if not declared and _UNKNOWN.match(pretraining.images):
+        return f"pre-trained on {one_line(pretraining.images, 60)}: test images may be among them"
     words = column_name(pretraining.images)
     if not declared and any(name in words for name in _SAME_IMAGES):
         name = one_line(pretraining.images, 40)

@@ -29,7 +29,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -196,7 +196,7 @@ def compare_frameworks(
         python: see :func:`keras_pneumo.parity.backends.torch_python`.
         script: the PyTorch team's program; default: that of ``experiments/torch_team`` for the task.
         keras_command: how our side is started, before ``train``; default: this Python with this package.
-        weights: file or folder with ImageNet weights, where the experiment starts from them.
+        weights: where ImageNet's weights are, or a safetensors file that both teams start from.
         progress: called about once a second while a training runs.
 
     Raises:
@@ -370,12 +370,15 @@ def _train(
 
 def change_last_bit(start: Path, changed: Path) -> None:
     """Write starting weights whose first convolution differs in the last bit of every number."""
+    from safetensors import safe_open
     from safetensors.numpy import load_file, save_file
 
+    with safe_open(start, "numpy") as file:
+        notes = file.metadata()
     weights = load_file(start)
     name = next(name for name, value in sorted(weights.items()) if name.endswith("conv1.weight"))
     weights[name] = np.nextafter(weights[name], np.float32(np.inf))
-    save_file(weights, changed)
+    save_file(weights, changed, notes)
 
 
 def _run(
@@ -486,17 +489,7 @@ def evaluate(study: Study, declared: dict[str, Any]) -> FrameworkComparison:
         team: [number for number, training in enumerate(trainings) if training.team == team]
         for team in ("keras", "torch")
     }
-    with_positives = np.zeros(truth.n_patients, bool)
-    with_positives[truth.patient_codes[truth.pneumothorax]] = True
-    differences = {}
-    for name in points[0]:
-        values = {team: np.array([points[number].get(name, np.nan) for number in of_team[team]]) for team in of_team}
-        if not all(np.isfinite(value).all() for value in values.values()):
-            continue
-        jackknife = {team: np.stack([left_out[number][name] for number in of_team[team]]) for team in of_team}
-        apart = jackknife["keras"] - jackknife["torch"]
-        if np.isfinite(apart).all():
-            differences[name] = seeded_difference(values["keras"] - values["torch"], apart, with_positives)
+    differences = paired_differences(points, left_out, of_team["keras"], of_team["torch"], truth)
     verdicts = {
         name: equivalence_verdict(differences[name], study.margin)
         for name in COMPARED[study.experiment.task]
@@ -509,6 +502,38 @@ def evaluate(study: Study, declared: dict[str, Any]) -> FrameworkComparison:
         )
     versions: dict[str, str] = {t.team: one.info.framework for t, one in zip(trainings, aligned, strict=True)}
     return FrameworkComparison(study, truth, pd.DataFrame(rows), differences, verdicts, declared, versions)
+
+
+def paired_differences(
+    points: Sequence[Mapping[str, float]],
+    left_out: Sequence[Mapping[str, np.ndarray]],
+    first: Sequence[int],
+    second: Sequence[int],
+    truth: Truth,
+) -> dict[str, SeededDifference]:
+    """The mean difference of each score between two groups of trainings, seed by seed and patient by patient.
+
+    Args:
+        points: of each training, its scores.
+        left_out: of each training, its scores with each patient left out: (patients,).
+        first: which trainings are the first group, in the order of their seeds.
+        second: those of the second group, of the same seeds.
+        truth: the scored images.
+
+    Returns:
+        First minus second; scores that one of them does not have, or not without some patient, are left out.
+    """
+    with_positives = np.zeros(truth.n_patients, bool)
+    with_positives[truth.patient_codes[truth.pneumothorax]] = True
+    differences = {}
+    for name in points[0]:
+        one, other = (np.array([points[number].get(name, np.nan) for number in group]) for group in (first, second))
+        if not (np.isfinite(one).all() and np.isfinite(other).all()):
+            continue
+        apart = np.stack([left_out[a][name] - left_out[b][name] for a, b in zip(first, second, strict=True)])
+        if np.isfinite(apart).all():
+            differences[name] = seeded_difference(one - other, apart, with_positives)
+    return differences
 
 
 def team_name(team: str) -> str:

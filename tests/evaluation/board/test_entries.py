@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from board_lab import board_of, predictions_of, submit, write_truth
 
-from keras_pneumo.evaluation.board.entries import contamination
+from keras_pneumo.evaluation.board.entries import contamination, pretraining_of
 from keras_pneumo.evaluation.inputs.submission import Pretraining, SubmissionInfo, write_submission
 from keras_pneumo.evaluation.inputs.truth import read_truth
 
@@ -25,6 +25,8 @@ def test_contamination_by_own_and_by_nih_name(tmp_path):
     assert other == "pre-trained on other images of 1 test patient"
     assert "images not named" in contamination(Pretraining(images="NIH ChestX-ray14"), truth)
     assert contamination(Pretraining(images="ImageNet-1k"), truth) == ""
+    assert "may be among them" in contamination(Pretraining(images="unknown images (a.safetensors)"), truth)
+    assert "may be among them" in contamination(Pretraining(images="ImageNet-1k, unknown images (a)"), truth)
     assert contamination(Pretraining(), truth) == ""
 
 
@@ -70,3 +72,17 @@ def test_masks_alone_answer_yes_where_they_are_not_empty(tmp_path):
     assert "auroc" not in entry.point
     assert (entry.decision == (table.probability > 0.5).to_numpy()).all()
     assert entry.point["accuracy"] == entry.point["mask_accuracy"]
+
+
+def test_the_board_shows_what_each_team_declares_about_its_pretraining(tmp_path, truth):
+    seen = {"images": "CheXpert (9 images)", "image_ids": ["x", "y"]}
+    board = board_of(
+        truth, submit(tmp_path / "a", truth, "A", 2, pretraining=seen), submit(tmp_path / "b", truth, "B", 3)
+    )
+    own = {team.team: team for team in board.teams}
+    assert own["A"].explanation.endswith("pre-training: CheXpert (9 images), 2 images named")
+    assert own["B"].explanation.endswith("pre-training: none")
+    assert pretraining_of(SubmissionInfo(team="bare", task="joint")) == ""  # nothing declared
+    table = board.table.set_index("team")["pretraining"]
+    assert (table["A"], table["B"]) == ("CheXpert (9 images), 2 images named", "none")
+    assert (table.drop(["A", "B"]) == "").all()  # baselines
