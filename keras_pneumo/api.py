@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from keras_pneumo.data.prepared.folder import PreparedFolder
     from keras_pneumo.data.radiographs.radiograph import Radiograph
     from keras_pneumo.detector.detector import Detector
+    from keras_pneumo.detector.external import Evaluation
     from keras_pneumo.evaluation.compare import Comparison, Scores
     from keras_pneumo.inference.ensemble import OpenedRuns
     from keras_pneumo.inference.run import RunFolder
@@ -580,6 +581,63 @@ def load_detector(folder: PathLike) -> Detector:
     from keras_pneumo.detector.detector import open_detector
 
     return open_detector(folder)
+
+
+def evaluate(
+    model: Run | PathLike,
+    data: PathLike | Sequence[PathLike],
+    out: PathLike,
+    labels: PathLike | Sequence[PathLike] | None = None,
+    patients: PathLike | Sequence[PathLike] | None = None,
+    keep_contaminated: bool = False,
+    seed: int = 0,
+    resamples: int = 10_000,
+) -> Evaluation:
+    """Evaluate a run or a detector on an external test set, as ``keras-pneumo evaluate`` does.
+
+    Every image is predicted, nothing is fitted, and images that were learned from are found and left out.
+
+    Args:
+        model: a run, or the folder of a run or of a detector.
+        data: a folder of labelled radiographs; several are scored apart, too. Or a prepared folder.
+        out: where to write the report and the tables.
+        labels: label file or folder of masks, where ``data`` does not hold it.
+        patients: patient table, or NIH's names.
+        keep_contaminated: whether images that were learned from are scored too.
+        seed: of the bootstrap.
+        resamples: how often the patients are drawn anew.
+
+    Returns:
+        The evaluation: ``.scores`` with intervals by patient, ``.subgroups``, ``.contamination``, ``.cautions``,
+        ``.sentences`` and ``.report``, the page.
+
+    Raises:
+        PneumoError: ``model`` is neither a run nor a detector, the data cannot be prepared, or nothing is left to
+            score.
+
+    Example:
+        >>> other = kp.write_phantoms("other", images=12, seed=7, positive_rate=0.5)
+        >>> evaluation = kp.evaluate("runs/classifier", other, "evaluation", resamples=200)
+        >>> list(evaluation.scores.columns)
+        ['value', 'low', 'high']
+        >>> "age" in set(evaluation.subgroups["attribute"])
+        True
+    """
+    import_tensorflow()
+    from keras_pneumo.data.prepared.prepare import paths_of
+    from keras_pneumo.detector.external import evaluate as evaluate_folder
+
+    return evaluate_folder(
+        model.folder if isinstance(model, Run) else Path(model),
+        paths_of(data),
+        Path(out),
+        labels=paths_of(labels) or None,
+        patients=paths_of(patients) or None,
+        keep_contaminated=keep_contaminated,
+        seed=seed,
+        resamples=resamples,
+        workers=1,
+    )
 
 
 def score(

@@ -77,6 +77,10 @@ COMMANDS = {
         "answer is wrong.",
     ),
     "export": Command("export", "Export a run's best weights, checked on test images against the run itself."),
+    "evaluate": Command(
+        "evaluate",
+        "Evaluate a run or a detector on data from elsewhere: prepare, predict, score by source and subgroup, report.",
+    ),
     "compare": Command("referee", "Score submissions of any framework by patient, beside metadata-only baselines."),
     "audit-split": Command(
         "referee",

@@ -14,7 +14,7 @@ path outside the folder, and weights are plain tensors: opening a detector runs 
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,15 @@ import numpy as np
 from scipy.special import expit
 
 from keras_pneumo.config import Experiment, validated
+from keras_pneumo.data.labels import rle
+from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.data.radiographs.geometry import mask_on_image, without_padding
 from keras_pneumo.detector.calibration import Calibration, log_odds, read_calibration
 from keras_pneumo.detector.record import FILE, check_files, networks_of, read_detector_record
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.inference.ensemble import Members, mean_maps, mean_probability
+from keras_pneumo.inference.ensemble import ImagesAt, Members, mean_maps, mean_probability, prepared_batches
 from keras_pneumo.inference.files import Image, check_readable, image_sources, pixels_at, read_batches
-from keras_pneumo.inference.maps import LEVELS, enlarge, level_histogram, quantise
+from keras_pneumo.inference.maps import LEVELS, enlarge, image_shapes, level_histogram, quantise
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
 from keras_pneumo.inference.postprocess import OWN_HEAD, PostprocessingParameters, read_postprocessing
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, MicroBatchPredictor, Predictor
@@ -38,6 +40,7 @@ from keras_pneumo.inference.run import RunFolder, build
 from keras_pneumo.models.folding import fold_batch_norm
 from keras_pneumo.models.weights import from_torch, load_safetensors
 from keras_pneumo.storage.files import read_json
+from keras_pneumo.storage.workers import Progress
 
 BATCH = 4
 """Radiographs predicted together; at 512 pixels larger batches are no faster on CPU cores."""
@@ -155,18 +158,37 @@ class Detector:
     def answer(self, images: Sequence[np.ndarray]) -> list[Answer]:
         """Answers for uint8 radiographs (H, W) of any size, white dense."""
 
-        def images_at(size: int) -> np.ndarray:
-            return pixels_at(images, size)
+        return self._answer(lambda size: pixels_at(images, size), [image.shape for image in images])
 
+    def answer_prepared(
+        self, prepared: PreparedFolder, image_ids: Sequence[str], progress: Progress | None = None
+    ) -> Iterator[tuple[str, Answer]]:
+        """Each image id of a prepared folder with its answer, in order; the images are read as training reads them.
+
+        The folder must have the sizes of all members.
+        """
+        runs = [run for run, _ in [*self.classifiers, *self.segmenters]]
+        shapes = image_shapes(prepared, image_ids) or [(rle.MASK_SIZE, rle.MASK_SIZE)] * len(image_ids)
+        done = 0
+        for images_at in prepared_batches(runs, prepared, image_ids):
+            images = len(images_at(self.image_size))
+            yield from zip(
+                image_ids[done : done + images], self._answer(images_at, shapes[done : done + images]), strict=True
+            )
+            done += images
+            if progress:
+                progress(done, len(image_ids))
+
+    def _answer(self, images_at: ImagesAt, shapes: Sequence[tuple[int, ...]]) -> list[Answer]:
         classifier = mean_probability(self.classifiers, images_at)
         maps, head = mean_maps(self.segmenters, images_at)
         quantised = quantise(maps)
-        enlarged = [without_padding(enlarge(each), *image.shape) for each, image in zip(quantised, images, strict=True)]
+        enlarged = [without_padding(enlarge(each), *shape) for each, shape in zip(quantised, shapes, strict=True)]
         outline = np.array([outline_score(each, self.outline_area) for each in enlarged])
         sources = image_level_sources(classifier, head, outline)
         probability = self.calibration.apply(sources[self.probability_source])
         parameters = self.postprocessing
-        gate = sources[parameters.gate_source] if parameters.gate > 0 else np.ones(len(images))
+        gate = sources[parameters.gate_source] if parameters.gate > 0 else np.ones(len(shapes))
         return [
             Answer(
                 float(probability[row]),

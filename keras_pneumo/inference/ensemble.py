@@ -34,6 +34,10 @@ ImagesAt = Callable[[int], np.ndarray]
 """From an image size to one batch of images at that size, float32 (B, size, size, 1) in [0, 1]."""
 
 
+ALL = "all"
+"""Every image of a prepared folder, whatever its subset."""
+
+
 def check_together(runs: Sequence[RunFolder], prepared: PreparedFolder | None = None) -> None:
     """Refuse runs that cannot predict together, or not on this prepared folder.
 
@@ -81,10 +85,17 @@ def check_gate(gate: Sequence[RunFolder], runs: Sequence[RunFolder]) -> None:
         )
 
 
+def has_split_of(runs: Sequence[RunFolder], prepared: PreparedFolder) -> bool:
+    """Whether a prepared folder has the split that the runs were trained on."""
+    return all(str(run.record.get("split_sha256")) == prepared.manifest["split_sha256"] for run in runs)
+
+
 def held_out_images(
     runs: Sequence[RunFolder], prepared: PreparedFolder, subset: str
 ) -> list[tuple[list[RunFolder], list[str]]]:
     """Which runs predict which images of a subset: each ``validation`` image by the runs that held it out.
+
+    All images of a folder (:data:`ALL`), and those of a folder with another split, are predicted by all runs.
 
     Returns:
         Groups of runs with the image ids that each group predicts; no group is without images.
@@ -92,6 +103,11 @@ def held_out_images(
     Raises:
         PneumoError: the folder has no such images.
     """
+    if subset == ALL or not has_split_of(runs, prepared):
+        image_ids = prepared.cases["image_id"].tolist() if subset == ALL else prepared.subset(subset)
+        if not image_ids:
+            raise PneumoError(f"{prepared.folder} has no {subset} images. Give --subset {ALL} for all its images.")
+        return [(list(runs), image_ids)]
     folds = sorted({run.experiment.fold for run in runs})
     if subset == "validation":
         groups = [

@@ -296,6 +296,27 @@ def own_postprocessing(runs: Sequence[RunFolder]) -> PostprocessingParameters | 
     return read_postprocessing(runs[0].folder / FILE)
 
 
+def require_postprocessing(
+    parameters: PostprocessingParameters | None, gate: Sequence[RunFolder]
+) -> PostprocessingParameters:
+    """The parameters that segmenters' maps become masks by, checked against the gate.
+
+    Raises:
+        PneumoError: there are none, or they were fitted with another gate.
+    """
+    if parameters is None:
+        raise PneumoError(
+            "Masks need postprocessing parameters: name the postprocess.json that predicting a prepared folder wrote."
+        )
+    fitted_with = parameters.gate_source if parameters.gate > 0 else ""
+    given = joined_names(gate) if gate else OWN_HEAD
+    if fitted_with and fitted_with != given:
+        raise PneumoError(
+            f"The postprocessing was fitted with the gate {fitted_with!r}; name those runs with --gate, and no others."
+        )
+    return parameters
+
+
 def predict_files(
     runs: Sequence[RunFolder],
     data: Path,
@@ -377,18 +398,9 @@ def _predictor(
             {"probability": float(probability)}
             for probability in mean_probability(members, lambda size: pixels_at(images, size))
         ]
-    if parameters is None:
-        raise PneumoError(
-            "Masks need postprocessing parameters: name the postprocess.json that predicting a prepared folder wrote."
-        )
-    fitted_with = parameters.gate_source if parameters.gate > 0 else ""
-    given = joined_names(gate) if gate else OWN_HEAD
-    if fitted_with and fitted_with != given:
-        raise PneumoError(
-            f"The postprocessing was fitted with the gate {fitted_with!r}; name those runs with --gate, and no others."
-        )
+    parameters = require_postprocessing(parameters, gate)
     segmenters = open_members(runs, distributed, opened)
-    classifiers = open_members(gate, distributed, opened) if gate and fitted_with else []
+    classifiers = open_members(gate, distributed, opened) if gate and parameters.gate > 0 else []
 
     def predict_batch(images: Sequence[np.ndarray]) -> list[dict[str, object]]:
         maps, image_probability = mean_maps(segmenters, lambda size: pixels_at(images, size))

@@ -7,6 +7,7 @@ folder is needed later. Runs of earlier versions have none; theirs is made from 
 still to be found. No TensorFlow here.
 
 Columns: ``image_id``; ``patient_id``; ``source_sha256`` of the file; ``pixels_sha256`` of its decoded pixels;
+``difference_hash``, by which near duplicates are found (:mod:`keras_pneumo.data.prepared.near_duplicates`);
 ``subset``, ``train`` (weights were fitted to it) or ``validation`` (an epoch or a threshold was chosen by it);
 ``synthetic``, 1 for phantoms; ``earlier``, 0 where the run itself used the image, 1 where the run did that it was
 started from, and so on. What an older folder does not know is blank.
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from keras_pneumo.data.prepared.folder import PreparedFolder, load_prepared
 from keras_pneumo.data.prepared.manifest import read_manifest
+from keras_pneumo.data.prepared.near_duplicates import difference_hashes
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import sha256_bytes
 from keras_pneumo.storage.tables import counted, image_id_of, listed, one_line, shown_id
@@ -42,7 +44,8 @@ LEARNED_SHA256 = "learned_images_sha256"
 """In ``experiment.json``: the hash of the table."""
 
 _KEYS = ("image_id", "patient_id", "source_sha256", "pixels_sha256")
-COLUMNS = (*_KEYS, "subset", "synthetic", "earlier")
+COLUMNS = (*_KEYS, "difference_hash", "subset", "synthetic", "earlier")
+_TEXTS = (*_KEYS, "difference_hash", "subset")
 
 SAME = ("same_file", "same_pixels", "same_image", "same_patient")
 """Columns of :func:`compare_images`, from the strictest to the widest."""
@@ -80,7 +83,8 @@ def used_images(prepared: PreparedFolder, fold: int | None) -> pd.DataFrame:
         image_keys(prepared, prepared.subset(subset, fold=fold)).assign(subset=subset)
         for subset in ("train", "validation")
     ]
-    return pd.concat(parts, ignore_index=True).assign(earlier=0)[list(COLUMNS)]
+    used = pd.concat(parts, ignore_index=True).assign(earlier=0)
+    return used.assign(difference_hash=difference_hashes(prepared, used["image_id"].tolist()))[list(COLUMNS)]
 
 
 def with_earlier(own: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
@@ -135,7 +139,9 @@ def read_learned(path: Path, digest: str) -> pd.DataFrame:
             f"{path} was changed after the training, so what the weights have learned from is not known. Copy the "
             "whole folder again."
         )
-    table = pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(COLUMNS[:5], str), keep_default_na=False)
+    table = pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False)
+    if "difference_hash" not in table:  # the first runs with such a table
+        table["difference_hash"] = ""
     return table[list(COLUMNS)]
 
 

@@ -19,7 +19,9 @@ from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.inputs.submission import Pretraining, SubmissionInfo, write_submission
 from keras_pneumo.evaluation.scoring.metrics import fit_threshold
+from keras_pneumo.inference.contamination import Contamination, contamination_by
 from keras_pneumo.inference.ensemble import (
+    ALL,
     OpenedRuns,
     check_gate,
     check_together,
@@ -27,10 +29,12 @@ from keras_pneumo.inference.ensemble import (
     predict_classifiers,
     predict_map_set,
 )
+from keras_pneumo.inference.files import own_postprocessing, require_postprocessing
 from keras_pneumo.inference.maps import MapSet
 from keras_pneumo.inference.postprocess import (
     FIGURE,
     OWN_HEAD,
+    PostprocessingParameters,
     PostprocessingSearch,
     count_maps,
     draw_search,
@@ -117,20 +121,100 @@ def predict_subset(
         check_gate(gate, runs)
 
     opened = {} if opened is None else opened  # one loading and one tracing for both subsets
-
-    def predict(some: str) -> pd.DataFrame | MaskPredictions:
-        if task == "classifier":
-            return predict_classifiers(runs, prepared, some, progress, distributed, opened)
-        maps = predict_map_set(runs, prepared, some, progress, distributed, opened)
-        if not gate:
-            source = OWN_HEAD if maps.image_probability is not None else ""
-            return MaskPredictions(maps, maps.image_probability, source)
-        table = predict_classifiers(gate, prepared, some, distributed=distributed, opened=opened).set_index("image_id")
-        return MaskPredictions(maps, table["probability"].loc[maps.image_ids].to_numpy(float), joined_names(gate))
-
-    validation = predict("validation")
-    predictions = validation if subset == "validation" else predict(subset)
+    validation = _predict(runs, prepared, "validation", progress, gate, distributed, opened)
+    predictions = validation
+    if subset != "validation":
+        predictions = _predict(runs, prepared, subset, progress, gate, distributed, opened)
     return SubsetPredictions(runs, prepared, subset, gate, validation, predictions, distributed.engines)
+
+
+def _predict(
+    runs: Sequence[RunFolder],
+    prepared: PreparedFolder,
+    subset: str,
+    progress: Progress | None,
+    gate: Sequence[RunFolder],
+    distributed: DistributedPredictor,
+    opened: OpenedRuns,
+) -> pd.DataFrame | MaskPredictions:
+    if runs[0].experiment.task == "classifier":
+        return predict_classifiers(runs, prepared, subset, progress, distributed, opened)
+    maps = predict_map_set(runs, prepared, subset, progress, distributed, opened)
+    if not gate:
+        source = OWN_HEAD if maps.image_probability is not None else ""
+        return MaskPredictions(maps, maps.image_probability, source)
+    table = predict_classifiers(gate, prepared, subset, distributed=distributed, opened=opened).set_index("image_id")
+    return MaskPredictions(maps, table["probability"].loc[maps.image_ids].to_numpy(float), joined_names(gate))
+
+
+@dataclass(frozen=True, eq=False)
+class FittedPredictions:
+    """Predictions of other data than a run was trained on, with what was fitted at home; nothing is fitted here."""
+
+    info: SubmissionInfo
+    table: pd.DataFrame
+    """``image_id, probability`` and, by segmenters, ``encoded_pixels``."""
+    contamination: Contamination
+    """Which of the images the runs have learned from."""
+
+    def write(self, folder: Path) -> None:
+        """Write the submission, and ``contamination.csv`` beside its table."""
+        write_submission(folder, self.info, self.table)
+        self.contamination.write(folder)
+
+
+def predict_with_fitted(
+    runs: Sequence[RunFolder],
+    prepared: PreparedFolder,
+    subset: str = ALL,
+    progress: Progress | None = None,
+    gate: Sequence[RunFolder] = (),
+    distributed: DistributedPredictor = SINGLE_DEVICE,
+    parameters: PostprocessingParameters | None = None,
+) -> FittedPredictions:
+    """Predict any prepared folder with a run as it is: its threshold and its postprocessing were fitted at home.
+
+    Args:
+        runs: finished runs of one task, which predict together.
+        prepared: the folder, of any split.
+        subset: which images; all by default.
+        progress: called with images done and in all.
+        gate: classifiers that decide whether a segmenter's image may have a mask.
+        distributed: where the networks predict.
+        parameters: how segmenters' maps become masks; None: a single run's own.
+
+    Returns:
+        The predictions. Several classifiers together have no threshold, since none was fitted to their mean.
+
+    Raises:
+        PneumoError: the runs cannot predict together, there is no such image, or segmenters have no postprocessing.
+    """
+    check_together(runs)
+    segmenter = runs[0].experiment.task == "segmenter"
+    if not segmenter and (gate or parameters is not None):
+        raise PneumoError("A gate and a postprocessing are for segmenters; these runs are classifiers.")
+    threshold = runs[0].threshold if len(runs) == 1 else None
+    if segmenter:
+        parameters = require_postprocessing(parameters or own_postprocessing(runs), gate)
+    predicted = _predict(runs, prepared, subset, progress, gate, distributed, {})
+    if isinstance(predicted, MaskPredictions):
+        assert parameters is not None
+        table = postprocess_maps(predicted.maps, parameters, predicted.image_probability)
+        threshold = parameters.threshold
+    else:
+        table = predicted
+    contamination = contamination_by([*runs, *gate], prepared, table["image_id"].tolist())
+    task = "joint" if segmenter else "classification"
+    info = submission_info([*runs, *gate], task, subset, threshold, distributed.engines)
+    return FittedPredictions(on_other_data(info, prepared, contamination), table, contamination)
+
+
+def on_other_data(info: SubmissionInfo, prepared: PreparedFolder, contamination: Contamination) -> SubmissionInfo:
+    """A declaration of predictions of another folder: that folder's split, and its images that were learned from."""
+    itself = contamination.table[["same_file", "same_pixels", "same_image", "near_duplicate"]].any(axis=1)
+    seen = contamination.table.loc[itself, "image_id"].tolist()
+    pretraining = Pretraining(images=info.pretraining.images, image_ids=sorted({*info.pretraining.image_ids, *seen}))
+    return info.model_copy(update={"split_sha256": prepared.manifest["split_sha256"], "pretraining": pretraining})
 
 
 def write_predictions(predicted: SubsetPredictions, folder: Path) -> WrittenSubmission:
@@ -165,7 +249,7 @@ def write_search(search: PostprocessingSearch, folder: Path, synthetic: bool = F
 
 
 def submission_info(
-    runs: Sequence[RunFolder], task: str, subset: str, threshold: float, engines: Set[str] = frozenset()
+    runs: Sequence[RunFolder], task: str, subset: str, threshold: float | None, engines: Set[str] = frozenset()
 ) -> SubmissionInfo:
     """The content of ``submission.json`` for these runs."""
     first = runs[0]

@@ -30,6 +30,7 @@ COMMANDS = [
     "masks",
     "explain",
     "export",
+    "evaluate",
     "compare",
     "audit-split",
     "parity",
@@ -38,7 +39,7 @@ COMMANDS = [
     "view",
 ]
 # These follow others' results or need an account or PyTorch's environment, so they are not run as they stand.
-FOLLOWING = ["download", "predict", "explain", "compare", "train", "find-lr", "export", "parity"]
+FOLLOWING = ["download", "predict", "explain", "evaluate", "compare", "train", "find-lr", "export", "parity"]
 FOLLOWING += ["masks", "join", "detect", "view"]
 EXAMPLES = [name for name in COMMANDS if name not in FOLLOWING]
 
@@ -75,6 +76,9 @@ def test_the_training_examples_work_one_after_the_other(tmp_path):
     assert list(tmp_path.glob("runs/explain-try/overlays/*.png"))
     for _ in shell(example("compare"), tmp_path):
         pass
+    for _ in shell(example("evaluate"), tmp_path):
+        pass
+    assert (tmp_path / "runs/evaluate-try/report.html").is_file()
     for _ in shell(example("export"), tmp_path):
         pass
     assert (tmp_path / "start.safetensors").stat().st_size > 10**6

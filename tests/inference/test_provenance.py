@@ -35,7 +35,7 @@ def keys(*rows):
 
 
 def learned(*rows, subset="train"):
-    return keys(*rows).assign(subset=subset, earlier=0)[list(COLUMNS)]
+    return keys(*rows).assign(subset=subset, earlier=0, difference_hash="")[list(COLUMNS)]
 
 
 def same(seen, images):
@@ -169,7 +169,7 @@ def test_what_is_shared_is_refused_by_name(tmp_path, prepared_folder):
     prepared = replace(phantoms, manifest=phantoms.manifest | {"synthetic": False})
     run = run_of(tmp_path, prepared, split_sha256="another")
     test = image_keys(prepared, prepared.subset("test"))
-    blank = dict.fromkeys(("source_sha256", "pixels_sha256"), "")
+    blank = dict.fromkeys(("source_sha256", "pixels_sha256", "difference_hash"), "")
     none = test.assign(image_id="other", patient_id="", **blank, subset="train", earlier=1)[list(COLUMNS)]
     assert check_held_out(run, none, prepared, 0).compared == {"file": 0, "pixels": 0, "image": 1, "patient": 0}
 

@@ -24,7 +24,7 @@ from keras_pneumo.data.labels.patients import Grouping
 from keras_pneumo.data.prepared.plan import PreparationPlan
 from keras_pneumo.data.prepared.rendering import Rendered, expected_names
 from keras_pneumo.data.prepared.scanning import RadiographFile
-from keras_pneumo.data.prepared.split import SUBSETS, make_split, split_sha256
+from keras_pneumo.data.prepared.split import SUBSETS, make_split, split_sha256, test_only_split
 from keras_pneumo.data.radiographs.decoders import DECODERS
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import read_json, sha256_file, write_json, write_table
@@ -41,6 +41,10 @@ TABLES = (CASES, SPLIT, TRUTH, QUARANTINE)
 BOXES = "boxes.csv"
 """``image_id, x, y, width, height``: boxes around pneumothoraces, in the file's own pixels, where the labels have some.
 No score and no training depends on them, so they are no part of the manifest."""
+
+MAKERS = "makers.csv"
+"""``image_id, maker``: the maker of the machine as the DICOM file names it, where it does. It serves to score each
+maker's images apart; no training depends on it, and it is no part of the manifest."""
 
 _PACKAGES = ("numpy", "opencv-python-headless", "pandas", "pillow", "pycocotools", "pydicom")
 _TEXT = ("image_id", "patient_id", "sex", "view", "subset", "encoded_pixels", "file", "reason")
@@ -67,7 +71,7 @@ def write_folder(
     cases = cases_table(usable, plan.labels, plan.grouping, rendered)
     if _lacks_sources(out):
         cases = cases.drop(columns="source")
-    split = make_split(cases, plan.seed)
+    split = test_only_split(cases) if plan.test_only else make_split(cases, plan.seed)
     tables = {
         CASES: write_table(out / CASES, cases),
         SPLIT: write_table(out / SPLIT, split),
@@ -113,6 +117,7 @@ def write_folder(
         },
     }
     _write_boxes(out, usable, plan.labels)
+    _write_makers(out, usable)
     write_json(out / MANIFEST_NAME, manifest)
     return manifest
 
@@ -131,6 +136,8 @@ def require_split(plan: PreparationPlan) -> None:
     Raises:
         PneumoError: there are too few patients with or without a pneumothorax.
     """
+    if plan.test_only:
+        return
     undecoded = {source.image_id: Rendered(source.image_id) for source in plan.sources}
     make_split(cases_table(plan.sources, plan.labels, plan.grouping, undecoded), plan.seed)
 
@@ -203,6 +210,17 @@ def _write_boxes(out: Path, sources: Sequence[RadiographFile], labels: Labels) -
         write_table(out / BOXES, pd.DataFrame(rows, columns=["image_id", "x", "y", "width", "height"]).round(3))
     else:
         (out / BOXES).unlink(missing_ok=True)
+
+
+def _write_makers(out: Path, sources: Sequence[RadiographFile]) -> None:
+    """Write the makers of the prepared images, or remove those of an earlier call."""
+    import pandas as pd
+
+    rows = [(source.image_id, source.maker) for source in sources if source.maker]
+    if rows:
+        write_table(out / MAKERS, pd.DataFrame(rows, columns=["image_id", "maker"]))
+    else:
+        (out / MAKERS).unlink(missing_ok=True)
 
 
 def _source_counts(cases: pd.DataFrame) -> dict[str, dict[str, int]]:

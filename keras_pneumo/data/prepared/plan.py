@@ -61,6 +61,11 @@ class PreparationPlan:
         """Whether files are taken that say that they are no frontal radiographs of the chest."""
         return self.record.get("any_view") is True
 
+    @property
+    def test_only(self) -> bool:
+        """Whether all images are test images: an external test set, on which nothing is trained."""
+        return self.record.get("test_only") is True
+
 
 @dataclass(frozen=True)
 class DataFolder:
@@ -92,6 +97,7 @@ def make_plan(
     options: LabelOptions,
     seed: int,
     workers: int | None,
+    test_only: bool = False,
 ) -> PreparationPlan:
     """Identify the files, read the labels and the patients, and choose one file per labelled image.
 
@@ -102,6 +108,7 @@ def make_plan(
         options: what the user decided about labels.
         seed: of the split.
         workers: processes that read the files' headers.
+        test_only: whether all images are to be test images.
 
     Raises:
         PneumoError: a decoder is missing, there are no labels, or no file can be used.
@@ -121,6 +128,7 @@ def make_plan(
             "Segmentations say their size themselves. Leave it out."
         )
     record: dict[str, Any] = {"seed": seed} | ({"any_view": True} if options.any_view else {})
+    record |= {"test_only": True} if test_only else {}
     if len(parts) == 1:
         part, record = parts[0], parts[0].record | record
     else:
@@ -259,6 +267,7 @@ def require_same(out: Path, earlier: Any, now: dict[str, Any]) -> None:
         "seed": "seed",
         "sources": "folders",
         "any_view": "choice of views (--any-view)",
+        "test_only": "choice whether all images are test images (keras-pneumo evaluate)",
     }
     earlier = earlier if isinstance(earlier, dict) else {}
     keys = {*now, *(set(earlier) & set(names))}

@@ -21,6 +21,7 @@ from keras_pneumo.data.labels.devices import read_devices
 from keras_pneumo.data.labels.known import LabelOptions
 from keras_pneumo.data.prepared.manifest import (
     BOXES,
+    MAKERS,
     MANIFEST_NAME,
     TABLES,
     read_manifest,
@@ -78,6 +79,7 @@ def prepare(
     workers: int | None = None,
     progress: Progress | None = None,
     options: LabelOptions | None = None,
+    test_only: bool = False,
 ) -> PrepareSummary:
     """Prepare a data folder, go on with an interrupted preparation, mend a damaged one, or add sizes to one.
 
@@ -93,6 +95,7 @@ def prepare(
         workers: processes; None for all cores that pay.
         progress: called after every image.
         options: what is decided about uncertain and blank labels, and names of columns; None: the defaults.
+        test_only: whether all images are to be test images, of one class or both: an external test set.
 
     Raises:
         PneumoError: nothing usable, a fault of the disk, a missing decoder, another run in ``out``, too few images for
@@ -111,7 +114,7 @@ def prepare(
     with folder_lock(out):
         remove_temporary(out)
         devices = _devices(folders)
-        plan = make_plan(folders, out, found, options or LabelOptions(), seed, workers)
+        plan = make_plan(folders, out, found, options or LabelOptions(), seed, workers, test_only)
         require_split(plan)  # now, rather than after an hour of decoding
         finished, earlier_sizes = _earlier_work(out, plan)
         every_size = tuple(sorted({*wanted, *earlier_sizes}))
@@ -359,7 +362,10 @@ def _require_own_folder(out: Path) -> None:
 
 
 def _is_own_name(name: str) -> bool:
-    return name in (MANIFEST_NAME, *TABLES, BOXES, DEVICES, CONTACT_SHEET) or _SIZE_FOLDER.fullmatch(name) is not None
+    return (
+        name in (MANIFEST_NAME, *TABLES, BOXES, MAKERS, DEVICES, CONTACT_SHEET)
+        or _SIZE_FOLDER.fullmatch(name) is not None
+    )
 
 
 def _has_manifest(out: Path) -> bool:

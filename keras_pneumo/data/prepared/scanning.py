@@ -21,7 +21,7 @@ from keras_pneumo.data.radiographs.raster import read_limited
 from keras_pneumo.data.radiographs.reading import RASTER_SUFFIXES
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import sha256_bytes
-from keras_pneumo.storage.tables import image_id_of, printable
+from keras_pneumo.storage.tables import image_id_of, one_line, printable
 from keras_pneumo.storage.workers import FILE_FAILED, results_in_order
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class RadiographFile:
     transfer_syntax: str = ""
     error: str = ""
     """Why it cannot be used; blank when it may."""
+    maker: str = ""
+    """Maker of the machine, as a DICOM file names it."""
     source: str = ""
     """The hospital, data set or folder that it comes from."""
 
@@ -87,6 +89,7 @@ def _identify(job: tuple[Path, str]) -> RadiographFile:
         patient=pseudonym(header.patient_id_tag),
         study=study_pseudonym(header.study_uid_tag),
         transfer_syntax=header.transfer_syntax,
+        maker=one_line(header.maker, 40),
     )
 
 

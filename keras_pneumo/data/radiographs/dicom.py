@@ -69,6 +69,8 @@ class Header:
     transfer_syntax: str
     patient_id_tag: str = field(default="", repr=False)
     study_uid_tag: str = field(default="", repr=False)
+    maker: str = ""
+    """Maker of the machine."""
 
 
 def read_header(data: bytes, stem: str) -> Header:
@@ -82,7 +84,13 @@ def read_header(data: bytes, stem: str) -> Header:
         try:
             syntax = transfer_syntax_of(dataset)
             image_id = text_of(dataset, "SOPInstanceUID") or stem
-            return Header(image_id, syntax, text_of(dataset, "PatientID"), text_of(dataset, "StudyInstanceUID"))
+            return Header(
+                image_id,
+                syntax,
+                text_of(dataset, "PatientID"),
+                text_of(dataset, "StudyInstanceUID"),
+                text_of(dataset, "Manufacturer"),
+            )
         except PneumoError:
             raise
         except Exception as error:  # pydicom reads a value only now, and raises any class of error on a damaged one

@@ -36,6 +36,7 @@ _TEXTS = {
     0x00020010: ("syntax", b"UI"),
     0x00080018: ("image_id", b"UI"),
     0x00080060: ("modality", b"CS"),
+    0x00080070: ("maker", b"LO"),
     0x00100020: ("patient_id_tag", b"LO"),
     0x00100040: ("sex", b"CS"),
     0x00101010: ("age", b"AS"),
@@ -95,6 +96,8 @@ class PlainFile:
     patient_id_tag: str = field(repr=False)
     study_uid_tag: str = field(repr=False)
     transfer_syntax: str = JPEG_BASELINE
+    maker: str = ""
+    """Maker of the machine."""
 
 
 def open_plain(data: bytes, stem: str) -> PlainFile | None:
@@ -150,6 +153,7 @@ def open_plain(data: bytes, stem: str) -> PlainFile | None:
         frame=frame,
         patient_id_tag=texts["patient_id_tag"],
         study_uid_tag=texts["study_uid_tag"],
+        maker=texts["maker"],
     )
 
 

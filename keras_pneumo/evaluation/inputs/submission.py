@@ -37,7 +37,9 @@ from keras_pneumo.storage.tables import (
 )
 
 INFO_FILE, PREDICTIONS_FILE, VALIDATION_FILE = "submission.json", "predictions.csv", "validation.csv"
-OWN_NAMES = frozenset({INFO_FILE, PREDICTIONS_FILE, VALIDATION_FILE, "postprocess.json", "postprocess.png"})
+OWN_NAMES = frozenset(
+    {INFO_FILE, PREDICTIONS_FILE, VALIDATION_FILE, "postprocess.json", "postprocess.png", "contamination.csv"}
+)
 """All files that are written into a submission's folder, those of the postprocessing search included."""
 
 Task = Literal["classification", "segmentation", "joint"]

@@ -111,7 +111,7 @@ def read_truth(
     Args:
         path: prepared folder, ``truth.csv`` (or any CSV with ``image_id`` and ``pneumothorax`` or ``encoded_pixels``),
             or a SIIM label file (``ImageId, EncodedPixels``, several rows per image, plain or gzipped).
-        subset: which subset of ``truth.csv`` is scored. A file without a ``subset`` column is scored whole.
+        subset: which subset of ``truth.csv`` is scored, or ``all``. A file without a ``subset`` column is scored whole.
         ids: a file of image ids (a column ``ImageId`` or ``image_id``, or no header); only these are scored, and the
             rest of the file counts as rows that a team could train on.
         patients: patient table for a file without ``patient_id``, or a folder prepared without patients; see
@@ -240,7 +240,7 @@ def _scored(table: pd.DataFrame, file: Path, subset: str, ids: Path | None) -> t
                 f"{ids} names {counted(len(unknown), 'image')} without a label in {file}: {named_images(unknown)}."
             )
         return table.image_id.isin(set(wanted)), subset
-    if whole:
+    if whole or subset == "all":
         return pd.Series(True, index=table.index), "all"
     scored = table.subset == subset
     if not scored.any():

@@ -11,6 +11,7 @@ import base64
 import hashlib
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from keras_pneumo.evaluation.board.board import Board
 from keras_pneumo.evaluation.board.differences import LOWER_IS_BETTER
 from keras_pneumo.evaluation.board.entries import Entry
 from keras_pneumo.evaluation.board.findings import Findings, analyse
-from keras_pneumo.evaluation.board.sources import scores_by_source
+from keras_pneumo.evaluation.board.subgroups import scores_by_source
 from keras_pneumo.evaluation.board.verdict import LABELS, shown, shown_interval, shown_p, verdict
 from keras_pneumo.evaluation.report.charts import (
     budget_figure,
@@ -35,6 +36,7 @@ from keras_pneumo.evaluation.report.charts import (
     score_figure,
     training_figures,
 )
+from keras_pneumo.evaluation.report.external_report import ExternalReport
 from keras_pneumo.evaluation.report.mask_report import MaskFindings
 from keras_pneumo.evaluation.report.pictures import OUTCOMES, SIZE_NAMES, ImageLoader, data_uri, gallery, outline
 from keras_pneumo.evaluation.report.saliency_report import SaliencyReport
@@ -54,6 +56,7 @@ def write_run_report(
     image: ImageLoader | None = None,
     masks: MaskFindings | None = None,
     saliency: SaliencyReport | None = None,
+    external: ExternalReport | None = None,
 ) -> Path:
     """Write the report of one run.
 
@@ -66,6 +69,7 @@ def write_run_report(
         image: gives the radiograph of an image id (uint8, grey), for the pictures of mistakes.
         masks: the scores of a segmenter's masks, from :func:`mask_report.mask_findings`.
         saliency: the check of the heat maps, from :func:`.saliency_report.read_saliency_report`.
+        external: of an external test set, from :func:`.external_report.external_report`.
 
     Raises:
         PneumoError: the file cannot be written.
@@ -74,7 +78,9 @@ def write_run_report(
     title = f"Report of {team.team}"
     figures = training_figures(log) if log is not None and len(log) else []
     facts = flat_facts(experiment or {})
-    return _write(path, board, title, image, training=figures, facts=facts, masks=masks, saliency=saliency)
+    return _write(
+        path, board, title, image, training=figures, facts=facts, masks=masks, saliency=saliency, external=external
+    )
 
 
 def write_comparison_report(
@@ -132,7 +138,11 @@ def _write(
     findings: Findings | None = None,
     masks: MaskFindings | None = None,
     saliency: SaliencyReport | None = None,
+    external: ExternalReport | None = None,
 ) -> Path:
+    result = verdict(board)
+    if external is not None:
+        result = replace(result, warnings=[*external.cautions, *result.warnings])
     templates = page_templates()
     teams = board.teams
     script = Path(__file__).with_name("templates").joinpath("gallery.js").read_text("utf-8")
@@ -140,7 +150,7 @@ def _write(
     single = teams[0] if len(teams) == 1 else None
     page = templates.get_template("report.html").render(
         title=title,
-        verdict=verdict(board),
+        verdict=result,
         board=board,
         truth=board.truth,
         team=single,
@@ -153,7 +163,8 @@ def _write(
         dice_rows=dice_rows(board) if any(team.masks is not None for team in teams) else [],
         dice_parts=DICE_PARTS,
         source_columns=source_columns(board),
-        source_rows=source_rows(board),
+        source_rows=source_rows(board) if external is None else [],
+        external=external,
         size_counts=size_counts(board),
         ceiling_rows=findings.ceiling.teams.to_dict("records") if findings and findings.ceiling else [],
         budget=Markup(budget_figure(board)),

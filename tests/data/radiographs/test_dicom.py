@@ -5,6 +5,7 @@ own decoding, and pydicom's windowing functions.
 """
 
 import contextlib
+import importlib.util
 import io
 import os
 import shutil
@@ -41,6 +42,10 @@ from keras_pneumo.data.radiographs.dicom import read_dicom, read_header
 from keras_pneumo.data.radiographs.radiograph import MAX_FILE_BYTES, MAX_PIXELS, UnreadableImage, stretch
 from keras_pneumo.data.radiographs.raster import read_image
 from keras_pneumo.data.radiographs.reading import read_or_reason, read_radiograph
+
+_FOUND = importlib.util.find_spec("data_store")
+PYDICOM_DATA = list(_FOUND.submodule_search_locations or []) if _FOUND else []
+"""Where the files of the package pydicom-data lie, if it is installed."""
 
 DCMTK = [tool for tool in ("dcm2img", "dcm2pnm", "dcmj2pnm", "dcml2pnm") if shutil.which(tool)]
 """DCMTK's programs that draw DICOM files; from 3.6.9 on the first does what took the others before."""
@@ -178,26 +183,34 @@ def by_dcmtk(path, folder, window):
     return None
 
 
-@pytest.mark.skipif(not DCMTK, reason="dcm2img or dcm2pnm (Debian's dcmtk) is not installed")
-def test_every_grey_file_of_pydicom_equals_dcmtks_image_or_is_set_aside_with_a_reason(tmp_path):
-    compared, beyond_dcmtk = {}, []
-    for path in sorted(bundled("MR_small.dcm").parent.glob("*.dcm")):
+def compared_with_dcmtk(files, folder):
+    """The largest difference of each file that both read, by name; files that DCMTK does not read; reasons of ours."""
+    compared, beyond_dcmtk, reasons = {}, [], []
+    for path in files:
         read = read_or_reason(path)
         if isinstance(read, str):
-            assert read
+            reasons.append(read)
             continue
         image = read.pixels
         header = pydicom.dcmread(path, stop_before_pixels=True)
         whole = [] if header.BitsStored == 8 else ["+Wm"]
-        theirs = by_dcmtk(path, tmp_path, ["+Wi", "1"] if "WindowCenter" in header else whole)
+        theirs = by_dcmtk(path, folder, ["+Wi", "1"] if "WindowCenter" in header else whole)
         if theirs is None:
-            beyond_dcmtk.append(path.name)
+            beyond_dcmtk.append(path)
             continue
         assert theirs.shape == image.shape
         compared[path.name] = int(np.abs(theirs.astype(int) - image).max())
-    # Debian's DCMTK reads no JPEG 2000, and reads 32 bits in big endian order with their halves exchanged.
-    syntaxes = {pydicom.dcmread(bundled(name)).file_meta.TransferSyntaxUID.name for name in beyond_dcmtk}
+    assert all(reasons)
+    # Debian's DCMTK reads no JPEG 2000.
+    syntaxes = {pydicom.dcmread(path).file_meta.TransferSyntaxUID.name for path in beyond_dcmtk}
     assert all(name.startswith("JPEG 2000") for name in syntaxes)
+    return compared, beyond_dcmtk, reasons
+
+
+@pytest.mark.skipif(not DCMTK, reason="dcm2img or dcm2pnm (Debian's dcmtk) is not installed")
+def test_every_grey_file_of_pydicom_equals_dcmtks_image_or_is_set_aside_with_a_reason(tmp_path):
+    compared, _, _ = compared_with_dcmtk(sorted(bundled("MR_small.dcm").parent.glob("*.dcm")), tmp_path)
+    # It reads 32 bits in big endian order with their halves exchanged.
     big = bundled("rtdose_expb_1frame.dcm")
     assert (read_dicom(big).pixels == read_dicom(bundled("rtdose_1frame.dcm")).pixels).all()
     compared.pop(big.name)
@@ -205,6 +218,19 @@ def test_every_grey_file_of_pydicom_equals_dcmtks_image_or_is_set_aside_with_a_r
     assert lossy <= 2, "decoders of lossy JPEG round otherwise"
     assert len(compared) >= 12
     assert max(compared.values()) <= 1, compared
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DCMTK, reason="dcm2img or dcm2pnm (Debian's dcmtk) is not installed")
+@pytest.mark.skipif(not PYDICOM_DATA, reason="pydicom-data (34 MB, pip install pydicom-data) is not installed")
+def test_every_grey_file_of_pydicom_data_equals_dcmtks_image_or_is_set_aside_with_a_reason(tmp_path):
+    (folder,) = PYDICOM_DATA
+    files = sorted(Path(folder).rglob("*.dcm"))
+    compared, beyond_dcmtk, reasons = compared_with_dcmtk(files, tmp_path)
+    assert (len(files), len(compared), len(beyond_dcmtk), len(reasons)) == (68, 15, 8, 45)
+    assert max(compared.values()) <= 1, compared
+    kinds = ("it is in colour", "frames; one radiograph per file", "PALETTE COLOR", "as RGB with 3", "holds no pixels")
+    assert all(any(kind in reason for kind in kinds) for reason in reasons), reasons
 
 
 def test_deflated_file_of_sensible_size_is_read(tmp_path):

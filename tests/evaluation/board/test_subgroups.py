@@ -5,7 +5,7 @@ import pytest
 from board_lab import board_of, submit, write_truth
 
 from keras_pneumo.evaluation.board.baselines import source_only
-from keras_pneumo.evaluation.board.sources import scores_by_source
+from keras_pneumo.evaluation.board.subgroups import scores_by_source
 from keras_pneumo.evaluation.report.report import write_comparison_report, write_run_report
 
 
