@@ -1,7 +1,9 @@
 """Tests of the commands as separate processes: their output and their exit codes."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from command_lab import REPOSITORY, example, refused, run, shell
+
+from keras_pneumo.data.prepared.folder import load_prepared
+from keras_pneumo.inference.provenance import image_keys
+from keras_pneumo.storage.files import write_table
 
 COMMANDS = [
     "doctor",
@@ -176,3 +182,25 @@ def test_ctrl_c_ends_a_training_with_130_and_keeps_the_best_weights(tmp_path, pr
     assert "Ctrl-C came at epoch" in errors
     assert "Run the same command again to go on" in errors
     assert (tmp_path / "run" / "best.weights.h5").stat().st_size > 10**6
+
+
+def test_a_start_from_a_run_that_has_learned_from_the_test_images_is_refused(tmp_path, tiny_runs, prepared_folder):
+    """The run's record says that all images of the folder were its training images."""
+    earlier = Path(shutil.copytree(tiny_runs / "classifier", tmp_path / "earlier"))
+    learned = image_keys(load_prepared(prepared_folder)).assign(subset="train", earlier=0)
+    record = json.loads((earlier / "experiment.json").read_text())
+    record |= {"split_sha256": "another", "learned_images_sha256": write_table(earlier / "learned_images.csv", learned)}
+    (earlier / "experiment.json").write_text(json.dumps(record))
+    experiment = tmp_path / "experiment.json"
+    experiment.write_text(json.dumps(record["experiment"]))
+    to_train = ["train", experiment, "--data", prepared_folder, "--out", tmp_path / "run"]
+    first = load_prepared(prepared_folder).subset("validation")[0]
+    refused(
+        run(*to_train, "--start-from", earlier),
+        "earlier cannot be started from",
+        "learned from ",
+        " images of them",
+        first,
+    )
+    both = run(*to_train, "--start-from", earlier, "--weights", tmp_path / "any.safetensors")
+    refused(both, "Give --weights or --start-from, not both")

@@ -210,7 +210,8 @@ def both_teams(other_team, prepared_folder, tmp_path):
 
     def run(experiment, network=None):
         network = network or starting_network(experiment)
-        start = export_network(network, experiment, "torch", tmp_path / "start.safetensors").path
+        notes = {"pretraining": "CheXpert (9 images)"}
+        start = export_network(network, experiment, "torch", tmp_path / "start.safetensors", notes).path
         keras_run = tmp_path / "runs" / "keras"
         keras_run.mkdir(parents=True)
         prepared = load_prepared(prepared_folder)
@@ -244,6 +245,7 @@ STANDING = {
 def test_classifiers_that_learn_nothing_give_the_same_probabilities(both_teams, tmp_path, prepared_folder):
     """Everything but the learning, end to end: start, pixels, network, mirror images, threshold, file."""
     keras_team, torch_team = both_teams(CLASSIFIER.replace(**STANDING))
+    assert torch_team.info.pretraining.images == "CheXpert (9 images)"  # as its start says
     assert keras_team.info.split_sha256 == torch_team.info.split_sha256
     assert keras_team.info.threshold == pytest.approx(torch_team.info.threshold, abs=1e-5)
     for here, there in (
