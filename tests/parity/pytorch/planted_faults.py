@@ -393,7 +393,7 @@ PYTORCH_FAULTS = (
     Fault(
         "torch_zero_grad", 0, "gradients of earlier steps are not cleared",
         NETWORKS, "optimizer.zero_grad()", "pass",
-        "Training", "step 2",
+        "Training", r"step [2-5]",
     ),
     Fault(
         "torch_clipping", 0, "each gradient is clipped by its own norm",
