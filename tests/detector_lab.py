@@ -5,6 +5,7 @@ A test can compute the expected mask from the file's pixels with pydicom and cv2
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from keras_pneumo.config import CLASSIFIER, SEGMENTER
 from keras_pneumo.detector.calibration import Calibration
 from keras_pneumo.detector.detector import Detector, ValidationCounts
+from keras_pneumo.detector.likeness import Likeness, edge_features
 from keras_pneumo.inference.postprocess import PostprocessingParameters
 from keras_pneumo.inference.run import FORMAT, RunFolder, versions
 
@@ -64,6 +66,30 @@ def known_detector(size=128, probability=0.8, top=0.5, classifier_model=None):
         counts=ValidationCounts(200, 150, 30, 10, 8, 152),
         record={},
     )
+
+
+def checked_detector(images, limit=0.3, **settings):
+    """A detector as :func:`known_detector` that gives no answer for what is not like these images, uint8 (H, W)."""
+    small = [cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA) for image in images]
+    likeness = Likeness(edge_features(small).astype(np.float16), 64, limit)
+    return replace(known_detector(**settings), likeness=likeness)
+
+
+def drawn_hand(side=512):
+    """A hand as on a radiograph: five fingers of three bones each, a palm and a wrist, bright on black."""
+    image = np.zeros((512, 512), np.uint8)
+    cv2.ellipse(image, (256, 340), (95, 85), 0, 0, 360, 90, -1)
+    cv2.rectangle(image, (205, 400), (305, 511), 90, -1)
+    for x, y, angle, length in ((120, 330, -55, 60), (175, 265, -14, 75), (235, 245, -3, 85), (295, 250, 8, 78),
+                                (350, 280, 20, 62)):  # fmt: skip
+        turn = np.deg2rad(angle)
+        for bone in range(3):
+            far = np.array([x + np.sin(turn) * length * bone, y - np.cos(turn) * length * bone])
+            end = far + np.array([np.sin(turn), -np.cos(turn)]) * length * 0.8
+            ends = [tuple(round(value) for value in point) for point in (far, end)]
+            cv2.line(image, *ends, 90, 40)
+            cv2.line(image, *ends, 190, 16)
+    return cv2.resize(cv2.GaussianBlur(image, (0, 0), 3), (side, side), interpolation=cv2.INTER_AREA)
 
 
 def expected_mask(pixels, size=128):

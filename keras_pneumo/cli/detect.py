@@ -5,7 +5,7 @@ from __future__ import annotations
 import webbrowser
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from keras_pneumo.cli.console import ProgressBar, say, warn
 from keras_pneumo.cli.workers import EngineName, EngineOption
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
+
+if TYPE_CHECKING:  # it brings TensorFlow
+    from keras_pneumo.detector.detector import Detector
 
 FEW = 5
 """Files set aside that are printed; quarantine.csv lists all."""
@@ -29,8 +32,8 @@ def join_command(
 ) -> None:
     """Join classifiers and segmenters into one detector: a folder that can be copied to another machine.
 
-    The gate, the postprocessing of masks, the calibration and the threshold are fitted on validation images. The test
-    images then show the detector beside its members.
+    The gate, the postprocessing of masks, the calibration and the threshold are fitted on validation images. Images
+    that are not like the training images will get no answer. The test images then show the detector beside its members.
 
     Example, after training both: `keras-pneumo join runs/smallest_classifier --segmenter runs/smallest_segmenter
     --data data/prepared/phantom-try --out runs/detector-try`
@@ -90,7 +93,8 @@ def detect_command(
 ) -> None:
     """Detect and outline pneumothorax on radiographs: a json and an overlay PNG each, and DICOM objects with --dicom.
 
-    Files that cannot be read are listed in quarantine.csv; the exit code is then 1.
+    Files that cannot be read, and images that are not like the training images, are listed in quarantine.csv; the exit
+    code is then 1.
 
     Example, after join: `keras-pneumo detect runs/detector-try data/phantom-try --out runs/detect-try`
     """
@@ -104,6 +108,7 @@ def detect_command(
 
     distributed = predictors_on(engine.value, lambda: len(find_files(files, out_folder)), warn)
     detector = open_detector(detector_folder, distributed)
+    _say_what_is_not_checked(detector)
     with ProgressBar("detection") as progress:
         result = detect(detector, files, out_folder, dicom, make_uids, progress.update, workers, any_view=any_view)
     for row in result.set_aside[:FEW]:
@@ -149,7 +154,17 @@ def view_command(
             webbrowser.open(once)
 
     files = find_files([folder]) if folder is not None else []
-    page_detector = PageDetector(open_detector(detector_folder, heat_maps=True), Decoder(), any_view)
+    detector = open_detector(detector_folder, heat_maps=True)
+    _say_what_is_not_checked(detector)
+    page_detector = PageDetector(detector, Decoder(), any_view)
     with open_readings(readings_file) as readings:
         serve(page_detector, files, readings, listen(port), started)
         say(readings.agreement(page_detector.detector.version)["sentence"])
+
+
+def _say_what_is_not_checked(detector: Detector) -> None:
+    if detector.likeness is None:
+        warn(
+            "This detector does not check whether a radiograph is like its training images: it was joined by an "
+            "earlier version, or from too few images. It answers for any image."
+        )

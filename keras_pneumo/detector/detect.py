@@ -2,7 +2,8 @@
 
 In: an opened detector and files. Out, for each radiograph that could be read: ``NAME.json``, ``NAME.png`` (the outline
 on the radiograph) and, where wanted, DICOM objects in ``dicom/NAME``; for all of them ``predictions.csv``, and
-``quarantine.csv`` with the files that were set aside and the reasons. Memory does not grow with the folder.
+``quarantine.csv`` with the files that were set aside and the reasons. A file that is not like the detector's training
+images has all of these without an answer, and its row in ``quarantine.csv``. Memory does not grow with the folder.
 """
 
 from __future__ import annotations
@@ -194,9 +195,13 @@ def _finished(pending: deque[Future[dict[str, Any]]], leave: int) -> Iterator[di
 
 
 def _enter(row: dict[str, Any], result: DetectionResult) -> None:
-    note, made_up = row.pop("note"), row.pop("made_up")
-    result.rows.append(row)
+    note, made_up, reason = row.pop("note"), row.pop("made_up"), row.pop("reason")
     result.made_up += bool(made_up)
+    if reason:
+        reason += f" Nor are there DICOM objects: {note}" if note else ""
+        result.set_aside.append({"file": row["file"], "reason": reason})
+        return
+    result.rows.append(row)
     if note:
         result.set_aside.append({"file": row["file"], "reason": f"answered, but without DICOM objects: {note}"})
 
@@ -214,7 +219,7 @@ def _write_tables(out: Path, answered: Sequence[dict[str, Any]], set_aside: Sequ
 def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:
     """Write one answer and return its row for the table. Runs in a writer thread."""
     radiograph, answer = item.radiograph, item.answer
-    mask = mask_on_image(answer.mask, *radiograph.pixels.shape)
+    mask = mask_on_image(np.zeros_like(answer.mask) if answer.unlike else answer.mask, *radiograph.pixels.shape)
     picture = overlay_mask(radiograph.pixels, mask, caption(detector, answer))
     summary = {"file": item.file, **summary_of(detector, radiograph, answer), "overlay": f"{item.name}.png"}
     note, made_up = "", list[str]()
@@ -228,7 +233,8 @@ def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:
     write_bytes(out / f"{item.name}.png", encode_png(picture), durable=False)
     write_json(out / f"{item.name}.json", summary)
     columns = ("file", "image_id", "study", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2")
-    return {name: summary[name] for name in (*columns, "encoded_pixels")} | {"note": note, "made_up": made_up}
+    row = {name: summary[name] for name in (*columns, "encoded_pixels")}
+    return row | {"note": note, "made_up": made_up, "reason": summary["reason"]}
 
 
 def _finding(detector: Detector, answer: Answer, mask: np.ndarray, picture: np.ndarray, area: float | None) -> Finding:
@@ -240,11 +246,12 @@ def _finding(detector: Detector, answer: Answer, mask: np.ndarray, picture: np.n
     return Finding(
         mask,
         picture,
-        answer.probability,
+        None if answer.unlike else answer.probability,
         detector.threshold,
         area,
         algorithm,
         detector.version,
         disagreement(detector, answer),
         detector.synthetic,
+        detector.unlike_reason(answer),
     )

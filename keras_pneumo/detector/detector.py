@@ -5,6 +5,7 @@ calibrated probability and one mask. The folder holds everything that an answer 
 
     detector.json               name, calibration, threshold, counts on validation, a hash of every file
     postprocess.json            the postprocessing parameters of masks, with the source of their gate
+    likeness.npy                features of the training images: what is not like them gets no answer
     classifier_0/ ...           experiment.json and network_0.safetensors, network_1.safetensors, ... by PyTorch's names
     segmenter_0/ ...
 
@@ -28,6 +29,7 @@ from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.data.radiographs.geometry import mask_on_image, without_padding
 from keras_pneumo.detector.calibration import Calibration, log_odds, read_calibration
+from keras_pneumo.detector.likeness import Likeness, read_likeness
 from keras_pneumo.detector.record import FILE, check_files, networks_of, read_detector_record
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import ImagesAt, Members, mean_maps, mean_probability, prepared_batches
@@ -47,6 +49,10 @@ BATCH = 4
 
 CLASSIFIER, OUTLINE = "classifier", "outline"
 """Image-level sources of a probability, beside the segmenters' ``own head``; they also work together."""
+
+
+UNLIKE = "Not like the training images"
+"""What is said in place of an answer."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,10 @@ class Answer:
     """The segmenters' map, uint8 (S, S): probability times 255."""
     mask: np.ndarray
     """uint8 (1024, 1024), 0 or 1, on the radiograph padded to a square and resized to that grid; nothing on padding."""
+    distance: float | None = None
+    """To the training images; see :mod:`keras_pneumo.detector.likeness`. None where the detector has no such check."""
+    unlike: bool = False
+    """Whether the image is not like the training images: then nothing else here means anything."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +93,14 @@ class Prediction:
 
     image_id: str
     """SOPInstanceUID of a DICOM file, name of another file, number of an array."""
-    probability: float
-    """Of any pneumothorax, calibrated."""
-    pneumothorax: bool
-    """The answer: yes from the detector's threshold on."""
+    probability: float | None
+    """Of any pneumothorax, calibrated; None where the image is not like the training images."""
+    pneumothorax: bool | None
+    """The answer: yes from the detector's threshold on; None where the image is not like the training images."""
     mask: np.ndarray
-    """uint8 (H, W), 0 or 1, on the rows and columns of the radiograph."""
+    """uint8 (H, W), 0 or 1, on the rows and columns of the radiograph; all 0 where there is no answer."""
+    reason: str = ""
+    """Why there is no answer; blank where there is one."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +123,8 @@ class Detector:
     counts: ValidationCounts
     record: dict[str, Any]
     """All of ``detector.json``."""
+    likeness: Likeness | None = None
+    """The check whether a radiograph is like the training images; None in detectors of earlier versions."""
     heat_map_models: Sequence[Sequence[keras.Model]] = ()
     """The networks of each classifier as they were trained, for heat maps; empty unless they were asked for."""
     engines: Set[str] = frozenset()
@@ -138,7 +152,7 @@ class Detector:
 
         Returns:
             One prediction for each radiograph in the order given, those of a folder by name. Files that cannot be read
-            are left out, and a warning names them.
+            are left out, and a warning names them. One that is not like the training images has no probability.
 
         Raises:
             PneumoError: an array is not an image as above, or there is no radiograph, or none that can be read.
@@ -149,6 +163,11 @@ class Detector:
         for batch in read_batches(sources, BATCH, refused, any_view):
             answers = self.answer([image.pixels for image in batch]) if batch else []
             for image, answer in zip(batch, answers, strict=True):
+                if answer.unlike:
+                    nothing = np.zeros(image.pixels.shape, np.uint8)
+                    reason = self.unlike_reason(answer)
+                    predictions.append(Prediction(image.image_id, None, None, nothing, reason))
+                    continue
                 mask = mask_on_image(answer.mask, *image.pixels.shape)
                 yes = answer.probability >= self.threshold
                 predictions.append(Prediction(image.image_id, answer.probability, yes, mask))
@@ -188,6 +207,10 @@ class Detector:
         sources = image_level_sources(classifier, head, outline)
         probability = self.calibration.apply(sources[self.probability_source])
         parameters = self.postprocessing
+        distances = None
+        if self.likeness is not None:
+            distances = self.likeness.distances_of_batch(images_at(self.likeness.image_size), shapes)
+        limit = np.inf if self.likeness is None else self.likeness.limit
         gate = sources[parameters.gate_source] if parameters.gate > 0 else np.ones(len(shapes))
         return [
             Answer(
@@ -196,9 +219,20 @@ class Detector:
                 None if head is None else float(head[row]),
                 image_map,
                 parameters.mask(enlarged[row], float(gate[row])),
+                None if distances is None else float(distances[row]),
+                distances is not None and bool(distances[row] > limit),
             )
             for row, image_map in enumerate(quantised)
         ]
+
+    def unlike_reason(self, answer: Answer) -> str:
+        """Why an answer is none, in a sentence; blank where it is one."""
+        if not answer.unlike or self.likeness is None:
+            return ""
+        return (
+            f"{UNLIKE}: its distance to them is {answer.distance:.3f}, the limit is {self.likeness.limit:.3f}. "
+            "So there is no answer."
+        )
 
 
 def outline_score(quantised_map: np.ndarray, area: int) -> float:
@@ -289,6 +323,7 @@ def open_detector(folder: Path, distributed: DistributedPredictor = SINGLE_DEVIC
         threshold=threshold,
         counts=counts,
         record=record,
+        likeness=read_likeness(folder, record),
         heat_map_models=heat_map_models,
         engines=distributed.engines,
     )

@@ -34,6 +34,10 @@ OWN_SCHEME = "99KERASPNEUMO"
 PROBABILITY = Code("PTX_PROBABILITY", OWN_SCHEME, "Probability of pneumothorax")
 """Not DICOM's "Certainty of Finding": beside "Absent" that is how certain the absence is."""
 AGREEMENT = Code("ANSWER_OUTLINE", OWN_SCHEME, "Answer for the image and outline")
+INPUT_CHECK = Code("INPUT_CHECK", OWN_SCHEME, "Check of the input image")
+NOT_LIKE_TRAINING = Code("NOT_LIKE_TRAINING", OWN_SCHEME, "Not like the training images")
+IMAGING = Code("363679005", "SCT", "Imaging procedure")
+"""What was done where the image may be of anything."""
 PERCENT = Code("%", "UCUM", "Percent")
 AREA, SQUARE_MM = Code("42798000", "SCT", "Area"), Code("mm2", "UCUM", "square millimeter")
 AMBER_LAB = hd.color.CIELabColor(82.0, 12.0, 83.0)
@@ -51,7 +55,8 @@ class Finding:
     """uint8 (rows, columns) of the source, 0 or 1."""
     overlay: np.ndarray
     """uint8 (rows, columns, 3)."""
-    probability: float
+    probability: float | None
+    """None where the image is not like the training images: the objects then hold no answer."""
     threshold: float
     area_mm2: float | None
     algorithm: str
@@ -60,6 +65,8 @@ class Finding:
     """How answer and outline disagree, in at most 50 characters; None where they agree."""
     synthetic: bool = False
     """Whether the detector was trained on phantoms."""
+    reason: str = ""
+    """Why there is no answer; blank where there is one."""
 
     @property
     def use(self) -> str:
@@ -69,6 +76,8 @@ class Finding:
     @property
     def parameters(self) -> list[str]:
         """Parameters of the algorithm, beside its name and version."""
+        if self.probability is None:
+            return [self.use, self.reason]
         return [self.use, f"Calibrated probability {self.probability:.4f}; yes from {self.threshold:.4f} on"]
 
 
@@ -149,7 +158,10 @@ def _capture(source: pydicom.Dataset, finding: Finding) -> pydicom.Dataset:
     )
     # SIIM's files have no orientation, so the overlay has none either.
     capture.PatientOrientation = source.get("PatientOrientation") or None
-    capture.BodyPartExamined = "CHEST"
+    if finding.probability is None:
+        capture.Laterality = source.get("Laterality") or None  # may be empty, must be there for an unknown body part
+    else:
+        capture.BodyPartExamined = "CHEST"
     capture.ImageType = ["DERIVED", "SECONDARY"]
     capture.ConversionType = "WSD"  # from a workstation, not from the device that took the radiograph
     for name in _LOSSY:  # once compressed with loss is always so (PS3.3, C.7.6.1.1.5)
@@ -175,18 +187,22 @@ def _report(
     )
     observer = sr.ObserverContext(codes.DCM.Device, device)
     algorithm = sr.AlgorithmIdentification(finding.algorithm, finding.version, parameters=finding.parameters)
-    yes = finding.probability >= finding.threshold
     disagreement = []
     if finding.disagreement:
         code = Code("DISAGREE", OWN_SCHEME, f"Disagree: {finding.disagreement}")
         disagreement = [sr.QualitativeEvaluation(AGREEMENT, code)]
+    measurements, evaluations = [], [sr.QualitativeEvaluation(INPUT_CHECK, NOT_LIKE_TRAINING)]
+    if finding.probability is not None:
+        measurements = [sr.Measurement(PROBABILITY, round(100 * finding.probability, 2), PERCENT)]
+        answer = PRESENT if finding.probability >= finding.threshold else ABSENT
+        evaluations = [sr.QualitativeEvaluation(PNEUMOTHORAX, answer), *disagreement]
     # No finding type here: "Finding: Pneumothorax" above "Pneumothorax: Absent" could be read as a finding.
     groups: list[Any] = [
         sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=sr.TrackingIdentifier(hd.UID(), "pneumothorax on the image"),
             algorithm_id=algorithm,
-            measurements=[sr.Measurement(PROBABILITY, round(100 * finding.probability, 2), PERCENT)],
-            qualitative_evaluations=[sr.QualitativeEvaluation(PNEUMOTHORAX, PRESENT if yes else ABSENT), *disagreement],
+            measurements=measurements,
+            qualitative_evaluations=evaluations,
             source_images=[sr.SourceImageForMeasurementGroup.from_source_image(source)],
         )
     ]
@@ -210,7 +226,7 @@ def _report(
         )
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observer),
-        procedure_reported=CHEST_RADIOGRAPH,
+        procedure_reported=IMAGING if finding.probability is None else CHEST_RADIOGRAPH,
         imaging_measurements=groups,
     )
     for item in _image_items(content):

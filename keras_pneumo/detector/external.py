@@ -307,7 +307,7 @@ def _write(
         found.headline,
         *found.sentences,
         *found.warnings,
-        *external.worst.sentences[:1],
+        *external.worst.sentences,
         *shared,
     ]
     return Evaluation(out, board, table, left_out, cautions, sentences, summary)

@@ -13,12 +13,14 @@ Everything is fitted on validation images:
 - The probability is that of one image-level source, a member's or several together, calibrated by one curve: the pair
   with the lowest cross-validated log loss.
 - The threshold is fitted on that calibrated probability.
+
+What is not like the training images gets no answer: see :mod:`keras_pneumo.detector.likeness`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +29,14 @@ import pandas as pd
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.detector.calibration import CalibrationFit, fit_calibration
 from keras_pneumo.detector.detector import OUTLINE, ValidationCounts, image_level_sources, outline_score
+from keras_pneumo.detector.likeness import FEWEST, LikenessFit, fit_likeness, write_likeness
 from keras_pneumo.detector.record import FILE, FORMAT, content_hash
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.board.board import Board, score_submissions
 from keras_pneumo.evaluation.compare import align_all, write_board
 from keras_pneumo.evaluation.inputs.submission import read_submission, write_submission
 from keras_pneumo.evaluation.inputs.truth import read_truth
+from keras_pneumo.evaluation.report.likeness_report import LikenessReport, likeness_report
 from keras_pneumo.evaluation.report.pictures import image_loader
 from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
 from keras_pneumo.evaluation.scoring.metrics import confusion, fit_threshold
@@ -88,6 +92,8 @@ class DetectorFit:
     calibration: CalibrationFit
     threshold: float
     counts: ValidationCounts
+    likeness: LikenessFit | None = None
+    """The check whether a radiograph is like the training images; None where there are too few of them."""
 
     @property
     def sentences(self) -> list[str]:
@@ -106,6 +112,10 @@ class DetectorFit:
             f"{gate}. Dice on {self.search.images} validation images: {self.search.dice:.3f}; segmenter without "
             f"classifier: {self.segmenter_search.dice:.3f}.",
             f"The probability comes from the {self.probability_source}. {self.calibration.sentence}",
+            self.likeness.sentence
+            if self.likeness
+            else f"Whether a radiograph is like the training images is not checked: that needs {FEWEST} images or more "
+            "of several patients.",
         ]
 
 
@@ -139,7 +149,9 @@ def fit_detector(
     check_gate(classifiers, segmenters)
 
     validation = predict_members(classifiers, segmenters, prepared, "validation", progress)
-    fitted = fit_on_validation(validation, prepared)
+    size = min(run.experiment.image_size for run in (*classifiers, *segmenters))
+    likeness = fit_likeness(prepared, size, classifiers[0].experiment.fold)
+    fitted = replace(fit_on_validation(validation, prepared), likeness=likeness)
     test = predict_members(classifiers, segmenters, prepared, "test", progress)
     heat_maps = select_heat_maps(classifiers[0], prepared)
 
@@ -161,7 +173,7 @@ def fit_detector(
             resamples,
             progress,
         )
-    return fitted, _write_board(folder, prepared, resamples)
+    return fitted, _write_board(folder, prepared, resamples, _likeness_report(likeness))
 
 
 def predict_members(
@@ -263,6 +275,8 @@ def write_detector_record(
     """
     write_search(fitted.search, folder, bool(prepared.manifest.get("synthetic")))
     files = [folder / RULE_FILE]
+    if fitted.likeness is not None:
+        files.append(write_likeness(fitted.likeness.likeness, folder))
     for member in [*members["classifiers"], *members["segmenters"]]:
         files += sorted((folder / member).iterdir())
     record = {
@@ -284,6 +298,7 @@ def write_detector_record(
             "calibration": fitted.calibration.scores,
         },
         "heat": _heat_record(heat_maps),
+        "likeness": None if fitted.likeness is None else fitted.likeness.as_json(),
         "files": {path.relative_to(folder).as_posix(): sha256_file(path) for path in files},
     }
     write_json(folder / FILE, record | {"sha256": content_hash(record)})
@@ -334,10 +349,20 @@ def write_submissions(
         write_submission(folder / subfolder, info, answer(test), answer(validation))
 
 
-def _write_board(folder: Path, prepared: PreparedFolder, resamples: int) -> Board:
+def _likeness_report(fit: LikenessFit | None) -> LikenessReport | None:
+    """The section of the report on what is not like the training images."""
+    if fit is None:
+        return None
+    return likeness_report(fit.held_out, fit.test, fit.positive, fit.likeness.limit, fit.rate)
+
+
+def _write_board(
+    folder: Path, prepared: PreparedFolder, resamples: int, likeness: LikenessReport | None = None
+) -> Board:
     """Score the detector beside its members, from the submissions on disk, and write ``board``."""
     truth = read_truth(prepared.folder)
     submissions = [read_submission(folder / name) for name in ("submission", "parts/segmenter", "parts/classifier")]
     board = score_submissions(truth, align_all(submissions, truth, False, False, False), resamples=resamples)
-    write_board(board, folder / "board", image_loader(prepared.folder), saliency=read_saliency_report(folder / FOLDER))
+    saliency = read_saliency_report(folder / FOLDER)
+    write_board(board, folder / "board", image_loader(prepared.folder), saliency=saliency, likeness=likeness)
     return board

@@ -16,15 +16,25 @@ from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.patients import study_pseudonym
 from keras_pneumo.data.radiographs.geometry import size_note
 from keras_pneumo.data.radiographs.radiograph import Radiograph
-from keras_pneumo.detector.detector import Answer, Detector, ValidationCounts
+from keras_pneumo.detector.detector import UNLIKE, Answer, Detector, ValidationCounts
 from keras_pneumo.detector.overlay import RESEARCH_USE
 from keras_pneumo.inference.run import SYNTHETIC
 
 UNKNOWN_ERRORS = f"{SYNTHETIC}: how often such an answer is wrong on a real radiograph is not known."
 
 
+ANSWER = (
+    *("probability", "classifier_probability", "own_head_probability", "pneumothorax", "meaning", "outlined"),
+    *("disagreement", "mask_share", "area_mm2", "encoded_pixels"),
+)
+"""The values of a summary that are the detector's answer; the others are of the file and of the detector."""
+
+
 def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> dict[str, Any]:
-    """An answer in plain values, the same for ``NAME.json`` and for the page."""
+    """An answer in plain values, the same for ``NAME.json`` and for the page.
+
+    Of an image that is not like the training images every value of an answer is None, and ``reason`` says why.
+    """
     rows, columns = radiograph.pixels.shape
     side = max(rows, columns)
     pixels = int(answer.mask.sum())
@@ -32,7 +42,7 @@ def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> di
     spacing = radiograph.pixel_spacing_mm
     yes = answer.probability >= detector.threshold
     parameters = detector.postprocessing
-    return {
+    summary: dict[str, Any] = {
         **({"synthetic": f"{SYNTHETIC}. It says nothing of real ones."} if detector.synthetic else {}),
         "image_id": radiograph.image_id,
         "probability": answer.probability,
@@ -52,10 +62,15 @@ def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> di
         "rows": rows,
         "columns": columns,
         "notes": notes_of(detector, radiograph),
+        "reason": detector.unlike_reason(answer) or None,
+        "likeness": None
+        if detector.likeness is None
+        else {"distance": answer.distance, "limit": detector.likeness.limit},
         "detector": {"name": detector.name, "version": detector.version},
         **({"engines": sorted(detector.engines)} if detector.engines else {}),
         "use": f"{RESEARCH_USE}. Not a medical device.",
     }
+    return summary | dict.fromkeys(ANSWER) if answer.unlike else summary
 
 
 def notes_of(detector: Detector, radiograph: Radiograph) -> list[str]:
@@ -71,21 +86,22 @@ def caption(detector: Detector, answer: Answer) -> list[str]:
     # OpenCV draws a question mark for every letter beyond ASCII. The version identifies a detector without its name.
     name = unicodedata.normalize("NFKD", detector.name).encode("ascii", "ignore").decode().strip()[:40]
     contradiction = disagreement(detector, answer)
+    result = f"Pneumothorax: {word}, probability {answer.probability:.2f} (yes from {detector.threshold:.2f})"
     return [
         *([f"{SYNTHETIC}; says nothing of real ones"] if detector.synthetic else []),
         *([f"Answer and outline disagree: {contradiction}"] if contradiction else []),
-        f"Pneumothorax: {word}, probability {answer.probability:.2f} (yes from {detector.threshold:.2f})",
+        f"{UNLIKE}: no answer" if answer.unlike else result,
         " ".join(filter(None, ["keras-pneumo", name, f"{detector.version}. {RESEARCH_USE}"])),
     ]
 
 
 def disagreement(detector: Detector, answer: Answer) -> str | None:
-    """How the answer for the image and the outline disagree, or None.
+    """How the answer for the image and the outline disagree, or None, also where there is no answer.
 
     They can: the answer depends on the threshold, the outline on the postprocessing parameters.
     """
     yes, outlined = answer.probability >= detector.threshold, bool(answer.mask.any())
-    if yes == outlined:
+    if yes == outlined or answer.unlike:
         return None
     return "answered yes, yet nothing is outlined" if yes else "answered no, yet an area is outlined"
 

@@ -35,6 +35,7 @@ from keras_pneumo.evaluation.inputs.submission import (
     write_submission,
 )
 from keras_pneumo.evaluation.inputs.truth import Truth, read_truth
+from keras_pneumo.evaluation.report.likeness_report import LikenessReport
 from keras_pneumo.evaluation.report.pictures import ImageLoader, image_loader
 from keras_pneumo.evaluation.report.report import write_comparison_report
 from keras_pneumo.evaluation.report.saliency_report import SaliencyReport
@@ -327,10 +328,12 @@ def write_board(
     images: ImageLoader | None = None,
     findings: Findings | None = None,
     saliency: SaliencyReport | None = None,
+    likeness: LikenessReport | None = None,
 ) -> None:
     """Write ``per_image.csv`` first, then ``pairs.csv``, the board as CSV, JSON and Markdown, and the report.
 
-    Each file appears whole or not at all. ``saliency`` is the saliency report of one of the teams.
+    Each file appears whole or not at all. ``saliency`` is the saliency report of one of the teams, ``likeness`` a
+    detector's check of its input.
     """
     findings = findings or analyse(board)
     out = Path(out)
@@ -339,7 +342,7 @@ def write_board(
     write_bytes(out / "board.csv", table_text(ranked_table(board, findings)).encode())
     write_bytes(out / "board.json", board_json(board, findings).encode())
     write_bytes(out / "board.md", board_markdown(board, findings).encode())
-    write_comparison_report(out / "report.html", board, images, findings, saliency)
+    write_comparison_report(out / "report.html", board, images, findings, saliency, likeness)
 
 
 def _as_truth(

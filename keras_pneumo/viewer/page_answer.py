@@ -1,8 +1,9 @@
 """The answer for the page: everything that the page shows of one radiograph.
 
 In: the bytes of a DICOM, PNG or JPEG file. Out: plain values for JSON: the radiograph itself (lossless, so that window
-and level are exact), the outline as a path, two heat maps, and how often such an answer is wrong. Of a file's tags only
-view, age and sex are shown; no name and no PatientID.
+and level are exact), the outline as a path, two heat maps, and how often such an answer is wrong; of an image that is
+not like the training images only itself and that it is not. Of a file's tags only view, age and sex are shown; no name
+and no PatientID.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class PageDetector:
             raise UnreadableImage(reason)
         with self._lock:  # networks answer one at a time
             (answer,) = self.detector.answer([radiograph.pixels])
-            heat = mean_heat(self.detector, [radiograph.pixels])[0]
+            heat = None if answer.unlike else mean_heat(self.detector, [radiograph.pixels])[0]
         summary = summary_of(self.detector, radiograph, answer)
         return {
             "key": sha256_bytes(data),
@@ -66,11 +67,13 @@ class PageDetector:
             "gate": self.detector.postprocessing.gate,
             "gate_source": self.detector.postprocessing.gate_source,
             "probability_from": members_in(self.detector.probability_source),
-            "evidence": self._evidence(bool(summary["pneumothorax"])),
+            "evidence": "" if answer.unlike else self._evidence(bool(summary["pneumothorax"])),
             "box": _box(radiograph),
-            "outline": outline(rle.runs_of(summary["encoded_pixels"]), tolerance=0.4),
+            "outline": "" if answer.unlike else outline(rle.runs_of(summary["encoded_pixels"]), tolerance=0.4),
             "pixels": _png_url(_reduced(radiograph)),
-            "maps": {
+            "maps": {}
+            if heat is None
+            else {
                 "classifier": _png_url(np.rint(_on_image(heat, radiograph) * 255).astype(np.uint8)),
                 "segmenter": _png_url(_on_image(answer.quantised_map, radiograph)),
             },

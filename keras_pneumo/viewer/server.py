@@ -147,6 +147,8 @@ def make_app(page_detector: PageDetector, files: Files, readings: Readings, port
         answer = next((answer for answer in shown if answer["key"] == key), None)
         if answer is None:
             return _refused("This radiograph is no longer in memory. Open it again, then give your verdict.", 404)
+        if answer["probability"] is None:
+            return _refused("The detector gave no answer for this image, so there is nothing to agree with.", 400)
         yes, name = bool(answer["pneumothorax"]), _printable(str(body.get("name", "")))
         try:
             await run_in_threadpool(readings.add, name, key, detector.version, answer["probability"], yes, verdict)

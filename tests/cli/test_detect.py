@@ -3,15 +3,20 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
 
+import cv2
 import pandas as pd
 import pytest
 from command_lab import REPOSITORY, example, refused, run, shell
+from detector_lab import drawn_hand
+
+from keras_pneumo.detector.record import content_hash
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +33,7 @@ def root(tmp_path_factory, phantoms, prepared_folder, tiny_runs):
         (folder / f"runs/smallest_{name}").symlink_to(tiny_runs / name)
     for result in shell(example("join"), folder):
         assert "segmenter without classifier" in result.stdout
+        assert "Not like the training images from a distance of " in result.stdout
         assert "Where it looks (" in result.stdout
         assert "runs/detector-try" in result.stdout
     return folder
@@ -59,6 +65,23 @@ def test_set_aside_files_give_exit_code_one_and_a_second_sentence(root, tmp_path
     assert "bad.dcm: it is no DICOM file" in result.stderr
     assert "1 set aside" in result.stdout
     assert len(list((tmp_path / "out/dicom").rglob("report.dcm"))) == 1
+
+
+def test_a_hand_gives_exit_code_one_and_a_detector_without_the_check_says_so_once(root, tmp_path):
+    cv2.imwrite(str(tmp_path / "hand.png"), drawn_hand())
+    result = run("detect", root / "runs/detector-try", tmp_path / "hand.png", "--out", tmp_path / "out")
+    assert result.returncode == 1, result.stderr
+    assert "hand.png: Not like the training images: its distance to them is" in result.stderr
+    assert "0 radiographs answered, 0 with yes" in result.stdout
+    assert "does not check" not in result.stderr
+    older = shutil.copytree(root / "runs/detector-try", tmp_path / "older", symlinks=True)
+    record = json.loads((older / "detector.json").read_text())
+    del record["likeness"], record["files"]["likeness.npy"], record["sha256"]
+    (older / "detector.json").write_text(json.dumps(record | {"sha256": content_hash(record)}))
+    result = run("detect", older, tmp_path / "hand.png", "--out", tmp_path / "out2")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("does not check whether a radiograph is like its training images") == 1
+    assert "1 radiographs answered" in result.stdout
 
 
 def test_what_cannot_be_done_is_refused(root, tmp_path):

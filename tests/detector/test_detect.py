@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from detector_lab import known_detector
+from detector_lab import checked_detector, drawn_hand, known_detector
 from pydicom.uid import UID
 
 from keras_pneumo.detector.detect import detect
@@ -92,6 +92,42 @@ def test_a_lateral_view_is_set_aside_by_its_tag_or_answered_on_request(few, tmp_
     assert row["pneumothorax"]
     written = json.loads((tmp_path / f"out/{dataset.SOPInstanceUID}.json").read_text())
     assert "no frontal radiograph" in " ".join(written["notes"])
+
+
+def pixels_of(folder):
+    return [pydicom.dcmread(path).pixel_array for path in sorted(folder.iterdir())]
+
+
+def test_a_hand_is_answered_not_like_the_training_images_and_a_radiograph_as_ever(few, tmp_path):
+    (tmp_path / "files").mkdir()
+    cv2.imwrite(str(tmp_path / "files/hand.png"), drawn_hand())
+    (tmp_path / "files/chest.dcm").write_bytes(min(few.iterdir()).read_bytes())
+    result = detect(checked_detector(pixels_of(few), limit=0.6), [tmp_path / "files"], tmp_path / "out")
+    (row,) = result.rows
+    assert row["file"] == "chest.dcm"
+    table = pd.read_csv(tmp_path / "out/predictions.csv")
+    assert list(table["file"]) == ["chest.dcm"]
+    assert list(table["probability"]) == [0.8]
+    aside = pd.read_csv(tmp_path / "out/quarantine.csv")
+    assert list(aside["file"]) == ["hand.png"]
+    assert aside["reason"][0].startswith("Not like the training images: its distance to them is ")
+    written = json.loads((tmp_path / "out/hand.json").read_text())
+    empty = ("probability", "classifier_probability", "own_head_probability", "pneumothorax", "meaning", "outlined")
+    for name in (*empty, "disagreement", "mask_share", "area_mm2", "encoded_pixels"):
+        assert written[name] is None, name
+    assert written["reason"] == aside["reason"][0]
+    assert written["likeness"]["distance"] > written["likeness"]["limit"] == 0.6
+    assert (written["rows"], written["columns"], written["threshold"]) == (512, 512, 0.5)
+    answered = json.loads((tmp_path / "out" / f"{row['image_id']}.json").read_text())
+    assert (answered["probability"], answered["reason"]) == (0.8, None)
+    assert 0 <= answered["likeness"]["distance"] <= 0.6
+    # The picture is the hand with words and without an outline.
+    picture = cv2.imread(str(tmp_path / "out/hand.png"))
+    assert (np.ptp(picture[:440], axis=2) == 0).all()
+    np.testing.assert_array_equal(picture[:440, :, 0], drawn_hand()[:440])
+    assert (picture[440:, :, 0] != drawn_hand()[440:]).sum() > 500
+    chest = cv2.imread(str(tmp_path / "out" / f"{row['image_id']}.png"))
+    assert (np.ptp(chest, axis=2) > 60).any()
 
 
 def test_hostile_ids_stay_inside_the_folder_and_equal_ids_get_separate_files(few, tmp_path):

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from detector_lab import dice, expected_mask, known_detector
+from detector_lab import checked_detector, dice, drawn_hand, expected_mask, known_detector
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.radiographs.reading import read_radiograph
@@ -63,6 +63,18 @@ def test_predict_gives_what_detect_writes(phantoms, tmp_path):
     assert [prediction.image_id for prediction in by_paths] == [path.stem for path in paths]
     (single,) = detector.predict(arrays[2])
     np.testing.assert_array_equal(single.mask, by_arrays[2].mask)
+
+
+def test_predict_gives_a_hand_no_probability_and_says_why(phantoms):
+    path = min(phantoms.rglob("*.dcm"))
+    detector = checked_detector([read_radiograph(path).pixels], limit=0.1)
+    chest, hand = detector.predict([path, drawn_hand()])
+    assert (chest.probability, chest.pneumothorax, chest.reason) == (0.8, True, "")
+    assert chest.mask.any()
+    assert (hand.probability, hand.pneumothorax) == (None, None)
+    assert hand.reason.startswith("Not like the training images: its distance to them is ")
+    assert hand.mask.shape == (512, 512)
+    assert not hand.mask.any()
 
 
 def test_predict_leaves_out_what_it_cannot_read_and_warns(phantoms, tmp_path):

@@ -10,7 +10,16 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from detector_lab import DCIODVFY, check_valid, cut_dicom, dice, expected_mask, known_detector
+from detector_lab import (
+    DCIODVFY,
+    check_valid,
+    checked_detector,
+    cut_dicom,
+    dice,
+    drawn_hand,
+    expected_mask,
+    known_detector,
+)
 from pydicom.uid import ExplicitVRLittleEndian
 
 from keras_pneumo.data.labels import rle
@@ -105,7 +114,7 @@ def check_objects(path, out):
     spacing = float(source.PixelSpacing[0])
     pixel = spacing * max(source.Rows, source.Columns) / 1024  # of the grid of EncodedPixels
     assert written["area_mm2"] == pytest.approx(rle.decode(written["encoded_pixels"]).sum() * pixel**2, rel=1e-3)
-    text = str(report)
+    text = report.to_json()
     assert "0.1.0+test" in text
     assert "Research use only" in text
 
@@ -207,6 +216,35 @@ def test_a_negative_answer_has_a_report_and_no_segmentation(few, tmp_path):
     (image,) = hd.sr.srread(path).content.get_image_measurement_groups()
     assert image.get_qualitative_evaluations()[0].value.meaning == "Absent"
     check_valid(tmp_path)
+
+
+def test_an_image_not_like_the_training_images_has_a_report_without_an_answer(few, tmp_path):
+    (path,) = sorted(few.iterdir())[:1]
+    dataset = pydicom.dcmread(path)
+    hand = drawn_hand(dataset.Rows)
+    dataset.BodyPartExamined = ""
+    dataset.PixelData, dataset.file_meta.TransferSyntaxUID = hand.tobytes(), ExplicitVRLittleEndian
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(tmp_path / "hand.dcm", enforce_file_format=True)
+    detector = checked_detector([pydicom.dcmread(path).pixel_array], top=0.5)
+    result = detect(detector, [tmp_path / "hand.dcm"], tmp_path / "out", dicom=True)
+    assert (len(result.rows), len(result.set_aside)) == (0, 1)
+    made = {each.stem: each for each in (tmp_path / "out/dicom").rglob("*.dcm")}
+    assert made.keys() == {"capture", "report"}, "no segmentation, although the network outlines the bright bones"
+    report = hd.sr.srread(made["report"])
+    (group,) = report.content.get_image_measurement_groups()
+    (evaluation,) = group.get_qualitative_evaluations()
+    assert (evaluation.name.meaning, evaluation.value.meaning) == (
+        "Check of the input image", "Not like the training images")  # fmt: skip
+    assert not group.get_measurements()
+    assert not report.content.get_planar_roi_measurement_groups()
+    text = report.to_json()
+    for word in ("Present", "Absent", "robability", "Plain chest X-ray"):
+        assert word not in text, word
+    assert "its distance to them is" in text
+    assert "BodyPartExamined" not in pydicom.dcmread(made["capture"])
+    if DCIODVFY:
+        check_valid(tmp_path / "out")
 
 
 def test_lossy_compression_of_the_source_is_recorded(few, tmp_path):

@@ -7,11 +7,11 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from detector_lab import known_detector
+from detector_lab import checked_detector, drawn_hand, known_detector
 
 from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.detector.detect import detect
-from keras_pneumo.detector.summary import error_rate_of
+from keras_pneumo.detector.summary import caption, error_rate_of
 
 
 @pytest.mark.parametrize(("gate", "written"), [(0.25, {"source": "outline", "from": 0.25}), (0.0, None)])
@@ -46,6 +46,18 @@ def test_what_was_trained_on_phantoms_says_so_first_and_gives_no_error_rate(few,
     rows = np.flatnonzero((pictures[0] != pictures[1]).any(axis=(1, 2)))
     assert rows.size, "the overlay says it too"
     assert rows.min() > 0.85 * len(pictures[0])
+
+
+def test_the_caption_of_an_image_without_an_answer_gives_neither_answer_nor_probability():
+    detector = checked_detector([np.tile(np.arange(256, dtype=np.uint8), (256, 1))])
+    (answer,) = detector.answer([drawn_hand()])
+    assert answer.unlike
+    assert caption(detector, answer) == [
+        "Not like the training images: no answer", "keras-pneumo bright 0.1.0+test. Research use only"]  # fmt: skip
+    # The mask would contradict the answer, but there is no answer to contradict.
+    synthetic = replace(detector, record={"synthetic": True}, threshold=0.9)
+    assert caption(synthetic, answer)[0].startswith("Trained on synthetic radiographs")
+    assert len(caption(synthetic, answer)) == 3
 
 
 def test_error_rates_are_exact():

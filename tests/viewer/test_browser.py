@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from detector_lab import cut_dicom, dice, expected_mask
+from detector_lab import checked_detector, cut_dicom, dice, drawn_hand, expected_mask
 
 pytest.importorskip("uvicorn", reason="the page (extra view) is not installed")
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -277,6 +278,30 @@ def test_every_grey_value_is_shown_as_it_is(browser, tmp_path):
         np.testing.assert_allclose(browser.pixels()[:256], np.clip(exact, 0, 255), atol=0.5 + 1e-9)
     browser.press("r")
     np.testing.assert_array_equal(browser.pixels(), np.arange(4096) % 256)
+
+
+def test_a_hand_is_shown_without_answer_outline_and_heat(browser, tmp_path):
+    page_detector = browser.page.page_detector
+    browser.until("return document.body.dataset.shown")
+    checked = checked_detector([pydicom.dcmread(path).pixel_array for path, _ in browser.page.files], limit=0.6)
+    page_detector.detector = replace(page_detector.detector, likeness=checked.likeness)
+    cv2.imwrite(str(tmp_path / "hand.png"), drawn_hand())
+    browser.drop(tmp_path / "hand.png")
+    browser.press("h")  # a heat map is asked for, and there is none
+    assert browser.text("word") == "Not like the training images"
+    assert browser.text("numbers").startswith("Not like the training images: its distance to them is ")
+    assert "robability 0" not in browser.text("answer")
+    for part in ("scale", "errors", "dots", "hundred"):
+        assert not browser.driver.find_element(By.ID, part).is_displayed(), part
+    np.testing.assert_array_equal(browser.pixels(), drawn_hand().ravel()[::16])
+    assert not browser.inside().any()
+    assert all(not button.is_enabled() for button in browser.driver.find_elements(By.CSS_SELECTOR, "[data-verdict]"))
+    browser.press("a")
+    browser.drop(browser.page.files[1][0])
+    assert "yes" in browser.text("word")
+    assert browser.driver.find_element(By.ID, "dots").is_displayed()
+    assert not (tmp_path / "readings.csv").exists(), "no verdict on what has no answer"
+    assert browser.console_errors() == []
 
 
 def test_the_page_can_be_loaded_again(browser):

@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import pandas as pd
 import pydicom
 import pytest
-from detector_lab import known_detector
+from detector_lab import checked_detector, drawn_hand, known_detector
 
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
 from keras_pneumo.errors import PneumoError
@@ -99,6 +100,26 @@ def test_a_bad_file_gets_a_sentence_and_the_page_goes_on(page, radiographs):
     assert status == 200
     assert answer["name"] == "good.dcm"
     assert page.json("/api/folder/7")[0] == 404
+
+
+def test_a_hand_has_no_answer_and_gets_no_verdict(page, radiographs, monkeypatch):
+    checked = checked_detector([pydicom.dcmread(path).pixel_array for path in radiographs.iterdir()], limit=0.6)
+    known = page.page_detector.detector
+    monkeypatch.setattr(page.page_detector, "detector", replace(known, likeness=checked.likeness))
+    png = cv2.imencode(".png", drawn_hand())[1].tobytes()
+    status, answer = page.json("/api/drop?name=hand.png", png)
+    assert status == 200
+    assert (answer["probability"], answer["pneumothorax"], answer["meaning"]) == (None, None, None)
+    assert (answer["outline"], answer["evidence"], answer["maps"]) == ("", "", {})
+    assert answer["reason"].startswith("Not like the training images: its distance to them is ")
+    assert answer["pixels"].startswith("data:image/png;base64,")
+    body = json.dumps({"key": answer["key"], "name": "hand.png", "verdict": "agree"}).encode()
+    status, refusal = page.json("/api/reading", body)
+    assert status == 400
+    assert "gave no answer" in refusal["error"]
+    assert len(page.readings.verdicts(known.version)) == 0
+    status, chest = page.json("/api/drop?name=chest.dcm", min(radiographs.iterdir()).read_bytes())
+    assert (status, chest["probability"], chest["reason"]) == (200, pytest.approx(0.8), None)
 
 
 def test_a_reading_is_saved_and_counted(page):

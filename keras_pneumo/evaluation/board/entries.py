@@ -165,8 +165,9 @@ def with_intervals(
             if interval.high - interval.low < 1e-9:
                 intervals[name] = _share_interval(truth, decision, kinds, point[name])
         low, high = intervals.get("auroc", (0.0, 1.0))
-        if high - low < 1e-9 and point["auroc"] == 1:
-            intervals["auroc"] = _perfect_auroc(truth)
+        if high - low < 1e-9 and point["auroc"] in (0, 1):
+            low, high = _perfect_auroc(truth)
+            intervals["auroc"] = Interval(low, high) if point["auroc"] == 1 else Interval(1 - high, 1 - low)
     return replace(entry, point=point, intervals=intervals)
 
 

@@ -144,33 +144,37 @@ class WorstSubgroup:
     """None where no subgroup has images enough."""
 
 
-def worst_subgroup(parts: list[SubgroupScores], score: str) -> WorstSubgroup:
+def worst_subgroup(parts: list[SubgroupScores], score: str, enough: int = ENOUGH) -> WorstSubgroup:
     """Name the subgroup with the worst score of the first submission, among those with images enough of both classes.
+
+    Images of which an attribute is not known are no subgroup here.
 
     Args:
         parts: from :func:`scores_within`.
         score: the score that is compared, such as ``auroc``.
+        enough: positives, and negatives, that a subgroup must have.
     """
     sign = -1 if score in LOWER_IS_BETTER else 1
 
     def value(part: SubgroupScores) -> float:
         return sign * part.entries[0].point.get(score, math.nan)
 
-    enough = [
+    parts = [part for part in parts if part.name != UNKNOWN]
+    compared = [
         part
         for part in parts
-        if min(part.positives, part.images - part.positives) >= ENOUGH and np.isfinite(value(part))
+        if min(part.positives, part.images - part.positives) >= enough and np.isfinite(value(part))
     ]
-    rule = f"at least {ENOUGH} positives and {ENOUGH} negatives"
-    if len(enough) < 2:
-        text = f"No worst subgroup is named: {len(enough) or 'none'} of {len(parts)} has {rule}." if parts else ""
+    rule = f"at least {enough} positives and {enough} negatives"
+    if len(compared) < 2:
+        text = f"No worst subgroup is named: {len(compared) or 'none'} of {len(parts)} has {rule}." if parts else ""
         return WorstSubgroup([text] if text else [], None)
-    worst = min(enough, key=value)
+    worst = min(compared, key=value)
     sentences = [_sentence(worst, score)]
-    if worst.attribute == MASK_SIZE and (others := [part for part in enough if part.attribute != MASK_SIZE]):
+    if worst.attribute == MASK_SIZE and (others := [part for part in compared if part.attribute != MASK_SIZE]):
         sentences.append(f"Aside from the size of the mask: {_sentence(min(others, key=value), score, lower=True)}")
     sentences.append(
-        f"It is the worst of {len(enough)} subgroups with {rule} ({len(parts) - len(enough)} have fewer). One of so "
+        f"It is the worst of {len(compared)} subgroups with {rule} ({len(parts) - len(compared)} have fewer). One of "
         "many is always the worst, and looks worse than it is by chance alone; its interval is not adjusted for that. "
         "Take it for a place to look, not for a finding."
     )

@@ -29,13 +29,16 @@ _RATES: dict[str, tuple[str, tuple[str, ...]]] = {
 """Shares of images: which count, of which."""
 
 _COMPARED = ("auroc", "auprc", *_RATES, "brier", "calibration_error", "dice", "dice_positives", "negatives_left_empty")
+SHORT = {"ppv": "PPV", "npv": "NPV"}
+"""Names of scores where there is little room."""
+
 _BY_SUBGROUP = ("auroc", *_RATES, "dice", "dice_positives")
 _NEEDS = {
     **dict.fromkeys(("auroc", "auprc"), "needs both classes"),
     **dict.fromkeys(("sensitivity", "dice_positives"), "needs positives"),
     **dict.fromkeys(("specificity", "negatives_left_empty"), "needs negatives"),
-    "ppv": "needs a positive answer",
-    "npv": "needs a negative answer",
+    "ppv": "no positive answer",
+    "npv": "no negative answer",
 }
 """Why a score does not exist."""
 
@@ -54,6 +57,7 @@ class ExternalReport:
     """What the scores at home are of; blank where they are not known."""
     calibration: list[str]
     subgroup_columns: list[str]
+    """Names of the scores, as a reader sees them."""
     subgroups: list[dict[str, Any]]
     worst: WorstSubgroup
 
@@ -87,7 +91,7 @@ def external_report(
         comparison=_comparison(board, home),
         home=home_of,
         calibration=_calibration(board, home),
-        subgroup_columns=columns,
+        subgroup_columns=[SHORT.get(name, LABELS[name]) for name in columns],
         subgroups=[_subgroup_row(part, columns) for part in parts],
         worst=worst_subgroup(parts, board.headline),
     )

@@ -37,6 +37,7 @@ from keras_pneumo.evaluation.report.charts import (
     training_figures,
 )
 from keras_pneumo.evaluation.report.external_report import ExternalReport
+from keras_pneumo.evaluation.report.likeness_report import LikenessReport
 from keras_pneumo.evaluation.report.mask_report import MaskFindings
 from keras_pneumo.evaluation.report.pictures import OUTCOMES, SIZE_NAMES, ImageLoader, data_uri, gallery, outline
 from keras_pneumo.evaluation.report.saliency_report import SaliencyReport
@@ -89,16 +90,17 @@ def write_comparison_report(
     image: ImageLoader | None = None,
     findings: Findings | None = None,
     saliency: SaliencyReport | None = None,
+    likeness: LikenessReport | None = None,
 ) -> Path:
     """Write the report of any number of submissions side by side; arguments as in :func:`write_run_report`.
 
     ``findings`` (see :func:`findings.analyse`) adds ranks, all pairs, seeds, the accuracy of the labels, fusion and
-    the gallery; it is computed here when not given.
+    the gallery; it is computed here when not given. ``likeness`` is a detector's check of its input.
     """
     names = [team.team for team in board.teams]
     title = f"{names[0]} and {len(names) - 1} more, compared" if len(names) > 2 else " and ".join(names) + ", compared"
     title = title if len(names) > 1 else f"Report of {names[0]}"
-    return _write(path, board, title, image, findings=findings or analyse(board), saliency=saliency)
+    return _write(path, board, title, image, findings=findings or analyse(board), saliency=saliency, likeness=likeness)
 
 
 def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -138,6 +140,7 @@ def _write(
     findings: Findings | None = None,
     masks: MaskFindings | None = None,
     saliency: SaliencyReport | None = None,
+    likeness: LikenessReport | None = None,
     external: ExternalReport | None = None,
 ) -> Path:
     result = verdict(board)
@@ -194,6 +197,7 @@ def _write(
         mistakes=_mistakes(single, board, image) if single and not masks else [],
         masks=masks,
         saliency=saliency,
+        likeness=likeness,
         outlines=_outlines(single, board, image, masks) if single and masks else [],
         facts=facts or [],
         labels=LABELS,

@@ -111,7 +111,7 @@ function showPosition() {
 
 /** The verdict buttons and the agreement of the reader with the detector. */
 function showReadings() {
-  for (const button of document.querySelectorAll("[data-verdict]")) button.disabled = !state.answer;
+  for (const button of document.querySelectorAll("[data-verdict]")) button.disabled = state.answer?.probability == null;
   const read = state.items.filter((item) => item.verdict).length;
   showAgreement(state.about.agreement, read, state.items.length, state.about.readings);
 }
@@ -148,7 +148,7 @@ function zoom(value) {
 /** Verdicts are saved one after another, so that the last one given is the one kept. */
 function giveVerdict(verdict) {
   const { answer } = state;
-  if (answer) state.saving = state.saving.then(() => saveVerdict(answer, state.items[answer.index], verdict));
+  if (answer?.probability != null) state.saving = state.saving.then(() => saveVerdict(answer, state.items[answer.index], verdict));
 }
 
 /** Save a verdict on an answer. The page may show another radiograph by the time it is saved. */
@@ -203,7 +203,7 @@ function listen() {
   $("zoom").oninput = () => zoom($("zoom").value / 100);
   $("outline-strength").oninput = () => set({ outline: Number($("outline-strength").value) });
   $("heat-strength").oninput = () => set({ heat: Number($("heat-strength").value) });
-  $("prevalence").oninput = () => state.answer && showHundred(state.answer, state.about);
+  $("prevalence").oninput = () => state.answer?.probability != null && showHundred(state.answer, state.about);
   for (const choice of document.querySelectorAll("[name=map]")) choice.onchange = () => set({ map: choice.value });
   for (const button of document.querySelectorAll("[data-verdict]")) button.onclick = () => giveVerdict(button.dataset.verdict);
   document.addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dropping"); });

@@ -16,9 +16,20 @@ export function wrongInHundred(about, positive, prevalence) {
 
 export function showAnswer(answer, about) {
   const panel = $("answer");
+  const unlike = answer.probability === null; // not like the training images: there is nothing to show but that
   panel.hidden = false;
+  for (const part of ["scale", "errors"]) $(part).hidden = unlike;
   panel.className = answer.pneumothorax ? "yes" : "no";
   $("name").textContent = answer.name;
+  $("notes").replaceChildren(...answer.notes.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
+  $("facts").textContent = answer.facts.join(" · ");
+  if (unlike) {
+    panel.className = "unlike";
+    $("word").textContent = "Not like the training images";
+    $("numbers").textContent = answer.reason;
+    $("note").textContent = "The detector has learned from nothing like it, so it gives no probability and no outline.";
+    return;
+  }
   $("word").textContent = answer.pneumothorax ? "Pneumothorax: yes" : "Pneumothorax: no";
   $("bar").style.width = percent(answer.probability);
   $("tick").style.left = `calc(${100 * answer.threshold}% - 1px)`;
@@ -28,10 +39,8 @@ export function showAnswer(answer, about) {
   $("note").textContent = answer.pneumothorax === answer.outlined ? ""
     : answer.outlined ? "An area is outlined, but the probability is below the threshold."
     : "The probability is above the threshold, but nothing is outlined.";
-  $("notes").replaceChildren(...answer.notes.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
   $("evidence").textContent = answer.evidence;
   showHundred(answer, about);
-  $("facts").textContent = answer.facts.join(" · ");
 }
 
 /** Show the hundred dots and the sentence for the prevalence on the slider. */
