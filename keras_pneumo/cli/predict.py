@@ -87,16 +87,16 @@ def predict_command(
             f"{data} has another split than the run, or all of its images were asked for: its predictions would "
             "replace the run's own submission. Name a folder with --out."
         )
-    folder = out_folder or runs[0] / ("submission" if from_prepared else "predictions")
-    require_writable(require_replaceable(folder).parent if from_prepared else folder)
-    distribution = start_distribution(strategy, replicas, wait_for_workers, warn)
-    if engine != EngineName.KERAS and distribution.strategy is not None:
-        raise PneumoError(f"--engine {name} predicts on one device. Give --strategy one too, or leave out --engine.")
     if at_home and parameters_file is not None:
         raise PneumoError(
             f"{data} is prepared: the postprocessing of masks is fitted on its validation images, and --postprocess is "
             "not used. Leave it out."
         )
+    folder = out_folder or runs[0] / ("submission" if from_prepared else "predictions")
+    require_writable(require_replaceable(folder).parent if from_prepared else folder)
+    distribution = start_distribution(strategy, replicas, wait_for_workers, warn)
+    if engine != EngineName.KERAS and distribution.strategy is not None:
+        raise PneumoError(f"--engine {name} predicts on one device. Give --strategy one too, or leave out --engine.")
     distributed = distribution.distributed_predictor()
     if engine != EngineName.KERAS:
 
