@@ -123,7 +123,7 @@ def evaluate(
     require_writable(out)
     with folder_lock(out):
         prepared, summary = _prepared(opened, given, out, labels, patients, options, workers, progress)
-        predictions = _predict(opened, prepared, progress, distributed)
+        predictions, unlike = _predict(opened, prepared, progress, distributed)
         write_submission(out / SUBMISSION, predictions.info, predictions.table)
         truth = read_truth(prepared.folder, ALL)
         kept = _kept(truth, predictions.contamination, keep_contaminated)
@@ -131,7 +131,7 @@ def evaluate(
         segmenter = isinstance(opened, RunFolder) and opened.experiment.task == "segmenter"
         board = score_submissions(kept, [team], seed, resamples, headline="dice" if segmenter else "")
         parts = scores_within(board, attributes_of(kept, prepared.folder))
-        cautions = _cautions(opened, prepared, predictions.contamination, keep_contaminated)
+        cautions = _cautions(opened, prepared, predictions.contamination, keep_contaminated, unlike)
         return _write(out, opened, prepared, board, parts, cautions, predictions.contamination, kept, summary)
 
 
@@ -186,20 +186,22 @@ def _predict(
     prepared: PreparedFolder,
     progress: Progress | None,
     distributed: DistributedPredictor,
-) -> FittedPredictions:
-    """Every image predicted, with what was fitted at home."""
+) -> tuple[FittedPredictions, int]:
+    """Every image predicted, with what was fitted at home, and how many a detector finds unlike its training images."""
     if isinstance(opened, RunFolder):
-        return predict_with_fitted([opened], prepared, ALL, progress, distributed=distributed)
+        return predict_with_fitted([opened], prepared, ALL, progress, distributed=distributed), 0
     image_ids = prepared.cases["image_id"].tolist()
-    rows = [
-        {"image_id": image_id, "probability": answer.probability, "encoded_pixels": rle.encode(answer.mask)}
-        for image_id, answer in opened.answer_prepared(prepared, image_ids, progress)
-    ]
+    rows, unlike = [], 0
+    for image_id, answer in opened.answer_prepared(prepared, image_ids, progress):
+        unlike += answer.unlike
+        rows.append(
+            {"image_id": image_id, "probability": answer.probability, "encoded_pixels": rle.encode(answer.mask)}
+        )
     members = _members(opened)
     contamination = contamination_by(members, prepared, image_ids)
     info = submission_info(members, "joint", ALL, opened.threshold, opened.engines)
     info = info.model_copy(update={"team": f"keras-pneumo {opened.name} (joined)"[:80]})
-    return FittedPredictions(on_other_data(info, prepared, contamination), pd.DataFrame(rows), contamination)
+    return FittedPredictions(on_other_data(info, prepared, contamination), pd.DataFrame(rows), contamination), unlike
 
 
 def _kept(truth: Truth, contamination: Contamination, keep: bool) -> Truth:
@@ -232,7 +234,7 @@ def _with_images(folder: Path, truth: Truth) -> Submission:
 
 
 def _cautions(
-    opened: RunFolder | Detector, prepared: PreparedFolder, contamination: Contamination, keep: bool
+    opened: RunFolder | Detector, prepared: PreparedFolder, contamination: Contamination, keep: bool, unlike: int
 ) -> list[str]:
     """What must be read before any score."""
     record = opened.record
@@ -248,6 +250,12 @@ def _cautions(
         cautions.append(
             "These images are synthetic phantoms, and the network was trained on radiographs: its scores here say "
             "nothing about radiographs."
+        )
+    if unlike:
+        images = counted(len(contamination.table), "image")
+        cautions.append(
+            f"{unlike:,} of {images} {'is' if unlike == 1 else 'are'} not like the training images. keras-pneumo "
+            "detect would not answer for them; here they are scored as all others."
         )
     shared = int(contamination.shared.sum())
     if contamination.unknown:

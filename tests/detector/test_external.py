@@ -1,5 +1,6 @@
 """Tests of the evaluation on an external test set: what is predicted, scored, left out and said."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,7 +10,7 @@ import pytest
 
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.data.prepared.split import is_test_only
-from keras_pneumo.detector.detector import open_detector
+from keras_pneumo.detector.detector import Detector, open_detector
 from keras_pneumo.detector.external import evaluate
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.compare import compare
@@ -160,6 +161,20 @@ def test_a_segmenter_and_a_detector_are_evaluated_as_they_answer(
     assert predicted.loc[alone.image_id, "probability"] == pytest.approx(alone.probability, abs=1e-6)
     assert result.board.teams[0].threshold == detector.threshold
     assert "At home" in result.report.read_text()
+
+
+def test_images_unlike_the_training_images_are_counted_on_top(tmp_path, tiny_detector, other, monkeypatch):
+    answers = Detector.answer_prepared
+
+    def unlike(self, prepared, image_ids, progress=None):
+        for number, (image_id, answer) in enumerate(answers(self, prepared, image_ids, progress)):
+            yield image_id, dataclasses.replace(answer, unlike=number < 2)
+
+    monkeypatch.setattr(Detector, "answer_prepared", unlike)
+    result = evaluate(tiny_detector, other, tmp_path / "out", resamples=100)
+    (caution,) = [text for text in result.cautions if "not like the training images" in text]
+    assert caution.startswith("2 of ")
+    assert "not like the training images" in result.report.read_text()
 
 
 @pytest.mark.parametrize("name", ["experiment.json", "detector.json", "manifest.json"])
