@@ -7,7 +7,10 @@ enough to repeat the run.
 
 from __future__ import annotations
 
+import difflib
+import json
 import runpy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -229,8 +232,87 @@ def validated(model: type[SettingsT], values: dict[str, Any], where: str) -> Set
             name = ".".join(map(str, fault["loc"]))
             reason = fault["msg"].removeprefix("Value error, ")
             given = "" if fault["type"] in ("missing", "value_error") else f" (given: {fault['input']!r:.80})"
+            if fault["type"] == "extra_forbidden":
+                reason, given = f"there is no such setting{_suggestion(name, model)}", ""
+            elif fault["type"] == "string_pattern_mismatch":
+                reason = IN_WORDS.get(name, reason)
             problems.append(f"{name}: {reason}{given}" if name else reason)
         raise PneumoError(f"{where} cannot be used. " + "; ".join(problems) + ".") from None
+
+
+IN_WORDS = {
+    "loss": "a weighted sum of bce, dice, focal and lovasz is expected, such as '3 bce + 1 dice + 4 focal'",
+    "name": "at most 64 lower case letters, digits and _ . - are expected, a letter or a digit first",
+}
+"""What is allowed, by setting, where pydantic would show a regular expression."""
+
+OTHER_NAMES = {
+    "lr": "learning_rate", "batch": "global_batch_size", "batch_size": "global_batch_size", "bs": "global_batch_size",
+    "wd": "weight_decay", "size": "image_size", "backbone": "encoder", "scheduler": "schedule", "amp": "precision",
+    "grad_accum": "accumulation", "gradient_accumulation": "accumulation", "clip": "clip_norm", "opt": "optimizer",
+    "pretrained": "weights", "tta": "flip_averaging", "early_stopping": "patience", "swa": "swa_epochs",
+}  # fmt: skip
+"""What other programs call a setting."""
+
+
+def setting_names(model: type[Settings]) -> list[str]:
+    """The names of all settings, those of groups within as ``group.name``."""
+    names = []
+    for name, field in model.model_fields.items():
+        group = field.annotation if isinstance(field.annotation, type) else None
+        if group is not None and issubclass(group, Settings):
+            names += [f"{name}.{inner}" for inner in group.model_fields]
+        else:
+            names.append(name)
+    return names
+
+
+def _suggestion(name: str, model: type[Settings]) -> str:
+    """A question with the setting that was perhaps meant; '' where none is near."""
+    names = setting_names(model)
+    ends = {each.rpartition(".")[2]: each for each in reversed(names)}
+    meant = OTHER_NAMES.get(name.lower()) or ends.get(name.rpartition(".")[2])
+    near = [meant] if meant in names else difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def with_settings(experiment: Experiment, texts: Sequence[str]) -> Experiment:
+    """The experiment with some settings changed, each given as a text such as ``augmentation.flip=0``.
+
+    Values are read as JSON (``3e-4``, ``true``, ``null``, ``[[0, 0.5]]``), or as a text where they are none; ``none``,
+    ``yes`` and ``no`` are understood too. Of two texts for one setting the last counts.
+
+    Raises:
+        PneumoError: a text has no value, names no setting, or a value outside of what is allowed.
+    """
+    names = setting_names(type(experiment))
+    changes: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        name = name.replace("-", "_")
+        if not equals or not value:
+            raise PneumoError(f"--set {text} has no value. Write it as --set learning_rate=3e-4.")
+        if name not in names:
+            raise PneumoError(
+                f"--set {text}: there is no setting {name}{_suggestion(name, type(experiment)) or '.'} "
+                f"There are: {', '.join(names)}."
+            )
+        group, _, inner = name.rpartition(".")
+        if group:
+            changes.setdefault(group, getattr(experiment, group).model_dump())[inner] = _value_of(value)
+        else:
+            changes[name] = _value_of(value)
+    return validated(type(experiment), {**experiment.model_dump(), **changes}, "--set") if changes else experiment
+
+
+def _value_of(text: str) -> Any:
+    words = {"none": None, "yes": True, "no": False, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def read_experiment(path: Path) -> Experiment:

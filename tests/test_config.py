@@ -1,9 +1,10 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from keras_pneumo.config import CLASSIFIER, SEGMENTER, Augmentation, Experiment, read_experiment
+from keras_pneumo.config import CLASSIFIER, SEGMENTER, Augmentation, Experiment, read_experiment, with_settings
 from keras_pneumo.errors import PneumoError
 
 
@@ -39,6 +40,56 @@ def test_an_experiment_cannot_be_altered_in_place():
 def test_a_value_outside_its_range_is_refused_by_name(changes, words):
     with pytest.raises(PneumoError, match=words):
         CLASSIFIER.replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("texts", "changes"),
+    [
+        (["learning_rate=3e-4"], {"learning_rate": 3e-4}),
+        (["learning-rate = 3e-4", "learning_rate=1"], {"learning_rate": 1.0}),
+        (["augmentation.flip=0", "augmentation.rotate=5"], {"augmentation": Augmentation(flip=0, rotate=5)}),
+        (["positive_rate=[[0, 0.5], [3, 0.4]]"], {"positive_rate": ((0, 0.5), (3, 0.4))}),
+        (["clip_norm=1", "patience=none", "frozen_batchnorm=yes"], {"clip_norm": 1.0, "frozen_batchnorm": True}),
+        (["optimizer=sgd"], {"optimizer": "sgd"}),
+        ([], {}),
+    ],
+)
+def test_settings_as_texts(texts, changes):
+    assert with_settings(CLASSIFIER, texts) == CLASSIFIER.replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("lr=3e-4", "did you mean learning_rate?"),
+        ("learning_rat=3e-4", "did you mean learning_rate?"),
+        ("flip=0", "did you mean augmentation.flip?"),
+        ("augmentation.gama=0", "did you mean augmentation.gamma?"),
+        ("augmentation=0", "did you mean"),
+        ("nothing_like_it=0", "There are: name, task, encoder"),
+        ("learning_rate", "has no value"),
+        ("learning_rate=", "has no value"),
+        ("learning_rate=fast", "valid number"),
+        ("encoder=vgg16", "'resnet18', 'resnet34' or 'resnet50'"),
+        ("name=A B", "lower case letters, digits"),
+    ],
+)
+def test_a_wrong_text_is_refused_with_what_is_allowed(text, words):
+    with pytest.raises(PneumoError, match=re.escape(words)) as error:
+        with_settings(CLASSIFIER, [text])
+    assert "^" not in str(error.value)
+
+
+def test_a_loss_that_is_none_is_refused_in_words():
+    with pytest.raises(PneumoError, match="a weighted sum of bce, dice, focal and lovasz"):
+        with_settings(SEGMENTER, ["loss=3 bce + jaccard"])
+
+
+def test_an_unknown_name_in_an_experiment_suggests_the_right_one():
+    with pytest.raises(PneumoError, match=r"batch_size: there is no such setting; did you mean global_batch_size\?"):
+        CLASSIFIER.replace(batch_size=4)
+    with pytest.raises(PneumoError, match=r"did you mean rotate\?"):
+        Augmentation().replace(rotation=4)
 
 
 def test_json_gives_the_same_experiment_back(tmp_path):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keras_pneumo.cli.console import say
-from keras_pneumo.config import read_experiment
+from keras_pneumo.cli.train import SetOption
+from keras_pneumo.config import read_experiment, with_settings
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import hushed, import_tensorflow
 
@@ -25,6 +26,7 @@ def export_command(
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Of an experiment: ImageNet weights, or a safetensors file.")
     ] = None,
+    settings: SetOption = None,
 ) -> None:
     """Export a run's best weights, checked on test images against the run itself.
 
@@ -40,7 +42,9 @@ def export_command(
         raise PneumoError(f"There is no format {form!r}. Choose one of {', '.join(FORMATS)}.")
     if source.is_file() and form != "torch":
         raise PneumoError(f"{source} is an experiment: only its starting weights can be exported, with --format torch.")
-    experiment = read_experiment(source) if not source.is_dir() else None
+    if source.is_dir() and settings:
+        raise PneumoError("--set changes an experiment; a run has its settings. Leave it out.")
+    experiment = with_settings(read_experiment(source), settings or ()) if not source.is_dir() else None
     import_tensorflow()
     from keras_pneumo.inference.export import BOUND, export_network, export_run
     from keras_pneumo.inference.run import read_run

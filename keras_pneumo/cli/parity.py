@@ -15,8 +15,16 @@ from rich.table import Table
 
 from keras_pneumo.cli.console import duration, err, out, say
 from keras_pneumo.cli.referee import ROOMY
-from keras_pneumo.cli.train import DataArgument, LabelsOption, PatientsOption, PreparedOption, WeightsOption, open_data
-from keras_pneumo.config import read_experiment
+from keras_pneumo.cli.train import (
+    DataArgument,
+    LabelsOption,
+    PatientsOption,
+    PreparedOption,
+    SetOption,
+    WeightsOption,
+    open_data,
+)
+from keras_pneumo.config import read_experiment, with_settings
 from keras_pneumo.quiet import import_tensorflow
 
 if TYPE_CHECKING:
@@ -115,6 +123,7 @@ def compare_frameworks_command(
     labels: LabelsOption = None,
     patients: PatientsOption = None,
     weights: WeightsOption = None,
+    settings: SetOption = None,
     torch_python: Annotated[
         Path | None, typer.Option(help="Python of PyTorch's environment; default: .venv-torch of the checkout.")
     ] = None,
@@ -138,7 +147,7 @@ def compare_frameworks_command(
     from keras_pneumo.parity.seeds.study import Study, compare_frameworks, team_name
 
     find_python(torch_python)  # refuse before images are prepared
-    experiment = read_experiment(experiment_file)
+    experiment = with_settings(read_experiment(experiment_file), settings or ())
     prepared = open_data(data, experiment, prepared_folder, labels, patients)
     out_folder = out_folder or Path("runs") / f"frameworks-{experiment.name}"
     study = Study(experiment, prepared, out_folder, seeds, margin, controls)

@@ -15,7 +15,7 @@ import typer
 
 from keras_pneumo.cli.console import ProgressBar, duration, say, warn
 from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together
-from keras_pneumo.config import Experiment, read_experiment
+from keras_pneumo.config import Experiment, read_experiment, with_settings
 from keras_pneumo.data.prepared.folder import PreparedFolder, is_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
@@ -39,6 +39,12 @@ WeightsOption = Annotated[
 ]
 
 
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting: learning_rate=3e-4; augmentation.flip=0."),
+]
+
+
 def train_command(
     experiment_file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A file of experiments/.")],
     data: DataArgument,
@@ -50,6 +56,7 @@ def train_command(
     fold: Annotated[int | None, typer.Option(min=0, help="Validation fold; default: the experiment's.")] = None,
     all_folds: Annotated[bool, typer.Option("--all-folds", help="One run after the other, into OUT/fold_K.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed; default: the experiment's.")] = None,
+    settings: SetOption = None,
     start_from: Annotated[
         Path | None,
         typer.Option("--start-from", help="Run whose weights are the start: of another size or data."),
@@ -81,7 +88,7 @@ def train_command(
     """
     if all_folds and fold is not None:
         raise PneumoError("Give --fold or --all-folds, not both.")
-    experiment = _resolved(experiment_file, fold, seed)
+    experiment = _resolved(experiment_file, settings, fold, seed)
     if not is_prepared(data) and cluster_for(strategy, os.environ) is not None:
         raise PneumoError(
             f"{data} is no prepared folder. Several workers need one that all of them see: run keras-pneumo "
@@ -146,13 +153,14 @@ def find_lr_command(
     labels: LabelsOption = None,
     patients: PatientsOption = None,
     weights: WeightsOption = None,
+    settings: SetOption = None,
 ) -> None:
     """Raise the learning rate step by step, draw the loss, and suggest a rate.
 
     Example (in a checkout of the project): `keras-pneumo phantom data/phantom-try --images 60 &&
     keras-pneumo find-lr experiments/smallest_classifier.py --data data/phantom-try --steps 40`
     """
-    experiment = _resolved(experiment_file, None, None)
+    experiment = _resolved(experiment_file, settings)
     prepared = open_data(data, experiment, prepared_folder, labels, patients)
     import_tensorflow()
     from keras_pneumo.training.lr_finder import CLEAR_FALL, search
@@ -199,8 +207,8 @@ def open_data(
     return load_prepared(folder)
 
 
-def _resolved(path: Path, fold: int | None, seed: int | None) -> Experiment:
-    experiment = read_experiment(path)
+def _resolved(path: Path, settings: list[str] | None, fold: int | None = None, seed: int | None = None) -> Experiment:
+    experiment = with_settings(read_experiment(path), settings or ())
     changes = {name: value for name, value in (("fold", fold), ("seed", seed)) if value is not None}
     return experiment.replace(**changes) if changes else experiment
 

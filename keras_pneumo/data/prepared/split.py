@@ -142,6 +142,11 @@ def subset_ids(split: pd.DataFrame, subset: str, fold: int | None = None) -> lis
         chosen = split["subset"] == subset
     else:
         present = sorted(set(split["fold"]) - {-1})
+        if not present:
+            raise PneumoError(
+                "This folder was prepared as an external test set: none of its images is for training or validation. "
+                "Prepare the radiographs with keras-pneumo prepare, into another folder."
+            )
         if fold not in present:
             raise PneumoError(f"There is no fold {fold}; this split has the folds {', '.join(map(str, present))}.")
         chosen = (split["fold"] == fold) if subset == "validation" else (split["fold"] != fold) & (split["fold"] >= 0)
