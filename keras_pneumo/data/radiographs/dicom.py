@@ -57,7 +57,7 @@ _TAGS = [
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData", "SpecificCharacterSet"),
     *("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence"),
     *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "PresentationLUTShape"),
-    *("Modality", "BodyPartExamined", "ViewCodeSequence"),
+    *("Modality", "BodyPartExamined", "ViewCodeSequence", "Manufacturer"),
 ]
 
 

@@ -56,7 +56,7 @@ def agree(data):
         return False
     same(read, decode_dicom(data, "stem"))
     plain, header = open_plain(data, "stem"), read_header(data, "stem")
-    read = (plain.image_id, plain.transfer_syntax, plain.patient_id_tag, plain.study_uid_tag)
+    read = (plain.image_id, plain.transfer_syntax, plain.patient_id_tag, plain.study_uid_tag, plain.maker)
     assert read == dataclasses.astuple(header)
     assert "p1" not in repr(plain)
     return True
@@ -88,6 +88,7 @@ def test_a_plain_file_is_read(tmp_path):
         {"Modality": "MR"},
         {"BodyPartExamined": "Hand"},
         {"ViewPosition": "LL"},
+        {"Manufacturer": " Acme Imaging "},
     ],
 )
 def test_both_ways_agree_on_every_field(tmp_path, tags):
