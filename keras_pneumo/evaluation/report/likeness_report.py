@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
-from scipy import stats
 
 from keras_pneumo.evaluation.board.verdict import shown
 from keras_pneumo.evaluation.report.charts import Series, line_chart
@@ -39,6 +38,8 @@ def likeness_report(
         limit: the largest distance that gets an answer.
         rate: share of new images like these that may be refused by mistake.
     """
+    from scipy import stats  # it takes long to import, and only this needs it
+
     refused = test > limit
     wrong, positives = int(refused.sum()), int((refused & positive).sum())
     sentences = [
