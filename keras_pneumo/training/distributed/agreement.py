@@ -6,6 +6,7 @@ the others validate with, and nothing later would show it: the steps are of equa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -57,6 +58,11 @@ def check_agreement(
             "that all workers share."
         )
     refusing = distribution.maximum(worker + 1 if reason else 0)
+    if refusing:
+        # A worker that ends at once can take the answer away from one that is still receiving it. So each waits for
+        # the others' word that they have it; who ends before this word is through takes nothing away.
+        with contextlib.suppress(Exception):
+            distribution.maximum(0)
     if reason:
         raise PneumoError(reason)
     if refusing:
