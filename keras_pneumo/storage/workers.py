@@ -10,7 +10,6 @@ workers need (``forkserver``), so those are imported once and not by every worke
 from __future__ import annotations
 
 import ctypes
-import functools
 import itertools
 import multiprocessing
 import os
@@ -92,7 +91,6 @@ def map_in_processes(
     seconds: float | None = None,
     initializer: Callable[[], None] | None = None,
     chunk: int = 1,
-    memory: int | None = None,
 ) -> Iterator[tuple[Item, Result | None]]:
     """Apply ``function`` to every item, in several processes when that pays.
 
@@ -104,20 +102,28 @@ def map_in_processes(
         seconds: longest that workers may go without a result before they are ended; None waits for ever.
         initializer: a module-level function that each process runs first; this process does not.
         chunk: items that a process takes, and gives back, at a time: more where one takes only milliseconds.
-        memory: bytes that a process may take beyond what it begins with, where the system can tell (Linux).
 
     Yields:
         The item and what the function returned, or None when its process died (a crash inside a decoder) or did not
         finish in time.
     """
-    if workers is None:
-        workers = max(1, min(available_cores(), len(items) // _ITEMS_PER_WORKER))
+    workers = workers or _workers_for(len(items))
     if workers == 1 and not isolated:
         for item in items:
             yield item, function(item)
         return
+    yield from _from_pools(function, items, workers, chunk, _Settings(seconds, initializer))
+
+
+def _workers_for(items: int) -> int:
+    return max(1, min(available_cores(), items // _ITEMS_PER_WORKER))
+
+
+def _from_pools(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, chunk: int, settings: _Settings
+) -> Iterator[tuple[Item, Result | None]]:
+    """Each item and its result, of a pool that is made anew whenever an item kills it; see :func:`map_in_processes`."""
     rest = iter(items)
-    settings = _Settings(seconds, initializer, memory)
     suspects = yield from _pooled(function, rest, workers, _AHEAD, settings, chunk)
     while suspects:
         # One at a time, they show which of them killed the pool.
@@ -144,21 +150,11 @@ def map_files(
         too much memory.
     """
     listed = list(items)
-    guarded = functools.partial(_guarded, function)
-    share = FILES_PER_PROCESS * (workers or max(1, min(available_cores(), len(listed) // _ITEMS_PER_WORKER)))
+    workers = workers or _workers_for(len(listed))
+    settings = _Settings(FILE_SECONDS, initializer, FILE_MEMORY, guarded=True)
+    share = FILES_PER_PROCESS * workers
     for start in range(0, len(listed), share):
-        part = listed[start : start + share]
-        yield from map_in_processes(guarded, part, workers, True, FILE_SECONDS, initializer, chunk, FILE_MEMORY)
-
-
-def _guarded(function: Callable[[Item], Result], item: Item) -> Result | None:
-    """What the function returns; None where it raises what nobody foresaw."""
-    try:
-        return function(item)
-    except PneumoError:
-        raise
-    except Exception:  # a file can bring a library to raise anything
-        return None
+        yield from _from_pools(function, listed[start : start + share], workers, chunk, settings)
 
 
 def results_in_order(
@@ -246,6 +242,9 @@ class _Settings:
     seconds: float | None = None
     initializer: Callable[[], None] | None = None
     memory: int | None = None
+    """Bytes that a process may take beyond what it begins with, where the system can tell (Linux)."""
+    guarded: bool = False
+    """Whether the result is None of an item for which the function raises anything but a :class:`PneumoError`."""
 
 
 def _pooled(
@@ -255,20 +254,19 @@ def _pooled(
     ahead: int,
     settings: _Settings,
     chunk: int = 1,
-) -> Generator[tuple[Item, Result], None, list[Item]]:
+) -> Generator[tuple[Item, Result | None], None, list[Item]]:
     """Yield (item, result) until the items end, or a worker dies, or none gives a result for so many seconds.
 
     Returns:
         The items that were being worked on then, and those that would have been next in the same chunks.
     """
-    module = function.args[0].__module__ if isinstance(function, functools.partial) else function.__module__
-    pool = _new_pool(workers, settings, module)
-    pending: dict[Future[list[Result]], list[Item]] = {}
+    pool = _new_pool(workers, settings, function.__module__)
+    pending: dict[Future[list[Result | None]], list[Item]] = {}
     try:
         while True:
             while len(pending) < workers * ahead and (batch := list(itertools.islice(items, chunk))):
                 try:
-                    pending[pool.submit(_apply, function, batch)] = batch
+                    pending[pool.submit(_apply, function, batch, settings.guarded)] = batch
                 except BrokenProcessPool:
                     return [*itertools.chain(*pending.values()), *batch]
             if not pending:
@@ -287,8 +285,17 @@ def _pooled(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _apply(function: Callable[[Item], Result], batch: list[Item]) -> list[Result]:
-    return [function(item) for item in batch]
+def _apply(function: Callable[[Item], Result], batch: list[Item], guarded: bool) -> list[Result | None]:
+    return [_guarded(function, item) if guarded else function(item) for item in batch]
+
+
+def _guarded(function: Callable[[Item], Result], item: Item) -> Result | None:
+    try:
+        return function(item)
+    except PneumoError:
+        raise
+    except Exception:  # a file can bring a library to raise anything
+        return None
 
 
 def _new_pool(workers: int, settings: _Settings, *modules: str) -> ProcessPoolExecutor:
