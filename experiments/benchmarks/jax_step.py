@@ -10,6 +10,7 @@ that ``train`` would draw from a prepared folder, put together by the same threa
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -33,18 +34,15 @@ def set_up(given: argparse.Namespace) -> Callable[[int], dict[str, float]]:
 
     if given.gpu and jax.default_backend() != "gpu":
         raise UnmeasurableError("JAX has no GPU here")
-    from keras_pneumo.config import CLASSIFIER, SEGMENTER
+    from our_step import experiment_of
+
     from keras_pneumo.models.classifier import build_classifier
     from keras_pneumo.models.unet import build_unet
     from keras_pneumo.training.losses import image_losses
     from keras_pneumo.training.optimizers import make_optimizer, set_learning
     from keras_pneumo.training.step import loss_and_gradients
 
-    base = CLASSIFIER if given.task == "classifier" else SEGMENTER.replace(image_head=False)
-    experiment = base.replace(
-        encoder=given.encoder, weights="random", image_size=given.size, global_batch_size=given.batch,
-        precision=given.precision, schedule="constant", optimizer="adamw",
-    )  # fmt: skip
+    experiment = experiment_of(given)
     keras.config.set_dtype_policy(experiment.precision)
     build = build_classifier if given.task == "classifier" else build_unet
     model = build(experiment.encoder)
@@ -87,40 +85,26 @@ def set_up(given: argparse.Namespace) -> Callable[[int], dict[str, float]]:
 
 
 def one_batch(given: argparse.Namespace) -> Iterator[Any]:
-    """One batch, again and again: noise, with a square as the mask."""
+    """The fixed batch, again and again; it stays on the device."""
     import jax
-    import numpy as np
+    from our_step import fixed_batch
 
-    images = np.random.default_rng(0).random((given.batch, given.size, given.size, 1), np.float32)
-    if given.task == "classifier":
-        target = (np.arange(given.batch) % 2).astype(np.float32)[:, None]
-    else:
-        target = np.zeros_like(images)
-        target[:, : given.size // 4, : given.size // 4] = 1
-    held = jax.device_put((images, target))
-    while True:
-        yield held
+    return itertools.repeat(jax.device_put(fixed_batch(given)))
 
 
 def real_batches(experiment: Any, given: argparse.Namespace) -> Iterator[Any]:
     """The batches of a training on a prepared folder, augmented; two lie on the device before they are asked for."""
     import jax
+    from our_step import training_images
 
     from keras_pneumo.data.batches.assembly import training_assembly
-    from keras_pneumo.data.batches.images import open_source
     from keras_pneumo.data.batches.order import TrainingPlan
-    from keras_pneumo.data.prepared.folder import load_prepared
 
-    prepared = load_prepared(given.data)
-    ids = prepared.split.loc[prepared.split["subset"] == "train", "image_id"]
-    ids = ids[: len(ids) // given.batch * given.batch]  # whole batches only: each new shape would be compiled anew
-    masks = experiment.task == "segmenter"
-    source = open_source(prepared, list(ids), experiment.image_size, masks)
     plan = TrainingPlan(
         seed=0, batch_size=given.batch, first_epoch=0, last_epoch=1000, positive_rate=experiment.positive_rate,
-        augmentation=experiment.augmentation, with_masks=masks,
+        augmentation=experiment.augmentation, with_masks=experiment.task == "segmenter",
     )  # fmt: skip
-    assembly, steps = training_assembly(source, plan)
+    assembly, steps = training_assembly(training_images(experiment, given.data), plan)
     waiting = [jax.device_put(assembly.take(number)) for number in range(2)]
     for number in range(2, steps):
         yield waiting.pop(0)

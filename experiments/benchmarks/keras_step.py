@@ -29,18 +29,15 @@ def set_up(given: argparse.Namespace) -> Callable[[int], dict[str, float]]:
 
     if given.gpu and not tf.config.list_physical_devices("GPU"):
         raise UnmeasurableError("TensorFlow has no GPU here")
-    from keras_pneumo.config import CLASSIFIER, SEGMENTER
+    from our_step import experiment_of
+
     from keras_pneumo.training.distributed.strategy import ONE_DEVICE
     from keras_pneumo.training.losses import image_losses
     from keras_pneumo.training.optimizers import make_optimizer, set_learning
     from keras_pneumo.training.step import training_network
     from keras_pneumo.training.trainer import set_determinism, set_precision, starting_network
 
-    base = CLASSIFIER if given.task == "classifier" else SEGMENTER.replace(image_head=False)
-    experiment = base.replace(
-        encoder=given.encoder, weights="random", image_size=given.size, global_batch_size=given.batch,
-        precision=given.precision, schedule="constant", optimizer="adamw",
-    )  # fmt: skip
+    experiment = experiment_of(given)
     set_precision(experiment)
     set_determinism(experiment)
     model = starting_network(experiment)
@@ -61,31 +58,21 @@ def set_up(given: argparse.Namespace) -> Callable[[int], dict[str, float]]:
 
 
 def one_batch(given: argparse.Namespace) -> Any:
-    """One batch, again and again: noise, with a square as the mask."""
-    import numpy as np
+    """The fixed batch, again and again."""
     import tensorflow as tf
+    from our_step import fixed_batch
 
-    images = np.random.default_rng(0).random((given.batch, given.size, given.size, 1), np.float32)
-    if given.task == "classifier":
-        target = (np.arange(given.batch) % 2).astype(np.float32)[:, None]
-    else:
-        target = np.zeros_like(images)
-        target[:, : given.size // 4, : given.size // 4] = 1
-    return tf.data.Dataset.from_tensors((images, target)).repeat().prefetch(2)
+    return tf.data.Dataset.from_tensors(fixed_batch(given)).repeat().prefetch(2)
 
 
 def real_batches(experiment: Any, folder: Path) -> Any:
     """The batches of a training on a prepared folder, augmented, for more epochs than will be asked for."""
-    from keras_pneumo.data.batches.images import open_source
-    from keras_pneumo.data.prepared.folder import load_prepared
+    from our_step import training_images
+
     from keras_pneumo.training.distributed.strategy import ONE_DEVICE
     from keras_pneumo.training.trainer import plan_of
 
-    prepared = load_prepared(folder)
-    ids = prepared.split.loc[prepared.split["subset"] == "train", "image_id"]
-    ids = ids[: len(ids) // experiment.global_batch_size * experiment.global_batch_size]  # as the other sides take it
-    source = open_source(prepared, list(ids), experiment.image_size, experiment.task == "segmenter")
-    return ONE_DEVICE.batches(source, plan_of(experiment, 0, 1000))
+    return ONE_DEVICE.batches(training_images(experiment, folder), plan_of(experiment, 0, 1000))
 
 
 if __name__ == "__main__":
