@@ -80,9 +80,8 @@ def run(network, recipe: Recipe, given) -> None:
         predictions[file] = pd.DataFrame({"image_id": tables[name]["image_id"], "probability": probability})
     held_out = tables["validation"]["label"].to_numpy()
     threshold = fit_threshold(held_out, predictions["validation.csv"]["probability"].to_numpy())
-    declared = declaration(f"torch {recipe.name}", "classification", recipe, split, seconds, init=given.init) | {
-        "synthetic": is_synthetic(given.data)
-    }
+    more = {"init": given.init, "synthetic": is_synthetic(given.data)}
+    declared = declaration(f"torch {recipe.name}", "classification", recipe, split, seconds, **more)
     write_submission(given.out, declared, threshold, predictions)
 
 

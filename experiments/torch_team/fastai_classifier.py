@@ -75,10 +75,8 @@ def main() -> None:
     framework = f"fastai {fastai.__version__}, PyTorch {torch.__version__}"
     normalised = "ImageNet mean and standard deviation" if pretrained else "no normalisation, fastai's way if untrained"
     preprocessing = f"the prepared folder's PNGs as RGB, scaled to [0, 1], {normalised}"
-    notes = framework, preprocessing
-    declared = declaration("fastai resnet50", "classification", recipe, split, seconds, *notes) | {
-        "synthetic": is_synthetic(given.data)
-    }
+    notes = {"framework": framework, "preprocessing": preprocessing, "synthetic": is_synthetic(given.data)}
+    declared = declaration("fastai resnet50", "classification", recipe, split, seconds, **notes)
     write_submission(given.out, declared, 0.5, predictions)
 
 

@@ -134,9 +134,8 @@ def run(network, recipe: Recipe, given) -> None:
     networks, seconds = fit(network, recipe, data["train"], loss_of, evaluate, given.out, given.compile)
     for subset in ("validation", "test"):
         write_maps(maps, subset, tables[subset], predict(networks, data[subset], recipe, recipe.flip_averaging))
-    declared = declaration(f"torch {recipe.name}", "joint", recipe, split, seconds, init=given.init) | {
-        "synthetic": is_synthetic(given.data)
-    }
+    more = {"init": given.init, "synthetic": is_synthetic(given.data)}
+    declared = declaration(f"torch {recipe.name}", "joint", recipe, split, seconds, **more)
     (maps / "submission.json").write_text(json.dumps(declared, indent=2) + "\n", encoding="utf-8")
     fitted = make_masks(given.masks, maps, given.data, given.out / "submission")
     print(f"Masks: {fitted['rule']}; on validation Dice {fitted['fitted_on_validation']['dice']:.4f}")

@@ -34,7 +34,7 @@ def fit_threshold(truth: np.ndarray, probability: np.ndarray) -> float:
 
 def declaration(
     team: str, task: str, recipe, split: str, seconds: float,
-    framework=f"PyTorch {torch.__version__}", preprocessing=PREPROCESSING, init: Path | None = None,
+    framework=f"PyTorch {torch.__version__}", preprocessing=PREPROCESSING, init: Path | None = None, synthetic=False,
 ) -> dict:  # fmt: skip
     """Return what the team declares about its predictions, the content of submission.json."""
     if init is not None:
@@ -50,6 +50,7 @@ def declaration(
         "split_sha256": split,
         "subset": "test",
         "pretraining": {"images": seen, "image_ids": []},
+        "synthetic": synthetic,
         "image_size": recipe.image_size,
         "seeds": [recipe.seed],
         "deterministic": torch.are_deterministic_algorithms_enabled(),
