@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import zlib
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from keras_pneumo.data.radiographs.decoders import DECODERS, DEFLATED, RUN_LENGTH, UNCOMPRESSED
 from keras_pneumo.data.radiographs.radiograph import MAX_FILE_BYTES, UnreadableImage, check_size
@@ -193,23 +193,35 @@ def check_frame(frame: bytes, rows: int, columns: int, expected: int, samples: i
             "its JPEG 2000 image is wrapped in a JP2 file, where DICOM has the bare code stream (PS3.5, A.4.4); "
             "export it again, or decode it and save it as PNG"
         )
-    size = _frame_size(frame)
-    if size is None:
+    header = _frame_header(frame)
+    if header is None:
         raise UnreadableImage("its compressed image does not begin as JPEG, JPEG-LS or JPEG 2000 does, "
                               "so its pixels cannot be decoded within limits")  # fmt: skip
-    if size[:2] != (rows, columns):
+    if header[:2] != (rows, columns):
         raise UnreadableImage(
-            f"its compressed image is of {size[0]}x{size[1]} pixels, its header gives {rows}x{columns}"
+            f"its compressed image is of {header.rows}x{header.columns} pixels, its header gives {rows}x{columns}"
         )
-    if reason := _cut_short(frame, rows * columns * samples):
+    if reason := _cut_short(frame, header, rows * columns * samples):
         raise UnreadableImage(f"its compressed image {reason}, so it was cut short or is damaged")
-    if size[2] != samples:
+    if header.components != samples:
         wanted = "one of grey is" if samples == 1 else f"{samples} are"
-        raise UnreadableImage(f"its compressed image has {size[2]} components; {wanted} expected")
+        raise UnreadableImage(f"its compressed image has {header.components} components; {wanted} expected")
     _check_length(frame, expected)
 
 
-def _cut_short(frame: bytes, samples: int) -> str:
+class _FrameHeader(NamedTuple):
+    """What the header of a compressed image says."""
+
+    rows: int
+    columns: int
+    components: int
+    lossless: bool = False
+    """JPEG with a lossless Huffman process (SOF3)."""
+    start: int = 0
+    """Where the data of the first scan of a JPEG stream begin."""
+
+
+def _cut_short(frame: bytes, header: _FrameHeader, samples: int) -> str:
     """Why a compressed image cannot be whole, '' where nothing is known: decoders fill what is missing with one grey.
 
     A code stream ends with a marker: JPEG and JPEG-LS with EOI (T.81, T.87), JPEG 2000 with EOC (T.800). Both are FFD9,
@@ -220,38 +232,13 @@ def _cut_short(frame: bytes, samples: int) -> str:
     end = frame.rfind(b"\xff\xd9", -64)
     if end < 0:
         return "does not end as it should"
-    start = _first_scan(frame)
-    if start and _is_lossless(frame) and 8 * (end - start) < samples:
+    if header.lossless and 8 * (end - header.start) < samples:
         return "has fewer bits than pixels"
     return ""
 
 
-def _first_scan(frame: bytes) -> int:
-    """Where the data of the first scan of a JPEG stream begin; 0 when it is no such stream."""
-    position = 2
-    while frame[:2] == b"\xff\xd8" and position + 4 <= len(frame) and frame[position] == 0xFF:
-        marker, length = frame[position + 1], int.from_bytes(frame[position + 2 : position + 4])
-        if marker == 0xFF:
-            position += 1
-            continue
-        position += 2 + length
-        if marker == 0xDA:
-            return position
-    return 0
-
-
-def _is_lossless(frame: bytes) -> bool:
-    """Whether the frame header of a JPEG stream is that of a lossless Huffman image (SOF3)."""
-    position = 2
-    while position + 4 <= len(frame) and frame[position] == 0xFF and frame[position + 1] != 0xDA:
-        if frame[position + 1] == 0xC3:
-            return True
-        position += 1 if frame[position + 1] == 0xFF else 2 + int.from_bytes(frame[position + 2 : position + 4])
-    return False
-
-
-def _frame_size(frame: bytes) -> tuple[int, int, int] | None:
-    """Rows, columns and components from the header of a JPEG, JPEG-LS or JPEG 2000 code stream.
+def _frame_header(frame: bytes) -> _FrameHeader | None:
+    """The header of a JPEG, JPEG-LS or JPEG 2000 code stream.
 
     None when it is neither, or is so odd that a decoder might use another header than this function does: bytes
     between the segments, a marker without a segment, a second frame.
@@ -260,22 +247,23 @@ def _frame_size(frame: bytes) -> tuple[int, int, int] | None:
     """
     if frame[:4] == b"\xff\x4f\xff\x51" and len(frame) >= 42:
         width, height, left, top = struct.unpack(">4I", frame[8:24])
-        return height - top, width - left, int.from_bytes(frame[40:42])
+        return _FrameHeader(height - top, width - left, int.from_bytes(frame[40:42]))
     if frame[:2] != b"\xff\xd8":
         return None
-    position, size = 2, None
+    position, header = 2, None
     while position + 4 <= len(frame) and frame[position] == 0xFF:
         marker, length = frame[position + 1], int.from_bytes(frame[position + 2 : position + 4])
         if marker == 0xFF:  # fill byte
             position += 1
             continue
         if marker == 0xDA:  # the first scan
-            return size
+            return header._replace(start=position + 2 + length) if header is not None else None
         if marker < 0xC0 or 0xD0 <= marker <= 0xD9 or length < 2:
             return None
         if (marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker in (0xDE, 0xF7):
-            if size is not None or length < 8 or position + 10 > len(frame):
+            if header is not None or length < 8 or position + 10 > len(frame):
                 return None
-            size = struct.unpack(">2HB", frame[position + 5 : position + 10])
+            height, width, components = struct.unpack(">2HB", frame[position + 5 : position + 10])
+            header = _FrameHeader(height, width, components, lossless=marker == 0xC3)
         position += 2 + length
     return None
