@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 
+from keras_pneumo.data.prepared.arrays import open_arrays
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.workers import available_cores
@@ -52,8 +53,11 @@ def difference_hashes(prepared: PreparedFolder, image_ids: Sequence[str]) -> lis
         PneumoError: an image is missing or damaged.
     """
     size = min(int(size) for size in prepared.manifest["sizes"])
+    arrays = open_arrays(prepared, size)  # at a training's start there mostly are some, and nothing is decoded
 
     def hash_of(image_id: str) -> str:
+        if arrays is not None:
+            return difference_hash(arrays.images[arrays.image_rows[image_id]].reshape(size, size))
         path = prepared.image_path(image_id, size)
         try:
             image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE)
