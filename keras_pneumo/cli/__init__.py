@@ -126,10 +126,8 @@ class _Group(typer.core.TyperGroup):
         """Run the command; Typer would end two kinds of errors with 1, without a word."""
         try:
             return super().invoke(ctx)
-        except (
-            BrokenPipeError,
-            EOFError,
-        ) as error:  # of a worker or a damaged file, unless nobody reads our own output
+        except (BrokenPipeError, EOFError) as error:
+            # Of a worker or a damaged file, unless nobody reads our own output.
             if isinstance(error, BrokenPipeError) and _unread():
                 sys.exit(UNREAD)
             raise RuntimeError(f"{type(error).__name__} within the command") from error

@@ -18,6 +18,14 @@ MARKS = {"ok": "[green]ok   [/]", "note": "[yellow]note [/]", "fault": "[red]FAU
 
 DEFAULT_SIZES = (256, 512)
 
+BlankOption = Annotated[str | None, typer.Option(help="Blank labels and images without a mask: negative or ignore.")]
+ImageColumnOption = Annotated[str | None, typer.Option(help="Column of the image, in a table not known.")]
+LabelColumnOption = Annotated[str | None, typer.Option(help="Column of the label, in a table not known.")]
+AnyViewOption = Annotated[bool, typer.Option("--any-view", help="Let in images that the table calls lateral.")]
+MaskSizeOption = Annotated[
+    str | None, typer.Option(help="ROWSxCOLUMNS that run-length masks refer to, where it is not 1024x1024.")
+]
+
 
 def doctor_command(
     folder: Annotated[Path, typer.Option(help="Folder whose disk is meant to hold data and runs.")] = Path(),
@@ -96,16 +104,12 @@ def prepare_command(
     uncertain: Annotated[
         str, typer.Option(help="Uncertain labels: ignore (left out), positive or negative.")
     ] = "ignore",
-    blank: Annotated[
-        str | None, typer.Option(help="Blank labels and images without a mask: negative or ignore.")
-    ] = None,
+    blank: BlankOption = None,
     readers: Annotated[int, typer.Option(min=1, help="Readers who must agree, where several read each image.")] = 2,
-    image_column: Annotated[str | None, typer.Option(help="Column of the image, in a table not known.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the label, in a table not known.")] = None,
-    any_view: Annotated[bool, typer.Option("--any-view", help="Let in images that the table calls lateral.")] = False,
-    mask_size: Annotated[
-        str | None, typer.Option(help="ROWSxCOLUMNS that run-length masks refer to, where it is not 1024x1024.")
-    ] = None,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
+    any_view: AnyViewOption = False,
+    mask_size: MaskSizeOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from keras_pneumo.cli.console import ProgressBar, say, warn
+from keras_pneumo.cli.data import AnyViewOption, BlankOption, ImageColumnOption, LabelColumnOption, MaskSizeOption
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
 
@@ -28,16 +29,12 @@ def evaluate_command(
         bool, typer.Option("--keep-contaminated", help="Also score images that were learned from; the page says so.")
     ] = False,
     uncertain: Annotated[str | None, typer.Option(help="Uncertain labels: ignore, positive or negative.")] = None,
-    blank: Annotated[
-        str | None, typer.Option(help="Blank labels and images without a mask: negative or ignore.")
-    ] = None,
+    blank: BlankOption = None,
     readers: Annotated[int | None, typer.Option(min=1, help="Readers who must agree, where several read.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of the image, in a table not known.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the label, in a table not known.")] = None,
-    any_view: Annotated[bool, typer.Option("--any-view", help="Let in images that the table calls lateral.")] = False,
-    mask_size: Annotated[
-        str | None, typer.Option(help="ROWSxCOLUMNS of run-length masks, where it is not 1024x1024.")
-    ] = None,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
+    any_view: AnyViewOption = False,
+    mask_size: MaskSizeOption = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that decode.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 0,
     resamples: Annotated[int, typer.Option(min=100, help="Number of resamples of the patients.")] = 10_000,
@@ -50,7 +47,7 @@ def evaluate_command(
     keras-pneumo evaluate runs/smallest_classifier --data data/phantom-other --out runs/evaluate-try`
     """
     from keras_pneumo.data.labels.known import options_of
-    from keras_pneumo.data.prepared.folder import is_prepared
+    from keras_pneumo.data.prepared.folder import is_one_prepared
 
     wished = (uncertain, blank, readers, image_column, label_column, any_view or None, mask_size)
     options = None
@@ -60,8 +57,7 @@ def evaluate_command(
         )
     if missing := [folder for folder in data if not folder.is_dir()]:
         raise PneumoError(f"There is no folder {missing[0]}.")
-    if len(data) == 1 and is_prepared(data[0]) and (labels or patients or options):
-        raise PneumoError(f"{data[0]} is prepared: its labels and patients are in it. Leave out these options.")
+    is_one_prepared(data, bool(labels or patients or options))  # refuses before TensorFlow is imported
     import_tensorflow()
     from keras_pneumo.detector.external import evaluate
 

@@ -117,7 +117,7 @@ def predict_command(
                     other = predict_with_fitted(opened, prepared, subset, update, gates, distributed, parameters)
                 if distribution.chief:
                     other.write(folder)
-                    if other.info.synthetic and not prepared.manifest.get("synthetic"):
+                    if other.info.synthetic and not prepared.synthetic:
                         warn("Trained on synthetic phantoms: what it answers about real radiographs is an experiment.")
                     report_contamination(other.contamination)
                     say(f"{folder}: nothing was fitted to these images; contamination.csv has a row for each.")

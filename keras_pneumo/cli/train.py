@@ -170,7 +170,7 @@ def find_lr_command(
         rates = search(
             experiment, prepared, weights, steps, progress.update, lambda parts: say(parts.sentence(str(weights)))
         )
-    rates.save(folder, bool(prepared.manifest.get("synthetic")))
+    rates.save(folder, prepared.synthetic)
     say(f"Suggested learning_rate: {rates.suggested:.2e}")
     if rates.fall < CLEAR_FALL:
         warn(

@@ -39,6 +39,12 @@ if TYPE_CHECKING:  # highdicom is an extra
 
 WRITERS = 2
 
+COLUMNS = (
+    *("file", "image_id", "study", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2"),
+    "encoded_pixels",
+)
+"""Of ``predictions.csv``."""
+
 
 @dataclass
 class DetectionResult:
@@ -208,8 +214,7 @@ def _enter(row: dict[str, Any], result: DetectionResult) -> None:
 
 def _write_tables(out: Path, answered: Sequence[dict[str, Any]], set_aside: Sequence[dict[str, str]]) -> None:
     """Write ``predictions.csv``, and ``quarantine.csv`` where something was set aside."""
-    columns = ["file", "image_id", "study", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2"]
-    table = pd.DataFrame(answered, columns=[*columns, "encoded_pixels"]).sort_values("file", ignore_index=True)
+    table = pd.DataFrame(answered, columns=list(COLUMNS)).sort_values("file", ignore_index=True)
     table[["pneumothorax", "outlined"]] = table[["pneumothorax", "outlined"]].astype(int)
     table = safe_columns(table.round({"probability": 6, "mask_share": 6}), "file", "image_id")
     write_table(out / "predictions.csv", table)
@@ -232,9 +237,7 @@ def _write(detector: Detector, item: _Item, out: Path) -> dict[str, Any]:
             note = str(error)
     write_bytes(out / f"{item.name}.png", encode_png(picture), durable=False)
     write_json(out / f"{item.name}.json", summary)
-    columns = ("file", "image_id", "study", "probability", "pneumothorax", "outlined", "mask_share", "area_mm2")
-    row = {name: summary[name] for name in (*columns, "encoded_pixels")}
-    return row | {"note": note, "made_up": made_up, "reason": summary["reason"]}
+    return {name: summary[name] for name in COLUMNS} | {"note": note, "made_up": made_up, "reason": summary["reason"]}
 
 
 def _finding(detector: Detector, answer: Answer, mask: np.ndarray, picture: np.ndarray, area: float | None) -> Finding:

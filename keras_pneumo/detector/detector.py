@@ -138,7 +138,12 @@ class Detector:
     @property
     def image_size(self) -> int:
         """Largest side, in pixels, of the networks' images: smaller radiographs are enlarged, with a note."""
-        return max(run.experiment.image_size for run, _ in [*self.classifiers, *self.segmenters])
+        return max(run.experiment.image_size for run in self.runs)
+
+    @property
+    def runs(self) -> list[RunFolder]:
+        """The runs of all members."""
+        return [run for run, _ in [*self.classifiers, *self.segmenters]]
 
     def predict(self, images: Image | Sequence[Image], any_view: bool = False) -> list[Prediction]:
         """Predict radiographs given as paths, arrays or a folder, as ``keras-pneumo detect`` does.
@@ -186,10 +191,9 @@ class Detector:
 
         The folder must have the sizes of all members.
         """
-        runs = [run for run, _ in [*self.classifiers, *self.segmenters]]
         shapes = image_shapes(prepared, image_ids) or [(rle.MASK_SIZE, rle.MASK_SIZE)] * len(image_ids)
         done = 0
-        for images_at in prepared_batches(runs, prepared, image_ids):
+        for images_at in prepared_batches(self.runs, prepared, image_ids):
             images = len(images_at(self.image_size))
             yield from zip(
                 image_ids[done : done + images], self._answer(images_at, shapes[done : done + images]), strict=True

@@ -18,7 +18,7 @@ import pandas as pd
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.known import LabelOptions
-from keras_pneumo.data.prepared.folder import PreparedFolder, is_prepared, load_prepared, verify_files
+from keras_pneumo.data.prepared.folder import PreparedFolder, is_one_prepared, is_prepared, load_prepared, verify_files
 from keras_pneumo.data.prepared.manifest import MANIFEST_NAME
 from keras_pneumo.data.prepared.prepare import PrepareSummary, prepare
 from keras_pneumo.detector.detector import Detector, open_detector
@@ -148,7 +148,7 @@ def _open(folder: Path, distributed: DistributedPredictor) -> RunFolder | Detect
 
 def _members(opened: RunFolder | Detector) -> list[RunFolder]:
     """The run, or the detector's runs."""
-    return [opened] if isinstance(opened, RunFolder) else [r for r, _ in [*opened.classifiers, *opened.segmenters]]
+    return [opened] if isinstance(opened, RunFolder) else opened.runs
 
 
 def _prepared(
@@ -163,9 +163,7 @@ def _prepared(
 ) -> tuple[PreparedFolder, PrepareSummary | None]:
     """The prepared images of all sizes that are needed, and what was prepared."""
     sizes = sorted({run.experiment.image_size for run in _members(opened)})
-    if len(data) == 1 and is_prepared(data[0]):
-        if labels is not None or patients is not None or options is not None:
-            raise PneumoError(f"{data[0]} is prepared: its labels and patients are in it. Leave out these options.")
+    if is_one_prepared(data, labels is not None or patients is not None or options is not None):
         prepared = load_prepared(data[0])
         for size in sizes:
             verify_files(prepared, size)
@@ -197,7 +195,7 @@ def _predict(
         rows.append(
             {"image_id": image_id, "probability": answer.probability, "encoded_pixels": rle.encode(answer.mask)}
         )
-    members = _members(opened)
+    members = opened.runs
     contamination = contamination_by(members, prepared, image_ids)
     info = submission_info(members, "joint", ALL, opened.threshold, opened.engines)
     info = info.model_copy(update={"team": f"keras-pneumo {opened.name} (joined)"[:80]})
@@ -217,13 +215,7 @@ def _kept(truth: Truth, contamination: Contamination, keep: bool) -> Truth:
             f"Nothing is left to score: {contamination.sentences[0]} Evaluate on other data, or give "
             "--keep-contaminated, which scores what was learned from."
         )
-    if len(rows) == len(truth.cases):
-        return truth
-    return replace(
-        truth,
-        cases=truth.cases.iloc[rows].reset_index(drop=True),
-        runs=None if truth.runs is None else [truth.runs[row] for row in rows],
-    )
+    return truth if len(rows) == len(truth.cases) else truth.with_rows(rows)
 
 
 def _with_images(folder: Path, truth: Truth) -> Submission:
@@ -237,16 +229,13 @@ def _cautions(
     opened: RunFolder | Detector, prepared: PreparedFolder, contamination: Contamination, keep: bool, unlike: int
 ) -> list[str]:
     """What must be read before any score."""
-    record = opened.record
     cautions = []
-    synthetic = record.get("synthetic") is True
-    on_phantoms = prepared.manifest.get("synthetic") is True
-    if synthetic and not on_phantoms:
+    if opened.synthetic and not prepared.synthetic:
         cautions.append(
             "The network was trained on synthetic phantoms, and these are real radiographs: it has never seen one, and "
             "its scores are those of an experiment."
         )
-    if on_phantoms and not synthetic:
+    if prepared.synthetic and not opened.synthetic:
         cautions.append(
             "These images are synthetic phantoms, and the network was trained on radiographs: its scores here say "
             "nothing about radiographs."

@@ -273,7 +273,7 @@ def write_detector_record(
         prepared: what it was fitted on.
         heat_maps: from :func:`select_heat_maps`.
     """
-    write_search(fitted.search, folder, bool(prepared.manifest.get("synthetic")))
+    write_search(fitted.search, folder, prepared.synthetic)
     files = [folder / RULE_FILE]
     if fitted.likeness is not None:
         files.append(write_likeness(fitted.likeness.likeness, folder))
@@ -290,7 +290,7 @@ def write_detector_record(
         "outline_area": fitted.segmenter_search.parameters.area,
         "threshold": fitted.threshold,
         "split_sha256": prepared.manifest["split_sha256"],
-        "synthetic": bool(prepared.manifest.get("synthetic", False)),
+        "synthetic": prepared.synthetic,
         "validation": {
             "counts": asdict(fitted.counts),
             "dice": fitted.search.dice,

@@ -19,7 +19,6 @@ all; the same phantom has the same image id. Hashes are compared always.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -69,7 +68,7 @@ def image_keys(prepared: PreparedFolder, image_ids: Iterable[str] | None = None)
     if image_ids is not None:
         table = table.loc[list(image_ids)]
     manifest = prepared.manifest
-    synthetic = manifest.get("synthetic") is True and len(manifest.get("sources", {})) <= 1
+    synthetic = prepared.synthetic and len(manifest.get("sources", {})) <= 1
     keys = table.reindex(columns=["image_id", "patient_id", "source_sha256"]).fillna("").reset_index(drop=True)
     pixels = keys["image_id"].map(manifest["pixels"]).fillna("").astype(str)
     return keys.assign(pixels_sha256=pixels, synthetic=int(synthetic))
@@ -176,7 +175,7 @@ def compare_images(learned: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
 
 def hashed(name: str) -> str:
     """A name as it stands in a table that leaves the run folder, of which nobody can read it."""
-    return _HASHED + hashlib.sha256(name.encode()).hexdigest()[:32]
+    return _HASHED + sha256_bytes(name.encode())[:32]
 
 
 def without_names(learned: pd.DataFrame) -> pd.DataFrame:
@@ -239,9 +238,8 @@ def check_held_out(run: RunFolder, learned: pd.DataFrame, prepared: PreparedFold
 
 def describe_images(prepared: PreparedFolder, images: int) -> str:
     """What a prepared folder's images are, for a declaration: ``SIIM-ACR (200 images)``."""
-    manifest = prepared.manifest
-    sources = list(manifest.get("sources", {}))
-    if manifest.get("synthetic") is True:
+    sources = list(prepared.manifest.get("sources", {}))
+    if prepared.synthetic:
         name = "synthetic phantoms" if len(sources) <= 1 else f"{listed(sources)}, synthetic phantoms among them"
     else:
         name = listed(sources) or "images of an earlier version's prepared folder"

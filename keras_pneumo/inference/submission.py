@@ -231,7 +231,7 @@ def write_predictions(predicted: SubsetPredictions, folder: Path) -> WrittenSubm
             postprocess_maps(some.maps, search.parameters, some.image_probability) for some in (predictions, validation)
         ]
         write_submission(folder, info, *tables)
-        write_search(search, folder, bool(prepared.manifest.get("synthetic")))
+        write_search(search, folder, prepared.synthetic)
         pixels = count_maps(predictions.maps, prepared, components=(0,)).histograms
         return WrittenSubmission(threshold, search, pixels)
     assert isinstance(predictions, pd.DataFrame)

@@ -114,7 +114,7 @@ def _write_report(
     record = run.record | {"threshold": written.threshold}
     write_record(run.folder, record)
     if written.search is not None:
-        write_search(written.search, run.folder, bool(prepared.manifest.get("synthetic")))
+        write_search(written.search, run.folder, prepared.synthetic)
     else:
         write_threshold(run.folder, written.threshold, len(prepared.subset("validation", fold=run.experiment.fold)))
 

@@ -468,7 +468,7 @@ class Trainer:
             "experiment": self.experiment.model_dump(mode="json"),
             "split_sha256": manifest["split_sha256"],
             "prepared_sha256": manifest["prepared_sha256"],
-            "synthetic": bool(manifest.get("synthetic", False)),
+            "synthetic": self.prepared.synthetic,
             "patients": manifest["patients"],
             "patients_note": manifest.get("patients_note", ""),
             "training_images": len(self.training),
@@ -834,8 +834,7 @@ class Trainer:
         """
         seconds, best = self.elapsed(), self.log.best
         if self.distribution.chief:
-            synthetic = bool(self.prepared.manifest.get("synthetic", False))
-            draw_curves(self.log.frame(), self.folder / "curves.png", synthetic)
+            draw_curves(self.log.frame(), self.folder / "curves.png", self.prepared.synthetic)
         self.checkpoint_writer.wait()
         if best is None:
             raise PneumoError(

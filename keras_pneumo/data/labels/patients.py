@@ -89,12 +89,16 @@ def read_patients(path: Path) -> dict[str, str]:
 
 def pseudonym(patient_id_tag: str) -> str:
     """A patient id that groups images as the PatientID in their files does, without revealing it; blank stays blank."""
-    return f"patient-{hashlib.sha256(patient_id_tag.encode()).hexdigest()[:16]}" if patient_id_tag else ""
+    return _pseudonym("patient", patient_id_tag)
 
 
 def study_pseudonym(study_uid_tag: str) -> str:
     """A name that images of one study share, made of StudyInstanceUID; blank stays blank."""
-    return f"study-{hashlib.sha256(study_uid_tag.encode()).hexdigest()[:16]}" if study_uid_tag else ""
+    return _pseudonym("study", study_uid_tag)
+
+
+def _pseudonym(kind: str, tag: str) -> str:
+    return f"{kind}-{hashlib.sha256(tag.encode()).hexdigest()[:16]}" if tag else ""
 
 
 MOST_IN_STUDY = 20

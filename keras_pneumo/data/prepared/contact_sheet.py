@@ -76,7 +76,7 @@ def draw_contact_sheet(
     sheet = Image.new("RGB", (_GAP + columns * (_TILE + _GAP), height), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     title = f"{len(cases)} radiographs, {int(cases['pneumothorax'].sum())} with pneumothorax, {size} x {size} pixels"
-    if prepared.manifest.get("synthetic") is True:
+    if prepared.synthetic:
         title = f"Synthetic (phantoms): {title}"
     pen.text((_GAP, 10), title, _INK, font=ImageFont.load_default(20))
     pen.text((_GAP, 38), f"{RESEARCH_USE} Outline: the reference mask.", _OUTLINE, font=ImageFont.load_default(15))

@@ -6,7 +6,7 @@ they are what was prepared is checked: tables against the manifest when the fold
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,11 @@ class PreparedFolder:
         return self.folder / mask_name(image_id, size)
 
     @property
+    def synthetic(self) -> bool:
+        """Whether all or some of the images are phantoms."""
+        return self.manifest.get("synthetic") is True
+
+    @property
     def lacks_masks(self) -> bool:
         """Whether there are positives without a mask, so that nothing about masks can be learnt or scored."""
         return positives_without_mask(self.cases) > 0
@@ -85,6 +90,19 @@ class PreparedFolder:
 def is_prepared(folder: Path) -> bool:
     """Whether a folder is a prepared one, rather than one of radiographs; whether it is whole, loading it tells."""
     return (folder / MANIFEST_NAME).is_file()
+
+
+def is_one_prepared(data: Sequence[Path], labels_given: bool) -> bool:
+    """Whether ``data`` is one prepared folder, which has its own labels and patients.
+
+    Raises:
+        PneumoError: it is, and labels, patients or decisions about them are given besides.
+    """
+    if len(data) != 1 or not is_prepared(data[0]):
+        return False
+    if labels_given:
+        raise PneumoError(f"{data[0]} is prepared: its labels and patients are in it. Leave out these options.")
+    return True
 
 
 def find_prepared(folder: Path, split: str, sizes: Iterable[int]) -> Path:

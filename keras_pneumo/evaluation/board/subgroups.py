@@ -198,12 +198,7 @@ def _named(values: pd.Series, names: Mapping[str, str]) -> pd.Series:
 
 def _scored(board: Board, attribute: str, name: str, rows: np.ndarray) -> SubgroupScores:
     """The submissions scored on some images; each alone: else what their differences are computed from is made too."""
-    truth = board.truth
-    part = replace(
-        truth,
-        cases=truth.cases.iloc[rows].reset_index(drop=True),
-        runs=None if truth.runs is None else [truth.runs[row] for row in rows],
-    )
+    part = board.truth.with_rows(rows)
     entries = [
         score_entries([_only(entry, rows)], part, board.seed, board.resamples, board.common_sensitivity)[0]
         for entry in board.teams

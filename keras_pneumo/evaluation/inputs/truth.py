@@ -8,7 +8,7 @@ but a CSV and this package can be evaluated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from keras_pneumo.data.labels.patients import read_patients
 from keras_pneumo.data.prepared.manifest import MANIFEST_NAME, TRUTH, read_manifest
 from keras_pneumo.data.prepared.split import COLUMNS as SPLIT_COLUMNS
 from keras_pneumo.data.prepared.split import split_sha256
+from keras_pneumo.data.radiographs.radiograph import SPACINGS_MM
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.inputs.metadata import read_metadata, read_nih_names
 from keras_pneumo.storage.files import sha256_file
@@ -39,7 +40,7 @@ from keras_pneumo.storage.tables import (
 
 METADATA = ("sex", "age", "view", "pixel_spacing_mm")
 
-POSSIBLE = {"age": (0, 120), "pixel_spacing_mm": (0.01, 10)}
+POSSIBLE = {"age": (0, 120), "pixel_spacing_mm": SPACINGS_MM}
 """Years, and millimetres a pixel; values outside of these are not used, and a note names their rows."""
 
 SINGLE_NOTE = (
@@ -97,6 +98,11 @@ class Truth:
     def n_patients(self) -> int:
         """Number of patients among the scored images."""
         return int(self.cases.patient_id.nunique())
+
+    def with_rows(self, rows: np.ndarray) -> Truth:
+        """Some of the scored images, by their numbers, (n,) int; what a team may train on stays."""
+        runs = None if self.runs is None else [self.runs[row] for row in rows]
+        return replace(self, cases=self.cases.iloc[rows].reset_index(drop=True), runs=runs)
 
 
 def read_truth(

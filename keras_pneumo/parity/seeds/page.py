@@ -60,7 +60,7 @@ def write_answer(comparison: FrameworkComparison) -> Path:
         number=number,
         signed=signed,
         team_name=team_name,
-        synthetic=bool(comparison.study.prepared.manifest.get("synthetic")),
+        synthetic=comparison.study.prepared.synthetic,
         version=__version__,
     )
     write_bytes(out / PAGE, page.encode())
