@@ -250,7 +250,8 @@ def team_trainings(task, folder):
         network.load_state_dict(load_tensors(folder / f"{name}.safetensors"), strict=True)
         training.set_up(settings)
         compiled = name in task["compiled"]
-        given = SimpleNamespace(data=Path(task["data"]), out=folder / name, compile=compiled, masks=task["masks"])
+        given = SimpleNamespace(data=Path(task["data"]), out=folder / name, init=folder / f"{name}.safetensors")
+        given.compile, given.masks = compiled, task["masks"]
         (classifier if kind == "classifier" else segmenter).run(network, settings, given)
 
 
