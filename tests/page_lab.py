@@ -24,7 +24,7 @@ class Page:
         self.listener = listen(0)
         self.port = self.listener.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
-        self.files = find_files([folder])
+        self.files = find_files([folder]).files
         self.readings = Readings(readings)
         self.page_detector = PageDetector(known_detector(classifier_model=build_classifier("resnet18")), Decoder())
         self.keys = Keys()
