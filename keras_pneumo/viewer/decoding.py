@@ -12,6 +12,7 @@ from pathlib import PurePath
 from keras_pneumo.data.radiographs.dicom import decode_dicom
 from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage
 from keras_pneumo.data.radiographs.raster import decode_image
+from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.workers import (
     FILE_SECONDS,
     IsolatedWorker,
@@ -30,8 +31,10 @@ def decode_bytes(data: bytes, name: str) -> Radiograph | str:
         if not data:
             raise UnreadableImage("the file is empty")
         return decode_image(data, stem) if data.startswith((_PNG, _JPEG)) else decode_dicom(data, stem)
-    except UnreadableImage as error:
+    except PneumoError as error:
         return str(error)
+    except Exception as error:  # a file can bring a library to raise anything
+        return f"reading it failed ({type(error).__name__}), so it is damaged or hostile"
 
 
 class Decoder:
