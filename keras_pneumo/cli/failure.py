@@ -44,7 +44,7 @@ def report_failure(error: BaseException) -> int:
         try:
             err.print("Failed.", style="bold red", end=" ")
             err.print(plain(sentences), markup=False, highlight=False, soft_wrap=True)
-        except Exception:  # the console is full, closed, or part of the fault
+        except (PneumoError, Exception):  # the console is full, closed, or part of the fault
             os.write(2, f"Failed. {sentences}\n".encode("ascii", "backslashreplace"))
     return FAILED
 
@@ -55,7 +55,7 @@ def failure_sentences(error: BaseException) -> str:
 
     try:
         message = one_line(str(error), 200)
-    except Exception:  # an error whose own text is broken
+    except (PneumoError, Exception):  # an error whose own text is broken
         message = ""
     what = f"{type(error).__name__}: {message}" if message else type(error).__name__
     path = _write_log(log_of(error))

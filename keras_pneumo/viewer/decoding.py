@@ -21,6 +21,10 @@ from keras_pneumo.storage.workers import (
     WorkerTimeoutError,
 )
 
+PAGE_MEMORY = 2**30
+"""Bytes that decoding one file may take: less than elsewhere, since the page's own process holds networks beside it.
+Clinical radiographs, of up to 16 megapixels, take 0.6 GiB."""
+
 _PNG, _JPEG = b"\x89PNG", b"\xff\xd8\xff"
 
 
@@ -43,7 +47,7 @@ class Decoder:
     def __init__(self, seconds: float = FILE_SECONDS) -> None:
         """Start nothing yet; ``seconds`` is the time limit for one file."""
         self.seconds = seconds
-        self.worker = IsolatedWorker()
+        self.worker = IsolatedWorker(PAGE_MEMORY)
 
     def decode(self, data: bytes, name: str) -> Radiograph:
         """Decode these bytes.

@@ -190,7 +190,9 @@ def test_row_49_an_error_that_nobody_foresaw_gets_a_sentence_and_the_page_goes_o
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
-def test_rows_24_and_46_names_are_shown_on_one_line_without_what_a_browser_or_terminal_obeys(tmp_path, radiographs):
+def test_rows_24_and_46_names_are_shown_on_one_line_without_what_a_browser_or_terminal_obeys(
+    page, tmp_path, radiographs
+):
     data = next(radiographs.iterdir()).read_bytes()
     for name in (
         b"-rf.dcm",
@@ -202,8 +204,7 @@ def test_rows_24_and_46_names_are_shown_on_one_line_without_what_a_browser_or_te
     ):
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(data)
     (tmp_path / ("x" * 240 + ".dcm")).write_bytes(data)
-    detector = PageDetector(known_detector(), Decoder())
-    with Page([tmp_path], tmp_path / "readings.csv", detector) as page:
+    with Page([tmp_path], tmp_path / "readings.csv", page.page_detector) as page:
         status, about = page.json("/api/about")
         assert (status, len(about["files"])) == (200, 7)
         assert all(name.isprintable() and len(name) <= 120 for name in about["files"])
@@ -215,9 +216,9 @@ def test_rows_24_and_46_names_are_shown_on_one_line_without_what_a_browser_or_te
         assert status == 422
         assert body["error"].isprintable()
         assert body["error"].startswith("]0;b")
-    detector.decoder.close()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, of the hostile values
 def test_row_39_a_reason_on_the_page_quotes_no_name_and_is_short(page, radiographs):
     dataset = pydicom.dcmread(next(radiographs.iterdir()))
     dataset.PatientName = "Smith^John"
@@ -235,9 +236,10 @@ def test_row_39_a_reason_on_the_page_quotes_no_name_and_is_short(page, radiograp
         assert not any(value in body["error"] for value in ("P123456", "A987654"))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_row_46_an_image_id_of_a_hostile_file_is_short_and_printable(page, radiographs):
     dataset = pydicom.dcmread(next(radiographs.iterdir()))
-    dataset.SOPInstanceUID = "-rf\x1b[2J" + "9" * 100_000
+    dataset.SOPInstanceUID = "-rf\x1b[2J" + "9" * 10_000
     dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
     stream = io.BytesIO()
     dataset.save_as(stream)
