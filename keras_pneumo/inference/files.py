@@ -117,7 +117,7 @@ def image_sources(images: Image | Sequence[Image]) -> tuple[list[Source], list[d
             sources += [(name, path) for path, name in found.files]
             refused += found.refused
     if not sources:
-        raise PneumoError("There is no radiograph to predict: the list is empty.")
+        raise PneumoError("There is no radiograph to predict: the list is empty. Give at least one.")
     return sources, refused
 
 
@@ -217,10 +217,11 @@ def check_readable(predicted: int, refused: Sequence[dict[str, object]]) -> None
     if not predicted:
         first = refused[0]
         raise PneumoError(
-            f"None of the {len(refused)} radiographs can be predicted; the first, {first['file']}: {first['reason']}"
+            f"None of the {len(refused)} radiographs can be predicted; the first, {first['file']}: {first['reason']}. "
+            "Give others."
         )
     texts = listed((f"{row['file']} ({row['reason']})" for row in refused), most=3)
-    warnings.warn(f"{len(refused)} of {predicted + len(refused)} radiographs were left out: {texts}", stacklevel=3)
+    warnings.warn(f"{len(refused)} of {predicted + len(refused)} radiographs were left out: {texts}.", stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -374,7 +375,10 @@ def predict_files(
     refused = found.refused
     rows = _predict(runs, sources, refused, parameters, gate, distributed, progress, any_view=any_view, isolated=True)
     if not rows:
-        raise PneumoError(f"None of the {len(refused)} files of {data} can be read; the first: {refused[0]['reason']}")
+        raise PneumoError(
+            f"None of the {len(refused)} files of {data} can be read; the first: {refused[0]['reason']}. "
+            "Give other files."
+        )
     return pd.DataFrame(rows), pd.DataFrame(refused, columns=["file", "reason"])
 
 

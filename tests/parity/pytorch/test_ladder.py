@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import pytest
 
+from keras_pneumo.data.batches import assembly
 from keras_pneumo.data.batches import order as data_order
-from keras_pneumo.data.batches import pipeline
 from keras_pneumo.data.batches.augmentation import draw_parameters
 from keras_pneumo.evaluation.scoring.metrics import auroc
 from keras_pneumo.inference import ensemble, postprocess, predictor
@@ -174,7 +174,7 @@ FAULTS = {
     ),
     "another range of rotation": (data_order, "draw_parameters", wider, ["drawn"], "Drawn parameters", "rotate"),
     "masks that are not moved": (
-        pipeline, "augment_mask", lambda settings, mask, row, out: np.divide(mask, 255, out=out), ["batches"],
+        assembly, "augment_mask", lambda settings, mask, row, out: np.divide(mask, 255, out=out), ["batches"],
         "Batches", "step 1: masks",
     ),
     "masks by their nearest pixel": (
