@@ -130,10 +130,8 @@ def find_files(paths: Sequence[Path], out: Path | None = None) -> FoundFiles:
         else:
             raise PneumoError(f"There is no {path}. Name DICOM, PNG or JPEG files, or a folder that holds them.")
     if not files:
-        links = f" {refused[0]['file']}: {LINK_OUT}." if refused else ""
-        raise PneumoError(
-            f"{', '.join(map(str, paths))}: there is no DICOM, PNG or JPEG file.{links or ' Name another folder.'}"
-        )
+        advice = f"{refused[0]['file']}: {LINK_OUT}." if refused else "Name another folder."
+        raise PneumoError(f"{', '.join(map(str, paths))}: there is no DICOM, PNG or JPEG file. {advice}")
     return FoundFiles(files, refused)
 
 
