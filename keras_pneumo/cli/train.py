@@ -20,7 +20,7 @@ from keras_pneumo.data.prepared.folder import PreparedFolder, is_prepared, load_
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
 from keras_pneumo.training.distributed.cluster import cluster_for
-from keras_pneumo.training.run_folder import new_folder
+from keras_pneumo.training.run_folder import new_folder_lock
 
 if TYPE_CHECKING:
     from keras_pneumo.training.log import EpochRow
@@ -165,12 +165,12 @@ def find_lr_command(
     import_tensorflow()
     from keras_pneumo.training.lr_finder import CLEAR_FALL, search
 
-    folder = new_folder(out_folder, f"{experiment.name}-rates")
-    with ProgressBar("rates") as progress:
-        rates = search(
-            experiment, prepared, weights, steps, progress.update, lambda parts: say(parts.sentence(str(weights)))
-        )
-    rates.save(folder, prepared.synthetic)
+    with new_folder_lock(out_folder, f"{experiment.name}-rates") as folder:
+        with ProgressBar("rates") as progress:
+            rates = search(
+                experiment, prepared, weights, steps, progress.update, lambda parts: say(parts.sentence(str(weights)))
+            )
+        rates.save(folder, prepared.synthetic)
     say(f"Suggested learning_rate: {rates.suggested:.2e}")
     if rates.fall < CLEAR_FALL:
         warn(

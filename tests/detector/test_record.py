@@ -6,9 +6,8 @@ import shutil
 import pytest
 
 from keras_pneumo.detector.detector import open_detector
-from keras_pneumo.detector.record import content_hash
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import write_json
+from keras_pneumo.storage.files import content_hash, write_json
 
 
 def spoil_weights(folder):
