@@ -89,7 +89,8 @@ def train_command(
     if all_folds and fold is not None:
         raise PneumoError("Give --fold or --all-folds, not both.")
     experiment = _resolved(experiment_file, settings, fold, seed)
-    if not is_prepared(data) and cluster_for(strategy, os.environ) is not None:
+    cluster = cluster_for(strategy, os.environ)  # refuses variables that do not fit together before anything is loaded
+    if not is_prepared(data) and cluster is not None:
         raise PneumoError(
             f"{data} is no prepared folder. Several workers need one that all of them see: run keras-pneumo "
             "prepare first."

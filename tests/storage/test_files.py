@@ -46,7 +46,7 @@ def test_table_has_blanks_for_missing_values(tmp_path):
     ],
 )
 @pytest.mark.parametrize("step", ["tempfile.mkstemp", "os.fsync", "pathlib.Path.replace"])
-def test_disk_faults_leave_the_old_file(tmp_path, monkeypatch, number, remedy, step):
+def test_row_18_disk_faults_leave_the_old_file(tmp_path, monkeypatch, number, remedy, step):
     files.write_bytes(tmp_path / "a.bin", b"old")
 
     def fail(*args, **kwargs):

@@ -402,7 +402,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     ("when", "workers"), [("0", 1), ("5", 1), ("7", 2), ("12", 1), ("mid-file", 1), ("tables", 1), ("manifest", 1)]
 )
-def test_killed_and_started_again_gives_the_same_bytes(data, out, tmp_path, when, workers):
+def test_row_16_killed_and_started_again_gives_the_same_bytes(data, out, tmp_path, when, workers):
     script = tmp_path / "kill.py"
     script.write_text(KILL)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
@@ -433,7 +433,7 @@ def stop():
     raise RuntimeError("stop")
 
 
-def test_ctrl_c_leaves_a_folder_that_goes_on(data, out):
+def test_row_29_ctrl_c_leaves_a_folder_that_goes_on(data, out):
     def interrupt(done, total):
         if done == 4:
             raise KeyboardInterrupt
@@ -464,7 +464,7 @@ def test_unfinished_folder_of_other_data_is_refused(data, out):
     ids=["missing", "truncated", "flipped bit", "empty"],
 )
 @pytest.mark.parametrize("folder", ["images_32", "masks_32"])
-def test_damaged_files_are_named_and_repaired(data, out, damage, message, folder):
+def test_row_14_damaged_files_are_named_and_repaired(data, out, damage, message, folder):
     prepare(data, out, [32, 64])
     before = hashes(out)
     victim = sorted((out / folder).iterdir())[1]
@@ -482,7 +482,7 @@ def test_damaged_files_are_named_and_repaired(data, out, damage, message, folder
 
 
 @pytest.mark.parametrize("table", ["cases.csv", "split.csv", "truth.csv", "quarantine.csv"])
-def test_edited_table_is_refused_and_mended(data, out, table):
+def test_row_15_edited_table_is_refused_and_mended(data, out, table):
     prepare(data, out, [32])
     before = hashes(out)
     text = (out / table).read_text()
@@ -548,7 +548,7 @@ def test_split_that_leaks_is_refused_even_with_fitting_hashes(data, out, monkeyp
         load_prepared(out)
 
 
-def test_other_labels_images_patients_or_seed_are_refused(data, out):
+def test_row_15_other_labels_images_patients_or_seed_are_refused(data, out):
     prepare(data, out, [32])
     before = hashes(out)
     labels = (data / "train-rle.csv").read_bytes()
@@ -679,7 +679,7 @@ def test_uid_that_would_leave_the_folder_is_refused(data, out, uid):
     assert not list(out.parent.rglob("*escaped*"))
 
 
-def test_names_with_spaces_and_other_letters(tmp_path, out):
+def test_row_28_names_with_spaces_and_other_letters(tmp_path, out):
     folder = tmp_path / "Aufnahmen für später"
     ids = [f"plicní snímek č. {number}" for number in range(10)]
     for number, image_id in enumerate(ids):
@@ -747,7 +747,7 @@ def test_too_few_images_are_said_before_any_decoding(tmp_path, out):
     assert not list(out.glob("images_*"))
 
 
-def test_two_runs_in_one_folder(data, out):
+def test_row_25_two_runs_in_one_folder(data, out):
     out.mkdir()
     with folder_lock(out), pytest.raises(PneumoError, match="Another run is working"):
         prepare(data, out, [32])
@@ -785,13 +785,13 @@ def test_a_note_beside_a_prepared_folder_stays_and_harms_nothing(data, out):
 
 
 @pytest.mark.skipif(is_root, reason="root may write everywhere")
-def test_no_right_to_write(data, tmp_path):
+def test_row_28_no_right_to_write(data, tmp_path):
     (tmp_path / "closed").mkdir(mode=0o555)
     with pytest.raises(PneumoError, match="Permission denied"):
         prepare(data, tmp_path / "closed" / "out", [32])
 
 
-def test_no_right_to_write_is_one_sentence(data, out, monkeypatch):
+def test_row_28_no_right_to_write_is_one_sentence(data, out, monkeypatch):
     def denied(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
@@ -800,7 +800,7 @@ def test_no_right_to_write_is_one_sentence(data, out, monkeypatch):
         prepare(data, out, [32])
 
 
-def test_read_only_data_folder_is_enough(data, out):
+def test_row_28_read_only_data_folder_is_enough(data, out):
     for path in [*data.rglob("*"), data]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = hashes(data)
@@ -817,7 +817,7 @@ def in_this_process(function, items, *_settings, **_named):
     return ((item, function(item)) for item in items)
 
 
-def test_full_disk_ends_the_run_and_loses_nothing(data, out, monkeypatch):
+def test_row_18_full_disk_ends_the_run_and_loses_nothing(data, out, monkeypatch):
     prepare(data, out, [64])
     before = hashes(out)
     real, left = os.replace, [8]
