@@ -171,7 +171,10 @@ def read_run(folder: Path) -> RunFolder:
     except (OSError, ValueError) as error:
         raise PneumoError(f"{record_path} could not be read: {error}. Train again into a new folder.") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise PneumoError(f"{record_path} is not of format {FORMAT}, the one this version reads.")
+        raise PneumoError(
+            f"{record_path} is not of format {FORMAT}, the one this version reads. "
+            "Use the version that wrote it, or train again."
+        )
     if not fits_content_hash(record):
         raise PneumoError(
             f"{record_path} was changed after it was written: its hash does not match. Copy the run again, or train "
@@ -282,7 +285,9 @@ def load_weights(model: keras.Model, path: Path) -> None:
         raise
     except Exception as error:  # of a damaged HDF5 file h5py raises errors of many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PneumoError(f"{path} does not hold the weights of its experiment: {reason}") from None
+        raise PneumoError(
+            f"{path} does not hold the weights of its experiment: {reason}. Copy the run again, or train again."
+        ) from None
     require_finite(model, path)
 
 

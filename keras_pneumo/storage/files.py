@@ -245,16 +245,18 @@ def write_table(path: Path, table: pd.DataFrame) -> str:
 
 
 def require_writable(folder: Path) -> None:
-    """Make ``folder`` and try to write in it.
+    """Try to write in ``folder``, or in the place where it will be made.
 
     Raises:
         PneumoError: that is not possible; call this before any work.
     """
-    if folder.exists() and not folder.is_dir():
-        raise PneumoError(f"{folder} is a file, but a folder is to be written there. Give another name.")
-    probe = folder / f".probe-{os.getpid()}"
-    write_bytes(probe, b"")
-    probe.unlink(missing_ok=True)
+    made = _make_folder(folder)
+    try:
+        probe = folder / f".probe-{os.getpid()}"
+        write_bytes(probe, b"")
+        probe.unlink(missing_ok=True)
+    finally:
+        _remove_if_unused(made)
 
 
 def is_temporary(name: str) -> bool:
@@ -356,7 +358,9 @@ def _make_folder(folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise PneumoError(f"{folder} is a file, but a folder is to be written there. Give another name.") from None
+        raise PneumoError(
+            f"{folder} is a file, but a folder is to be written there. Give another name; nothing was changed."
+        ) from None
     except OSError as error:
         raise PneumoError(_disk_message(folder, error)) from error
     return missing
