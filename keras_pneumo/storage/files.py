@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -322,6 +323,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
 def file_lock(path: Path) -> Iterator[None]:
     """Hold the name of a file or folder that is to be made, for this process, by a lock beside it.
 
+    The folders in which a killed process was making it (``.NAME.`` and eight letters, as tempfile names them) go.
+
     Raises:
         PneumoError: another process holds it, or its folder cannot be made.
     """
@@ -329,6 +332,9 @@ def file_lock(path: Path) -> Iterator[None]:
     beside = path.with_name(f".{path.name}{LOCK_NAME}")
     lock = _locked(beside, path)
     try:
+        for left in path.parent.glob(f"{glob.escape(f'.{path.name}.')}*"):
+            if re.fullmatch(r"[a-z0-9_]{8}", left.name.removeprefix(f".{path.name}.")) and left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
         with contextlib.suppress(OSError):  # while it is held: who tries to take it then sees that it is gone

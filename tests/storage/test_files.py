@@ -220,6 +220,14 @@ def test_row_41_the_name_of_a_new_file_is_for_one(tmp_path):
     assert names_in(tmp_path) == []
 
 
+def test_row_42_what_a_killed_process_was_making_goes_and_nothing_else(tmp_path):
+    for name in (".a.onnx.abcd_123", ".a.onnx.mine", ".ab.onnx.abcd_123", "a.onnx.abcd_123"):
+        (tmp_path / name).mkdir()
+    with files.file_lock(tmp_path / "a.onnx"):
+        pass
+    assert sorted(names_in(tmp_path)) == [".a.onnx.mine", ".ab.onnx.abcd_123", "a.onnx.abcd_123"]
+
+
 def test_a_lock_makes_no_folder_where_nothing_is_written(tmp_path):
     with pytest.raises(RuntimeError), files.folder_lock(tmp_path / "a/b"):
         raise RuntimeError
