@@ -72,7 +72,7 @@ def test_row_38_an_image_that_is_replaced_while_images_are_read_as_they_are_used
 def test_the_folders_array_gives_the_same_pixels_as_its_files(prepared_copy):
     prepared = load_prepared(prepared_copy)
     ids = prepared.subset("validation")[::-1]
-    mapped = open_source(prepared, ids, 64, True, verify=True)
+    mapped = open_source(prepared, ids, 64, True, make_array=True)
     read = open_source(prepared, ids, 64, True, memory_bytes=0)
     assert not mapped.images.flags.owndata, "the pixels are not copied"
     assert len(mapped.images) == len(prepared.cases)
@@ -91,11 +91,11 @@ def test_where_there_can_be_no_array_the_wanted_files_are_verified(prepared_copy
     train, test = prepared.subset("train"), prepared.subset("test")
     path = prepared.image_path(test[0], 64)
     cv2.imwrite(str(path), np.zeros((64, 64), np.uint8))
-    assert len(open_source(prepared, train, 64, verify=True).images) == len(train)
+    assert len(open_source(prepared, train, 64, make_array=True).images) == len(train)
     with pytest.raises(PneumoError, match=rf"1 of \d+ files .* are missing or damaged \(images_64/{test[0]}\.png\)"):
-        open_source(prepared, test, 64, verify=True)
+        open_source(prepared, test, 64, make_array=True)
     with pytest.raises(PneumoError, match="has no images of 32 pixels"):
-        open_source(prepared, train, 32, verify=True)
+        open_source(prepared, train, 32, make_array=True)
     assert not (prepared_copy / "images_64.npy").exists()
 
 
