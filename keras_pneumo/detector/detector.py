@@ -38,7 +38,7 @@ from keras_pneumo.inference.maps import LEVELS, enlarge, image_shapes, level_his
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
 from keras_pneumo.inference.postprocess import OWN_HEAD, PostprocessingParameters, read_postprocessing
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, MicroBatchPredictor, Predictor
-from keras_pneumo.inference.run import RunFolder, build, require_finite
+from keras_pneumo.inference.run import RunFolder, build
 from keras_pneumo.models.folding import fold_batch_norm
 from keras_pneumo.models.weights import from_torch, load_safetensors
 from keras_pneumo.storage.files import read_json
@@ -346,6 +346,5 @@ def _open_member(
         for path in networks:
             models.append(build(experiment))
             from_torch(models[-1], load_safetensors(path))
-            require_finite(models[-1], path)
             predictors.append(MicroBatchPredictor(distributed.distribute(fold_batch_norm(models[-1]))))
     return RunFolder(folder, experiment, record), predictors, models

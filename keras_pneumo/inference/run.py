@@ -288,15 +288,6 @@ def load_weights(model: keras.Model, path: Path) -> None:
         raise PneumoError(
             f"{path} does not hold the weights of its experiment: {reason}. Copy the run again, or train again."
         ) from None
-    require_finite(model, path)
-
-
-def require_finite(model: keras.Model, path: Path) -> None:
-    """Refuse weights, read from ``path``, that are not finite: what such a network answers means nothing.
-
-    Raises:
-        PneumoError: some are not.
-    """
     for variable in model.weights:
         if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
             raise PneumoError(

@@ -66,7 +66,7 @@ def forget(name):
         (forget("segmenter_0/experiment.json"), "no experiment"),
         (forget("postprocess.json"), "postprocess.json"),
         (spoil_weights, "segmenter_0"),
-        (weights_that_are_not_finite, "network_0.safetensors holds weights that are not finite"),
+        (weights_that_are_not_finite, "conv1.weight with values that are not finite"),
         (spoil_threshold, "was changed"),
         (name_a_file_outside, "outside"),
         (lambda folder: (folder / "postprocess.json").unlink(), "postprocess.json"),
