@@ -59,7 +59,7 @@ def read_radiograph(path: PathLike) -> Radiograph:
     try:
         return read(Path(path))
     except UnreadableImage as error:
-        raise PneumoError(f"{path} cannot be read: {error}.") from None
+        raise PneumoError(f"{path} cannot be read: {error}. Give another file.") from None
 
 
 def write_phantoms(
@@ -285,7 +285,7 @@ class Prepared:
         if batch_size < 1:
             raise PneumoError(f"batch_size is {batch_size}; it must be at least 1.")
         if not image_ids:
-            raise PneumoError(f"{self.folder} has no {subset} images.")
+            raise PneumoError(f"{self.folder} has no {subset} images. Choose another subset.")
         import_tensorflow()
         from keras_pneumo.data.batches.images import open_source
         from keras_pneumo.data.batches.pipeline import labelled_batches

@@ -64,7 +64,7 @@ def evaluate_command(
             uncertain or "ignore", blank, readers or 2, image_column, label_column, any_view, mask_size
         )
     if missing := [folder for folder in data if not folder.is_dir()]:
-        raise PneumoError(f"There is no folder {missing[0]}.")
+        raise PneumoError(f"There is no folder {missing[0]}. Check the path.")
     is_one_prepared(data, bool(labels or patients or options or pseudonym_key))  # refuses before TensorFlow is imported
     import_tensorflow()
     from keras_pneumo.detector.external import evaluate

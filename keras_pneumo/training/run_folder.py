@@ -174,7 +174,10 @@ def find_folds_folder(
     if "other" not in progress and progress - {"empty"} and progress != {"finished"}:
         return last
     if resume:
-        raise PneumoError(f"{last} holds no unfinished training of all folds of {experiment.name} on these images.")
+        raise PneumoError(
+            f"{last} holds no unfinished training of all folds of {experiment.name} on these images. "
+            "Leave out --resume."
+        )
     begun = {f"fold_{fold}" for fold in folds}  # killed before the first one's first file
     if wanted is not None and wanted.is_dir() and progress == {"empty"} and not _holds(wanted, begun):
         return wanted

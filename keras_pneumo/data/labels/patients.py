@@ -76,13 +76,17 @@ def read_patients(path: Path) -> dict[str, str]:
         name = cells[patient][:_NIH_DIGITS] if is_nih else cells[patient]
         if is_nih and not (len(name) == _NIH_DIGITS and name.isascii() and name.isdigit()):
             raise PneumoError(
-                f"{path}, row {number}: {cells[patient][:40]!r} is no NIH image name (8 digits come first)."
+                f"{path}, row {number}: {cells[patient][:40]!r} is no NIH image name (8 digits come first). "
+                "Mend the row."
             )
         image_id = image_id_of(cells[image])
         if patients.setdefault(image_id, name) != name:
-            raise PneumoError(f"{path}, row {number}: image {image_id} already belongs to another patient.")
+            raise PneumoError(
+                f"{path}, row {number}: image {image_id} already belongs to another patient. "
+                "Remove one of the two rows."
+            )
     if not patients:
-        raise PneumoError(f"{path} names no patient at all.")
+        raise PneumoError(f"{path} names no patient at all. Check that it is the right file.")
     return patients
 
 

@@ -198,7 +198,7 @@ def verify_files(prepared: PreparedFolder, size: int, image_ids: Iterable[str] |
     names: list[str] = []
     for image_id in has_mask if image_ids is None else image_ids:
         if image_id not in has_mask:
-            raise PneumoError(f"{prepared.folder} has no image {image_id}.")
+            raise PneumoError(f"{prepared.folder} has no image {image_id}. Choose one of its cases.csv.")
         names += expected_names(image_id, size, bool(has_mask[image_id]))
     wanted = {name: recorded.get(name, "") for name in names}
     mark = fingerprint(prepared.folder, wanted)

@@ -74,7 +74,9 @@ def write_folder(
     ]
     if not usable:
         reasons = "; ".join(sorted({item.reason for item in failed})[:3])
-        raise PneumoError(f"None of the {len(plan.sources)} labelled images can be prepared: {reasons}.")
+        raise PneumoError(
+            f"None of the {len(plan.sources)} labelled images can be prepared: {reasons}. Check these files."
+        )
     set_aside = [*plan.set_aside, *failed]
     cases = cases_table(usable, plan.labels, plan.grouping, rendered)
     if _lacks_sources(out):
@@ -375,7 +377,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise PneumoError(f"{folder} is not a finished prepared folder: it has no {MANIFEST_NAME}. {again}.") from None
     except OSError as error:
-        raise PneumoError(f"{path} cannot be read: {error.strerror}.") from error
+        raise PneumoError(
+            f"{path} cannot be read: {error.strerror}. Check the path, and that you may read it."
+        ) from error
     except ValueError:
         raise PneumoError(f"{path} is damaged: it is not JSON. {again} to mend it.") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

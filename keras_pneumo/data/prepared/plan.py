@@ -176,7 +176,7 @@ def _plan_folder(folder: DataFolder, name: str, found: FoundImages, search: Labe
     chosen, set_aside, copies = choose(sources, labels)
     if not chosen:
         reasons = "; ".join(sorted({item.reason for item in set_aside})[:3])
-        raise PneumoError(f"None of the {len(paths)} files in {data} can be prepared: {reasons}.")
+        raise PneumoError(f"None of the {len(paths)} files in {data} can be prepared: {reasons}. Check these files.")
     if patients_path is None and (patients_path := find_patient_table(data)) and patients_path.parent != data:
         notes = [*notes, f"Patients are taken from {patients_path}, which lies beside the data."]
     patients = {name: label.facts.patient for name, label in labels.images.items() if label.facts.patient}

@@ -51,7 +51,7 @@ def make_split(cases: pd.DataFrame, seed: int = 0, test_fraction: float = 0.2, f
         )
     twice = cases["image_id"][cases["image_id"].duplicated()]
     if len(twice):
-        raise PneumoError(f"The image {twice.iloc[0]} occurs twice in the table of cases.")
+        raise PneumoError(f"The image {twice.iloc[0]} occurs twice in the table of cases. Prepare the folder again.")
     table = cases.sort_values("image_id", ignore_index=True)
     strata = _strata(table)
     for count in range(folds, 1, -1):
