@@ -181,7 +181,7 @@ def examine_privacy(folder: Path, workers: int | None = None, progress: Progress
         raise PneumoError(f"There is no folder {folder}. Name the folder that is to be handed on.")
     paths = sorted(_files(folder))
     if not paths:
-        raise PneumoError(f"{folder} holds no file.")
+        raise PneumoError(f"{folder} holds no file. Name the folder that is to be handed on.")
     facts: dict[Path, FileFacts] = {}
     for number, (path, found) in enumerate(map_files(examine_file, _examined(folder, paths), workers, chunk=4), 1):
         facts[path] = found or FileFacts(error="reading it crashed, took too long or needed too much memory")
@@ -560,7 +560,9 @@ def draw_text_sheet(report: PrivacyReport, out: Path, workers: int | None = None
 
     chosen = dict(report.pictures[:_MOST_TILES])
     if not chosen:
-        raise PneumoError(f"No picture in {report.folder} may have text in its border, so there is no sheet to draw.")
+        raise PneumoError(
+            f"No picture in {report.folder} may have text in its border, so there is nothing to draw. Leave out --sheet."
+        )
     tiles = {}
     for path, radiograph in map_files(read_or_reason, list(chosen), workers):
         if radiograph is None or isinstance(radiograph, str):

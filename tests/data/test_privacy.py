@@ -106,7 +106,7 @@ def test_text_in_the_border_is_found_and_drawn(tmp_path):
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
     assert sheet.shape == (320, 320, 3)
     assert (sheet == (0, 176, 255)).all(axis=2).sum() > 100, "the frame"
-    with pytest.raises(PneumoError, match="no sheet to draw"):
+    with pytest.raises(PneumoError, match="nothing to draw"):
         draw_text_sheet(examine_privacy(_only(tmp_path / "clean"), workers=1), tmp_path / "none.png")
 
 

@@ -148,24 +148,24 @@ def _with_key(plan: PreparationPlan, out: Path, given: Path | None) -> Preparati
         manifest = read_manifest(out)
     except PneumoError:  # a new folder, an unfinished or a damaged one
         manifest = {}
-    elsewhere = "prepare the data into another folder (--out)"
     if manifest and PSEUDONYM_KEY not in manifest:
         text = f"{out} is of an earlier version: its pseudonyms of patients have no key and can be undone by trying."
         if other is not None:
-            raise PneumoError(f"{text} To have them of this key, {elsewhere}.")
-        return replace(plan, notes=[*plan.notes, f"{text} Before it is handed on, {elsewhere}."])
+            raise PneumoError(f"{text} Prepare the data into another folder (--out) to have them of this key.")
+        advice = "Prepare the data into another folder (--out) before it is handed on."
+        return replace(plan, notes=[*plan.notes, f"{text} {advice}"])
     own = read_key(out) if (out / KEY_FILE).exists() else None
     key = own or other
     recorded = manifest.get(PSEUDONYM_KEY)
     if key is None and recorded is not None:
         raise PneumoError(
             f"{out / KEY_FILE} is missing, the key of the patients' pseudonyms there. Put it back, name a copy of it "
-            f"with --pseudonym-key, or {elsewhere}."
+            "with --pseudonym-key, or prepare the data into another folder (--out)."
         )
     if key is not None and (recorded not in (None, key.fingerprint) or (other is not None and key != other)):
         raise PneumoError(
             f"The patients' pseudonyms in {out} are of another key than that in {given or out / KEY_FILE}. Leave out "
-            f"--pseudonym-key, or {elsewhere}."
+            "--pseudonym-key, or prepare the data into another folder (--out)."
         )
     if own is None:
         key = key or new_key()

@@ -1060,7 +1060,7 @@ def test_a_folder_of_an_earlier_version_stays_as_it_is(tagged, out):
     key = out.parent / "key"
     key.mkdir()
     write_key(key, new_key())
-    with pytest.raises(PneumoError, match=r"earlier version.*To have them of this key, prepare the data into another"):
+    with pytest.raises(PneumoError, match=r"earlier version.*Prepare the data into another folder .* of this key"):
         prepare(tagged, out, [32], workers=1, pseudonym_key=key)
 
 
