@@ -561,7 +561,7 @@ def draw_text_sheet(report: PrivacyReport, out: Path, workers: int | None = None
     chosen = dict(report.pictures[:_MOST_TILES])
     if not chosen:
         raise PneumoError(
-            f"No picture in {report.folder} may have text in its border, so there is nothing to draw. Leave out --sheet."
+            f"No picture in {report.folder} may have text in its border: there is nothing to draw. Leave out --sheet."
         )
     tiles = {}
     for path, radiograph in map_files(read_or_reason, list(chosen), workers):
