@@ -418,9 +418,7 @@ def _picture_findings(facts: Mapping[Path, FileFacts]) -> list[PrivacyFinding]:
     findings = []
     if text := sum(bool(each.text) for each in found):
         what = f"may have text in the border (of {seen:,} examined)"
-        findings.append(
-            PrivacyFinding("pixels", what, text, True, "Look at them: doctor --privacy FOLDER --sheet PNG.")
-        )
+        findings.append(PrivacyFinding("pixels", what, text, True, "Look at them, with --sheet PNG."))
     if drawn:
         why = "They are in colour, so drawn by a program, with words of its own. Look at the radiographs they show."
         findings.append(PrivacyFinding("pixels", "pictures not examined", drawn, False, why))
