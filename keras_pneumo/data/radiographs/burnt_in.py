@@ -1,7 +1,7 @@
 """Finds text that may be burnt into the border of a radiograph, from its pixels alone.
 
 In comes a grey image, out come boxes around what looks like a line of letters: small, crisp, bright or dark strokes of
-one height beside one another, as names and dates are burnt in by modalities and by screenshots. It finds candidates for
+one height beside or below one another, as names and dates are burnt in by modalities and by screenshots. It finds candidates for
 a person to look at and reads nothing. A single side marker (L, R) is no line. Handwriting, large letters far apart and
 text across the middle of the lungs are not found.
 """
@@ -24,6 +24,8 @@ FEWEST_LETTERS = 4
 
 _CONTRAST = 48
 """Grey levels that a stroke differs from what surrounds it."""
+_ABOVE_MEAN = 24
+"""Grey levels that it differs from the mean of what surrounds it."""
 _HEIGHTS = (6, 72)
 """Height of a letter in pixels, of WORKING_SIDE."""
 _STROKE = 0.012
@@ -58,10 +60,18 @@ def burnt_in_text(pixels: np.ndarray) -> list[TextBox]:
     image = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
     width = 2 * max(2, round(_STROKE * max(image.shape))) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_RECT, (width, width))
+    # Around letters with an edge of the other grey the background stands out from the edge, but not from its mean.
+    above_mean = cv2.subtract(image, cv2.blur(image, (width, width))) >= _ABOVE_MEAN
+    below_mean = cv2.subtract(cv2.blur(image, (width, width)), image) >= _ABOVE_MEAN
     boxes: list[TextBox] = []
-    for operation in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT):  # letters brighter, and darker, than what is around them
-        strokes = cv2.morphologyEx(image, operation, kernel) >= _CONTRAST
-        boxes += _lines(_letters(strokes.astype(np.uint8)), image.shape)
+    for operation, differs in (
+        (cv2.MORPH_TOPHAT, above_mean),
+        (cv2.MORPH_BLACKHAT, below_mean),
+    ):  # bright, dark letters
+        strokes = ((cv2.morphologyEx(image, operation, kernel) >= _CONTRAST) & differs).astype(np.uint8)
+        boxes += _lines(_letters(strokes), image.shape)
+        turned = _lines(_letters(np.ascontiguousarray(strokes.T)), image.shape[::-1])  # letters below one another
+        boxes += [TextBox(box.top, box.left, box.height, box.width, box.letters) for box in turned]
     boxes.sort(key=lambda box: (box.top, box.left))
     return [
         box._replace(
