@@ -1,8 +1,8 @@
 """Finds text that may be burnt into the border of a radiograph, from its pixels alone.
 
 In comes a grey image, out come boxes around what looks like a line of letters: small, crisp, bright or dark strokes of
-one height beside or below one another, as names and dates are burnt in by modalities and by screenshots. It finds candidates for
-a person to look at and reads nothing. A single side marker (L, R) is no line. Handwriting, large letters far apart and
+one height beside or below one another, as names and dates are burnt in by modalities and by screenshots. It finds
+candidates for a person to look at and reads nothing. A single side marker (L, R) is no line. Handwriting, large letters far apart and
 text across the middle of the lungs are not found.
 """
 
@@ -63,11 +63,11 @@ def burnt_in_text(pixels: np.ndarray) -> list[TextBox]:
     # Around letters with an edge of the other grey the background stands out from the edge, but not from its mean.
     above_mean = cv2.subtract(image, cv2.blur(image, (width, width))) >= _ABOVE_MEAN
     below_mean = cv2.subtract(cv2.blur(image, (width, width)), image) >= _ABOVE_MEAN
-    boxes: list[TextBox] = []
+    boxes: list[TextBox] = []  # around bright letters, then dark ones
     for operation, differs in (
         (cv2.MORPH_TOPHAT, above_mean),
         (cv2.MORPH_BLACKHAT, below_mean),
-    ):  # bright, dark letters
+    ):
         strokes = ((cv2.morphologyEx(image, operation, kernel) >= _CONTRAST) & differs).astype(np.uint8)
         boxes += _lines(_letters(strokes), image.shape)
         turned = _lines(_letters(np.ascontiguousarray(strokes.T)), image.shape[::-1])  # letters below one another
