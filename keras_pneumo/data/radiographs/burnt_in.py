@@ -2,8 +2,8 @@
 
 In comes a grey image, out come boxes around what looks like a line of letters: small, crisp, bright or dark strokes of
 one height beside or below one another, as names and dates are burnt in by modalities and by screenshots. It finds
-candidates for a person to look at and reads nothing. A single side marker (L, R) is no line. Handwriting, large letters far apart and
-text across the middle of the lungs are not found.
+candidates for a person to look at and reads nothing. Side markers with a few initials are no line. Handwriting, large
+letters far apart and text across the middle of the lungs are not found.
 """
 
 from __future__ import annotations
