@@ -40,7 +40,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "doctor": Command("data", "Print what this machine has and lacks, one line each, with what to do."),
+    "doctor": Command(
+        "data", "Print what this machine has and lacks, or what a folder tells of patients, with what to do."
+    ),
     "phantom": Command(
         "data", "Write synthetic chest radiographs as a folder like SIIM-ACR's: DICOM files, label csv, patient table."
     ),

@@ -107,6 +107,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
             Path(temporary).unlink(missing_ok=True)
 
 
+<<<<<<< HEAD
 @contextlib.contextmanager
 def replacing_contents(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     """A new folder within ``folder`` for a result of several files, which appears when the block ends without an error.
@@ -194,6 +195,38 @@ def settle(folder: Path) -> None:
 def is_leftover(name: str) -> bool:
     """Whether a file or folder of this name is a lock, or was left by a killed process: a folder of such is empty."""
     return name == LOCK_NAME or name.startswith((UNFINISHED, _COMPLETE)) or is_temporary(name)
+=======
+def create_secret(path: Path, data: bytes) -> bool:
+    """Write a file that its owner alone may read, whole or not at all, where there is none yet.
+
+    Returns:
+        Whether it was written; False where another process was first, whose file is left as it is.
+
+    Raises:
+        PneumoError: the disk is full, read-only or closed to us.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:  # mkstemp makes files for their owner alone
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            try:
+                os.link(temporary, path)  # unlike a rename it never replaces a file
+            except FileExistsError:
+                return False
+            except OSError:  # a disk without links
+                if path.exists():
+                    return False
+                Path(temporary).replace(path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        raise PneumoError(_disk_message(path, error)) from error
+    return True
+>>>>>>> main
 
 
 def flush_folder(folder: Path) -> None:
@@ -242,7 +275,12 @@ def fits_content_hash(record: dict[str, Any]) -> bool:
 
 def write_table(path: Path, table: pd.DataFrame) -> str:
     """Write ``table`` as UTF-8 csv with a header and ``\\n`` line ends; missing values are blank; returns the hash."""
-    return write_bytes(path, table.to_csv(index=False, lineterminator="\n").encode())
+    return write_bytes(path, table_bytes(table))
+
+
+def table_bytes(table: pd.DataFrame) -> bytes:
+    """The bytes that :func:`write_table` writes."""
+    return table.to_csv(index=False, lineterminator="\n").encode()
 
 
 def require_writable(folder: Path) -> None:
