@@ -9,11 +9,8 @@ import typer
 
 from keras_pneumo.cli.console import ProgressBar, out, say, warn
 from keras_pneumo.data.download import COMPETITION
-<<<<<<< HEAD
-from keras_pneumo.storage.files import require_free
-=======
 from keras_pneumo.errors import PneumoError
->>>>>>> main
+from keras_pneumo.storage.files import require_free
 from keras_pneumo.storage.workers import available_cores, start_server
 
 if TYPE_CHECKING:  # each command imports what it needs when it runs: pandas, SciPy and OpenCV take most of a second

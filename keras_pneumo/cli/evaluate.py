@@ -66,12 +66,8 @@ def evaluate_command(
         )
     if missing := [folder for folder in data if not folder.is_dir()]:
         raise PneumoError(f"There is no folder {missing[0]}. Check the path.")
-<<<<<<< HEAD
-    is_one_prepared(data, bool(labels or patients or options))  # refuses before TensorFlow is imported
-    require_free(out_folder)
-=======
     is_one_prepared(data, bool(labels or patients or options or pseudonym_key))  # refuses before TensorFlow is imported
->>>>>>> main
+    require_free(out_folder)
     import_tensorflow()
     from keras_pneumo.detector.external import evaluate
 

@@ -107,7 +107,6 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
             Path(temporary).unlink(missing_ok=True)
 
 
-<<<<<<< HEAD
 @contextlib.contextmanager
 def replacing_contents(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     """A new folder within ``folder`` for a result of several files, which appears when the block ends without an error.
@@ -195,7 +194,8 @@ def settle(folder: Path) -> None:
 def is_leftover(name: str) -> bool:
     """Whether a file or folder of this name is a lock, or was left by a killed process: a folder of such is empty."""
     return name == LOCK_NAME or name.startswith((UNFINISHED, _COMPLETE)) or is_temporary(name)
-=======
+
+
 def create_secret(path: Path, data: bytes) -> bool:
     """Write a file that its owner alone may read, whole or not at all, where there is none yet.
 
@@ -226,7 +226,6 @@ def create_secret(path: Path, data: bytes) -> bool:
     except OSError as error:
         raise PneumoError(_disk_message(path, error)) from error
     return True
->>>>>>> main
 
 
 def flush_folder(folder: Path) -> None:
