@@ -239,12 +239,14 @@ def _coco_content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_text(path))
     except ValueError as error:
-        raise PneumoError(f"{path} is not JSON: {one_line(str(error), 80)}.") from None
+        raise PneumoError(f"{path} is not JSON: {one_line(str(error), 80)}. Export it again.") from None
     keys = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
         raise PneumoError(f"{path} is no COCO file: it needs the lists images, annotations and categories.")
     if not all(isinstance(item, dict) for key in keys for item in content[key]):
-        raise PneumoError(f"{path} is no COCO file: images, annotations and categories are lists of objects.")
+        raise PneumoError(
+            f"{path} is no COCO file: images, annotations and categories are lists of objects. Export it again."
+        )
     return content
 
 
