@@ -109,7 +109,7 @@ def show_ladder(ladder: Ladder) -> None:
 
 
 def compare_frameworks_command(
-    experiment_file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A file of experiments/.")],
+    experiment_file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="Its name, or a file.")],
     data: DataArgument,
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="Folder of the comparison; default: runs/frameworks-<experiment>.")

@@ -1,4 +1,4 @@
-"""Commands that need TensorFlow to learn: train, find-lr. It is imported when one of them runs, not before."""
+"""Experiments as commands: train, find-lr, the list of all. TensorFlow is imported when a network learns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 
 from keras_pneumo.cli.console import ProgressBar, duration, say, warn
 from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together
-from keras_pneumo.config import Experiment, read_experiment, with_settings
+from keras_pneumo.config import Experiment, known_experiments, read_experiment, with_settings
 from keras_pneumo.data.prepared.folder import PreparedFolder, is_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
@@ -46,7 +46,7 @@ SetOption = Annotated[
 
 
 def train_command(
-    experiment_file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A file of experiments/.")],
+    experiment_file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="Its name, or a file.")],
     data: DataArgument,
     out_folder: Annotated[Path | None, typer.Option("--out", help="Run folder; default: runs/<experiment>.")] = None,
     prepared_folder: PreparedOption = None,
@@ -145,8 +145,19 @@ def _say_report(report: RunReport) -> None:
     say(str(report.path))
 
 
+def experiments_command() -> None:
+    """List the experiments that come with the program: each one's question, what it needs, and its result.
+
+    `train` and other commands take an experiment by its name, or a file of your own: copy one of these, and change it.
+
+    Example: `keras-pneumo experiments`
+    """
+    for name, known in known_experiments().items():
+        say(f"{name}: {known.question}\n    Needs: {known.needs}\n    Result: {known.result}\n    File: {known.file}")
+
+
 def find_lr_command(
-    experiment_file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A file of experiments/.")],
+    experiment_file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="Its name, or a file.")],
     data: DataArgument,
     out_folder: Annotated[Path | None, typer.Option("--out", help="Where to put plot and table.")] = None,
     steps: Annotated[int, typer.Option(min=20, help="How many rates to try.")] = 100,

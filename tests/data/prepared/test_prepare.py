@@ -42,6 +42,8 @@ from keras_pneumo.data.radiographs.dicom import read_dicom
 from keras_pneumo.data.radiographs.geometry import resize_image, resize_mask
 from keras_pneumo.data.radiographs.reading import find_files
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.board.subgroups import attributes_of
+from keras_pneumo.evaluation.inputs.truth import read_truth
 from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
 from keras_pneumo.storage.files import folder_lock, sha256_file
 
@@ -338,6 +340,27 @@ def test_other_views_are_set_aside_by_their_tags_or_let_in(data, tmp_path):
     assert prepare(data, tmp_path / "all", [64], options=everything).images == 14
     with pytest.raises(PneumoError, match=r"choice of views \(--any-view\) differ"):
         prepare(data, tmp_path / "some", [64], options=everything)
+
+
+def test_makers_that_files_name_come_into_a_table_of_their_own(data, out):
+    assert prepare(data, out, [64]).images == 12
+    assert not (out / "makers.csv").exists(), "no file names one"
+    for uid, maker in (("9.1", "Acme Röntgen"), ("9.2", " ACME")):
+        write_dicom(
+            data / f"{uid}.dcm",
+            radiograph(int(uid[-1])),
+            uid=uid,
+            Manufacturer=maker,
+            SpecificCharacterSet="ISO_IR 192",
+        )
+    with (data / "train-rle.csv").open("a") as stream:
+        stream.write("9.1,-1\n9.2,-1\n")
+    prepare(data, out.with_name("named"), [64])
+    table = pd.read_csv(out.with_name("named") / "makers.csv", dtype=str)
+    assert list(table.itertuples(index=False, name=None)) == [("9.1", "Acme Röntgen"), ("9.2", "ACME")]
+    truth = read_truth(out.with_name("named"), subset="all")
+    makers = attributes_of(truth, out.with_name("named"))["maker"]
+    assert makers.value_counts().to_dict() == {"unknown": 12, "ACME RÖNTGEN": 1, "ACME": 1}
 
 
 def test_a_folder_of_an_older_version_is_read_and_goes_on_as_it_is(data, out):
