@@ -115,6 +115,7 @@ def prepare(
     label_column: str | None = None,
     any_view: bool = False,
     mask_size: str | None = None,
+    pseudonym_key: PathLike | None = None,
 ) -> Prepared:
     """Prepare a folder of radiographs: check, decode and resize them, and split them by patient.
 
@@ -139,6 +140,8 @@ def prepare(
         label_column: the label's column in a table that is not known.
         any_view: whether images that the table calls lateral are let in.
         mask_size: ``ROWSxCOLUMNS`` that run-length masks refer to, where it is not 1024x1024.
+        pseudonym_key: the key of another prepared folder, or that folder, so that the pseudonyms of patients are the
+            same in both; None: the key in ``out``, and a new one where there is none.
 
     Raises:
         PneumoError: nothing can be prepared, or ``out`` holds something else.
@@ -163,6 +166,7 @@ def prepare(
         seed=seed,
         workers=workers,
         options=options_of(uncertain, blank, readers, image_column, label_column, any_view, mask_size),
+        pseudonym_key=None if pseudonym_key is None else Path(pseudonym_key),
     )
     for note in summary.notes:
         warnings.warn(note, stacklevel=2)

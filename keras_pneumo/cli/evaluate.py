@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from keras_pneumo.cli.console import ProgressBar, say, warn
-from keras_pneumo.cli.data import AnyViewOption, BlankOption, ImageColumnOption, LabelColumnOption, MaskSizeOption
+from keras_pneumo.cli.data import (
+    AnyViewOption,
+    BlankOption,
+    ImageColumnOption,
+    LabelColumnOption,
+    MaskSizeOption,
+    PseudonymKeyOption,
+)
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
 
@@ -25,6 +32,7 @@ def evaluate_command(
     patients: Annotated[
         list[Path] | None, typer.Option(help="Table of ImageId and patient, or NIH's; one for each --data.")
     ] = None,
+    pseudonym_key: PseudonymKeyOption = None,
     keep_contaminated: Annotated[
         bool, typer.Option("--keep-contaminated", help="Also score images that were learned from; the page says so.")
     ] = False,
@@ -48,6 +56,7 @@ def evaluate_command(
     """
     from keras_pneumo.data.labels.known import options_of
     from keras_pneumo.data.prepared.folder import is_one_prepared
+    from keras_pneumo.storage.files import require_free
 
     wished = (uncertain, blank, readers, image_column, label_column, any_view or None, mask_size)
     options = None
@@ -57,7 +66,8 @@ def evaluate_command(
         )
     if missing := [folder for folder in data if not folder.is_dir()]:
         raise PneumoError(f"There is no folder {missing[0]}. Check the path.")
-    is_one_prepared(data, bool(labels or patients or options))  # refuses before TensorFlow is imported
+    is_one_prepared(data, bool(labels or patients or options or pseudonym_key))  # refuses before TensorFlow is imported
+    require_free(out_folder)
     import_tensorflow()
     from keras_pneumo.detector.external import evaluate
 
@@ -74,6 +84,7 @@ def evaluate_command(
             resamples=resamples,
             workers=workers,
             progress=progress.update,
+            pseudonym_key=pseudonym_key,
         )
     for caution in result.cautions:
         warn(caution)

@@ -6,7 +6,6 @@ from 6,171 patients. Where no images can be grouped, a sentence that says so is 
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,20 +90,6 @@ def read_patients(path: Path) -> dict[str, str]:
     return patients
 
 
-def pseudonym(patient_id_tag: str) -> str:
-    """A patient id that groups images as the PatientID in their files does, without revealing it; blank stays blank."""
-    return _pseudonym("patient", patient_id_tag)
-
-
-def study_pseudonym(study_uid_tag: str) -> str:
-    """A name that images of one study share, made of StudyInstanceUID; blank stays blank."""
-    return _pseudonym("study", study_uid_tag)
-
-
-def _pseudonym(kind: str, tag: str) -> str:
-    return f"{kind}-{hashlib.sha256(tag.encode()).hexdigest()[:16]}" if tag else ""
-
-
 MOST_IN_STUDY = 20
 """Radiographs that one study may have: where more share a StudyInstanceUID, it is a placeholder, as some programs write
 one into all files, and says nothing."""
@@ -149,8 +134,8 @@ def group_images(
     Args:
         image_ids: the images.
         table: what :func:`read_patients` read, or None.
-        tags: image id -> :func:`pseudonym` of PatientID, blank or absent where there is none.
-        studies: image id -> :func:`study_pseudonym` of StudyInstanceUID, likewise.
+        tags: image id -> :func:`~.pseudonyms.patient_hash` of PatientID, blank or absent where there is none.
+        studies: image id -> :func:`~.pseudonyms.study_hash` of StudyInstanceUID, likewise.
 
     Raises:
         PneumoError: a table is given that names none of the images.

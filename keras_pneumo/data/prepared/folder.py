@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_pneumo.data.prepared.manifest import (
     CASES,
+    KEY_FREE,
     MANIFEST_NAME,
     SPLIT,
     TABLES,
@@ -165,7 +166,7 @@ def load_prepared(folder: Path) -> PreparedFolder:
             raise PneumoError(f"{folder / name} was changed after it was prepared. {again}")
     split = read_prepared_table(folder / SPLIT)
     named = (manifest.get("prepared_sha256"), manifest.get("split_sha256"))
-    if named != (prepared_sha256(tables, pixels), split_sha256(split)):
+    if named != (prepared_sha256(tables | (manifest.get(KEY_FREE) or {}), pixels), split_sha256(split)):
         raise PneumoError(f"{folder / MANIFEST_NAME} was changed: its hashes do not fit the tables. {again}")
     check_split(split)
     return PreparedFolder(

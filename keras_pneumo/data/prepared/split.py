@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from keras_pneumo.data.labels.pseudonyms import key_free_names
 from keras_pneumo.errors import PneumoError
 
 if TYPE_CHECKING:
@@ -86,8 +87,9 @@ def is_test_only(split: pd.DataFrame) -> bool:
 
 
 def split_sha256(split: pd.DataFrame) -> str:
-    """The hash that identifies the split: SHA-256 over its rows sorted by image id."""
+    """The hash that identifies the split: SHA-256 over its rows by image id, the same for every key of pseudonyms."""
     table = split.sort_values("image_id")[list(COLUMNS)].astype({"pneumothorax": int, "fold": int})
+    table = table.assign(patient_id=key_free_names(table["image_id"], table["patient_id"]))
     return hashlib.sha256(table.to_csv(index=False, header=False, lineterminator="\n").encode()).hexdigest()
 
 

@@ -19,6 +19,7 @@ import pandas as pd
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import Labels, read_labels, refuse_rejected
 from keras_pneumo.data.labels.patients import read_patients
+from keras_pneumo.data.labels.pseudonyms import key_free_names
 from keras_pneumo.data.prepared.manifest import MANIFEST_NAME, TRUTH, read_manifest
 from keras_pneumo.data.prepared.split import COLUMNS as SPLIT_COLUMNS
 from keras_pneumo.data.prepared.split import split_sha256
@@ -86,8 +87,9 @@ class Truth:
 
     @cached_property
     def patient_codes(self) -> np.ndarray:
-        """The patient of each scored image as a number from 0: shape (images,)."""
-        return pd.factorize(self.cases.patient_id, sort=True)[0]
+        """The patient of each scored image as a number from 0, the same for every pseudonym key: shape (images,)."""
+        names = key_free_names(self.cases.image_id, self.cases.patient_id)
+        return pd.factorize(np.array(names, dtype=object), sort=True)[0]
 
     @property
     def subset_name(self) -> str:
