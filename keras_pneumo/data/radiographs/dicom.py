@@ -206,33 +206,7 @@ def _dataset(data: bytes, *, stop_before_pixels: bool) -> pydicom.Dataset:
 
 
 def _to_grey(stored: np.ndarray, dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
-    """Stored values to uint8 before inversion, and a note where a window was not followed; see :func:`read_dicom`.
-
-    A value's grey depends on which values there are, but not on where. So only those that occur are computed with, in
-    float64, and looked up in blocks of rows: of a large image, all values at once would take forty bytes a pixel.
-    """
-    if stored.dtype.itemsize > 2:
-        return _values_to_grey(stored, dataset)
-    stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
-    codes = stored.view(f"u{stored.dtype.itemsize}")
-    blocks = [slice(start, start + _BLOCK_ROWS) for start in range(0, len(codes), _BLOCK_ROWS)]
-    occurs = np.zeros(256**stored.dtype.itemsize, bool)
-    for block in blocks:
-        occurs[codes[block]] = True
-    present = np.flatnonzero(occurs).astype(codes.dtype)
-    greys = np.zeros(len(occurs), np.uint8)
-    greys[present], note = _values_to_grey(present.view(stored.dtype), dataset)
-    image = np.empty(stored.shape, np.uint8)
-    for block in blocks:
-        image[block] = greys[codes[block]]
-    return image, note
-
-
-_BLOCK_ROWS = 256
-
-
-def _values_to_grey(stored: np.ndarray, dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
-    """The grey of stored values of any shape; which of them stands where in the image makes no difference."""
+    """Stored values to uint8 before inversion, and a note where a window was not followed; see :func:`read_dicom`."""
     _check_rescale(dataset)
     values = apply_modality_lut(stored, dataset)
     several = values.min() != values.max()
