@@ -308,7 +308,7 @@ def test_row_34_a_file_that_takes_for_ever_costs_itself_alone_and_the_order_stay
     monkeypatch.setattr(workers, "FILE_SECONDS", 8.0)
     for name in ("a", "c"):
         write_dicom(tmp_path / "data" / f"{name}.dcm", radiograph(ord(name)))
-    framed(tmp_path / "data/b.dcm", slow_jpeg(300_000), JPEGBaseline8Bit, np.zeros((1024, 1024), np.uint8))
+    framed(tmp_path / "data/b.dcm", slow_jpeg(300_000), JPEGBaseline8Bit, np.zeros((1440, 1440), np.uint8))
     predictions, refused = predict_files([read_run(tiny_runs / "classifier")], tmp_path / "data")
     assert predictions["file"].tolist() == ["a.dcm", "c.dcm"]
     assert refused["file"].tolist() == ["b.dcm"]
