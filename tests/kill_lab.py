@@ -43,7 +43,7 @@ CHANGES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree")
 """What Python reports (sys.addaudithook) of a process that changes the disk, beside the opening of files to write."""
 
 TIMES = ("seconds", "images_per_second", "data_seconds", "memory_gb", "training_seconds", "training_hours")
-VOLATILE = {*TIMES, "sha256", "weights_sha256", "files", "command"}
+VOLATILE = {*TIMES, "elapsed", "sha256", "weights_sha256", "state.json", "files", "command"}
 """Values of tables and records that differ between two unbroken runs too, and hashes of files that hold such values."""
 
 COMPLETE = {"compare": "report.html", "explain": "explain.json", "join": "detector.json", "predict": "submission.json"}
@@ -194,6 +194,10 @@ def without_times(value):
 def equal(first, second):
     if isinstance(first, dict) and isinstance(second, dict):
         return first.keys() == second.keys() and all(equal(first[name], second[name]) for name in first)
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(equal, first, second))
+    if isinstance(first, float) and isinstance(second, float):
+        return first == second or (first != first and second != second)
     if isinstance(first, np.ndarray) or isinstance(second, np.ndarray):
         return np.array_equal(first, second, equal_nan=np.asarray(first).dtype.kind == "f")
     return first == second
@@ -239,11 +243,17 @@ class Lab:
                 needed.append((run, ["train", experiment, "--data", prepared, "--out", run, *SMALLER]))
         if "detect" in commands:
             needed.append((here / "detector", self.line("join", here / "detector")))
+        few = here / "few"
         for folder, line in needed:
             if not (folder / "made.txt").exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 self.done(*line)
                 (folder / "made.txt").write_text(" ".join(map(str, line)))
+        if "detect" in commands and not few.exists():
+            few.mkdir()
+            for path in sorted((here / "phantoms").rglob("*.dcm"))[:14]:
+                shutil.copy(path, few)
+            (few / "broken.dcm").write_bytes(b"no radiograph")
         truth = pd.read_csv(prepared / "truth.csv") if "compare" in commands else pd.DataFrame()
         for number in range(3 * ("compare" in commands)):
             names = truth.loc[truth["subset"] == "test", ["image_id"]]
@@ -265,7 +275,7 @@ class Lab:
                 *("--segmenter", here / "runs/segmenter", "--data", here / "prepared"),
                 *("--resamples", 100, "--out", out),
             ],
-            "detect": ["detect", here / "detector", here / "phantoms", "--out", out],
+            "detect": ["detect", here / "detector", here / "few", "--out", out],
             "compare": ["compare", here / "teams", "--truth", here / "prepared", "--resamples", 500, "--out", out],
             "explain": ["explain", classifier, here / "prepared", "--out", out],
         }
