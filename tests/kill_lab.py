@@ -150,7 +150,10 @@ def contents(folder):
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and path.name != ".lock":
-            found[name] = content(path)
+            try:
+                found[name] = content(path)
+            except Exception:  # half written, by a process that was killed
+                found[name] = path.read_bytes()
     return found
 
 
