@@ -14,12 +14,14 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import h5py
@@ -53,6 +55,9 @@ COMPLETE = {"compare": "report.html", "explain": "explain.json", "join": "detect
 class Command:
     """One line in a process group of its own, forked from this process."""
 
+    running: ClassVar[list] = []
+    """Those that have not ended: a group of its own does not end with this process."""
+
     def __init__(self, line, log, end_at=None):
         """``end_at``: the number of the change to the disk at which the process group kills itself."""
         sys.stdout.flush()
@@ -76,6 +81,7 @@ class Command:
         os.close(writer)
         self.reader = reader
         self.code = None
+        self.running.append(self)
 
     def wait(self, seconds):
         """Waits until the command has ended, but no longer than so many seconds; whether it has."""
@@ -84,6 +90,7 @@ class Command:
             number, status = os.waitpid(self.number, os.WNOHANG)
             if number:
                 self.code = os.waitstatus_to_exitcode(status)
+                self.running.remove(self)
             else:
                 time.sleep(0.005)
         return self.code is not None
@@ -360,13 +367,20 @@ def main(arguments=None):
     import keras_pneumo.detector.fitting
     import keras_pneumo.training.trainer  # noqa: F401
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
     lab = Lab(given.out.resolve(), given.seed)
-    lab.prepare(given.only.split(","))
-    print(f"set up in {time.monotonic() - began:.0f} s", flush=True)
-    for command in given.only.split(","):
-        print(lab.kills(command, given.kills), flush=True)
-    print(f"all in {time.monotonic() - began:.0f} s", flush=True)
+    try:
+        lab.prepare(given.only.split(","))
+        print(f"set up in {time.monotonic() - began:.0f} s", flush=True)
+        for command in given.only.split(","):
+            print(lab.kills(command, given.kills), flush=True)
+    finally:
+        for command in list(Command.running):
+            command.kill()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = used.ru_utime + used.ru_stime
+    print(f"all in {time.monotonic() - began:.0f} s, {cpu:.0f} s of the processors", flush=True)
 
 
 if __name__ == "__main__":
