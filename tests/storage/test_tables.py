@@ -19,6 +19,7 @@ from keras_pneumo.storage.tables import (
     slug,
     spreadsheet_safe,
     table_text,
+    visible,
 )
 
 
@@ -128,3 +129,8 @@ def test_columns_of_no_table(tmp_path):
     (tmp_path / "bad.csv").write_text('a\n"1" 2\n')
     with pytest.raises(PneumoError, match=r"bad.csv, line 2, is not csv"):
         read_columns(tmp_path / "bad.csv", ["a"])
+
+
+def test_control_characters_of_a_name_are_shown_and_not_obeyed():
+    assert visible("a\x1b[31m\u202eb\nc") == "a\\x1b[31m\\u202eb\\nc"
+    assert visible("two  blanks ž.dcm") == "two  blanks ž.dcm"

@@ -29,7 +29,7 @@ from keras_pneumo.data.prepared.split import SUBSETS, make_split, split_sha256, 
 from keras_pneumo.data.radiographs.decoders import DECODERS
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import read_json, sha256_bytes, sha256_file, table_bytes, write_json, write_table
-from keras_pneumo.storage.tables import counted, listed
+from keras_pneumo.storage.tables import counted, listed, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -350,7 +350,7 @@ def quarantine_table(set_aside: Sequence[Rejected]) -> pd.DataFrame:
     import pandas as pd
 
     ordered = sorted(set_aside, key=lambda item: (item.file, item.row or 0, item.reason))
-    rows = [(item.file, item.row, item.reason) for item in ordered]
+    rows = [(visible(item.file), item.row, visible(item.reason)) for item in ordered]
     return pd.DataFrame(rows, columns=["file", "row", "reason"]).astype({"row": "Int64"})
 
 
