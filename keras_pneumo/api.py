@@ -59,7 +59,7 @@ def read_radiograph(path: PathLike) -> Radiograph:
     try:
         return read(Path(path))
     except UnreadableImage as error:
-        raise PneumoError(f"{path} cannot be read: {error}.") from None
+        raise PneumoError(f"{path} cannot be read: {error}. Give another file.") from None
 
 
 def write_phantoms(
@@ -115,6 +115,7 @@ def prepare(
     label_column: str | None = None,
     any_view: bool = False,
     mask_size: str | None = None,
+    pseudonym_key: PathLike | None = None,
 ) -> Prepared:
     """Prepare a folder of radiographs: check, decode and resize them, and split them by patient.
 
@@ -139,6 +140,8 @@ def prepare(
         label_column: the label's column in a table that is not known.
         any_view: whether images that the table calls lateral are let in.
         mask_size: ``ROWSxCOLUMNS`` that run-length masks refer to, where it is not 1024x1024.
+        pseudonym_key: the key of another prepared folder, or that folder, so that the pseudonyms of patients are the
+            same in both; None: the key in ``out``, and a new one where there is none.
 
     Raises:
         PneumoError: nothing can be prepared, or ``out`` holds something else.
@@ -163,6 +166,7 @@ def prepare(
         seed=seed,
         workers=workers,
         options=options_of(uncertain, blank, readers, image_column, label_column, any_view, mask_size),
+        pseudonym_key=None if pseudonym_key is None else Path(pseudonym_key),
     )
     for note in summary.notes:
         warnings.warn(note, stacklevel=2)
@@ -281,7 +285,7 @@ class Prepared:
         if batch_size < 1:
             raise PneumoError(f"batch_size is {batch_size}; it must be at least 1.")
         if not image_ids:
-            raise PneumoError(f"{self.folder} has no {subset} images.")
+            raise PneumoError(f"{self.folder} has no {subset} images. Choose another subset.")
         import_tensorflow()
         from keras_pneumo.data.batches.images import open_source
         from keras_pneumo.data.batches.pipeline import labelled_batches

@@ -334,8 +334,8 @@ def read_experiment(path: Path) -> Experiment:
         experiment = runpy.run_path(str(path)).get("EXPERIMENT")
     except PneumoError as error:
         raise PneumoError(f"{path}: {error}") from error
-    except Exception as error:
-        raise PneumoError(f"{path} could not be run: {type(error).__name__}: {error}.") from error
+    except (Exception, SystemExit) as error:
+        raise PneumoError(f"{path} could not be run: {type(error).__name__}: {error}. Mend the file.") from error
     if not isinstance(experiment, Experiment):
         raise PneumoError(f"{path} declares no EXPERIMENT; write EXPERIMENT = base.replace(name=...).")
     return experiment
@@ -345,9 +345,9 @@ def _read_json(path: Path) -> Experiment:
     try:
         values = read_json(path)
     except (OSError, ValueError) as error:
-        raise PneumoError(f"{path} could not be read as JSON: {error}.") from None
+        raise PneumoError(f"{path} could not be read as JSON: {error}. Copy the file again.") from None
     if isinstance(values, dict) and "experiment" in values:
         values = values["experiment"]  # a run's record holds the experiment beside versions and hashes
     if not isinstance(values, dict):
-        raise PneumoError(f"{path} holds no experiment.")
+        raise PneumoError(f"{path} holds no experiment. Name a file of experiments/ or a run's experiment.json.")
     return validated(Experiment, values, str(path))

@@ -16,6 +16,12 @@ class PneumoError(Exception):
     """
 
 
+REFUSED = 2
+"""Exit code of a refusal."""
+
+FAILED = 70
+"""Exit code of an error that nobody foresaw: ``EX_SOFTWARE`` of sysexits.h."""
+
 AGAIN = 75
 """Exit code of what a scheduler may start again as it is: ``EX_TEMPFAIL`` of sysexits.h."""
 
@@ -30,3 +36,10 @@ class Stopped(PneumoError):  # noqa: N818 nothing went wrong
         """The sentence, and what the process is to exit with."""
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class ChildFailed(PneumoError):  # noqa: N818 it says whose fault it is
+    """A program that a command started ended by a fault of its own: no refusal, and nothing to start again as it is.
+
+    The message names its log. The command line prints it without a traceback and exits with :data:`FAILED`.
+    """

@@ -20,15 +20,19 @@ from keras_pneumo.viewer.server import listen, make_app, make_server
 class Page:
     """A served page: its address, its folder's files, its csv."""
 
-    def __init__(self, folder, readings):
+    def __init__(self, folders, readings, page_detector=None):
         self.listener = listen(0)
         self.port = self.listener.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
-        self.files = find_files([folder])
+        self.files = find_files(folders if isinstance(folders, list) else [folders])
         self.readings = Readings(readings)
-        self.page_detector = PageDetector(known_detector(classifier_model=build_classifier("resnet18")), Decoder())
+        self.own = page_detector is None
+        self.page_detector = page_detector or PageDetector(
+            known_detector(classifier_model=build_classifier("resnet18")), Decoder()
+        )
         self.keys = Keys()
-        app = make_app(self.page_detector, self.files, self.readings, self.port, self.keys)
+        self.faults = []
+        app = make_app(self.page_detector, self.files, self.readings, self.port, self.keys, self.failed)
         self.server = make_server(app, self.page_detector)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]}, daemon=True)
 
@@ -43,7 +47,12 @@ class Page:
     def __exit__(self, *_):
         self.server.should_exit = True
         self.thread.join(10)
-        self.page_detector.decoder.close()
+        if self.own:
+            self.page_detector.decoder.close()
+
+    def failed(self, error):
+        self.faults.append(error)
+        return "The program has a fault."
 
     def ask(self, path, data=None, **headers):
         """Sends a request; gives status, headers and text of the answer. In names of headers, write _ for -."""

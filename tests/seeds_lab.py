@@ -2,7 +2,7 @@
 
 ``train``, ``export`` (ours) and a call with ``--init`` (the PyTorch team) do what the real programs do with files:
 they read the experiment and write a submission, whose skill is a function of seed and start. The environment variable
-SEEDS_LAB_WAIT makes a training wait, SEEDS_LAB_FAIL=TEAM makes one fail.
+SEEDS_LAB_WAIT makes a training wait, SEEDS_LAB_FAIL=TEAM makes one fail (with SEEDS_LAB_CODE).
 """
 
 import csv
@@ -24,7 +24,11 @@ def _option(name):
 
 def _submit(team, experiment, data, out, start):
     if os.environ.get("SEEDS_LAB_FAIL") == team:
-        raise SystemExit("The disk of this training is full.")
+        print("The disk of this training is full.", file=sys.stderr, flush=True)
+        code = int(os.environ.get("SEEDS_LAB_CODE", 2))
+        if code < 0:
+            os.kill(os.getpid(), -code)
+        sys.exit(code)
     print(f"epoch 1 of {team}", flush=True)
     if wait := float(os.environ.get("SEEDS_LAB_WAIT", 0)):
         time.sleep(wait)

@@ -1,6 +1,7 @@
 """Makes small SIIM folders for tests."""
 
 import csv
+import json
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,12 @@ from pydicom import config
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, SecondaryCaptureImageStorage
+
+from keras_pneumo.data.labels.pseudonyms import patient_hash, read_key
+from keras_pneumo.data.prepared.folder import load_prepared
+from keras_pneumo.data.prepared.manifest import prepared_sha256, read_prepared_table
+from keras_pneumo.data.prepared.split import split_sha256
+from keras_pneumo.storage.files import sha256_file, write_json
 
 SIDE = 64
 
@@ -121,3 +128,26 @@ def save(dataset, path):
     """Write a data set without pydicom's checks; returns the path."""
     pydicom.dcmwrite(path, dataset, enforce_file_format=False)
     return path
+
+
+def without_key(out, tags):
+    """Makes of a prepared folder one as versions before keys wrote it: patients are plain hashes; returns it, loaded.
+
+    Args:
+        out: the folder.
+        tags: every PatientID in its files.
+    """
+    manifest = json.loads((out / "manifest.json").read_text())
+    key = read_key(out)
+    for name in ("cases.csv", "split.csv", "truth.csv"):
+        text = (out / name).read_text()
+        for tag in tags:
+            text = text.replace(key.pseudonym(patient_hash(tag)), patient_hash(tag))
+        (out / name).write_text(text)
+        manifest["tables"][name] = sha256_file(out / name)
+    del manifest["pseudonym_key"], manifest["tables_without_key"]
+    manifest["split_sha256"] = split_sha256(read_prepared_table(out / "split.csv"))
+    manifest["prepared_sha256"] = prepared_sha256(manifest["tables"], manifest["pixels"])
+    write_json(out / "manifest.json", manifest)
+    (out / "pseudonym.key").unlink()
+    return load_prepared(out)

@@ -10,10 +10,12 @@ again, 130 interrupted, 141 nobody reads the output.
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import select
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -21,8 +23,8 @@ import typer
 import typer.core
 
 from keras_pneumo import __version__
-from keras_pneumo.cli.console import REFUSED, err, exit_code_of, out, report
-from keras_pneumo.errors import PneumoError
+from keras_pneumo.cli.console import err, exit_code_of, out, report
+from keras_pneumo.errors import REFUSED, PneumoError
 
 INTERRUPTED = 130
 UNREAD = 141
@@ -38,7 +40,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "doctor": Command("data", "Print what this machine has and lacks, one line each, with what to do."),
+    "doctor": Command(
+        "data", "Print what this machine has and lacks, or what a folder tells of patients, with what to do."
+    ),
     "phantom": Command(
         "data", "Write synthetic chest radiographs as a folder like SIIM-ACR's: DICOM files, label csv, patient table."
     ),
@@ -123,9 +127,13 @@ class _Group(typer.core.TyperGroup):
         self.commands = _Commands()  # type: ignore[assignment] # typer adds none when all are given here
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; Typer would end two kinds of errors with 1, without a word."""
+        """Run the command; Typer would end two kinds of errors with 1, without a word, and a library by a code."""
         try:
             return super().invoke(ctx)
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):  # a console whose output nobody reads
+                raise
+            raise RuntimeError(f"a library ended the program with {end.code}") from end
         except (BrokenPipeError, EOFError) as error:
             # Of a worker or a damaged file, unless nobody reads our own output.
             if isinstance(error, BrokenPipeError) and _unread():
@@ -182,22 +190,44 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code; a mistake or a fault becomes one sentence, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of few letters gets others for those that it lacks
+            stream.reconfigure(errors="backslashreplace")
+    threads: list[BaseException | None] = []
+    before, threading.excepthook = threading.excepthook, lambda fault: threads.append(fault.exc_value)
     try:
-        _run(arguments)
+        _run(arguments, threads)
     except SystemExit as end:
-        if not isinstance(end.__context__, BrokenPipeError):
-            raise
-        # A console could not write: rich ends with 1 then. Nor can Python's last flush, which would complain.
-        sink = os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):
-            os.dup2(sink, stream)
-        sys.exit(UNREAD)
+        if isinstance(end.__context__, BrokenPipeError):  # rich ends with 1 when a console cannot write
+            _write_no_more()
+            sys.exit(UNREAD)
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()
+        except OSError:  # a full disk, say
+            _write_no_more()
+            sys.exit(end.code or REFUSED)
+        raise
+    finally:
+        threading.excepthook = before
 
 
-def _run(arguments: list[str] | None) -> None:
-    """Run one command; always ends in SystemExit, after saying why."""
+def _write_no_more() -> None:
+    """Let what is still to be written go nowhere: Python's last flush would complain, and end with 120."""
+    sink = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(sink, stream)
+
+
+def _run(arguments: list[str] | None, threads: list[BaseException | None]) -> None:
+    """Run one command; always ends in SystemExit, after saying why. ``threads`` collects errors of other threads."""
     try:
-        app(args=arguments)  # says what is wrong with the arguments itself
+        try:
+            app(args=arguments)  # says what is wrong with the arguments itself
+        finally:
+            if threads and threads[0] is not None:
+                raise RuntimeError("a thread of the command failed") from threads[0]
     except PneumoError as error:
         report(error)
         sys.exit(exit_code_of(error))

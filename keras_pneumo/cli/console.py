@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+import unicodedata
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from keras_pneumo.errors import PneumoError, Stopped
+from keras_pneumo.errors import FAILED, REFUSED, ChildFailed, PneumoError, Stopped
 
 out = Console()
 """Results, for a person or a pipe."""
 
 err = Console(stderr=True)
 """Progress and refusals."""
+
+OBEYED = ("Cc", "Cf", "Cs")
+"""Unicode's categories of control and format characters, and of the halves that stand for undecodable bytes."""
 
 PLAIN_SECONDS = 10.0
 """In a pipe, the shortest time between two lines of progress."""
@@ -93,26 +98,39 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def plain(text: str) -> str:
+    """``text`` without what a terminal would obey or could not write: a file's name can hold any byte.
+
+    Control characters, direction marks and bytes that are not UTF-8 stand as ``\\x1b``, ``\\u202e`` or ``\\udcff``.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        letter if letter in "\n\t" or unicodedata.category(letter) not in OBEYED else ascii(letter)[1:-1]
+        for letter in text
+    )
+
+
 def say(text: str) -> None:
     """Print a sentence as it is, without markup."""
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    out.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """Print a note that the user should not miss."""
-    err.print(f"Note: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-REFUSED = 2
-"""Exit code of a refusal."""
+    err.print(f"Note: {plain(text)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def exit_code_of(error: PneumoError) -> int:
-    """The exit code of a process: 75 or 130 where it was stopped and can go on, 2 for a refusal."""
+    """The exit code of a process: 75 or 130 where it was stopped and can go on, 70 for a fault, 2 for a refusal."""
+    if isinstance(error, ChildFailed):
+        return FAILED
     return error.exit_code if isinstance(error, Stopped) else REFUSED
 
 
 def report(error: PneumoError) -> None:
     """Print the reason why a command ends, without a traceback."""
-    err.print("Stopped." if isinstance(error, Stopped) else "Refused.", style="bold red", end=" ")
-    err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+    word = {FAILED: "Failed.", REFUSED: "Refused."}.get(exit_code_of(error), "Stopped.")
+    with contextlib.suppress(OSError):  # a console that cannot be written changes no exit code
+        err.print(word, style="bold red", end=" ")
+        err.print(plain(str(error)), markup=False, highlight=False, soft_wrap=True)

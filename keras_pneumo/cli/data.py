@@ -9,12 +9,15 @@ import typer
 
 from keras_pneumo.cli.console import ProgressBar, out, say, warn
 from keras_pneumo.data.download import COMPETITION
+from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.workers import available_cores, start_server
 
 if TYPE_CHECKING:  # each command imports what it needs when it runs: pandas, SciPy and OpenCV take most of a second
     from keras_pneumo.data.prepared.prepare import PrepareSummary
 
 MARKS = {"ok": "[green]ok   [/]", "note": "[yellow]note [/]", "fault": "[red]FAULT[/]"}
+
+PRIVACY_MARKS = {True: "[yellow]look[/]", False: "note"}
 
 DEFAULT_SIZES = (256, 512)
 
@@ -26,14 +29,33 @@ MaskSizeOption = Annotated[
     str | None, typer.Option(help="ROWSxCOLUMNS that run-length masks refer to, where it is not 1024x1024.")
 ]
 
+PseudonymKeyOption = Annotated[
+    Path | None, typer.Option(help="Key of another prepared folder, for the same pseudonyms of patients.")
+]
+
 
 def doctor_command(
     folder: Annotated[Path, typer.Option(help="Folder whose disk is meant to hold data and runs.")] = Path(),
+    privacy: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder to examine before it is handed on, of any kind.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="With --privacy: where to draw pictures that may have text.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="With --privacy: processes that read files.")] = None,
 ) -> None:
-    """Print what this machine has and lacks, one line each, with what to do.
+    """Print what this machine has and lacks, or what a folder tells of patients, with what to do.
+
+    With `--privacy FOLDER` it lists identifying DICOM tags, names of files, columns of tables, pseudonyms without a
+    key, and pictures that may have text in the border. No value is printed. Exit code 1: a person has to look.
 
     Example: `keras-pneumo doctor`
     """
+    if privacy is not None:
+        _examine_privacy(privacy, sheet, workers)
+        return
+    if sheet is not None or workers is not None:
+        raise PneumoError("--sheet and --workers belong to --privacy FOLDER. Name the folder, or leave them out.")
     from keras_pneumo.cli.examine import examine
 
     findings = examine(folder.resolve())
@@ -42,6 +64,28 @@ def doctor_command(
         say(f"{finding.text}. {finding.advice}" if finding.advice else finding.text)
     if any(finding.state == "fault" for finding in findings):
         raise typer.Exit(2)
+
+
+def _examine_privacy(folder: Path, sheet: Path | None, workers: int | None) -> None:
+    """Print a line for each thing in a folder that may tell who a patient is; ends with 1 where one is to look at."""
+    from keras_pneumo.data.privacy import draw_text_sheet, examine_privacy, shown_path
+    from keras_pneumo.storage.tables import counted
+
+    with ProgressBar("examine") as progress:
+        report = examine_privacy(folder, workers, progress.update)
+    for finding in report.findings:
+        out.print(PRIVACY_MARKS[finding.look], end=" ", highlight=False)
+        say(f"{finding.where}: {finding.what}: {counted(finding.files, 'file')}. {finding.advice}".rstrip())
+    if sheet is not None and report.pictures:
+        drawn = draw_text_sheet(report, sheet, workers)
+        say(f"{sheet}: {drawn} of {counted(len(report.pictures), 'picture')}. Delete it when you have looked.")
+        for number, (path, _) in enumerate(report.pictures[:drawn], start=1):
+            say(f"{number}: {shown_path(path.relative_to(folder))}")
+    rest = "What identifies in other ways is not found."
+    if report.look:
+        say(f"{folder}: {counted(report.files, 'file')}. Look at what is marked so before they are handed on. {rest}")
+        raise typer.Exit(1)
+    say(f"{folder}: {counted(report.files, 'file')}. Nothing to look at was found. {rest}")
 
 
 def phantom_command(
@@ -110,6 +154,7 @@ def prepare_command(
     label_column: LabelColumnOption = None,
     any_view: AnyViewOption = False,
     mask_size: MaskSizeOption = None,
+    pseudonym_key: PseudonymKeyOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
 ) -> None:
@@ -140,6 +185,7 @@ def prepare_command(
             workers=workers,
             progress=progress.update,
             options=options,
+            pseudonym_key=pseudonym_key,
         )
     report_prepared(summary)
     if summary.set_aside:

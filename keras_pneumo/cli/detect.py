@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keras_pneumo.cli.console import ProgressBar, say, warn
+from keras_pneumo.cli.failure import failure_sentences
 from keras_pneumo.cli.workers import EngineName, EngineOption
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
@@ -112,7 +113,7 @@ def detect_command(
     with ProgressBar("detection") as progress:
         result = detect(detector, files, out_folder, dicom, make_uids, progress.update, workers, any_view=any_view)
     for row in result.set_aside[:FEW]:
-        warn(f"{row['file']}: {row['reason']}.".replace("..", "."))
+        warn(f"{row['file']}: {row['reason'].removesuffix('.')}.")
     if len(result.set_aside) > FEW:
         warn(f"{len(result.set_aside) - FEW} more are listed in quarantine.csv.")
     say(str(result))
@@ -153,12 +154,17 @@ def view_command(
         if browser:
             webbrowser.open(once)
 
+    def failed(error: BaseException) -> str:
+        sentences = failure_sentences(error)
+        warn(f"The page goes on, but one answer failed. {sentences}")
+        return sentences
+
     files = find_files([folder]) if folder is not None else []
     detector = open_detector(detector_folder, heat_maps=True)
     _say_what_is_not_checked(detector)
     page_detector = PageDetector(detector, Decoder(), any_view)
     with open_readings(readings_file) as readings:
-        serve(page_detector, files, readings, listen(port), started)
+        serve(page_detector, files, readings, listen(port), started, failed)
         say(readings.agreement(page_detector.detector.version)["sentence"])
 
 

@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from keras_pneumo.cli.console import ProgressBar, say, warn
-from keras_pneumo.cli.data import AnyViewOption, BlankOption, ImageColumnOption, LabelColumnOption, MaskSizeOption
+from keras_pneumo.cli.data import (
+    AnyViewOption,
+    BlankOption,
+    ImageColumnOption,
+    LabelColumnOption,
+    MaskSizeOption,
+    PseudonymKeyOption,
+)
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
 
@@ -25,6 +32,7 @@ def evaluate_command(
     patients: Annotated[
         list[Path] | None, typer.Option(help="Table of ImageId and patient, or NIH's; one for each --data.")
     ] = None,
+    pseudonym_key: PseudonymKeyOption = None,
     keep_contaminated: Annotated[
         bool, typer.Option("--keep-contaminated", help="Also score images that were learned from; the page says so.")
     ] = False,
@@ -56,8 +64,8 @@ def evaluate_command(
             uncertain or "ignore", blank, readers or 2, image_column, label_column, any_view, mask_size
         )
     if missing := [folder for folder in data if not folder.is_dir()]:
-        raise PneumoError(f"There is no folder {missing[0]}.")
-    is_one_prepared(data, bool(labels or patients or options))  # refuses before TensorFlow is imported
+        raise PneumoError(f"There is no folder {missing[0]}. Check the path.")
+    is_one_prepared(data, bool(labels or patients or options or pseudonym_key))  # refuses before TensorFlow is imported
     import_tensorflow()
     from keras_pneumo.detector.external import evaluate
 
@@ -74,6 +82,7 @@ def evaluate_command(
             resamples=resamples,
             workers=workers,
             progress=progress.update,
+            pseudonym_key=pseudonym_key,
         )
     for caution in result.cautions:
         warn(caution)

@@ -41,7 +41,7 @@ def export_command(
     if form not in FORMATS:
         raise PneumoError(f"There is no format {form!r}. Choose one of {', '.join(FORMATS)}.")
     if source.is_file() and form != "torch":
-        raise PneumoError(f"{source} is an experiment: only its starting weights can be exported, with --format torch.")
+        raise PneumoError(f"{source} is an experiment: only its starting weights can be exported. Give --format torch.")
     if source.is_dir() and settings:
         raise PneumoError("--set changes an experiment; a run has its settings. Leave it out.")
     experiment = with_settings(read_experiment(source), settings or ()) if not source.is_dir() else None

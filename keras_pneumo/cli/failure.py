@@ -6,6 +6,7 @@ file name, no argument. Those may quote a patient's name. The sentence on the te
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -18,12 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from keras_pneumo import __version__
-from keras_pneumo.cli.console import err
-from keras_pneumo.errors import PneumoError
+from keras_pneumo.cli.console import err, plain
+from keras_pneumo.errors import FAILED, PneumoError
 from keras_pneumo.storage.files import cache_folder, write_bytes
-
-FAILED = 70
-"""Exit code of an error that nobody foresaw: ``EX_SOFTWARE`` of sysexits.h."""
 
 LOGS = "errors"
 """Folder of the logs, in the cache folder."""
@@ -36,14 +34,29 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def report_failure(error: BaseException) -> int:
-    """Print one sentence about an error that nobody foresaw, and write its log.
+    """Print one sentence about an error that nobody foresaw, and write its log; nothing is raised, whatever happens.
 
     Returns:
         The exit code, :data:`FAILED`.
     """
+    with contextlib.suppress(Exception, PneumoError):
+        sentences = failure_sentences(error)
+        try:
+            err.print("Failed.", style="bold red", end=" ")
+            err.print(plain(sentences), markup=False, highlight=False, soft_wrap=True)
+        except (PneumoError, Exception):  # the console is full, closed, or part of the fault
+            os.write(2, f"Failed. {sentences}\n".encode("ascii", "backslashreplace"))
+    return FAILED
+
+
+def failure_sentences(error: BaseException) -> str:
+    """Sentences about an error that nobody foresaw, after its log is written: what and where, and what to send."""
     from keras_pneumo.storage.tables import one_line  # it imports pandas
 
-    message = one_line(str(error), 200)
+    try:
+        message = one_line(str(error), 200)
+    except (PneumoError, Exception):  # an error whose own text is broken
+        message = ""
     what = f"{type(error).__name__}: {message}" if message else type(error).__name__
     path = _write_log(log_of(error))
     log = (
@@ -51,12 +64,7 @@ def report_failure(error: BaseException) -> int:
         if path
         else "No log could be written, neither in the cache folder nor in the temporary one."
     )
-    err.print("Failed.", style="bold red", end=" ")
-    err.print(
-        f"The program has a fault: {what} ({_place(error)}). What was complete before is kept. {log}",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
-    return FAILED
+    return f"The program has a fault: {what} ({_place(error)}). What was complete before is kept. {log}"
 
 
 def log_of(error: BaseException) -> str:
@@ -125,10 +133,11 @@ def _write_log(text: str) -> Path | None:
     for folder in (cache_folder() / LOGS, Path(tempfile.gettempdir())):
         try:
             write_bytes(folder / name, text.encode("utf-8", "replace"))
-        except PneumoError:
+        except (PneumoError, OSError):
             continue
         if folder.name == LOGS:
             for old in sorted(folder.glob("keras-pneumo-*.log"))[:-MOST_LOGS]:
-                old.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    old.unlink()
         return folder / name
     return None

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keras_pneumo.cli.console import REFUSED, exit_code_of, report
+from keras_pneumo.cli.console import exit_code_of, report
 from keras_pneumo.cli.failure import report_failure
-from keras_pneumo.errors import PneumoError
+from keras_pneumo.errors import REFUSED, PneumoError
 
 if TYPE_CHECKING:
     from keras_pneumo.training.distributed.strategy import Distribution

@@ -96,6 +96,7 @@ def evaluate(
     workers: int | None = None,
     progress: Progress | None = None,
     distributed: DistributedPredictor = SINGLE_DEVICE,
+    pseudonym_key: Path | None = None,
 ) -> Evaluation:
     """Evaluate a run or a detector on data from elsewhere, and write the report.
 
@@ -112,6 +113,8 @@ def evaluate(
         workers: processes that decode.
         progress: called with images done and in all, for each pass anew.
         distributed: where the networks predict.
+        pseudonym_key: key of the prepared folder that was trained on, by which patients can be compared; see
+            :func:`~keras_pneumo.data.prepared.prepare.prepare`.
 
     Raises:
         PneumoError: ``model`` is neither a run nor a detector, the data cannot be prepared, nothing is left to score,
@@ -122,7 +125,7 @@ def evaluate(
     given = [data] if isinstance(data, str | Path) else list(data)
     require_writable(out)
     with folder_lock(out):
-        prepared, summary = _prepared(opened, given, out, labels, patients, options, workers, progress)
+        prepared, summary = _prepared(opened, given, out, labels, patients, options, workers, progress, pseudonym_key)
         predictions, unlike = _predict(opened, prepared, progress, distributed)
         write_submission(out / SUBMISSION, predictions.info, predictions.table)
         truth = read_truth(prepared.folder, ALL)
@@ -160,10 +163,11 @@ def _prepared(
     options: LabelOptions | None,
     workers: int | None,
     progress: Progress | None,
+    pseudonym_key: Path | None,
 ) -> tuple[PreparedFolder, PrepareSummary | None]:
     """The prepared images of all sizes that are needed, and what was prepared."""
     sizes = sorted({run.experiment.image_size for run in _members(opened)})
-    if is_one_prepared(data, labels is not None or patients is not None or options is not None):
+    if is_one_prepared(data, any(given is not None for given in (labels, patients, options, pseudonym_key))):
         prepared = load_prepared(data[0])
         for size in sizes:
             verify_files(prepared, size)
@@ -174,7 +178,16 @@ def _prepared(
         )
     folder = out / PREPARED
     summary = prepare(
-        list(data), folder, sizes, labels, patients, workers=workers, progress=progress, options=options, test_only=True
+        list(data),
+        folder,
+        sizes,
+        labels,
+        patients,
+        workers=workers,
+        progress=progress,
+        options=options,
+        test_only=True,
+        pseudonym_key=pseudonym_key,
     )
     return load_prepared(folder), summary
 

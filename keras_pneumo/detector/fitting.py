@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from keras_pneumo.data.labels.pseudonyms import key_free_names
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.detector.calibration import CalibrationFit, fit_calibration
 from keras_pneumo.detector.detector import OUTLINE, ValidationCounts, image_level_sources, outline_score
@@ -204,7 +205,7 @@ def fit_on_validation(validation: MemberPredictions, prepared: PreparedFolder) -
         if round(search.dice, 7) > round(best.dice, 7):
             best = search
     cases = prepared.cases.set_index("image_id").loc[validation.maps.image_ids]
-    truth, patients = cases["pneumothorax"].to_numpy(bool), cases["patient_id"].to_numpy(str)
+    truth, patients = cases["pneumothorax"].to_numpy(bool), np.array(key_free_names(cases.index, cases["patient_id"]))
     fits = {source: fit_calibration(truth, probability, patients) for source, probability in sources.items()}
     source = min(fits, key=lambda name: fits[name].log_loss)
     calibrated = fits[source].calibration.apply(sources[source])

@@ -13,7 +13,7 @@ from typing import Any
 from scipy import stats
 
 from keras_pneumo.data.labels import rle
-from keras_pneumo.data.labels.patients import study_pseudonym
+from keras_pneumo.data.labels.pseudonyms import study_hash, user_key
 from keras_pneumo.data.radiographs.geometry import size_note
 from keras_pneumo.data.radiographs.radiograph import Radiograph
 from keras_pneumo.detector.detector import UNLIKE, Answer, Detector, ValidationCounts
@@ -58,7 +58,7 @@ def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> di
         "mask_share": min(pixels / of_image, 1.0),
         "area_mm2": round(pixels * (side / answer.mask.shape[0] * spacing) ** 2, 1) if spacing else None,
         "encoded_pixels": rle.encode(answer.mask),
-        "study": study_pseudonym(radiograph.study_uid_tag),
+        "study": user_key().pseudonym(study_hash(radiograph.study_uid_tag)),
         "rows": rows,
         "columns": columns,
         "notes": notes_of(detector, radiograph),

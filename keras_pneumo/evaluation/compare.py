@@ -236,7 +236,7 @@ def compare(
     if team is not None:
         submissions = [submission for submission in submissions if team in (submission.info.team, submission.path.name)]
         if not submissions:
-            raise PneumoError(f"{folder} has no submission of the team {team!r}.")
+            raise PneumoError(f"{folder} has no submission of the team {team!r}. Check its name.")
     if this_split:
         submissions = [
             submission
@@ -264,7 +264,7 @@ def find_submissions(folder: Path) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.exists():
-        raise PneumoError(f"There is no {folder}.")
+        raise PneumoError(f"There is no {folder}. Check the path.")
     if not folder.is_dir():
         return [folder]
     own = _submission_in(folder)
@@ -282,7 +282,8 @@ def find_submissions(folder: Path) -> list[Path]:
     if not paths:
         raise PneumoError(
             f"{folder} holds no submission. A submission is a folder with {INFO_FILE} and predictions.csv, or a CSV "
-            "with the columns ImageId and EncodedPixels."
+            "with the columns ImageId and EncodedPixels. "
+            "Name a folder that holds one."
         )
     return paths
 
@@ -371,7 +372,10 @@ def _as_submission(
         return submission
     if not isinstance(submission, pd.DataFrame):
         if threshold is not None:
-            raise PneumoError("A threshold is for a table of predictions; a submission folder declares its own.")
+            raise PneumoError(
+                "A threshold is for a table of predictions; a submission folder declares its own. "
+                "Leave the threshold out."
+            )
         paths = find_submissions(Path(submission))
         if len(paths) > 1:
             raise PneumoError(f"{submission} holds {len(paths)} submissions. Give one of them, or use compare.")

@@ -96,10 +96,10 @@ def heat_map(
         try:
             pixels = read_radiograph(Path(image)).pixels
         except UnreadableImage as error:
-            raise PneumoError(f"{image} cannot be read: {error}") from None
+            raise PneumoError(f"{image} cannot be read: {error}. Give another image.") from None
     size = run.experiment.image_size
     if reason := shape_fault(pixels):
-        raise PneumoError(f"The image cannot be used: {reason}.")
+        raise PneumoError(f"The image cannot be used: {reason}. Give another image.")
     checked, _ = checked_with(run) or (CONVENTION, False)
     model = load_model(run) if model is None else model
     maps = heat_maps(model, pixels_at([pixels], size), *_named_or(checked, method, stage))
@@ -156,7 +156,9 @@ def explain_files(
         if progress:
             progress(len(rows) + len(refused), len(sources))
     if not rows:
-        raise PneumoError(f"None of the {len(sources)} files can be read; the first: {refused[0]['reason']}")
+        raise PneumoError(
+            f"None of the {len(sources)} files can be read; the first: {refused[0]['reason']}. Give other files."
+        )
     write_table(folder / "explained.csv", safe_columns(pd.DataFrame(rows), "image_id", "file"))
     write_quarantine(folder, refused)
     return FilesExplained(folder, *shown, selected and shown == checked, len(rows), len(refused))

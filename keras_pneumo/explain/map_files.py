@@ -63,7 +63,10 @@ def read_twin_maps(path: Path, image_ids: Sequence[str], method: str, stage: int
     row_of = {str(image_id): row for row, image_id in enumerate(arrays["image_ids"])}
     missing = [image_id for image_id in image_ids if image_id not in row_of]
     if missing:
-        raise PneumoError(f"{path} has no map of {len(missing)} of the {len(image_ids)} images; first {missing[0]}.")
+        raise PneumoError(
+            f"{path} has no map of {len(missing)} of the {len(image_ids)} images; first {missing[0]}. "
+            "Make the maps of all images again."
+        )
     rows = [row_of[image_id] for image_id in image_ids]
     maps, logits = np.asarray(arrays["maps"], np.float32), np.asarray(arrays["logits"], np.float32).reshape(-1)
     if maps.ndim != 3 or len(maps) != len(row_of) or maps.shape[1:] != tuple(grid) or len(logits) != len(row_of):
@@ -71,5 +74,5 @@ def read_twin_maps(path: Path, image_ids: Sequence[str], method: str, stage: int
             f"The maps in {path} have the shape {maps.shape}; {len(row_of)} images need {(len(row_of), *grid)}."
         )
     if not np.isfinite(maps).all():
-        raise PneumoError(f"The maps in {path} hold values that are not finite.")
+        raise PneumoError(f"The maps in {path} hold values that are not finite. Make the maps again.")
     return RawMaps(maps[rows], logits[rows])

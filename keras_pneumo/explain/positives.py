@@ -31,7 +31,10 @@ def positives_of(run: RunFolder, prepared: PreparedFolder, subset: str) -> list[
     """
     image_ids = outlined(run, prepared, subset)
     if not image_ids:
-        raise PneumoError(f"{prepared.folder} has no {subset} image with a true mask, so heat maps cannot be checked.")
+        raise PneumoError(
+            f"{prepared.folder} has no {subset} image with a true mask, so heat maps cannot be checked. "
+            "Choose another subset, or prepare data with masks."
+        )
     return image_ids
 
 

@@ -316,7 +316,9 @@ def _check_segmenters(segmenters: Sequence[RunFolder], prepared: PreparedFolder)
     """
     for run in segmenters:
         if run.experiment.task != "segmenter":
-            raise PneumoError(f"{run.folder} is not a segmenter, so it has no map to compare with.")
+            raise PneumoError(
+                f"{run.folder} is not a segmenter, so it has no map to compare with. Name a run of a segmenter."
+            )
     if segmenters:
         check_together(segmenters, prepared)
 

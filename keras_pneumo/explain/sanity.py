@@ -45,7 +45,9 @@ def cascade(model: keras.Model, images: np.ndarray, heat_of: HeatMaker, seed: in
         own = heat_of(model, images)
         hot = np.ptp(own, axis=(1, 2)) > 0
         if not hot.any():
-            raise PneumoError("None of these images has any heat, so the sanity check cannot be made.")
+            raise PneumoError(
+                "None of these images has any heat, so the sanity check cannot be made. Use other images."
+            )
         for step, (block, layers) in enumerate(weight_blocks(model), start=1):
             for layer in layers:
                 draw_anew(layer, np.random.default_rng([seed, step]))

@@ -23,6 +23,8 @@ from keras_pneumo.inference.provenance import (
     compare_images,
     image_keys,
     learned_images,
+    other_key_count,
+    other_key_sentence,
 )
 from keras_pneumo.storage.files import write_table
 from keras_pneumo.storage.tables import counted, safe_columns
@@ -55,6 +57,8 @@ class Contamination:
     """Why it is not known what was learned from; blank where it is."""
     without_hash: int = 0
     """Learned images whose difference hash is not known, so that no near duplicate of them can be found."""
+    other_key: int = 0
+    """Images whose patients cannot be compared, since their pseudonyms are of another key."""
 
     @property
     def shared(self) -> np.ndarray:
@@ -84,6 +88,8 @@ class Contamination:
                 f"Near duplicates of {self.without_hash:,} of the images that were learned from were not looked for, "
                 "since the run is of a version that kept no difference hash of them."
             )
+        if self.other_key:
+            found.append(other_key_sentence(self.other_key, total))
         return found
 
     def write(self, folder: Path) -> Path:
@@ -113,7 +119,8 @@ def contamination_by(
 def compare_with(learned: pd.DataFrame, prepared: PreparedFolder, image_ids: Sequence[str]) -> Contamination:
     """Compare images of a prepared folder with a table of learned ones; see :func:`.provenance.learned_images`."""
     ids = list(image_ids)
-    table = compare_images(learned, image_keys(prepared, ids))[["image_id", *SAME]].reset_index(drop=True)
+    keys = image_keys(prepared, ids)
+    table = compare_images(learned, keys)[["image_id", *SAME]].reset_index(drop=True)
     hashes = learned.loc[learned["difference_hash"] != "", "difference_hash"].drop_duplicates().tolist()
     without = learned.loc[learned["difference_hash"] == "", "image_id"].nunique()
     bits = np.full(len(ids), -1)
@@ -121,7 +128,12 @@ def compare_with(learned: pd.DataFrame, prepared: PreparedFolder, image_ids: Seq
         bits = nearest(difference_hashes(prepared, ids), hashes)[1]
     table["near_duplicate"] = (bits >= 0) & (bits <= NEAR)
     table["nearest_bits"] = pd.Series(bits, dtype="Int64").where(bits >= 0)
-    return Contamination(table, int(learned["image_id"].nunique()), without_hash=int(without))
+    return Contamination(
+        table,
+        int(learned["image_id"].nunique()),
+        without_hash=int(without),
+        other_key=other_key_count(learned, keys),
+    )
 
 
 def _nothing(image_ids: Sequence[str]) -> pd.DataFrame:

@@ -76,7 +76,9 @@ def check_gate(gate: Sequence[RunFolder], runs: Sequence[RunFolder]) -> None:
     """
     for run in gate:
         if run.experiment.task != "classifier":
-            raise PneumoError(f"{run.folder} is not a classifier, so it cannot be a gate.")
+            raise PneumoError(
+                f"{run.folder} is not a classifier, so it cannot be a gate. Name a run of a classifier with --gate."
+            )
     folds = [sorted({run.experiment.fold for run in some}) for some in (gate, runs)]
     if gate and folds[0] != folds[1]:
         raise PneumoError(
@@ -106,7 +108,10 @@ def held_out_images(
     if subset == ALL or not has_split_of(runs, prepared):
         image_ids = prepared.cases["image_id"].tolist() if subset == ALL else prepared.subset(subset)
         if not image_ids:
-            raise PneumoError(f"{prepared.folder} has no {subset} images. Give --subset {ALL} for all its images.")
+            raise PneumoError(
+                f"{prepared.folder} has no {subset} images. Give --subset {ALL} for all its images. "
+                "Choose another subset."
+            )
         return [(list(runs), image_ids)]
     folds = sorted({run.experiment.fold for run in runs})
     if subset == "validation":
@@ -117,7 +122,7 @@ def held_out_images(
         groups = [(list(runs), prepared.subset(subset, fold=runs[0].experiment.fold))]
     groups = [(group, image_ids) for group, image_ids in groups if image_ids]
     if not groups:
-        raise PneumoError(f"{prepared.folder} has no {subset} images.")
+        raise PneumoError(f"{prepared.folder} has no {subset} images. Choose another subset.")
     if subset == "train" and len(folds) > 1:
         raise PneumoError("Runs of several folds have no training images in common; predict test or validation.")
     return groups

@@ -102,7 +102,9 @@ def export_network(
             for each in finished:
                 shutil.move(each, path.parent / each.name)
     except OSError as error:
-        raise PneumoError(f"{path} could not be written: {error.strerror or error}.") from error
+        raise PneumoError(
+            f"{path} could not be written: {error.strerror or error}. Free some space, or choose another --out."
+        ) from error
     return Exported(path, difference)
 
 

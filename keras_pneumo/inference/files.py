@@ -109,7 +109,7 @@ def image_sources(images: Image | Sequence[Image]) -> list[Source]:
         else:
             sources += [(name, path) for path, name in find_files([Path(image)])]
     if not sources:
-        raise PneumoError("There is no radiograph to predict: the list is empty.")
+        raise PneumoError("There is no radiograph to predict: the list is empty. Give at least one.")
     return sources
 
 
@@ -194,11 +194,12 @@ def check_readable(sources: Sequence[Source], refused: Sequence[dict[str, object
     if len(refused) == len(sources):
         first = refused[0]
         raise PneumoError(
-            f"None of the {len(sources)} radiographs can be predicted; the first, {first['file']}: {first['reason']}"
+            f"None of the {len(sources)} radiographs can be predicted; the first, {first['file']}: {first['reason']}. "
+            "Give others."
         )
     if refused:
         texts = listed((f"{row['file']} ({row['reason']})" for row in refused), most=3)
-        warnings.warn(f"{len(refused)} of {len(sources)} radiographs were left out: {texts}", stacklevel=3)
+        warnings.warn(f"{len(refused)} of {len(sources)} radiographs were left out: {texts}.", stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -352,7 +353,10 @@ def predict_files(
     sources: list[Source] = [(printable(path.relative_to(data).as_posix()), path) for path in paths]
     rows, refused = _predict(runs, sources, parameters, gate, distributed, progress, any_view=any_view)
     if not rows:
-        raise PneumoError(f"None of the {len(paths)} files of {data} can be read; the first: {refused[0]['reason']}")
+        raise PneumoError(
+            f"None of the {len(paths)} files of {data} can be read; the first: {refused[0]['reason']}. "
+            "Give other files."
+        )
     return pd.DataFrame(rows), pd.DataFrame(refused, columns=["file", "reason"])
 
 

@@ -241,7 +241,9 @@ def fit_postprocessing(
     """
     n = len(counts.histograms)
     if n == 0:
-        raise PneumoError("There are no validation images to fit the postprocessing of masks on.")
+        raise PneumoError(
+            "There are no validation images to fit the postprocessing of masks on. Prepare data with validation images."
+        )
     gates: tuple[float, ...] = (0.0,)
     gate_allows = np.ones((1, n), bool)
     if image_probability is not None:

@@ -14,7 +14,8 @@ started from, and so on. What an older folder does not know is blank.
 
 Ids of phantoms are made up, in the forms of SIIM and NIH, so image ids are compared among phantoms and among
 radiographs only. Every folder of phantoms has patients of its own, under the same numbers, so these are not compared at
-all; the same phantom has the same image id. Hashes are compared always.
+all; the same phantom has the same image id. Hashes are compared always. Pseudonyms of patients are compared with those
+of the same key only (:mod:`keras_pneumo.data.labels.pseudonyms`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from keras_pneumo.data.labels.pseudonyms import incomparable, key_of
 from keras_pneumo.data.prepared.folder import PreparedFolder, load_prepared
 from keras_pneumo.data.prepared.manifest import read_manifest
 from keras_pneumo.data.prepared.near_duplicates import difference_hashes
@@ -179,12 +181,15 @@ def hashed(name: str) -> str:
 
 
 def without_names(learned: pd.DataFrame) -> pd.DataFrame:
-    """The table with its ids :func:`hashed`, for a detector, which travels; :func:`compare_images` knows them."""
+    """The table with its ids :func:`hashed`, for a detector, which travels; :func:`compare_images` knows them.
+
+    Pseudonyms stay as they are, since they show of which key they are.
+    """
     pairs = zip(learned["image_id"], learned["patient_id"], strict=True)
     patients = [min(_patients(image_id, patient_id), default="") for image_id, patient_id in pairs]
     return learned.assign(
         image_id=[hashed(image_id_of(name)) for name in learned["image_id"]],
-        patient_id=[hashed(name) if name else "" for name in patients],
+        patient_id=[hashed(name) if name and not key_of(name) else name for name in patients],
     )
 
 
@@ -198,6 +203,13 @@ class HeldOutComparison(NamedTuple):
     compared: dict[str, int]
     """By ``file``, ``pixels``, ``image`` and ``patient``: how many different ones of these had been learned from and
     were known, so that they could be looked for."""
+    other_key: int = 0
+    """Images held out whose patients could not be compared, since their pseudonyms are of another key."""
+
+    @property
+    def caution(self) -> str:
+        """A sentence where patients could not be compared; else blank."""
+        return other_key_sentence(self.other_key, self.held_out) if self.other_key else ""
 
 
 def check_held_out(run: RunFolder, learned: pd.DataFrame, prepared: PreparedFolder, fold: int) -> HeldOutComparison:
@@ -233,7 +245,8 @@ def check_held_out(run: RunFolder, learned: pd.DataFrame, prepared: PreparedFold
         "image": images,
         "patient": len(_patients_of(learned)),
     }
-    return HeldOutComparison(images, held_out, compared)
+    other_key = other_key_count(learned, pd.concat([validation, test], ignore_index=True))
+    return HeldOutComparison(images, held_out, compared, other_key)
 
 
 def describe_images(prepared: PreparedFolder, images: int) -> str:
@@ -330,6 +343,26 @@ def _patients(image_id: str, patient_id: str) -> set[str]:
     if match := _NIH_NAME.fullmatch(image_id_of(image_id)):
         names.add(match.group(1))
     return {name.lstrip("0") or name if name.isdigit() else name for name in names}
+
+
+def other_key_count(learned: pd.DataFrame, images: pd.DataFrame) -> int:
+    """How many images have a patient that cannot be compared, since its pseudonym is of another key.
+
+    Args:
+        learned: from :func:`learned_images`.
+        images: from :func:`image_keys`.
+    """
+    names = learned.loc[learned["synthetic"] == 0, "patient_id"]
+    return sum(incomparable(names, images.loc[images["synthetic"] == 0, "patient_id"]))
+
+
+def other_key_sentence(number: int, total: int) -> str:
+    """What was compared, and what was not, where patients have pseudonyms of different keys."""
+    return (
+        f"Patients of {number:,} of {counted(total, 'image')} could not be compared with those that were learned from, "
+        "since their pseudonyms are of different keys. All else was compared. To compare patients too, prepare both "
+        "folders with one key (prepare --pseudonym-key)."
+    )
 
 
 def _patients_of(learned: pd.DataFrame) -> set[str]:

@@ -150,7 +150,10 @@ def read_run(folder: Path) -> RunFolder:
     except (OSError, ValueError) as error:
         raise PneumoError(f"{record_path} could not be read: {error}. Train again into a new folder.") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise PneumoError(f"{record_path} is not of format {FORMAT}, the one this version reads.")
+        raise PneumoError(
+            f"{record_path} is not of format {FORMAT}, the one this version reads. "
+            "Use the version that wrote it, or train again."
+        )
     if not (folder / WEIGHTS).is_file():
         raise PneumoError(f"{folder} has no {WEIGHTS}: its training did not finish an epoch. Train again.")
     experiment = validated(Experiment, record.get("experiment", {}), str(record_path))
@@ -259,7 +262,9 @@ def load_weights(model: keras.Model, path: Path) -> None:
         raise
     except Exception as error:  # of a damaged HDF5 file h5py raises errors of many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PneumoError(f"{path} does not hold the weights of its experiment: {reason}") from None
+        raise PneumoError(
+            f"{path} does not hold the weights of its experiment: {reason}. Copy the run again, or train again."
+        ) from None
     for variable in model.weights:
         if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
             raise PneumoError(

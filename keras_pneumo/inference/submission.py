@@ -115,7 +115,7 @@ def predict_subset(
     check_together(runs, prepared)
     task = runs[0].experiment.task
     if gate and task == "classifier":
-        raise PneumoError("A gate is for segmenters; these runs are classifiers.")
+        raise PneumoError("A gate is for segmenters; these runs are classifiers. Leave it out.")
     if gate:
         check_together(gate, prepared)
         check_gate(gate, runs)
@@ -192,7 +192,7 @@ def predict_with_fitted(
     check_together(runs)
     segmenter = runs[0].experiment.task == "segmenter"
     if not segmenter and (gate or parameters is not None):
-        raise PneumoError("A gate and a postprocessing are for segmenters; these runs are classifiers.")
+        raise PneumoError("A gate and a postprocessing are for segmenters; these runs are classifiers. Leave them out.")
     threshold = runs[0].threshold if len(runs) == 1 else None
     if segmenter:
         parameters = require_postprocessing(parameters or own_postprocessing(runs), gate)

@@ -95,7 +95,9 @@ def find_maps(folder: Path) -> TeamMaps:
             continue
         image_id = image_id_of(path.stem)
         if image_id in files:
-            raise PneumoError(f"{folder} has two maps of {image_id}: {files[image_id].name} and {path.name}.")
+            raise PneumoError(
+                f"{folder} has two maps of {image_id}: {files[image_id].name} and {path.name}. Remove one."
+            )
         files[image_id] = path
     if not files:
         raise PneumoError(
@@ -113,7 +115,7 @@ def _image_probability(path: Path, image_ids: list[str]) -> np.ndarray:
     values = pd.to_numeric(table["probability"], errors="coerce").to_numpy(float)
     if not ((values >= 0) & (values <= 1)).all():
         row = table["row"][~((values >= 0) & (values <= 1))].iloc[0]
-        raise PneumoError(f"{path}, row {row}: the probability is not a number from 0 to 1.")
+        raise PneumoError(f"{path}, row {row}: the probability is not a number from 0 to 1. Mend the row.")
     by_image = dict(zip(table["image_id"].map(image_id_of), values, strict=True))
     if set(by_image) != set(image_ids) or len(by_image) != len(table):
         differing = sorted(set(by_image) ^ set(image_ids)) or ["an image that comes twice"]
@@ -139,18 +141,22 @@ def read_map(path: Path) -> np.ndarray:
             loaded = np.load(path, allow_pickle=False)
             values = loaded if isinstance(loaded, np.ndarray) else _only_array(loaded)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, cv2.error) as error:
-        raise PneumoError(f"{path} cannot be read as a probability map: {error}.") from error
+        raise PneumoError(f"{path} cannot be read as a probability map: {error}. Write it again.") from error
     if values.ndim > 2:  # axes of one channel or of a batch of one
         values = values.reshape([side for side in values.shape if side != 1] or [1, 1])
     if values.ndim != 2 or values.shape[0] != values.shape[1] or not 1 <= len(values) <= rle.MASK_SIZE:
         raise PneumoError(
             f"{path} has the shape {values.shape}; a map is square, at most {rle.MASK_SIZE} pixels a side, with one "
-            "channel."
+            "channel. "
+            "Write it again in that form."
         )
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values)
     if not np.issubdtype(values.dtype, np.floating):
-        raise PneumoError(f"{path} holds {values.dtype}. A map is uint8 (255 is 1), or floats from 0 to 1.")
+        raise PneumoError(
+            f"{path} holds {values.dtype}. A map is uint8 (255 is 1), or floats from 0 to 1. "
+            "Write it again as one of these."
+        )
     values = values.astype(np.float32)
     if not ((values >= 0) & (values <= 1)).all():  # also where one is not a number
         raise PneumoError(f"{path} has values that are not from 0 to 1. If they are logits, apply a sigmoid first.")
@@ -194,13 +200,17 @@ def fit_team_maps(
 
 def _check_images(maps: TeamMaps, labels: Labels, file: Path) -> None:
     if unknown := [image_id for image_id in maps.files if image_id not in labels.images]:
-        raise PneumoError(f"{file} has no label of {len(unknown):,} maps in {maps.folder}: {listed(unknown)}.")
+        raise PneumoError(
+            f"{file} has no label of {len(unknown):,} maps in {maps.folder}: {listed(unknown)}. "
+            "Add the labels, or remove these maps."
+        )
     if "subset" in labels.rows.columns:
         test = set(labels.rows.loc[labels.rows["subset"] == "test", "image_id"]) & set(maps.files)
         if test:
             raise PneumoError(
                 f"{maps.folder} has maps of {len(test):,} test images ({listed(sorted(test))}). The postprocessing is "
-                "fitted on validation images only."
+                "fitted on validation images only. "
+                "Take these maps out."
             )
 
 
@@ -213,7 +223,8 @@ def masks_of(maps: TeamMaps, parameters: PostprocessingParameters, progress: Pro
     if parameters.gate > 0 and maps.image_probability is None:
         raise PneumoError(
             f"The postprocessing has a gate on an image-level probability, but {maps.folder}.csv, which would hold it, "
-            "does not exist."
+            "does not exist. "
+            "Write it, or name postprocessing without a gate."
         )
     image = np.ones(len(maps.files)) if maps.image_probability is None else maps.image_probability
     return pd.DataFrame(
@@ -257,7 +268,10 @@ def make_masks(
     validation = find_maps(folder / "validation") if parameters is None or (folder / "validation").is_dir() else None
     test = find_maps(folder / "test") if (folder / "test").is_dir() else None
     if test is None and parameters is not None:
-        raise PneumoError(f"{folder} has no folder test, so there is nothing to apply {parameters} to.")
+        raise PneumoError(
+            f"{folder} has no folder test, so there is nothing to apply {parameters} to. "
+            "Put the maps of the test images there."
+        )
     info = _read_info(folder, team) if test is not None else None
     require_writable(require_replaceable(out).parent if test is not None else out)
     search = None
@@ -291,4 +305,4 @@ def _read_info(folder: Path, team: str | None) -> SubmissionInfo:
         return SubmissionInfo.model_validate({"task": "joint", **content, **named})
     except (ValueError, TypeError, RecursionError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise PneumoError(f"{path} cannot be used: {reason}.") from None
+        raise PneumoError(f"{path} cannot be used: {reason}. Mend the file, or remove it.") from None

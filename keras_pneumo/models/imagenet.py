@@ -203,12 +203,15 @@ def _from_location(location: Path, encoder: str, weights: str, source: str) -> I
     if location.is_file():
         return _load(location, name)
     if not location.is_dir():
-        raise PneumoError(f"The file or folder of the ImageNet weights, {location} ({source}), does not exist.")
+        raise PneumoError(
+            f"The file or folder of the ImageNet weights, {location} ({source}), does not exist. Check the path."
+        )
     path = _in_folder(location, encoder, weights)
     if path is None:
         names = ", ".join(str(candidate) for candidate in _names(encoder, weights))
         raise PneumoError(
-            f"The folder {location} ({source}) does not hold the weights {name}. They have one of these names: {names}."
+            f"The folder {location} ({source}) does not hold the weights {name}. They have one of these names: "
+            f"{names}. Put one of them there."
         )
     return _load(path, name)
 
@@ -250,7 +253,9 @@ def _sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise PneumoError(f"The weights in {path} cannot be read: {error.strerror or error}.") from error
+        raise PneumoError(
+            f"The weights in {path} cannot be read: {error.strerror or error}. Check the path, or fetch the file again."
+        ) from error
 
 
 def _download(name: str, progress: Callable[[int, int], None] | None) -> Path:

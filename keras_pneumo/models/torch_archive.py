@@ -82,22 +82,39 @@ def load_torch_archive(path: Path | str) -> dict[str, np.ndarray]:
 def _read(archive: zipfile.ZipFile, path: str) -> dict[str, np.ndarray]:
     unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > MAX_BYTES:
-        raise PneumoError(f"{path} unpacks to {unpacked:,} bytes; weights of more than {MAX_BYTES:,} are not read.")
+        raise PneumoError(
+            f"{path} unpacks to {unpacked:,} bytes; weights of more than {MAX_BYTES:,} are not read. "
+            "Check that it is the right file."
+        )
     programs = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(programs) != 1:
-        raise PneumoError(f"{path} holds {len(programs)} lists of tensors (data.pkl) where one is expected.")
+        raise PneumoError(
+            f"{path} holds {len(programs)} lists of tensors (data.pkl) where one is expected. "
+            "Save it as safetensors where PyTorch is installed."
+        )
     if archive.getinfo(programs[0]).file_size > MAX_PROGRAM:
-        raise PneumoError(f"{path} has a list of tensors of more than {MAX_PROGRAM:,} bytes, which is not read.")
+        raise PneumoError(
+            f"{path} has a list of tensors of more than {MAX_PROGRAM:,} bytes, which is not read. "
+            "Check that it is the right file."
+        )
     root = programs[0].removesuffix("data.pkl")
     if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
-        raise PneumoError(f"{path} was written on a big-endian machine, which is not read here.")
+        raise PneumoError(
+            f"{path} was written on a big-endian machine, which is not read here. "
+            "Save it as safetensors where PyTorch is installed."
+        )
     try:
         tensors = _interpret(archive.read(programs[0]), lambda block: _numbers(archive, root, block))
     except PneumoError as error:
-        raise PneumoError(f"{path} is refused: {error}") from None
+        raise PneumoError(
+            f"{path} is refused: {error} Save the weights as safetensors where PyTorch is installed."
+        ) from None
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         # Opcodes in an order that no state dict has: an empty stack, a wrong kind of value, a missing block.
-        raise PneumoError(f"{path} is refused: its list of tensors is malformed ({one_line(str(error))}).") from error
+        raise PneumoError(
+            f"{path} is refused: its list of tensors is malformed ({one_line(str(error))}). "
+            "Fetch the file again, or save it as safetensors where PyTorch is installed."
+        ) from error
     return tensors
 
 

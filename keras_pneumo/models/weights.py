@@ -211,7 +211,9 @@ def load_safetensors(path: Path | str) -> StateDict:
     try:
         return safetensors.numpy.load(Path(path).read_bytes())
     except OSError as error:
-        raise PneumoError(f"The weights in {path} cannot be read: {error.strerror or error}.") from error
+        raise PneumoError(
+            f"The weights in {path} cannot be read: {error.strerror or error}. Check the path, or copy the file again."
+        ) from error
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise PneumoError(
             f"{path} is not a whole safetensors file ({one_line(str(error))}). Only safetensors files are read here: "

@@ -108,7 +108,10 @@ def write_phantoms(
             _write_all(out, settings, workers or available_cores(), progress)
             write_bytes(out / STATE, _state(settings, complete=True), durable=False)
     except OSError as error:
-        raise PneumoError(f"Phantoms could not be written to {out}: {error.strerror or error}.") from error
+        raise PneumoError(
+            f"Phantoms could not be written to {out}: {error.strerror or error}. "
+            "Free some space, or choose another folder."
+        ) from error
     return _summary(out, written=True)
 
 

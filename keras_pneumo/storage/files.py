@@ -95,6 +95,38 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
             Path(temporary).unlink(missing_ok=True)
 
 
+def create_secret(path: Path, data: bytes) -> bool:
+    """Write a file that its owner alone may read, whole or not at all, where there is none yet.
+
+    Returns:
+        Whether it was written; False where another process was first, whose file is left as it is.
+
+    Raises:
+        PneumoError: the disk is full, read-only or closed to us.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:  # mkstemp makes files for their owner alone
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            try:
+                os.link(temporary, path)  # unlike a rename it never replaces a file
+            except FileExistsError:
+                return False
+            except OSError:  # a disk without links
+                if path.exists():
+                    return False
+                Path(temporary).replace(path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        raise PneumoError(_disk_message(path, error)) from error
+    return True
+
+
 def flush_folder(folder: Path) -> None:
     """Flush a folder's names to the disk; some network disks do not know how, and then their server does it."""
     with contextlib.suppress(OSError):
@@ -125,7 +157,12 @@ def read_json(path: Path) -> Any:
 
 def write_table(path: Path, table: pd.DataFrame) -> str:
     """Write ``table`` as UTF-8 csv with a header and ``\\n`` line ends; missing values are blank; returns the hash."""
-    return write_bytes(path, table.to_csv(index=False, lineterminator="\n").encode())
+    return write_bytes(path, table_bytes(table))
+
+
+def table_bytes(table: pd.DataFrame) -> bytes:
+    """The bytes that :func:`write_table` writes."""
+    return table.to_csv(index=False, lineterminator="\n").encode()
 
 
 def require_writable(folder: Path) -> None:

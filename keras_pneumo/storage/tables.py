@@ -80,7 +80,7 @@ def read_rows(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[tuple[int, lis
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise PneumoError(f"{path}, line {reader.line_num}, is not csv: {error}.") from error
+            raise PneumoError(f"{path}, line {reader.line_num}, is not csv: {error}. Save it as csv again.") from error
         finally:
             csv.field_size_limit(limit)
         if cells is None:
@@ -96,7 +96,10 @@ def _lines(text: str, path: Path) -> Iterator[str]:
     """The lines of a text with their ends, one at a time: a copy of it all would take four times its memory."""
     for number, match in enumerate(_LINE.finditer(text), start=1):
         if match.end() - match.start() > 2 * _MAX_CELL:
-            raise PneumoError(f"{path}, line {number}, is longer than {2 * _MAX_CELL:,} characters, so it is no csv.")
+            raise PneumoError(
+                f"{path}, line {number}, is longer than {2 * _MAX_CELL:,} characters, so it is no csv. "
+                "Is this the right file?"
+            )
         yield match.group()
 
 
@@ -144,7 +147,7 @@ def read_columns(path: Path, names: Iterable[str], max_bytes: int = MAX_BYTES) -
         # A tuple of texts is no work for the garbage collector, as a list of all cells would be.
         rows = [(reader.line_num, get(cells if len(cells) > last else [*cells, *pad])) for cells in filled]
     except csv.Error as error:
-        raise PneumoError(f"{path}, line {reader.line_num}, is not csv: {error}.") from error
+        raise PneumoError(f"{path}, line {reader.line_num}, is not csv: {error}. Save it as csv again.") from error
     finally:
         csv.field_size_limit(limit)
     columns = list(zip(*(cells for _, cells in rows), strict=True)) or [()] * (len(wanted) + 1)
@@ -167,13 +170,15 @@ def read_table(path: Path, max_bytes: int = MAX_BYTES) -> pd.DataFrame:
     rows = read_rows(path, max_bytes)
     _, header = next(rows, (0, []))
     if not header:
-        raise PneumoError(f"{path} is empty.")
+        raise PneumoError(f"{path} is empty. Give the whole table.")
     check_header(header, path)
     numbers: list[int] = []
     table: list[list[str]] = []
     for number, cells in rows:
         if any(cells[len(header) :]):
-            raise PneumoError(f"{path}, line {number}, has {len(cells)} cells, but the header has {len(header)}.")
+            raise PneumoError(
+                f"{path}, line {number}, has {len(cells)} cells, but the header has {len(header)}. Mend the line."
+            )
         numbers.append(number)
         table.append([*cells, *[""] * (len(header) - len(cells))][: len(header)])
     return pd.DataFrame(table, columns=header, dtype=str).assign(row=numbers)
@@ -187,7 +192,7 @@ def check_header(names: Sequence[str], path: Path) -> None:
     """
     twice = next((name for name in names if name and list(names).count(name) > 1), None)
     if twice is not None:
-        raise PneumoError(f"{path} names the column {twice!r} twice.")
+        raise PneumoError(f"{path} names the column {twice!r} twice. Rename one of them.")
     if "row" in names:
         raise PneumoError(f"{path} has a column called 'row', which is kept for line numbers. Rename it.")
 

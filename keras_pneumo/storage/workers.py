@@ -182,10 +182,15 @@ class WorkerClosedError(PneumoError):
 
 
 class IsolatedWorker:
-    """One process for one call at a time, started when first needed and again after a call has ended it."""
+    """One process for one call at a time, started when first needed and again after a call has ended it.
 
-    def __init__(self) -> None:
-        """No process is started yet."""
+    It is replaced after :data:`FILES_PER_PROCESS` calls.
+    """
+
+    def __init__(self, memory: int = FILE_MEMORY) -> None:
+        """No process is started yet; ``memory`` is the bytes that one call may take."""
+        self.memory = memory
+        self._calls = 0
         self._lock = threading.Lock()
         self._pool: ProcessPoolExecutor | None = None
         self._closed = False
@@ -206,8 +211,12 @@ class IsolatedWorker:
         with self._lock:
             if self._closed:
                 raise WorkerClosedError("the worker is closed")
+            if self._calls == FILES_PER_PROCESS:
+                self._end()
             if self._pool is None:
-                self._pool = _new_pool(1, _Settings(memory=FILE_MEMORY), function.__module__)
+                self._calls = 0
+                self._pool = _new_pool(1, _Settings(memory=self.memory), function.__module__)
+            self._calls += 1
             try:
                 return self._pool.submit(function, *arguments).result(seconds)
             except BrokenProcessPool:

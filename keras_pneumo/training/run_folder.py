@@ -174,7 +174,10 @@ def find_folds_folder(
     if "other" not in progress and progress - {"empty"} and progress != {"finished"}:
         return last
     if resume:
-        raise PneumoError(f"{last} holds no unfinished training of all folds of {experiment.name} on these images.")
+        raise PneumoError(
+            f"{last} holds no unfinished training of all folds of {experiment.name} on these images. "
+            "Leave out --resume."
+        )
     begun = {f"fold_{fold}" for fold in folds}  # killed before the first one's first file
     if wanted is not None and wanted.is_dir() and progress == {"empty"} and not _holds(wanted, begun):
         return wanted
@@ -255,6 +258,7 @@ def compare_start(experiment: Experiment, prepared: PreparedFolder, run: RunFold
         "pretraining": before,
         "split_sha256": run.record.get("split_sha256"),
         "compared": comparison._asdict(),
+        **({"caution": comparison.caution} if comparison.caution else {}),
     }
     if run.record.get("start_from"):
         record["start_from"] = run.record["start_from"]

@@ -176,7 +176,9 @@ class Plateau:
     def __post_init__(self) -> None:
         """Refuse settings out of their range."""
         if self.mode not in ("min", "max") or self.threshold_mode not in ("rel", "abs"):
-            raise PneumoError("A plateau schedule has mode 'min' or 'max' and threshold_mode 'rel' or 'abs'.")
+            raise PneumoError(
+                "A plateau schedule has mode 'min' or 'max' and threshold_mode 'rel' or 'abs'. Choose one of each."
+            )
         if not 0 < self.factor < 1:
             raise PneumoError(f"A plateau schedule's factor lies between 0 and 1; it is {self.factor}.")
 

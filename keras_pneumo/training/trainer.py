@@ -34,6 +34,7 @@ from keras_pneumo.data.batches.images import ImageSet, open_source
 from keras_pneumo.data.batches.order import TrainingPlan
 from keras_pneumo.data.batches.pipeline import training_batches
 from keras_pneumo.data.prepared.folder import PreparedFolder
+from keras_pneumo.data.prepared.manifest import PSEUDONYM_KEY
 from keras_pneumo.data.prepared.split import check_split
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.inference.predictor import CompiledNetwork, MicroBatchPredictor, Predictor
@@ -411,6 +412,8 @@ class Trainer:
             remove_temporary(self.folder)
         start = self.checked_start(weights, start_from)
         provenance = {"start_from": start.record} if start is not None else {}
+        if chief and start is not None and start.record.get("caution"):
+            self.options.say(str(start.record["caution"]))
 
         def on_loaded(parts: LoadedParts) -> None:
             assert weights is not None
@@ -471,6 +474,7 @@ class Trainer:
             "synthetic": self.prepared.synthetic,
             "patients": manifest["patients"],
             "patients_note": manifest.get("patients_note", ""),
+            PSEUDONYM_KEY: manifest.get(PSEUDONYM_KEY),
             "training_images": len(self.training),
             "validation_images": len(self.validation),
             "trained_on": describe_images(self.prepared, len(self.training) + len(self.validation)),

@@ -12,6 +12,7 @@ from pathlib import PurePath
 from keras_pneumo.data.radiographs.dicom import decode_dicom
 from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage
 from keras_pneumo.data.radiographs.raster import decode_image
+from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.workers import (
     FILE_SECONDS,
     IsolatedWorker,
@@ -19,6 +20,10 @@ from keras_pneumo.storage.workers import (
     WorkerCrashedError,
     WorkerTimeoutError,
 )
+
+PAGE_MEMORY = 2**30
+"""Bytes that decoding one file may take: less than elsewhere, since the page's own process holds networks beside it.
+Clinical radiographs, of up to 16 megapixels, take 0.6 GiB."""
 
 _PNG, _JPEG = b"\x89PNG", b"\xff\xd8\xff"
 
@@ -30,8 +35,10 @@ def decode_bytes(data: bytes, name: str) -> Radiograph | str:
         if not data:
             raise UnreadableImage("the file is empty")
         return decode_image(data, stem) if data.startswith((_PNG, _JPEG)) else decode_dicom(data, stem)
-    except UnreadableImage as error:
+    except PneumoError as error:
         return str(error)
+    except Exception as error:  # a file can bring a library to raise anything
+        return f"reading it failed ({type(error).__name__}), so it is damaged or hostile"
 
 
 class Decoder:
@@ -40,7 +47,7 @@ class Decoder:
     def __init__(self, seconds: float = FILE_SECONDS) -> None:
         """Start nothing yet; ``seconds`` is the time limit for one file."""
         self.seconds = seconds
-        self.worker = IsolatedWorker()
+        self.worker = IsolatedWorker(PAGE_MEMORY)
 
     def decode(self, data: bytes, name: str) -> Radiograph:
         """Decode these bytes.

@@ -102,7 +102,7 @@ class Guard:
     def refusal(self, headers: Headers, method: str) -> str:
         """Why a request does not come from this page, in a sentence; empty where it does."""
         if headers.get("host", "") not in self.hosts:
-            return "This server answers only at its own address on this machine."
+            return "This server answers only at its own address. Open the one that keras-pneumo view printed."
         sender = headers.get("origin")
         if sender is not None and sender not in self.origins:
             return "Another website sent this request; only the page itself may."

@@ -27,6 +27,7 @@ from keras_pneumo.explain.gradcam import heat_maps
 from keras_pneumo.inference.files import pixels_at
 from keras_pneumo.inference.postprocess import OWN_HEAD
 from keras_pneumo.storage.files import sha256_bytes
+from keras_pneumo.storage.tables import one_line
 from keras_pneumo.viewer.decoding import Decoder
 
 MAX_SIDE = 2048
@@ -64,6 +65,7 @@ class PageDetector:
         return {
             "key": sha256_bytes(data),
             **summary,
+            "image_id": one_line(radiograph.image_id),  # a UID of 10 MB, with control characters, is a hostile file's
             "gate": self.detector.postprocessing.gate,
             "gate_source": self.detector.postprocessing.gate_source,
             "probability_from": members_in(self.detector.probability_source),

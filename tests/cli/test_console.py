@@ -5,6 +5,7 @@ from rich.console import Console
 
 from keras_pneumo.cli import console
 from keras_pneumo.cli.console import ProgressBar, duration
+from keras_pneumo.errors import ChildFailed, PneumoError, Stopped
 
 
 @pytest.mark.parametrize(
@@ -63,3 +64,28 @@ def test_a_short_task_in_a_pipe_prints_nothing():
     with ProgressBar("reading", Console(file=stream, force_terminal=False)) as progress:
         progress.update(3, 3)
     assert stream.getvalue() == ""
+
+
+def test_rows_39_and_46_nothing_that_a_terminal_obeys_reaches_it(capsys):
+    hostile = "a\x1b]0;b\x07\u202ec\udcff.dcm [bold]é"
+    shown = r"a\x1b]0;b\x07\u202ec\udcff.dcm [bold]é"
+    for call in (console.say, console.warn, lambda text: console.report(PneumoError(text))):
+        call(hostile)
+        written = "".join(capsys.readouterr())
+        assert shown in written
+    assert console.plain("one\n\ttwo") == "one\n\ttwo"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "word"),
+    [
+        (PneumoError("x"), 2, "Refused. x"),
+        (ChildFailed("x"), 70, "Failed. x"),
+        (Stopped("x"), 75, "Stopped. x"),
+        (Stopped("x", 130), 130, "Stopped. x"),
+    ],
+)
+def test_row_49_each_kind_of_error_has_its_word_and_exit_code(error, code, word, capsys):
+    console.report(error)
+    assert capsys.readouterr().err.strip() == word
+    assert console.exit_code_of(error) == code

@@ -1,15 +1,20 @@
 """Tests of how a fault of the program itself ends: code 70, one sentence, and a log without anything of the user's."""
 
+import importlib
 import os
 import shlex
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 from command_lab import REPOSITORY
 
+from keras_pneumo.cli import COMMANDS, main
 from keras_pneumo.cli.failure import MOST_LOGS, log_of, report_failure
+from keras_pneumo.config import read_experiment
+from keras_pneumo.errors import FAILED, PneumoError
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
@@ -58,6 +63,75 @@ def test_a_planted_fault_ends_with_70_a_sentence_and_a_log(tmp_path, fault, name
     assert "keras_pneumo/cli/__init__.py, line " in text
     assert "Smith" not in text, "neither the message nor the value of an option"
     assert str(REPOSITORY) not in text, "nor the folders of this machine"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_row_49_every_command_ends_a_fault_with_70(name, own_cache, monkeypatch, capsys):
+    """Never with 1, which means that the command is done and something was set aside."""
+
+    def broken():
+        raise KeyError("Smith^John")
+
+    module = importlib.import_module(f"keras_pneumo.cli.{COMMANDS[name].module}")
+    monkeypatch.setattr(module, f"{name.replace('-', '_')}_command", broken)
+    with pytest.raises(SystemExit) as end:
+        main([name])
+    assert end.value.code == FAILED == 70
+    message = " ".join(capsys.readouterr().err.split())
+    assert message.startswith("Failed. The program has a fault: KeyError: 'Smith^John' (")
+    assert "Please send " in message
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        ("sys.exit(1)", "SystemExit"),
+        ("sys.exit('Smith^John')", "SystemExit"),
+        ("sys.exit(0)", "SystemExit"),
+        ("import threading; t = threading.Thread(target=lambda: {}['Smith^John']); t.start(); t.join()", "KeyError"),
+        ("import asyncio; asyncio.run(asyncio.sleep('Smith^John'))", "TypeError"),
+        ("raise type('Broken', (Exception,), {'__str__': lambda self: 1 / 0})()", "Broken"),
+        (r"raise ValueError('Smith\udcff\x1b[2J')", "ValueError"),
+    ],
+)
+def test_row_49_a_library_that_ends_the_program_a_thread_and_a_broken_error_end_with_70(tmp_path, fault, cause):
+    result = planted(fault, tmp_path)
+    assert result.returncode == 70, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("Failed. The program has a fault: ")
+    assert "\x1b" not in result.stderr
+    (log,) = (tmp_path / "errors").iterdir()
+    assert cause in log.read_text()
+    assert "Smith" not in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [("raise KeyError('x')", 70), ("from keras_pneumo import PneumoError; raise PneumoError('No.')", 2), ("pass", 0)],
+)
+def test_row_49_a_console_that_is_full_or_closed_changes_no_exit_code(tmp_path, fault, code):
+    with Path("/dev/full").open("w") as full:
+        result = planted(fault, tmp_path, capture_output=False, stdout=full, stderr=full)
+    assert result.returncode == code
+    environment = {**ENVIRONMENT, "KERAS_PNEUMO_CACHE": str(tmp_path)}
+    line = [sys.executable, "-c", PLANTED.format(fault=fault)]
+    closed = subprocess.run(["bash", "-c", f"{shlex.join(line)} >&- 2>&-"], env=environment)
+    assert closed.returncode == code
+
+
+def test_row_49_a_result_that_cannot_be_written_is_refused(tmp_path):
+    with Path("/dev/full").open("w") as full:
+        result = planted("from keras_pneumo.cli.console import say; say('x')", tmp_path, capture_output=False,
+                         stdout=full, stderr=subprocess.PIPE)  # fmt: skip
+    assert result.returncode == 2
+    assert result.stderr.startswith("Refused. ")
+    assert "No space left on device" in result.stderr
+
+
+def test_row_49_an_experiment_file_that_ends_the_program_is_refused(tmp_path):
+    (tmp_path / "bad.py").write_text("raise SystemExit(1)")
+    with pytest.raises(PneumoError, match=r"could not be run: SystemExit: 1\. Mend the file"):
+        read_experiment(tmp_path / "bad.py")
 
 
 def test_without_a_place_for_the_log_the_sentence_says_so(tmp_path, monkeypatch, capsys):

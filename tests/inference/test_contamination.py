@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from keras_pneumo.config import CLASSIFIER
+from keras_pneumo.data.labels.pseudonyms import PseudonymKey, patient_hash
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.inference.contamination import FILE, compare_with, contamination_by
 from keras_pneumo.inference.provenance import used_images, without_names
@@ -88,3 +89,37 @@ def test_what_is_not_known_is_said_and_nothing_is_called_shared(prepared, tmp_pa
     (sentence,) = found.sentences
     assert sentence.startswith("It cannot be checked whether images here were learned from. It is not known which")
     assert np.all(pd.read_csv(found.write(tmp_path))["nearest_bits"].isna())
+
+
+def with_pseudonyms(table, secret):
+    """The table with pseudonyms of its patients, of one key; None: hashes without one."""
+    key = PseudonymKey(secret * 32).pseudonym if secret else str
+    return table.assign(patient_id=[key(patient_hash(name)) for name in table["patient_id"]])
+
+
+@pytest.mark.parametrize("travels", [False, True])
+@pytest.mark.parametrize(
+    ("learned_with", "here", "compared"),
+    [(b"a", b"a", True), (b"a", b"b", False), (b"a", None, False), (None, b"a", False), (None, None, True)],
+)
+def test_pseudonyms_of_other_keys_are_not_compared_and_it_is_said(prepared, learned_with, here, compared, travels):
+    learned = with_pseudonyms(blank(used_images(prepared, 0), "patient_id").iloc[:3], learned_with)
+    learned = without_names(learned) if travels else learned
+    folder = replace(prepared, cases=with_pseudonyms(prepared.cases, here))
+    found = compare_with(learned, folder, folder.cases["image_id"].tolist())
+    total = len(prepared.cases)
+    assert found.table["same_patient"].any() == compared
+    assert found.other_key == (0 if compared else total)
+    said = [text for text in found.sentences if "different keys" in text]
+    assert [text.partition(" could")[0] for text in said] == (
+        [] if compared else [f"Patients of {total} of {total} images"]
+    )
+
+
+def test_what_else_is_shared_is_found_where_keys_differ(prepared):
+    learned = with_pseudonyms(used_images(prepared, 0), b"a")
+    folder = replace(prepared, cases=with_pseudonyms(prepared.cases, b"b"))
+    found = compare_with(learned, folder, folder.cases["image_id"].tolist())
+    assert found.shared.sum() == len(learned)
+    assert not found.table["same_patient"].any()
+    assert found.other_key == len(folder.cases)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_pneumo.config import CLASSIFIER
+from keras_pneumo.data.labels.pseudonyms import PseudonymKey, patient_hash
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.provenance import (
@@ -184,6 +185,23 @@ def test_what_is_shared_is_refused_by_name(tmp_path, prepared_folder):
         check_held_out(run, patient, prepared, 0)
     check_held_out(run, patient.assign(synthetic=1), prepared, 0)
     check_held_out(run, patient, phantoms, 0)
+
+
+@pytest.mark.parametrize("own", [b"a", b"b"])
+def test_a_start_says_where_patients_cannot_be_compared(tmp_path, prepared_folder, own):
+    def named(secret, names):
+        return [PseudonymKey(secret * 32).pseudonym(patient_hash(name)) for name in names]
+
+    phantoms = load_prepared(prepared_folder)
+    cases = phantoms.cases.assign(patient_id=named(own, phantoms.cases["patient_id"]))
+    prepared = replace(phantoms, cases=cases, manifest=phantoms.manifest | {"synthetic": False})
+    run = run_of(tmp_path, prepared, split_sha256="another")
+    table = learned(("else", named(b"a", ["someone else"])[0], "f", "p", 0))
+    result = check_held_out(run, table, prepared, 0)
+    held_out = len(prepared.subset("validation")) + len(prepared.subset("test"))
+    assert (result.other_key, bool(result.caution)) == ((0, False) if own == b"a" else (held_out, True))
+    assert f"Patients of {held_out} of {held_out} images" in result.caution or own == b"a"
+    assert check_held_out(run, table, phantoms, 0).caution == ""  # of phantoms no patients are compared
 
 
 def test_a_folder_that_joins_phantoms_and_radiographs_counts_as_radiographs(prepared_copy):

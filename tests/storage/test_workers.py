@@ -146,6 +146,14 @@ def test_an_isolated_worker_outlives_a_crash_and_a_call_without_end():
         worker.call(twice, 3, seconds=60)
 
 
+def test_an_isolated_worker_is_replaced_after_so_many_calls(monkeypatch):
+    monkeypatch.setattr(workers, "FILES_PER_PROCESS", 2)
+    worker = IsolatedWorker()
+    first, second, third = (worker.call(where, 0, seconds=60) for _ in range(3))
+    assert first == second != third
+    worker.close()
+
+
 def put_pid_in_environment():
     os.environ["STARTED_BY"] = "initializer"
 

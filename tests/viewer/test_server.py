@@ -1,5 +1,6 @@
 """Tests of the page's server: every answer, bad files, readings, and its address."""
 
+import io
 import json
 import os
 import socket
@@ -23,6 +24,8 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.viewer.readings import Readings
 
 pytest.importorskip("uvicorn", reason="the page (extra view) is not installed")
+
+from page_lab import Page
 
 from keras_pneumo.viewer.decoding import Decoder
 from keras_pneumo.viewer.page_answer import PageDetector
@@ -161,6 +164,92 @@ def test_simultaneous_requests_for_a_radiograph_read_it_once(page, radiographs, 
         assert len(names) == 1
 
 
+def test_row_49_an_error_that_nobody_foresaw_gets_a_sentence_and_the_page_goes_on(page, monkeypatch, capfd):
+    def broken(*_):
+        raise KeyError("Smith^John")
+
+    for owner, name, path in (
+        (page.readings, "agreement", "/api/about"),
+        (page.readings, "verdicts", "/api/folder/0"),
+        (page.page_detector, "answer", "/api/folder/1"),
+    ):
+        page.faults.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, broken)
+            if name == "answer":  # its cached answer would hide it
+                with Page([page.files[1][0]], page.readings.path.with_name("other.csv"), page.page_detector) as other:
+                    status, headers, text = other.ask("/api/folder/0")
+                    page.faults += other.faults
+            else:
+                status, headers, text = page.ask(path)
+        assert (status, json.loads(text)) == (500, {"error": "The program has a fault."}), name
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert [type(fault) for fault in page.faults] == [KeyError]
+    page.faults.clear()
+    assert page.json("/api/about")[0] == 200
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_rows_24_and_46_names_are_shown_on_one_line_without_what_a_browser_or_terminal_obeys(
+    page, tmp_path, radiographs
+):
+    data = next(radiographs.iterdir()).read_bytes()
+    for name in (
+        b"-rf.dcm",
+        b"=1+1.dcm",
+        b"a\x1b]0;b\x07\n.dcm",
+        b"<script>.dcm",
+        b"\xff.dcm",
+        "\u202egnp.dcm".encode(),
+    ):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(data)
+    (tmp_path / ("x" * 240 + ".dcm")).write_bytes(data)
+    with Page([tmp_path], tmp_path / "readings.csv", page.page_detector) as page:
+        status, about = page.json("/api/about")
+        assert (status, len(about["files"])) == (200, 7)
+        assert all(name.isprintable() and len(name) <= 120 for name in about["files"])
+        assert {"-rf.dcm", "<script>.dcm"} <= set(about["files"])
+        for number in range(7):
+            assert page.json(f"/api/folder/{number}")[0] in (200, 422)
+        dropped = "/api/drop?name=%1B]0%3Bb%07%0A%E2%80%AE%FFx.dcm"
+        status, body = page.json(dropped, b"no radiograph")
+        assert status == 422
+        assert body["error"].isprintable()
+        assert body["error"].startswith("]0;b")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, of the hostile values
+def test_row_39_a_reason_on_the_page_quotes_no_name_and_is_short(page, radiographs):
+    dataset = pydicom.dcmread(next(radiographs.iterdir()))
+    dataset.PatientName = "Smith^John"
+    dataset.PatientID, dataset.AccessionNumber = "P123456", "A987654"
+    dataset.PhotometricInterpretation = "Smith^John\x1b[2J"[:16]
+    dataset.SOPInstanceUID = "1.2." + "3" * 5000
+    stream = io.BytesIO()
+    dataset.save_as(stream)
+    data = stream.getvalue()
+    for name, piece in (("whole", data), ("cut", data[: len(data) // 2]), ("header", data[:9000])):
+        status, body = page.json(f"/api/drop?name={name}.dcm", piece)
+        assert status == 422
+        assert len(body["error"]) < 400
+        assert body["error"].isprintable()
+        assert not any(value in body["error"] for value in ("P123456", "A987654"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_row_46_an_image_id_of_a_hostile_file_is_short_and_printable(page, radiographs):
+    dataset = pydicom.dcmread(next(radiographs.iterdir()))
+    dataset.SOPInstanceUID = "-rf\x1b[2J" + "9" * 10_000
+    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    stream = io.BytesIO()
+    dataset.save_as(stream)
+    status, body = page.json("/api/drop?name=x.dcm", stream.getvalue())
+    assert status in (200, 422)
+    shown = body.get("image_id", body.get("error"))
+    assert shown.isprintable()
+    assert len(shown) < 400
+
+
 def test_the_address_is_given_when_it_can_be_opened():
     class EnoughError(Exception):
         pass
@@ -173,7 +262,9 @@ def test_the_address_is_given_when_it_can_be_opened():
         raise EnoughError
 
     with listen(0) as listener, pytest.raises(EnoughError):
-        serve(PageDetector(known_detector(), Decoder()), [], Readings(Path("never written.csv")), listener, started)
+        serve(
+            PageDetector(known_detector(), Decoder()), [], Readings(Path("never written.csv")), listener, started, str
+        )
 
 
 def test_a_taken_port_is_refused_in_a_sentence():

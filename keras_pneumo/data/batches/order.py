@@ -125,7 +125,10 @@ def replaced(order: np.ndarray, labels: np.ndarray, skip: Sequence[int]) -> np.n
         others = np.setdiff1d(np.flatnonzero(labels == label), skip)
         if len(places) and not len(others):
             kind = "positive" if label else "negative"
-            raise PneumoError(f"All {kind} training images are to be skipped, so there is nothing left to learn from.")
+            raise PneumoError(
+                f"All {kind} training images are to be skipped, so there is nothing left to learn from. "
+                "Check these images, or lower the learning rate."
+            )
         order[places] = others[places % len(others)] if len(places) else order[places]
     return order
 

@@ -235,7 +235,9 @@ def read_label_rows(
     lines = read_rows(path, max_bytes)
     first = next(lines, None)
     if first is None:
-        raise PneumoError(f"{path} is empty. A label table has the columns ImageId and EncodedPixels.")
+        raise PneumoError(
+            f"{path} is empty. A label table has the columns ImageId and EncodedPixels. Give the whole table."
+        )
     header = _header(first[1], path, need_masks)
     image = header.index("image_id")
     needed = 1 + max(header.index(name) for name in ("image_id", "encoded_pixels", "pneumothorax") if name in header)
@@ -265,7 +267,7 @@ def refuse_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
     """
     for item in sorted(rejected, key=lambda item: item.row or 0)[:1]:
         more = f" {counted(len(rejected) - 1, 'more row')} cannot be used." if len(rejected) > 1 else ""
-        raise PneumoError(f"{path}, row {item.row}: {item.reason}.{more}")
+        raise PneumoError(f"{path}, row {item.row}: {item.reason}.{more} Mend the table.")
 
 
 _NAMES = {"encodedpixels": "encoded_pixels", "pneumothorax": "pneumothorax"}
@@ -297,7 +299,9 @@ def _header(cells: list[str], path: Path, need_masks: bool) -> list[str]:
         raise PneumoError(f"{path} is separated by semicolons. Save it with commas.")
     start = ", ".join(cell[:30] for cell in cells[:6])
     wanted = "ImageId and EncodedPixels" if need_masks else "ImageId and EncodedPixels or pneumothorax"
-    raise PneumoError(f"{path} is not a label table: its first line is {start!r}, where {wanted} are expected.")
+    raise PneumoError(
+        f"{path} is not a label table: its first line is {start!r}, where {wanted} are expected. Name another table."
+    )
 
 
 def _wrong_rows(

@@ -45,11 +45,13 @@ def read_devices(path: Path) -> Devices:
     texts: dict[str, dict[str, list[str]]] = {}
     for number, cells in rows:
         if len(cells) <= max(image, kind, pixels):
-            raise PneumoError(f"{path}, line {number}, has {len(cells)} cells, fewer than its header.")
+            raise PneumoError(
+                f"{path}, line {number}, has {len(cells)} cells, fewer than its header. Complete the line."
+            )
         try:
             rle.counts_of(cells[pixels])
         except rle.RleError as error:
-            raise PneumoError(f"{path}, line {number}: {error}.") from None
+            raise PneumoError(f"{path}, line {number}: {error}. Mend the line.") from None
         texts.setdefault(image_id_of(cells[image]), {}).setdefault(cells[kind], []).append(cells[pixels])
     return {image_id: {name: rle.unite(masks) for name, masks in kinds.items()} for image_id, kinds in texts.items()}
 

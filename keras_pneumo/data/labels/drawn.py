@@ -267,7 +267,9 @@ def _coco_content(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
         raise PneumoError(f"{path} is no COCO file: it needs the lists images, annotations and categories.")
     if not all(isinstance(item, dict) for key in keys for item in content[key]):
-        raise PneumoError(f"{path} is no COCO file: images, annotations and categories are lists of objects.")
+        raise PneumoError(
+            f"{path} is no COCO file: images, annotations and categories are lists of objects. Export it again."
+        )
     numbers = [item.get(name) for key in keys for item in content[key] for name in ("id", "image_id", "category_id")]
     if not all(number is None or isinstance(number, int | str) for number in numbers):
         raise PneumoError(f"{path} is no COCO file: ids are numbers or texts. Export it again.")

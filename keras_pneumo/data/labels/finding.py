@@ -156,7 +156,10 @@ def _named(path: Path, folder: Path, paths: Sequence[Path], options: LabelOption
         masks = masks_in_folders(folder, paths, path)
         if masks:
             return picture_labels(folder, masks, paths, options)
-        raise PneumoError(f"{path} holds neither masks named as the images of {folder} nor DICOM Segmentations.")
+        raise PneumoError(
+            f"{path} holds neither masks named as the images of {folder} nor DICOM Segmentations. "
+            "Name the right ones with --labels."
+        )
     if path.suffix.lower() == ".json":
         return coco_labels(path)
     if path.is_file() and not is_label_table(path, options) and not options.image_column and not options.label_column:

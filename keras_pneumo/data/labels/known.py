@@ -274,7 +274,7 @@ def _chosen(header: Sequence[str], names: list[str], options: LabelOptions) -> D
     for option, name in given.items():
         if name is not None and column_name(name) not in names:
             has = listed((repr(one_line(cell, 40)) for cell in header), 12)
-            raise PneumoError(f"There is no column {name!r} ({option}); the table has {has}.")
+            raise PneumoError(f"There is no column {name!r} ({option}); the table has {has}. Name one of these.")
     image = options.image_column or next((name for name in _IMAGES if name in names), None)
     label = options.label_column or next((name for name in LABEL_COLUMNS if name in names), None)
     if image is None or label is None:

@@ -6,7 +6,6 @@ from 6,171 patients. Where no images can be grouped, a sentence that says so is 
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,28 +76,18 @@ def read_patients(path: Path) -> dict[str, str]:
         name = cells[patient][:_NIH_DIGITS] if is_nih else cells[patient]
         if is_nih and not (len(name) == _NIH_DIGITS and name.isascii() and name.isdigit()):
             raise PneumoError(
-                f"{path}, row {number}: {cells[patient][:40]!r} is no NIH image name (8 digits come first)."
+                f"{path}, row {number}: {cells[patient][:40]!r} is no NIH image name (8 digits come first). "
+                "Mend the row."
             )
         image_id = image_id_of(cells[image])
         if patients.setdefault(image_id, name) != name:
-            raise PneumoError(f"{path}, row {number}: image {image_id} already belongs to another patient.")
+            raise PneumoError(
+                f"{path}, row {number}: image {image_id} already belongs to another patient. "
+                "Remove one of the two rows."
+            )
     if not patients:
-        raise PneumoError(f"{path} names no patient at all.")
+        raise PneumoError(f"{path} names no patient at all. Check that it is the right file.")
     return patients
-
-
-def pseudonym(patient_id_tag: str) -> str:
-    """A patient id that groups images as the PatientID in their files does, without revealing it; blank stays blank."""
-    return _pseudonym("patient", patient_id_tag)
-
-
-def study_pseudonym(study_uid_tag: str) -> str:
-    """A name that images of one study share, made of StudyInstanceUID; blank stays blank."""
-    return _pseudonym("study", study_uid_tag)
-
-
-def _pseudonym(kind: str, tag: str) -> str:
-    return f"{kind}-{hashlib.sha256(tag.encode()).hexdigest()[:16]}" if tag else ""
 
 
 MOST_IN_STUDY = 20
@@ -145,8 +134,8 @@ def group_images(
     Args:
         image_ids: the images.
         table: what :func:`read_patients` read, or None.
-        tags: image id -> :func:`pseudonym` of PatientID, blank or absent where there is none.
-        studies: image id -> :func:`study_pseudonym` of StudyInstanceUID, likewise.
+        tags: image id -> :func:`~.pseudonyms.patient_hash` of PatientID, blank or absent where there is none.
+        studies: image id -> :func:`~.pseudonyms.study_hash` of StudyInstanceUID, likewise.
 
     Raises:
         PneumoError: a table is given that names none of the images.

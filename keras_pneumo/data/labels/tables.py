@@ -456,7 +456,9 @@ def _add_boxes(path: Path, found: dict[str, _Found]) -> None:
         try:
             box = Box(*map(float, cells[2:6]))
         except ValueError:
-            raise PneumoError(f"{path}, row {number}: {listed(cells[2:6])} is no box of x, y, width, height.") from None
+            raise PneumoError(
+                f"{path}, row {number}: {listed(cells[2:6])} is no box of x, y, width, height. Mend the row."
+            ) from None
         if (item := found.get(image_id_of(cells[0]))) is not None:
             item.add_box(box)
 

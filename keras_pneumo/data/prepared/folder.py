@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_pneumo.data.prepared.manifest import (
     CASES,
+    KEY_FREE,
     MANIFEST_NAME,
     SPLIT,
     TABLES,
@@ -165,7 +166,7 @@ def load_prepared(folder: Path) -> PreparedFolder:
             raise PneumoError(f"{folder / name} was changed after it was prepared. {again}")
     split = read_prepared_table(folder / SPLIT)
     named = (manifest.get("prepared_sha256"), manifest.get("split_sha256"))
-    if named != (prepared_sha256(tables, pixels), split_sha256(split)):
+    if named != (prepared_sha256(tables | (manifest.get(KEY_FREE) or {}), pixels), split_sha256(split)):
         raise PneumoError(f"{folder / MANIFEST_NAME} was changed: its hashes do not fit the tables. {again}")
     check_split(split)
     return PreparedFolder(
@@ -197,7 +198,7 @@ def verify_files(prepared: PreparedFolder, size: int, image_ids: Iterable[str] |
     names: list[str] = []
     for image_id in has_mask if image_ids is None else image_ids:
         if image_id not in has_mask:
-            raise PneumoError(f"{prepared.folder} has no image {image_id}.")
+            raise PneumoError(f"{prepared.folder} has no image {image_id}. Choose one of its cases.csv.")
         names += expected_names(image_id, size, bool(has_mask[image_id]))
     wanted = {name: recorded.get(name, "") for name in names}
     mark = fingerprint(prepared.folder, wanted)

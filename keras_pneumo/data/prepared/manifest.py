@@ -23,13 +23,14 @@ from keras_pneumo.config import Settings, validated
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import Labels, Rejected
 from keras_pneumo.data.labels.patients import Grouping
+from keras_pneumo.data.labels.pseudonyms import key_free_names
 from keras_pneumo.data.prepared.plan import PreparationPlan
 from keras_pneumo.data.prepared.rendering import Rendered, expected_names
 from keras_pneumo.data.prepared.scanning import RadiographFile
 from keras_pneumo.data.prepared.split import SUBSETS, make_split, split_sha256, test_only_split
 from keras_pneumo.data.radiographs.decoders import DECODERS
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import read_json, sha256_file, write_json, write_table
+from keras_pneumo.storage.files import read_json, sha256_bytes, sha256_file, table_bytes, write_json, write_table
 from keras_pneumo.storage.tables import counted, listed
 
 if TYPE_CHECKING:
@@ -39,6 +40,13 @@ FORMAT = 1
 MANIFEST_NAME = "manifest.json"
 CASES, SPLIT, TRUTH, QUARANTINE = "cases.csv", "split.csv", "truth.csv", "quarantine.csv"
 TABLES = (CASES, SPLIT, TRUTH, QUARANTINE)
+
+PSEUDONYM_KEY = "pseudonym_key"
+"""In the manifest and in a run's record: the fingerprint of the key of the patients' pseudonyms; None where there are
+none. Folders of earlier versions have no such entry, and hashes without a key."""
+
+KEY_FREE = "tables_without_key"
+"""In the manifest, where there are pseudonyms: hashes of the tables as they were with key-free names of patients."""
 
 BOXES = "boxes.csv"
 """``image_id, x, y, width, height``: boxes around pneumothoraces, in the file's own pixels, where the labels have some.
@@ -68,12 +76,20 @@ def write_folder(
     ]
     if not usable:
         reasons = "; ".join(sorted({item.reason for item in failed})[:3])
-        raise PneumoError(f"None of the {len(plan.sources)} labelled images can be prepared: {reasons}.")
+        raise PneumoError(
+            f"None of the {len(plan.sources)} labelled images can be prepared: {reasons}. Check these files."
+        )
     set_aside = [*plan.set_aside, *failed]
     cases = cases_table(usable, plan.labels, plan.grouping, rendered)
     if _lacks_sources(out):
         cases = cases.drop(columns="source")
     split = test_only_split(cases) if plan.test_only else make_split(cases, plan.seed)
+    split_notes = split.attrs.get("notes", [])
+    key_free: dict[str, str] = {}
+    if plan.key is not None:
+        pseudonyms = {name: plan.key.pseudonym(name) for name in plan.hashed}
+        cases, split = (_renamed(table, pseudonyms) for table in (cases, split))
+        key_free = _key_free_hashes(cases, split, plan.labels)
     tables = {
         CASES: write_table(out / CASES, cases),
         SPLIT: write_table(out / SPLIT, split),
@@ -92,7 +108,9 @@ def write_folder(
         "counts": _counts(cases, split, len(set_aside)),
         "sizes": list(sizes),
         "split_sha256": split_sha256(split),
-        "prepared_sha256": prepared_sha256(tables, pixels),
+        "prepared_sha256": prepared_sha256(tables | key_free, pixels),
+        **({} if plan.hashed and plan.key is None else {PSEUDONYM_KEY: plan.key.fingerprint if plan.key else None}),
+        **({KEY_FREE: key_free} if key_free else {}),
         "patients": plan.grouping.source,
         "patients_note": plan.grouping.note,
         "labels": plan.label_records,
@@ -100,7 +118,7 @@ def write_folder(
         "source_notes": source_notes,
         "notes": [
             *plan.notes,
-            *split.attrs.get("notes", []),
+            *split_notes,
             *source_notes,
             *_label_notes(plan, cases),
             *_shape_notes(cases, sizes),
@@ -122,6 +140,20 @@ def write_folder(
     _write_makers(out, usable)
     write_json(out / MANIFEST_NAME, manifest)
     return manifest
+
+
+def _renamed(table: pd.DataFrame, pseudonyms: Mapping[str, str]) -> pd.DataFrame:
+    """A table with pseudonyms in place of hashes of PatientID."""
+    return table.assign(patient_id=[pseudonyms.get(name, name) for name in table["patient_id"]])
+
+
+def _key_free_hashes(cases: pd.DataFrame, split: pd.DataFrame, labels: Labels) -> dict[str, str]:
+    """Hashes of the tables that name patients, as they were if :func:`key_free_names` stood in them."""
+    cases, split = (
+        table.assign(patient_id=key_free_names(table["image_id"], table["patient_id"])) for table in (cases, split)
+    )
+    tables = {CASES: cases, SPLIT: split, TRUTH: truth_table(cases, split, labels)}
+    return {name: sha256_bytes(table_bytes(table)) for name, table in tables.items()}
 
 
 def _lacks_sources(out: Path) -> bool:
@@ -327,7 +359,8 @@ def quarantine_table(set_aside: Sequence[Rejected]) -> pd.DataFrame:
 def prepared_sha256(tables: Mapping[str, str], pixels: Mapping[str, str]) -> str:
     """The hash that identifies the folder: over the hashes of its tables and of each image's decoded pixels.
 
-    The sizes written are not part of it, so that adding one leaves earlier runs on the same data.
+    The sizes written are not part of it, so that adding one leaves earlier runs on the same data. Nor is the key of
+    pseudonyms: of tables that have such, ``tables`` has the hashes under :data:`KEY_FREE`.
     """
     parts = {"tables": dict(tables), "pixels": dict(pixels)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -375,7 +408,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise PneumoError(f"{folder} is not a finished prepared folder: it has no {MANIFEST_NAME}. {again}.") from None
     except OSError as error:
-        raise PneumoError(f"{path} cannot be read: {error.strerror}.") from error
+        raise PneumoError(
+            f"{path} cannot be read: {error.strerror}. Check the path, and that you may read it."
+        ) from error
     except ValueError:
         raise PneumoError(f"{path} is damaged: it is not JSON. {again} to mend it.") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

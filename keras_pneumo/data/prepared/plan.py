@@ -19,6 +19,7 @@ from keras_pneumo.data.labels.drawn import with_missing
 from keras_pneumo.data.labels.finding import LabelSearch, find_labels, search_labels
 from keras_pneumo.data.labels.known import LabelOptions
 from keras_pneumo.data.labels.patients import Grouping, find_patient_table, group_images, read_patients, same_patient
+from keras_pneumo.data.labels.pseudonyms import PseudonymKey
 from keras_pneumo.data.prepared.scanning import RadiographFile, folder_sha256, require_decoders, scan
 from keras_pneumo.data.radiographs.reading import FoundImages, not_searched
 from keras_pneumo.errors import PneumoError
@@ -55,6 +56,10 @@ class PreparationPlan:
     """For each folder: which labels it has, and what was decided about them."""
     synthetic: bool = False
     """Whether some of the radiographs are phantoms; see :data:`SYNTHETIC_MARK`."""
+    hashed: frozenset[str] = frozenset()
+    """Patients of :attr:`grouping` that are hashes of PatientID: the tables have pseudonyms of them, by :attr:`key`."""
+    key: PseudonymKey | None = None
+    """None where no patient is a hash, and in a folder of an earlier version, whose hashes stay as they are."""
 
     @property
     def any_view(self) -> bool:
@@ -150,8 +155,9 @@ def make_plan(
         for folder, each in zip(folders, parts, strict=True)
         for place in (folder.path, folder.path.parent, each.labels.path.parent)
     )
+    hashed = frozenset(grouping.patient_of.values()) & {source.patient for source in by_id.values() if source.patient}
     return PreparationPlan(
-        part.sources, part.labels, grouping, part.set_aside, part.notes, record, seed, label_records, synthetic
+        part.sources, part.labels, grouping, part.set_aside, part.notes, record, seed, label_records, synthetic, hashed
     )
 
 
@@ -170,7 +176,7 @@ def _plan_folder(folder: DataFolder, name: str, found: FoundImages, search: Labe
     chosen, set_aside, copies = choose(sources, labels)
     if not chosen:
         reasons = "; ".join(sorted({item.reason for item in set_aside})[:3])
-        raise PneumoError(f"None of the {len(paths)} files in {data} can be prepared: {reasons}.")
+        raise PneumoError(f"None of the {len(paths)} files in {data} can be prepared: {reasons}. Check these files.")
     if patients_path is None and (patients_path := find_patient_table(data)) and patients_path.parent != data:
         notes = [*notes, f"Patients are taken from {patients_path}, which lies beside the data."]
     patients = {name: label.facts.patient for name, label in labels.images.items() if label.facts.patient}

@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,10 +19,12 @@ from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.devices import FILE as DEVICES
 from keras_pneumo.data.labels.devices import read_devices
 from keras_pneumo.data.labels.known import LabelOptions
+from keras_pneumo.data.labels.pseudonyms import KEY_FILE, new_key, read_key, write_key
 from keras_pneumo.data.prepared.manifest import (
     BOXES,
     MAKERS,
     MANIFEST_NAME,
+    PSEUDONYM_KEY,
     TABLES,
     read_manifest,
     rendered_images,
@@ -80,6 +82,7 @@ def prepare(
     progress: Progress | None = None,
     options: LabelOptions | None = None,
     test_only: bool = False,
+    pseudonym_key: Path | None = None,
 ) -> PrepareSummary:
     """Prepare a data folder, go on with an interrupted preparation, mend a damaged one, or add sizes to one.
 
@@ -96,10 +99,13 @@ def prepare(
         progress: called after every image.
         options: what is decided about uncertain and blank labels, and names of columns; None: the defaults.
         test_only: whether all images are to be test images, of one class or both: an external test set.
+        pseudonym_key: the key of another prepared folder (its file, or that folder), so that the pseudonyms of patients
+            are the same in both; None: the key in ``out``, and a new one where there is none.
 
     Raises:
         PneumoError: nothing usable, a fault of the disk, a missing decoder, another run in ``out``, too few images for
-            a split, or ``out`` holds other data. What was complete in ``out`` before stays as it was.
+            a split, or ``out`` holds other data or pseudonyms of another key. What was complete in ``out`` before stays
+            as it was.
     """
     folders, out = _data_folders(data, labels, patients), Path(out)
     wanted = _checked_sizes(sizes)
@@ -116,6 +122,7 @@ def prepare(
         devices = _devices(folders)
         plan = make_plan(folders, out, found, options or LabelOptions(), seed, workers, test_only)
         require_split(plan)  # now, rather than after an hour of decoding
+        plan = _with_key(plan, out, pseudonym_key)
         finished, earlier_sizes = _earlier_work(out, plan)
         every_size = tuple(sorted({*wanted, *earlier_sizes}))
         rendered, count = _render_all(out, plan, every_size, finished, workers, progress)
@@ -125,6 +132,45 @@ def prepare(
         _remove_journal(out)
         remove_temporary(out)
     return _summary(out, manifest, count)
+
+
+def _with_key(plan: PreparationPlan, out: Path, given: Path | None) -> PreparationPlan:
+    """The plan with the key of its pseudonyms, which is in ``out`` from now on; unchanged where it needs none.
+
+    Raises:
+        PneumoError: the folder has pseudonyms of another key, or of one that is not at hand.
+    """
+    other = read_key(given) if given is not None else None
+    if not plan.hashed:
+        unused = "--pseudonym-key was not used: no patient is named by the files' PatientID."
+        return plan if other is None else replace(plan, notes=[*plan.notes, unused])
+    try:
+        manifest = read_manifest(out)
+    except PneumoError:  # a new folder, an unfinished or a damaged one
+        manifest = {}
+    if manifest and PSEUDONYM_KEY not in manifest:
+        text = f"{out} is of an earlier version: its pseudonyms of patients have no key and can be undone by trying."
+        if other is not None:
+            raise PneumoError(f"{text} Prepare the data into another folder (--out) to have them of this key.")
+        advice = "Prepare the data into another folder (--out) before it is handed on."
+        return replace(plan, notes=[*plan.notes, f"{text} {advice}"])
+    own = read_key(out) if (out / KEY_FILE).exists() else None
+    key = own or other
+    recorded = manifest.get(PSEUDONYM_KEY)
+    if key is None and recorded is not None:
+        raise PneumoError(
+            f"{out / KEY_FILE} is missing, the key of the patients' pseudonyms there. Put it back, name a copy of it "
+            "with --pseudonym-key, or prepare the data into another folder (--out)."
+        )
+    if key is not None and (recorded not in (None, key.fingerprint) or (other is not None and key != other)):
+        raise PneumoError(
+            f"The patients' pseudonyms in {out} are of another key than that in {given or out / KEY_FILE}. Leave out "
+            "--pseudonym-key, or prepare the data into another folder (--out)."
+        )
+    if own is None:
+        key = key or new_key()
+        write_key(out, key)
+    return replace(plan, key=key)
 
 
 def _summary(out: Path, manifest: dict[str, Any], count: int) -> PrepareSummary:
@@ -363,7 +409,7 @@ def _require_own_folder(out: Path) -> None:
 
 def _is_own_name(name: str) -> bool:
     return (
-        name in (MANIFEST_NAME, *TABLES, BOXES, MAKERS, DEVICES, CONTACT_SHEET)
+        name in (MANIFEST_NAME, *TABLES, BOXES, MAKERS, DEVICES, CONTACT_SHEET, KEY_FILE)
         or _SIZE_FOLDER.fullmatch(name) is not None
     )
 

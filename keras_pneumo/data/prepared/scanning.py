@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keras_pneumo.data.labels.patients import pseudonym, study_pseudonym
+from keras_pneumo.data.labels.pseudonyms import patient_hash, study_hash
 from keras_pneumo.data.radiographs.decoders import decoder_report
 from keras_pneumo.data.radiographs.plain import PlainFile, open_plain
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
@@ -43,7 +43,7 @@ class RadiographFile:
     stem: str
     sha256: str
     patient: str = ""
-    """Pseudonym of the file's PatientID, blank when it has none."""
+    """Hash of its PatientID, blank when there is none. It stays in memory; see ``data/labels/pseudonyms.py``."""
     study: str = ""
     """Likewise of its StudyInstanceUID."""
     transfer_syntax: str = ""
@@ -86,8 +86,8 @@ def _identify(job: tuple[Path, str]) -> RadiographFile:
     return replace(
         source,
         image_id=image_id_of(header.image_id),
-        patient=pseudonym(header.patient_id_tag),
-        study=study_pseudonym(header.study_uid_tag),
+        patient=patient_hash(header.patient_id_tag),
+        study=study_hash(header.study_uid_tag),
         transfer_syntax=header.transfer_syntax,
         maker=one_line(header.maker, 40),
     )

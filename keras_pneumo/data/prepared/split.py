@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from keras_pneumo.data.labels.pseudonyms import key_free_names
 from keras_pneumo.errors import PneumoError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def make_split(cases: pd.DataFrame, seed: int = 0, test_fraction: float = 0.2, f
         )
     twice = cases["image_id"][cases["image_id"].duplicated()]
     if len(twice):
-        raise PneumoError(f"The image {twice.iloc[0]} occurs twice in the table of cases.")
+        raise PneumoError(f"The image {twice.iloc[0]} occurs twice in the table of cases. Prepare the folder again.")
     table = cases.sort_values("image_id", ignore_index=True)
     strata = _strata(table)
     for count in range(folds, 1, -1):
@@ -86,8 +87,9 @@ def is_test_only(split: pd.DataFrame) -> bool:
 
 
 def split_sha256(split: pd.DataFrame) -> str:
-    """The hash that identifies the split: SHA-256 over its rows sorted by image id."""
+    """The hash that identifies the split: SHA-256 over its rows by image id, the same for every key of pseudonyms."""
     table = split.sort_values("image_id")[list(COLUMNS)].astype({"pneumothorax": int, "fold": int})
+    table = table.assign(patient_id=key_free_names(table["image_id"], table["patient_id"]))
     return hashlib.sha256(table.to_csv(index=False, header=False, lineterminator="\n").encode()).hexdigest()
 
 

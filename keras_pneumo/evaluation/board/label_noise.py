@@ -47,12 +47,13 @@ def read_adjudicated(path: Path, truth: Truth) -> dict[str, bool]:
     table = read_metadata(path, truth.nih_names)
     column = next((name for name in table.columns if column_name(name) == "pneumothorax"), None)
     if column is None:
-        raise PneumoError(f"{path} has no column Pneumothorax (YES or NO, 1 or 0).")
+        raise PneumoError(f"{path} has no column Pneumothorax (YES or NO, 1 or 0). Name another table.")
     cells = table[column].str.lower()
     wrong = ~cells.isin([*_YES, *_NO])
     if wrong.any():
         raise PneumoError(
-            f"{path}: image {cells.index[wrong][0]!r} has {table[column][wrong].iloc[0][:20]!r}, not yes or no."
+            f"{path}: image {cells.index[wrong][0]!r} has {table[column][wrong].iloc[0][:20]!r}, not yes or no. "
+            "Mend the table."
         )
     image_ids = set(truth.cases.image_id) | set(truth.development.image_id)
     labels = {str(image_id): cell in _YES for image_id, cell in cells.items() if image_id in image_ids}

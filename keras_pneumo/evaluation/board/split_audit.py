@@ -111,7 +111,10 @@ def audit_split(split: Path, patients: Path | None = None, labels: Path | None =
     table, notes = read_split_table(split, patients, labels)
     pairs = _pairs(table)
     if not pairs:
-        raise PneumoError(f"{split} has neither two folds nor a train subset beside validation or test.")
+        raise PneumoError(
+            f"{split} has neither two folds nor a train subset beside validation or test. "
+            "Give a column fold, or a column subset."
+        )
     audits = [_audit(name, training, held_out) for name, training, held_out in pairs]
     shared = [held_out.image_id[_shared(training, held_out)] for _, training, held_out in pairs]
     held = pd.concat([held_out.image_id for _, _, held_out in pairs])
@@ -135,7 +138,10 @@ def read_split_table(split: Path, patients: Path | None, labels: Path | None) ->
         rows[name] = (_folds if name == "fold" else _subsets)(table[names[name]], split, table.row)
     if rows.image_id.duplicated().any():
         first = rows[rows.image_id.duplicated()].iloc[0]
-        raise PneumoError(f"{split}, row {first.row}: image {shown_id(first.image_id)!r} was given before.")
+        raise PneumoError(
+            f"{split}, row {first.row}: image {shown_id(first.image_id)!r} was given before. "
+            "Leave one row for each image."
+        )
     label = next((names[name] for name in _LABELS if name in names), None)
     rows["pneumothorax"] = _given_labels(table[label], split, table.row) if label else _file_labels(rows, split, labels)
     notes: list[str] = []
@@ -209,7 +215,7 @@ def _given_labels(cells: pd.Series, split: Path, rows: pd.Series) -> pd.Series:
     wrong = ~values.isin([0, 1])
     if wrong.any():
         raise PneumoError(
-            f"{split}, row {rows[wrong].iloc[0]}: the label is {cells[wrong].iloc[0][:20]!r}, not 0 or 1."
+            f"{split}, row {rows[wrong].iloc[0]}: the label is {cells[wrong].iloc[0][:20]!r}, not 0 or 1. Mend the row."
         )
     return values.astype(int)
 
@@ -226,7 +232,8 @@ def _file_labels(rows: pd.DataFrame, split: Path, labels: Path | None) -> pd.Ser
         first = rows[values.isna()].iloc[0]
         raise PneumoError(
             f"{labels} has no label for {counted(int(values.isna().sum()), 'image')} of {split}, "
-            f"first {shown_id(first.image_id)!r}."
+            f"first {shown_id(first.image_id)!r}. "
+            "Add what is missing."
         )
     return values.astype(int)
 

@@ -55,7 +55,7 @@ def read_metadata(path: Path, nih_names: dict[str, str] | None = None) -> pd.Dat
     if index.duplicated().any():
         first = table[index.duplicated()].iloc[0]
         raise PneumoError(
-            f"{path}, row {first.row}: image {shown_id(first[image])!r} was given before. One row per image."
+            f"{path}, row {first.row}: image {shown_id(first[image])!r} was given before. Leave one row for each image."
         )
     table = table.drop(columns=[image, "row"]).set_axis(index, axis=0)
     # NIH's header has "OriginalImage[Width,Height]", which a comma-separated table reads as two names.
@@ -107,5 +107,8 @@ def _image_column(names: dict[str, str], path: Path) -> str:
     column = next((names[name] for name in _IMAGE if name in names), None)
     if column is None:
         has = listed(repr(one_line(name, 40)) for name in names.values())
-        raise PneumoError(f"{path} has no image column (image_id, ImageId, Kaggle_ID, Image Index); it has {has}.")
+        raise PneumoError(
+            f"{path} has no image column (image_id, ImageId, Kaggle_ID, Image Index); it has {has}. "
+            "Rename one of its columns."
+        )
     return column

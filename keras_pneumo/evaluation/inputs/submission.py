@@ -202,7 +202,9 @@ def write_submission(
         folder.parent.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
-        raise PneumoError(f"{folder} could not be written ({error.strerror}).") from error
+        raise PneumoError(
+            f"{folder} could not be written ({error.strerror}). Free some space, or choose another folder."
+        ) from error
     try:
         new.chmod(0o755)
         for name, text in texts.items():
@@ -210,7 +212,9 @@ def write_submission(
         read_submission(new)
         _put_in_place(new, folder)
     except OSError as error:
-        raise PneumoError(f"{folder} could not be written ({error.strerror}).") from error
+        raise PneumoError(
+            f"{folder} could not be written ({error.strerror}). Free some space, or choose another folder."
+        ) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return folder
@@ -302,7 +306,7 @@ def _need_columns(table: pd.DataFrame, task: Task | None, path: Path) -> None:
     missing = [column for column in ["image_id", *wanted] if column not in table.columns]
     if missing:
         needed = f"the task {task!r} needs" if task else "every submission needs"
-        raise PneumoError(f"{path} has no column {' and no column '.join(missing)}, which {needed}.")
+        raise PneumoError(f"{path} has no column {' and no column '.join(missing)}, which {needed}. Add it.")
 
 
 def _read_bare(path: Path, max_bytes: int, errors: list[str]) -> pd.DataFrame:
@@ -318,7 +322,7 @@ def _read_bare(path: Path, max_bytes: int, errors: list[str]) -> pd.DataFrame:
         named = listed(f"row {item.row} ({one_line(item.reason, 100)})" for item in rejected)
         errors.append(f"{path}: {counted(len(rejected), 'row')} cannot be used: {named}.")
     if rows.empty:
-        raise PneumoError(f"{path} has no rows.")
+        raise PneumoError(f"{path} has no rows. Write one row for each image.")
     if any(size != CANONICAL for size in mask_sizes(rows) or []):
         raise PneumoError(
             f"{path} has columns of height and width that are not {CANONICAL[0]} and {CANONICAL[1]}; the masks of a "
@@ -330,11 +334,11 @@ def _read_bare(path: Path, max_bytes: int, errors: list[str]) -> pd.DataFrame:
 def _read_predictions(path: Path, task: Task | None, max_bytes: int, errors: list[str]) -> pd.DataFrame:
     """The table without its wrong rows, which are added to ``errors``: all of them, each kind in one sentence."""
     if not path.exists():
-        raise PneumoError(f"{path.parent} has no {path.name}.")
+        raise PneumoError(f"{path.parent} has no {path.name}. Put it there.")
     table = read_table(path, max_bytes)
     _need_columns(table, task, path)
     if table.empty:
-        raise PneumoError(f"{path} has no rows.")
+        raise PneumoError(f"{path} has no rows. Write one row for each image.")
     columns = [name for name in ("image_id", "probability", "encoded_pixels", "row") if name in table.columns]
     table = table[columns].assign(image_id=table.image_id.map(image_id_of))
     blank = table.image_id == ""

@@ -19,6 +19,7 @@ import pandas as pd
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import Labels, read_labels, refuse_rejected
 from keras_pneumo.data.labels.patients import read_patients
+from keras_pneumo.data.labels.pseudonyms import key_free_names
 from keras_pneumo.data.prepared.manifest import MANIFEST_NAME, TRUTH, read_manifest
 from keras_pneumo.data.prepared.split import COLUMNS as SPLIT_COLUMNS
 from keras_pneumo.data.prepared.split import split_sha256
@@ -86,8 +87,9 @@ class Truth:
 
     @cached_property
     def patient_codes(self) -> np.ndarray:
-        """The patient of each scored image as a number from 0: shape (images,)."""
-        return pd.factorize(self.cases.patient_id, sort=True)[0]
+        """The patient of each scored image as a number from 0, the same for every pseudonym key: shape (images,)."""
+        names = key_free_names(self.cases.image_id, self.cases.patient_id)
+        return pd.factorize(np.array(names, dtype=object), sort=True)[0]
 
     @property
     def subset_name(self) -> str:
@@ -206,11 +208,12 @@ def _one_row_per_image(labels: Labels, file: Path) -> pd.DataFrame:
     refuse_rejected(file, labels.rejected)
     rows = labels.rows
     if rows.empty:
-        raise PneumoError(f"{file} has no rows.")
+        raise PneumoError(f"{file} has no rows. Give the whole table.")
     if "pneumothorax" in rows.columns and rows.image_id.duplicated().any():
         again = rows[rows.image_id.duplicated()].iloc[0]
         raise PneumoError(
-            f"{file}, row {again.row}: image {shown_id(again.image_id)!r} was given before. One row per image."
+            f"{file}, row {again.row}: image {shown_id(again.image_id)!r} was given before. Leave one row for each "
+            "image."
         )
     table = rows.drop_duplicates("image_id").drop(columns="encoded_pixels", errors="ignore").reset_index(drop=True)
     return table.assign(pneumothorax=[int(labels.images[image_id].positive) for image_id in table.image_id])
@@ -243,7 +246,8 @@ def _scored(table: pd.DataFrame, file: Path, subset: str, ids: Path | None) -> t
         unknown = sorted(set(wanted) - set(table.image_id))
         if unknown:
             raise PneumoError(
-                f"{ids} names {counted(len(unknown), 'image')} without a label in {file}: {named_images(unknown)}."
+                f"{ids} names {counted(len(unknown), 'image')} without a label in {file}: {named_images(unknown)}. "
+                "Add the labels, or leave these images out."
             )
         return table.image_id.isin(set(wanted)), subset
     if whole or subset == "all":
@@ -264,14 +268,15 @@ def _read_ids(path: Path) -> list[str]:
     for number, cells in rows if image is None else rows[1:]:
         image_id = image_id_of(cells[image or 0]) if len(cells) > (image or 0) else ""
         if not image_id:
-            raise PneumoError(f"{path}, row {number}: the image id is blank.")
+            raise PneumoError(f"{path}, row {number}: the image id is blank. Complete it.")
         if image_id in ids:
             raise PneumoError(
-                f"{path}, row {number}: image {shown_id(image_id)!r} was given before (row {ids[image_id]})."
+                f"{path}, row {number}: image {shown_id(image_id)!r} was given before (row {ids[image_id]}). "
+                "Leave one of the two rows."
             )
         ids[image_id] = number
     if not ids:
-        raise PneumoError(f"{path} has no image id.")
+        raise PneumoError(f"{path} has no image id. Write one image id in each line.")
     return list(ids)
 
 
@@ -284,7 +289,9 @@ def _with_patients(table: pd.DataFrame, path: Path) -> pd.Series:
     patient_ids = table.image_id.map(read_patients(path))
     if patient_ids.isna().any():
         missing = table.image_id[patient_ids.isna()]
-        raise PneumoError(f"{path} has no patient for {counted(len(missing), 'image')}: {named_images(missing)}.")
+        raise PneumoError(
+            f"{path} has no patient for {counted(len(missing), 'image')}: {named_images(missing)}. Add what is missing."
+        )
     return patient_ids
 
 

@@ -55,7 +55,9 @@ def data_uri(image: np.ndarray, side: int = 384, quality: int = 82) -> str:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     done, packed = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
-        raise PneumoError("A radiograph could not be packed as JPEG for the report.")
+        raise PneumoError(
+            "A radiograph could not be packed as JPEG for the report. Install opencv-python-headless again."
+        )
     return "data:image/jpeg;base64," + base64.b64encode(packed.tobytes()).decode()
 
 

@@ -332,7 +332,7 @@ def _picture(path: Path, height: int = 390, quality: int = 82) -> str:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     done, packed = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
-        raise PneumoError(f"{path} could not be packed as JPEG for the report.")
+        raise PneumoError(f"{path} could not be packed as JPEG for the report. Install opencv-python-headless again.")
     return "data:image/jpeg;base64," + base64.b64encode(packed.tobytes()).decode()
 
 

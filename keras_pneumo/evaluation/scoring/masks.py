@@ -72,7 +72,10 @@ def dice(truth: Any, prediction: Any) -> float | np.ndarray | pd.Series:
         true_runs, predicted_runs = _runs_by_image(truth, "truth"), _runs_by_image(prediction, "prediction")
         differing = sorted(set(true_runs) ^ set(predicted_runs))
         if differing:
-            raise PneumoError(f"Truth and prediction are of different images; {listed(differing)} are only in one.")
+            raise PneumoError(
+                f"Truth and prediction are of different images; {listed(differing)} are only in one. "
+                "Give both the same images."
+            )
         runs = [predicted_runs[image_id] for image_id in true_runs]
         return pd.Series(overlap(list(true_runs.values()), runs).dice.to_numpy(), pd.Index(true_runs, name="image_id"))
     if _is_several(truth) or _is_several(prediction):
@@ -204,7 +207,10 @@ def _dice_of_pair(truth: Any, prediction: Any) -> float:
         return float(overlap([rle.runs_of(truth)], [rle.runs_of(prediction)]).dice.iloc[0])
     true, predicted = _drawn(truth), _drawn(prediction)
     if true.shape != predicted.shape:
-        raise PneumoError(f"The true mask has the shape {true.shape}, the predicted one {predicted.shape}.")
+        raise PneumoError(
+            f"The true mask has the shape {true.shape}, the predicted one {predicted.shape}. "
+            "Bring both to the same shape."
+        )
     total = int(true.sum()) + int(predicted.sum())
     return 2 * int((true & predicted).sum()) / total if total else 1.0
 
@@ -214,7 +220,9 @@ def _drawn(mask: Any) -> np.ndarray:
     if not isinstance(mask, np.ndarray):
         return rle.decode(mask) > 0
     if mask.ndim != 2:
-        raise PneumoError(f"A mask has two dimensions (rows, columns), but this array has the shape {mask.shape}.")
+        raise PneumoError(
+            f"A mask has two dimensions (rows, columns), but this array has the shape {mask.shape}. Give one mask."
+        )
     inside = mask != 0
     if mask.dtype != bool and not (np.isin(mask[inside], 1).all() or np.isin(mask[inside], 255).all()):
         raise PneumoError(

@@ -49,7 +49,7 @@ def resample_patients(patients: int, resamples: int, seed: int, block: int = 500
         int64 counts, shape (up to ``block``, patients); each row sums to ``patients``.
     """
     if patients < 1:
-        raise PneumoError("There is no patient to resample.")
+        raise PneumoError("There is no patient to resample. Give at least one.")
     rng = np.random.default_rng(seed)
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)

@@ -39,7 +39,7 @@ import pandas as pd
 
 from keras_pneumo.config import Experiment
 from keras_pneumo.data.prepared.folder import PreparedFolder
-from keras_pneumo.errors import PneumoError, Stopped
+from keras_pneumo.errors import AGAIN, REFUSED, ChildFailed, PneumoError, Stopped
 from keras_pneumo.evaluation.board.entries import entry_sums, team_entry
 from keras_pneumo.evaluation.compare import align_all
 from keras_pneumo.evaluation.inputs.submission import INFO_FILE, examine_submission
@@ -55,7 +55,7 @@ from keras_pneumo.parity.seeds.equivalence import (
     seeded_difference,
 )
 from keras_pneumo.storage.files import folder_lock, read_json, require_writable, write_json
-from keras_pneumo.storage.interruption import Interruption
+from keras_pneumo.storage.interruption import INTERRUPTED, Interruption
 from keras_pneumo.training.run_folder import REPORT
 
 Team = Literal["keras", "torch", "torch_last_bit"]
@@ -418,8 +418,16 @@ def _run(
             raise
     if interruption.wanted:
         raise Stopped(f"{interruption.name} came. Start the same command again to go on.", interruption.exit_code)
+    if process.returncode in (AGAIN, INTERRUPTED):
+        raise Stopped(
+            f"The training of {team_name(training.team)} with seed {training.seed} was stopped: {last_line(log)} Start "
+            "the same command again to go on.",
+            process.returncode,
+        )
     if process.returncode:
-        raise PneumoError(
+        # A refusal is of what the user gave; anything else is a fault of the program that trains.
+        kind = PneumoError if process.returncode == REFUSED else ChildFailed
+        raise kind(
             f"The training of {team_name(training.team)} with seed {training.seed} failed: {last_line(log)} Its "
             f"output is in {log}. What has ended is kept: mend the cause and start the same command again."
         )
@@ -498,7 +506,8 @@ def evaluate(study: Study, declared: dict[str, Any]) -> FrameworkComparison:
     if not verdicts:
         raise PneumoError(
             f"No score can be compared: the test images of {study.prepared.folder} do not define "
-            f"{' or '.join(COMPARED[study.experiment.task])} for both teams, or not without some patient."
+            f"{' or '.join(COMPARED[study.experiment.task])} for both teams, or not without some patient. "
+            "Prepare more test patients."
         )
     versions: dict[str, str] = {t.team: one.info.framework for t, one in zip(trainings, aligned, strict=True)}
     return FrameworkComparison(study, truth, pd.DataFrame(rows), differences, verdicts, declared, versions)

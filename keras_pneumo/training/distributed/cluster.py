@@ -81,7 +81,7 @@ def choose_strategy(
             "--strategy auto."
         )
     if gpus and replicas is not None and replicas > gpus:
-        raise PneumoError(f"--replicas {replicas} is more than the {gpus} GPUs here.")
+        raise PneumoError(f"--replicas {replicas} is more than the {gpus} GPUs here. Give at most that many.")
     if replicas is not None and replicas > 1 and requested == "one":
         raise PneumoError(f"--strategy one is one device, not {replicas}. Leave out --replicas, or use mirrored.")
     if replicas is not None and replicas > 1 and cluster is not None and not gpus:
@@ -253,7 +253,7 @@ def _listen(cluster: Cluster) -> socket.socket:
                 f"Port {port}, which {cluster.source} gives worker {cluster.index} ({host}), is in use here. "
                 "Another run uses it, or a process that is left from one. End that, or choose another port."
             ) from None
-        raise PneumoError(f"Port {port} of {host} cannot be opened: {error.strerror}.") from None
+        raise PneumoError(f"Port {port} of {host} cannot be opened: {error.strerror}. Choose another port.") from None
     listener.settimeout(0.2)
     return listener
 

@@ -278,7 +278,7 @@ def lost_workers(distribution: Distribution) -> Iterator[None]:
             f"Worker {distribution.worker} of {distribution.workers} has lost another worker. Look at the output of "
             "the others for the reason. Start all workers again with the same command; they go on from the last "
             "checkpoint. "
-            f"(TensorFlow: {type(error).__name__}, {_reason(error)})"
+            f"(TensorFlow: {type(error).__name__}, {_reason(error)}.)"
         ) from None
 
 

@@ -9,26 +9,34 @@ const START = { outline: 100, heat: 0 };
 const state = { about: null, items: [], index: -1, answer: null, ...START, map: "classifier", requests: 0, saving: Promise.resolve() };
 const view = new RadiographView($("radiograph"), showView);
 
-/** The server's answer as JSON; throws an Error with a sentence for the user. */
-async function ask(address, options) {
+const BUSY = 503; // too many radiographs at once; the server says after how many seconds to ask again
+const MOST_ASKED = 30;
+
+/** The server's answer as JSON, asked for again while it is busy and the answer is still wanted; throws an Error with a sentence for the user. */
+async function ask(address, options, wanted = () => false) {
   let reply;
-  try {
-    reply = await fetch(address, options);
-  } catch {
-    throw new Error("The program behind this page has ended. Start keras-pneumo view again.");
+  for (let asked = 1; ; asked++) {
+    try {
+      reply = await fetch(address, options);
+    } catch {
+      throw new Error("The program behind this page has ended. Start keras-pneumo view again.");
+    }
+    if (reply.status !== BUSY || asked === MOST_ASKED) break;
+    await new Promise((resolve) => setTimeout(resolve, 1000 * (reply.headers.get("retry-after") || 2)));
+    if (!wanted()) break;
   }
-  const json = await reply.json().catch(() => ({ error: "The program's answer cannot be read." }));
-  if (!reply.ok) throw new Error(json.error ?? "The program refused.");
+  const json = await reply.json().catch(() => ({ error: "The program's answer cannot be read. Load the page again." }));
+  if (!reply.ok) throw new Error(json.error ?? "The program refused this. Load the page again.");
   return json;
 }
 
-/** An item is {name, load}: load asks the server for the answer. */
+/** An item is {name, load}: load asks the server for the answer, as long as wanted() is true. */
 function folderItem(name, number) {
-  return { name, load: () => ask(`/api/folder/${number}`) };
+  return { name, load: (wanted) => ask(`/api/folder/${number}`, {}, wanted) };
 }
 
 function droppedItem(file) {
-  const load = async () => {
+  const load = async (wanted) => {
     if (file.size > state.about.max_bytes) {
       throw new Error(`${file.name} cannot be shown: it is larger than ${state.about.max_bytes / 2 ** 20} MiB, the limit of this page.`);
     }
@@ -38,7 +46,7 @@ function droppedItem(file) {
     } catch {
       throw new Error(`${file.name} cannot be read. It is a folder, or it was moved, changed or locked after it was dropped. Drop the files again, not their folder.`);
     }
-    return ask(`/api/drop?name=${encodeURIComponent(file.name)}`, { method: "POST", body });
+    return ask(`/api/drop?name=${encodeURIComponent(file.name)}`, { method: "POST", body }, wanted);
   };
   return { name: file.name, load };
 }
@@ -58,7 +66,7 @@ async function show(index) {
   $("welcome").hidden = true;
   try {
     const item = state.items[index];
-    const answer = { ...(await item.load()), index };
+    const answer = { ...(await item.load(() => request === state.requests)), index };
     const names = Object.keys(answer.maps);
     const [picture, ...maps] = await Promise.all([answer.pixels, ...names.map((name) => answer.maps[name])].map(greyOf));
     if (request !== state.requests) return; // the user went on to another radiograph meanwhile
@@ -72,7 +80,7 @@ async function show(index) {
     showView();
     document.body.dataset.shown = answer.key;
     const next = state.items[index + 1];
-    if (next && !next.fetched) { next.fetched = true; next.load().catch(() => {}); } // the server keeps the answer
+    if (next && !next.fetched) { next.fetched = true; next.load().catch(() => { next.fetched = false; }); } // the server keeps the answer
   } catch (error) {
     if (request === state.requests) clear(error.message);
   } finally {

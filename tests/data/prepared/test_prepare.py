@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 from small_siim import (
     SIDE,
@@ -20,6 +21,7 @@ from small_siim import (
     hashes,
     radiograph,
     save,
+    without_key,
     write_dicom,
     write_labels,
     write_png,
@@ -29,6 +31,7 @@ from small_siim import (
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import read_labels
 from keras_pneumo.data.labels.known import LabelOptions, options_of
+from keras_pneumo.data.labels.pseudonyms import KEY_FILE, key_of, new_key, patient_hash, read_key, write_key
 from keras_pneumo.data.prepared import prepare as preparation
 from keras_pneumo.data.prepared.folder import find_prepared, load_prepared, verify_files
 from keras_pneumo.data.prepared.manifest import prepared_sha256
@@ -91,8 +94,8 @@ def test_everything_a_prepared_folder_holds(data, out):
     assert list(prepared.split.columns) == ["image_id", "patient_id", "pneumothorax", "subset", "fold"]
     assert list(quarantine(out).columns) == ["file", "row", "reason"]
     assert sorted(path.name for path in out.iterdir()) == [
-        ".lock", "cases.csv", "images_32", "images_64", "manifest.json", "masks_32", "masks_64", "quarantine.csv",
-        "split.csv", "truth.csv",
+        ".lock", "cases.csv", "images_32", "images_64", "manifest.json", "masks_32", "masks_64", "pseudonym.key",
+        "quarantine.csv", "split.csv", "truth.csv",
     ]  # fmt: skip
     manifest = prepared.manifest
     assert manifest["format"] == 1
@@ -218,7 +221,7 @@ def test_out_may_lie_inside_the_data_folder(data):
 def test_result_depends_neither_on_workers_nor_on_where_data_lie(data, out, tmp_path):
     prepare(data, out, [32], workers=1)
     shutil.copytree(data, tmp_path / "elsewhere with spaces" / "ž")
-    prepare(tmp_path / "elsewhere with spaces" / "ž", tmp_path / "other", [32], workers=2)
+    prepare(tmp_path / "elsewhere with spaces" / "ž", tmp_path / "other", [32], workers=2, pseudonym_key=out)
     assert hashes(out) == hashes(tmp_path / "other")
 
 
@@ -257,7 +260,7 @@ def test_second_run_has_nothing_to_do(data, out):
 def test_added_size_gives_the_folder_made_at_once(data, out, tmp_path):
     first = prepare(data, out, [64])
     second = prepare(data, out, [32])
-    prepare(data, tmp_path / "at once", [32, 64])
+    prepare(data, tmp_path / "at once", [32, 64], pseudonym_key=out)
     assert hashes(out) == hashes(tmp_path / "at once")
     assert first.prepared_sha256 == second.prepared_sha256
 
@@ -339,6 +342,7 @@ def test_other_views_are_set_aside_by_their_tags_or_let_in(data, tmp_path):
 
 def test_a_folder_of_an_older_version_is_read_and_goes_on_as_it_is(data, out):
     prepare(data, out, [32])
+    without_key(out, [f"tag-{number}" for number in range(12)])
     older = out / "cases.csv"
     table = pd.read_csv(older, dtype=str, keep_default_na=False).drop(columns=["rows", "columns"])
     table.to_csv(older, index=False, lineterminator="\n")
@@ -415,14 +419,17 @@ def test_killed_and_started_again_gives_the_same_bytes(data, out, tmp_path, when
     finished = {"0": 0, "5": 5, "7": 7, "12": 12, "tables": 12, "manifest": 12}.get(when)
     # An image that was done but not yet noted is made again; never the other way round.
     assert finished is None or 12 - finished <= summary.rendered <= 12 - finished + 1
-    prepare(data, tmp_path / "unbroken", [32, 64])
+    prepare(data, tmp_path / "unbroken", [32, 64], pseudonym_key=out)
     assert hashes(out) == hashes(tmp_path / "unbroken")
 
 
 def test_torn_journal_line_is_dropped(data, out, tmp_path):
     prepare(data, tmp_path / "unbroken", [32])
     with pytest.raises(RuntimeError, match="stop"):
-        prepare(data, out, [32], progress=lambda done, total: stop() if done == 6 else None)
+        prepare(
+            data, out, [32], progress=lambda done, total: stop() if done == 6 else None,
+            pseudonym_key=tmp_path / "unbroken",
+        )  # fmt: skip
     journal = out / ".journal.jsonl"
     journal.write_bytes(journal.read_bytes()[:-40])
     assert prepare(data, out, [32]).rendered == 7
@@ -967,3 +974,109 @@ def test_radiographs_of_one_study_stay_in_one_subset(tmp_path, out):
         pair = split.loc[[f"1.2.9.{number}", f"1.2.9.{number + 1}"]]
         assert pair[["patient_id", "subset", "fold"]].drop_duplicates().shape[0] == 1
     assert not any("1.2.8." in (out / name).read_text() for name in ("cases.csv", "split.csv", "manifest.json"))
+
+
+# -- pseudonyms of patients and their key ------------------------------------------------------------------------------
+
+TAGGED_SPLIT = "tr3 tr3 tr1 tr1 tr4 tr4 tr4 tr4 te-1 te-1 te-1 te-1 va0 tr1 tr1 tr2 tr2 va0 va0 va0 tr2 tr2 tr3 tr3"
+"""How the last version without keys (065a5a7) split 24 files of the patients MRN 0 to MRN 11."""
+
+
+@pytest.fixture
+def tagged(tmp_path):
+    """24 DICOM files, two of each patient, whom only PatientID tells."""
+    write_siim(tmp_path / "tagged", 24, kinds=("dicom", "jpeg"))
+    for path in (tmp_path / "tagged").rglob("*.dcm"):
+        dataset = pydicom.dcmread(path)
+        dataset.PatientID = f"MRN {int(dataset.PatientID[4:]) // 2}"
+        dataset.save_as(path)
+    return tmp_path / "tagged"
+
+
+def test_pseudonyms_have_a_key_and_nothing_else_depends_on_it(tagged, out, tmp_path):
+    summaries = [prepare(tagged, folder, [32], workers=1) for folder in (out, tmp_path / "other")]
+    one, two = (load_prepared(folder) for folder in (out, tmp_path / "other"))
+    assert one.manifest["pseudonym_key"] == read_key(out).fingerprint != two.manifest["pseudonym_key"]
+    assert set(map(key_of, one.cases["patient_id"])) == {read_key(out).fingerprint[:8]}
+    assert not set(one.cases["patient_id"]) & set(two.cases["patient_id"])
+    assert one.cases["patient_id"].iloc[0] == read_key(out).pseudonym(patient_hash("MRN 0"))
+    assert summaries[0].split_sha256 == summaries[1].split_sha256
+    assert summaries[0].prepared_sha256 == summaries[1].prepared_sha256
+    for prepared in (one, two):
+        drawn = " ".join(f"{row.subset[:2]}{row.fold}" for row in prepared.split.itertuples())
+        assert drawn == TAGGED_SPLIT
+        assert prepared.truth["patient_id"].nunique() == 12
+    written = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != KEY_FILE)
+    assert read_key(out).secret.hex().encode() not in written
+    assert not any(patient_hash(f"MRN {number}").encode() in written for number in range(12))
+    assert b"MRN" not in written
+
+
+def test_a_folder_keeps_its_key_and_another_may_share_it(tagged, out, tmp_path):
+    with pytest.raises(RuntimeError, match="stop"):
+        prepare(tagged, out, [32], progress=lambda done, total: stop() if done == 6 else None)
+    key = read_key(out)
+    prepare(tagged, out, [32])
+    before = hashes(out)
+    prepare(tagged, out, [32], pseudonym_key=out)
+    prepare(tagged, out, [32, 64])
+    assert read_key(out) == key
+    assert {name: content for name, content in hashes(out).items() if "64" not in name and "json" not in name} == {
+        name: content for name, content in before.items() if "json" not in name
+    }
+    prepare(tagged, tmp_path / "other", [32, 64], pseudonym_key=out / KEY_FILE)
+    assert hashes(tmp_path / "other") == hashes(out)
+
+
+def test_another_key_or_a_lost_one_is_refused_before_anything_is_decoded(tagged, out, tmp_path):
+    prepare(tagged, out, [32], workers=1)
+    (tmp_path / "mine").mkdir()
+    write_key(tmp_path / "mine", new_key())
+    before = hashes(out)
+    with pytest.raises(PneumoError, match=r"of another key than that in .*mine"):
+        prepare(tagged, out, [64], workers=1, pseudonym_key=tmp_path / "mine")
+    kept = (out / KEY_FILE).rename(tmp_path / "kept.key")
+    with pytest.raises(PneumoError, match=r"pseudonym\.key is missing, .*Put it back.*another folder"):
+        prepare(tagged, out, [64], workers=1)
+    with pytest.raises(PneumoError, match="of another key"):
+        prepare(tagged, out, [64], workers=1, pseudonym_key=tmp_path / "mine")
+    assert hashes(out) == {name: content for name, content in before.items() if name != KEY_FILE}
+    load_prepared(out)  # a folder is handed on without its key
+    prepare(tagged, out, [32], workers=1, pseudonym_key=kept)
+    assert hashes(out) == before
+
+
+def test_a_folder_of_an_earlier_version_stays_as_it_is(tagged, out):
+    prepare(tagged, out, [32], workers=1)
+    old = without_key(out, [f"MRN {number}" for number in range(12)])
+    assert old.cases["patient_id"].iloc[0] == patient_hash("MRN 0")
+    before = {name: (out / name).read_bytes() for name in ("cases.csv", "split.csv", "truth.csv")}
+    for size in (64, 128):
+        summary = prepare(tagged, out, [size], workers=1)
+        assert any("of an earlier version: its pseudonyms of patients have no key" in note for note in summary.notes)
+        assert summary.prepared_sha256 == old.manifest["prepared_sha256"]
+    assert {name: (out / name).read_bytes() for name in before} == before
+    assert not (out / KEY_FILE).exists()
+    key = out.parent / "key"
+    key.mkdir()
+    write_key(key, new_key())
+    with pytest.raises(PneumoError, match=r"earlier version.*Prepare the data into another folder .* of this key"):
+        prepare(tagged, out, [32], workers=1, pseudonym_key=key)
+
+
+def test_names_of_a_table_are_kept_and_need_no_key(tagged, out, tmp_path):
+    ids = [path.stem for path in tagged.rglob("*.dcm")]
+    table = write_labels(tmp_path / "who.csv", [(i, f"p{n // 2}") for n, i in enumerate(ids)], ("ImageId", "patient"))
+    (tmp_path / "mine").mkdir()
+    write_key(tmp_path / "mine", new_key())
+    summary = prepare(tagged, out, [32], patients=table, workers=1, pseudonym_key=tmp_path / "mine")
+    assert not (out / KEY_FILE).exists()
+    assert load_prepared(out).manifest["pseudonym_key"] is None
+    assert set(load_prepared(out).cases["patient_id"]) == {f"p{number}" for number in range(12)}
+    assert any(note.startswith("--pseudonym-key was not used") for note in summary.notes)
+
+
+def test_one_key_for_several_folders(tagged, out, tmp_path):
+    write_siim(tmp_path / "more", kinds=("dicom",))
+    prepare([tagged, tmp_path / "more"], out, [32], workers=1)
+    assert set(map(key_of, load_prepared(out).cases["patient_id"])) == {read_key(out).fingerprint[:8]}

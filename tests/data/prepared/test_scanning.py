@@ -6,7 +6,7 @@ import hashlib
 import pytest
 from small_siim import radiograph, write_dicom, write_jpeg_dicom, write_png
 
-from keras_pneumo.data.labels.patients import pseudonym
+from keras_pneumo.data.labels.pseudonyms import patient_hash
 from keras_pneumo.data.prepared.scanning import folder_sha256, require_decoders, scan
 from keras_pneumo.data.radiographs import decoders
 from keras_pneumo.errors import PneumoError
@@ -37,7 +37,7 @@ def test_every_file_is_identified_in_the_order_of_the_paths(folder, workers):
         "", "", "", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.50",
     ]  # fmt: skip
     assert [bool(source.error) for source in sources] == [True, True, False, False, False]
-    assert sources[4].patient == pseudonym("p")
+    assert sources[4].patient == patient_hash("p")
     for source in sources:
         if not source.path.stat().st_size:
             continue

@@ -13,9 +13,10 @@ import pytest
 import seeds_lab
 from safetensors.numpy import load_file
 
+from keras_pneumo.cli.console import exit_code_of
 from keras_pneumo.config import CLASSIFIER
 from keras_pneumo.data.prepared.folder import load_prepared
-from keras_pneumo.errors import PneumoError, Stopped
+from keras_pneumo.errors import ChildFailed, PneumoError, Stopped
 from keras_pneumo.evaluation.scoring.metrics import auroc
 from keras_pneumo.parity.seeds import page
 from keras_pneumo.parity.seeds.study import Study, Training, compare_frameworks, seconds_left
@@ -112,6 +113,19 @@ def test_a_training_that_fails_is_named_and_the_others_stay(run, tmp_path, monke
     monkeypatch.delenv("SEEDS_LAB_FAIL")
     run()
     assert logs(tmp_path / "out")["seed_3/keras.log"] == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "ends_with"),
+    [(2, PneumoError, 2), (1, ChildFailed, 70), (70, ChildFailed, 70), (-9, ChildFailed, 70), (75, Stopped, 75)],
+)
+def test_row_49_a_training_that_ends_by_a_fault_is_no_refusal(run, monkeypatch, code, kind, ends_with):
+    monkeypatch.setenv("SEEDS_LAB_FAIL", "keras")
+    monkeypatch.setenv("SEEDS_LAB_CODE", str(code))
+    with pytest.raises(kind, match=r"Keras with seed 3 .*The disk of this training is full") as raised:
+        run()
+    assert type(raised.value) is kind
+    assert exit_code_of(raised.value) == ends_with
 
 
 def test_a_signal_is_passed_on_and_the_comparison_can_go_on(run, tmp_path, monkeypatch):
