@@ -74,8 +74,8 @@ def load_torch_archive(path: Path | str) -> dict[str, np.ndarray]:
             return _read(archive, str(path))
     except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise PneumoError(
-            f"{path} cannot be read as PyTorch's zip archive of weights ({one_line(str(error))}). If PyTorch older than 1.6 wrote it, "
-            "save it as safetensors where PyTorch is installed."
+            f"{path} cannot be read as PyTorch's zip archive of weights ({one_line(str(error))}). If PyTorch older "
+            "than 1.6 wrote it, save it as safetensors where PyTorch is installed."
         ) from error
 
 
