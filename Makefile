@@ -25,7 +25,7 @@ EXPERIMENT ?= experiments/demo_classifier.py
 train-segmenter torch-segmenter: EXPERIMENT := experiments/demo_segmenter.py
 OPTIONS = $(if $(OUT),--out "$(OUT)") $(if $(PREPARED),--prepared "$(PREPARED)") $(if $(PATIENTS),--patients "$(PATIENTS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(START_FROM),--start-from "$(START_FROM)")
 
-.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity planted-faults compare-frameworks lint doctor compare bench bench-docs clean
+.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity planted-faults compare-frameworks lint doctor compare bench bench-docs kills clean
 
 help:
 	@echo "make train-classifier   train, predict, score; prints the path of report.html (DATA= EXPERIMENT= OUT=)"
@@ -36,6 +36,7 @@ help:
 	@echo "make slurm-classifier   submit a training to Slurm (NODES= DATA=prepared folder EXPERIMENT= OUT=); slurm-segmenter too"
 	@echo "make compare            score submissions side by side (DATA=folder of submissions TRUTH= OUT=)"
 	@echo "make test               the fast tests; make test-slow the others"
+	@echo "make kills              kills each command at random moments: does the same line then give the same result? (N= ONLY=)"
 	@echo "make parity             compares Keras with PyTorch, check by check; PyTorch has an environment of its own (5 GB)"
 	@echo "make planted-faults     plants some fifty faults, one at a time, and says at which check each is found (RESUME=1)"
 	@echo "make compare-frameworks trains both teams with several seeds: are they equivalent? (DATA= EXPERIMENT= SEEDS= MARGIN=)"
@@ -131,6 +132,12 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n 2 -m slow --ignore=tests/parity/pytorch
+
+# Kills each command N times at random moments, runs the same line again, and compares with an unbroken run.
+# ONLY names some commands, separated by commas (prepare,train,predict,join,detect,compare,explain).
+N ?= 30
+kills: $(READY)
+	PYTHONPATH="$(CURDIR)" $(BIN)/python tests/kill_lab.py --kills $(N) --out "$(or $(OUT),runs/kills)" $(if $(ONLY),--only "$(ONLY)") $(if $(SEED),--seed $(SEED))
 
 # The tests, then the ladder from pixels to scores. It also reads real radiographs where they are on this machine.
 PARITY_DATA := $(wildcard ../shared/siim_mini)

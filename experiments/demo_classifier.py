@@ -4,7 +4,8 @@ The task is easier than SIIM-ACR, so that a network with random start weights ca
 of the default ResNet50, 96 pixels, and phantoms with six times SIIM's areas (`--size-scale 6` in the Makefile).
 
 Command: make train-classifier
-Duration and result: experiments/README.md.
+Needs: nothing but a few minutes on two CPU cores; the phantoms are made.
+Result: AUROC 0.939 (0.848 to 0.975) on 180 phantoms; more in experiments/README.md.
 """
 
 from keras_pneumo.config import CLASSIFIER as base

@@ -1,7 +1,8 @@
 """Does the segmenter learn to outline a pneumothorax in a few minutes, on two CPU cores?
 
 Command: make train-segmenter
-Duration and result: experiments/README.md.
+Needs: nothing but a few minutes on two CPU cores; the phantoms are made.
+Result: Dice 0.924 (0.886 to 0.952) on 180 phantoms; more in experiments/README.md.
 """
 
 from keras_pneumo.config import SEGMENTER as base

@@ -4,7 +4,8 @@ ResNet18 from a random start: too few images to say how good a recipe is, enough
 same real pixels.
 
 Command: make compare-frameworks EXPERIMENT=experiments/few_classifier.py DATA=FOLDER
-Needs: SIIM-ACR radiographs with labels. Result: experiments/README.md.
+Needs: SIIM-ACR radiographs with labels.
+Result: five seeds leave it undecided, AUROC differs by 0.063 (-0.070 to 0.196); more in experiments/README.md.
 """
 
 from keras_pneumo.config import CLASSIFIER as base

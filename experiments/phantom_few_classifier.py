@@ -4,7 +4,8 @@ The recipe of few_classifier.py on 900 phantoms with pneumothoraces of SIIM-ACR'
 few_classifier.py on the radiographs. Phantoms cost nothing, so it has more epochs.
 
 Command: experiments/from_phantoms/train.sh PREPARED_RADIOGRAPHS OUT (all of it, five seeds)
-Needs: about six minutes a seed on two cores. Result: experiments/README.md.
+Needs: about six minutes a seed on two CPU cores.
+Result: experiments/README.md.
 """
 
 from keras_pneumo.config import CLASSIFIER as base

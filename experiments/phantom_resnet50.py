@@ -1,7 +1,8 @@
 """Does ResNet50, the default network, learn from a random start as well as the demo's ResNet18?
 
 Command: make train-classifier EXPERIMENT=experiments/phantom_resnet50.py
-Duration and result: experiments/README.md.
+Needs: nothing but 45 minutes on two CPU cores; the phantoms are made.
+Result: AUROC 0.958 (0.887 to 0.991) on 180 phantoms; more in experiments/README.md.
 """
 
 from keras_pneumo.config import CLASSIFIER as base

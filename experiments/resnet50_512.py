@@ -5,7 +5,7 @@ one-cycle policy (arXiv 1803.09820) with learning rates that are lower for earli
 
 Command: make train-classifier DATA=data/siim EXPERIMENT=experiments/resnet50_512.py
 Needs: the SIIM-ACR data, ImageNet weights, a GPU.
-Result: not run yet, since the data and a GPU were not available. Results of others: experiments/README.md.
+Result: not run yet, since the data and a GPU were not available.
 """
 
 from keras_pneumo.config import CLASSIFIER as base

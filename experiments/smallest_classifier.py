@@ -1,6 +1,8 @@
 """Does the whole chain run? The network and the training are so small that the score means nothing.
 
 Command: keras-pneumo train experiments/smallest_classifier.py --data data/phantom-try
+Needs: nothing but a minute.
+Result: none that means anything.
 """
 
 from keras_pneumo.config import CLASSIFIER as base

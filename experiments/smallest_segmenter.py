@@ -1,6 +1,8 @@
 """Does the segmenter's whole chain run? Network and training are so small that the score means nothing.
 
 Command: keras-pneumo train experiments/smallest_segmenter.py --data data/phantom-try
+Needs: nothing but a minute.
+Result: none that means anything.
 """
 
 from keras_pneumo.config import SEGMENTER as base

@@ -7,12 +7,14 @@ enough to repeat the run.
 
 from __future__ import annotations
 
+import ast
 import difflib
+import importlib.metadata
 import json
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -319,15 +321,24 @@ def _value_of(text: str) -> Any:
 def read_experiment(path: Path) -> Experiment:
     """The experiment of a Python file (its ``EXPERIMENT``), a run's ``experiment.json``, or a run folder.
 
-    A Python file is run, as any program is: open only those you trust.
+    A Python file is run, as any program is: open only those you trust. A name alone (``demo_classifier``) is one of
+    :func:`known_experiments`.
 
     Raises:
-        PneumoError: there is no such file, or it declares no valid experiment.
+        PneumoError: there is no such file or name, or it declares no valid experiment.
     """
     if path.is_dir():
         path = path / "experiment.json"
     if not path.is_file():
-        raise PneumoError(f"There is no experiment {path}. Name a file of experiments/ or a run's experiment.json.")
+        known = known_experiments()
+        if str(path) not in known:
+            near = difflib.get_close_matches(path.stem, known, 1, 0.6)
+            meant = f" Did you mean {near[0]}?" if near else ""
+            raise PneumoError(
+                f"There is no experiment {path}.{meant} Name a file, a run's experiment.json, or one that keras-pneumo "
+                "experiments lists."
+            )
+        path = known[str(path)].file
     if path.suffix == ".json":
         return _read_json(path)
     try:
@@ -339,6 +350,39 @@ def read_experiment(path: Path) -> Experiment:
     if not isinstance(experiment, Experiment):
         raise PneumoError(f"{path} declares no EXPERIMENT; write EXPERIMENT = base.replace(name=...).")
     return experiment
+
+
+class KnownExperiment(NamedTuple):
+    """An experiment that comes with the program, and what its docstring says of it."""
+
+    file: Path
+    question: str
+    """The docstring's first line."""
+    needs: str
+    """The docstring's line ``Needs: ...``."""
+    result: str
+    """The docstring's line ``Result: ...``."""
+
+
+def known_experiments() -> dict[str, KnownExperiment]:
+    """The experiments that come with the program, by name: of the checkout, or else those that were installed."""
+    files = list((Path(__file__).parents[1] / "experiments").glob("*.py"))
+    if not files:
+        try:
+            installed = importlib.metadata.files("keras-pneumo") or []
+        except importlib.metadata.PackageNotFoundError:
+            installed = []
+        files = [
+            Path(str(file.locate())) for file in installed if file.parent.name == "experiments" and file.suffix == ".py"
+        ]
+    return {file.stem: _known(file) for file in sorted(files) if file.is_file()}
+
+
+def _known(file: Path) -> KnownExperiment:
+    """What the docstring of a file says; the file is not run."""
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    lines = dict(line.split(": ", 1) for line in text.splitlines() if line.startswith(("Needs: ", "Result: ")))
+    return KnownExperiment(file, text.partition("\n")[0], lines.get("Needs", ""), lines.get("Result", ""))
 
 
 def _read_json(path: Path) -> Experiment:

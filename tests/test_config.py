@@ -1,10 +1,21 @@
 import json
 import re
+from importlib.metadata import PackagePath
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from keras_pneumo.config import CLASSIFIER, SEGMENTER, Augmentation, Experiment, read_experiment, with_settings
+from keras_pneumo import config
+from keras_pneumo.config import (
+    CLASSIFIER,
+    SEGMENTER,
+    Augmentation,
+    Experiment,
+    known_experiments,
+    read_experiment,
+    with_settings,
+)
 from keras_pneumo.errors import PneumoError
 
 
@@ -170,6 +181,39 @@ def test_every_recipe_that_config_takes_the_losses_read(recipe):
 def test_every_experiment_of_the_project_is_valid(path):
     experiment = read_experiment(path)
     assert experiment.name == path.stem
+
+    known = known_experiments()[path.stem]
+    assert known.file == path
+    assert known.question, "the first line of its docstring"
+    assert known.needs.endswith("."), "a line 'Needs: ...'"
+    assert known.result.endswith("."), "a line 'Result: ...'"
+
+
+def test_an_experiment_is_found_by_its_name_wherever_one_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_experiment(Path("demo_classifier")).name == "demo_classifier"
+    with pytest.raises(
+        PneumoError, match=r"no experiment demo_clasifier\. Did you mean demo_classifier\?.*experiments lists"
+    ):
+        read_experiment(Path("demo_clasifier"))
+    Path("demo_classifier").mkdir()
+    Path("demo_classifier/experiment.json").write_text(CLASSIFIER.replace(name="own").model_dump_json())
+    assert read_experiment(Path("demo_classifier")).name == "own", "a folder of that name goes first"
+
+
+def test_installed_experiments_are_found_where_the_package_came_without_a_checkout(tmp_path, monkeypatch):
+    file = tmp_path / "share/keras_pneumo/experiments/theirs.py"
+    file.parent.mkdir(parents=True)
+    file.write_text('"""Why?\n\nNeeds: a day.\nResult: none.\n"""\n')
+    installed = [PackagePath("../share/keras_pneumo/experiments/theirs.py"), PackagePath("keras_pneumo/config.py")]
+    for one in installed:
+        one.dist = SimpleNamespace(locate_file=lambda path: tmp_path / "lib" / path)
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "lib/keras_pneumo/config.py"))
+    monkeypatch.setattr(config.importlib.metadata, "files", lambda name: installed)
+    (tmp_path / "lib").mkdir()
+    ((name, known),) = known_experiments().items()
+    assert (name, known[1:]) == ("theirs", ("Why?", "a day.", "none."))
+    assert known.file.samefile(file)
 
 
 def test_a_faulty_experiment_file_is_named(tmp_path):

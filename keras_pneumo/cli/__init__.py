@@ -54,6 +54,9 @@ COMMANDS = {
         "data", "Turn radiographs into checked PNGs at one or more sizes, with a patient-level split and a manifest."
     ),
     "inspect": Command("data", "Draw a sheet of images with their masks outlined, by subset and label."),
+    "experiments": Command(
+        "train", "List the experiments that come with the program: each one's question, what it needs, and its result."
+    ),
     "train": Command("train", "Train, predict the test patients, score them, and write report.html."),
     "find-lr": Command("train", "Raise the learning rate step by step, draw the loss, and suggest a rate."),
     "predict": Command(

@@ -10,6 +10,7 @@ import typer
 from keras_pneumo.cli.console import ProgressBar, out, say, warn
 from keras_pneumo.data.download import COMPETITION
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.files import require_free
 from keras_pneumo.storage.workers import available_cores, start_server
 
 if TYPE_CHECKING:  # each command imports what it needs when it runs: pandas, SciPy and OpenCV take most of a second
@@ -168,6 +169,7 @@ def prepare_command(
     from keras_pneumo.data.labels.known import options_of
 
     options = options_of(uncertain, blank, readers, image_column, label_column, any_view, mask_size)
+    require_free(out_folder)
     if (workers or available_cores()) > 1:
         start_server("keras_pneumo.data.prepared.rendering", "keras_pneumo.data.prepared.scanning")
     import pandas  # noqa: F401 - needed later, and imported now, while the server of the workers starts

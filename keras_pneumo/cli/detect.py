@@ -14,6 +14,7 @@ from keras_pneumo.cli.failure import failure_sentences
 from keras_pneumo.cli.workers import EngineName, EngineOption
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
+from keras_pneumo.storage.files import folder_lock
 
 if TYPE_CHECKING:  # it brings TensorFlow
     from keras_pneumo.detector.detector import Detector
@@ -39,18 +40,24 @@ def join_command(
     Example, after training both: `keras-pneumo join runs/smallest_classifier --segmenter runs/smallest_segmenter
     --data data/prepared/phantom-try --out runs/detector-try`
     """
+    from keras_pneumo.training.run_folder import new_folder_lock
+
+    with new_folder_lock(out_folder, "detector") as folder:
+        _join(classifiers, segmenters, data, folder, resamples)
+
+
+def _join(classifiers: list[Path], segmenters: list[Path], data: Path, folder: Path, resamples: int) -> None:
+    """Join the runs into a new folder, with its lock."""
     import_tensorflow()
     from keras_pneumo.data.prepared.folder import find_prepared, load_prepared
     from keras_pneumo.detector.fitting import fit_detector
     from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
     from keras_pneumo.inference.run import read_run
-    from keras_pneumo.training.run_folder import new_folder
 
     classifier_runs = [read_run(folder) for folder in classifiers]
     segmenter_runs = [read_run(folder) for folder in segmenters]
     sizes = [run.experiment.image_size for run in (*classifier_runs, *segmenter_runs)]
     prepared = load_prepared(find_prepared(data, str(classifier_runs[0].record.get("split_sha256")), sizes))
-    folder = new_folder(out_folder, "detector")
     name = folder.name.removeprefix("detector-")
     with ProgressBar("joining") as progress:
         fitted, board = fit_detector(
@@ -101,6 +108,21 @@ def detect_command(
     """
     if make_uids and not dicom:
         raise PneumoError("--make-uids is for DICOM objects. Give --dicom too, or leave out --make-uids.")
+    with folder_lock(out_folder):
+        _detect(detector_folder, files, out_folder, dicom, make_uids, any_view, workers, engine)
+
+
+def _detect(
+    detector_folder: Path,
+    files: list[Path],
+    out_folder: Path,
+    dicom: bool,
+    make_uids: bool,
+    any_view: bool,
+    workers: int | None,
+    engine: EngineName,
+) -> None:
+    """Answer for the radiographs, with the lock of the folder for the answers."""
     import_tensorflow()
     from keras_pneumo.data.radiographs.reading import find_files
     from keras_pneumo.detector.detect import detect

@@ -56,6 +56,7 @@ def evaluate_command(
     """
     from keras_pneumo.data.labels.known import options_of
     from keras_pneumo.data.prepared.folder import is_one_prepared
+    from keras_pneumo.storage.files import require_free
 
     wished = (uncertain, blank, readers, image_column, label_column, any_view or None, mask_size)
     options = None
@@ -66,6 +67,7 @@ def evaluate_command(
     if missing := [folder for folder in data if not folder.is_dir()]:
         raise PneumoError(f"There is no folder {missing[0]}. Check the path.")
     is_one_prepared(data, bool(labels or patients or options or pseudonym_key))  # refuses before TensorFlow is imported
+    require_free(out_folder)
     import_tensorflow()
     from keras_pneumo.detector.external import evaluate
 

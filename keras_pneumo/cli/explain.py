@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 from keras_pneumo.cli.console import ProgressBar, say, warn
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
+from keras_pneumo.storage.files import folder_lock
 
 if TYPE_CHECKING:
     from keras_pneumo.inference.run import RunFolder
@@ -52,14 +54,38 @@ def explain_command(
     Example, after training: `keras-pneumo explain runs/smallest_classifier data/prepared/phantom-try
     --out runs/explain-try`
     """
+    from keras_pneumo.data.prepared.folder import is_prepared
+
+    checked = len(data) == 1 and is_prepared(data[0])
+    # The check in the run itself also writes its report.
+    written = out_folder or (run_folder if checked else run_folder / "explained")
+    with folder_lock(written) if out_folder or run_folder.is_dir() else contextlib.nullcontext():
+        _explain(
+            run_folder, data, out_folder, method, stage, subset, segmenter, compare, devices, labels, any_view, checked
+        )
+
+
+def _explain(
+    run_folder: Path,
+    data: list[Path],
+    out_folder: Path | None,
+    method: str,
+    stage: str,
+    subset: str | None,
+    segmenter: Path | None,
+    compare: Path | None,
+    devices: Path | None,
+    labels: Path | None,
+    any_view: bool,
+    checked: bool,
+) -> None:
+    """Explain, with the lock of the folder that is written into."""
     import_tensorflow()
     from keras_pneumo.inference.run import read_run
 
     run = read_run(run_folder)
     chosen = _method(method), _stage(stage)
-    from keras_pneumo.data.prepared.folder import is_prepared
-
-    if len(data) == 1 and is_prepared(data[0]):
+    if checked:
         if labels is not None:
             raise PneumoError("A prepared folder has its own labels; leave --labels out.")
         segmenters = [read_run(segmenter)] if segmenter is not None else []

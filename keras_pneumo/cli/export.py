@@ -9,9 +9,10 @@ import typer
 
 from keras_pneumo.cli.console import say
 from keras_pneumo.cli.train import SetOption
-from keras_pneumo.config import read_experiment, with_settings
+from keras_pneumo.config import Experiment, read_experiment, with_settings
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import hushed, import_tensorflow
+from keras_pneumo.storage.files import file_lock
 
 if TYPE_CHECKING:
     from keras_pneumo.inference.export import Format
@@ -45,6 +46,12 @@ def export_command(
     if source.is_dir() and settings:
         raise PneumoError("--set changes an experiment; a run has its settings. Leave it out.")
     experiment = with_settings(read_experiment(source), settings or ()) if not source.is_dir() else None
+    with file_lock(out):
+        _export(source, experiment, out, form, weights)
+
+
+def _export(source: Path, experiment: Experiment | None, out: Path, form: str, weights: Path | None) -> None:
+    """Export a run, or an experiment's starting weights, with the lock of the new file's name."""
     import_tensorflow()
     from keras_pneumo.inference.export import BOUND, export_network, export_run
     from keras_pneumo.inference.run import read_run

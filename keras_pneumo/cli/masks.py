@@ -34,8 +34,9 @@ def masks_command(
     --out runs/torch_segmenter/submission`
     """
     from keras_pneumo.inference.team_maps import make_masks
+    from keras_pneumo.storage.files import folder_lock
 
-    with ProgressBar("maps") as progress:
+    with folder_lock(out_folder), ProgressBar("maps") as progress:
         result = make_masks(maps, out_folder, truth, parameters_file, components, team, progress.update)
     fitted = result.parameters
     if result.search is not None:

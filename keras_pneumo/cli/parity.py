@@ -56,8 +56,10 @@ def parity_command(
     Example (in a checkout of the project): `keras-pneumo parity --encoder resnet18`
     """
     from keras_pneumo.parity.backends import torch_python as find_python
+    from keras_pneumo.storage.files import require_free
 
     find_python(torch_python)  # refuse before TensorFlow is loaded
+    require_free(out_folder)
     import_tensorflow()
     from keras_pneumo.models.resnet import depth_of
     from keras_pneumo.parity.inputs import LadderPlan
@@ -107,7 +109,7 @@ def show_ladder(ladder: Ladder) -> None:
 
 
 def compare_frameworks_command(
-    experiment_file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A file of experiments/.")],
+    experiment_file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="Its name, or a file.")],
     data: DataArgument,
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="Folder of the comparison; default: runs/frameworks-<experiment>.")
@@ -145,11 +147,13 @@ def compare_frameworks_command(
     from keras_pneumo.parity.backends import torch_python as find_python
     from keras_pneumo.parity.seeds.page import sentences_of, write_answer
     from keras_pneumo.parity.seeds.study import Study, compare_frameworks, team_name
+    from keras_pneumo.storage.files import require_free
 
     find_python(torch_python)  # refuse before images are prepared
     experiment = with_settings(read_experiment(experiment_file), settings or ())
-    prepared = open_data(data, experiment, prepared_folder, labels, patients)
     out_folder = out_folder or Path("runs") / f"frameworks-{experiment.name}"
+    require_free(out_folder)
+    prepared = open_data(data, experiment, prepared_folder, labels, patients)
     study = Study(experiment, prepared, out_folder, seeds, margin, controls)
     with err.status("compare-frameworks") as status:
         shown: list[tuple[int, str]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +20,7 @@ from keras_pneumo.cli.workers import (
 )
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
-from keras_pneumo.storage.files import require_writable
+from keras_pneumo.storage.files import folder_lock, require_writable
 
 if TYPE_CHECKING:
     from keras_pneumo.inference.contamination import Contamination
@@ -55,18 +56,55 @@ def predict_command(
 
     Example, after training: `keras-pneumo predict runs/smallest_classifier --data data/phantom-try --out runs/try`
     """
-    from keras_pneumo.data.prepared.folder import is_prepared, load_prepared
-    from keras_pneumo.data.radiographs.reading import find_images
+    from keras_pneumo.data.prepared.folder import is_prepared
     from keras_pneumo.training.distributed.cluster import cluster_for
 
     from_prepared = is_prepared(data)
-    if not from_prepared and cluster_for(strategy, os.environ) is not None:
+    cluster = cluster_for(strategy, os.environ)
+    if not from_prepared and cluster is not None:
         raise PneumoError(
             f"{data} is no prepared folder, and several workers can only predict a prepared folder together. Start one "
             "process (--strategy one or mirrored), or run keras-pneumo prepare first."
         )
     if len(runs) > 1 and out_folder is None:
         raise PneumoError("Predictions of several runs together need a folder: name it with --out.")
+    written = out_folder or runs[0]
+    writes = (out_folder is not None or written.is_dir()) and (cluster is None or cluster.index == 0)
+    with folder_lock(written) if writes else contextlib.nullcontext():
+        _predict(
+            runs,
+            data,
+            from_prepared,
+            out_folder,
+            subset,
+            gate,
+            parameters_file,
+            any_view,
+            strategy,
+            replicas,
+            wait_for_workers,
+            engine,
+        )
+
+
+def _predict(
+    runs: list[Path],
+    data: Path,
+    from_prepared: bool,
+    out_folder: Path | None,
+    subset: str,
+    gate: list[Path] | None,
+    parameters_file: Path | None,
+    any_view: bool,
+    strategy: str,
+    replicas: int | None,
+    wait_for_workers: float,
+    engine: EngineName,
+) -> None:
+    """Predict, with the lock of the folder that is written into."""
+    from keras_pneumo.data.prepared.folder import load_prepared
+    from keras_pneumo.data.radiographs.reading import find_images
+
     import_tensorflow()
     from keras_pneumo.evaluation.inputs.submission import require_replaceable
     from keras_pneumo.inference.engine import Engine, predictors_on
@@ -93,7 +131,7 @@ def predict_command(
             "not used. Leave it out."
         )
     folder = out_folder or runs[0] / ("submission" if from_prepared else "predictions")
-    require_writable(require_replaceable(folder).parent if from_prepared else folder)
+    require_writable(require_replaceable(folder) if from_prepared else folder)
     distribution = start_distribution(strategy, replicas, wait_for_workers, warn)
     if engine != EngineName.KERAS and distribution.strategy is not None:
         raise PneumoError(f"--engine {name} predicts on one device. Give --strategy one too, or leave out --engine.")

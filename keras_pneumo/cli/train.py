@@ -1,4 +1,4 @@
-"""Commands that need TensorFlow to learn: train, find-lr. It is imported when one of them runs, not before."""
+"""Experiments as commands: train, find-lr, the list of all. TensorFlow is imported when a network learns."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import typer
 
 from keras_pneumo.cli.console import ProgressBar, duration, say, warn
 from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together
-from keras_pneumo.config import Experiment, read_experiment, with_settings
+from keras_pneumo.config import Experiment, known_experiments, read_experiment, with_settings
 from keras_pneumo.data.prepared.folder import PreparedFolder, is_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
 from keras_pneumo.training.distributed.cluster import cluster_for
-from keras_pneumo.training.run_folder import new_folder
+from keras_pneumo.training.run_folder import new_folder_lock
 
 if TYPE_CHECKING:
     from keras_pneumo.training.log import EpochRow
@@ -46,7 +46,7 @@ SetOption = Annotated[
 
 
 def train_command(
-    experiment_file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A file of experiments/.")],
+    experiment_file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="Its name, or a file.")],
     data: DataArgument,
     out_folder: Annotated[Path | None, typer.Option("--out", help="Run folder; default: runs/<experiment>.")] = None,
     prepared_folder: PreparedOption = None,
@@ -89,7 +89,8 @@ def train_command(
     if all_folds and fold is not None:
         raise PneumoError("Give --fold or --all-folds, not both.")
     experiment = _resolved(experiment_file, settings, fold, seed)
-    if not is_prepared(data) and cluster_for(strategy, os.environ) is not None:
+    cluster = cluster_for(strategy, os.environ)  # refuses variables that do not fit together before anything is loaded
+    if not is_prepared(data) and cluster is not None:
         raise PneumoError(
             f"{data} is no prepared folder. Several workers need one that all of them see: run keras-pneumo "
             "prepare first."
@@ -144,8 +145,19 @@ def _say_report(report: RunReport) -> None:
     say(str(report.path))
 
 
+def experiments_command() -> None:
+    """List the experiments that come with the program: each one's question, what it needs, and its result.
+
+    `train` and other commands take an experiment by its name, or a file of your own: copy one of these, and change it.
+
+    Example: `keras-pneumo experiments`
+    """
+    for name, known in known_experiments().items():
+        say(f"{name}: {known.question}\n    Needs: {known.needs}\n    Result: {known.result}\n    File: {known.file}")
+
+
 def find_lr_command(
-    experiment_file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="A file of experiments/.")],
+    experiment_file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="Its name, or a file.")],
     data: DataArgument,
     out_folder: Annotated[Path | None, typer.Option("--out", help="Where to put plot and table.")] = None,
     steps: Annotated[int, typer.Option(min=20, help="How many rates to try.")] = 100,
@@ -165,12 +177,12 @@ def find_lr_command(
     import_tensorflow()
     from keras_pneumo.training.lr_finder import CLEAR_FALL, search
 
-    folder = new_folder(out_folder, f"{experiment.name}-rates")
-    with ProgressBar("rates") as progress:
-        rates = search(
-            experiment, prepared, weights, steps, progress.update, lambda parts: say(parts.sentence(str(weights)))
-        )
-    rates.save(folder, prepared.synthetic)
+    with new_folder_lock(out_folder, f"{experiment.name}-rates") as folder:
+        with ProgressBar("rates") as progress:
+            rates = search(
+                experiment, prepared, weights, steps, progress.update, lambda parts: say(parts.sentence(str(weights)))
+            )
+        rates.save(folder, prepared.synthetic)
     say(f"Suggested learning_rate: {rates.suggested:.2e}")
     if rates.fall < CLEAR_FALL:
         warn(

@@ -82,6 +82,11 @@ def write_objects(
     return written, made_up
 
 
+def objects_in(written: dict[str, Any]) -> list[str]:
+    """The files, relative to the folder of the answers, that :func:`write_objects` says it wrote."""
+    return [written[kind] for kind in (*OBJECT_FILES[1:], "source_copy") if kind in written]
+
+
 def clear_objects(out: Path, name: str) -> None:
     """Remove the objects of an earlier run for ``name``: its report must not lie beside a new run's outline.
 

@@ -31,7 +31,7 @@ from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.detector.calibration import CalibrationFit, fit_calibration
 from keras_pneumo.detector.detector import OUTLINE, ValidationCounts, image_level_sources, outline_score
 from keras_pneumo.detector.likeness import FEWEST, LikenessFit, fit_likeness, write_likeness
-from keras_pneumo.detector.record import FILE, FORMAT, content_hash
+from keras_pneumo.detector.record import FILE, FORMAT
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.board.board import Board, score_submissions
 from keras_pneumo.evaluation.compare import align_all, write_board
@@ -55,10 +55,10 @@ from keras_pneumo.inference.postprocess import (
     postprocess_maps,
 )
 from keras_pneumo.inference.provenance import LEARNED, LEARNED_SHA256, learned_images, without_names
-from keras_pneumo.inference.run import RunFolder, load_model, load_models, versions
+from keras_pneumo.inference.run import POSTPROCESS_SHA256, RunFolder, load_model, load_models, versions
 from keras_pneumo.inference.submission import submission_info, write_search
 from keras_pneumo.models.weights import save_safetensors
-from keras_pneumo.storage.files import sha256_file, write_json, write_table
+from keras_pneumo.storage.files import replacing_contents, sha256_file, with_content_hash, write_json, write_table
 from keras_pneumo.storage.workers import Progress
 
 
@@ -135,7 +135,7 @@ def fit_detector(
         classifiers: finished runs, of the same folds as the segmenters.
         segmenters: finished runs.
         prepared: the folder they were trained on, or another with the same split.
-        folder: an empty or new folder.
+        folder: an empty or new folder, or one in which a call like this was killed. The detector appears in it whole.
         name: of the detector, in its answers and on the board.
         progress: called with images done and in all, for each pass anew.
         resamples: of the patients, for the intervals of the board and of the heat maps' check.
@@ -155,7 +155,27 @@ def fit_detector(
     fitted = replace(fit_on_validation(validation, prepared), likeness=likeness)
     test = predict_members(classifiers, segmenters, prepared, "test", progress)
     heat_maps = select_heat_maps(classifiers[0], prepared)
+    with replacing_contents(folder, (FILE,)) as new:
+        board = _write_detector(
+            new, name, classifiers, segmenters, prepared, fitted, validation, test, heat_maps, resamples, progress
+        )
+    return fitted, board
 
+
+def _write_detector(
+    folder: Path,
+    name: str,
+    classifiers: Sequence[RunFolder],
+    segmenters: Sequence[RunFolder],
+    prepared: PreparedFolder,
+    fitted: DetectorFit,
+    validation: MemberPredictions,
+    test: MemberPredictions,
+    heat_maps: pd.DataFrame | None,
+    resamples: int,
+    progress: Progress | None,
+) -> Board:
+    """Write all that :func:`fit_detector` writes into an empty folder."""
     members = write_members(folder, classifiers, segmenters, prepared)
     write_detector_record(folder, name, fitted, members, prepared, heat_maps)
 
@@ -174,7 +194,7 @@ def fit_detector(
             resamples,
             progress,
         )
-    return fitted, _write_board(folder, prepared, resamples, _likeness_report(likeness))
+    return _write_board(folder, prepared, resamples, _likeness_report(fitted.likeness))
 
 
 def predict_members(
@@ -247,7 +267,8 @@ def write_members(
             member = folder / name
             member.mkdir(parents=True, exist_ok=True)
             # The training's command line may hold paths of its machine, which must not travel with the detector.
-            record = {key: value for key, value in run.record.items() if key not in ("command", "start_from")}
+            left_out = ("command", "start_from", POSTPROCESS_SHA256, "sha256")
+            record = {key: value for key, value in run.record.items() if key not in left_out}
             learned = without_names(learned_images(run, [prepared]))
             record[LEARNED_SHA256] = write_table(member / LEARNED, learned)
             write_json(member / "experiment.json", record)
@@ -302,7 +323,7 @@ def write_detector_record(
         "likeness": None if fitted.likeness is None else fitted.likeness.as_json(),
         "files": {path.relative_to(folder).as_posix(): sha256_file(path) for path in files},
     }
-    write_json(folder / FILE, record | {"sha256": content_hash(record)})
+    write_json(folder / FILE, with_content_hash(record))
 
 
 def _heat_record(heat_maps: pd.DataFrame | None) -> dict[str, object]:

@@ -7,7 +7,6 @@ while the version stays the same.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,18 +16,12 @@ from keras_pneumo.config import Settings, validated
 from keras_pneumo.detector.calibration import read_calibration
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
-from keras_pneumo.storage.files import read_json, sha256_bytes, sha256_file
+from keras_pneumo.storage.files import content_hash, read_json, sha256_file
 
 FILE = "detector.json"
 FORMAT = 1
 NETWORKS = "network_*.safetensors"
 """File names of the weights in a member's folder."""
-
-
-def content_hash(record: dict[str, Any]) -> str:
-    """The hash of ``detector.json`` without its own entry ``sha256``."""
-    rest = {name: value for name, value in record.items() if name != "sha256"}
-    return sha256_bytes(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode())
 
 
 Count = Annotated[int, Field(ge=0)]

@@ -41,7 +41,7 @@ from keras_pneumo.evaluation.report.report import write_comparison_report
 from keras_pneumo.evaluation.report.saliency_report import SaliencyReport
 from keras_pneumo.evaluation.scoring.scores import COMMON_SENSITIVITY
 from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
-from keras_pneumo.storage.files import folder_lock, require_writable, write_bytes
+from keras_pneumo.storage.files import folder_lock, replacing_contents, require_writable, write_bytes
 from keras_pneumo.storage.tables import column_name, listed, one_line, table_text
 
 
@@ -55,6 +55,10 @@ class Score(NamedTuple):
     def __str__(self) -> str:
         """``0.943 (95% interval 0.912 to 0.968)``."""
         return with_interval(self.value, (self.low, self.high))
+
+
+BOARD_FILES = ("per_image.csv", "pairs.csv", "board.csv", "board.json", "board.md", "report.html")
+"""Of a board, the report last: it shows that the others are there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,9 +250,9 @@ def compare(
         if not submissions:
             raise PneumoError(f"{folder} has no submission made on the split of {truth}. Train or predict on it first.")
     aligned = align_all(submissions, ground_truth, allow_missing, allow_extra, clip_runs)
-    if out is not None:
-        require_writable(Path(out))  # now, not after thousands of resamples
     with folder_lock(Path(out)) if out is not None else contextlib.nullcontext():
+        if out is not None:
+            require_writable(Path(out))  # now, not after thousands of resamples
         board = score_submissions(ground_truth, aligned, seed, resamples, names=distinct_names(submissions))
         findings = analyse(board, adjudicated_labels)
         if out is not None:
@@ -331,19 +335,19 @@ def write_board(
     saliency: SaliencyReport | None = None,
     likeness: LikenessReport | None = None,
 ) -> None:
-    """Write ``per_image.csv`` first, then ``pairs.csv``, the board as CSV, JSON and Markdown, and the report.
+    """Write ``per_image.csv``, ``pairs.csv``, the board as CSV, JSON and Markdown, and the report.
 
-    Each file appears whole or not at all. ``saliency`` is the saliency report of one of the teams, ``likeness`` a
-    detector's check of its input.
+    They take the place of an older board's together, when all are written; a board without its report is not whole.
+    ``saliency`` is the saliency report of one of the teams, ``likeness`` a detector's check of its input.
     """
     findings = findings or analyse(board)
-    out = Path(out)
-    write_bytes(out / "per_image.csv", table_text(board.per_image).encode())
-    write_bytes(out / "pairs.csv", table_text(findings.pairs).encode())
-    write_bytes(out / "board.csv", table_text(ranked_table(board, findings)).encode())
-    write_bytes(out / "board.json", board_json(board, findings).encode())
-    write_bytes(out / "board.md", board_markdown(board, findings).encode())
-    write_comparison_report(out / "report.html", board, images, findings, saliency, likeness)
+    with replacing_contents(Path(out), BOARD_FILES) as new:
+        write_bytes(new / "per_image.csv", table_text(board.per_image).encode())
+        write_bytes(new / "pairs.csv", table_text(findings.pairs).encode())
+        write_bytes(new / "board.csv", table_text(ranked_table(board, findings)).encode())
+        write_bytes(new / "board.json", board_json(board, findings).encode())
+        write_bytes(new / "board.md", board_markdown(board, findings).encode())
+        write_comparison_report(new / "report.html", board, images, findings, saliency, likeness)
 
 
 def _as_truth(

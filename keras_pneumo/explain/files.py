@@ -6,7 +6,7 @@ In: a finished run and radiographs. Out: ``overlays/NAME.png``, ``explained.csv`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +27,11 @@ from keras_pneumo.explain.positives import image_probabilities, operating_thresh
 from keras_pneumo.inference.ensemble import mean_probability, open_members
 from keras_pneumo.inference.files import Image, Source, grey_pixels, pixels_at, read_batches
 from keras_pneumo.inference.run import RunFolder, load_model
-from keras_pneumo.storage.files import read_json, write_table
+from keras_pneumo.storage.files import read_json, replacing_contents, write_table
 from keras_pneumo.storage.tables import image_id_of, safe_columns, write_quarantine
 from keras_pneumo.storage.workers import Progress
+
+TABLE = "explained.csv"
 
 CONVENTION = ("gradcam", 5)
 """Method and stage of a run that was not checked: Grad-CAM of the last stage, as its authors do."""
@@ -135,6 +137,21 @@ def explain_files(
     checked, selected = checked_with(run) or (CONVENTION, False)
     shown = _named_or(checked, method, stage)
     truths = {name: label.runs for name, label in read_labels(labels).images.items()} if labels else {}
+    with replacing_contents(folder, (PICTURES, "quarantine.csv", TABLE)) as new:
+        rows, refused = _explain_each(run, sources, new, shown, truths, any_view, progress)
+    return FilesExplained(folder, *shown, selected and shown == checked, len(rows), len(refused))
+
+
+def _explain_each(
+    run: RunFolder,
+    sources: Sequence[Source],
+    folder: Path,
+    shown: tuple[str, int],
+    truths: Mapping[str, rle.Runs | None],
+    any_view: bool,
+    progress: Progress | None,
+) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Write picture and row of each radiograph; the rows, and ``file, reason`` of those that were set aside."""
     size = run.experiment.image_size
     model = load_model(run)
     members = open_members([run]) if run.experiment.task == "classifier" else []
@@ -159,9 +176,9 @@ def explain_files(
         raise PneumoError(
             f"None of the {len(sources)} files can be read; the first: {refused[0]['reason']}. Give other files."
         )
-    write_table(folder / "explained.csv", safe_columns(pd.DataFrame(rows), "image_id", "file"))
+    write_table(folder / TABLE, safe_columns(pd.DataFrame(rows), "image_id", "file"))
     write_quarantine(folder, refused)
-    return FilesExplained(folder, *shown, selected and shown == checked, len(rows), len(refused))
+    return rows, refused
 
 
 def _named_or(checked: tuple[str, int], method: str | None, stage: int | None) -> tuple[str, int]:

@@ -71,7 +71,7 @@ from keras_pneumo.explain.positives import (
 from keras_pneumo.explain.sanity import cascade, uninformative
 from keras_pneumo.inference.ensemble import check_together, mean_maps, open_members, predict_classifiers
 from keras_pneumo.inference.run import RunFolder, checkpoints_of, load_model
-from keras_pneumo.storage.files import write_json, write_table
+from keras_pneumo.storage.files import replacing_contents, write_json, write_table
 from keras_pneumo.storage.workers import Progress
 
 FORMAT = 1
@@ -130,7 +130,7 @@ def explain_prepared(
     progress: Progress | None = None,
     model: keras.Model | None = None,
 ) -> None:
-    """Explain the positives of one subset and check the maps; the folder is overwritten file by file.
+    """Explain the positives of one subset and check the maps; an older check in the folder stays until this is whole.
 
     Args:
         run: a finished run.
@@ -146,13 +146,28 @@ def explain_prepared(
         PneumoError: the folder has another split, has no positives there, or lacks the run's image size; the twin's
             maps are of other images or another method.
     """
-    options = options or CheckOptions()
+    with replacing_contents(folder, (PICTURES, MAPS, ANSWERS, SANITY, CHOICE, SHORTCUTS, IMAGES, CHECK, RECORD)) as new:
+        _explain_into(new, run, prepared, options or CheckOptions(), predicted, resamples, progress, model)
+
+
+def _explain_into(
+    folder: Path,
+    run: RunFolder,
+    prepared: PreparedFolder,
+    options: CheckOptions,
+    predicted: SubsetProbabilities | None,
+    resamples: int,
+    progress: Progress | None,
+    model: keras.Model | None,
+) -> None:
+    """Write all that :func:`explain_prepared` writes into an empty folder."""
     check_together([run], prepared)
     _check_segmenters(options.segmenters, prepared)
     devices = _devices_of(prepared, options.devices)
     size, seed = run.experiment.image_size, run.experiment.seed
     positives = positives_of(run, prepared, options.subset)
-    verify_files(prepared, size, positives)
+    for each in {size, picture_size(prepared)}:
+        verify_files(prepared, each, positives)
 
     model = model or load_model(run)
     selection = options.selection
@@ -200,7 +215,8 @@ def explain_prepared(
     with_tube = None
     if devices is not None and threshold is not None:
         with_tube = _by_tube(prepared, probability, threshold, devices, resamples, seed)
-    _write_or_remove(folder / ANSWERS, with_tube)
+    if with_tube is not None:
+        write_table(folder / ANSWERS, with_tube)
 
     with_heat = np.flatnonzero(raw.maps.max(axis=(1, 2)) > 0)
     drawn = np.random.default_rng(seed).permutation(with_heat)[:SANITY_IMAGES]
@@ -208,7 +224,8 @@ def explain_prepared(
     if len(drawn):
         images = pixels_of(prepared, [positives[number] for number in drawn], size)
         sanity = cascade(model, images, lambda network, some: heat_maps(network, some, method, stage), seed)
-    _write_or_remove(folder / SANITY, sanity)
+    if sanity is not None:
+        write_table(folder / SANITY, sanity)
 
     record = {
         "format": FORMAT,
@@ -386,14 +403,6 @@ def _twin_agreement(raw: RawMaps, twin: RawMaps, size: int) -> dict[str, float]:
     alike = agreement(_each_heat(raw.maps, size), _each_heat(twin.maps, size))
     alike["logit_difference"] = float(np.abs(raw.logits - twin.logits).max())
     return alike
-
-
-def _write_or_remove(path: Path, table: pd.DataFrame | None) -> None:
-    """Write a table, or remove that of an earlier call where there is none now."""
-    if table is None:
-        path.unlink(missing_ok=True)
-    else:
-        write_table(path, table)
 
 
 def _own_probabilities(

@@ -37,7 +37,7 @@ from keras_pneumo.inference.postprocess import (
 )
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor
 from keras_pneumo.inference.run import SYNTHETIC, RunFolder
-from keras_pneumo.storage.files import write_table
+from keras_pneumo.storage.files import replacing_contents, write_table
 from keras_pneumo.storage.tables import listed, printable, safe_columns, write_quarantine
 from keras_pneumo.storage.workers import Progress
 
@@ -276,13 +276,13 @@ def predict_folder(
     synthetic = any(run.synthetic for run in [*runs, *gate])
     if synthetic:
         predictions["trained_on"] = "phantoms"
-    folder.mkdir(parents=True, exist_ok=True)
     if threshold is not None:
         predictions["above_threshold"] = (predictions["probability"] >= threshold).astype(int)
     predictions["probability"] = np.round(predictions["probability"], 6)
-    write_table(folder / "predictions.csv", safe_columns(predictions, "image_id", "file"))
     files_and_reasons = zip(refused["file"], refused["reason"], strict=True)
-    write_quarantine(folder, [{"file": file, "reason": reason} for file, reason in files_and_reasons])
+    with replacing_contents(folder, ("quarantine.csv", "predictions.csv")) as new:
+        write_quarantine(new, [{"file": file, "reason": reason} for file, reason in files_and_reasons])
+        write_table(new / "predictions.csv", safe_columns(predictions, "image_id", "file"))
     return FilesSummary(folder / "predictions.csv", len(predictions), len(refused), notes, synthetic)
 
 
@@ -290,10 +290,11 @@ def own_postprocessing(runs: Sequence[RunFolder]) -> PostprocessingParameters | 
     """The postprocessing that a single segmenter run keeps; None for classifiers, and for several runs.
 
     Raises:
-        PneumoError: the run's file is missing or damaged.
+        PneumoError: the run's file is missing, damaged, or not the one that its report was made with.
     """
     if runs[0].experiment.task == "classifier" or len(runs) > 1:
         return None
+    runs[0].check_postprocessing()
     return read_postprocessing(runs[0].folder / FILE)
 
 

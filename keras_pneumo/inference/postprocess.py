@@ -30,7 +30,7 @@ from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.maps import LEVELS, MapSet, level_histogram, true_pixels
-from keras_pneumo.storage.files import read_json, write_bytes, write_json
+from keras_pneumo.storage.files import fits_content_hash, read_json, with_content_hash, write_bytes, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -286,17 +286,19 @@ def write_postprocessing(folder: Path, search: PostprocessingSearch) -> None:
     """Write ``postprocess.json``: the parameters, and the Dice on the images that they were fitted on."""
     fitted = {"dice": search.dice, "dice_positives": search.dice_positives, "images": search.images}
     plain: dict[str, Any] = {name: None if math.isnan(value) else value for name, value in fitted.items()}
-    write_json(folder / FILE, {"rule": asdict(search.parameters), "fitted_on_validation": plain})
+    write_json(folder / FILE, with_content_hash({"rule": asdict(search.parameters), "fitted_on_validation": plain}))
 
 
 def read_postprocessing(path: Path) -> PostprocessingParameters:
     """The parameters of a ``postprocess.json``.
 
     Raises:
-        PneumoError: the file is missing, or holds no parameters.
+        PneumoError: the file is missing, was changed, or holds no parameters.
     """
     try:
-        values = read_json(path)["rule"]
+        record = read_json(path)
+        values = record["rule"]
+        _require_unchanged(record, path)
         parameters = PostprocessingParameters(**values)
         shares = (parameters.top, parameters.bottom, parameters.gate)
         areas = (parameters.area, parameters.component)
@@ -312,15 +314,31 @@ def read_postprocessing(path: Path) -> PostprocessingParameters:
     raise PneumoError(f"{path} holds no postprocessing of masks. Predict the prepared folder again to write a new one.")
 
 
+def _require_unchanged(record: dict[str, Any], path: Path) -> None:
+    """Refuse a record whose values are not those that were written; one of an earlier version has no hash of them."""
+    if not fits_content_hash(record):
+        raise PneumoError(
+            f"{path} was changed after it was written: its hash does not match. Copy it again, or predict the prepared "
+            "folder again to write a new one."
+        )
+
+
 def write_threshold(folder: Path, threshold: float, images: int) -> None:
     """Write ``postprocess.json``: the threshold on the probability, and on how many images it was fitted."""
-    write_json(folder / FILE, {"threshold": threshold, "fitted_on_validation": {"images": images}})
+    record = {"threshold": threshold, "fitted_on_validation": {"images": images}}
+    write_json(folder / FILE, with_content_hash(record))
 
 
 def read_threshold(folder: Path) -> float | None:
-    """The threshold of a folder's ``postprocess.json``; None where there is none."""
+    """The threshold of a folder's ``postprocess.json``; None where there is none.
+
+    Raises:
+        PneumoError: the file was changed after it was written.
+    """
     try:
-        threshold = read_json(folder / FILE)["threshold"]
+        record = read_json(folder / FILE)
+        threshold = record["threshold"]
+        _require_unchanged(record, folder / FILE)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return float(threshold) if isinstance(threshold, int | float) and 0 <= threshold <= 1 else None

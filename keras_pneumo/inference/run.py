@@ -21,13 +21,14 @@ import tensorflow as tf
 from keras_pneumo import __version__
 from keras_pneumo.config import Experiment, validated
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.inference.postprocess import FILE as POSTPROCESS
 from keras_pneumo.inference.postprocess import read_threshold
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor, MicroBatchPredictor, Predictor
 from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.models.folding import fold_batch_norm
 from keras_pneumo.models.imagenet import IMAGENET, UNKNOWN
 from keras_pneumo.models.unet import build_unet
-from keras_pneumo.storage.files import read_json, sha256_file
+from keras_pneumo.storage.files import fits_content_hash, read_json, sha256_file
 
 FORMAT = 1
 WEIGHTS = "best.weights.h5"
@@ -37,6 +38,9 @@ TORCH_WEIGHTS = "best.safetensors"
 """The same weights under PyTorch's names."""
 HASHES = "weights_sha256"
 """In the record of a finished run: the SHA-256 of each file of weights that it predicts with."""
+
+POSTPROCESS_SHA256 = "postprocess_sha256"
+"""In the same record: the SHA-256 of the ``postprocess.json`` that was fitted last, with the run's report."""
 
 SYNTHETIC = "Trained on synthetic radiographs (phantoms)"
 """What stands at the top of every answer of a network that was."""
@@ -73,6 +77,23 @@ class RunFolder:
                 "again, or train again."
             )
         load_weights(model, path)
+
+    def check_postprocessing(self) -> None:
+        """Refuse a ``postprocess.json`` that is not the one whose hash the record has; earlier versions recorded none.
+
+        Raises:
+            PneumoError: it is another one, or cannot be read.
+        """
+        path, recorded = self.folder / POSTPROCESS, self.record.get(POSTPROCESS_SHA256)
+        try:
+            changed = recorded is not None and sha256_file(path) != recorded
+        except OSError as error:
+            raise PneumoError(f"{path} cannot be read: {error.strerror}. Copy the run again, or train again.") from None
+        if changed:
+            raise PneumoError(
+                f"{path} was changed after the run's report: its hash is not the one in experiment.json. Copy the run "
+                "again, or train again."
+            )
 
     @property
     def threshold(self) -> float | None:
@@ -153,6 +174,11 @@ def read_run(folder: Path) -> RunFolder:
         raise PneumoError(
             f"{record_path} is not of format {FORMAT}, the one this version reads. "
             "Use the version that wrote it, or train again."
+        )
+    if not fits_content_hash(record):
+        raise PneumoError(
+            f"{record_path} was changed after it was written: its hash does not match. Copy the run again, or train "
+            "again."
         )
     if not (folder / WEIGHTS).is_file():
         raise PneumoError(f"{folder} has no {WEIGHTS}: its training did not finish an epoch. Train again.")

@@ -159,8 +159,7 @@ class FittedPredictions:
 
     def write(self, folder: Path) -> None:
         """Write the submission, and ``contamination.csv`` beside its table."""
-        write_submission(folder, self.info, self.table)
-        self.contamination.write(folder)
+        write_submission(folder, self.info, self.table, write_more=self.contamination.write)
 
 
 def predict_with_fitted(
@@ -230,8 +229,7 @@ def write_predictions(predicted: SubsetPredictions, folder: Path) -> WrittenSubm
         tables = [
             postprocess_maps(some.maps, search.parameters, some.image_probability) for some in (predictions, validation)
         ]
-        write_submission(folder, info, *tables)
-        write_search(search, folder, prepared.synthetic)
+        write_submission(folder, info, tables[0], tables[1], lambda new: write_search(search, new, prepared.synthetic))
         pixels = count_maps(predictions.maps, prepared, components=(0,)).histograms
         return WrittenSubmission(threshold, search, pixels)
     assert isinstance(predictions, pd.DataFrame)

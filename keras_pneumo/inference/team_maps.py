@@ -273,7 +273,7 @@ def make_masks(
             "Put the maps of the test images there."
         )
     info = _read_info(folder, team) if test is not None else None
-    require_writable(require_replaceable(out).parent if test is not None else out)
+    require_writable(require_replaceable(out) if test is not None else out)
     search = None
     if parameters is not None:
         fitted = read_postprocessing(parameters)
@@ -284,13 +284,18 @@ def make_masks(
         fitted = search.parameters
     if test is not None and info is not None:
         complete = info.model_copy(update={"task": "joint", "threshold": fitted.threshold})
-        tables = [masks_of(maps, fitted, progress) for maps in (test, validation) if maps is not None]
-        write_submission(out, complete, *tables)
-    if search is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        synthetic = info.synthetic
+
+        def write_more(new: Path) -> None:
+            if search is not None:
+                write_postprocessing(new, search)
+                draw_search(search, new / FIGURE, synthetic)
+
+        predictions = masks_of(test, fitted, progress)
+        on_validation = masks_of(validation, fitted, progress) if validation is not None else None
+        write_submission(out, complete, predictions, on_validation, write_more)
+    elif search is not None:
         write_postprocessing(out, search)
-        if test is not None:
-            draw_search(search, out / FIGURE, info.synthetic if info else False)
     return TeamMasks(fitted, search)
 
 

@@ -26,8 +26,9 @@ from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency
 from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
 from keras_pneumo.explain.positives import can_be_checked
 from keras_pneumo.explain.saliency_check import SubsetProbabilities, explain_prepared
+from keras_pneumo.inference.postprocess import FILE as POSTPROCESS
 from keras_pneumo.inference.postprocess import write_threshold
-from keras_pneumo.inference.run import RunFolder, load_predictors
+from keras_pneumo.inference.run import POSTPROCESS_SHA256, RunFolder, load_predictors
 from keras_pneumo.inference.submission import SubsetPredictions, predict_subset, write_predictions, write_search
 from keras_pneumo.storage.files import read_json, sha256_file, write_bytes
 from keras_pneumo.storage.tables import table_text
@@ -111,12 +112,13 @@ def _write_report(
     """Write the submission and the postprocessing, score the submission, and write everything about the scores."""
     prepared, folder = predictions.prepared, run.folder / "submission"
     written = write_predictions(predictions, folder)
-    record = run.record | {"threshold": written.threshold}
-    write_record(run.folder, record)
     if written.search is not None:
         write_search(written.search, run.folder, prepared.synthetic)
     else:
         write_threshold(run.folder, written.threshold, len(prepared.subset("validation", fold=run.experiment.fold)))
+    fitted = sha256_file(run.folder / POSTPROCESS)
+    record = run.record | {"threshold": written.threshold, POSTPROCESS_SHA256: fitted}
+    write_record(run.folder, record)
 
     truth = read_truth(prepared.folder)
     team = align_submission(read_submission(folder), truth)

@@ -8,8 +8,9 @@ submissions declare what the weights have seen. No TensorFlow here: the command 
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -31,9 +32,12 @@ from keras_pneumo.storage.files import (
     LOCK_NAME,
     TEMPORARY_SUFFIX,
     folder_lock,
+    is_leftover,
     read_json,
+    settle,
     sha256_bytes,
     sha256_file,
+    with_content_hash,
     write_bytes,
     write_json,
 )
@@ -157,6 +161,31 @@ def new_folder(wanted: Path | None, name: str) -> Path:
             return folder
 
 
+@contextlib.contextmanager
+def new_folder_lock(wanted: Path | None, name: str) -> Iterator[Path]:
+    """Like :func:`new_folder`, with the folder's lock; one in which a process was killed before its result was complete
+    counts as empty.
+
+    Raises:
+        PneumoError: ``wanted`` holds something already, or another process works in it.
+    """
+    number = 1
+    with contextlib.ExitStack() as held:
+        while True:
+            folder = wanted or _numbered(name, number)
+            number += 1
+            if wanted is None and folder.exists() and (not folder.is_dir() or _holds(folder)):
+                continue
+            try:
+                held.enter_context(folder_lock(folder))
+                break
+            except PneumoError:
+                if wanted is not None or not (folder / LOCK_NAME).exists():
+                    raise
+        settle(folder)
+        yield new_folder(folder, name)
+
+
 def find_folds_folder(
     wanted: Path | None, experiment: Experiment, prepared: PreparedFolder, folds: list[int], resume: bool
 ) -> Path:
@@ -203,8 +232,8 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write ``experiment.json``."""
-    write_json(folder / RECORD, record)
+    """Write ``experiment.json``, with a hash of what is in it."""
+    write_json(folder / RECORD, with_content_hash(record))
 
 
 class Start(NamedTuple):
@@ -348,5 +377,8 @@ def _numbered(name: str, number: int) -> Path:
 
 
 def _holds(folder: Path, but: Collection[str] = ()) -> bool:
-    """Whether the folder holds anything but these names, a lock, and the half-written files of a killed start."""
-    return any(path.name not in {LOCK_NAME, *but} and path.suffix != TEMPORARY_SUFFIX for path in folder.iterdir())
+    """Whether the folder holds anything but these names, and what a killed start left."""
+    return any(
+        path.name not in but and path.suffix != TEMPORARY_SUFFIX and not is_leftover(path.name)
+        for path in folder.iterdir()
+    )

@@ -1059,5 +1059,5 @@ def _image_sets(experiment: Experiment, prepared: PreparedFolder) -> tuple[Image
                 f"{int((labels == 0).sum())} negative images; training needs both. Prepare more images."
             )
         with_masks = experiment.task == "segmenter"
-        image_sets.append(open_source(prepared, image_ids, size, with_masks, verify=True))
+        image_sets.append(open_source(prepared, image_ids, size, with_masks, make_array=True))
     return image_sets[0], image_sets[1]

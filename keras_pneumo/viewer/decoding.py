@@ -23,7 +23,7 @@ from keras_pneumo.storage.workers import (
 
 PAGE_MEMORY = 2**30
 """Bytes that decoding one file may take: less than elsewhere, since the page's own process holds networks beside it.
-Clinical radiographs, of up to 16 megapixels, take 0.6 GiB."""
+One of 30 megapixels and 16 bits takes up to 0.4 GiB."""
 
 _PNG, _JPEG = b"\x89PNG", b"\xff\xd8\xff"
 

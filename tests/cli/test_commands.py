@@ -24,6 +24,7 @@ COMMANDS = [
     "download",
     "prepare",
     "inspect",
+    "experiments",
     "train",
     "find-lr",
     "predict",

@@ -16,7 +16,7 @@ import pytest
 from command_lab import REPOSITORY, example, refused, run, shell
 from detector_lab import drawn_hand
 
-from keras_pneumo.detector.record import content_hash
+from keras_pneumo.storage.files import content_hash
 
 pytestmark = pytest.mark.slow
 

@@ -1,5 +1,6 @@
 """The referee and the data preparation in an environment of their own, without TensorFlow and Keras."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,11 +23,16 @@ def test_the_plain_package_prepares_and_referees(tmp_path, phantoms):
     absent = "import importlib.util as u; assert not any(u.find_spec(n) for n in ('tensorflow', 'keras', 'torch'))"
     subprocess.run([python, "-c", absent], check=True)
 
-    def run(*arguments):
-        return subprocess.run(
-            [python, "-m", "keras_pneumo", *map(str, arguments)], capture_output=True, text=True, cwd=tmp_path
-        )
+    elsewhere = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # which may name a checkout
 
+    def run(*arguments):
+        command = [python, "-m", "keras_pneumo", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=elsewhere)
+
+    listed = run("experiments")
+    assert listed.returncode == 0, listed.stderr
+    assert f"File: {(tmp_path / 'env').resolve()}" in listed.stdout, "not those of the checkout"
+    assert "demo_classifier: Does the classifier learn" in listed.stdout
     prepared = run("prepare", phantoms, "--out", "prepared", "--size", 64)
     assert prepared.returncode == 0, prepared.stderr
     truth = pd.read_csv(tmp_path / "prepared/truth.csv")

@@ -1,8 +1,11 @@
 """Tests that one of several workers ends at once, with the right exit code and message."""
 
 import signal
+import socket
 
 import pytest
+from command_lab import REPOSITORY, refused, run
+from worker_lab import free_ports, tf_config
 
 from keras_pneumo.cli.workers import ended_together
 from keras_pneumo.errors import PneumoError, Stopped
@@ -107,3 +110,47 @@ def test_a_single_process_raises_its_errors(leaves):
 
     with pytest.raises(PneumoError):
         leaves(failing(PneumoError("x")), Alone())
+
+
+SMALLEST = REPOSITORY / "experiments/smallest_classifier.py"
+SLURM = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE")
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"TF_CONFIG": "{"}, "TF_CONFIG cannot be read"),
+        ({"TF_CONFIG": tf_config([1, 99999], 0)}, "'127.0.0.1:99999' is not an address"),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "SLURM_PROCID, SLURM_STEP_NODELIST, SLURM_STEP_TASKS_PER_NODE are not set"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_row_26_variables_that_do_not_fit_are_refused_before_anything_is_loaded(
+    tmp_path, monkeypatch, prepared_folder, variables, words, command
+):
+    for name in ("TF_CONFIG", *SLURM):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    # No run of that name: the variables are looked at first.
+    what = SMALLEST if command == "train" else tmp_path / "no run"
+    result = run(command, what, "--data", prepared_folder, "--out", tmp_path / "out")
+    refused(result, words)
+    assert "tensorflow" not in result.stderr.lower()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_row_26_a_port_in_use_and_a_worker_that_never_comes(tmp_path, monkeypatch, prepared_folder, tiny_runs, command):
+    what = SMALLEST if command == "train" else tiny_runs / "classifier"
+    line = [command, what, "--data", prepared_folder, "--out", tmp_path / "out", "--wait-for-workers", "2"]
+    with socket.create_server(("", 0)) as holder:
+        port = holder.getsockname()[1]
+        monkeypatch.setenv("TF_CONFIG", tf_config([port, *free_ports(1)], 0))
+        refused(run(*line), f"Port {port}, which TF_CONFIG gives worker 0 (127.0.0.1), is in use here.")
+    monkeypatch.setenv("TF_CONFIG", tf_config(free_ports(2), 0))
+    result = run(*line)
+    assert result.returncode == 75, result.stderr
+    assert "Stopped. Worker 0 has waited 2 s for worker 1 (127.0.0.1:" in result.stderr
+    assert not (tmp_path / "out").exists(), "and nothing is left"

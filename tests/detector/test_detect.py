@@ -210,3 +210,139 @@ def test_radiographs_of_one_study_get_their_own_answers_and_name_it_in_secret(fe
     texts = [path.read_text() for path in (tmp_path / "out").iterdir() if path.suffix in (".json", ".csv")]
     assert not any("1.2.77." in text for text in texts)
     assert sum(table.at["0.dcm", "study"] in text for text in texts) == 3, "both json and the table"
+
+
+class Killed(BaseException):
+    """The end of a process by SIGKILL: it writes no table and says nothing."""
+
+
+def killed_at(monkeypatch, number, *arguments, **settings):
+    """Runs ``detect`` and ends it at the n-th file that it writes, as SIGKILL would."""
+    from keras_pneumo.detector import detect as module
+
+    count = 0
+
+    def kill(real):
+        def call(*given, **named):
+            nonlocal count
+            count += 1
+            if count >= number:
+                raise Killed
+            return real(*given, **named)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("write_json", "write_bytes"):
+            patch.setattr(module, name, kill(getattr(module, name)))
+        patch.setattr(module, "_write_tables", lambda *_: None)
+        patch.setattr(module._Journal, "remove", kill(module._Journal.remove))
+        with pytest.raises(Killed):
+            detect(*arguments, **settings)
+
+
+def contents(out):
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+
+@pytest.fixture
+def five(few, tmp_path):
+    """Three DICOM files, one of them twice, and two that are no radiographs."""
+    folder = tmp_path / "radiographs"
+    folder.mkdir()
+    for number, path in enumerate([*sorted(few.iterdir()), min(few.iterdir())]):
+        (folder / f"{number}.dcm").write_bytes(path.read_bytes())
+    for name in ("0a.dcm", "9.dcm"):
+        (folder / name).write_bytes(b"no radiograph")
+    return folder
+
+
+def counting(detector):
+    """The detector, and a list that gets the number of radiographs of each of its batches."""
+    batches = []
+
+    class Counting(type(detector)):
+        def answer(self, images):
+            batches.append(len(images))
+            return super().answer(images)
+
+    return Counting(**vars(detector)), batches
+
+
+def test_row_42_killed_at_any_moment_the_same_call_goes_on_to_the_same_answers(five, tmp_path, monkeypatch):
+    detect(known_detector(), [five], tmp_path / "whole", batch=2)
+    whole = contents(tmp_path / "whole")
+    assert "unfinished.jsonl" not in whole
+    spared = []
+    for number in range(1, 20):
+        out = tmp_path / str(number)
+        if number < 11:
+            killed_at(monkeypatch, number, known_detector(), [five], out, batch=2)
+            assert number == 1 or (out / "unfinished.jsonl").exists(), "it shows that it is unfinished"
+            listed = (out / "unfinished.jsonl").read_text().splitlines()[1:] if number > 1 else []
+            answered = {path.stem for path in out.glob("*.json")}
+            assert {json.loads(line).get("name") for line in listed} - {None} <= answered, "each row has its answer"
+        detector, batches = counting(known_detector())
+        result = detect(detector, [five], out, batch=2)
+        assert contents(out) == whole
+        assert sum(batches) + sum(row["file"] not in ("0a.dcm", "9.dcm") for row in result.rows[: result.earlier]) >= 4
+        spared.append(4 - sum(batches))
+        if number >= 11:
+            break
+    assert max(spared) >= 2, "it went on, and did not begin again"
+    assert spared[0] == spared[-1] == 0
+
+
+def ended_early(five, out, monkeypatch, **settings):
+    """An unfinished folder of answers in which the first block is done."""
+    killed_at(monkeypatch, 7, known_detector(), [five], out, batch=1, **settings)
+    assert len((out / "unfinished.jsonl").read_text().splitlines()) > 2
+
+
+def test_row_42_only_what_is_as_it_was_is_taken_over(five, tmp_path, monkeypatch):
+    detect(known_detector(), [five], tmp_path / "whole", batch=1)
+    whole = contents(tmp_path / "whole")
+
+    def go_on(out, **settings):
+        detector, batches = counting(known_detector(**settings))
+        detect(detector, [five], out, batch=1)
+        return sum(batches)
+
+    ended_early(five, tmp_path / "plain", monkeypatch)
+    assert go_on(tmp_path / "plain") < 4
+    ended_early(five, tmp_path / "torn", monkeypatch)
+    journal = tmp_path / "torn/unfinished.jsonl"
+    journal.write_text(journal.read_text() + '{"key": "ab')
+    assert go_on(tmp_path / "torn") < 4
+    ended_early(five, tmp_path / "damaged", monkeypatch)
+    for path in (tmp_path / "damaged").glob("*.png"):
+        path.write_bytes(b"")
+    assert go_on(tmp_path / "damaged") == 4
+    ended_early(five, tmp_path / "touched", monkeypatch)
+    for path in five.iterdir():
+        path.touch()
+    assert go_on(tmp_path / "touched") == 4
+    ended_early(five, tmp_path / "other", monkeypatch, any_view=True)
+    assert go_on(tmp_path / "other") == 4
+    ended_early(five, tmp_path / "no list", monkeypatch)
+    (tmp_path / "no list/unfinished.jsonl").write_text("[" * 100_000)
+    assert go_on(tmp_path / "no list") == 4
+    for name in ("plain", "torn", "damaged", "touched", "other", "no list"):
+        assert contents(tmp_path / name) == whole, name
+
+
+def test_row_42_after_ctrl_c_the_same_call_goes_on_and_says_so(five, tmp_path):
+    def stop(count, _):
+        if count == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        detect(known_detector(), [five], tmp_path / "out", batch=1, progress=stop, workers=1)
+    tables = {name: pd.read_csv(tmp_path / "out" / name) for name in ("predictions.csv", "quarantine.csv")}
+    done = sum(map(len, tables.values()))
+    assert (tmp_path / "out/unfinished.jsonl").exists()
+    result = detect(known_detector(), [five], tmp_path / "out", batch=1, dicom=False)
+    assert result.earlier == done == 4
+    assert "4 files were done before, by a call that was ended" in str(result)
+    assert (len(result.rows), len(result.set_aside)) == (4, 2)
+    assert not (tmp_path / "out/unfinished.jsonl").exists()

@@ -32,9 +32,8 @@ from keras_pneumo.detector.likeness import (
     read_likeness,
     write_likeness,
 )
-from keras_pneumo.detector.record import content_hash
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import sha256_file
+from keras_pneumo.storage.files import content_hash, sha256_file
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,13 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from keras_pneumo.detector.detector import open_detector
-from keras_pneumo.detector.record import content_hash
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import write_json
+from keras_pneumo.storage.files import content_hash, sha256_file, write_json
 
 
 def spoil_weights(folder):
@@ -34,6 +35,14 @@ def rewrite(folder, change):
     write_json(folder / "detector.json", record | {"sha256": content_hash(record)})
 
 
+def weights_that_are_not_finite(folder):
+    path = folder / "classifier_0/network_0.safetensors"
+    tensors = load_file(path)
+    tensors["conv1.weight"] = tensors["conv1.weight"] * np.float32("nan")
+    save_file(tensors, path)
+    rewrite(folder, lambda record: record["files"].update({"classifier_0/network_0.safetensors": sha256_file(path)}))
+
+
 def copy_over_one_with_more_checkpoints(folder):
     shutil.copy(folder / "classifier_0/network_0.safetensors", folder / "classifier_0/network_1.safetensors")
 
@@ -57,6 +66,7 @@ def forget(name):
         (forget("segmenter_0/experiment.json"), "no experiment"),
         (forget("postprocess.json"), "postprocess.json"),
         (spoil_weights, "segmenter_0"),
+        (weights_that_are_not_finite, "conv1.weight with values that are not finite"),
         (spoil_threshold, "was changed"),
         (name_a_file_outside, "outside"),
         (lambda folder: (folder / "postprocess.json").unlink(), "postprocess.json"),
@@ -68,7 +78,7 @@ def forget(name):
         (lambda folder: rewrite(folder, lambda record: record.update(outline_area=0)), "outline_area 0"),
     ],
 )
-def test_a_damaged_copy_is_refused_in_a_sentence(tiny_detector, tmp_path, spoil, words):
+def test_row_37_a_damaged_copy_is_refused_in_a_sentence(tiny_detector, tmp_path, spoil, words):
     copy = shutil.copytree(tiny_detector, tmp_path / "copy")
     spoil(copy)
     with pytest.raises(PneumoError, match=words):

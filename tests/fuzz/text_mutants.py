@@ -37,7 +37,7 @@ from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.data.prepared.manifest import prepared_sha256
 from keras_pneumo.data.prepared.split import split_sha256
 from keras_pneumo.detector.calibration import read_calibration
-from keras_pneumo.detector.record import check_files, content_hash, networks_of, read_detector_record
+from keras_pneumo.detector.record import check_files, networks_of, read_detector_record
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.board.split_audit import audit_split
 from keras_pneumo.evaluation.inputs.alignment import examine_alignment
@@ -45,7 +45,7 @@ from keras_pneumo.evaluation.inputs.metadata import features, read_metadata
 from keras_pneumo.evaluation.inputs.submission import examine_submission
 from keras_pneumo.evaluation.inputs.truth import Truth, read_truth
 from keras_pneumo.inference.postprocess import read_postprocessing, read_threshold
-from keras_pneumo.storage.files import read_json, sha256_bytes
+from keras_pneumo.storage.files import content_hash, read_json, sha256_bytes
 
 PIXELS = rle.MASK_SIZE**2
 

@@ -28,6 +28,15 @@ def variant(run, folder, **changes):
     return read_run(copy.folder)
 
 
+def test_row_38_an_image_that_was_replaced_is_not_predicted(tiny_runs, prepared_copy):
+    prepared = load_prepared(prepared_copy)
+    first, second = prepared.subset("test")[:2]
+    prepared.image_path(first, 64).write_bytes(prepared.image_path(second, 64).read_bytes())
+    for name, predict in (("classifier", predict_classifiers), ("segmenter", predict_map_set)):
+        with pytest.raises(PneumoError, match=f"missing or damaged .images_64/{first}.png"):
+            predict([read_run(tiny_runs / name)], prepared, "test")
+
+
 @pytest.mark.parametrize("batch_size", [2, 3, 50])
 def test_every_image_is_predicted_in_order_whatever_the_batch(tmp_path, tiny_runs, prepared, batch_size):
     run = variant(read_run(tiny_runs / "classifier"), tmp_path / "run", global_batch_size=batch_size)

@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,9 +18,12 @@ from keras_pneumo.inference.postprocess import (
     fit_postprocessing,
     lowest_level,
     read_postprocessing,
+    read_threshold,
     stack_counts,
     write_postprocessing,
+    write_threshold,
 )
+from keras_pneumo.storage.files import with_content_hash, write_json
 
 
 def map_of(*blocks):
@@ -146,3 +151,28 @@ def test_a_search_without_images_is_refused():
     none = PixelCounts(np.zeros((0, 2, 256)), np.zeros((0, 7, 1)), np.zeros((0, 7, 1)), (0,))
     with pytest.raises(PneumoError, match="no validation images"):
         fit_postprocessing(none)
+
+
+@pytest.mark.parametrize(("old", "new"), [('"top": 0.', '"top": 0.1'), ('"area": ', '"area": 1'), ('"dice"', '"dyce"')])
+def test_row_37_a_changed_postprocessing_is_refused_and_one_of_an_earlier_version_is_read(tmp_path, old, new):
+    parameters = PostprocessingParameters(0.5, 100, 0.25)
+    record = with_content_hash({"rule": asdict(parameters), "fitted_on_validation": {"dice": 0.5}})
+    path = tmp_path / "postprocess.json"
+    write_json(path, record)
+    assert read_postprocessing(path) == parameters
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(PneumoError, match="was changed after it was written: its hash does not match"):
+        read_postprocessing(path)
+    write_json(path, {"rule": asdict(parameters)})
+    assert read_postprocessing(path) == parameters
+
+
+def test_row_37_a_changed_threshold_is_refused(tmp_path):
+    write_threshold(tmp_path, 0.5, 10)
+    assert read_threshold(tmp_path) == 0.5
+    path = tmp_path / "postprocess.json"
+    path.write_text(path.read_text().replace("0.5", "0.75"))
+    with pytest.raises(PneumoError, match="was changed after it was written"):
+        read_threshold(tmp_path)

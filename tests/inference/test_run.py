@@ -12,10 +12,20 @@ from memory_lab import SmallMemory, exhausted
 from keras_pneumo.config import CLASSIFIER, SEGMENTER
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.inference.postprocess import write_threshold
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, CompiledNetwork, DistributedPredictor
-from keras_pneumo.inference.run import HASHES, WEIGHTS, build, load_model, load_models, load_predictors, read_run
+from keras_pneumo.inference.run import (
+    HASHES,
+    POSTPROCESS_SHA256,
+    WEIGHTS,
+    build,
+    load_model,
+    load_models,
+    load_predictors,
+    read_run,
+)
 from keras_pneumo.inference.submission import predict_subset
-from keras_pneumo.storage.files import sha256_file
+from keras_pneumo.storage.files import read_json, sha256_file, with_content_hash, write_json
 
 
 def test_networks_are_made_in_the_scope_of_their_devices(tiny_runs):
@@ -115,7 +125,7 @@ def flip_a_bit(path, offset):
     path.write_bytes(content)
 
 
-def test_a_flipped_bit_in_the_weights_is_refused_where_their_hash_is_known(run_copy):
+def test_row_37_a_flipped_bit_in_the_weights_is_refused_where_their_hash_is_known(run_copy):
     """Row 37 of the faults: it loads, and the answers change."""
     folder, change = run_copy
     change(**{HASHES: {WEIGHTS: sha256_file(folder / WEIGHTS)}})
@@ -123,6 +133,29 @@ def test_a_flipped_bit_in_the_weights_is_refused_where_their_hash_is_known(run_c
     flip_a_bit(folder / WEIGHTS, -1_000_000)
     with pytest.raises(PneumoError, match=r"best\.weights\.h5 was changed after the training"):
         load_model(read_run(folder))
+
+
+def test_row_37_a_changed_threshold_in_the_record_is_refused(run_copy):
+    folder, change = run_copy
+    change(threshold=0.25)
+    write_json(folder / "experiment.json", with_content_hash(read_json(folder / "experiment.json")))
+    assert read_run(folder).threshold == 0.25
+    change(threshold=0.75)
+    with pytest.raises(PneumoError, match=r"experiment\.json was changed after it was written"):
+        read_run(folder)
+
+
+def test_row_37_a_postprocessing_that_is_not_the_one_of_the_report_is_refused(run_copy):
+    folder, change = run_copy
+    write_threshold(folder, 0.5, 10)
+    change(**{POSTPROCESS_SHA256: sha256_file(folder / "postprocess.json")})
+    read_run(folder).check_postprocessing()
+    write_threshold(folder, 0.6, 10)
+    with pytest.raises(PneumoError, match=r"postprocess\.json was changed after the run's report"):
+        read_run(folder).check_postprocessing()
+    (folder / "postprocess.json").unlink()
+    with pytest.raises(PneumoError, match=r"postprocess\.json cannot be read"):
+        read_run(folder).check_postprocessing()
 
 
 @pytest.mark.parametrize("hashes", [{}, [], 7, {WEIGHTS: None}])
@@ -134,7 +167,7 @@ def test_a_record_that_does_not_know_the_weights_is_refused(run_copy, hashes):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_not_finite_are_refused(run_copy, value):
+def test_row_37_weights_that_are_not_finite_are_refused(run_copy, value):
     """Row 37, in a run of an earlier version, whose record has no hash."""
     folder, _ = run_copy
     names = []

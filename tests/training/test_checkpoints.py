@@ -53,7 +53,7 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
 
 @pytest.mark.parametrize("name", ["arrays.safetensors", "state.json", "kept/best.weights.h5"])
 @pytest.mark.parametrize("how", ["truncated", "altered", "missing"])
-def test_a_damaged_checkpoint_is_skipped_with_a_message(tmp_path, name, how):
+def test_row_17_a_damaged_checkpoint_is_skipped_with_a_message(tmp_path, name, how):
     (tmp_path / "best.weights.h5").write_bytes(b"weights" * 100)
     write(tmp_path, 0, 5)
     last = save_checkpoint(tmp_path, 0, 9, ARRAYS, STATE, ["best.weights.h5"])
@@ -102,7 +102,7 @@ def test_files_of_the_run_are_restored(tmp_path):
 
 
 @pytest.mark.parametrize("call", range(6))
-def test_a_full_disk_at_any_write_leaves_the_one_before_and_names_the_folder(tmp_path, monkeypatch, call):
+def test_row_18_a_full_disk_at_any_write_leaves_the_one_before_and_names_the_folder(tmp_path, monkeypatch, call):
     write(tmp_path, 0, 1)
     flush, calls = os.fsync, []
 
@@ -200,7 +200,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_disk_that_fills_up_during_a_save(small_disk):
+def test_row_18_a_disk_that_fills_up_during_a_save(small_disk):
     write(small_disk, 0, 1)
     with pytest.raises(PneumoError, match=f"{small_disk}/checkpoints: No space left"):
         write(small_disk, 0, 2, large=np.zeros(10**6))

@@ -26,7 +26,7 @@ def prepared(prepared_folder):
     return load_prepared(prepared_folder)
 
 
-def test_nan_stops_names_the_images_and_leaves_a_good_checkpoint(tmp_path, prepared):
+def test_row_20_nan_stops_names_the_images_and_leaves_a_good_checkpoint(tmp_path, prepared):
     bad = poisoned(lambda step: step == 7)
     with pytest.raises(PneumoError, match=r"loss is nan at epoch 2, step \d.*nan_batches.csv") as caught:
         train_tiny(prepared, tmp_path / "run", checkpoint_every=CheckpointInterval(None, 1), network_class=bad)
@@ -105,7 +105,7 @@ def test_when_it_is_not_the_images_skipping_ends(tmp_path, prepared):
 
 
 @pytest.mark.slow
-def test_too_little_memory_halves_the_batch_keeps_its_effect_and_is_remembered(tmp_path, prepared):
+def test_row_21_too_little_memory_halves_the_batch_keeps_its_effect_and_is_remembered(tmp_path, prepared):
     experiment = QUICK.replace(frozen_batchnorm=True)
     train_tiny(prepared, tmp_path / "whole", experiment)
     _, messages = train_tiny(prepared, tmp_path / "run", experiment, network_class=exhausted(3))
@@ -122,7 +122,7 @@ def test_too_little_memory_halves_the_batch_keeps_its_effect_and_is_remembered(t
     assert not any("Out of memory" in message for message in messages), "the next run starts with fewer"
 
 
-def test_no_memory_at_all_is_refused(tmp_path, prepared):
+def test_row_21_no_memory_at_all_is_refused(tmp_path, prepared):
     with pytest.raises(PneumoError, match="too small even for"):
         train_tiny(prepared, tmp_path / "run", network_class=exhausted(100))
 
@@ -149,13 +149,13 @@ def test_auto_batch_finds_the_largest_without_a_trace_in_the_weights(tmp_path, p
 
 
 @pytest.mark.parametrize(("changes", "word"), [({"seed": 9}, "experiment"), ({"global_batch_size": 4}, "experiment")])
-def test_another_trainings_checkpoint_is_refused(tmp_path, prepared, changes, word):
+def test_row_19_another_trainings_checkpoint_is_refused(tmp_path, prepared, changes, word):
     train_tiny(prepared, tmp_path / "run")
     with pytest.raises(PneumoError, match=f"of another {word}.*cannot go on"):
         train_tiny(prepared, tmp_path / "run", QUICK.replace(**changes), resume=True)
 
 
-def test_a_checkpoint_of_other_images_split_or_network_is_refused(tmp_path, prepared):
+def test_row_19_a_checkpoint_of_other_images_split_or_network_is_refused(tmp_path, prepared):
     train_tiny(prepared, tmp_path / "run")
     manifest = {**prepared.manifest, "split_sha256": "0", "prepared_sha256": "1"}
     other = type(prepared)(**{**prepared.__dict__, "manifest": manifest})
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_other_images_split_or_network_is_refused(tmp_path, prep
         train_tiny(prepared, tmp_path / "run", resume=True)
 
 
-def test_two_runs_in_one_folder_are_refused(tmp_path, prepared):
+def test_row_25_two_runs_in_one_folder_are_refused(tmp_path, prepared):
     (tmp_path / "run").mkdir()
     with folder_lock(tmp_path / "run"), pytest.raises(PneumoError, match="Another run is working in"):
         train_tiny(prepared, tmp_path / "run")

@@ -82,7 +82,7 @@ def same(first_run, second_run):
 
 
 @pytest.mark.slow
-def test_thirty_kills_at_random_moments_give_the_weights_of_an_uninterrupted_run(lab, tmp_path):
+def test_row_17_thirty_kills_at_random_moments_give_the_weights_of_an_uninterrupted_run(lab, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert lab.finish(whole, "long") == 0, lab.errors_text()
     moments = random.Random(4)
@@ -107,7 +107,7 @@ def test_thirty_kills_at_random_moments_give_the_weights_of_an_uninterrupted_run
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(lab, tmp_path, number):
+def test_row_29_a_signal_finishes_the_step_saves_and_says_how_to_go_on(lab, tmp_path, number):
     broken = tmp_path / "broken"
     process = lab.begin(broken, "short", every="10min", changes={"epochs": 200, "swa_epochs": 0})
     assert lab.line() == "first step", lab.errors_text()
@@ -121,7 +121,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(lab, tmp_path, n
     assert (last / "COMPLETE.json").exists()
 
 
-def test_killed_before_the_first_step_the_same_command_trains(lab, tmp_path, prepared_folder):
+def test_row_17_killed_before_the_first_step_the_same_command_trains(lab, tmp_path, prepared_folder):
     prepared = load_prepared(prepared_folder)
     for moment in crash_lab.MOMENTS:
         out = tmp_path / moment

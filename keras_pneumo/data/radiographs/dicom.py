@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from keras_pneumo.data.radiographs.limits import (
 from keras_pneumo.data.radiographs.radiograph import (
     Radiograph,
     UnreadableImage,
+    by_rows,
     one_of,
     other_view_of,
     square_spacing,
@@ -198,7 +200,7 @@ def _to_grey(stored: np.ndarray, dataset: pydicom.Dataset) -> tuple[np.ndarray, 
     several = values.min() != values.max()
     if dataset.get("VOILUTSequence"):
         bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        image = _scale(apply_voi(values.astype(np.int64), dataset), 0, 2**bits - 1)
+        image = by_rows(lambda some: _scale(apply_voi(some.astype(np.int64), dataset), 0, 2**bits - 1), values)
         if not several or image.min() != image.max():
             return image, ""
     windows = _windows(dataset)
@@ -208,7 +210,7 @@ def _to_grey(stored: np.ndarray, dataset: pydicom.Dataset) -> tuple[np.ndarray, 
         with np.errstate(over="ignore", invalid="ignore"):
             # Far below and far above the window stand its output's two ends, whatever the file's bits and slope.
             low, high = apply_windowing(np.array([-1e30, 1e30]), dataset, index=number)
-            image = _scale(apply_windowing(values, dataset, index=number), low, high)
+            image = by_rows(partial(_windowed, dataset=dataset, index=number, low=low, high=high), values)
         if not several or image.min() != image.max():
             return image, "The file's first window misses its values; the next one was used." if number else ""
     missed = "The file's window misses its values, so their own range was used." if windows else ""
@@ -252,6 +254,10 @@ def _one_channel(pixels: np.ndarray) -> np.ndarray:
 
 def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.rint(np.clip((values - low) / (high - low), 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def _windowed(values: np.ndarray, dataset: pydicom.Dataset, index: int, low: float, high: float) -> np.ndarray:
+    return _scale(apply_windowing(values, dataset, index=index), low, high)
 
 
 def _spacing(dataset: pydicom.Dataset) -> float | None:

@@ -7,7 +7,7 @@ reason; no other code needs to know the file's format.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,9 @@ MAX_FILE_BYTES = 256 * 2**20
 
 MAX_PIXELS = 64 * 2**20
 """Largest image that is decoded, in pixels: four times the largest flat-panel detectors (about 16 megapixels)."""
+
+BLOCK = 2**18
+"""Pixels that grey values are computed for at a time."""
 
 
 class UnreadableImage(PneumoError):  # noqa: N818 - it names what the file is, and is always shown as a reason
@@ -97,7 +100,21 @@ def stretch(values: np.ndarray) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
     if high <= low:
         return np.zeros(values.shape, np.uint8)
-    return np.rint((values.astype(np.float64) - low) * (255.0 / (high - low))).astype(np.uint8)
+    return by_rows(
+        lambda some: np.rint((some.astype(np.float64) - low) * (255.0 / (high - low))).astype(np.uint8), values
+    )
+
+
+def by_rows(grey: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
+    """``grey``, which maps each pixel (H, W) by itself to 0 to 255, a few rows at a time, as uint8.
+
+    Its intermediate arrays are of 8 bytes a pixel: of a whole large radiograph they would take a gigabyte.
+    """
+    image = np.empty(values.shape, np.uint8)
+    rows = max(1, BLOCK // values.shape[1])
+    for top in range(0, len(values), rows):
+        image[top : top + rows] = grey(values[top : top + rows])
+    return image
 
 
 # -- What values of a DICOM header mean, for every reader --------------------------------------------------------------

@@ -2,16 +2,14 @@
 
 In: a folder (``submission.json``, ``predictions.csv``, perhaps ``validation.csv``) from any framework, or a bare Kaggle
 CSV. Out: a :class:`Submission`; an error message names the file and the row. Whether it fits the truth's
-images is checked in :mod:`keras_pneumo.evaluation.inputs.alignment`. Writing replaces a folder, so it refuses a folder
-that holds anything but an older submission.
+images is checked in :mod:`keras_pneumo.evaluation.inputs.alignment`. Writing replaces an older submission, and refuses
+a folder that holds anything else.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from keras_pneumo.data.labels.cases import CANONICAL, mask_sizes, read_label_rows
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import is_temporary, write_bytes
+from keras_pneumo.storage.files import is_leftover, replacing_contents, write_bytes
 from keras_pneumo.storage.tables import (
     MAX_BYTES,
     counted,
@@ -37,10 +35,9 @@ from keras_pneumo.storage.tables import (
 )
 
 INFO_FILE, PREDICTIONS_FILE, VALIDATION_FILE = "submission.json", "predictions.csv", "validation.csv"
-OWN_NAMES = frozenset(
-    {INFO_FILE, PREDICTIONS_FILE, VALIDATION_FILE, "postprocess.json", "postprocess.png", "contamination.csv"}
-)
-"""All files that are written into a submission's folder, those of the postprocessing search included."""
+OWN_NAMES = ("postprocess.json", "postprocess.png", "contamination.csv", VALIDATION_FILE, PREDICTIONS_FILE, INFO_FILE)
+"""All files that are written into a submission's folder, those of the postprocessing search included; the last of them
+makes a folder a submission."""
 
 Task = Literal["classification", "segmentation", "joint"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -175,9 +172,13 @@ def _collected(errors: list[str], read: Callable[[], pd.DataFrame]) -> pd.DataFr
 
 
 def write_submission(
-    folder: Path, info: SubmissionInfo, predictions: pd.DataFrame, validation: pd.DataFrame | None = None
+    folder: Path,
+    info: SubmissionInfo,
+    predictions: pd.DataFrame,
+    validation: pd.DataFrame | None = None,
+    write_more: Callable[[Path], object] | None = None,
 ) -> Path:
-    """Write a submission folder; if that fails, an older one of that name stays as it was.
+    """Write a submission folder; until it is written, and if that fails, an older one in it stays as it was.
 
     Args:
         folder: the folder to write; its parent is made. An existing folder must hold an older submission and nothing
@@ -185,6 +186,7 @@ def write_submission(
         info: what the team declares.
         predictions: ``image_id`` and ``probability`` (0 to 1) and/or ``encoded_pixels`` (text, ``-1`` for empty).
         validation: the same for the validation subset.
+        write_more: writes further files of a submission into the folder that it is given, which is not yet ``folder``.
 
     Raises:
         PneumoError: the tables lack a column that the task needs, the folder holds other files, or it cannot be
@@ -198,25 +200,12 @@ def write_submission(
         _need_columns(table, info.task, folder / name)
         # Seventeen significant digits bring a float back bit for bit, so a score can be repeated exactly.
         texts[name] = table[columns].to_csv(index=False, lineterminator="\n", float_format="%.17g")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise PneumoError(
-            f"{folder} could not be written ({error.strerror}). Free some space, or choose another folder."
-        ) from error
-    try:
-        new.chmod(0o755)
+    with replacing_contents(folder, OWN_NAMES) as new:
         for name, text in texts.items():
             write_bytes(new / name, text.encode())
         read_submission(new)
-        _put_in_place(new, folder)
-    except OSError as error:
-        raise PneumoError(
-            f"{folder} could not be written ({error.strerror}). Free some space, or choose another folder."
-        ) from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        if write_more is not None:
+            write_more(new)
     return folder
 
 
@@ -379,20 +368,5 @@ def _probabilities(table: pd.DataFrame, path: Path, errors: list[str]) -> np.nda
     return np.where(wrong, np.nan, values)
 
 
-def _put_in_place(new: Path, folder: Path) -> None:
-    """Give a finished folder its name; the older folder is deleted only after that."""
-    if not folder.exists():
-        new.rename(folder)
-        return
-    old = folder.with_name(new.name + ".old")
-    folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old)
-
-
 def _own(path: Path) -> bool:
-    return path.is_file() and (path.name in OWN_NAMES or is_temporary(path.name))
+    return is_leftover(path.name) or (path.is_file() and path.name in OWN_NAMES)

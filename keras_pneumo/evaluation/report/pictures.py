@@ -15,26 +15,39 @@ import cv2
 import numpy as np
 
 from keras_pneumo.data.labels import rle
+from keras_pneumo.data.prepared.manifest import read_manifest
+from keras_pneumo.data.prepared.rendering import image_name
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.board.board import Board
 from keras_pneumo.evaluation.board.entries import Entry
 from keras_pneumo.evaluation.scoring.masks import size_of
+from keras_pneumo.storage.files import sha256_bytes
 
 ImageLoader = Callable[[str], np.ndarray]
 """Gives the radiograph of an image id: uint8, shape (height, width), black air."""
 
 
 def image_loader(truth: Path) -> ImageLoader | None:
-    """Radiographs of the prepared folder that a truth is in, at the smallest size from 256 up; None without one."""
+    """Radiographs of the prepared folder that a truth is in, at the smallest size from 256 up; None without one.
+
+    Where the folder's manifest records an image's hash, another image in its place is refused.
+    """
     folder = Path(truth) if Path(truth).is_dir() else Path(truth).parent
     sizes = sorted(int(p.name[7:]) for p in folder.glob("images_*") if p.is_dir() and p.name[7:].isdigit())
     if not sizes:
         return None
     size = next((size for size in sizes if size >= 256), sizes[-1])
+    try:
+        recorded = dict(read_manifest(folder).get("files", {}))
+    except (PneumoError, TypeError, ValueError):  # the truth's own reading refuses a damaged one
+        recorded = {}
 
     def load(image_id: str) -> np.ndarray:
-        path = folder / f"images_{size}" / f"{image_id}.png"
-        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE) if path.exists() else None
+        path = folder / image_name(image_id, size)
+        data = path.read_bytes() if path.exists() else b""
+        known = recorded.get(image_name(image_id, size))
+        intact = bool(data) and (known is None or sha256_bytes(data) == known)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if intact else None
         if image is None:
             raise PneumoError(f"{path} is missing or damaged. Prepare the folder again.")
         return np.asarray(image, np.uint8)

@@ -33,16 +33,46 @@ def test_an_image_of_another_size_or_none_is_named(prepared_copy):
     path = prepared.image_path(ids[1], 64)
     cv2.imwrite(str(path), np.zeros((32, 32), np.uint8))
     with pytest.raises(PneumoError, match=re.escape(str(path))):
-        open_source(prepared, ids, 64)
+        open_source(prepared, ids, 64, verify=False)
     path.unlink()
     with pytest.raises(PneumoError, match="missing or is no grey PNG of 64x64"):
+        open_source(prepared, ids, 64, verify=False)
+
+
+def replace_by_another(prepared, image_id, other):
+    """Puts the image of another patient in the place of this one's: a valid PNG."""
+    prepared.image_path(image_id, 64).write_bytes(prepared.image_path(other, 64).read_bytes())
+
+
+def test_row_38_an_image_that_was_replaced_is_refused_before_use(prepared_copy):
+    prepared = load_prepared(prepared_copy)
+    ids = prepared.subset("test")
+    open_source(prepared, ids, 64)
+    replace_by_another(prepared, ids[0], ids[1])
+    with pytest.raises(PneumoError, match=rf"1 of \d+ files .* missing or damaged \(images_64/{re.escape(ids[0])}.png"):
         open_source(prepared, ids, 64)
+
+
+def test_row_38_an_image_that_is_replaced_while_images_are_read_as_they_are_used(prepared_copy):
+    prepared = load_prepared(prepared_copy)
+    ids = prepared.subset("train")
+    positive = int(np.flatnonzero(prepared.cases.set_index("image_id")["mask_pixels"].loc[ids] > 0)[0])
+    source = open_source(prepared, ids, 64, True, memory_bytes=0)
+    assert source.images is None
+    source.image(positive)
+    replace_by_another(prepared, ids[positive], ids[positive - 1])
+    with pytest.raises(PneumoError, match=rf"{re.escape(ids[positive])}.png was changed after it was prepared"):
+        source.image(positive)
+    mask = prepared.mask_path(ids[positive], 64)
+    mask.write_bytes(prepared.image_path(ids[positive], 64).read_bytes())
+    with pytest.raises(PneumoError, match="was changed after it was prepared"):
+        source.mask(positive)
 
 
 def test_the_folders_array_gives_the_same_pixels_as_its_files(prepared_copy):
     prepared = load_prepared(prepared_copy)
     ids = prepared.subset("validation")[::-1]
-    mapped = open_source(prepared, ids, 64, True, verify=True)
+    mapped = open_source(prepared, ids, 64, True, make_array=True)
     read = open_source(prepared, ids, 64, True, memory_bytes=0)
     assert not mapped.images.flags.owndata, "the pixels are not copied"
     assert len(mapped.images) == len(prepared.cases)
@@ -61,11 +91,11 @@ def test_where_there_can_be_no_array_the_wanted_files_are_verified(prepared_copy
     train, test = prepared.subset("train"), prepared.subset("test")
     path = prepared.image_path(test[0], 64)
     cv2.imwrite(str(path), np.zeros((64, 64), np.uint8))
-    assert len(open_source(prepared, train, 64, verify=True).images) == len(train)
+    assert len(open_source(prepared, train, 64, make_array=True).images) == len(train)
     with pytest.raises(PneumoError, match=rf"1 of \d+ files .* are missing or damaged \(images_64/{test[0]}\.png\)"):
-        open_source(prepared, test, 64, verify=True)
+        open_source(prepared, test, 64, make_array=True)
     with pytest.raises(PneumoError, match="has no images of 32 pixels"):
-        open_source(prepared, train, 32, verify=True)
+        open_source(prepared, train, 32, make_array=True)
     assert not (prepared_copy / "images_64.npy").exists()
 
 

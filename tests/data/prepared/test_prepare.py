@@ -42,6 +42,8 @@ from keras_pneumo.data.radiographs.dicom import read_dicom
 from keras_pneumo.data.radiographs.geometry import resize_image, resize_mask
 from keras_pneumo.data.radiographs.reading import find_files
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.board.subgroups import attributes_of
+from keras_pneumo.evaluation.inputs.truth import read_truth
 from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
 from keras_pneumo.storage.files import folder_lock, sha256_file
 
@@ -340,6 +342,27 @@ def test_other_views_are_set_aside_by_their_tags_or_let_in(data, tmp_path):
         prepare(data, tmp_path / "some", [64], options=everything)
 
 
+def test_makers_that_files_name_come_into_a_table_of_their_own(data, out):
+    assert prepare(data, out, [64]).images == 12
+    assert not (out / "makers.csv").exists(), "no file names one"
+    for uid, maker in (("9.1", "Acme Röntgen"), ("9.2", " ACME")):
+        write_dicom(
+            data / f"{uid}.dcm",
+            radiograph(int(uid[-1])),
+            uid=uid,
+            Manufacturer=maker,
+            SpecificCharacterSet="ISO_IR 192",
+        )
+    with (data / "train-rle.csv").open("a") as stream:
+        stream.write("9.1,-1\n9.2,-1\n")
+    prepare(data, out.with_name("named"), [64])
+    table = pd.read_csv(out.with_name("named") / "makers.csv", dtype=str)
+    assert list(table.itertuples(index=False, name=None)) == [("9.1", "Acme Röntgen"), ("9.2", "ACME")]
+    truth = read_truth(out.with_name("named"), subset="all")
+    makers = attributes_of(truth, out.with_name("named"))["maker"]
+    assert makers.value_counts().to_dict() == {"unknown": 12, "ACME RÖNTGEN": 1, "ACME": 1}
+
+
 def test_a_folder_of_an_older_version_is_read_and_goes_on_as_it_is(data, out):
     prepare(data, out, [32])
     without_key(out, [f"tag-{number}" for number in range(12)])
@@ -406,7 +429,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     ("when", "workers"), [("0", 1), ("5", 1), ("7", 2), ("12", 1), ("mid-file", 1), ("tables", 1), ("manifest", 1)]
 )
-def test_killed_and_started_again_gives_the_same_bytes(data, out, tmp_path, when, workers):
+def test_row_16_killed_and_started_again_gives_the_same_bytes(data, out, tmp_path, when, workers):
     script = tmp_path / "kill.py"
     script.write_text(KILL)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
@@ -440,7 +463,7 @@ def stop():
     raise RuntimeError("stop")
 
 
-def test_ctrl_c_leaves_a_folder_that_goes_on(data, out):
+def test_row_29_ctrl_c_leaves_a_folder_that_goes_on(data, out):
     def interrupt(done, total):
         if done == 4:
             raise KeyboardInterrupt
@@ -471,7 +494,7 @@ def test_unfinished_folder_of_other_data_is_refused(data, out):
     ids=["missing", "truncated", "flipped bit", "empty"],
 )
 @pytest.mark.parametrize("folder", ["images_32", "masks_32"])
-def test_damaged_files_are_named_and_repaired(data, out, damage, message, folder):
+def test_row_14_damaged_files_are_named_and_repaired(data, out, damage, message, folder):
     prepare(data, out, [32, 64])
     before = hashes(out)
     victim = sorted((out / folder).iterdir())[1]
@@ -489,7 +512,7 @@ def test_damaged_files_are_named_and_repaired(data, out, damage, message, folder
 
 
 @pytest.mark.parametrize("table", ["cases.csv", "split.csv", "truth.csv", "quarantine.csv"])
-def test_edited_table_is_refused_and_mended(data, out, table):
+def test_row_15_edited_table_is_refused_and_mended(data, out, table):
     prepare(data, out, [32])
     before = hashes(out)
     text = (out / table).read_text()
@@ -555,7 +578,7 @@ def test_split_that_leaks_is_refused_even_with_fitting_hashes(data, out, monkeyp
         load_prepared(out)
 
 
-def test_other_labels_images_patients_or_seed_are_refused(data, out):
+def test_row_15_other_labels_images_patients_or_seed_are_refused(data, out):
     prepare(data, out, [32])
     before = hashes(out)
     labels = (data / "train-rle.csv").read_bytes()
@@ -686,7 +709,7 @@ def test_uid_that_would_leave_the_folder_is_refused(data, out, uid):
     assert not list(out.parent.rglob("*escaped*"))
 
 
-def test_names_with_spaces_and_other_letters(tmp_path, out):
+def test_row_28_names_with_spaces_and_other_letters(tmp_path, out):
     folder = tmp_path / "Aufnahmen für später"
     ids = [f"plicní snímek č. {number}" for number in range(10)]
     for number, image_id in enumerate(ids):
@@ -754,7 +777,7 @@ def test_too_few_images_are_said_before_any_decoding(tmp_path, out):
     assert not list(out.glob("images_*"))
 
 
-def test_two_runs_in_one_folder(data, out):
+def test_row_25_two_runs_in_one_folder(data, out):
     out.mkdir()
     with folder_lock(out), pytest.raises(PneumoError, match="Another run is working"):
         prepare(data, out, [32])
@@ -792,13 +815,13 @@ def test_a_note_beside_a_prepared_folder_stays_and_harms_nothing(data, out):
 
 
 @pytest.mark.skipif(is_root, reason="root may write everywhere")
-def test_no_right_to_write(data, tmp_path):
+def test_row_28_no_right_to_write(data, tmp_path):
     (tmp_path / "closed").mkdir(mode=0o555)
     with pytest.raises(PneumoError, match="Permission denied"):
         prepare(data, tmp_path / "closed" / "out", [32])
 
 
-def test_no_right_to_write_is_one_sentence(data, out, monkeypatch):
+def test_row_28_no_right_to_write_is_one_sentence(data, out, monkeypatch):
     def denied(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
@@ -807,7 +830,7 @@ def test_no_right_to_write_is_one_sentence(data, out, monkeypatch):
         prepare(data, out, [32])
 
 
-def test_read_only_data_folder_is_enough(data, out):
+def test_row_28_read_only_data_folder_is_enough(data, out):
     for path in [*data.rglob("*"), data]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = hashes(data)
@@ -824,7 +847,7 @@ def in_this_process(function, items, *_settings, **_named):
     return ((item, function(item)) for item in items)
 
 
-def test_full_disk_ends_the_run_and_loses_nothing(data, out, monkeypatch):
+def test_row_18_full_disk_ends_the_run_and_loses_nothing(data, out, monkeypatch):
     prepare(data, out, [64])
     before = hashes(out)
     real, left = os.replace, [8]

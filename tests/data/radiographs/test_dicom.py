@@ -283,6 +283,19 @@ def test_a_window_that_misses_the_values_gives_way_with_a_note(tmp_path):
     assert not any("window" in note for note in read_dicom(flat).notes)
 
 
+@pytest.mark.parametrize("block", [1, 100, 64 * 63])
+@pytest.mark.parametrize(
+    "tags", [{}, {"WindowCenter": 3000, "WindowWidth": 2500}, {"RescaleSlope": 2, "RescaleIntercept": 5}]
+)
+def test_grey_values_are_the_same_whatever_the_rows_that_are_computed_at_a_time(tmp_path, monkeypatch, tags, block):
+    stored = np.random.default_rng(7).integers(0, 4096, (64, 64)).astype(np.uint16)
+    path = write_dicom(tmp_path / "a.dcm", stored, BitsStored=12, HighBit=11, **tags)
+    whole = read_dicom(path).pixels
+    monkeypatch.setattr("keras_pneumo.data.radiographs.radiograph.BLOCK", block)
+    assert (read_dicom(path).pixels == whole).all()
+    assert len(np.unique(whole)) > 200
+
+
 @pytest.mark.parametrize("tags", [{"RescaleSlope": "0"}, {"RescaleSlope": "nan"}, {"RescaleIntercept": "1e308"}])
 def test_a_rescale_that_leaves_no_values_is_refused(tmp_path, tags):
     tags = {"RescaleSlope": "1", "RescaleIntercept": "0", **tags}

@@ -6,7 +6,7 @@ from board_lab import board_of, submit, write_truth
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.report.pictures import data_uri, gallery, outline
+from keras_pneumo.evaluation.report.pictures import data_uri, gallery, image_loader, outline
 
 
 @pytest.fixture
@@ -29,6 +29,15 @@ def test_gallery_shows_every_kind(tmp_path, truth):
         assert ("alarm" in card.tags) == (not truth.pneumothorax[index] and not all(right))
         assert (card.truth != "") == bool(truth.pneumothorax[index])
     assert gallery(board_of(truth, tmp_path / "a")) == []
+
+
+def test_row_38_a_replaced_radiograph_is_not_shown(prepared_copy):
+    load = image_loader(prepared_copy)
+    first, second = sorted((prepared_copy / "images_128").iterdir())[:2]
+    assert load(first.stem).shape == (128, 128)
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(PneumoError, match="is missing or damaged"):
+        load(first.stem)
 
 
 def test_outline_of_a_square_and_of_nothing():

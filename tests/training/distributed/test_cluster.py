@@ -73,7 +73,7 @@ def test_slurms_hosts_are_in_the_order_of_its_ranks(monkeypatch):
         ({**SLURM, "SLURM_STEP_NUM_TASKS": "5"}, "do not fit together"),
     ],
 )
-def test_variables_that_do_not_fit_together_are_refused(monkeypatch, environment, word):
+def test_row_26_variables_that_do_not_fit_together_are_refused(monkeypatch, environment, word):
     set_slurm(monkeypatch, environment)
     with pytest.raises(PneumoError, match=word):
         find_cluster(environment)
@@ -119,7 +119,7 @@ def free_port():
         return server.getsockname()[1]
 
 
-def test_a_worker_that_cannot_be_reached_is_named_within_the_time_limit():
+def test_row_26_a_worker_that_cannot_be_reached_is_named_within_the_time_limit():
     cluster = Cluster((f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"), 0, "TF_CONFIG")
     messages = []
     started = time.monotonic()
@@ -130,7 +130,7 @@ def test_a_worker_that_cannot_be_reached_is_named_within_the_time_limit():
     assert "waits for worker 1" in messages[0]
 
 
-def test_a_port_in_use_is_named():
+def test_row_26_a_port_in_use_is_named():
     with socket.create_server(("", 0)) as holder:
         port = holder.getsockname()[1]
         with pytest.raises(PneumoError, match=f"Port {port}.*in use"):
