@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from keras_pneumo.detector.detector import open_detector
+from keras_pneumo.detector.record import read_detector_record
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import content_hash, sha256_file, write_json
 

@@ -208,7 +208,7 @@ def coco_labels(path: Path) -> Labels:
     rejected: list[Rejected] = []
     lost = sum(len(items) for key, items in shapes.items() if key not in {item.get("id") for item in content["images"]})
     if lost:
-        reason = f"{counted(lost, 'annotation')} of a pneumothorax name an image that the file does not list"
+        reason = f"{counted(lost, 'annotation')} of a pneumothorax for images that the file does not list"
         rejected.append(Rejected(path.name, None, reason))
     outlined = 0
     file_names = [str(item.get("file_name", "")).replace("\\", "/").rpartition("/")[2] for item in content["images"]]

@@ -200,13 +200,12 @@ def test_row_43_an_impossible_grid_is_refused_before_it_is_drawn(tmp_path):
 
 
 def test_row_12_an_image_that_is_listed_twice_or_not_at_all_is_named(tmp_path):
-    path = coco_file(
-        tmp_path / "c.json", [{"image_id": 7, "category_id": 0, "bbox": [1, 2, 3, 4]}], images=("a.png",) * 2
-    )
+    lost = {"image_id": 7, "category_id": 0, "bbox": [1, 2, 3, 4]}
+    path = coco_file(tmp_path / "c.json", [lost], images=("a.png", "a.png"))
     labels = coco_labels(path)
     assert labels.images == {}
     reasons = sorted(item.reason for item in labels.rejected)
-    assert reasons[0] == "1 annotation of a pneumothorax name an image that the file does not list"
+    assert reasons[0] == "1 annotation of a pneumothorax for images that the file does not list"
     assert reasons[1] == "image a: the file lists it 2 times"
 
 
