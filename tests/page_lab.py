@@ -24,7 +24,7 @@ class Page:
         self.listener = listen(0)
         self.port = self.listener.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
-        self.files = find_files(folders if isinstance(folders, list) else [folders])
+        self.files = find_files(folders if isinstance(folders, list) else [folders]).files
         self.readings = Readings(readings)
         self.own = page_detector is None
         self.page_detector = page_detector or PageDetector(

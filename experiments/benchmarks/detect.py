@@ -60,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_phantoms(folder / "radiographs", PhantomSettings(images=args.images, seed=0), workers=1)
-        paths = [path for path, _ in find_files([folder / "radiographs"])]
+        paths = [path for path, _ in find_files([folder / "radiographs"]).files]
         engines: tuple[Engine, ...] = ("keras", "onnx")
         for engine, flips in [(engine, flips) for engine in engines for flips in (True, False)]:
             detector = random_detector(args.size, flips, engine)

@@ -120,7 +120,7 @@ def kinds_of(test: Images, others: list[Path]) -> dict[str, Images]:
         "noise": noise(rng),
         "blank": [np.full((512, 512), value, np.uint8) for value in range(0, 256, 17)],
     }
-    for path, name in find_files(others) if others else []:
+    for path, name in find_files(others).files if others else []:
         radiograph = read_or_reason(path)
         if isinstance(radiograph, Radiograph) and not shape_fault(radiograph.pixels):
             kinds[f"file {name}"] = [radiograph.pixels]

@@ -129,7 +129,7 @@ def _detect(
     from keras_pneumo.detector.detector import open_detector
     from keras_pneumo.inference.engine import predictors_on
 
-    distributed = predictors_on(engine.value, lambda: len(find_files(files, out_folder)), warn)
+    distributed = predictors_on(engine.value, lambda: len(find_files(files, out_folder).files), warn)
     detector = open_detector(detector_folder, distributed)
     _say_what_is_not_checked(detector)
     with ProgressBar("detection") as progress:
@@ -164,7 +164,7 @@ def view_command(
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise PneumoError("The page needs starlette and uvicorn. Run: pip install 'keras-pneumo[view]'")
     import_tensorflow()
-    from keras_pneumo.data.radiographs.reading import find_files
+    from keras_pneumo.data.radiographs.reading import FoundFiles, find_files
     from keras_pneumo.detector.detector import open_detector
     from keras_pneumo.viewer.decoding import Decoder
     from keras_pneumo.viewer.page_answer import PageDetector
@@ -181,12 +181,14 @@ def view_command(
         warn(f"The page goes on, but one answer failed. {sentences}")
         return sentences
 
-    files = find_files([folder]) if folder is not None else []
+    found = find_files([folder]) if folder is not None else FoundFiles([], [])
+    for row in found.refused[:FEW]:
+        warn(f"{row['file']}: {row['reason']}.")
     detector = open_detector(detector_folder, heat_maps=True)
     _say_what_is_not_checked(detector)
     page_detector = PageDetector(detector, Decoder(), any_view)
     with open_readings(readings_file) as readings:
-        serve(page_detector, files, readings, listen(port), started, failed)
+        serve(page_detector, found.files, readings, listen(port), started, failed)
         say(readings.agreement(page_detector.detector.version)["sentence"])
 
 

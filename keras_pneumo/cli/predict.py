@@ -140,7 +140,7 @@ def _predict(
 
         def images() -> int:
             if prepared is None:
-                return len(find_images(data)[0])
+                return len(find_images(data).paths)
             if not at_home:
                 return len(prepared.cases if subset == ALL else prepared.subset(subset))
             return len(prepared.subset(subset)) + len(prepared.subset("validation"))

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from keras_pneumo.data.prepared.scanning import check_decoders
 from keras_pneumo.data.radiographs.geometry import mask_on_image, shape_fault
 from keras_pneumo.data.radiographs.radiograph import Radiograph
 from keras_pneumo.data.radiographs.reading import find_files, read_or_reason
@@ -123,16 +124,19 @@ def detect(
         any_view: whether to answer too for files that say that they are no frontal radiographs of the chest.
 
     Raises:
-        PneumoError: there is nothing to read, highdicom is missing, or a file cannot be written. After this and after
-            Ctrl-C the tables list what was complete by then, and after any other end ``unfinished.jsonl`` does.
+        PneumoError: there is nothing to read, highdicom or a decoder is missing, or a file cannot be written. After
+            this and after Ctrl-C the tables list what was complete by then, and after any other end
+            ``unfinished.jsonl`` does.
     """
     if dicom and find_spec("highdicom") is None:
         raise PneumoError(
             "DICOM objects need highdicom, which is not installed. Run: pip install 'keras-pneumo[dicom]'"
         )
-    files = dict(find_files(paths, out))
+    found = find_files(paths, out)
+    check_decoders(found.files)
+    files = dict(found.files)
     require_writable(out)
-    result = DetectionResult(out)
+    result = DetectionResult(out, set_aside=[{name: str(text) for name, text in row.items()} for row in found.refused])
     settings = {
         "detector": detector.version,
         "engines": sorted(detector.engines),
@@ -342,7 +346,7 @@ class _Item:
 
 def _free_name(image_id: str, taken: set[str]) -> str:
     """A file name from an image id: an id may be any text, and two files may have the same id."""
-    plain = re.sub(r"[^A-Za-z0-9._-]", "_", image_id).strip(".")[:100] or "image"
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", image_id).strip(".-")[:100] or "image"
     numbered = (plain if number == 1 else f"{plain}-{number}" for number in itertools.count(1))
     name = next(candidate for candidate in numbered if candidate.lower() not in taken)
     taken.add(name.lower())

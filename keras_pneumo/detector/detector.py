@@ -162,9 +162,8 @@ class Detector:
         Raises:
             PneumoError: an array is not an image as above, or there is no radiograph, or none that can be read.
         """
-        sources = image_sources(images)
+        sources, refused = image_sources(images)
         predictions: list[Prediction] = []
-        refused: list[dict[str, object]] = []
         for batch in read_batches(sources, BATCH, refused, any_view):
             answers = self.answer([image.pixels for image in batch]) if batch else []
             for image, answer in zip(batch, answers, strict=True):
@@ -176,7 +175,7 @@ class Detector:
                 mask = mask_on_image(answer.mask, *image.pixels.shape)
                 yes = answer.probability >= self.threshold
                 predictions.append(Prediction(image.image_id, answer.probability, yes, mask))
-        check_readable(sources, refused)
+        check_readable(len(predictions), refused)
         return predictions
 
     def answer(self, images: Sequence[np.ndarray]) -> list[Answer]:

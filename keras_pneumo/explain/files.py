@@ -16,9 +16,10 @@ import pandas as pd
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import read_labels
+from keras_pneumo.data.prepared.scanning import check_decoders
 from keras_pneumo.data.radiographs.geometry import map_on_image, placement_of, shape_fault
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
-from keras_pneumo.data.radiographs.reading import find_files, read_radiograph
+from keras_pneumo.data.radiographs.reading import FoundFiles, find_files, read_radiograph
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.report.saliency_report import FOLDER, PICTURES, RECORD
 from keras_pneumo.explain.gradcam import BATCH, heat_maps, raw_maps, to_heat
@@ -131,20 +132,21 @@ def explain_files(
         any_view: whether files are taken that say that they are no frontal radiographs of the chest.
 
     Raises:
-        PneumoError: there is no radiograph, or none that can be read; the labels cannot be read.
+        PneumoError: there is no radiograph, or none that can be read; a decoder is missing; the labels cannot be read.
     """
-    sources: list[Source] = [(name, path) for path, name in find_files(data, folder)]
+    found = find_files(data, folder)
+    check_decoders(found.files)
     checked, selected = checked_with(run) or (CONVENTION, False)
     shown = _named_or(checked, method, stage)
     truths = {name: label.runs for name, label in read_labels(labels).images.items()} if labels else {}
     with replacing_contents(folder, (PICTURES, "quarantine.csv", TABLE)) as new:
-        rows, refused = _explain_each(run, sources, new, shown, truths, any_view, progress)
+        rows, refused = _explain_each(run, found, new, shown, truths, any_view, progress)
     return FilesExplained(folder, *shown, selected and shown == checked, len(rows), len(refused))
 
 
 def _explain_each(
     run: RunFolder,
-    sources: Sequence[Source],
+    found: FoundFiles,
     folder: Path,
     shown: tuple[str, int],
     truths: Mapping[str, rle.Runs | None],
@@ -156,9 +158,11 @@ def _explain_each(
     model = load_model(run)
     members = open_members([run]) if run.experiment.task == "classifier" else []
     rows: list[dict[str, object]] = []
-    refused: list[dict[str, object]] = []
+    sources: list[Source] = [(name, path) for path, name in found.files]
+    refused = found.refused
+    everything = len(sources) + len(refused)
     taken: set[str] = set()
-    for batch in read_batches(sources, BATCH, refused, any_view):
+    for batch in read_batches(sources, BATCH, refused, any_view, isolated=True):
         if batch:
             images = [image.pixels for image in batch]
             raw = raw_maps(model, pixels_at(images, size), *shown)
@@ -171,10 +175,10 @@ def _explain_each(
                 row = _explain_one(run, image.pixels, heat, float(probability), truths.get(image.image_id), shown, path)
                 rows.append({"image_id": image.image_id, "file": image.name, **row})
         if progress:
-            progress(len(rows) + len(refused), len(sources))
+            progress(len(rows) + len(refused), everything)
     if not rows:
         raise PneumoError(
-            f"None of the {len(sources)} files can be read; the first: {refused[0]['reason']}. Give other files."
+            f"None of the {everything} files can be read; the first: {refused[0]['reason']}. Give other files."
         )
     write_table(folder / TABLE, safe_columns(pd.DataFrame(rows), "image_id", "file"))
     write_quarantine(folder, refused)
@@ -212,6 +216,7 @@ def _explain_one(
 
 def _free_name(stem: str, taken: set[str]) -> str:
     """A picture's name that no other file of this call has."""
+    stem = stem.lstrip(".-") or "image"  # a name like -rf is an option of other programs
     name, number = f"{stem}.png", 1
     while name in taken:
         number += 1

@@ -16,8 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from keras_pneumo.data.prepared.scanning import check_decoders
 from keras_pneumo.data.radiographs.geometry import resize_image, shape_fault, size_note, without_padding
-from keras_pneumo.data.radiographs.reading import find_files, find_images, read_or_reason
+from keras_pneumo.data.radiographs.radiograph import Radiograph
+from keras_pneumo.data.radiographs.reading import find_files, read_or_reason
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import (
     OpenedRuns,
@@ -38,8 +40,8 @@ from keras_pneumo.inference.postprocess import (
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor
 from keras_pneumo.inference.run import SYNTHETIC, RunFolder
 from keras_pneumo.storage.files import replacing_contents, write_table
-from keras_pneumo.storage.tables import listed, printable, safe_columns, write_quarantine
-from keras_pneumo.storage.workers import Progress
+from keras_pneumo.storage.tables import listed, safe_columns, write_quarantine
+from keras_pneumo.storage.workers import FILE_FAILED, Progress, map_files
 
 ANY_VIEW = "--any-view (any_view=True)"
 """How a file that is no frontal radiograph of the chest by its header is let in."""
@@ -85,32 +87,38 @@ def predict_images(
         PneumoError: an array is not an image as above, there is no radiograph, or none that can be read; the runs
             cannot predict together; parameters or a gate are missing.
     """
-    sources = image_sources(images)
+    sources, refused = image_sources(images)
     if parameters is None:
         parameters = own_postprocessing(runs)
-    rows, refused = _predict(runs, sources, parameters, gate, SINGLE_DEVICE, progress, opened, any_view)
-    check_readable(sources, refused)
+    rows = _predict(runs, sources, refused, parameters, gate, SINGLE_DEVICE, progress, opened, any_view)
+    check_readable(len(rows), refused)
     table = pd.DataFrame(rows).drop(columns=["file", "notes"])
     table.attrs["synthetic"] = any(run.synthetic for run in [*runs, *gate])
     return table
 
 
-def image_sources(images: Image | Sequence[Image]) -> list[Source]:
+def image_sources(images: Image | Sequence[Image]) -> tuple[list[Source], list[dict[str, object]]]:
     """One radiograph, one folder of them or several of either, each with the name that it has in messages.
+
+    Returns:
+        The radiographs, and ``file, reason`` of links out of a folder, which are not followed.
 
     Raises:
         PneumoError: an array is not an image (:func:`grey_pixels`), a path does not exist, or there is no radiograph.
     """
     given = [images] if isinstance(images, str | Path | np.ndarray) else list(images)
     sources: list[Source] = []
+    refused: list[dict[str, object]] = []
     for number, image in enumerate(given):
         if isinstance(image, np.ndarray):
             sources.append((str(number), grey_pixels(image)))
         else:
-            sources += [(name, path) for path, name in find_files([Path(image)])]
+            found = find_files([Path(image)])
+            sources += [(name, path) for path, name in found.files]
+            refused += found.refused
     if not sources:
         raise PneumoError("There is no radiograph to predict: the list is empty. Give at least one.")
-    return sources
+    return sources, refused
 
 
 def grey_pixels(image: np.ndarray) -> np.ndarray:
@@ -149,24 +157,37 @@ class LoadedImage(NamedTuple):
 
 
 def read_batches(
-    sources: Sequence[Source], batch_size: int, refused: list[dict[str, object]], any_view: bool = False
+    sources: Sequence[Source],
+    batch_size: int,
+    refused: list[dict[str, object]],
+    any_view: bool = False,
+    isolated: bool = False,
 ) -> Iterator[list[LoadedImage]]:
-    """Read radiographs one batch at a time.
+    """Read radiographs one batch at a time, in their order.
 
     Args:
         sources: names, each with a file or with pixels.
         batch_size: radiographs read at once.
         refused: gets ``file, reason`` of each that cannot be read, or that no network can take.
         any_view: whether files are taken that say that they are no frontal radiographs of the chest.
+        isolated: whether files are read in processes of their own, within limits of time and memory, as every command
+            does. In this process, a hostile one can end it.
 
     Yields:
         Full batches of those that can be predicted; the last may be smaller, and is empty where there is none left.
     """
+    paths = [source for _, source in sources if isinstance(source, Path)]
+    read: Iterator[Radiograph | str]
+    if isolated:
+        in_order = map_files(read_or_reason, paths, in_order=True)
+        read = (FILE_FAILED if radiograph is None else radiograph for _, radiograph in in_order)
+    else:
+        read = map(read_or_reason, paths)
     batch: list[LoadedImage] = []
     for name, source in sources:
         image_id, pixels, notes = name, source, tuple[str, ...]()
         if isinstance(source, Path):
-            radiograph = read_or_reason(source)
+            radiograph = next(read)
             if isinstance(radiograph, str):
                 refused.append({"file": name, "reason": radiograph})
                 continue
@@ -185,21 +206,22 @@ def read_batches(
     yield batch  # empty or not: what was refused after the last full batch is counted with it
 
 
-def check_readable(sources: Sequence[Source], refused: Sequence[dict[str, object]]) -> None:
-    """Warn of radiographs that were left out.
+def check_readable(predicted: int, refused: Sequence[dict[str, object]]) -> None:
+    """Warn of radiographs that were left out, beside so many that were predicted.
 
     Raises:
         PneumoError: all were.
     """
-    if len(refused) == len(sources):
+    if not refused:
+        return
+    if not predicted:
         first = refused[0]
         raise PneumoError(
-            f"None of the {len(sources)} radiographs can be predicted; the first, {first['file']}: {first['reason']}. "
+            f"None of the {len(refused)} radiographs can be predicted; the first, {first['file']}: {first['reason']}. "
             "Give others."
         )
-    if refused:
-        texts = listed((f"{row['file']} ({row['reason']})" for row in refused), most=3)
-        warnings.warn(f"{len(refused)} of {len(sources)} radiographs were left out: {texts}.", stacklevel=3)
+    texts = listed((f"{row['file']} ({row['reason']})" for row in refused), most=3)
+    warnings.warn(f"{len(refused)} of {predicted + len(refused)} radiographs were left out: {texts}.", stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -345,17 +367,17 @@ def predict_files(
         aside; files are named relative to ``data``.
 
     Raises:
-        PneumoError: there is no radiograph under ``data``, or none that can be read; the runs cannot predict together;
-            parameters or a gate are missing.
+        PneumoError: there is no radiograph under ``data``, or none that can be read; a decoder, parameters or a gate
+            are missing; the runs cannot predict together.
     """
-    paths, _ = find_images(data)
-    if not paths:
-        raise PneumoError(f"{data} holds no DICOM, PNG or JPEG file. Name the folder that holds the radiographs.")
-    sources: list[Source] = [(printable(path.relative_to(data).as_posix()), path) for path in paths]
-    rows, refused = _predict(runs, sources, parameters, gate, distributed, progress, any_view=any_view)
+    found = find_files([data])
+    check_decoders(found.files)
+    sources: list[Source] = [(name, path) for path, name in found.files]
+    refused = found.refused
+    rows = _predict(runs, sources, refused, parameters, gate, distributed, progress, any_view=any_view, isolated=True)
     if not rows:
         raise PneumoError(
-            f"None of the {len(paths)} files of {data} can be read; the first: {refused[0]['reason']}. "
+            f"None of the {len(refused)} files of {data} can be read; the first: {refused[0]['reason']}. "
             "Give other files."
         )
     return pd.DataFrame(rows), pd.DataFrame(refused, columns=["file", "reason"])
@@ -364,29 +386,31 @@ def predict_files(
 def _predict(
     runs: Sequence[RunFolder],
     sources: Sequence[Source],
+    refused: list[dict[str, object]],
     parameters: PostprocessingParameters | None,
     gate: Sequence[RunFolder],
     distributed: DistributedPredictor,
     progress: Progress | None,
     opened: OpenedRuns | None = None,
     any_view: bool = False,
-) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """Rows of the radiographs that can be predicted, and ``file, reason`` of the others."""
+    isolated: bool = False,
+) -> list[dict[str, object]]:
+    """Rows of the radiographs that can be predicted; ``refused`` gets ``file, reason`` of the others."""
     check_together(runs)
     predict_batch = _predictor(runs, parameters, gate, distributed, opened)
     batch_size = min(run.experiment.global_batch_size for run in runs)
     size = max(run.experiment.image_size for run in runs)
     rows: list[dict[str, object]] = []
-    refused: list[dict[str, object]] = []
-    for batch in read_batches(sources, batch_size, refused, any_view):
+    everything = len(refused) + len(sources)
+    for batch in read_batches(sources, batch_size, refused, any_view, isolated):
         columns = predict_batch([image.pixels for image in batch]) if batch else []
         for image, predicted in zip(batch, columns, strict=True):
             enlarged = size_note(image.pixels.shape[0], image.pixels.shape[1], size)
             notes = (*image.notes, *([enlarged] if enlarged else []))
             rows.append({"image_id": image.image_id, "file": image.name, **predicted, "notes": notes})
         if progress:
-            progress(len(rows) + len(refused), len(sources))
-    return rows, refused
+            progress(len(rows) + len(refused), everything)
+    return rows
 
 
 def _predictor(

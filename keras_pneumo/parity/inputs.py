@@ -99,7 +99,7 @@ def write_inputs(folder: Path, data: Path | None, plan: LadderPlan) -> None:
     if plan.size % 32 or plan.size < 32:
         raise PneumoError(f"The ladder's networks take images whose side is a multiple of 32, not {plan.size}.")
     write_phantoms(folder / "phantoms", PHANTOMS, workers=1)
-    phantoms = find_images(folder / "phantoms")[0]
+    phantoms = find_images(folder / "phantoms").paths
     made = [*phantoms, _as_jpeg(phantoms[0])]
     files, images, passed_over = _readable(made + (_files_of(data) if data else []))
     real = [image for image in images[len(made) :] if image.shape[0] == image.shape[1]]
@@ -210,7 +210,7 @@ def _files_of(data: Path) -> list[Path]:
         sizes = sorted(int(path.name[7:]) for path in data.glob("images_*") if path.name[7:].isdigit())
         paths = sorted((data / f"images_{sizes[-1]}").glob("*.png")) if sizes else []
     else:
-        paths = sorted(find_images(data)[0], key=lambda path: path.suffix.lower() in RASTER_SUFFIXES)
+        paths = sorted(find_images(data).paths, key=lambda path: path.suffix.lower() in RASTER_SUFFIXES)
     if not paths:
         raise PneumoError(f"{data} holds no radiograph. Name a folder of DICOM or PNG files, or a prepared folder.")
     return paths[:MOST_FILES]

@@ -138,11 +138,17 @@ def map_files(
     workers: int | None = None,
     initializer: Callable[[], None] | None = None,
     chunk: int = 1,
+    in_order: bool = False,
 ) -> Iterator[tuple[Item, Result | None]]:
     """:func:`map_in_processes` for files that may be damaged or hostile: whatever one does costs that file alone.
 
     Never in this process; within :data:`FILE_SECONDS` and :data:`FILE_MEMORY`; in new processes after
     :data:`FILES_PER_PROCESS` files. A :class:`PneumoError` (of a full disk, say) ends the work all the same.
+
+    Args:
+        function: as there, like ``workers``, ``initializer`` and ``chunk``.
+        items: the files, or what names them.
+        in_order: whether results come in the order of the items; few wait for a slow one before them.
 
     Yields:
         The item and what the function returned; None when it raised anything else, crashed, took too long, or needed
@@ -150,7 +156,7 @@ def map_files(
     """
     listed = list(items)
     workers = workers or _workers_for(len(listed))
-    settings = _Settings(FILE_SECONDS, initializer, FILE_MEMORY, guarded=True)
+    settings = _Settings(FILE_SECONDS, initializer, FILE_MEMORY, guarded=True, in_order=in_order)
     share = FILES_PER_PROCESS * workers
     for start in range(0, len(listed), share):
         yield from _from_pools(function, listed[start : start + share], workers, chunk, settings)
@@ -253,6 +259,8 @@ class _Settings:
     """Bytes that a process may take beyond what it begins with, where the system can tell (Linux)."""
     guarded: bool = False
     """Whether the result is None of an item for which the function raises anything but a :class:`PneumoError`."""
+    in_order: bool = False
+    """Whether results come in the order of the items."""
 
 
 def _pooled(
@@ -279,7 +287,9 @@ def _pooled(
                     return [*itertools.chain(*pending.values()), *batch]
             if not pending:
                 return []
-            ended = wait(pending, timeout=settings.seconds, return_when=FIRST_COMPLETED).done
+            # The first that was handed out is never behind another, so the time limit is its own.
+            awaited = itertools.islice(pending, 1 if settings.in_order else None)
+            ended = wait(awaited, timeout=settings.seconds, return_when=FIRST_COMPLETED).done
             if not ended:
                 _kill(pool)
                 return list(itertools.chain(*pending.values()))

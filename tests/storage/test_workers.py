@@ -67,6 +67,27 @@ def test_whatever_a_file_does_costs_that_file_alone(function, monkeypatch):
     assert results == {number: None if number in bad else number for number in range(10)}
 
 
+def slow_at_first(path):
+    path.touch()
+    time.sleep(0.5 if path.name == "0" else 0)
+    return die_on_seven(int(path.name))
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_results_come_in_order_and_few_wait_for_a_slow_one(tmp_path, chunk):
+    paths = [tmp_path / str(number) for number in (0, *range(10, 40), 7, 8, 9)]
+    results = map_files(slow_at_first, paths, 2, chunk=chunk, in_order=True)
+    assert next(results) == (paths[0], 0)
+    assert len(list(tmp_path.iterdir())) <= 2 * 4 * chunk, "what is done waits in memory"
+    assert list(results) == [(path, None if path.name in "78" else int(path.name)) for path in paths[1:]]
+
+
+def test_a_file_without_end_keeps_its_place(monkeypatch):
+    monkeypatch.setattr(workers, "FILE_SECONDS", 3.0)
+    results = list(map_files(never_end_on_seven, range(12), 2, in_order=True))
+    assert results == [(number, None if number == 7 else number) for number in range(12)]
+
+
 def test_a_full_disk_ends_the_work():
     with pytest.raises(PneumoError, match="disk"):
         list(map_files(refuse_the_disk, range(3), 1))

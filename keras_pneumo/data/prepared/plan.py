@@ -165,9 +165,9 @@ def _plan_folder(folder: DataFolder, name: str, found: FoundImages, search: Labe
     """The labelled images of one folder, and what is set aside in it."""
     data, patients_path = folder.path, folder.patients
     masks = set(search.labels.files) if search.labels is not None else set()
-    paths = [path for path in found.paths if path not in masks]
+    found = found._replace(paths=[path for path in found.paths if path not in masks])
     notes = [] if masks else [not_searched(folder) for folder in found.mask_folders]
-    sources = scan(data, paths, workers)
+    sources = scan(data, found, workers)
     require_decoders(sources)
     labels = find_labels(search, {name for source in sources for name in _names(source)})
     sources = named_by_labels(sources, {*labels.images, *labels.rejected_rows, *labels.left_out}, labels.parts)
@@ -176,7 +176,7 @@ def _plan_folder(folder: DataFolder, name: str, found: FoundImages, search: Labe
     chosen, set_aside, copies = choose(sources, labels)
     if not chosen:
         reasons = "; ".join(sorted({item.reason for item in set_aside})[:3])
-        raise PneumoError(f"None of the {len(paths)} files in {data} can be prepared: {reasons}. Check these files.")
+        raise PneumoError(f"None of the {len(sources)} files in {data} can be prepared: {reasons}. Check these files.")
     if patients_path is None and (patients_path := find_patient_table(data)) and patients_path.parent != data:
         notes = [*notes, f"Patients are taken from {patients_path}, which lies beside the data."]
     patients = {name: label.facts.patient for name, label in labels.images.items() if label.facts.patient}
@@ -366,7 +366,8 @@ def choose(sources: Sequence[RadiographFile], labels: Labels) -> tuple[list[Radi
 
 def _bad_id(image_id: str) -> str:
     """Why an image id cannot be the name of a file; blank when it can. A stranger's file gives it."""
-    if not image_id or image_id.startswith(".") or not image_id.isprintable() or set(image_id) & set('/\\:*?"<>|'):
+    odd = not image_id.isprintable() or set(image_id) & set('/\\:*?"<>|')
+    if not image_id or image_id.startswith((".", "-")) or odd:
         return f"its image id {image_id[:60]!r} cannot be the name of a file"
     if len(image_id.encode()) > _MAX_ID:
         return f"its image id has {len(image_id.encode())} bytes, more than the {_MAX_ID} that are taken"

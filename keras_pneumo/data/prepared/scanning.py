@@ -18,7 +18,7 @@ from keras_pneumo.data.radiographs.decoders import decoder_report
 from keras_pneumo.data.radiographs.plain import PlainFile, open_plain
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
 from keras_pneumo.data.radiographs.raster import read_limited
-from keras_pneumo.data.radiographs.reading import RASTER_SUFFIXES
+from keras_pneumo.data.radiographs.reading import LINK_OUT, RASTER_SUFFIXES, FoundImages
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import sha256_bytes
 from keras_pneumo.storage.tables import image_id_of, one_line, printable
@@ -55,14 +55,34 @@ class RadiographFile:
     """The hospital, data set or folder that it comes from."""
 
 
-def scan(folder: Path, paths: Sequence[Path], workers: int | None = None) -> list[RadiographFile]:
-    """Identify every file: its hash, image id and, for DICOM, transfer syntax; one entry per path, in their order."""
-    jobs = [(path, printable(path.relative_to(folder).as_posix())) for path in paths]
+def check_decoders(files: Sequence[tuple[Path, str]]) -> None:
+    """:func:`require_decoders` of files that are not prepared, each with its name; they are opened only if one lacks.
+
+    Raises:
+        PneumoError: as there.
+    """
+    if not all(status.available for status in decoder_report()):
+        identified = results_in_order(_identify, files, chunk=_CHUNK)
+        require_decoders([source for source in identified if source is not None])
+
+
+def scan(folder: Path, found: FoundImages, workers: int | None = None) -> list[RadiographFile]:
+    """Identify every file: its hash, image id and, for DICOM, transfer syntax.
+
+    Returns:
+        One entry per file, in their order, then one with its reason per link that is not followed.
+    """
+    jobs = [(path, printable(path.relative_to(folder).as_posix())) for path in found.paths]
     sources = results_in_order(_identify, jobs, workers, chunk=_CHUNK)
-    return [
-        source or RadiographFile(path, relative, "", printable(path.stem), "", error=FILE_FAILED)
-        for (path, relative), source in zip(jobs, sources, strict=True)
+    identified = [
+        source or _refused(path, relative, FILE_FAILED) for (path, relative), source in zip(jobs, sources, strict=True)
     ]
+    links = [_refused(path, printable(path.relative_to(folder).as_posix()), LINK_OUT) for path in found.links_out]
+    return identified + links
+
+
+def _refused(path: Path, relative: str, reason: str) -> RadiographFile:
+    return RadiographFile(path, relative, "", image_id_of(path.name), "", error=reason)
 
 
 def _identify(job: tuple[Path, str]) -> RadiographFile:

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from PIL import features
 
 JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
+JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+JPEG_LOSSLESS = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
+JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
 RUN_LENGTH = "1.2.840.10008.1.2.5"
 
 DECODERS: dict[str, tuple[str, str]] = {
     JPEG_BASELINE: ("pillow", "pillow"),
-    "1.2.840.10008.1.2.4.51": ("pylibjpeg", "pylibjpeg-libjpeg"),
-    "1.2.840.10008.1.2.4.57": ("pylibjpeg", "pylibjpeg-libjpeg"),
-    "1.2.840.10008.1.2.4.70": ("pylibjpeg", "pylibjpeg-libjpeg"),
-    "1.2.840.10008.1.2.4.80": ("pylibjpeg", "pylibjpeg-libjpeg"),
-    "1.2.840.10008.1.2.4.81": ("pylibjpeg", "pylibjpeg-libjpeg"),
+    JPEG_EXTENDED: ("pylibjpeg", "pylibjpeg-libjpeg"),
+    **dict.fromkeys(JPEG_LOSSLESS, ("pylibjpeg", "pylibjpeg-libjpeg")),
+    **dict.fromkeys(JPEG_LS, ("pyjpegls", "pyjpegls")),
     "1.2.840.10008.1.2.4.90": ("pylibjpeg", "pylibjpeg-openjpeg"),
     "1.2.840.10008.1.2.4.91": ("pylibjpeg", "pylibjpeg-openjpeg"),
     "1.2.840.10008.1.2.4.201": ("pylibjpeg", "pylibjpeg-openjpeg"),
@@ -28,7 +29,8 @@ DECODERS: dict[str, tuple[str, str]] = {
 
 pydicom tries the plugins that happen to be installed in an order that changes between its versions, and decoders of
 lossy JPEG differ by a few grey levels. Pillow's baseline JPEG equals OpenCV's to the pixel, so a team that reads the
-files its own way gets our pixels.
+files its own way gets our pixels. JPEG-LS is read by CharLS (pyjpegls), which refuses a stream that ends before its
+last pixel or goes on after it; pylibjpeg's decoder fills the rest with one grey.
 """
 
 DEFLATED = "1.2.840.10008.1.2.1.99"

@@ -21,11 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing, pixel_array
 
-from keras_pneumo.data.radiographs.decoders import DECODERS
+from keras_pneumo.data.radiographs.completeness import ENDS_EARLY, GUARDED, ends_early, guarded
+from keras_pneumo.data.radiographs.decoders import DECODERS, JPEG_BASELINE
 from keras_pneumo.data.radiographs.limits import (
     GREY,
     check_deflated,
@@ -40,6 +42,7 @@ from keras_pneumo.data.radiographs.radiograph import (
     by_rows,
     one_of,
     other_view_of,
+    shown_image_id,
     square_spacing,
     stretch,
     turned_note,
@@ -142,11 +145,15 @@ def _decode(dataset: pydicom.Dataset, stem: str) -> Radiograph:
         syntax = transfer_syntax_of(dataset)
         plugin = DECODERS[syntax][0] if syntax in DECODERS else ""
         grey = photometric in GREY
+        if syntax in GUARDED:
+            dataset.PixelData = encapsulate([guarded(_frame(dataset))])
         stored = pixel_array(dataset, index=0, raw=grey, decoding_plugin=plugin)
         if not grey:
             stored = _one_channel(stored)
         if stored.ndim != 2:
             raise UnreadableImage(f"its pixels have {stored.ndim} dimensions; one 2-D frame is expected")
+        if syntax == JPEG_BASELINE and ends_early(_frame(dataset), stored):
+            raise UnreadableImage(ENDS_EARLY)
         image, grey_note = _to_grey(stored, dataset)
         shape = text_of(dataset, "PresentationLUTShape").upper()
         inverse = photometric == "MONOCHROME1" or (photometric == "MONOCHROME2" and shape == "INVERSE")
@@ -154,7 +161,7 @@ def _decode(dataset: pydicom.Dataset, stem: str) -> Radiograph:
             grey_note = f"{grey_note} The pixels were inverted (PresentationLUTShape INVERSE).".strip()
         return Radiograph(
             pixels=np.ascontiguousarray(255 - image if inverse else image),
-            image_id=text_of(dataset, "SOPInstanceUID") or stem,
+            image_id=shown_image_id(text_of(dataset, "SOPInstanceUID"), stem),
             sex=one_of(text_of(dataset, "PatientSex"), ("M", "F")),
             age=years_of(text_of(dataset, "PatientAge")),
             view=one_of(text_of(dataset, "ViewPosition"), ("PA", "AP")),
@@ -174,6 +181,11 @@ def _decode(dataset: pydicom.Dataset, stem: str) -> Radiograph:
         raise UnreadableImage("decoding it needs more memory than one file may take") from None
     except Exception as error:  # pydicom and its plugins raise every class of error on damaged files
         raise UnreadableImage(f"its pixels cannot be decoded: {_reason(error)}") from error
+
+
+def _frame(dataset: pydicom.Dataset) -> bytes:
+    """The code stream of compressed pixels, which :func:`~.limits.check_pixels` found to be a single one."""
+    return next(generate_frames(dataset.PixelData, number_of_frames=1))
 
 
 def _dataset(data: bytes, *, stop_before_pixels: bool) -> pydicom.Dataset:

@@ -10,6 +10,7 @@ import zlib
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+from keras_pneumo.data.radiographs.completeness import END
 from keras_pneumo.data.radiographs.decoders import DECODERS, DEFLATED, RUN_LENGTH, UNCOMPRESSED
 from keras_pneumo.data.radiographs.radiograph import MAX_FILE_BYTES, UnreadableImage, check_size
 
@@ -209,8 +210,8 @@ def check_frame(frame: bytes, rows: int, columns: int, expected: int, samples: i
         raise UnreadableImage(
             f"its compressed image is of {header.rows}x{header.columns} pixels, its header gives {rows}x{columns}"
         )
-    if reason := _cut_short(frame, header, rows * columns * samples):
-        raise UnreadableImage(f"its compressed image {reason}, so it was cut short or is damaged")
+    if frame.rfind(END, -64) < 0:  # DICOM and some encoders add a few bytes
+        raise UnreadableImage("its compressed image does not end as it should, so it was cut short or is damaged")
     if header.components != samples:
         wanted = "one of grey is" if samples == 1 else f"{samples} are"
         raise UnreadableImage(f"its compressed image has {header.components} components; {wanted} expected")
@@ -223,26 +224,6 @@ class _FrameHeader(NamedTuple):
     rows: int
     columns: int
     components: int
-    lossless: bool = False
-    """JPEG with a lossless Huffman process (SOF3)."""
-    start: int = 0
-    """Where the data of the first scan of a JPEG stream begin."""
-
-
-def _cut_short(frame: bytes, header: _FrameHeader, samples: int) -> str:
-    """Why a compressed image cannot be whole, '' where nothing is known: decoders fill what is missing with one grey.
-
-    A code stream ends with a marker: JPEG and JPEG-LS with EOI (T.81, T.87), JPEG 2000 with EOC (T.800). Both are FFD9,
-    which occurs nowhere within the coded data; DICOM and some encoders add a few bytes. And JPEG Lossless spends at
-    least one bit on each sample (its Huffman codes have one bit at least, T.81 annex H), so a stream that was cut and
-    closed again is too short.
-    """
-    end = frame.rfind(b"\xff\xd9", -64)
-    if end < 0:
-        return "does not end as it should"
-    if header.lossless and 8 * (end - header.start) < samples:
-        return "has fewer bits than pixels"
-    return ""
 
 
 def _frame_header(frame: bytes) -> _FrameHeader | None:
@@ -265,13 +246,13 @@ def _frame_header(frame: bytes) -> _FrameHeader | None:
             position += 1
             continue
         if marker == 0xDA:  # the first scan
-            return header._replace(start=position + 2 + length) if header is not None else None
+            return header
         if marker < 0xC0 or 0xD0 <= marker <= 0xD9 or length < 2:
             return None
         if (marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker in (0xDE, 0xF7):
             if header is not None or length < 8 or position + 10 > len(frame):
                 return None
             height, width, components = struct.unpack(">2HB", frame[position + 5 : position + 10])
-            header = _FrameHeader(height, width, components, lossless=marker == 0xC3)
+            header = _FrameHeader(height, width, components)
         position += 2 + length
     return None

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from keras_pneumo.data.radiographs.completeness import ends_early
 from keras_pneumo.data.radiographs.decoders import DECODERS, JPEG_BASELINE
 from keras_pneumo.data.radiographs.limits import LONG_FORM, check_frame
 from keras_pneumo.data.radiographs.radiograph import (
@@ -24,6 +25,7 @@ from keras_pneumo.data.radiographs.radiograph import (
     check_size,
     one_of,
     other_view_of,
+    shown_image_id,
     square_spacing,
     years_of,
 )
@@ -170,13 +172,15 @@ def decode_plain(data: bytes, stem: str) -> Radiograph | None:
             if picture.mode != "L" or picture.size != (plain.columns, plain.rows):
                 return None
             pixels = np.array(picture)
+        if ends_early(plain.frame, pixels):
+            return None
     except PneumoError:
         raise
     except Exception:  # damaged; Pillow raises every class of error, and pydicom's way gives the reason
         return None
     return Radiograph(
         pixels=255 - pixels if plain.photometric == "MONOCHROME1" else pixels,
-        image_id=plain.image_id,
+        image_id=shown_image_id(plain.image_id, stem),
         sex=plain.sex,
         age=plain.age,
         view=plain.view,

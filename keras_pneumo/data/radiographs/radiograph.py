@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.tables import one_line
 
 MAX_FILE_BYTES = 256 * 2**20
 """Largest file that is opened: 16 times an uncompressed 16-bit radiograph of 8 megapixels."""
@@ -22,6 +23,10 @@ MAX_PIXELS = 64 * 2**20
 
 BLOCK = 2**18
 """Pixels that grey values are computed for at a time."""
+
+
+MAX_ID = 180
+"""Characters of an image id that are shown; SOPInstanceUIDs have up to 64, and a hostile file has megabytes."""
 
 
 class UnreadableImage(PneumoError):  # noqa: N818 - it names what the file is, and is always shown as a reason
@@ -118,6 +123,11 @@ def by_rows(grey: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.
 
 
 # -- What values of a DICOM header mean, for every reader --------------------------------------------------------------
+
+
+def shown_image_id(text: str, stem: str) -> str:
+    """A header's image id as tables, pages and names of files can hold it, the file's stem where it has none."""
+    return one_line(text, MAX_ID) or stem
 
 
 def one_of(text: str, allowed: tuple[str, ...]) -> str:

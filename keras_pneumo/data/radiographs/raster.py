@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from keras_pneumo.data.radiographs.completeness import ENDS_EARLY, ends_early
 from keras_pneumo.data.radiographs.radiograph import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
@@ -74,7 +75,10 @@ def decode_image(data: bytes, image_id: str) -> Radiograph:
                 check_size(picture.height, picture.width)
                 if getattr(picture, "n_frames", 1) != 1:
                     raise UnreadableImage("it holds several frames; one radiograph per file is read")
-                return Radiograph(_grey(picture), image_id)
+                pixels = _grey(picture)
+                if picture.format == "JPEG" and ends_early(data, pixels):
+                    raise UnreadableImage(ENDS_EARLY)
+                return Radiograph(pixels, image_id)
     except PneumoError:
         raise
     except Image.DecompressionBombError:

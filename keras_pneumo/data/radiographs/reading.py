@@ -8,6 +8,7 @@ imports it.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -21,6 +22,13 @@ from keras_pneumo.storage.tables import IMAGE_SUFFIXES, printable
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
+LINK_OUT = (
+    "it is a link to outside of the folder, and such links are not followed; copy what it names into the folder, or "
+    "name its own folder"
+)
+"""Why a link is set aside: a folder that others made must not have files of this machine read and shown."""
+
+
 class FoundImages(NamedTuple):
     """The files of a folder that may be radiographs."""
 
@@ -28,23 +36,37 @@ class FoundImages(NamedTuple):
     """Sorted."""
     mask_folders: list[str]
     """Folders that were not searched because they are named after masks, relative to the folder."""
+    links_out: list[Path]
+    """Links to files or folders outside of the folder, which are not followed (:data:`LINK_OUT`); sorted."""
+
+
+class FoundFiles(NamedTuple):
+    """Radiographs that were named one by one or by their folder."""
+
+    files: list[tuple[Path, str]]
+    """Each file with its name in the tables."""
+    refused: list[dict[str, object]]
+    """``file, reason`` of what is set aside before it is opened: links out of a folder."""
 
 
 def find_images(folder: Path, skip: Collection[Path] = ()) -> FoundImages:
-    """Every file under ``folder`` that may be a radiograph, and the folders that were not searched.
+    """Every file under ``folder`` that may be a radiograph, and what was not searched.
 
     Files count by their ending, or as DICOM by their first bytes when they have none. Hidden files and folders,
     prepared folders and the folders in ``skip`` are not entered; nor are folders named after masks, because
-    drawn masks often carry the very names of their images and would be taken for them.
+    drawn masks often carry the very names of their images and would be taken for them. Links are followed only where
+    they stay inside ``folder``, which may be a link itself.
 
     Raises:
         PneumoError: ``folder`` is not a folder that can be read.
     """
     if not folder.is_dir():
         raise PneumoError(f"{folder} is not a folder. Give the folder that holds the radiographs and the label csv.")
+    top = folder.resolve()
     skipped = {path.resolve() for path in skip}
     images: list[Path] = []
     mask_folders: list[str] = []
+    links_out: list[Path] = []
     visited: set[Path] = set()
     for base, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
         here = Path(base)
@@ -56,8 +78,23 @@ def find_images(folder: Path, skip: Collection[Path] = ()) -> FoundImages:
         masks = sorted(name for name in folders if "mask" in name.lower())
         mask_folders += [printable((here / name).relative_to(folder).as_posix()) for name in masks]
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in masks)
-        images += [here / name for name in files if not name.startswith(".") and _may_be_image(here / name)]
-    return FoundImages(sorted(images), mask_folders)
+        out = [name for name in folders if _leads_out(here / name, top)]
+        folders[:] = [name for name in folders if name not in out]
+        links_out += [here / name for name in out if (here / name).resolve() not in skipped]
+        for name in files:
+            path = here / name
+            if name.startswith("."):
+                continue
+            if _leads_out(path, top):
+                links_out += [path] if _is_named_as_image(path) is not False else []
+            elif _may_be_image(path):
+                images.append(path)
+    return FoundImages(sorted(images), mask_folders, sorted(links_out))
+
+
+def _leads_out(path: Path, top: Path) -> bool:
+    """Whether ``path`` is a link to outside of the folder ``top``, which is no link."""
+    return path.is_symlink() and not path.resolve().is_relative_to(top)
 
 
 def not_searched(mask_folder: str) -> str:
@@ -65,17 +102,18 @@ def not_searched(mask_folder: str) -> str:
     return f"The folder {mask_folder} was not searched: masks come from the csv."
 
 
-def find_files(paths: Sequence[Path], out: Path | None = None) -> list[tuple[Path, str]]:
+def find_files(paths: Sequence[Path], out: Path | None = None) -> FoundFiles:
     """Every radiograph named or in a named folder, with its name in the tables.
 
     Args:
-        paths: files and folders.
+        paths: files and folders. A file that is named is read wherever a link leads.
         out: where pictures will be written: not searched, since those of an earlier call are no radiographs.
 
     Raises:
         PneumoError: a path does not exist, or is ``out`` itself, or there is no radiograph at all.
     """
     files: list[tuple[Path, str]] = []
+    refused: list[dict[str, object]] = []
     skip = [] if out is None else [out]
     for path in paths:
         if path.is_dir():
@@ -84,14 +122,21 @@ def find_files(paths: Sequence[Path], out: Path | None = None) -> list[tuple[Pat
                     f"{path} holds the radiographs, and pictures written there would be taken for some. Name another "
                     "--out; a folder within it will do."
                 )
-            files += [(image, printable(image.relative_to(path).as_posix())) for image in find_images(path, skip)[0]]
-        elif path.is_file():
+            found = find_images(path, skip)
+            files += [(image, _name_in(path, image)) for image in found.paths]
+            refused += [{"file": _name_in(path, link), "reason": LINK_OUT} for link in found.links_out]
+        elif path.exists():
             files.append((path, printable(path.name)))
         else:
             raise PneumoError(f"There is no {path}. Name DICOM, PNG or JPEG files, or a folder that holds them.")
     if not files:
-        raise PneumoError(f"{', '.join(map(str, paths))}: there is no DICOM, PNG or JPEG file. Name another folder.")
-    return files
+        advice = f"{refused[0]['file']}: {LINK_OUT}." if refused else "Name another folder."
+        raise PneumoError(f"{', '.join(map(str, paths))}: there is no DICOM, PNG or JPEG file. {advice}")
+    return FoundFiles(files, refused)
+
+
+def _name_in(folder: Path, path: Path) -> str:
+    return printable(path.relative_to(folder).as_posix())
 
 
 def read_radiograph(path: Path) -> Radiograph:
@@ -125,12 +170,22 @@ def _raise_unreadable(error: OSError) -> NoReturn:
     )
 
 
-def _may_be_image(path: Path) -> bool:
+def _is_named_as_image(path: Path) -> bool | None:
+    """Whether a file's ending is one of radiographs; None where it has none, so that only its bytes can tell."""
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return True
     if path.suffix and not path.suffix[1:].isdigit():  # a UID without ending seems to end in .123456
         return False
+    return None
+
+
+def _may_be_image(path: Path) -> bool:
+    named = _is_named_as_image(path)
+    if named is not None:
+        return named
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            return False
         with path.open("rb") as stream:
             return stream.read(132)[128:] == b"DICM"
     except OSError:

@@ -44,7 +44,7 @@ def test_an_example_is_read_as_the_page_says(tmp_path, title):
         write_png(tmp_path / name, mask if "mask" in name else radiograph(1))
     wanted = dict(re.findall(r"^\| (\S+) \| ([a-z, ]+) \|$", text, re.MULTILINE))
     wanted.pop("image", None)
-    paths, _ = find_images(tmp_path)
+    paths = find_images(tmp_path).paths
     table = tmp_path / files[0][0] if files else None
     labels = find_labels(search_labels(tmp_path, paths, None if len(files) < 2 else table, options(text)), wanted)
     found = {

@@ -220,8 +220,8 @@ def test_nih_labels_and_siim_labels_on_the_same_real_images(tmp_path):
     (tmp_path / "nih").mkdir()
     for row in table.itertuples():
         source = next(more.rglob(f"{row.ImageId}.png"))
-        (tmp_path / "siim" / source.name).symlink_to(source)
-        (tmp_path / "nih" / row.nih_name).symlink_to(source)
+        shutil.copy(source, tmp_path / "siim" / source.name)
+        shutil.copy(source, tmp_path / "nih" / row.nih_name)
     shutil.copy(more / "train-rle.csv", tmp_path / "siim")
     table[["ImageId", "patient_id"]].to_csv(tmp_path / "siim" / "patients.csv", index=False)
     labels = [tmp_path / "siim" / "train-rle.csv", REAL / "siim_tables" / "Data_Entry_2017_v2020.csv.gz"]

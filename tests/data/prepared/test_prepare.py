@@ -661,7 +661,7 @@ def test_bad_label_rows_are_set_aside_with_file_and_row(data, out):
     assert summary.images == 11
 
 
-def test_same_image_twice(data, out):
+def test_row_10_the_same_bytes_twice_are_a_note(data, out):
     original = sorted(data.rglob("*.dcm"))[0]
     (data / "z").mkdir()
     shutil.copy(original, data / "z" / "again.dcm")
@@ -671,7 +671,7 @@ def test_same_image_twice(data, out):
     assert summary.set_aside == 0
 
 
-def test_same_uid_on_different_images(data, out):
+def test_row_10_one_uid_on_different_images_refuses_both(data, out):
     original = sorted(data.rglob("*.dcm"))[0]
     write_dicom(data / "z" / "other.dcm", radiograph(77), uid=original.stem)
     summary = prepare(data, out, [32])
@@ -701,8 +701,8 @@ def test_second_stage_files_go_by_their_name(tmp_path, out):
     assert set(load_prepared(out).cases["image_id"]) == {f"ID_{number}" for number in range(10)}
 
 
-@pytest.mark.parametrize("uid", ["../../escaped", "a/b", ".hidden", "x" * 200, "nul\0l", "line\nbreak"])
-def test_uid_that_would_leave_the_folder_is_refused(data, out, uid):
+@pytest.mark.parametrize("uid", ["../../escaped", "a/b", ".hidden", "-rf", "x" * 200, "nul\0l", "line\nbreak"])
+def test_row_46_a_uid_that_cannot_name_a_file_is_refused(data, out, uid):
     save(dicom(radiograph(1), uid), data / "evil.dcm")
     prepare(data, out, [32])
     assert set(quarantine(out)["file"]) == {"evil.dcm"}
@@ -729,10 +729,10 @@ def test_names_that_are_not_utf8_are_set_aside(data, out):
     assert prepare(data, out, [32]).images == 12
     assert "cannot be the name of a file" in set_aside(out, "png/caf\\udce9.png")
     assert "no row of" in set_aside(out, "caf\\udce9/1.2.276.99.5.dcm")
-    assert [name for _, name in find_files([data / "png"]) if "caf" in name] == ["caf\\udce9.png"]
+    assert [name for _, name in find_files([data / "png"]).files if "caf" in name] == ["caf\\udce9.png"]
 
 
-def test_missing_decoder_is_said_once_before_any_work(data, out, monkeypatch):
+def test_row_9_a_missing_decoder_is_said_once_before_any_work(data, out, monkeypatch):
     monkeypatch.setitem(decoders.DECODERS, "1.2.840.10008.1.2.4.50", ("gdcm", "python-gdcm"))
     with pytest.raises(PneumoError, match=r"4 are stored as JPEG Baseline.*pip install python-gdcm"):
         prepare(data, out, [32])

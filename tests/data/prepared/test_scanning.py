@@ -9,6 +9,7 @@ from small_siim import radiograph, write_dicom, write_jpeg_dicom, write_png
 from keras_pneumo.data.labels.pseudonyms import patient_hash
 from keras_pneumo.data.prepared.scanning import folder_sha256, require_decoders, scan
 from keras_pneumo.data.radiographs import decoders
+from keras_pneumo.data.radiographs.reading import find_images
 from keras_pneumo.errors import PneumoError
 
 
@@ -23,7 +24,7 @@ def folder(tmp_path):
 
 
 def identified(folder, workers):
-    return scan(folder, sorted(path for path in folder.rglob("*") if path.is_file()), workers)
+    return scan(folder, find_images(folder), workers)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
