@@ -94,7 +94,7 @@ def test_lines_end_as_on_any_system(tmp_path, end):
     assert [cells for _, cells in read_rows(tmp_path / "a.csv")] == [["a", "b"], ["1", f"x{end}y"], ["2", "z"]]
 
 
-def test_names_that_attack():
+def test_row_24_names_that_attack():
     assert spreadsheet_safe('=HYPERLINK("http://x","y")') == '\'=HYPERLINK("http://x","y")'
     assert slug("../../x") == "x"
     assert slug("<script>alert(1)</script>") == "script-alert-1-script"
