@@ -16,7 +16,11 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-TRAIN_EXTRA := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,train)
+GPU := $(shell nvidia-smi -L 2>/dev/null)
+
+# Every file that pip installs has its SHA-256 in constraints.txt (PyPI's; constraints-gpu.txt holds what a GPU needs
+# beside). HASHES= installs the same versions without comparing, for a mirror that builds its own files.
+HASHES ?= --require-hashes
 
 # Six times SIIM's areas: at the demos' image sizes the median pneumothorax would otherwise have about a hundred pixels.
 PHANTOMS := data/phantom
@@ -25,7 +29,7 @@ EXPERIMENT ?= experiments/demo_classifier.py
 train-segmenter torch-segmenter: EXPERIMENT := experiments/demo_segmenter.py
 OPTIONS = $(if $(OUT),--out "$(OUT)") $(if $(PREPARED),--prepared "$(PREPARED)") $(if $(PATIENTS),--patients "$(PATIENTS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(START_FROM),--start-from "$(START_FROM)")
 
-.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity planted-faults compare-frameworks lint doctor compare bench bench-docs kills clean
+.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity planted-faults compare-frameworks lint doctor compare bench bench-docs kills fuzz audit sbom lock clean
 
 help:
 	@echo "make train-classifier   train, predict, score; prints the path of report.html (DATA= EXPERIMENT= OUT=)"
@@ -41,26 +45,36 @@ help:
 	@echo "make planted-faults     plants some fifty faults, one at a time, and says at which check each is found (RESUME=1)"
 	@echo "make compare-frameworks trains both teams with several seeds: are they equivalent? (DATA= EXPERIMENT= SEEDS= MARGIN=)"
 	@echo "make bench              measures speed and memory against PyTorch and others (ONLY= OUT= GROWTH=)"
+	@echo "make fuzz               mutated files, for MINUTES= (default 30): counts, and what was found"
+	@echo "make audit              known weaknesses of the pinned packages; make sbom: a bill of materials (CycloneDX)"
 	@echo "make lint               style, types and import rules"
 	@echo "make doctor             what this machine has and lacks"
 
+# install PYTHON, FILES: from files of pinned versions. Without HASHES the hashes are taken out, since pip compares any
+# that it sees.
+define install
+$(if $(HASHES),$(1) -m pip install --quiet $(HASHES) $(foreach file,$(2),-r $(file)),\
+  cat $(2) | sed -e 's/ \\$$//' -e '/^ *--hash/d' > $(VENV).pins && $(1) -m pip install --quiet -r $(VENV).pins && rm $(VENV).pins)
+endef
+
 setup: $(READY)
 
-$(READY): setup.cfg pyproject.toml constraints.txt
+$(READY): setup.cfg pyproject.toml constraints.txt constraints-gpu.txt
 	@test -n "$(PYTHON)" || { echo "No Python was found. Install Python 3.11, 3.12 or 3.13."; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "$(PYTHON) is older than Python 3.11. Install a newer one, or name it: make PYTHON=..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(TRAIN_EXTRA),dev]'
+	$(call install,$(BIN)/python,constraints.txt $(if $(GPU),constraints-gpu.txt))
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 # TensorFlow and the CUDA build of torch crash in one process, so PyTorch has an environment of its own.
 TORCH := .venv-torch
 setup-torch: $(TORCH)/.ready
 
-$(TORCH)/.ready: experiments/torch_team/requirements.txt
+$(TORCH)/.ready: experiments/torch_team/constraints.txt
 	test -x $(TORCH)/bin/python || $(PYTHON) -m venv $(TORCH)
-	$(TORCH)/bin/python -m pip install --quiet -r $<
+	$(call install,$(TORCH)/bin/python,$<)
 	@touch $@
 
 # phantom and prepare do nothing where their files exist already.
@@ -159,11 +173,51 @@ GROWTH ?= 1,10,100
 BENCH_OUT = $(or $(OUT),runs/bench)
 bench: export KERAS_PNEUMO_TORCH_PYTHON := $(abspath $(TORCH))/bin/python
 bench: $(READY)
-	-test ! -x $(TORCH)/bin/python || $(TORCH)/bin/python -m pip install --quiet -r experiments/benchmarks/requirements.txt
+	-test ! -x $(TORCH)/bin/python || $(TORCH)/bin/python -m pip install --quiet --require-hashes -r experiments/benchmarks/constraints.txt
 	PYTHONPATH="$(CURDIR)" $(BIN)/python experiments/benchmarks/bench.py --out "$(BENCH_OUT)" --only "$(ONLY)" --growth "$(GROWTH)" $(if $(RESUME),--resume)
 
 bench-docs: $(READY)
 	PYTHONPATH="$(CURDIR)" $(BIN)/python experiments/benchmarks/bench.py --out "$(BENCH_OUT)" --table docs/benchmarks.md
+
+# Mutated files, in the pool that commands read files in: counts and finds in OUT=, small finds also in tests/fuzz/corpus.
+# ONLY= dicom, texts, weights; BEGIN= the number of the first input, so that another run tries others.
+MINUTES ?= 30
+fuzz: $(READY)
+	TF_CPP_MIN_LOG_LEVEL=3 PYTHONPATH="$(CURDIR):$(CURDIR)/tests" $(BIN)/python -W ignore -m fuzz.run --minutes $(MINUTES) --out "$(or $(OUT),runs/fuzz)" $(if $(ONLY),--only "$(ONLY)") $(if $(BEGIN),--begin $(BEGIN)) $(if $(ONCE),--once)
+
+# Tools of an environment of their own, so that they change nothing of what they look at.
+TOOLS := .venv-tools
+$(TOOLS)/.ready: constraints-tools.txt
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(call install,$(TOOLS)/bin/python,$<)
+	@touch $@
+
+PINNED := constraints.txt constraints-gpu.txt experiments/torch_team/constraints.txt constraints-tools.txt
+# Known weaknesses of the pinned packages, asked of the network: 3 when it could not be asked.
+audit: $(TOOLS)/.ready
+	@code=0; for file in $(PINNED); do \
+	  $(TOOLS)/bin/pip-audit --progress-spinner off --require-hashes --disable-pip -r $$file > $(TOOLS)/audit.log 2>&1 || code=1; \
+	  if grep -qiE 'could not be audited|connection|timed out|proxy|service.*error' $(TOOLS)/audit.log; then \
+	    echo "$$file: for $$(grep -c 'could not be audited' $(TOOLS)/audit.log) packages the service that knows of weaknesses could not be asked."; \
+	    echo "Run make audit again where PyPI can be reached itself; $(TOOLS)/audit.log has the answers."; exit 3; fi; \
+	  echo "$$file:"; cat $(TOOLS)/audit.log; \
+	done; exit $$code
+
+# A bill of materials (CycloneDX) of each environment that is installed, in OUT=.
+sbom: $(READY) $(TOOLS)/.ready
+	@mkdir -p "$(or $(OUT),runs/sbom)"
+	$(TOOLS)/bin/cyclonedx-py environment --output-reproducible --of JSON -o "$(or $(OUT),runs/sbom)/keras_pneumo.cdx.json" $(BIN)/python
+	test ! -x $(TORCH)/bin/python || $(TOOLS)/bin/cyclonedx-py environment --output-reproducible --of JSON -o "$(or $(OUT),runs/sbom)/torch_team.cdx.json" $(TORCH)/bin/python
+
+# Pins every package again, newest versions, with PyPI's hashes; then read what changed.
+LOCK = $(TOOLS)/bin/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --upgrade
+lock: $(TOOLS)/.ready
+	$(LOCK) --python-version 3.11 --extra train --extra dev setup.cfg -o constraints.txt
+	$(LOCK) --python-version 3.11 --extra gpu --extra dev setup.cfg -c constraints.txt -o $(TOOLS)/gpu.txt
+	awk '/^[^ ]/ { keep = /^nvidia-/ } keep' $(TOOLS)/gpu.txt > constraints-gpu.txt
+	$(LOCK) --python-version 3.11.5 experiments/torch_team/requirements.txt -o experiments/torch_team/constraints.txt
+	$(LOCK) --python-version 3.11.5 experiments/torch_team/requirements.txt experiments/benchmarks/requirements.txt -c experiments/torch_team/constraints.txt -o experiments/benchmarks/constraints.txt
+	printf 'pip-audit\ncyclonedx-bom\nuv\n' | $(LOCK) --python-version 3.11 - -o constraints-tools.txt
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -172,4 +226,4 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) $(TORCH) build *.egg-info
+	rm -rf $(VENV) $(TORCH) $(TOOLS) build *.egg-info

@@ -22,7 +22,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import read_json
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
@@ -239,7 +239,8 @@ def validated(model: type[SettingsT], values: dict[str, Any], where: str) -> Set
             elif fault["type"] == "string_pattern_mismatch":
                 reason = IN_WORDS.get(name, reason)
             problems.append(f"{name}: {reason}{given}" if name else reason)
-        raise PneumoError(f"{where} cannot be used. " + "; ".join(problems) + ".") from None
+        more = f"; and {len(problems) - 12:,} more" if len(problems) > 12 else ""
+        raise PneumoError(f"{where} cannot be used. " + "; ".join(problems[:12]) + f"{more}.") from None
 
 
 IN_WORDS = {

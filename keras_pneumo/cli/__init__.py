@@ -245,3 +245,9 @@ def _run(arguments: list[str] | None, threads: list[BaseException | None]) -> No
         if end.code == INTERRUPTED:
             err.print("Interrupted. Everything that was complete is kept.", highlight=False)
         raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a panic of a library in Rust, where memory is short, is no Exception
+        from keras_pneumo.cli.failure import report_failure
+
+        sys.exit(report_failure(error))

@@ -21,13 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import folder_lock, read_json, require_writable, write_json
-from keras_pneumo.storage.tables import image_id_of
+from keras_pneumo.storage.files import cache_folder, folder_lock, read_json, require_writable, sha256_file, write_json
+from keras_pneumo.storage.tables import counted, image_id_of, one_line
 
 COMPETITION = "siim-acr-pneumothorax-segmentation"
 """Kaggle's name of the competition; the default source."""
 
 _RECORD = ".download.json"
+_FIRST = "downloads.json"
+"""In the user's cache: source -> file -> SHA-256, as they were at the first download."""
+
 _CACHE = ".kagglehub"
 _TOKEN_HELP = (
     "Make a token at https://www.kaggle.com/settings (API) and put it into the environment variable KAGGLE_API_TOKEN "
@@ -92,11 +95,39 @@ def _fetch(out: Path, source: str) -> Path:
         return got  # inside a Kaggle or Colab notebook the data lie there already, read-only
     if not got.is_dir():
         raise PneumoError(f"Kaggle gave a single file for {source}, not a folder of radiographs. Name another source.")
+    files = _compared(got, source)
     for path in sorted(got.iterdir()):
         path.replace(out / path.name)
-    write_json(out / _RECORD, {"source": source})
+    write_json(out / _RECORD, {"source": source, "sha256": files})
     shutil.rmtree(cache, ignore_errors=True)
     return out
+
+
+def _compared(got: Path, source: str) -> dict[str, str]:
+    """The hash of every file that arrived, compared with those of this source's first download on this machine.
+
+    Kaggle publishes no hashes, so the first download is trusted, and every later one must be the same.
+
+    Raises:
+        PneumoError: a file is another than at the first download.
+    """
+    files = {path.relative_to(got).as_posix(): sha256_file(path) for path in sorted(got.rglob("*")) if path.is_file()}
+    first = cache_folder() / _FIRST
+    known: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        content = read_json(first)
+        known = content if isinstance(content, dict) else {}
+    before = known.get(source)
+    if isinstance(before, dict) and before != files:
+        changed = sorted(name for name in before.keys() | files.keys() if before.get(name) != files.get(name))
+        raise PneumoError(
+            f"Kaggle gave other files as {source} than at the first download on this machine: "
+            f"{counted(len(changed), 'file')} differ, for example {one_line(changed[0])}. If the source was changed on "
+            f"purpose, delete {first} and run this again."
+        )
+    if before is None:
+        write_json(first, known | {source: files})
+    return files
 
 
 def _read_record(out: Path) -> str | None:

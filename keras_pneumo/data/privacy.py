@@ -43,7 +43,7 @@ and asks for further dates and times by their representation (PS3.15, table E.1-
 IDENTIFYING = frozenset((
     "PatientID", "IssuerOfPatientID", "OtherPatientIDs", "PatientSex", "PatientSexNeutered", "PatientAge",
     "PatientSize", "PatientWeight", "PatientAddress", "PatientTelephoneNumbers", "PatientTelecomInformation",
-    "PatientInstitutionResidence", "CountryOfResidence", "RegionOfResidence", "EthnicGroup", "EthnicGroups",
+    "PatientInstitutionResidence", "CountryOfResidence", "RegionOfResidence", "EthnicGroup",
     "Occupation", "MilitaryRank", "BranchOfService", "PatientReligiousPreference", "PatientComments",
     "PatientState", "PregnancyStatus", "SmokingStatus", "SpecialNeeds", "MedicalRecordLocator", "MedicalAlerts",
     "Allergies", "AdditionalPatientHistory", "InsurancePlanIdentification", "ResponsibleOrganization",
@@ -51,7 +51,7 @@ IDENTIFYING = frozenset((
     "ServiceEpisodeDescription", "CurrentPatientLocation", "AdmittingDiagnosesDescription",
     "DischargeDiagnosisDescription", "VisitComments", "RouteOfAdmissions", "PlacerOrderNumberImagingServiceRequest",
     "FillerOrderNumberImagingServiceRequest", "ImagingServiceRequestComments", "OrderCallbackPhoneNumber",
-    "OrderEnteredByLocation", "OrderEntererLocation", "RequestingService", "ReasonForStudy",
+    "OrderEntererLocation", "RequestingService", "ReasonForStudy",
     "ReasonForTheImagingServiceRequest", "ReasonForTheRequestedProcedure", "ReasonForVisit", "RequestedProcedureID",
     "RequestedProcedureComments", "RequestedProcedureDescription", "RequestedProcedureLocation",
     "ScheduledProcedureStepID", "ScheduledProcedureStepDescription", "ScheduledProcedureStepLocation",
@@ -528,7 +528,7 @@ def _other_findings(paths: Iterable[Path], facts: Mapping[Path, FileFacts]) -> l
     if events := sum(path.name.startswith("events.out.tfevents") for path in paths):
         why = "TensorBoard writes it so."
         findings.append(PrivacyFinding("file name", "has the name of the machine", events, False, why))
-    opened = sum(found.kind == "other" and not found.error for found in facts.values())
+    opened = sum(found.kind == "other" and not found.error and path.name != KEY_FILE for path, found in facts.items())
     if opened:
         why = "Weights, arrays and texts: this program writes no patient there but pixels, into arrays."
         findings.append(PrivacyFinding("file", "of another kind, not examined", opened, False, why))

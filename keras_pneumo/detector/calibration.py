@@ -31,6 +31,9 @@ KINDS: tuple[Kind, ...] = ("temperature", "isotonic")
 """The kinds that are tried. ``none``, the probability as it is, is scored beside them for comparison."""
 
 FOLDS = 5
+_HOTTEST = 1000.0
+"""Temperature up to which a record is believed; fitted ones are at most 20. From there on all answers are near 0.5."""
+
 _CLIP = 1e-6
 """Probabilities of 0 and 1 have no logit."""
 
@@ -156,15 +159,17 @@ def read_calibration(values: dict[str, Any]) -> Calibration:
     """Reads and checks the calibration of ``detector.json``.
 
     Raises:
-        PneumoError: the kind is unknown, the temperature is not above 0, or the knots do not rise.
+        PneumoError: the kind is unknown, the temperature is not above 0, or far above any that is fitted, or the
+            knots do not rise from 0 to 1.
     """
     try:
         knots = tuple((float(x), float(y)) for x, y in values["knots"])
         calibration = Calibration(values["kind"], float(values["temperature"]), knots)
         x, y = np.array(knots).T if knots else (np.zeros(0), np.zeros(0))
         rising = bool(np.all(np.diff(x) >= 0) and np.all(np.diff(y) >= 0) and np.isfinite([*x, *y]).all())
+        rising = rising and bool(np.all((y >= 0) & (y <= 1)))
         complete = calibration.kind in ("none", "temperature") or (calibration.kind == "isotonic" and len(knots) > 0)
-        if complete and rising and np.isfinite(calibration.temperature) and calibration.temperature > 0:
+        if complete and rising and 0 < calibration.temperature <= _HOTTEST:
             return calibration
     except (KeyError, TypeError, ValueError):
         pass

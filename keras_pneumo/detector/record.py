@@ -8,8 +8,12 @@ while the version stays the same.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import ConfigDict, Field
+
+from keras_pneumo.config import Settings, validated
+from keras_pneumo.detector.calibration import read_calibration
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
 from keras_pneumo.storage.files import content_hash, read_json, sha256_file
@@ -20,11 +24,55 @@ NETWORKS = "network_*.safetensors"
 """File names of the weights in a member's folder."""
 
 
+Count = Annotated[int, Field(ge=0)]
+Names = Annotated[list[Annotated[str, Field(pattern=r"^[\w. /-]{1,100}$")]], Field(min_length=1, max_length=1000)]
+_SOURCE = r"^(classifier|own head|outline)((, | and )(classifier|own head|outline))*$"
+
+
+class _Part(Settings):
+    """A part of the record whose values are checked; entries that are not named here are left as they are."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class _Counts(_Part):
+    images: Count
+    patients: Count
+    true_positive: Count
+    false_positive: Count
+    false_negative: Count
+    true_negative: Count
+
+
+class _Validation(_Part):
+    counts: _Counts
+
+
+class _Versions(_Part):
+    keras_pneumo: str
+
+
+class _Record(_Part):
+    """What an answer depends on: a hash that was made anew says nothing of impossible values."""
+
+    name: str
+    versions: _Versions
+    classifiers: Names
+    segmenters: Names
+    probability_source: Annotated[str, Field(pattern=_SOURCE)]
+    threshold: Annotated[float, Field(ge=0, le=1)]
+    outline_area: Annotated[int, Field(ge=1)]
+    calibration: dict[str, Any]
+    validation: _Validation
+    files: Annotated[dict[str, str], Field(min_length=1)]
+    synthetic: bool = False
+
+
 def read_detector_record(folder: Path) -> dict[str, Any]:
     """Read ``detector.json`` and check that it is unchanged and of a format that this version reads.
 
     Raises:
-        PneumoError: it is missing, damaged or changed.
+        PneumoError: it is missing, damaged or changed, or one of its values is impossible.
     """
     path = folder / FILE
     if not path.is_file():
@@ -38,8 +86,17 @@ def read_detector_record(folder: Path) -> dict[str, Any]:
         raise PneumoError(f"{path} cannot be read: {error}. Copy the detector again.") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise PneumoError(f"{path} is not of format {FORMAT}, which this version reads. Join the runs again.")
-    if record.get("sha256") != content_hash(record):
+    try:
+        unchanged = record.get("sha256") == content_hash(record)
+    except (ValueError, RecursionError):  # text that cannot be written
+        unchanged = False
+    if not unchanged:
         raise PneumoError(f"{path} was changed after it was written: its hash does not match. Copy the detector again.")
+    try:
+        validated(_Record, record, str(path))
+    except PneumoError as error:
+        raise PneumoError(f"{error} Copy the detector again, or join its runs again.") from None
+    read_calibration(record["calibration"])
     return record
 
 

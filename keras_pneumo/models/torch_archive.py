@@ -14,12 +14,14 @@ from __future__ import annotations
 import math
 import pickletools
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.tables import one_line
 
 STORAGES: dict[str, np.dtype[Any]] = {
     "torch FloatStorage": np.dtype("<f4"),
@@ -70,10 +72,10 @@ def load_torch_archive(path: Path | str) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(archive, str(path))
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise PneumoError(
-            f"{path} cannot be read as PyTorch's zip archive of weights ({error}). If PyTorch older than 1.6 wrote it, "
-            "save it as safetensors where PyTorch is installed."
+            f"{path} cannot be read as PyTorch's zip archive of weights ({one_line(str(error))}). If PyTorch older "
+            "than 1.6 wrote it, save it as safetensors where PyTorch is installed."
         ) from error
 
 
@@ -110,7 +112,7 @@ def _read(archive: zipfile.ZipFile, path: str) -> dict[str, np.ndarray]:
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         # Opcodes in an order that no state dict has: an empty stack, a wrong kind of value, a missing block.
         raise PneumoError(
-            f"{path} is refused: its list of tensors is malformed ({error}). "
+            f"{path} is refused: its list of tensors is malformed ({one_line(str(error))}). "
             "Fetch the file again, or save it as safetensors where PyTorch is installed."
         ) from error
     return tensors

@@ -28,6 +28,7 @@ import safetensors.numpy
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.resnet import leaf_layers
 from keras_pneumo.storage.files import write_bytes
+from keras_pneumo.storage.tables import one_line
 
 StateDict = dict[str, np.ndarray]
 """A PyTorch state dict: numpy arrays by PyTorch's names."""
@@ -215,7 +216,7 @@ def load_safetensors(path: Path | str) -> StateDict:
         ) from error
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise PneumoError(
-            f"{path} is not a whole safetensors file ({error}). Only safetensors files are read here: "
+            f"{path} is not a whole safetensors file ({one_line(str(error))}). Only safetensors files are read here: "
             "pickled files (.pth, .pt, .bin) can run code. Convert those where PyTorch is installed."
         ) from error
 

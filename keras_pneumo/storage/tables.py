@@ -216,6 +216,13 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
+def visible(text: str) -> str:
+    """``text`` with control and direction characters as ``\\x1b``, ``\\u202e``: a terminal would obey them."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def image_id_of(cell: str) -> str:
     """The image id in a table's cell or a file's name: the ending of an image file is taken off, also a repeated one.
 
@@ -261,7 +268,8 @@ def write_quarantine(out: Path, set_aside: Sequence[dict[str, Any]]) -> None:
 
     path = out / "quarantine.csv"
     if set_aside:
-        table = pd.DataFrame(set_aside, columns=["file", "reason"])
+        rows = [(visible(str(row["file"])), visible(str(row["reason"]))) for row in set_aside]
+        table = pd.DataFrame(rows, columns=["file", "reason"])
         write_table(path, safe_columns(table, "file", "reason"))
     else:
         path.unlink(missing_ok=True)

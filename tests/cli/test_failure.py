@@ -91,6 +91,7 @@ def test_row_49_every_command_ends_a_fault_with_70(name, own_cache, monkeypatch,
         ("import threading; t = threading.Thread(target=lambda: {}['Smith^John']); t.start(); t.join()", "KeyError"),
         ("import asyncio; asyncio.run(asyncio.sleep('Smith^John'))", "TypeError"),
         ("raise type('Broken', (Exception,), {'__str__': lambda self: 1 / 0})()", "Broken"),
+        ("raise type('PanicException', (BaseException,), {})('Smith^John')", "PanicException"),
         (r"raise ValueError('Smith\udcff\x1b[2J')", "ValueError"),
     ],
 )

@@ -117,8 +117,9 @@ def plant(folder, first=0, count=IMAGES):
     date = whole.index(b"19310217")
     (folder / "date.dcm").write_bytes(whole[:date] + b"Zephyrin" + whole[date + 8 :])
     bits = pydicom.dcmread(folder / f"image{first + 1:03}.dcm")
-    bits.SOPInstanceUID, bits.BitsStored, bits.RescaleSlope = "1.2.826.0.1.99.999", 77, "Quirinius"
-    save(bits, folder / "bits.dcm")
+    bits.SOPInstanceUID, bits.BitsStored, bits.RescaleSlope = "1.2.826.0.1.99.999", 7, "1.23456789"
+    path = save(bits, folder / "bits.dcm")
+    path.write_bytes(path.read_bytes().replace(b"1.23456789", b"Quirinius "))
     write_labels(folder / "train-rle.csv", [*rows, ("1.2.826.0.1.99.999", "-1")])
     return folder
 

@@ -21,6 +21,7 @@ from small_siim import write_siim
 from keras_pneumo.data.download import COMPETITION, download
 from keras_pneumo.data.prepared.prepare import prepare
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.files import sha256_file
 
 needs_kagglehub = pytest.mark.skipif(find_spec("kagglehub") is None, reason="kagglehub is not installed")
 
@@ -68,6 +69,7 @@ def kaggle(monkeypatch, tmp_path):
     stand_in.dataset_download = lambda handle: fetch("datasets", handle)
     monkeypatch.setitem(sys.modules, "kagglehub", stand_in)
     monkeypatch.delenv("KAGGLEHUB_CACHE", raising=False)
+    monkeypatch.setenv("KERAS_PNEUMO_CACHE", str(tmp_path / "cache"))
     return stand_in
 
 
@@ -79,6 +81,19 @@ def test_what_arrives_can_be_prepared(kaggle, tmp_path):
     assert "KAGGLEHUB_CACHE" not in os.environ
     assert not (tmp_path / "data" / ".kagglehub").exists()
     assert prepare(tmp_path / "data", tmp_path / "prepared", [32]).images == 12
+
+
+def test_the_first_download_is_recorded_and_later_ones_compared(kaggle, tmp_path):
+    download(tmp_path / "data")
+    recorded = json.loads((tmp_path / "data" / ".download.json").read_text())["sha256"]
+    assert recorded["train-rle.csv"] == sha256_file(tmp_path / "data" / "train-rle.csv")
+    assert download(tmp_path / "again").fetched
+    with (tmp_path / "served" / "train-rle.csv").open("a") as stream:
+        stream.write("a,-1\n")
+    with pytest.raises(PneumoError, match=r"1 file differ, for example train-rle\.csv.*delete .*downloads\.json"):
+        download(tmp_path / "third")
+    (Path(os.environ["KERAS_PNEUMO_CACHE"]) / "downloads.json").unlink()
+    assert download(tmp_path / "third").fetched
 
 
 def test_second_call_fetches_nothing(kaggle, tmp_path):

@@ -53,7 +53,7 @@ def test_every_keyword_is_in_the_dictionary():
 
 def test_tags_are_listed_with_counts_and_without_values(tmp_path):
     save(planted(), tmp_path / "a.dcm")
-    other = planted(PatientID="", ReferringPhysicianName=None, AccessionNumber=" ")
+    other = planted(PatientID="", ReferringPhysicianName="", AccessionNumber=" ")
     other.OtherPatientIDsSequence = Sequence([Dataset()])
     other.OtherPatientIDsSequence[0].PatientComments = "Unmistakable"
     other.private_block(0x0011, "SMITHERS", create=True).add_new(1, "LO", "31415926")

@@ -179,7 +179,7 @@ def test_row_37_weights_that_are_not_finite_are_refused(run_copy, value):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Unable to get link info"), TypeError("x"), OSError("truncated file")])
-def test_whatever_h5py_raises_on_a_damaged_file_is_one_sentence(run_copy, monkeypatch, error):
+def test_row_43_whatever_h5py_raises_on_a_damaged_file_is_one_sentence(run_copy, monkeypatch, error):
     """Row 43."""
 
     def damaged(*_):

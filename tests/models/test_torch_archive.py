@@ -121,7 +121,7 @@ class Runs:
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, protocol):
+def test_row_22_a_hostile_pickle_is_refused_and_not_run(tmp_path, protocol):
     path = tmp_path / "evil.pth"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("evil/data.pkl", pickle.dumps({"weight": Runs(tmp_path / "made")}, protocol=protocol))
@@ -181,3 +181,21 @@ def test_any_damage_is_refused_or_harmless(tmp_path_factory, noise, position):
     except PneumoError:
         return
     assert all(isinstance(value, np.ndarray) for value in state.values())
+
+
+@pytest.mark.parametrize("place", range(30, 400, 10))
+def test_row_44_damage_to_what_is_compressed_is_a_sentence(tmp_path, place):
+    program, blocks = two_tensors(tmp_path)
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("any/data.pkl", b"\x80\x02" + program + b".")
+        for key, array in blocks.items():
+            file.writestr(f"any/data/{key}", array.tobytes())
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+    try:
+        state = load_torch_archive(path)
+    except PneumoError:
+        return
+    np.testing.assert_array_equal(state["weight"], [[0, 1, 2], [3, 4, 5]])

@@ -19,6 +19,7 @@ from keras_pneumo.storage.tables import (
     slug,
     spreadsheet_safe,
     table_text,
+    visible,
 )
 
 
@@ -93,7 +94,7 @@ def test_lines_end_as_on_any_system(tmp_path, end):
     assert [cells for _, cells in read_rows(tmp_path / "a.csv")] == [["a", "b"], ["1", f"x{end}y"], ["2", "z"]]
 
 
-def test_names_that_attack():
+def test_row_24_names_that_attack():
     assert spreadsheet_safe('=HYPERLINK("http://x","y")') == '\'=HYPERLINK("http://x","y")'
     assert slug("../../x") == "x"
     assert slug("<script>alert(1)</script>") == "script-alert-1-script"
@@ -128,3 +129,8 @@ def test_columns_of_no_table(tmp_path):
     (tmp_path / "bad.csv").write_text('a\n"1" 2\n')
     with pytest.raises(PneumoError, match=r"bad.csv, line 2, is not csv"):
         read_columns(tmp_path / "bad.csv", ["a"])
+
+
+def test_control_characters_of_a_name_are_shown_and_not_obeyed():
+    assert visible("a\x1b[31m\u202eb\nc") == "a\\x1b[31m\\u202eb\\nc"
+    assert visible("two  blanks ž.dcm") == "two  blanks ž.dcm"

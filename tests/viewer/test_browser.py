@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -228,6 +229,26 @@ def test_a_verdict_waits_for_the_radiograph_that_it_is_on(browser, tmp_path, mon
     WebDriverWait(browser.driver, 30).until(lambda _: browser.pressed("disagree"))
     (row,) = pd.read_csv(tmp_path / "readings.csv").to_dict("records")
     assert (row["file"], row["image_sha256"]) == ("slow.dcm", hash_of(slow))
+
+
+def test_row_48_the_page_asks_again_while_the_program_is_busy(browser, tmp_path, monkeypatch):
+    browser.until("return document.body.dataset.shown")
+    page, data = browser.page, browser.page.files[1][0].read_bytes()
+    page.json("/api/folder/1")
+    monkeypatch.setattr("keras_pneumo.viewer.limits.WAITING", 0)
+    let_go = held(monkeypatch, page.page_detector, "answer", lambda _, name: name == "slow.dcm")
+    with ThreadPoolExecutor(2) as pool:
+        uploads = [pool.submit(page.json, "/api/drop?name=slow.dcm", data + bytes([n, 0])) for n in (1, 2)]
+        WebDriverWait(browser.driver, 30).until(lambda _: page.json("/api/drop?name=x", b"x")[0] == 503)
+        late = tmp_path / "late.dcm"
+        late.write_bytes(data + b"\0\3")
+        browser.drop(late, wait=False)
+        time.sleep(1)  # its refusal arrives in that time
+        assert browser.text("busy") == "Reading …", "it waits, and shows no error"
+        let_go.set()
+        browser.wait_for("3 of 3")
+        assert [upload.result()[0] for upload in uploads] == [200, 200]
+    assert browser.text("name") == "late.dcm"
 
 
 def test_a_verdict_that_is_kept_late_is_not_shown_on_another_radiograph(browser, tmp_path, monkeypatch):

@@ -9,10 +9,12 @@ COCO file lists without an outline, and a file in ``negative/`` are negatives.
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import warnings
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +26,10 @@ from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import Box, Label, Labels, Rejected, canonical_runs
 from keras_pneumo.data.labels.known import LabelOptions
 from keras_pneumo.data.labels.tables import FINDING, LabelQuestionError
+from keras_pneumo.data.radiographs.radiograph import MAX_PIXELS
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.tables import counted, image_id_of, listed, one_line, read_text
+from keras_pneumo.storage.tables import counted, image_id_of, listed, one_line, read_text, shown_id
+from keras_pneumo.storage.workers import FILE_FAILED, results_in_order
 
 MASK_ENDINGS = (".mask", "_mask", "-mask")
 """How the name of a mask ends, before ``.png``, where it lies beside its image."""
@@ -41,6 +45,12 @@ _MIDDLE = 128
 POSITIVE_FOLDERS = frozenset({"positive", "pneumothorax", "with_pneumothorax"})
 NEGATIVE_FOLDERS = frozenset({"negative", "no_pneumothorax", "without_pneumothorax", "normal"})
 """Names of folders, in lower case, with ``_`` for blanks and ``-``, that say the label of the images in them."""
+
+_CHUNK = 16
+"""Masks that a worker takes at a time."""
+
+_MAX_POINTS = 100_000
+"""Corners of one polygon; an outline drawn by hand has some hundred."""
 
 SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.4"
 
@@ -111,14 +121,14 @@ def masks_in_folders(folder: Path, paths: Sequence[Path], masks: Path | None = N
 
 def picture_labels(folder: Path, masks: Mapping[Path, Path], paths: Sequence[Path], options: LabelOptions) -> Labels:
     """Labels from masks drawn as pictures; several masks of one image are united."""
-    with ThreadPoolExecutor() as threads:  # decoding leaves the interpreter's lock
-        drawn = list(threads.map(_mask_or_reason, masks))
+    drawn = results_in_order(_mask_or_reason, masks, chunk=_CHUNK)
     parts: dict[str, list[_Drawn]] = {}
     rejected: list[Rejected] = []
     for (path, image), mask in zip(masks.items(), drawn, strict=True):
         image_id = image_id_of(image.name)
-        if isinstance(mask, str):
-            rejected.append(Rejected(_relative(path, folder), 1, f"image {image_id}: the mask {mask}", image_id))
+        if mask is None or isinstance(mask, str):
+            why = f"the mask {mask}" if mask else f"the mask: {FILE_FAILED}"
+            rejected.append(Rejected(_relative(path, folder), 1, f"image {image_id}: {why}", image_id))
         else:
             parts.setdefault(image_id, []).append(mask)
     bad = {item.image_id for item in rejected}
@@ -196,9 +206,21 @@ def coco_labels(path: Path) -> Labels:
             shapes.setdefault(item.get("image_id"), []).append(item)
     images: dict[str, Label] = {}
     rejected: list[Rejected] = []
+    lost = sum(len(items) for key, items in shapes.items() if key not in {item.get("id") for item in content["images"]})
+    if lost:
+        reason = f"{counted(lost, 'annotation')} of a pneumothorax for images that the file does not list"
+        rejected.append(Rejected(path.name, None, reason))
     outlined = 0
-    for number, image in enumerate(content["images"], start=1):
-        image_id = image_id_of(str(image.get("file_name", "")).replace("\\", "/").rpartition("/")[2])
+    file_names = [str(item.get("file_name", "")).replace("\\", "/").rpartition("/")[2] for item in content["images"]]
+    image_ids = [image_id_of(name) for name in file_names]
+    times = Counter(image_ids)
+    for number, (image, image_id) in enumerate(zip(content["images"], image_ids, strict=True), start=1):
+        if not image_id or times[image_id] > 1:
+            reason = "an image has no file name"
+            if image_id:
+                reason = f"image {shown_id(image_id)}: the file lists it {times[image_id]} times"
+            rejected.append(Rejected(path.name, number, reason, image_id))
+            continue
         try:
             rows, columns = int(image["height"]), int(image["width"])
             drawn = [
@@ -207,14 +229,15 @@ def coco_labels(path: Path) -> Labels:
                 if item.get("segmentation")
             ]
             boxes = tuple(
-                Box(*map(float, item["bbox"]))
+                _coco_box(item["bbox"])
                 for item in shapes.get(image.get("id"), [])
                 if not item.get("segmentation") and item.get("bbox")
             )
             mask = coco.decode(coco.merge(drawn)) if drawn else None
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             reason = (
-                f"image {image_id}: its annotation cannot be read ({type(error).__name__} {one_line(str(error), 60)})"
+                f"image {shown_id(image_id)}: its annotation cannot be read ({type(error).__name__} "
+                f"{one_line(str(error), 80)})"
             )
             rejected.append(Rejected(path.name, number, reason, image_id))
             continue
@@ -238,7 +261,7 @@ def is_coco(path: Path) -> bool:
 def _coco_content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PneumoError(f"{path} is not JSON: {one_line(str(error), 80)}. Export it again.") from None
     keys = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
@@ -247,18 +270,49 @@ def _coco_content(path: Path) -> dict[str, Any]:
         raise PneumoError(
             f"{path} is no COCO file: images, annotations and categories are lists of objects. Export it again."
         )
+    numbers = [item.get(name) for key in keys for item in content[key] for name in ("id", "image_id", "category_id")]
+    if not all(number is None or isinstance(number, int | str) for number in numbers):
+        raise PneumoError(f"{path} is no COCO file: ids are numbers or texts. Export it again.")
     return content
 
 
 def _coco_runs(shape: Any, rows: int, columns: int) -> rle.Runs:
-    """Compressed runs of one annotation: polygons, uncompressed or compressed counts."""
+    """Compressed runs of one annotation: polygons, uncompressed or compressed counts.
+
+    All is checked here, since pycocotools is C code that trusts it: absurd numbers end the process, or take all memory.
+
+    Raises:
+        TypeError, ValueError, KeyError: it is none, or does not fit an image of these rows and columns.
+    """
+    if min(rows, columns) < 1 or rows * columns > MAX_PIXELS:
+        raise ValueError(f"its image has {rows:.3g} rows and {columns:.3g} columns")
     if isinstance(shape, list):
+        for polygon in shape:
+            _check_polygon(polygon, rows, columns)
         return coco.merge(coco.frPyObjects(shape, rows, columns))
     if list(shape["size"]) != [rows, columns]:
-        raise ValueError(f"its size is {shape['size']}, its image's {[rows, columns]}")
-    if isinstance(shape["counts"], list):
-        return coco.frPyObjects(shape, rows, columns)
-    return {"size": [rows, columns], "counts": str(shape["counts"]).encode()}
+        raise ValueError("its size is not its image's")
+    counts = shape["counts"]
+    if not isinstance(counts, list):
+        counts = rle.counts_of_runs({"size": [rows, columns], "counts": str(counts)})
+    if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != rows * columns:
+        raise ValueError("its counts are not those of a mask of its size")
+    return rle.runs_of_counts(counts, rows, columns)
+
+
+def _coco_box(box: Any) -> Box:
+    if not isinstance(box, list) or not all(type(side) in (int, float) and math.isfinite(side) for side in box):
+        raise ValueError("a box is a list of four numbers")
+    return Box(*map(float, box))
+
+
+def _check_polygon(polygon: Any, rows: int, columns: int) -> None:
+    """Refuse what is no list of x and y in turn, of at least three corners on the image or about it."""
+    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or len(polygon) > 2 * _MAX_POINTS:
+        raise ValueError("a polygon is a list of at least three corners")
+    for number in polygon:
+        if type(number) not in (int, float) or not math.isfinite(number) or abs(number) > 2 * max(rows, columns):
+            raise ValueError("a corner of a polygon is far outside of its image, or no number")
 
 
 # -- DICOM Segmentation ------------------------------------------------------------------------------------------------
@@ -286,15 +340,25 @@ def segmentation_labels(folder: Path, files: Sequence[Path], options: LabelOptio
     """
     parts: dict[str, list[_Drawn]] = {}
     rejected: list[Rejected] = []
-    for path in files:
-        try:
-            for image_id, mask in _segments(path):
-                parts.setdefault(image_id, []).append(mask)
-        except (AttributeError, KeyError, ValueError, TypeError, IndexError, OSError, NotImplementedError) as error:
-            reason = f"the segmentation cannot be read: {one_line(str(error), 100)}"
+    listed_files = list(files)
+    for path, found in zip(listed_files, results_in_order(_segments_or_reason, listed_files), strict=True):
+        if found is None or isinstance(found, str):
+            reason = f"the segmentation cannot be read: {found or FILE_FAILED}"
             rejected.append(Rejected(_relative(path, folder), None, reason))
+            continue
+        for image_id, mask in found:
+            parts.setdefault(image_id, []).append(mask)
     images = {name: _label(masks, number) for number, (name, masks) in enumerate(parts.items(), start=1)}
     return Labels(folder, _no_rows(), images, rejected, "DICOM Segmentation", files=tuple(files))
+
+
+def _segments_or_reason(path: Path) -> list[tuple[str, _Drawn]] | str:
+    try:
+        return _segments(path)
+    except ValueError as error:  # with a message of ours, or of pydicom's about lengths
+        return one_line(re.sub(r"b?'[^']*\^[^']*'", "...", str(error)), 100)
+    except (AttributeError, KeyError, TypeError, IndexError, OSError, NotImplementedError) as error:
+        return f"it is damaged or lacks a part ({type(error).__name__})"
 
 
 def _segments(path: Path) -> list[tuple[str, _Drawn]]:

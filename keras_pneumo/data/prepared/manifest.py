@@ -13,11 +13,13 @@ import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import AfterValidator, ConfigDict, Field
 
 from keras_pneumo import __version__
+from keras_pneumo.config import Settings, validated
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import Labels, Rejected
 from keras_pneumo.data.labels.patients import Grouping
@@ -29,7 +31,7 @@ from keras_pneumo.data.prepared.split import SUBSETS, make_split, split_sha256, 
 from keras_pneumo.data.radiographs.decoders import DECODERS
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import read_json, sha256_bytes, sha256_file, table_bytes, write_json, write_table
-from keras_pneumo.storage.tables import counted, listed
+from keras_pneumo.storage.tables import counted, listed, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -350,7 +352,7 @@ def quarantine_table(set_aside: Sequence[Rejected]) -> pd.DataFrame:
     import pandas as pd
 
     ordered = sorted(set_aside, key=lambda item: (item.file, item.row or 0, item.reason))
-    rows = [(item.file, item.row, item.reason) for item in ordered]
+    rows = [(visible(item.file), item.row, visible(item.reason)) for item in ordered]
     return pd.DataFrame(rows, columns=["file", "row", "reason"]).astype({"row": "Int64"})
 
 
@@ -364,11 +366,40 @@ def prepared_sha256(tables: Mapping[str, str], pixels: Mapping[str, str]) -> str
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def _no_way_out(name: str) -> str:
+    if name.startswith(("/", "\\")) or "\0" in name or ".." in name.split("/"):
+        raise ValueError("a file is named that lies outside of the folder")
+    return name
+
+
+_Inside = Annotated[str, AfterValidator(_no_way_out)]
+
+
+class _Manifest(Settings):
+    """Those entries of a manifest that others build on, where it has them; the rest is left as it is."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    synthetic: bool = False
+    sizes: list[Annotated[int, Field(ge=1, le=2**15)]] | None = None
+    split_sha256: str | None = None
+    prepared_sha256: str | None = None
+    patients: str | None = None
+    patients_note: str | None = None
+    notes: list[str] | None = None
+    source_notes: list[str] | None = None
+    tables: dict[str, str] | None = None
+    pixels: dict[str, str] | None = None
+    files: dict[_Inside, str] | None = None
+    vanished: dict[str, list[str]] | None = None
+    unreadable: dict[str, str] | None = None
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """``manifest.json`` of a prepared folder.
 
     Raises:
-        PneumoError: there is none, or it is damaged or of another format.
+        PneumoError: there is none, or it is damaged or of another format, or one of its values is impossible.
     """
     path = folder / MANIFEST_NAME
     again = f"Run keras-pneumo prepare DATA --out {folder}"
@@ -384,6 +415,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise PneumoError(f"{path} is damaged: it is not JSON. {again} to mend it.") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise PneumoError(f"{path} is not of format {FORMAT}. Prepare the data again into another folder.")
+    try:
+        validated(_Manifest, manifest, str(path))
+    except PneumoError as error:
+        raise PneumoError(f"{error} {again} to mend it.") from None
     return manifest
 
 

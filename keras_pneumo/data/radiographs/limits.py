@@ -25,6 +25,9 @@ GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 """Photometric interpretations that are read; colour only when its channels turn out to be equal."""
 
+_OTHER_KINDS = ("PALETTE COLOR", "HSV", "ARGB", "CMYK", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "XYB")
+"""Further ones of PS3.3 C.7.6.3.1.2, which a reason may name; any other text may be a person's name."""
+
 
 def text_of(dataset: pydicom.Dataset, name: str) -> str:
     """The value of one tag as plain text, blank when it is absent or empty."""
@@ -98,7 +101,9 @@ def transfer_syntax_of(dataset: pydicom.Dataset) -> str:
     if syntax not in DECODERS and syntax not in UNCOMPRESSED:
         from pydicom.uid import UID
 
-        raise UnreadableImage(f"its pixels are stored as {UID(syntax).name}, which radiographs do not use")
+        # Damage can bring any text into this place; only what is a UID is quoted.
+        way = f"as {UID(syntax).name}" if UID(syntax).is_valid else "in an unknown way"
+        raise UnreadableImage(f"its pixels are stored {way}, which radiographs do not use")
     return str(syntax)
 
 
@@ -115,10 +120,13 @@ def check_pixels(dataset: pydicom.Dataset) -> str:
     samples = int(dataset.get("SamplesPerPixel") or 1)
     colour = photometric in _COLOUR and samples == 3 and dataset.get("BitsAllocated") == 8
     if not colour and (photometric not in GREY or samples != 1):
-        raise UnreadableImage(f"it is stored as {photometric[:16] or 'an unnamed kind'} with {samples} samples per "
+        kind = photometric if photometric in (*GREY, *_COLOUR, *_OTHER_KINDS) else "an unknown kind"
+        raise UnreadableImage(f"it is stored as {kind} with {samples} samples per "
                               "pixel; a grey radiograph (MONOCHROME1 or MONOCHROME2) is expected")  # fmt: skip
-    if dataset.get("BitsAllocated") not in (8, 16, 32):
-        raise UnreadableImage(f"it allocates {dataset.get('BitsAllocated')} bits per pixel; 8, 16 or 32 are expected")
+    allocated = dataset.get("BitsAllocated")
+    if allocated not in (8, 16, 32):
+        number = allocated if isinstance(allocated, int) else "an unknown number of"
+        raise UnreadableImage(f"it allocates {number} bits per pixel; 8, 16 or 32 are expected")
     expected = rows * columns * samples * dataset.BitsAllocated // 8
     if transfer_syntax_of(dataset) in DECODERS:
         _check_encapsulated(dataset, rows, columns, expected, samples)

@@ -71,6 +71,9 @@ _UNUSUAL = frozenset({
 })  # fmt: skip
 """Tags that decide about frames, grey values, orientation or view: a file that has one is not plain."""
 
+_GROUP_LENGTH = 0x00020000
+"""The only element beside those above whose value pydicom takes apart."""
+
 _PIXELS = 0x7FE00010
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _LAST = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0\0\0\0\0"
@@ -125,7 +128,7 @@ def open_plain(data: bytes, stem: str) -> PlainFile | None:
             if kind != b"US" or len(value) != 2:
                 return None
             numbers[_NUMBERS[tag]] = int.from_bytes(value, "little")
-        elif tag in _UNUSUAL:
+        elif tag in _UNUSUAL or (tag == _GROUP_LENGTH and (kind != b"UL" or len(value) != 4)):
             return None
         elif tag == _PIXELS:
             frame = _single_frame(value)

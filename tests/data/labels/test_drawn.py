@@ -172,6 +172,49 @@ def test_coco_faults(tmp_path):
         coco_labels(tmp_path / "c.json")
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        [[0, 0, 1e308, 0, 1e308, 1e308]],
+        [[0, 0, float("nan"), 0, 5, 5]],
+        [[1, 1, 20, 1]],
+        [["1", 1, 20, 1, 20, 20]],
+        {"size": [64, 64], "counts": [-1, 64 * 64 + 1]},
+        {"size": [64, 64], "counts": [5, 2**70]},
+        {"size": [64, 64], "counts": "oooooooo0"},
+        {"size": [64, 64], "counts": "\x00"},
+    ],
+)
+def test_row_43_numbers_that_pycocotools_would_trust_are_refused(tmp_path, shape):
+    path = coco_file(tmp_path / "c.json", [{"image_id": 0, "category_id": 0, "segmentation": shape}])
+    labels = coco_labels(path)
+    assert list(labels.images) == ["b"]
+    assert [item.image_id for item in labels.rejected] == ["a"]
+
+
+def test_row_43_an_impossible_grid_is_refused_before_it_is_drawn(tmp_path):
+    shape = [[1, 1, 20, 1, 20, 20]]
+    for side in (0, -5, 2**31, 10**400):
+        path = coco_file(tmp_path / "c.json", [{"image_id": 0, "category_id": 0, "segmentation": shape}], side=side)
+        assert "a" in coco_labels(path).rejected_rows
+
+
+def test_row_12_an_image_that_is_listed_twice_or_not_at_all_is_named(tmp_path):
+    lost = {"image_id": 7, "category_id": 0, "bbox": [1, 2, 3, 4]}
+    path = coco_file(tmp_path / "c.json", [lost], images=("a.png", "a.png"))
+    labels = coco_labels(path)
+    assert labels.images == {}
+    reasons = sorted(item.reason for item in labels.rejected)
+    assert reasons[0] == "1 annotation of a pneumothorax for images that the file does not list"
+    assert reasons[1] == "image a: the file lists it 2 times"
+
+
+def test_row_43_a_coco_file_nested_too_deeply_is_one_sentence(tmp_path):
+    (tmp_path / "c.json").write_text("[" * 100_000)
+    with pytest.raises(PneumoError, match="is not JSON"):
+        coco_labels(tmp_path / "c.json")
+
+
 # -- DICOM Segmentation ------------------------------------------------------------------------------------------------
 
 

@@ -109,7 +109,7 @@ def test_texts_that_do_not_say_empty(text):
         ("999999999999 999999999999", "ends at pixel 1999999999998"),
     ],
 )
-def test_texts_that_are_no_mask(text, reason):
+def test_row_11_texts_that_are_no_mask(text, reason):
     with pytest.raises(rle.RleError, match="EncodedPixels") as error:
         rle.counts_of(text, 9)
     assert reason in str(error.value)

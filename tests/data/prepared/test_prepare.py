@@ -680,7 +680,7 @@ def test_row_10_one_uid_on_different_images_refuses_both(data, out):
     assert "z/other.dcm" in set_aside(out, original.relative_to(data).as_posix())
 
 
-def test_image_without_label_and_label_without_image(data, out):
+def test_row_12_image_without_label_and_label_without_image(data, out):
     write_png(data / "nobody.png", radiograph(5))
     with (data / "train-rle.csv").open("a") as stream:
         stream.write("nothing,5 3\n")

@@ -91,7 +91,7 @@ def test_hash_survives_the_csv(tmp_path):
     assert split_sha256(again) == split_sha256(split)
 
 
-def test_fewer_folds_are_made_and_noted():
+def test_row_27_fewer_folds_are_made_and_noted():
     # Four positive patients: the test subset and three folds.
     rows = [(f"{i}", f"p{i}", int(i < 4), 100 * int(i < 4)) for i in range(40)]
     split = make_split(pd.DataFrame(rows, columns=["image_id", "patient_id", "pneumothorax", "mask_pixels"]))
@@ -102,7 +102,7 @@ def test_fewer_folds_are_made_and_noted():
 
 
 @pytest.mark.parametrize("positive", [0, 1, 2, 40, 39])
-def test_too_few_of_a_class_is_said_with_the_counts(positive):
+def test_row_27_too_few_of_a_class_is_said_with_the_counts(positive):
     rows = [(f"{i}", f"p{i}", int(i < positive), 100 * int(i < positive)) for i in range(40)]
     with pytest.raises(PneumoError, match=f"40 images of 40 patients: {positive} positive"):
         make_split(pd.DataFrame(rows, columns=["image_id", "patient_id", "pneumothorax", "mask_pixels"]))
@@ -126,7 +126,7 @@ def test_an_image_twice_is_refused():
         make_split(table)
 
 
-def test_patient_in_two_subsets_is_refused_by_name():
+def test_row_13_patient_in_two_subsets_is_refused_by_name():
     split = make_split(cases())
     patient = split.loc[split["subset"] == "test", "patient_id"].iloc[0]
     split.loc[split.index[split["subset"] == "train"][0], "patient_id"] = patient

@@ -59,7 +59,7 @@ def test_a_valid_folder_is_aligned_with_the_truth(tmp_path, truth):
         (GOOD_PREDICTIONS + "c,0.5,-1,4,5\n", "line 4, has 5 cells, but the header has 3"),
     ],
 )
-def test_errors_of_the_table(tmp_path, truth, predictions, sentence):
+def test_row_23_errors_of_the_table(tmp_path, truth, predictions, sentence):
     with pytest.raises(PneumoError, match=sentence) as raised:
         align_submission(read_submission(team_folder(tmp_path, predictions)), truth)
     assert "predictions.csv" in str(raised.value)

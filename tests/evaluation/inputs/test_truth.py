@@ -57,7 +57,7 @@ def test_prepared_folder(tmp_path):
         ("pixel_spacing_mm", "1e308", "1e+308"),
     ],
 )
-def test_an_age_or_spacing_that_cannot_be_is_noted_with_its_row_and_not_used(tmp_path, name, value, shown):
+def test_row_47_an_age_or_spacing_that_cannot_be_is_noted_with_its_row_and_not_used(tmp_path, name, value, shown):
     """Row 47 of the faults."""
     plain = "61" if name == "age" else "0.14"
     rows = "".join(f"{image},{patient},{label},{cell}\n" for image, patient, label, cell in (
