@@ -131,5 +131,5 @@ def test_sixty_broken_files_among_three_hundred_cost_themselves_alone(tmp_path, 
         # The record of a preparation says what was read, so it differs.
         records = {"manifest.json", "quarantine.csv"}
         good, among = ({file: data for file, data in each.items() if file not in records} for each in outputs.values())
-        assert len(good) >= GOOD if name != "predict" else good.keys() == {"predictions.csv"}
+        assert "predictions.csv" in good if name == "predict" else len(good) >= GOOD
         assert good == among, [file for file in good.keys() | among.keys() if good.get(file) != among.get(file)]
