@@ -53,16 +53,17 @@ def jpeg_lossless(pixels):
     )  # fmt: skip
 
 
-def slow_jpeg(scans, side=1024):
-    """A small progressive JPEG that takes long: each scan of some bytes goes over all blocks."""
+def slow_jpeg(scans, side=1440):
+    """A small progressive JPEG that takes long: each scan of twelve bytes goes over all 16384 to 32767 blocks."""
+    run = ((side // 8) ** 2 - 2**14) * 2 + 1  # a code of one bit, then how many more than 2^14 blocks are empty
     return (
         b"\xff\xd8"
         + b"\xff\xdb" + struct.pack(">HB", 67, 0) + b"\x01" * 64
         + b"\xff\xc2" + struct.pack(">HBHHB3B", 11, 8, side, side, 1, 1, 0x11, 0)
         + b"\xff\xc4" + struct.pack(">HB16B", 20, 0, 1, *[0] * 15) + b"\0"  # DC: the code 0 for no difference
-        + b"\xff\xc4" + struct.pack(">HB16B", 20, 0x10, 1, *[0] * 15) + b"\xe0"  # AC: the code 0 for 2^14 empty blocks
+        + b"\xff\xc4" + struct.pack(">HB16B", 20, 0x10, 1, *[0] * 15) + b"\xe0"  # AC: the code 0 for such a run
         + b"\xff\xda" + struct.pack(">HB2B3B", 8, 1, 1, 0, 0, 0, 0) + bytes((side // 8) ** 2 // 8)
-        + (b"\xff\xda" + struct.pack(">HB2B3B", 8, 1, 1, 0, 1, 63, 0) + b"\0\1") * scans
+        + (b"\xff\xda" + struct.pack(">HB2B3B", 8, 1, 1, 0, 1, 63, 0) + run.to_bytes(2)) * scans
         + EOI
     )  # fmt: skip
 
@@ -155,7 +156,7 @@ def broken_files(folder, outside):
     raw("cut-jpeg.dcm", plain[: len(plain) * 2 // 3], "")
     framed(at("cut-frame.dcm", "cut short"), jpeg[: len(jpeg) * 2 // 3], JPEGBaseline8Bit)
     raw("cut.png", picture[: len(picture) // 2], "cannot be decoded")
-    raw("cut.jpg", jpeg[: len(jpeg) // 2], "cannot be decoded")
+    raw("cut-picture.jpg", jpeg[: len(jpeg) // 2], "cannot be decoded")
     raw("flipped.png", picture[:-40] + bytes([picture[-40] ^ 255]) + picture[-39:], "cannot be decoded")
     # 3, 4: depth and bombs
     nested_sequences(at("nested.dcm", "nested too deeply"), 5000)
@@ -192,7 +193,7 @@ def broken_files(folder, outside):
     save(dataset, at("colour.dcm", "it is in colour"))
     write_dicom(at("palette.dcm", "PALETTE COLOR"), image, PhotometricInterpretation="PALETTE COLOR")
     write_dicom(at("one-bit.dcm", "allocates 1 bits"), image, BitsAllocated=1)
-    write_png(at("colour.png", "in colour"), colour)
+    write_png(at("colour-picture.png", "in colour"), colour)
     write_png(at("transparent.png", "transparent"), np.dstack([image] * 3 + [np.full((64, 64), 128, np.uint8)]))
     Image.fromarray(image).save(at("gif.png", "neither a PNG nor a JPEG"), "GIF")
     frames = [Image.fromarray(radiograph(seed)) for seed in (1, 2)]
@@ -221,11 +222,13 @@ def broken_files(folder, outside):
     framed(at("j2k-cut.dcm", "cannot be decoded"), cut(jpeg_2000(noisy), 0.6), JPEG2000Lossless)
     framed(at("stray.dcm", "does not begin as"), b"\xff\xd8\0" + jpeg[2:], JPEGBaseline8Bit)
     # 34: time
-    framed(at("slow.dcm", "took more than"), slow_jpeg(300_000), JPEGBaseline8Bit, np.zeros((1024, 1024), np.uint8))
+    framed(at("slow.dcm", "took more than"), slow_jpeg(300_000), JPEGBaseline8Bit, np.zeros((1440, 1440), np.uint8))
     # 45: links out of the folder, and what is no file
     at("link.dcm", "outside of the folder").symlink_to(outside / "whole.dcm")
     at("linked-folder", "outside of the folder").symlink_to(outside)
     at("device.png", "outside of the folder").symlink_to("/dev/zero")
     os.mkfifo(at("pipe.dcm", "only regular files"))
-    assert len(reasons) == 60, len(reasons)
+    assert len(reasons) == 60
+    names = {name.partition(".")[0] for name in reasons}
+    assert len(names) == 58, "of one name are those alone that are refused at once, empty and text"
     return reasons

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from small_siim import radiograph, write_dicom
+from hostile_lab import framed, slow_jpeg
+from pydicom.uid import JPEGBaseline8Bit
+from small_siim import radiograph, write_dicom, write_jpeg_dicom
 
 from keras_pneumo.cli.predict import predict_command
 from keras_pneumo.cli.workers import EngineName
@@ -13,6 +15,7 @@ from keras_pneumo.config import CLASSIFIER
 from keras_pneumo.data.batches.images import images_of, open_source
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import load_prepared
+from keras_pneumo.data.radiographs import decoders
 from keras_pneumo.data.radiographs.reading import read_radiograph
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import predict_map_set
@@ -21,6 +24,8 @@ from keras_pneumo.inference.postprocess import postprocess_maps, read_postproces
 from keras_pneumo.inference.predictor import CompiledNetwork, predict_passes
 from keras_pneumo.inference.run import FORMAT, RunFolder, build, read_run, versions
 from keras_pneumo.inference.submission import predict_subset, write_predictions
+from keras_pneumo.storage import workers
+from keras_pneumo.storage.workers import FILE_FAILED
 
 
 @pytest.fixture
@@ -275,6 +280,39 @@ def world(tmp_path):
             folder / f"{name}.dcm", radiograph(number, 48 if name == "small" else 64), uid=f"1.2.{number}", **tags
         )
     return folder
+
+
+@pytest.mark.parametrize("call", ["predict", "explain", "detect"])
+def test_row_9_a_missing_decoder_is_said_once_before_the_run(tmp_path, tiny_runs, call, monkeypatch):
+    from keras_pneumo.detector.detect import detect
+    from keras_pneumo.explain.files import explain_files
+
+    monkeypatch.setitem(decoders.DECODERS, "1.2.840.10008.1.2.4.50", ("gdcm", "python-gdcm"))
+    data, out = tmp_path / "data", tmp_path / "out"
+    for number in range(3):
+        write_jpeg_dicom(data / f"{number}.dcm", radiograph(number))
+    write_dicom(data / "plain.dcm", radiograph(4))
+    run = read_run(tiny_runs / "classifier")
+    calls = {
+        "predict": lambda: predict_folder([run], data, out),
+        "explain": lambda: explain_files(run, [data], out),
+        "detect": lambda: detect(None, [data], out),
+    }
+    with pytest.raises(PneumoError, match=r"Of 4 files 3 are stored as JPEG Baseline.*pip install python-gdcm"):
+        calls[call]()
+    assert not out.exists() or not any(out.rglob("*.csv"))
+
+
+@pytest.mark.slow
+def test_row_34_a_file_that_takes_for_ever_costs_itself_alone_and_the_order_stays(tmp_path, tiny_runs, monkeypatch):
+    monkeypatch.setattr(workers, "FILE_SECONDS", 8.0)
+    for name in ("a", "c"):
+        write_dicom(tmp_path / "data" / f"{name}.dcm", radiograph(ord(name)))
+    framed(tmp_path / "data/b.dcm", slow_jpeg(300_000), JPEGBaseline8Bit, np.zeros((1440, 1440), np.uint8))
+    predictions, refused = predict_files([read_run(tiny_runs / "classifier")], tmp_path / "data")
+    assert predictions["file"].tolist() == ["a.dcm", "c.dcm"]
+    assert refused["file"].tolist() == ["b.dcm"]
+    assert refused["reason"][0] == FILE_FAILED
 
 
 def test_notes_are_told_and_other_views_set_aside(tmp_path, tiny_runs, world):

@@ -2,9 +2,16 @@
 
 import dataclasses
 import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import jpeg_ls
 import pytest
-from small_siim import radiograph, write_dicom, write_jpeg_dicom, write_png
+from hostile_lab import framed
+from pydicom.uid import JPEGLSLossless
+from small_siim import block, radiograph, write_dicom, write_jpeg_dicom, write_labels, write_png
 
 from keras_pneumo.data.labels.pseudonyms import patient_hash
 from keras_pneumo.data.prepared.scanning import folder_sha256, require_decoders, scan
@@ -54,10 +61,30 @@ def test_the_hash_of_a_folder_tells_its_names_and_its_bytes(folder):
     assert len({digest, folder_sha256([renamed, *sources[1:]]), folder_sha256([changed, *sources[1:]])}) == 3
 
 
-def test_only_decoders_that_are_needed_are_asked_for(folder, monkeypatch):
+def test_row_9_only_decoders_that_are_needed_are_asked_for(folder, monkeypatch):
     sources = identified(folder, 1)
     monkeypatch.setitem(decoders.DECODERS, "1.2.840.10008.1.2.4.90", ("gdcm", "python-gdcm"))
     require_decoders(sources)
     monkeypatch.setitem(decoders.DECODERS, "1.2.840.10008.1.2.4.50", ("gdcm", "python-gdcm"))
     with pytest.raises(PneumoError, match=r"Of 5 files 1 are stored as JPEG Baseline.*pip install python-gdcm"):
         require_decoders(sources)
+
+
+def test_row_9_a_decoder_that_cannot_be_imported_is_named_with_its_package(tmp_path):
+    """In truth: the package is there, but its import fails, in this process and in those that read."""
+    (tmp_path / "broken/jpeg_ls").mkdir(parents=True)
+    (tmp_path / "broken/jpeg_ls/__init__.py").write_text("raise ImportError('built for another system')")
+    rows = []
+    for number in range(12):
+        path = tmp_path / f"data/{number}.dcm"
+        write_dicom(path, radiograph(number))
+        rows.append((path.stem, block(number) if number % 2 else "-1"))
+    framed(tmp_path / "data/0.dcm", bytes(jpeg_ls.encode_array(radiograph(0))), JPEGLSLossless)
+    write_labels(tmp_path / "data/train-rle.csv", rows)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'broken'}{os.pathsep}{Path(__file__).parents[3]}"}
+    command = [sys.executable, "-m", "keras_pneumo", "prepare", tmp_path / "data", "--out", tmp_path / "out"]
+    done = subprocess.run([*command, "--size", "64"], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Of 12 files 1 are stored as JPEG-LS" in " ".join(done.stderr.split())
+    assert done.stderr.count("pip install pyjpegls") == 1
+    assert not (tmp_path / "out/cases.csv").exists()

@@ -534,6 +534,19 @@ def test_row_32_an_impossible_spacing_counts_as_none(tmp_path, spacing):
     assert "how large a pixel is" in " ".join(read.notes)
 
 
+@pytest.mark.parametrize("kind", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, JPEGBaseline8Bit])
+def test_row_46_a_long_id_is_cut_and_cleaned(tmp_path, kind):
+    odd = "1.2\x1b[31m" + "9" * (10**7 if kind == ImplicitVRLittleEndian else 10**4)
+    dataset = dicom(radiograph(1), "1.2.3", kind)
+    dataset.SOPInstanceUID = odd
+    if kind == JPEGBaseline8Bit:
+        dataset.PixelData = encapsulate([cv2.imencode(".jpg", radiograph(1))[1].tobytes()])
+    read = read_radiograph(save(dataset, tmp_path / "a.dcm"))
+    assert len(read.image_id) <= 180
+    assert read.image_id.isprintable()
+    assert read.image_id.startswith("1.2")
+
+
 def test_row_45_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.dcm")
     refused(tmp_path / "a.dcm", "regular files")
