@@ -57,6 +57,16 @@ def explain_command(
     from keras_pneumo.data.prepared.folder import is_prepared
 
     checked = len(data) == 1 and is_prepared(data[0])
+    if checked and labels is not None:
+        raise PneumoError("A prepared folder has its own labels; leave --labels out.")
+    if not checked and any(option is not None for option in (subset, segmenter, compare, devices)):
+        raise PneumoError(
+            "--subset, --segmenter, --compare and --devices are for the check, which needs a prepared folder."
+        )
+    if labels is not None:  # refused before TensorFlow and the network are loaded, which takes longer
+        from keras_pneumo.data.labels.cases import read_labels
+
+        read_labels(labels)
     # The check in the run itself also writes its report.
     written = out_folder or (run_folder if checked else run_folder / "explained")
     with folder_lock(written) if out_folder or run_folder.is_dir() else contextlib.nullcontext():
@@ -86,15 +96,9 @@ def _explain(
     run = read_run(run_folder)
     chosen = _method(method), _stage(stage)
     if checked:
-        if labels is not None:
-            raise PneumoError("A prepared folder has its own labels; leave --labels out.")
         segmenters = [read_run(segmenter)] if segmenter is not None else []
         _explain_prepared(run, data[0], out_folder, chosen, subset or "test", segmenters, compare, devices)
         return
-    if any(option is not None for option in (subset, segmenter, compare, devices)):
-        raise PneumoError(
-            "--subset, --segmenter, --compare and --devices are for the check, which needs a prepared folder."
-        )
     from keras_pneumo.evaluation.report.saliency_report import METHODS, source_sentence
     from keras_pneumo.explain.files import explain_files
     from keras_pneumo.inference.run import SYNTHETIC, checkpoints_of

@@ -112,7 +112,7 @@ def compare_frameworks_command(
     experiment_file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="Its name, or a file.")],
     data: DataArgument,
     out_folder: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the comparison; default: runs/frameworks-<experiment>.")
+        Path | None, typer.Option("--out", help="Folder of the comparison; default: runs/frameworks-EXPERIMENT.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each team; five say something.")] = 5,
     margin: Annotated[

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 DataArgument = Annotated[Path, typer.Option("--data", help="A prepared folder, or raw data to prepare first.")]
 PreparedOption = Annotated[
-    Path | None, typer.Option("--prepared", help="Where raw data is prepared; default: data/prepared/<its name>.")
+    Path | None, typer.Option("--prepared", help="Where raw data is prepared; default: data/prepared/NAME.")
 ]
 LabelsOption = Annotated[Path | None, typer.Option("--labels", help="Label csv of raw data that does not hold it.")]
 PatientsOption = Annotated[Path | None, typer.Option("--patients", help="Patient table of raw data.")]
@@ -48,7 +48,7 @@ SetOption = Annotated[
 def train_command(
     experiment_file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="Its name, or a file.")],
     data: DataArgument,
-    out_folder: Annotated[Path | None, typer.Option("--out", help="Run folder; default: runs/<experiment>.")] = None,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Run folder; default: runs/EXPERIMENT.")] = None,
     prepared_folder: PreparedOption = None,
     labels: LabelsOption = None,
     patients: PatientsOption = None,

@@ -146,6 +146,8 @@ def _require_own_folder(out: Path) -> None:
 
 
 def _open(folder: Path, distributed: DistributedPredictor) -> RunFolder | Detector:
+    if not folder.is_dir():
+        raise PneumoError(f"There is no folder {folder}. Name the folder of a run, or of a detector that join made.")
     return open_detector(folder, distributed) if (folder / DETECTOR_FILE).is_file() else read_run(folder)
 
 

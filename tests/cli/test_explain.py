@@ -3,11 +3,11 @@
 import pytest
 from explain_lab import prepared, run  # noqa: F401 - fixtures
 
-from keras_pneumo.cli import main
+from keras_pneumo.cli import explain, main
+from keras_pneumo.errors import PneumoError
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -24,3 +24,14 @@ def test_refusals(tmp_path, monkeypatch, run, arguments, message, capsys):  # no
         main(["explain", str(run.folder), *arguments])
     assert end.value.code == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_wrong_label_csv_is_refused_before_tensorflow_is_loaded(tmp_path, monkeypatch):
+    def loaded():
+        raise AssertionError("TensorFlow is loaded first")
+
+    monkeypatch.setattr(explain, "import_tensorflow", loaded)
+    (tmp_path / "labels.csv").write_text("colour,taste\nred,sweet\n")
+    for name, words in (("labels.csv", "colour"), ("none.csv", "none.csv")):
+        with pytest.raises(PneumoError, match=words):
+            explain.explain_command(tmp_path / "run", [tmp_path], labels=tmp_path / name)

@@ -183,3 +183,8 @@ def test_a_folder_of_something_else_is_refused(tmp_path, run, other, name):
     (tmp_path / "out" / name).write_text("{}")
     with pytest.raises(PneumoError, match="holds something else"):
         evaluate(run, other, tmp_path / "out")
+
+
+def test_a_detector_that_is_not_there_is_said_so(tmp_path, other):
+    with pytest.raises(PneumoError, match=r"There is no folder .*nowhere. Name the folder of a run, or of a detector"):
+        evaluate(tmp_path / "nowhere", other, tmp_path / "out")

@@ -156,9 +156,11 @@ def _named(path: Path, folder: Path, paths: Sequence[Path], options: LabelOption
         masks = masks_in_folders(folder, paths, path)
         if masks:
             return picture_labels(folder, masks, paths, options)
+        tables = [item for item in inside if item.name.lower().endswith((".csv", ".csv.gz", ".json"))]
+        instead = f"one of its tables ({_shown(tables, path)})" if tables else "the right folder, or a label table,"
         raise PneumoError(
-            f"{path} holds neither masks named as the images of {folder} nor DICOM Segmentations. "
-            "Name the right ones with --labels."
+            f"{path} is a folder, and holds neither masks named as the images of {folder} nor DICOM Segmentations. "
+            f"Name {instead} with --labels."
         )
     if path.suffix.lower() == ".json":
         return coco_labels(path)

@@ -129,3 +129,15 @@ def test_prepared_folders_and_skipped_ones_are_not_searched(tmp_path):
     (tmp_path / "prepared" / "manifest.json").write_text("{}")
     with pytest.raises(PneumoError, match="no csv file lies there"):
         search_labels(tmp_path, [], skip=[tmp_path / "skipped"])
+
+
+def test_a_folder_named_as_labels_that_holds_tables_says_which_to_name(tmp_path):
+    (tmp_path / "given" / "deep").mkdir(parents=True)
+    (tmp_path / "given/deep/labels.csv").write_text("image,label\na,1\n")
+    with pytest.raises(
+        PneumoError, match=r"is a folder, and holds neither .*one of its tables \(deep/labels.csv\) with"
+    ):
+        search_labels(tmp_path, [tmp_path / "a.png"], tmp_path / "given")
+    (tmp_path / "given/deep/labels.csv").unlink()
+    with pytest.raises(PneumoError, match="Name the right folder, or a label table, with --labels"):
+        search_labels(tmp_path, [tmp_path / "a.png"], tmp_path / "given")
