@@ -46,8 +46,10 @@ SECRETS = [
     *("Hollowbrook", "PRV-330027"),
 ]
 
-BY_STANDARD = ["Quirinius", "Zephyrine", "MRN-7183", "7183001", "19310217", "ACX5550199", "SID-660017", "20170913",
-               "172839.11", "Lucasta", "Threnodyne", "1.2.826.0.1.777001"]  # fmt: skip
+BY_STANDARD = [
+    *("Quirinius", "Zephyrine", "MRN-7183", "7183001", "19310217", "031415.926", "Ombrophobia", "ACX5550199"),
+    *("SID-660017", "20170913", "172839.11", "Lucasta", "Threnodyne", "Perambulation", "1.2.826.0.1.777001"),
+]
 """What DICOM objects have of their radiograph: the modules of patient and study (PS3.3 C.7.1.1, C.7.2.1)."""
 
 FILE_SECRET = "Marchbanks"
@@ -66,7 +68,6 @@ compare {work}/teams --truth {work}/prepared --out {work}/board --resamples 100
 evaluate {work}/classifier --data {other} --out {work}/evaluated --resamples 100
 doctor --privacy {data} --sheet {work}/sheet.png
 prepare {data} --out {work}/prepared --size 96 --labels {work}/absent.csv
-train {experiments}/smallest_classifier.py --data {data} --prepared {work}/prepared --labels {data}/train-rle.csv
 """
 
 DRIVER = """
@@ -174,7 +175,7 @@ def full_run(tmp_path_factory):
 @pytest.mark.slow
 def test_nothing_that_identifies_is_left_by_a_full_run(full_run):
     work, names, codes = full_run
-    assert codes == [1, 0, 0, 1, 0, 1, 0, 1, 0, 1, 1, 2, 2], list(zip(names, codes, strict=True))
+    assert codes == [1, 0, 0, 1, 0, 1, 0, 1, 0, 1, 1, 2], list(zip(names, codes, strict=True))
     made_by_steps = """
         prepared/cases.csv classifier/report.html segmenter/submission predicted explained checked
         detector/detector.json detected/predictions.csv board/board.csv evaluated/report.html
@@ -195,7 +196,7 @@ def test_nothing_that_identifies_is_left_by_a_full_run(full_run):
 def test_names_of_hostile_files_stand_in_tables_of_files_only_and_control_nothing(full_run):
     work, _, _ = full_run
     named = {name for name in holding(work, [FILE_SECRET]) if not name.endswith("quarantine.csv")}
-    assert named == set()
+    assert named <= {"stderr.txt"}, "notes to the user name the files that were set aside"
     written = [
         path for path, _ in contents(work) if path.suffix in (".csv", ".json", ".jsonl", ".html", ".txt", ".log")
     ]
