@@ -65,7 +65,10 @@ def summary_of(detector: Detector, radiograph: Radiograph, answer: Answer) -> di
         "reason": detector.unlike_reason(answer) or None,
         "likeness": None
         if detector.likeness is None
-        else {"distance": answer.distance, "limit": detector.likeness.limit},
+        else {
+            "distance": None if answer.distance is None else round(answer.distance, 5),
+            "limit": detector.likeness.limit,
+        },
         "detector": {"name": detector.name, "version": detector.version},
         **({"engines": sorted(detector.engines)} if detector.engines else {}),
         "use": f"{RESEARCH_USE}. Not a medical device.",
