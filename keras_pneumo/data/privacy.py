@@ -270,7 +270,7 @@ def _examine_dicom(path: Path) -> FileFacts:
             for part in (dataset.file_meta, dataset):
                 _examine_dataset(part, facts, found, 0)
             facts.tags = sorted(found)
-        except Exception as error:  # pydicom raises every class of error on damaged files
+        except (PneumoError, Exception) as error:  # refused, or damaged: pydicom raises every class of error
             facts.error = type(error).__name__
     try:
         facts.text = burnt_in_text(read_radiograph(path).pixels)

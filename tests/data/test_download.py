@@ -86,11 +86,11 @@ def test_what_arrives_can_be_prepared(kaggle, tmp_path):
 def test_the_first_download_is_recorded_and_later_ones_compared(kaggle, tmp_path):
     download(tmp_path / "data")
     recorded = json.loads((tmp_path / "data" / ".download.json").read_text())["sha256"]
-    assert recorded["train-rle.csv"] == sha256_file(tmp_path / "data" / "train-rle.csv")
+    assert recorded["siim/train-rle.csv"] == sha256_file(tmp_path / "data/siim/train-rle.csv")
     assert download(tmp_path / "again").fetched
-    with (tmp_path / "served" / "train-rle.csv").open("a") as stream:
+    with (tmp_path / "served/siim/train-rle.csv").open("a") as stream:
         stream.write("a,-1\n")
-    with pytest.raises(PneumoError, match=r"1 file differ, for example train-rle\.csv.*delete .*downloads\.json"):
+    with pytest.raises(PneumoError, match=r"1 file differ, for example siim/train-rle\.csv.*delete .*downloads\.json"):
         download(tmp_path / "third")
     (Path(os.environ["KERAS_PNEUMO_CACHE"]) / "downloads.json").unlink()
     assert download(tmp_path / "third").fetched

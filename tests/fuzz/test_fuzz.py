@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzz import dicom_mutants, run, text_mutants, weight_mutants
+from fuzz import dicom_mutants, outcomes, run, text_mutants, weight_mutants
 from fuzz.outcomes import Mutant, ends_at_one, outcome_of
 
 from keras_pneumo.errors import PneumoError
@@ -72,7 +73,9 @@ def test_a_number_always_gives_the_same_mutant(module):
         assert (first.data, first.change, first.truth) == (second.data, second.change, second.truth)
 
 
-def test_what_is_wrong_is_found():
+def test_what_is_wrong_is_found(monkeypatch):
+    monkeypatch.setattr(outcomes, "MEMORY", math.inf)  # of a process that runs other tests too
+
     def raises(error):
         def read():
             raise error
@@ -88,7 +91,8 @@ def test_what_is_wrong_is_found():
     assert "cannot be shown" in outcome_of(refused, raises(PneumoError("\x1b[31m")), str).problem
 
 
-def test_other_pixels_are_found(tmp_path):
+def test_other_pixels_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(outcomes, "MEMORY", math.inf)  # of a process that runs other tests too
     (tmp_path / "a.dcm").write_bytes(dicom_mutants.seeds()["explicit"])
     wanted = dicom_mutants._read_seed("explicit").copy()
     made = Mutant(b"", "nothing", "same", wanted)

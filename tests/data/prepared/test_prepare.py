@@ -549,7 +549,11 @@ def test_manifests_that_are_none(data, out, content, part):
 
 @pytest.mark.parametrize(
     ("key", "value", "part"),
-    [("sizes", None, "lacks the sizes"), ("sizes", ["32"], "lacks the sizes"), ("vanished", [], "lacks what it says")],
+    [
+        ("sizes", None, "lacks the sizes"),
+        ("sizes", ["32"], "cannot be used. sizes"),
+        ("vanished", [], "cannot be used. vanished"),
+    ],
 )
 def test_a_manifest_that_lost_an_entry_is_refused(data, out, key, value, part):
     prepare(data, out, [32])
