@@ -228,6 +228,7 @@ class Lab:
         self.random = random.Random(seed)
         self.log = folder / "log.txt"
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "key").write_text("5a" * 32 + "\n")  # of pseudonyms: two preparations are equal with one key only
 
     def done(self, *line):
         """Runs a line to its end; its seconds and how often it changed the disk."""
@@ -276,7 +277,18 @@ class Lab:
         classifier = here / "runs/classifier"
         smallest = REPOSITORY / "experiments/smallest_classifier.py"
         lines = {
-            "prepare": ["prepare", here / "phantoms", "--out", out, "--size", 64, "--size", 96],
+            "prepare": [
+                "prepare",
+                here / "phantoms",
+                "--out",
+                out,
+                "--size",
+                64,
+                "--size",
+                96,
+                "--pseudonym-key",
+                here / "key",
+            ],
             "train": ["train", smallest, "--data", here / "prepared", "--out", out, *EACH_STEP, *SMALLER],
             "predict": ["predict", classifier, "--data", here / "prepared", "--out", out],
             "join": [

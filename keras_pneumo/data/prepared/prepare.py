@@ -126,9 +126,9 @@ def prepare(
         finished, earlier_sizes = _earlier_work(out, plan)
         every_size = tuple(sorted({*wanted, *earlier_sizes}))
         rendered, count = _render_all(out, plan, every_size, finished, workers, progress)
-        manifest = write_folder(out, plan, every_size, rendered)
-        if devices is not None:
+        if devices is not None:  # before the manifest, which says that a folder is whole
             write_bytes(out / DEVICES, devices)
+        manifest = write_folder(out, plan, every_size, rendered)
         _remove_journal(out)
         remove_temporary(out)
     return _summary(out, manifest, count)
