@@ -171,7 +171,7 @@ def read_calibration(values: dict[str, Any]) -> Calibration:
         complete = calibration.kind in ("none", "temperature") or (calibration.kind == "isotonic" and len(knots) > 0)
         if complete and rising and 0 < calibration.temperature <= _HOTTEST:
             return calibration
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         pass
     raise PneumoError(
         "The calibration in detector.json is missing or damaged. Copy the detector again, or join its runs again."

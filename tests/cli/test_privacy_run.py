@@ -89,7 +89,7 @@ def main():
         except SystemExit as end:
             codes.append(end.code or 0)
     try:  # a fault of the program's own, whose message quotes a header
-        raise RuntimeError("bad value Quirinius^Zephyrine")
+        raise RuntimeError("bad value Quiri" + "nius^Zephy" + "rine")  # in pieces: a log holds lines of code
     except RuntimeError as error:
         path = failure._write_log(failure.log_of(error))
     print("codes", json.dumps(codes))

@@ -72,6 +72,7 @@ def test_the_ranking_stays_and_a_record_is_read_back(seed, kind):
     [
         {},
         {"kind": "magic", "temperature": 1, "knots": []},
+        {"kind": "temperature", "temperature": 10**400, "knots": []},
         {"kind": "temperature", "temperature": 0, "knots": []},
         {"kind": "isotonic", "temperature": 1, "knots": []},
         {"kind": "isotonic", "temperature": 1, "knots": [[0.2, 0.5], [0.1, 0.6]]},

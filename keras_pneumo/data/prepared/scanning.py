@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from keras_pneumo.data.labels.pseudonyms import patient_hash, study_hash
 from keras_pneumo.data.radiographs.decoders import decoder_report
 from keras_pneumo.data.radiographs.plain import PlainFile, open_plain
-from keras_pneumo.data.radiographs.radiograph import UnreadableImage
+from keras_pneumo.data.radiographs.radiograph import UnreadableImage, shown_image_id
 from keras_pneumo.data.radiographs.raster import read_limited
 from keras_pneumo.data.radiographs.reading import LINK_OUT, RASTER_SUFFIXES, FoundImages
 from keras_pneumo.errors import PneumoError
@@ -105,7 +105,7 @@ def _identify(job: tuple[Path, str]) -> RadiographFile:
             return replace(source, error=str(error))
     return replace(
         source,
-        image_id=image_id_of(header.image_id),
+        image_id=image_id_of(shown_image_id(header.image_id, stem)),
         patient=patient_hash(header.patient_id_tag),
         study=study_hash(header.study_uid_tag),
         transfer_syntax=header.transfer_syntax,
