@@ -88,8 +88,10 @@ class Truth:
     @cached_property
     def patient_codes(self) -> np.ndarray:
         """The patient of each scored image as a number from 0, the same for every pseudonym key: shape (images,)."""
-        names = key_free_names(self.cases.image_id, self.cases.patient_id)
-        return pd.factorize(np.array(names, dtype=object), sort=True)[0]
+        patients = self.cases.patient_id
+        names = key_free_names(self.cases.image_id, patients)
+        keyed = names != [str(patient) for patient in patients]
+        return pd.factorize(np.array(names, dtype=object) if keyed else patients, sort=True)[0]
 
     @property
     def subset_name(self) -> str:
