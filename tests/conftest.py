@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from filelock import FileLock
@@ -14,6 +15,10 @@ from filelock import FileLock
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 IMAGES = 40
+
+# A timing never decides a test: on busy cores an example of a property takes many times as long as on others.
+hypothesis.settings.register_profile("steady", deadline=None)
+hypothesis.settings.load_profile("steady")
 
 
 def _once(tmp_path_factory, name, make):
