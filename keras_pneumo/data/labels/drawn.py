@@ -206,7 +206,8 @@ def coco_labels(path: Path) -> Labels:
             shapes.setdefault(item.get("image_id"), []).append(item)
     images: dict[str, Label] = {}
     rejected: list[Rejected] = []
-    lost = sum(len(items) for key, items in shapes.items() if key not in {item.get("id") for item in content["images"]})
+    listed_ids = {item.get("id") for item in content["images"]}
+    lost = sum(len(items) for key, items in shapes.items() if key not in listed_ids)
     if lost:
         reason = f"{counted(lost, 'annotation')} of a pneumothorax for images that the file does not list"
         rejected.append(Rejected(path.name, None, reason))

@@ -13,6 +13,7 @@ and hashes and resamplings take :func:`key_free_names`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import hmac
 import re
@@ -63,7 +64,7 @@ class PseudonymKey:
     secret: bytes = field(repr=False)
     """32 random bytes."""
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that tell this key from others and say nothing of it."""
         return hmac.new(self.secret, b"keras_pneumo pseudonym key", hashlib.sha256).hexdigest()[:16]

@@ -61,14 +61,14 @@ def burnt_in_text(pixels: np.ndarray) -> list[TextBox]:
     width = 2 * max(2, round(_STROKE * max(image.shape))) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_RECT, (width, width))
     # Around letters with an edge of the other grey the background stands out from the edge, but not from its mean.
-    above_mean = cv2.subtract(image, cv2.blur(image, (width, width))) >= _ABOVE_MEAN
-    below_mean = cv2.subtract(cv2.blur(image, (width, width)), image) >= _ABOVE_MEAN
+    mean = cv2.blur(image, (width, width))
     boxes: list[TextBox] = []  # around bright letters, then dark ones
-    for operation, differs in (
-        (cv2.MORPH_TOPHAT, above_mean),
-        (cv2.MORPH_BLACKHAT, below_mean),
+    for operation, over_mean in (
+        (cv2.MORPH_TOPHAT, cv2.subtract(image, mean)),
+        (cv2.MORPH_BLACKHAT, cv2.subtract(mean, image)),
     ):
-        strokes = ((cv2.morphologyEx(image, operation, kernel) >= _CONTRAST) & differs).astype(np.uint8)
+        stands_out = (cv2.morphologyEx(image, operation, kernel) >= _CONTRAST) & (over_mean >= _ABOVE_MEAN)
+        strokes = stands_out.astype(np.uint8)
         boxes += _lines(_letters(strokes), image.shape)
         turned = _lines(_letters(np.ascontiguousarray(strokes.T)), image.shape[::-1])  # letters below one another
         boxes += [TextBox(box.top, box.left, box.height, box.width, box.letters) for box in turned]
