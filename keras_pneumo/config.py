@@ -43,6 +43,12 @@ class Settings(BaseModel):
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
+class Entries(Settings):
+    """Those entries of a record, a detector's or a manifest, whose values are checked; others are left as they are."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
 class Augmentation(Settings):
     """How a training image and its mask are changed; each range is drawn from uniformly, anew for every draw.
 

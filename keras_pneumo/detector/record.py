@@ -10,13 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from keras_pneumo.config import Settings, validated
+from keras_pneumo.config import Entries, validated
 from keras_pneumo.detector.calibration import read_calibration
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.postprocess import FILE as RULE_FILE
-from keras_pneumo.storage.files import content_hash, read_json, sha256_file
+from keras_pneumo.storage.files import fits_content_hash, read_json, sha256_file
 
 FILE = "detector.json"
 FORMAT = 1
@@ -29,13 +29,7 @@ Names = Annotated[list[Annotated[str, Field(pattern=r"^[\w. /-]{1,100}$")]], Fie
 _SOURCE = r"^(classifier|own head|outline)((, | and )(classifier|own head|outline))*$"
 
 
-class _Part(Settings):
-    """A part of the record whose values are checked; entries that are not named here are left as they are."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-
-class _Counts(_Part):
+class _Counts(Entries):
     images: Count
     patients: Count
     true_positive: Count
@@ -44,15 +38,15 @@ class _Counts(_Part):
     true_negative: Count
 
 
-class _Validation(_Part):
+class _Validation(Entries):
     counts: _Counts
 
 
-class _Versions(_Part):
+class _Versions(Entries):
     keras_pneumo: str
 
 
-class _Record(_Part):
+class _Record(Entries):
     """What an answer depends on: a hash that was made anew says nothing of impossible values."""
 
     name: str
@@ -86,11 +80,7 @@ def read_detector_record(folder: Path) -> dict[str, Any]:
         raise PneumoError(f"{path} cannot be read: {error}. Copy the detector again.") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise PneumoError(f"{path} is not of format {FORMAT}, which this version reads. Join the runs again.")
-    try:
-        unchanged = record.get("sha256") == content_hash(record)
-    except (ValueError, RecursionError):  # text that cannot be written
-        unchanged = False
-    if not unchanged:
+    if record.get("sha256") is None or not fits_content_hash(record):
         raise PneumoError(f"{path} was changed after it was written: its hash does not match. Copy the detector again.")
     try:
         validated(_Record, record, str(path))

@@ -108,10 +108,7 @@ def held_out_images(
     if subset == ALL or not has_split_of(runs, prepared):
         image_ids = prepared.cases["image_id"].tolist() if subset == ALL else prepared.subset(subset)
         if not image_ids:
-            raise PneumoError(
-                f"{prepared.folder} has no {subset} images. Give --subset {ALL} for all its images. "
-                "Choose another subset."
-            )
+            raise PneumoError(f"{prepared.folder} has no {subset} images. Give --subset {ALL} for all its images.")
         return [(list(runs), image_ids)]
     folds = sorted({run.experiment.fold for run in runs})
     if subset == "validation":

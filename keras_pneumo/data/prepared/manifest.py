@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from keras_pneumo import __version__
-from keras_pneumo.config import Settings, validated
+from keras_pneumo.config import Entries, validated
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import Labels, Rejected
 from keras_pneumo.data.labels.patients import Grouping
@@ -375,10 +375,8 @@ def _no_way_out(name: str) -> str:
 _Inside = Annotated[str, AfterValidator(_no_way_out)]
 
 
-class _Manifest(Settings):
-    """Those entries of a manifest that others build on, where it has them; the rest is left as it is."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
+class _Manifest(Entries):
+    """Those entries of a manifest that others build on, where it has them."""
 
     synthetic: bool = False
     sizes: list[Annotated[int, Field(ge=1, le=2**15)]] | None = None
