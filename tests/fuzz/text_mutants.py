@@ -7,6 +7,7 @@ impossible value of a declaration must be refused, also where the hash beside it
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import functools
@@ -17,7 +18,7 @@ import random
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,15 +130,22 @@ def _known_truth() -> Truth:
         return read_truth(path)
 
 
-def _submission(path: Path) -> Any:
-    folder = path.with_name(f"{path.name}.team")
+@contextlib.contextmanager
+def _folder_beside(path: Path, ending: str) -> Iterator[Path]:
+    """A new folder for a mutant that is read from one; it goes when the block ends."""
+    folder = path.with_name(f"{path.name}.{ending}")
     try:
         folder.mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _submission(path: Path) -> Any:
+    with _folder_beside(path, "team") as folder:
         shutil.copy(path, folder / "predictions.csv")
         (folder / "submission.json").write_text(json.dumps({"team": "t", "task": "joint"}))
         return _aligned(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _aligned(path: Path) -> Any:
@@ -467,21 +475,15 @@ def _coco(path: Path) -> Any:
 
 
 def _declared(path: Path) -> Any:
-    folder = path.with_name(f"{path.name}.team")
-    try:
-        folder.mkdir()
+    with _folder_beside(path, "team") as folder:
         (folder / "predictions.csv").write_text(PREDICTIONS)
         shutil.copy(path, folder / "submission.json")
         _aligned(folder)
         return examine_submission(folder).info.model_dump()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _record(path: Path) -> Any:
-    folder = path.with_name(f"{path.name}.detector")
-    try:
-        folder.mkdir()
+    with _folder_beside(path, "detector") as folder:
         shutil.copy(path, folder / "detector.json")
         for name in DETECTOR_FILES:
             (folder / name).parent.mkdir(exist_ok=True)
@@ -491,21 +493,15 @@ def _record(path: Path) -> Any:
         for member in [*record["classifiers"], *record["segmenters"]]:
             networks_of(folder, record, member)
         return {key: value for key, value in record.items() if key != "sha256"}
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _threshold(path: Path) -> Any:
-    folder = path.with_name(f"{path.name}.run")
-    try:
-        folder.mkdir()
+    with _folder_beside(path, "run") as folder:
         shutil.copy(path, folder / "postprocess.json")
         threshold = read_threshold(folder)
         if threshold is None:  # as where there is none
             raise PneumoError("There is no threshold.")
         return threshold
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _calibration(path: Path) -> Any:
@@ -560,17 +556,13 @@ def _hashed_manifest(value: Any) -> Any:
 
 
 def _prepared(path: Path) -> Any:
-    folder = path.with_name(f"{path.name}.prepared")
-    try:
-        folder.mkdir()
+    with _folder_beside(path, "prepared") as folder:
         for name, text in _TABLES_OF_FOLDER.items():
             (folder / name).write_text(text)
         shutil.copy(path, folder / "manifest.json")
         prepared = load_prepared(folder)
         truth = read_truth(folder, subset="all")
         return prepared.manifest["sizes"], prepared.manifest["files"], len(truth.cases)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _hashed_record(value: Any) -> Any:
