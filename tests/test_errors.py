@@ -71,4 +71,4 @@ def test_an_interruption_while_a_file_is_decoded_is_no_damaged_file(monkeypatch)
         raster.decode_image(stream.getvalue(), "x")
     monkeypatch.setattr(dicom, "check_deflated", interrupted)
     with pytest.raises(Stopped):
-        dicom._dataset(b"", stop_before_pixels=True)
+        dicom.open_dataset(b"", stop_before_pixels=True)

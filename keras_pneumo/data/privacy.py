@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_pneumo.data.labels.pseudonyms import KEY_FILE, PLAIN, key_of
+from keras_pneumo.data.prepared.rendering import write_png
 from keras_pneumo.data.radiographs.burnt_in import TextBox, burnt_in_text
-from keras_pneumo.data.radiographs.limits import check_deflated, with_preamble
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
 from keras_pneumo.data.radiographs.raster import read_limited
-from keras_pneumo.data.radiographs.reading import RASTER_SUFFIXES, read_or_reason, read_radiograph
+from keras_pneumo.data.radiographs.reading import RASTER_SUFFIXES, decode_radiograph, read_or_reason
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import LOCK_NAME, cache_folder, write_bytes
+from keras_pneumo.storage.files import LOCK_NAME, cache_folder
 from keras_pneumo.storage.tables import IMAGE_SUFFIXES, column_name, counted, one_line, printable, read_rows
 from keras_pneumo.storage.workers import Progress, map_files
 
@@ -254,18 +254,13 @@ def _may_be_dicom(path: Path) -> bool:
 
 
 def _examine_dicom(path: Path) -> FileFacts:
-    import io
-
-    import pydicom
-
-    from keras_pneumo.data.radiographs.dicom import quiet
+    from keras_pneumo.data.radiographs.dicom import open_dataset, quiet
 
     facts = FileFacts("DICOM")
+    data = read_limited(path)
     with quiet():
         try:
-            data = with_preamble(read_limited(path))
-            check_deflated(data)
-            dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
+            dataset = open_dataset(data, stop_before_pixels=True, every_tag=True)
             found: set[str] = set()
             for part in (dataset.file_meta, dataset):
                 _examine_dataset(part, facts, found, 0)
@@ -273,7 +268,7 @@ def _examine_dicom(path: Path) -> FileFacts:
         except (PneumoError, Exception) as error:  # refused, or damaged: pydicom raises every class of error
             facts.error = type(error).__name__
     try:
-        facts.text = burnt_in_text(read_radiograph(path).pixels)
+        facts.text = burnt_in_text(decode_radiograph(data, path).pixels)
         facts.seen = True
     except UnreadableImage:
         pass  # a Segmentation or a report has no radiograph; a damaged file is set aside by every command
@@ -333,13 +328,13 @@ def _examine_picture(path: Path) -> FileFacts:
     from PIL import Image
 
     facts = FileFacts("picture")
-    with Image.open(io.BytesIO(read_limited(path))) as image:
+    data = read_limited(path)
+    with Image.open(io.BytesIO(data)) as image:
         facts.beside = sorted(one_line(str(name), 30) for name in image.info if str(name) not in _HARMLESS_TEXT)
-    radiograph = read_or_reason(path)
-    if isinstance(radiograph, str):
+    try:
+        facts.text, facts.seen = burnt_in_text(decode_radiograph(data, path).pixels), True
+    except UnreadableImage:
         facts.drawn = True
-    else:
-        facts.text, facts.seen = burnt_in_text(radiograph.pixels), True
     return facts
 
 
@@ -583,8 +578,5 @@ def draw_text_sheet(report: PrivacyReport, out: Path, workers: int | None = None
     rest = -len(drawn) % _COLUMNS if len(drawn) > _COLUMNS else 0
     drawn_rows = [*drawn, *[blank] * rest]
     sheet = np.vstack([np.hstack(drawn_rows[i : i + _COLUMNS]) for i in range(0, len(drawn_rows), _COLUMNS)])
-    encoded, data = cv2.imencode(".png", sheet)
-    if not encoded:
-        raise PneumoError(f"OpenCV could not write {out} as PNG. Install opencv-python-headless again.")
-    write_bytes(out, data.tobytes())
+    write_png(out, sheet)
     return len(drawn)

@@ -15,10 +15,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from keras_pneumo.data.labels import rle
+from keras_pneumo.data.prepared.rendering import write_png
 from keras_pneumo.data.radiographs.geometry import pad_to_square, placement_of
-from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.report.saliency_report import METHODS
-from keras_pneumo.storage.files import write_bytes
 
 SIDE = 512
 """Height and width of each picture side by side; smaller radiographs are enlarged to it."""
@@ -107,10 +106,7 @@ def write_overlay(path: Path, picture: np.ndarray) -> None:
     Raises:
         PneumoError: it cannot be written.
     """
-    done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    if not done:
-        raise PneumoError(f"OpenCV could not write {path.name} as PNG. Install opencv-python-headless again.")
-    write_bytes(path, data.tobytes(), durable=False)
+    write_png(path, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), durable=False)
 
 
 def _with_foot(picture: np.ndarray, caption: str, notice: str) -> np.ndarray:

@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import PreparedFolder, verify_files
+from keras_pneumo.data.prepared.rendering import write_png
 from keras_pneumo.data.prepared.split import SUBSETS
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import write_bytes
 
 RESEARCH_USE = "Research use only. Not for diagnosis."
 
@@ -90,10 +90,7 @@ def draw_contact_sheet(
             vanished = image_id in prepared.manifest["vanished"].get(str(size), [])
             mask_text = f"mask {share:.2f}%" + (f", none left at {size}" if vanished else "") if share else "no mask"
             _caption(pen, (left, top + _HEADING + _TILE + 3), image_id, mask_text)
-    encoded, data = cv2.imencode(".png", cv2.cvtColor(np.asarray(sheet), cv2.COLOR_RGB2BGR))
-    if not encoded:
-        raise PneumoError(f"OpenCV could not write {out} as PNG. Install opencv-python-headless again.")
-    write_bytes(Path(out), data.tobytes())
+    write_png(Path(out), cv2.cvtColor(np.asarray(sheet), cv2.COLOR_RGB2BGR))
     return Path(out)
 
 

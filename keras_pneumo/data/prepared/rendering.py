@@ -7,6 +7,7 @@ exception.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,21 +133,33 @@ def render(job: Job) -> Rendered:
         pixel_spacing_mm=radiograph.pixel_spacing_mm,
     )
     mask = rle.draw(job.runs) if rle.area(job.runs) else None
-    for size in job.sizes:
+    for size in job.sizes:  # files are not flushed one by one: each one's hash is checked before it is used or kept
         name = image_name(job.image_id, size)
-        rendered.files[name] = _write_png(job.out / name, resize_image(radiograph.pixels, size), _IMAGE_PNG)
+        rendered.files[name] = write_png(
+            job.out / name, resize_image(radiograph.pixels, size), _IMAGE_PNG, durable=False
+        )
         if mask is not None:
             small = resize_mask(mask, size)
             name = mask_name(job.image_id, size)
-            rendered.files[name] = _write_png(job.out / name, small * np.uint8(255), _MASK_PNG)
+            rendered.files[name] = write_png(job.out / name, small * np.uint8(255), _MASK_PNG, durable=False)
             if not small.any():
                 rendered.vanished.append(size)
     return rendered
 
 
-def _write_png(path: Path, image: np.ndarray, settings: list[int]) -> str:
+def write_png(path: Path, image: np.ndarray, settings: Sequence[int] = (), durable: bool = True) -> str:
+    """Write a PNG; returns the hash of its bytes.
+
+    Args:
+        path: of the file.
+        image: uint8 (H, W), or (H, W, 3) in blue, green, red.
+        settings: OpenCV's, of its compression.
+        durable: whether it must outlast a power cut from now on.
+
+    Raises:
+        PneumoError: OpenCV cannot, or the disk is full, read-only or closed to us.
+    """
     encoded, data = cv2.imencode(".png", image, settings)
     if not encoded:
         raise PneumoError(f"OpenCV could not write {path.name} as PNG. Install opencv-python-headless again.")
-    # Not flushed one by one: each file's hash is checked before it is used or kept.
-    return write_bytes(path, data.tobytes(), durable=False)
+    return write_bytes(path, data.tobytes(), durable=durable)

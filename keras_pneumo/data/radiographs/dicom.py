@@ -85,7 +85,7 @@ def read_header(data: bytes, stem: str) -> Header:
         UnreadableImage: not a DICOM file, damaged, or of a transfer syntax that holds no radiographs.
     """
     with quiet():
-        dataset = _dataset(data, stop_before_pixels=True)
+        dataset = open_dataset(data, stop_before_pixels=True)
         try:
             syntax = transfer_syntax_of(dataset)
             image_id = text_of(dataset, "SOPInstanceUID") or stem
@@ -122,7 +122,7 @@ def read_dicom(path: Path) -> Radiograph:
 def decode_dicom(data: bytes, stem: str) -> Radiograph:
     """The radiograph in the bytes of a DICOM file; ``stem`` is its id when it has no SOPInstanceUID."""
     with quiet():
-        return _decode(_dataset(data, stop_before_pixels=False), stem)
+        return _decode(open_dataset(data, stop_before_pixels=False), stem)
 
 
 _one_at_a_time = threading.RLock()
@@ -188,11 +188,17 @@ def _frame(dataset: pydicom.Dataset) -> bytes:
     return next(generate_frames(dataset.PixelData, number_of_frames=1))
 
 
-def _dataset(data: bytes, *, stop_before_pixels: bool) -> pydicom.Dataset:
+def open_dataset(data: bytes, *, stop_before_pixels: bool, every_tag: bool = False) -> pydicom.Dataset:
+    """The data set in the bytes of a DICOM file, with the tags needed here or every tag; for use within :func:`quiet`.
+
+    Raises:
+        UnreadableImage: it is no DICOM file, its header is damaged, or it unpacks to too much.
+    """
+    tags = None if every_tag else _TAGS
     try:
         data = with_preamble(data)
         check_deflated(data)
-        return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=stop_before_pixels, specific_tags=_TAGS)
+        return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=stop_before_pixels, specific_tags=tags)
     except PneumoError:
         raise
     except InvalidDicomError:

@@ -31,18 +31,6 @@ _GREY_16 = ("I;16", "I;16B", "I;16L", "I")
 _COLOUR = ("RGB", "RGBA", "LA", "P")
 
 
-def read_image(path: Path) -> Radiograph:
-    """Read a PNG or JPEG radiograph.
-
-    Grey of 8 bits is taken as it is; grey of 16 bits is stretched from its smallest to its largest value (see
-    :func:`~.radiograph.stretch`). A colour file is accepted when its three channels are equal.
-
-    Raises:
-        UnreadableImage: not a PNG or JPEG, damaged, too large, or in real colour.
-    """
-    return decode_image(read_limited(path), path.stem)
-
-
 def read_limited(path: Path) -> bytes:
     """All bytes of a file that is not empty and not larger than :data:`MAX_FILE_BYTES`.
 
@@ -64,7 +52,14 @@ def read_limited(path: Path) -> bytes:
 
 
 def decode_image(data: bytes, image_id: str) -> Radiograph:
-    """The radiograph in the bytes of a PNG or JPEG file; see :func:`read_image`."""
+    """The radiograph in the bytes of a PNG or JPEG file; ``stem`` is its id.
+
+    Grey of 8 bits is taken as it is; grey of 16 bits is stretched from its smallest to its largest value (see
+    :func:`~.radiograph.stretch`). A colour file is accepted when its three channels are equal.
+
+    Raises:
+        UnreadableImage: not a PNG or JPEG, damaged, too large, or in real colour.
+    """
     # Pillow fills the rest of a truncated image with grey when another library has set this flag.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:

@@ -15,7 +15,7 @@ from typing import NamedTuple, NoReturn
 
 from keras_pneumo.data.radiographs.plain import decode_plain
 from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage
-from keras_pneumo.data.radiographs.raster import read_image, read_limited
+from keras_pneumo.data.radiographs.raster import decode_image, read_limited
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.tables import IMAGE_SUFFIXES, printable
 
@@ -143,11 +143,19 @@ def read_radiograph(path: Path) -> Radiograph:
     """Read a PNG or JPEG file by its ending, and every other file as DICOM.
 
     Raises:
-        UnreadableImage: with the reason; see :func:`~.dicom.read_dicom` and :func:`~.raster.read_image`.
+        UnreadableImage: with the reason; see :func:`~.dicom.read_dicom` and :func:`~.raster.decode_image`.
+    """
+    return decode_radiograph(read_limited(path), path)
+
+
+def decode_radiograph(data: bytes, path: Path) -> Radiograph:
+    """The radiograph in the bytes of a file, read by its ending as :func:`read_radiograph` does.
+
+    Raises:
+        UnreadableImage: likewise.
     """
     if path.suffix.lower() in RASTER_SUFFIXES:
-        return read_image(path)
-    data = read_limited(path)
+        return decode_image(data, path.stem)
     plain = decode_plain(data, path.stem)
     if plain is not None:
         return plain

@@ -40,7 +40,6 @@ from keras_pneumo.data.radiographs import decoders
 from keras_pneumo.data.radiographs.decoders import decoder_report
 from keras_pneumo.data.radiographs.dicom import read_dicom, read_header
 from keras_pneumo.data.radiographs.radiograph import MAX_FILE_BYTES, MAX_PIXELS, UnreadableImage, stretch
-from keras_pneumo.data.radiographs.raster import read_image
 from keras_pneumo.data.radiographs.reading import read_or_reason, read_radiograph
 
 _FOUND = importlib.util.find_spec("data_store")
@@ -835,35 +834,37 @@ def test_header_tells_identity_without_pixels(tmp_path):
 
 def test_grey_png(tmp_path):
     image = radiograph(1)
-    read = read_image(write_png(tmp_path / "1.2.3.4.png", image))
+    read = read_radiograph(write_png(tmp_path / "1.2.3.4.png", image))
     assert (read.pixels == image).all()
     assert read.image_id == "1.2.3.4"
 
 
 def test_names_with_spaces_and_other_letters(tmp_path):
-    read = read_image(write_png(tmp_path / "plicní snímek č. 1.png", radiograph(1)))
+    read = read_radiograph(write_png(tmp_path / "plicní snímek č. 1.png", radiograph(1)))
     assert read.image_id == "plicní snímek č. 1"
 
 
 def test_grey_jpeg_equals_opencv(tmp_path):
     cv2.imwrite(str(tmp_path / "a.jpg"), radiograph(1))
-    assert (read_image(tmp_path / "a.jpg").pixels == cv2.imread(str(tmp_path / "a.jpg"), cv2.IMREAD_GRAYSCALE)).all()
+    assert (
+        read_radiograph(tmp_path / "a.jpg").pixels == cv2.imread(str(tmp_path / "a.jpg"), cv2.IMREAD_GRAYSCALE)
+    ).all()
 
 
 def test_sixteen_bit_png_spans_its_own_range(tmp_path):
     path = write_png(tmp_path / "a.png", np.array([[100, 300], [200, 1124]], np.uint16))
-    assert read_image(path).pixels.tolist() == [[0, 50], [25, 255]]
+    assert read_radiograph(path).pixels.tolist() == [[0, 50], [25, 255]]
 
 
 def test_one_bit_png(tmp_path):
     Image.fromarray(np.array([[True, False]])).save(tmp_path / "a.png")
-    assert read_image(tmp_path / "a.png").pixels.tolist() == [[255, 0]]
+    assert read_radiograph(tmp_path / "a.png").pixels.tolist() == [[255, 0]]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P"])
 def test_grey_picture_in_colour_form(tmp_path, mode):
     Image.fromarray(radiograph(1)).convert(mode).save(tmp_path / "a.png")
-    assert (read_image(tmp_path / "a.png").pixels == radiograph(1)).all()
+    assert (read_radiograph(tmp_path / "a.png").pixels == radiograph(1)).all()
 
 
 def test_real_colour_is_refused(tmp_path):
@@ -881,7 +882,7 @@ def test_orientation_tag_is_ignored(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
-    assert (read_image(tmp_path / "a.png").pixels == image).all()
+    assert (read_radiograph(tmp_path / "a.png").pixels == image).all()
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.97])
@@ -890,7 +891,7 @@ def test_truncated_picture(tmp_path, ending, share):
     data = cv2.imencode(ending, radiograph(1, 256))[1].tobytes()
     (tmp_path / f"a{ending}").write_bytes(data[: int(len(data) * share)])
     with pytest.raises(UnreadableImage):
-        read_image(tmp_path / f"a{ending}")
+        read_radiograph(tmp_path / f"a{ending}")
 
 
 def test_png_bombs(tmp_path):
