@@ -257,9 +257,10 @@ def _cautions(
         )
     if unlike:
         images = counted(len(contamination.table), "image")
+        verb, them, they = ("is", "it", "it is") if unlike == 1 else ("are", "them", "they are")
         cautions.append(
-            f"{unlike:,} of {images} {'is' if unlike == 1 else 'are'} not like the training images. keras-pneumo "
-            "detect would not answer for them; here they are scored as all others."
+            f"{unlike:,} of {images} {verb} not like the training images. keras-pneumo detect would not answer for "
+            f"{them}; here {they} scored as all others."
         )
     shared = int(contamination.shared.sum())
     if contamination.unknown:
