@@ -21,15 +21,17 @@ FLAGS = [
 
 PROBE = r"""
 const wide = window.innerWidth, faults = [];
-const name = (e) => `${e.tagName.toLowerCase()}.${e.getAttribute("class") || ""} "${e.textContent.trim().slice(0, 50)}"`;
+const kind = (e) => `${e.tagName.toLowerCase()}.${e.getAttribute("class") || ""}`;
+const name = (e) => `${kind(e)} "${e.textContent.trim().slice(0, 50)}"`;
 const say = (what, e) => { if (faults.length < 12) faults.push(`${what}: ${name(e)}`); };
 document.querySelectorAll("details").forEach((e) => { e.open = true; });
-if (document.documentElement.scrollWidth > wide) faults.push(`the page is ${document.documentElement.scrollWidth} wide`);
-const unseen = (e) => e.closest("[hidden], thead") && getComputedStyle(e.closest("[hidden], thead")).position === "absolute";
+const whole = document.documentElement.scrollWidth;
+if (whole > wide) faults.push(`the page is ${whole} wide`);
+const folded = (e) => e.closest("thead") && getComputedStyle(e.closest("thead")).position === "absolute";
 const words = /[^\s_\-./\\,;:()]+[_\-./\\,;:()]*/g;
 for (const e of document.body.querySelectorAll("*")) {
   const box = e.getBoundingClientRect();
-  if (!box.width || !box.height || unseen(e)) continue;
+  if (!box.width || !box.height || folded(e)) continue;
   if (box.right > wide + 1 || box.left < -1) say("out of the window", e);
   const style = getComputedStyle(e);
   if (style.overflowX === "auto" || style.overflowX === "scroll") say("slides", e);
@@ -38,7 +40,10 @@ for (const e of document.body.querySelectorAll("*")) {
     const frame = svg.getBoundingClientRect();
     if (box.left < frame.left - 1 || box.right > frame.right + 1) say("out of its chart", e);
     if (box.top < frame.top - 1 || box.bottom > frame.bottom + 1) say("out of its chart", e);
-  } else if (!svg && e.tagName !== "svg" && e.clientWidth && e.scrollWidth > e.clientWidth + 1) say("cut or too wide", e);
+  } else if (!svg && e.tagName !== "svg" && e.clientWidth) {
+    if (e.scrollWidth > e.clientWidth + 1) say("cut or too wide", e);
+    if (style.overflowY !== "visible" && e.scrollHeight > e.clientHeight + 1) say("cut below", e);
+  }
   if (!e.matches("h1, h2, h3, th, td, caption, a, .mark, .research, .value, .name")) continue;
   for (const text of e.childNodes) {
     if (text.nodeType !== 3) continue;
@@ -55,7 +60,8 @@ for (const e of document.body.querySelectorAll("*")) {
 for (const svg of document.querySelectorAll("svg.chart")) {
   const boxes = [...svg.querySelectorAll("text")].map((e) => [e, e.getBoundingClientRect()]).filter(([, b]) => b.width);
   boxes.forEach(([e, a], i) => boxes.slice(i + 1).forEach(([, b]) => {
-    if (a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 4 && b.top < a.bottom - 4) say("covers another text", e);
+    const beside = a.left > b.right - 1 || b.left > a.right - 1, above = a.top > b.bottom - 4 || b.top > a.bottom - 4;
+    if (!beside && !above) say("covers another text", e);
   }));
 }
 return faults;
@@ -100,8 +106,11 @@ class Sight:
     def contrast(self, selector="body"):
         """Contrast of an element's text against the page's background, as WCAG defines it: 1 to 21."""
         script = """
-        const light = (colour) => { const [r, g, b] = colour.match(/[\\d.]+/g).map(Number).map((v) => v / 255)
-          .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+        const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+        const light = (colour) => {
+          const [r, g, b] = colour.match(/[\\d.]+/g).map((v) => linear(Number(v) / 255));
+          return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+        };
         const [a, b] = [light(getComputedStyle(document.querySelector(arguments[0])).color),
           light(getComputedStyle(document.body).backgroundColor)];
         return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);"""

@@ -55,7 +55,7 @@ def _learned(record: Mapping[str, Any]) -> str:
 def _measured(team: Entry, board: Board) -> str:
     kind = "synthetic phantoms: " if board.truth.synthetic else ""
     scores = [
-        f"{LABELS[name]} {with_interval(team.point[name], team.intervals[name])}"
+        f"{_label(name)} {with_interval(team.point[name], team.intervals[name])}"
         for name in _MEASURED
         if math.isfinite(team.point.get(name, math.nan))
     ]
@@ -94,4 +94,11 @@ def _elsewhere(board: Board, external: bool) -> str:
 
 
 def _small_groups(subgroups: SubgroupReport) -> str:
-    return f"Too few images to say anything (fewer than {ENOUGH} positives or {ENOUGH} negatives): {listed(subgroups.small)}."
+    few = f"fewer than {ENOUGH} positives or {ENOUGH} negatives"
+    return f"Too few images to say anything of these groups ({few}): {listed(subgroups.small)}."
+
+
+def _label(name: str) -> str:
+    """A score's name within a sentence."""
+    label = LABELS[name]
+    return label if name in ("auroc", "dice", "dice_positives") else label.lower()
