@@ -13,7 +13,14 @@ import numpy as np
 import pandas as pd
 
 from keras_pneumo.evaluation.board.board import SCORES
-from keras_pneumo.evaluation.board.subgroups import ENOUGH, MASK_SIZE, SubgroupScores, WorstSubgroup, worst_subgroup
+from keras_pneumo.evaluation.board.subgroups import (
+    ENOUGH,
+    MASK_SIZE,
+    UNKNOWN,
+    SubgroupScores,
+    WorstSubgroup,
+    worst_subgroup,
+)
 from keras_pneumo.evaluation.board.verdict import LABELS, shown, shown_interval
 from keras_pneumo.evaluation.scoring.metrics import Confusion
 
@@ -77,7 +84,7 @@ def subgroup_report(parts: list[SubgroupScores], headline: str) -> SubgroupRepor
         small=[
             f"{part.attribute} {part.name}"
             for part in parts
-            if min(part.positives, part.images - part.positives) < ENOUGH
+            if min(part.positives, part.images - part.positives) < ENOUGH and part.name != UNKNOWN
         ],
     )
 
