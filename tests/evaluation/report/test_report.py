@@ -16,7 +16,7 @@ from keras_pneumo.evaluation.report.page import headings
 from keras_pneumo.evaluation.report.report import flat_facts, write_comparison_report, write_run_report
 from keras_pneumo.evaluation.report.subgroup_report import subgroup_report
 
-VOID = {"meta", "img", "br", "hr", "input", "link"}
+VOID = {"meta", "img", "br", "hr", "input", "link", "wbr"}
 
 
 class Tree(HTMLParser):
