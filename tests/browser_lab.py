@@ -34,7 +34,7 @@ for (const e of document.body.querySelectorAll("*")) {
   if (!box.width || !box.height || folded(e)) continue;
   if (box.right > wide + 1 || box.left < -1) say("out of the window", e);
   const style = getComputedStyle(e);
-  if (style.overflowX === "auto" || style.overflowX === "scroll") say("slides", e);
+  if (/auto|scroll/.test(style.overflowX) && e.scrollWidth > e.clientWidth) say("slides", e);
   const svg = e.ownerSVGElement;
   if (e.tagName === "text") {
     const frame = svg.getBoundingClientRect();
@@ -42,7 +42,7 @@ for (const e of document.body.querySelectorAll("*")) {
     if (box.top < frame.top - 1 || box.bottom > frame.bottom + 1) say("out of its chart", e);
   } else if (!svg && e.tagName !== "svg" && e.clientWidth) {
     if (e.scrollWidth > e.clientWidth + 1) say("cut or too wide", e);
-    if (style.overflowY !== "visible" && e.scrollHeight > e.clientHeight + 1) say("cut below", e);
+    if (style.overflowY === "hidden" && e.scrollHeight > e.clientHeight + 1) say("cut below", e);
   }
   if (!e.matches("h1, h2, h3, th, td, caption, a, .mark, .research, .value, .name")) continue;
   for (const text of e.childNodes) {
@@ -68,15 +68,20 @@ return faults;
 """
 
 
-class Sight:
-    """A window of Chromium."""
+def chromium(profile):
+    """Starts a headless Chromium whose profile lies in that folder."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in [*FLAGS, f"--user-data-dir={profile}"]:
+        options.add_argument(flag)
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
 
-    def __init__(self, profile):
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
-        for flag in [*FLAGS, f"--user-data-dir={profile}"]:
-            options.add_argument(flag)
-        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+
+class Sight:
+    """What a window of Chromium shows."""
+
+    def __init__(self, driver):
+        self.driver = driver
 
     def open(self, address):
         self.driver.get(address.as_uri() if isinstance(address, Path) else address)

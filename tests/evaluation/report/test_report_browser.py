@@ -11,7 +11,7 @@ from board_lab import board_of, submit, write_truth
 
 pytest.importorskip("selenium", reason="selenium is not installed")
 import seeds_lab
-from browser_lab import PAPER, Sight, needs_chromium
+from browser_lab import PAPER, Sight, chromium, needs_chromium
 from ladder_lab import ladder, result
 from selenium.webdriver.common.by import By
 
@@ -35,7 +35,7 @@ BENCHMARKS = Path(__file__).parents[3] / "experiments" / "benchmarks"
 
 @pytest.fixture(scope="module")
 def sight(tmp_path_factory):
-    window = Sight(tmp_path_factory.mktemp("profile"))
+    window = Sight(chromium(tmp_path_factory.mktemp("profile")))
     yield window
     window.driver.quit()
 
