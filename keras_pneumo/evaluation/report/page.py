@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup, escape
 
-FOLDS = {3: 380, 5: 540, 7: 720, 9: 900, 20: 1064}
+FOLDS = {3: 380, 5: 540, 7: 720, 9: 960, 20: 1064}
 """Most columns of a table -> the width of its place, in CSS pixels, up to which its rows are cards."""
 
 _HEADING = re.compile(r'<h2 id="([^"]+)"[^>]*>(.*?)</h2>', re.DOTALL)
@@ -23,7 +23,7 @@ _TABLE = re.compile(r"<table(?![^>]*whole)([^>]*)>(.*?)</table>", re.DOTALL)
 _CELL = re.compile(r"<(t[hd])((?:\s[^>]*)?)>(.*?)</\1>", re.DOTALL)
 _ROW = re.compile(r"<tr([^>]*)>(.*?)</tr>", re.DOTALL)
 _SMALL = re.compile(r"<small[^>]*>(.*?)</small>", re.DOTALL)
-_BREAKS = re.compile(r"([_./\\])(?=[^\s_./\\])")
+_BREAKS = re.compile(r"([_/\\](?=[^\s_/\\])|\.(?=[^\s.\d]))")
 
 
 class Heading(NamedTuple):
@@ -98,9 +98,10 @@ def _labelled(cell: re.Match[str], label: str) -> str:
 
 def _label(cell: str) -> str:
     """A column's name as text for an attribute, what is small in it after a comma."""
-    return _text(_SMALL.sub(r", \1", cell.replace("<br>", " "))).removeprefix(", ").replace('"', "&quot;")
+    text = _text(_SMALL.sub(r", \1", cell.replace("<wbr>", "")))
+    return text.removeprefix(", ").replace('"', "&quot;")
 
 
 def _text(content: str) -> Markup:
-    """HTML without its tags; what is escaped stays so."""
-    return Markup(" ".join(re.sub(r"<[^>]+>", "", str(content)).split()))
+    """HTML without its tags, but for the places where a word may wrap; what is escaped stays so."""
+    return Markup(" ".join(re.sub(r"<(?!wbr>)[^>]+>", "", str(content)).split()))
