@@ -84,7 +84,10 @@ def test_the_board_shows_the_detector_beside_its_members(tiny_detector):
     board = pd.read_csv(tiny_detector / "board" / "board.csv")
     teams = set(board["team"])
     assert {"keras-pneumo tiny (joined)", "keras-pneumo segmenter", "keras-pneumo classifier"} <= teams
-    assert (tiny_detector / "board" / "report.html").exists()
+    page = (tiny_detector / "board" / "report.html").read_text()
+    assert ">What keras-pneumo tiny (joined) may be used for</h2>" in page
+    for heading in ("Scores by subgroup", "Calibration, before and after"):
+        assert f">{heading}</h2>" in page
     record = json.loads((tiny_detector / "detector.json").read_text())
     assert record["validation"]["dice"] >= record["validation"]["dice_segmenter_alone"] - 1e-7
     counts = record["validation"]["counts"]

@@ -477,7 +477,8 @@ def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
 
 def _number(value: float) -> str:
     if value and not 1e-2 <= abs(value) < 1e5:
-        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e−").replace("e+0", "e").replace("-", "−")
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        return f"{float(mantissa):g}e{int(exponent)}".replace("-", "−")
     return f"{value:g}".replace("-", "−")
 
 
