@@ -78,7 +78,7 @@ def test_the_board_is_as_wide_as_the_window_and_says_what_it_leaves_out(monkeypa
     kept = names[: len(names) - len(left_out)]
     assert kept
     assert [*kept, *left_out] == names, "the most important ones are kept"
-    assert bool(left_out) == (width <= 120)
+    assert bool(left_out) == (width <= 160)
     assert max(len(line) for line in table.splitlines()) <= width
     value, span = rows[1][0][2].rstrip(")").split(" (")
     assert value in table
