@@ -27,6 +27,7 @@ COMMANDS = [
     "experiments",
     "train",
     "find-lr",
+    "sweep",
     "predict",
     "masks",
     "explain",
@@ -40,7 +41,7 @@ COMMANDS = [
     "view",
 ]
 # These follow others' results or need an account or PyTorch's environment, so they are not run as they stand.
-FOLLOWING = ["download", "predict", "explain", "evaluate", "compare", "train", "find-lr", "export", "parity"]
+FOLLOWING = ["download", "predict", "explain", "evaluate", "compare", "train", "find-lr", "sweep", "export", "parity"]
 FOLLOWING += ["masks", "join", "detect", "view"]
 EXAMPLES = [name for name in COMMANDS if name not in FOLLOWING]
 
