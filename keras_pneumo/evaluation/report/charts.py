@@ -390,13 +390,17 @@ def _letter_width(letter: str) -> float:
     return 0.64 if letter.islower() or letter.isdigit() else 0.79
 
 
+_PIECES = re.compile(r"(?:[^\s_\-./]|\.(?=\d))*(?:[_\-/]|\.(?!\d))|(?:[^\s_\-./]|\.(?=\d))+|\s+")
+"""A word up to where it may wrap, or white space; no wrap within a number."""
+
+
 def wrapped(text: str, width: float, size: float = 12.5) -> list[str]:
     """A text in lines of at most this width: broken between words, else after ``_``, ``-``, ``.`` and ``/``.
 
     Only a word that is wider than a line is broken within.
     """
     lines, line = [], ""
-    for piece in re.findall(r"[^\s_\-./]*[_\-./]|[^\s_\-./]+|\s+", text):
+    for piece in _PIECES.findall(text):
         for letters in [piece] if text_width(piece, size) <= width else piece:
             if text_width((line + letters).rstrip(), size) > width:
                 lines.append(line.strip())

@@ -39,6 +39,7 @@ def test_a_wrapped_text_fits_and_keeps_its_letters(text, width):
 def test_words_break_where_a_reader_would():
     assert wrapped("Lead in Specificity at common sensitivity", 170) == ["Lead in Specificity at", "common sensitivity"]
     assert wrapped("keras_pneumo-resnet50", 100) == ["keras_", "pneumo-", "resnet50"]
+    assert wrapped("memory: 0.69", 70) == ["memory:", "0.69"], "not within a number"
     assert len(wrapped("A" * 70, 220)) > 2
 
 
