@@ -192,7 +192,7 @@ $(TOOLS)/.ready: constraints-tools.txt
 	$(call install,$(TOOLS)/bin/python,$<)
 	@touch $@
 
-PINNED := constraints.txt constraints-gpu.txt experiments/torch_team/constraints.txt constraints-tools.txt
+PINNED := constraints.txt constraints-gpu.txt experiments/torch_team/constraints.txt constraints-tools.txt constraints-docs.txt
 # Known weaknesses of the pinned packages, asked of the network: 3 when it could not be asked.
 audit: $(TOOLS)/.ready
 	@code=0; for file in $(PINNED); do \
@@ -218,6 +218,7 @@ lock: $(TOOLS)/.ready
 	$(LOCK) --python-version 3.11.5 experiments/torch_team/requirements.txt -o experiments/torch_team/constraints.txt
 	$(LOCK) --python-version 3.11.5 experiments/torch_team/requirements.txt experiments/benchmarks/requirements.txt -c experiments/torch_team/constraints.txt -o experiments/benchmarks/constraints.txt
 	printf 'pip-audit\ncyclonedx-bom\nuv\n' | $(LOCK) --python-version 3.11 - -o constraints-tools.txt
+	printf 'mkdocs-material\nmkdocstrings[python]\n' | $(LOCK) --python-version 3.11 - -o constraints-docs.txt
 
 lint: $(READY)
 	$(BIN)/ruff check .
