@@ -9,6 +9,7 @@ or the variable ``HF_TOKEN``.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shutil
 import tempfile
@@ -77,15 +78,14 @@ def push(package: Package, address: Address, public: bool = False) -> Address:
         raise PneumoError(f"{address} names a revision, which is never changed. Leave out @{address.revision}.")
     hub = require_library()
     try:
-        api = hub.HfApi(library_name="keras_pneumo")
+        api = _api(hub)
         api.create_repo(address.repo, private=not public, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=address.repo,
-            folder_path=package.folder,
-            commit_message=f"{package.kind} {package.name}",
-            allow_patterns=[LIST, *package.files],
-            delete_patterns="*",
-        )
+        there = set(api.list_repo_files(address.repo)) - {".gitattributes"}
+        names = [LIST, *package.files]
+        added = [hub.CommitOperationAdd(name, str(package.folder / name)) for name in names]
+        removed = [hub.CommitOperationDelete(name) for name in sorted(there - set(names))]
+        # Not upload_folder, which may upload in several commits: a record would stand beside the weights of another.
+        commit = api.create_commit(address.repo, [*added, *removed], commit_message=f"{package.kind} {package.name}")
     except Exception as error:
         raise _refusal(hub, address, error) from error
     return address._replace(revision=str(commit.oid))
@@ -104,7 +104,7 @@ def fetch(address: Address) -> tuple[Package, Address]:
         return read_package(_folder_of(address)), address
     hub = require_library()
     try:
-        info = hub.HfApi(library_name="keras_pneumo").model_info(address.repo, revision=address.revision or None)
+        info = _api(hub).model_info(address.repo, revision=address.revision or None)
     except Exception as error:
         raise _refusal(hub, address, error) from error
     pinned = address._replace(revision=str(info.sha))
@@ -123,12 +123,13 @@ def fetch(address: Address) -> tuple[Package, Address]:
 def _download(hub: ModuleType, pinned: Address, temporary: Path) -> None:
     """Put the listed files of a commit into the folder ``whole`` of ``temporary``, checked."""
     whole = temporary / "whole"
-    where: dict[str, Any] = {"revision": pinned.revision, "local_dir": whole, "library_name": "keras_pneumo"}
+    where: dict[str, Any] = {"revision": pinned.revision, "local_dir": whole}
+    api = _api(hub)
     try:
-        hub.hf_hub_download(pinned.repo, LIST, **where)
+        api.hf_hub_download(pinned.repo, LIST, **where)
         record = check_list(read_json(whole / LIST), f"{LIST} of {pinned}")
-        hub.snapshot_download(pinned.repo, allow_patterns=sorted(record["files"]), **where)
-    except hub.errors.EntryNotFoundError:
+        api.snapshot_download(pinned.repo, allow_patterns=sorted(record["files"]), **where)
+    except hub.errors.RemoteEntryNotFoundError:
         raise PneumoError(
             f"{pinned} is no package of keras-pneumo: it has no {LIST}. Check the name, or push a run or a detector."
         ) from None
@@ -143,6 +144,11 @@ def _download(hub: ModuleType, pinned: Address, temporary: Path) -> None:
 def _folder_of(address: Address) -> Path:
     """Where a commit lies in this user's cache."""
     return cache_folder() / "hub" / address.repo.replace("/", "--") / address.revision
+
+
+def _api(hub: ModuleType) -> Any:
+    """The hub that HF_ENDPOINT names now; the library reads the variable when it is imported, and never again."""
+    return hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="keras_pneumo")
 
 
 def require_library() -> ModuleType:

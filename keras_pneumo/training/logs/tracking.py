@@ -317,12 +317,16 @@ class _Wandb:
         known = _state(folder, "wandb")
         self.run_id, self.sent = str(known.get("id") or secrets.token_hex(8)), int(known.get("epoch", -1))
         name, settings, facts = settings_of(folder)
+        place = os.environ.get("WANDB_DIR", str(folder))
+        # It names its folder by the second, and two of a run within one would be written over each other.
+        while list(Path(place, "wandb").glob(f"*{time.strftime('%Y%m%d_%H%M%S')}-{self.run_id}")):
+            time.sleep(0.1)
         self.run = self.wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             id=self.run_id,
             name=name,
             resume="allow",
-            dir=os.environ.get("WANDB_DIR", str(folder)),
+            dir=place,
             config=settings | facts,
             settings=self.wandb.Settings(**_NO_NAMES),
         )
@@ -350,6 +354,13 @@ _NO_NAMES: dict[str, Any] = {
     "disable_git": True,
     "disable_code": True,
     "save_code": False,
+    "host": "none",
+    "username": "none",
+    "email": "none",
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
 }
 """W&B would send the program's output, the user's, the host's and the repository's names, and the machine's load."""
 
