@@ -170,9 +170,7 @@ def _refusal(hub: ModuleType, address: Address, error: Exception) -> PneumoError
     if isinstance(error, errors.RevisionNotFoundError):
         return PneumoError(f"hf://{address.repo} has no revision {address.revision}. Check the name after the @.")
     if isinstance(error, errors.RepositoryNotFoundError | errors.GatedRepoError):
-        return PneumoError(
-            f"The hub has no {address}, or you may not see it. Check the name, and log in with: hf auth login"
-        )
+        return PneumoError(f"The hub has no {address}, or you may not see it. Check the name, and run hf auth login.")
     code = getattr(getattr(error, "response", None), "status_code", None)
     if code in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
         return PneumoError(

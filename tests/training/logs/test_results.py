@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from sharing_lab import PNG, write_run
 
+from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.training.logs.results import (
     MOST_RADIOGRAPHS,
@@ -48,7 +49,9 @@ def test_a_segmenters_positives_have_the_true_outline_and_its_own(tmp_path, prep
     prepared = load_prepared(prepared_folder)
     run = write_run(tmp_path / "run")
     test_ids = prepared.subset("test")
-    square = "524800 200"  # in the middle of the image
+    mask = np.zeros((1024, 1024), np.uint8)
+    mask[400:600, 400:600] = 1
+    square = rle.encode(mask)
     pd.DataFrame({"image_id": test_ids, "probability": 0.5, "encoded_pixels": square}).to_csv(
         run / "submission/predictions.csv", index=False
     )
