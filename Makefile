@@ -29,7 +29,7 @@ EXPERIMENT ?= experiments/demo_classifier.py
 train-segmenter torch-segmenter: EXPERIMENT := experiments/demo_segmenter.py
 OPTIONS = $(if $(OUT),--out "$(OUT)") $(if $(PREPARED),--prepared "$(PREPARED)") $(if $(PATIENTS),--patients "$(PATIENTS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(START_FROM),--start-from "$(START_FROM)")
 
-.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity planted-faults compare-frameworks lint doctor compare bench bench-docs kills fuzz audit sbom lock clean
+.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity planted-faults compare-frameworks docs notebooks lint doctor compare bench bench-docs kills fuzz audit sbom lock clean
 
 help:
 	@echo "make train-classifier   train, predict, score; prints the path of report.html (DATA= EXPERIMENT= OUT=)"
@@ -47,6 +47,7 @@ help:
 	@echo "make bench              measures speed and memory against PyTorch and others (ONLY= OUT= GROWTH=)"
 	@echo "make fuzz               mutated files, for MINUTES= (default 30): counts, and what was found"
 	@echo "make audit              known weaknesses of the pinned packages; make sbom: a bill of materials (CycloneDX)"
+	@echo "make docs               the documentation site, in build/site; make notebooks runs the notebooks (NOTEBOOKS=)"
 	@echo "make lint               style, types and import rules"
 	@echo "make doctor             what this machine has and lacks"
 
@@ -219,6 +220,25 @@ lock: $(TOOLS)/.ready
 	$(LOCK) --python-version 3.11.5 experiments/torch_team/requirements.txt experiments/benchmarks/requirements.txt -c experiments/torch_team/constraints.txt -o experiments/benchmarks/constraints.txt
 	printf 'pip-audit\ncyclonedx-bom\nuv\n' | $(LOCK) --python-version 3.11 - -o constraints-tools.txt
 	printf 'mkdocs-material\nmkdocstrings[python]\n' | $(LOCK) --python-version 3.11 - -o constraints-docs.txt
+
+# The site, in build/site, to be read from the disk: any warning or dead link ends it. MkDocs has an environment of its own;
+# the page of all commands comes from the program.
+DOCS := .venv-docs
+$(DOCS)/.ready: constraints-docs.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(call install,$(DOCS)/bin/python,$<)
+	@touch $@
+
+docs: $(READY) $(DOCS)/.ready
+	PYTHONPATH="$(CURDIR)" $(BIN)/python docs/site/commands.py build/commands.md
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+# Each notebook from its first to its last cell, in a folder that goes afterwards.
+NOTEBOOKS ?= notebooks/*.ipynb
+notebooks: $(READY)
+	work=$$(mktemp -d) && trap 'rm -rf "$$work"' EXIT && cp $(NOTEBOOKS) "$$work" && \
+	  PYTHONPATH="$(CURDIR)" $(BIN)/python -m pytest -c setup.cfg --nbmake --nbmake-timeout=600 -p no:cacheprovider "$$work"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -59,6 +59,10 @@ COMMANDS = {
     ),
     "train": Command("train", "Train, predict the test patients, score them, and write report.html."),
     "find-lr": Command("train", "Raise the learning rate step by step, draw the loss, and suggest a rate."),
+    "sweep": Command(
+        "train",
+        "Sweep settings: train trials, end the hopeless ones early, and write the best down as an experiment.",
+    ),
     "predict": Command(
         "predict",
         "Predict a prepared subset, or any folder of radiographs: the probability, and by segmenters the mask.",
@@ -106,6 +110,14 @@ COMMANDS = {
     "evaluate": Command(
         "evaluate",
         "Evaluate a run or a detector on data from elsewhere: prepare, predict, score by source and subgroup, report.",
+    ),
+    "submission-template": Command(
+        "referee",
+        "Write a submission to fill in: the ids to predict, and a plain placeholder for each thing that is missing.",
+    ),
+    "check-submission": Command(
+        "referee",
+        "Check a submission as `compare` reads it, score nothing, and name all its faults at once, by file and row.",
     ),
     "compare": Command("referee", "Score submissions of any framework by patient, beside metadata-only baselines."),
     "audit-split": Command(
