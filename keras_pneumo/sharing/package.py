@@ -151,8 +151,8 @@ def read_package(folder: Path) -> Package:
     unlisted = sorted(name for name in there - {*files, LIST} if not name.startswith("."))
     if unlisted:
         raise PneumoError(
-            f"{folder} holds {listed(unlisted)}, which {LIST} does not list. Delete that, or unpack the package into an empty "
-            "folder."
+            f"{folder} holds {listed(unlisted)}, which {LIST} does not list. Delete that, or unpack the package "
+            "into an empty folder."
         )
     hashes = {name: str(each["sha256"]) for name, each in files.items()}
     return Package(folder, record["kind"], record["name"], record["synthetic"], hashes, record["sha256"])
