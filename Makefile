@@ -29,7 +29,7 @@ EXPERIMENT ?= experiments/demo_classifier.py
 train-segmenter torch-segmenter: EXPERIMENT := experiments/demo_segmenter.py
 OPTIONS = $(if $(OUT),--out "$(OUT)") $(if $(PREPARED),--prepared "$(PREPARED)") $(if $(PATIENTS),--patients "$(PATIENTS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(START_FROM),--start-from "$(START_FROM)")
 
-.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity planted-faults compare-frameworks lint doctor wheel-check lowest compare bench bench-docs kills fuzz audit sbom lock clean
+.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity planted-faults compare-frameworks docs notebooks lint doctor wheel-check lowest compare bench bench-docs kills fuzz audit sbom lock clean
 
 help:
 	@echo "make train-classifier   train, predict, score; prints the path of report.html (DATA= EXPERIMENT= OUT=)"
@@ -47,6 +47,7 @@ help:
 	@echo "make bench              measures speed and memory against PyTorch and others (ONLY= OUT= GROWTH=)"
 	@echo "make fuzz               mutated files, for MINUTES= (default 30): counts, and what was found"
 	@echo "make audit              known weaknesses of the pinned packages; make sbom: a bill of materials (CycloneDX)"
+	@echo "make docs               the documentation site, in build/site; make notebooks runs the notebooks (NOTEBOOKS=)"
 	@echo "make lint               style, types and import rules"
 	@echo "make wheel-check        builds the wheel and uses it outside the checkout (PYTHONS=3.11,3.12,3.13 TRAIN=)"
 	@echo "make lowest             tests with the lowest versions that setup.cfg allows"
@@ -236,7 +237,7 @@ $(TOOLS)/.ready: constraints-tools.txt
 	$(call install,$(TOOLS)/bin/python,$<)
 	@touch $@
 
-PINNED := constraints.txt constraints-gpu.txt experiments/torch_team/constraints.txt constraints-tools.txt
+PINNED := constraints.txt constraints-gpu.txt experiments/torch_team/constraints.txt constraints-tools.txt constraints-docs.txt
 # Known weaknesses of the pinned packages, asked of the network: 3 when it could not be asked.
 audit: $(TOOLS)/.ready
 	@code=0; for file in $(PINNED); do \
@@ -263,6 +264,26 @@ lock: $(TOOLS)/.ready
 	$(LOCK) --python-version 3.11.5 experiments/torch_team/requirements.txt experiments/benchmarks/requirements.txt -c experiments/torch_team/constraints.txt -o experiments/benchmarks/constraints.txt
 	-sed -nE 's/^(torch|torchvision)==([^ +]+).*/\1==\2+cpu/p' $(TORCH_PINS) | $(LOCK) --no-deps --python-version 3.11.5 --index-url $(TORCH_CPU_INDEX) - -o $(TORCH_CPU_PINS)
 	printf 'pip-audit\ncyclonedx-bom\nuv\n' | $(LOCK) --python-version 3.11 - -o constraints-tools.txt
+	printf 'mkdocs-material\nmkdocstrings[python]\n' | $(LOCK) --python-version 3.11 - -o constraints-docs.txt
+
+# The site, in build/site, to be read from the disk: any warning or dead link ends it. MkDocs has an environment of its own;
+# the page of all commands comes from the program.
+DOCS := .venv-docs
+$(DOCS)/.ready: constraints-docs.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(call install,$(DOCS)/bin/python,$<)
+	@touch $@
+
+docs: $(READY) $(DOCS)/.ready
+	PYTHONPATH="$(CURDIR)" $(BIN)/python docs/site/commands.py build/commands.md
+	$(DOCS)/bin/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+# Each notebook from its first to its last cell, in a folder that goes afterwards.
+NOTEBOOKS ?= notebooks/*.ipynb
+notebooks: $(READY)
+	work=$$(mktemp -d) && trap 'rm -rf "$$work"' EXIT && cp $(NOTEBOOKS) "$$work" && \
+	  PYTHONPATH="$(CURDIR)" $(BIN)/python -m pytest -c setup.cfg --nbmake --nbmake-timeout=600 -p no:cacheprovider "$$work"
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -271,4 +292,4 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) $(TORCH) $(TOOLS) $(LOWEST) build *.egg-info
+	rm -rf $(VENV) $(TORCH) $(TOOLS) $(DOCS) $(LOWEST) build *.egg-info

@@ -198,7 +198,7 @@ def check_light(environment: Environment, wheel: Path) -> None:
     listed = run("keras-pneumo", "experiments")
     require(all(f"{name}: " in listed for name in experiments), f"keras-pneumo experiments lists only:\n{listed}")
     require("pip install 'keras-pneumo[train]'" in run("keras-pneumo", "doctor"), "doctor does not name the extra.")
-    run("keras-pneumo", "phantom", "phantoms", "--images", 40, "--size-scale", 6)
+    run("keras-pneumo", "phantom", "phantoms", "--images", 60, "--size-scale", 6)
     run("keras-pneumo", "prepare", "phantoms", "--out", "prepared", "--size", 64)
     environment.python(SUBMISSION, work / "prepared", work / "team.csv")
     board = run("keras-pneumo", "compare", "team.csv", "--truth", "prepared", "--out", "board", "--resamples", 200)

@@ -88,6 +88,14 @@ COMMANDS = {
         "evaluate",
         "Evaluate a run or a detector on data from elsewhere: prepare, predict, score by source and subgroup, report.",
     ),
+    "submission-template": Command(
+        "referee",
+        "Write a submission to fill in: the ids to predict, and a plain placeholder for each thing that is missing.",
+    ),
+    "check-submission": Command(
+        "referee",
+        "Check a submission as `compare` reads it, score nothing, and name all its faults at once, by file and row.",
+    ),
     "compare": Command("referee", "Score submissions of any framework by patient, beside metadata-only baselines."),
     "audit-split": Command(
         "referee",

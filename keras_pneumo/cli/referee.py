@@ -1,9 +1,12 @@
-"""The referee's commands, compare and audit-split. They need neither TensorFlow nor Keras."""
+"""The referee's commands: submission-template, check-submission, compare, audit-split.
+
+They need neither TensorFlow nor Keras.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -13,8 +16,89 @@ from rich.measure import measure_renderables
 from rich.table import Table
 
 from keras_pneumo.cli.console import out, say, warn
+from keras_pneumo.errors import PneumoError
+from keras_pneumo.storage.tables import counted
 
 ROOMY = Console(width=10_000).options
+
+Task = Literal["classification", "segmentation", "joint"]
+
+
+def submission_template_command(
+    truth: Annotated[Path, typer.Option(help="A prepared folder, its truth.csv, or a SIIM label csv.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="The submission to fill in: a new or an empty folder.")],
+    task: Annotated[
+        Task | None, typer.Option(help="What the team answers. Default: joint, or classification without true masks.")
+    ] = None,
+    subset: Annotated[str, typer.Option(help="Which patients are predicted.")] = "test",
+    validation: Annotated[
+        bool, typer.Option(help="Also write validation.csv, which the threshold is fitted on.")
+    ] = False,
+    ids: Annotated[Path | None, typer.Option(help="Csv of the image ids to predict, for a label csv as truth.")] = None,
+) -> None:
+    """Write a submission to fill in: the ids to predict, and a plain placeholder for each thing that is missing.
+
+    Example: `keras-pneumo phantom data/phantom-try --images 60 &&
+    keras-pneumo prepare data/phantom-try --out data/prepared-hand-in --size 64 &&
+    keras-pneumo submission-template --truth data/prepared-hand-in --out submissions/our_team`
+    """
+    from keras_pneumo.evaluation.inputs.submission import INFO_FILE, PLACEHOLDER, PREDICTIONS_FILE, write_template
+    from keras_pneumo.evaluation.inputs.truth import read_truth
+
+    scored = read_truth(truth, subset, ids)
+    if scored.runs is None and task in ("segmentation", "joint"):
+        raise PneumoError(f"{truth} has no masks, so no mask can be scored. Use --task classification.")
+    validation_ids = scored.development[scored.development.subset == "validation"].image_id.tolist()
+    if validation and not validation_ids:
+        raise PneumoError(f"{truth} has no validation images beside {scored.subset_name}. Leave --validation out.")
+    write_template(
+        out_folder,
+        scored.cases.image_id.tolist(),
+        task or ("classification" if scored.runs is None else "joint"),
+        "test" if scored.subset == "all" else scored.subset,
+        scored.split_sha256,
+        scored.synthetic,
+        validation_ids if validation else [],
+    )
+    say(f"{counted(len(scored.cases), 'image')} of {scored.subset_name}: {out_folder / PREDICTIONS_FILE}")
+    say(f"Write the predictions there, and who you are into {INFO_FILE}, in place of each {PLACEHOLDER}. Then:")
+    say(f"keras-pneumo check-submission {out_folder} --truth {truth}")
+
+
+def check_submission_command(
+    submission: Annotated[Path, typer.Argument(help="A submission, a run folder, or a folder of several.")],
+    truth: Annotated[Path, typer.Option(help="A prepared folder, its truth.csv, or a SIIM label csv.")],
+    subset: Annotated[str, typer.Option(help="Which patients are scored.")] = "test",
+    ids: Annotated[Path | None, typer.Option(help="Csv of the image ids to score, for a label csv as truth.")] = None,
+    allow_missing: Annotated[bool, typer.Option(help="Count images without a prediction as 'no'.")] = False,
+    allow_extra: Annotated[
+        bool, typer.Option(help="Leave out rows of images that are not scored, and rows given twice.")
+    ] = False,
+    clip_runs: Annotated[bool, typer.Option(help="Cut masks that end past the last pixel.")] = False,
+    rows: Annotated[Path | None, typer.Option(help="Csv to write, with a line for every wrong row.")] = None,
+) -> None:
+    """Check a submission as `compare` reads it, score nothing, and name all its faults at once, by file and row.
+
+    Ends with 2 where `compare` would refuse it.
+
+    Example, after training: `keras-pneumo check-submission runs/smallest_classifier --truth data/prepared/phantom-try`
+    """
+    from keras_pneumo.evaluation.compare import check_submissions
+    from keras_pneumo.evaluation.inputs.submission import write_faults
+    from keras_pneumo.evaluation.inputs.truth import read_truth
+
+    scored = read_truth(truth, subset, ids)
+    checked, faults = check_submissions(submission, scored, allow_missing, allow_extra, clip_runs)
+    if rows is not None:
+        write_faults(rows, faults)
+    if faults:
+        where = f"\nEvery wrong row: {rows}" if rows is not None else ""
+        raise PneumoError("\n".join(map(str, faults)) + where)
+    for one in checked:
+        images = f"{counted(len(scored.cases), 'image')} of {scored.subset_name}"
+        say(f"{one.info.team}: {one.info.task}, {images}. No fault.")
+        for note in one.notes:
+            warn(f"{one.info.team}: {note}")
 
 
 def compare_command(

@@ -27,6 +27,7 @@ from keras_pneumo.evaluation.inputs.alignment import AlignedSubmission, align_su
 from keras_pneumo.evaluation.inputs.submission import (
     INFO_FILE,
     PREDICTIONS_FILE,
+    Fault,
     Submission,
     SubmissionInfo,
     Task,
@@ -304,17 +305,53 @@ def align_all(
     Raises:
         PneumoError: one of them has errors, in its files or beside the truth; one message lists all errors of all.
     """
-    aligned, errors = [], []
+    aligned, faults = examine_all(submissions, truth, allow_missing, allow_extra, clip_runs)
+    if faults:
+        raise PneumoError("\n".join(map(str, faults)))
+    return aligned
+
+
+def examine_all(
+    submissions: list[Submission],
+    truth: Truth,
+    allow_missing: bool = False,
+    allow_extra: bool = False,
+    clip_runs: bool = False,
+) -> tuple[list[AlignedSubmission], list[Fault]]:
+    """Align every submission with the truth as :func:`align_all` does, and return all faults of all of them.
+
+    They are fit to be scored only where there is no fault.
+    """
+    aligned, faults = [], []
     for submission in submissions:
-        errors += submission.errors
-        if submission.predictions.empty:
-            continue  # its table could not be read, which is among the errors
         one, wrong = examine_alignment(submission, truth, allow_missing, allow_extra, clip_runs)
         aligned.append(one)
-        errors += wrong
-    if errors:
-        raise PneumoError("\n".join(errors))
-    return aligned
+        faults += [*submission.errors, *wrong]
+    return aligned, faults
+
+
+def check_submissions(
+    folder: Path, truth: Truth, allow_missing: bool = False, allow_extra: bool = False, clip_runs: bool = False
+) -> tuple[list[AlignedSubmission], list[Fault]]:
+    """Check submissions by the very functions by which :func:`compare` reads them, and score nothing.
+
+    Args:
+        folder: a submission (also one without its ``submission.json``, which is then a fault), a run folder, a Kaggle
+            csv, or a folder of several.
+        truth: the scored images.
+        allow_missing: see :func:`.alignment.align_submission`, as are ``allow_extra`` and ``clip_runs``.
+        allow_extra: see there.
+        clip_runs: see there.
+
+    Returns:
+        The submissions beside the truth, with their notes, and every fault; without any, ``compare`` takes them all.
+
+    Raises:
+        PneumoError: there is no submission.
+    """
+    undeclared = (folder / PREDICTIONS_FILE).is_file() and _submission_in(folder) is None
+    paths = [folder] if undeclared else find_submissions(folder)
+    return examine_all([examine_submission(path) for path in paths], truth, allow_missing, allow_extra, clip_runs)
 
 
 def distinct_names(submissions: list[Submission]) -> list[str]:

@@ -32,6 +32,8 @@ COMMANDS = [
     "explain",
     "export",
     "evaluate",
+    "submission-template",
+    "check-submission",
     "compare",
     "audit-split",
     "parity",
@@ -40,7 +42,18 @@ COMMANDS = [
     "view",
 ]
 # These follow others' results or need an account or PyTorch's environment, so they are not run as they stand.
-FOLLOWING = ["download", "predict", "explain", "evaluate", "compare", "train", "find-lr", "export", "parity"]
+FOLLOWING = [
+    "download",
+    "predict",
+    "explain",
+    "evaluate",
+    "check-submission",
+    "compare",
+    "train",
+    "find-lr",
+    "export",
+    "parity",
+]
 FOLLOWING += ["masks", "join", "detect", "view"]
 EXAMPLES = [name for name in COMMANDS if name not in FOLLOWING]
 
@@ -75,6 +88,8 @@ def test_the_training_examples_work_one_after_the_other(tmp_path):
     for _ in shell(example("explain"), tmp_path):
         pass
     assert list(tmp_path.glob("runs/explain-try/overlays/*.png"))
+    (checked,) = shell(example("check-submission"), tmp_path)
+    assert "No fault." in checked.stdout
     for _ in shell(example("compare"), tmp_path):
         pass
     for _ in shell(example("evaluate"), tmp_path):

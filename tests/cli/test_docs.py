@@ -181,3 +181,25 @@ def test_make_passes_paths_with_spaces(target, folder):
     output = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     commands_run = [shlex.split(text) for text in output.splitlines() if "bin/" in text and "pip" not in text]
     assert any(folder in words and "my run" in words for words in commands_run), output
+
+
+def test_the_package_index_gets_links_and_pictures_that_work_there(tmp_path, monkeypatch):
+    import runpy
+
+    import setuptools
+
+    given = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    runpy.run_path(str(REPOSITORY / "setup.py"))
+    links = re.findall(r"(!?)\[[^\[\]]*\]\(([^)\s]+)\)", given["long_description"])
+    assert len(links) == len(re.findall(r"\]\(([^)\s]+)\)", PAGES[0].read_text()))
+    for picture, target in links:
+        home = "https://raw.githubusercontent.com/" if picture else "https://github.com/"
+        assert target.startswith((f"{home}keras-pneumo/keras-pneumo/", "#")), target
+        path = target.split("/v0.1.0/")[1].partition("#")[0]
+        assert (REPOSITORY / path).is_file(), path
+
+
+def test_no_page_needs_what_only_its_makers_have():
+    for page in PAGES:
+        assert not re.search(r"\.\./shared|siim_(mini|more)|/work/", page.read_text()), page

@@ -1,8 +1,11 @@
-"""The options of compare: each allows what its name says, and the board cites only options that were given."""
+"""The referee's commands: what each option of compare allows, templates of submissions, and their check."""
+
+import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
-from board_lab import write_truth
+from board_lab import submit, write_truth
 from command_lab import refused, run
 
 
@@ -33,3 +36,85 @@ def test_the_board_cites_the_options_that_were_given(masks):
     notes = pd.read_csv(masks / "board" / "board.csv").notes[0]
     assert "1 row of other images set aside (--allow-extra)" in notes
     assert "1 mask cut at the last pixel (--clip-runs)" in notes
+
+
+def test_a_template_is_refused_until_its_last_placeholder_is_gone(tmp_path):
+    truth = write_truth(tmp_path)
+    team = tmp_path / "submissions" / "our_team"
+    written = run("submission-template", "--truth", tmp_path, "--out", team, "--validation")
+    assert written.returncode == 0, written.stderr
+    assert "60 images of the test subset" in written.stdout
+    command = written.stdout.strip().splitlines()[-1].split()
+    assert command[:3] == ["keras-pneumo", "check-submission", str(team)]
+    predictions = pd.read_csv(team / "predictions.csv")
+    assert predictions.image_id.tolist() == truth.cases.image_id.tolist()
+    left = refused_rows(team, tmp_path, "'FILL IN' in team, framework, pretraining.images, preprocessing, hardware")
+    assert left.groupby(["file", "fault"]).size().tolist() == [60, 60, 1, 18, 18]
+    again = run("submission-template", "--truth", tmp_path, "--out", team)
+    refused(again, "holds a submission already", "nothing was changed")
+
+    for name in ("predictions.csv", "validation.csv"):
+        table = pd.read_csv(team / name).assign(probability=0.25, encoded_pixels="-1")
+        table.to_csv(team / name, index=False)
+    info = json.loads((team / "submission.json").read_text())
+    info |= {"team": "Ours", "framework": "PyTorch", "pretraining": {"images": "none"}}
+    del info["hardware"]
+    (team / "submission.json").write_text(json.dumps(info))
+    left = refused_rows(team, tmp_path, "'FILL IN' in preprocessing. Write there")
+    assert (len(left), left.row.isna().all()) == (1, True)
+    (team / "submission.json").write_text(json.dumps(info | {"preprocessing": "", "colour": 1}))
+    checked = run("check-submission", team.parent, "--truth", tmp_path)
+    assert checked.returncode == 0, checked.stderr
+    assert checked.stdout == "Ours: joint, 60 images of the test subset. No fault.\n"
+    assert "Note: Ours: not known and not used in submission.json: 'colour'" in checked.stderr
+    board = run("compare", team.parent, "--truth", tmp_path, "--out", tmp_path / "board", "--resamples", 200)
+    assert board.returncode == 0, board.stderr
+
+
+def refused_rows(team, truth, *words):
+    """The csv of wrong rows of a submission that check-submission refuses; compare refuses it with the same words."""
+    rows = truth / "rows.csv"
+    checked = run("check-submission", team, "--truth", truth, "--rows", rows)
+    refused(checked, "Every wrong row: ", *words)
+    compared = run("compare", team, "--truth", truth, "--out", truth / "board")
+    assert checked.stderr.strip().rsplit("\n", 1)[0] == compared.stderr.strip()
+    return pd.read_csv(rows)
+
+
+def test_all_faults_are_named_at_once_by_file_and_row(tmp_path):
+    truth = write_truth(tmp_path)
+    folder = submit(tmp_path / "submissions" / "team", truth, "Team", 2, split_sha256="0" * 64)
+    table = pd.read_csv(folder / "predictions.csv", dtype=str)
+    table.loc[:7, "probability"] = "2.5"
+    table.loc[10:19, "encoded_pixels"] = "5 0"
+    table.loc[59, "image_id"] = "elsewhere"
+    table.to_csv(folder / "predictions.csv", index=False)
+    words = (
+        "8 probabilities are not numbers",
+        "10 masks are wrong",
+        "row 61 ('elsewhere')",
+        "no row for 1 of 60 images",
+    )
+    rows = refused_rows(folder, tmp_path, "was made on the split '000000000000'", *words)
+    faults = {fault: group.row.dropna().astype(int).tolist() for fault, group in rows.groupby("fault", sort=False)}
+    assert list(faults.values()) == [[*range(2, 10)], [], [61], [], [*range(12, 22)]]
+    assert rows.image_id.tolist()[-11:] == ["i59", *(f"i{number}" for number in range(10, 20))]
+    assert {Path(file).name for file in rows.file} == {"team", "predictions.csv"}
+
+
+def test_a_folder_without_a_declaration_is_said_to_lack_it(tmp_path):
+    write_truth(tmp_path)
+    (tmp_path / "team").mkdir()
+    (tmp_path / "team" / "predictions.csv").write_text("image_id,probability\ni0,2\n")
+    result = run("check-submission", tmp_path / "team", "--truth", tmp_path)
+    refused(result, "team has no submission.json", "row 2 ('2')", "no row for 59 of 60 images")
+
+
+def test_a_template_asks_for_no_masks_where_the_truth_has_none(tmp_path):
+    (tmp_path / "labels.csv").write_text("image_id,pneumothorax\na,1\nb,0\n")
+    line = ["submission-template", "--truth", tmp_path / "labels.csv"]
+    refused(run(*line, "--out", tmp_path / "team", "--task", "joint"), "has no masks")
+    refused(run(*line, "--out", tmp_path / "team", "--validation"), "has no validation images beside the truth")
+    assert run(*line, "--out", tmp_path / "team").returncode == 0
+    assert (tmp_path / "team" / "predictions.csv").read_text() == "image_id,probability\na,FILL IN\nb,FILL IN\n"
+    assert json.loads((tmp_path / "team" / "submission.json").read_text())["task"] == "classification"

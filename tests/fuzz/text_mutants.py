@@ -152,7 +152,7 @@ def _aligned(path: Path) -> Any:
     submission = examine_submission(path)
     aligned, errors = examine_alignment(submission, _known_truth())
     if submission.errors or errors:
-        raise PneumoError("\n".join([*submission.errors, *errors]))
+        raise PneumoError("\n".join(map(str, [*submission.errors, *errors])))
     runs = None if aligned.runs is None else [rle.encode_runs(each) for each in aligned.runs]
     return None if aligned.probability is None else aligned.probability.tolist(), runs
 

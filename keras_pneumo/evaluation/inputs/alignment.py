@@ -13,7 +13,7 @@ import pandas as pd
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.inputs.submission import Submission, SubmissionInfo, named_rows
+from keras_pneumo.evaluation.inputs.submission import Fault, Submission, SubmissionInfo, named_rows, rows_of
 from keras_pneumo.evaluation.inputs.truth import Truth
 from keras_pneumo.storage.tables import counted, listed, named_images, shown_id
 
@@ -61,7 +61,7 @@ def align_submission(
     """
     aligned, errors = examine_alignment(submission, truth, allow_missing, allow_extra, clip_runs)
     if errors:
-        raise PneumoError("\n".join(errors))
+        raise PneumoError("\n".join(map(str, errors)))
     return aligned
 
 
@@ -71,26 +71,31 @@ def examine_alignment(
     allow_missing: bool = False,
     allow_extra: bool = False,
     clip_runs: bool = False,
-) -> tuple[AlignedSubmission, list[str]]:
+) -> tuple[AlignedSubmission, list[Fault]]:
     """Align a submission as :func:`align_submission` does, but go on after an error and return all of them.
+
+    Of a submission whose table could not be read, which is among its own errors, only the declaration is examined.
 
     Returns:
         The submission without what is wrong in it, and the errors; only without errors is it fit to be scored.
     """
-    errors: list[str] = []
+    errors: list[Fault] = []
     info, file = submission.info, submission.predictions_file
     notes = [*submission.notes, *_check_split(submission, truth, errors)]
     rows = submission.predictions
+    if rows.empty:
+        return AlignedSubmission(info, None, None, None, notes), errors
     scored = set(truth.cases.image_id)
     extra = ~rows.image_id.isin(scored)
     if extra.any():
         if not allow_extra:
             count = int(extra.sum())
-            errors.append(
+            sentence = (
                 f"{file} has {counted(count, 'row')} of {'an image that is' if count == 1 else 'images that are'} not "
                 f"in {truth.subset_name}: {named_rows(rows[extra])}. "
                 "Remove them, or allow them with --allow-extra; the board will say so."
             )
+            errors.append(Fault(sentence, file, rows_of(rows[extra])))
         notes.append(f"{counted(int(extra.sum()), 'row')} of other images set aside (--allow-extra)")
         rows = rows[~extra]
     rows = _without_repeats(rows, submission, allow_extra, notes, errors)
@@ -98,11 +103,12 @@ def examine_alignment(
     missing = [image_id for image_id in truth.cases.image_id if image_id not in answered]
     if missing:
         if not allow_missing:
-            errors.append(
+            sentence = (
                 f"{file} has no row for {len(missing):,} of {counted(len(scored), 'image')} of {truth.subset_name}: "
                 f"{named_images(missing)}. Add them, or allow it with --allow-missing: each then counts as "
                 "answered 'no pneumothorax', and the board will say so."
             )
+            errors.append(Fault(sentence, file, tuple((None, image_id) for image_id in missing)))
         notes.append(f"{counted(len(missing), 'missing image')} counted as 'no pneumothorax' (--allow-missing)")
     probability = None
     if "probability" in rows.columns:
@@ -114,31 +120,33 @@ def examine_alignment(
     return AlignedSubmission(info, probability, runs, submission.validation, notes), errors
 
 
-def _check_split(submission: Submission, truth: Truth, errors: list[str]) -> list[str]:
+def _check_split(submission: Submission, truth: Truth, errors: list[Fault]) -> list[str]:
     """Notes on the declared split; another split or subset is added to ``errors``."""
     info = submission.info
     if submission.bare:
         return [] if truth.split_sha256 is None else ["a bare file: its split is not declared"]
     declared = not submission.errors or "subset" in info.model_fields_set  # a wrong declaration may lack what it says
     if declared and info.subset != truth.subset and truth.subset != "all":
-        errors.append(
+        sentence = (
             f"{submission.path} holds predictions for the subset {info.subset!r}, but {truth.subset!r} is scored."
         )
+        errors.append(Fault(sentence, submission.path))
     if truth.split_sha256 is None:
         return []
     if info.split_sha256 is None:
         return ["its split is not declared"]
     if info.split_sha256 != truth.split_sha256:
-        errors.append(
+        sentence = (
             f"{submission.path} was made on the split {info.split_sha256[:12]!r}, but the truth has the split "
             f"{truth.split_sha256[:12]!r}. The team may have trained on images that are tested here. "
             "Train and predict again with this split."
         )
+        errors.append(Fault(sentence, submission.path))
     return []
 
 
 def _without_repeats(
-    rows: pd.DataFrame, submission: Submission, allow_extra: bool, notes: list[str], errors: list[str]
+    rows: pd.DataFrame, submission: Submission, allow_extra: bool, notes: list[str], errors: list[Fault]
 ) -> pd.DataFrame:
     """Refuse or leave out repeated rows of one image; several different masks of one image stay (they are united)."""
     several = rows[rows.image_id.duplicated(keep=False)]
@@ -149,31 +157,34 @@ def _without_repeats(
     both = several.assign(empty=empty).groupby("image_id").empty.nunique() > 1
     if both.any():
         first = several[several.image_id == both.index[both][0]]
-        errors.append(
+        sentence = (
             f"{file} says of {counted(int(both.sum()), 'image')} both that there is no mask and what the mask is, "
             f"first of {shown_id(first.image_id.iloc[0])!r} (rows {listed(first.row)}). Keep only one of the two."
         )
+        errors.append(Fault(sentence, file, rows_of(several[several.image_id.isin(both.index[both])])))
     text = several.encoded_pixels.where(~empty, rle.EMPTY)
     again = pd.DataFrame({"image_id": several.image_id, "text": text}).duplicated()
     if not again.any():
         return rows
     repeated = several[again]
     if not allow_extra:
-        errors.append(
+        sentence = (
             f"{file} repeats {counted(len(repeated), 'row')} exactly: {named_rows(repeated)}. "
             "Remove them, or allow them with --allow-extra; the board will say so."
         )
+        errors.append(Fault(sentence, file, rows_of(repeated)))
     notes.append(f"{counted(len(repeated), 'repeated row')} set aside (--allow-extra)")
     return rows.drop(index=repeated.index)
 
 
 def _runs(
-    rows: pd.DataFrame, submission: Submission, truth: Truth, clip_runs: bool, notes: list[str], all_errors: list[str]
+    rows: pd.DataFrame, submission: Submission, truth: Truth, clip_runs: bool, notes: list[str], all_errors: list[Fault]
 ) -> list[rle.Runs]:
     """The united mask of each scored image; wrong masks are left out and added to ``all_errors``."""
     pixels = rle.MASK_SIZE * rle.MASK_SIZE
     by_image: dict[str, list[rle.Runs]] = {}
     errors: list[str] = []
+    wrong: list[tuple[int | None, str]] = []
     clipped, absolute, masks, furthest = 0, 0, 0, 0
     # Lists, since pandas hands out text cells one by one ten times slower.
     cells = zip(rows.image_id.tolist(), rows.encoded_pixels.tolist(), rows.row.tolist(), strict=True)
@@ -191,6 +202,7 @@ def _runs(
                 clipped += 1
         except rle.RleError as error:
             errors.append(f"row {row} ({shown_id(image_id)}): {error}")
+            wrong.append((row, image_id))
             continue
         masks += 1
         furthest = max(furthest, pixels - counts[-1])
@@ -198,24 +210,27 @@ def _runs(
     file = submission.predictions_file
     past = sum("ends at pixel" in message for message in errors) + clipped
     if absolute and absolute == past:  # a file in which only some masks do has another error
-        all_errors.append(
+        sentence = (
             f"{file}: {counted(past, 'mask')} would end past the last pixel, but would fit if the first number of each "
             "pair were the position of the run in the image. They look like absolute starts, but the first number must "
             f"be the gap from the end of the run before. {errors[0] + '. ' if errors else ''}Write gaps."
         )
+        all_errors.append(Fault(sentence, file, tuple(wrong)))
     elif errors:
         hint = " Runs past the last pixel can be cut there with --clip-runs; the board will say so." if past else ""
-        all_errors.append(
+        sentence = (
             f"{file}: {counted(len(errors), 'mask')} {'is' if len(errors) == 1 else 'are'} wrong. "
             + ". ".join(errors[:5])
             + (f" (and {len(errors) - 5:,} more)" if len(errors) > 5 else "")
             + f".{hint}"
         )
+        all_errors.append(Fault(sentence, file, tuple(wrong)))
     elif masks >= _ENOUGH_MASKS and furthest <= pixels // 4 < _furthest(truth):
-        all_errors.append(
+        sentence = (
             f"{file}: all {masks:,} masks end before pixel {pixels // 4:,}, as masks drawn at 512x512 do. "
             f"EncodedPixels refer to {rle.MASK_SIZE}x{rle.MASK_SIZE} pixels; resize the masks before encoding them."
         )
+        all_errors.append(Fault(sentence, file))
     if clipped:
         notes.append(f"{counted(clipped, 'mask')} cut at the last pixel (--clip-runs)")
     empty = rle.runs_of(rle.EMPTY)

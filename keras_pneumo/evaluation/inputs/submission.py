@@ -1,16 +1,16 @@
-"""Reads, checks and writes a team's submission.
+"""Reads, checks and writes a team's submission, and writes a template of one.
 
 In: a folder (``submission.json``, ``predictions.csv``, perhaps ``validation.csv``) from any framework, or a bare Kaggle
 CSV. Out: a :class:`Submission`; an error message names the file and the row. Whether it fits the truth's
 images is checked in :mod:`keras_pneumo.evaluation.inputs.alignment`. Writing replaces an older submission, and refuses
-a folder that holds anything else.
+a folder that holds anything else; a template replaces nothing.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from keras_pneumo.data.labels import rle
 from keras_pneumo.data.labels.cases import CANONICAL, mask_sizes, read_label_rows
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import is_leftover, replacing_contents, write_bytes
+from keras_pneumo.storage.files import is_leftover, replacing_contents, write_bytes, write_table
 from keras_pneumo.storage.tables import (
     MAX_BYTES,
     counted,
@@ -32,12 +33,16 @@ from keras_pneumo.storage.tables import (
     read_table,
     read_text,
     shown_id,
+    table_text,
 )
 
 INFO_FILE, PREDICTIONS_FILE, VALIDATION_FILE = "submission.json", "predictions.csv", "validation.csv"
 OWN_NAMES = ("postprocess.json", "postprocess.png", "contamination.csv", VALIDATION_FILE, PREDICTIONS_FILE, INFO_FILE)
 """All files that are written into a submission's folder, those of the postprocessing search included; the last of them
 makes a folder a submission."""
+
+PLACEHOLDER = "FILL IN"
+"""What a template has in the place of each prediction, and at the start of each text that a team must write."""
 
 Task = Literal["classification", "segmentation", "joint"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -90,6 +95,37 @@ class SubmissionInfo(BaseModel):
 
 
 @dataclass(frozen=True)
+class Fault:
+    """One kind of error in a submission: the sentence about it, and every row that it is about."""
+
+    sentence: str
+    file: Path | None = None
+    rows: tuple[tuple[int | None, str], ...] = ()
+    """Number and image id of each row; no number where the row is missing. Empty: it is about the whole file."""
+
+    def __str__(self) -> str:
+        """The sentence."""
+        return self.sentence
+
+
+def write_faults(path: Path, faults: Sequence[Fault]) -> None:
+    """Write ``file``, ``row``, ``image_id`` and ``fault``: a line for every wrong row, or for a whole file.
+
+    The row is blank for an image that has none, and for a whole file.
+    """
+    lines = [
+        (str(f.file or ""), row, shown_id(name), f.sentence) for f in faults for row, name in f.rows or ((None, ""),)
+    ]
+    table = pd.DataFrame(lines, columns=["file", "row", "image_id", "fault"]).astype({"row": "Int64"})
+    write_bytes(path, table_text(table).encode())
+
+
+def rows_of(table: pd.DataFrame) -> tuple[tuple[int | None, str], ...]:
+    """The rows of a table with ``row`` and ``image_id``, as a :class:`Fault` has them."""
+    return tuple(zip(table.row.tolist(), table.image_id.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
 class Submission:
     """One submission as read: ``predictions`` has ``image_id``, ``row`` and ``probability`` and/or ``encoded_pixels``.
 
@@ -103,7 +139,7 @@ class Submission:
     bare: bool = False
     notes: list[str] = field(default_factory=list)
     """What the board says about the declaration: fields that are not known."""
-    errors: list[str] = field(default_factory=list)
+    errors: list[Fault] = field(default_factory=list)
     """All that is wrong in its files, which :func:`read_submission` refuses."""
 
     @property
@@ -125,7 +161,7 @@ def read_submission(path: Path, max_bytes: int = MAX_BYTES) -> Submission:
     """
     submission = examine_submission(path, max_bytes)
     if submission.errors:
-        raise PneumoError("\n".join(submission.errors))
+        raise PneumoError("\n".join(map(str, submission.errors)))
     return submission
 
 
@@ -137,18 +173,19 @@ def examine_submission(path: Path, max_bytes: int = MAX_BYTES) -> Submission:
     """
     path = Path(path)
     if not path.exists():
-        return _unreadable(path, [f"There is no {path}."])
-    errors: list[str] = []
+        return _unreadable(path, [Fault(f"There is no {path}.", path)])
+    errors: list[Fault] = []
     if not path.is_dir():
         name = path.name.removesuffix(".gz").removesuffix(".csv")
         info = SubmissionInfo(team=one_line(name, 80) or "unnamed", task="segmentation")
-        rows = _collected(errors, lambda: _read_bare(path, max_bytes, errors))
+        rows = _collected(errors, path, lambda: _read_bare(path, max_bytes, errors))
         return Submission(path, info, _NO_ROWS if rows is None else rows, bare=True, errors=errors)
-    info, notes = _read_info(path / INFO_FILE, max_bytes, errors)
-    task = None if errors else info.task
-    predictions = _collected(errors, lambda: _read_predictions(path / PREDICTIONS_FILE, task, max_bytes, errors))
-    file = path / VALIDATION_FILE
-    validation = _collected(errors, lambda: _read_predictions(file, task, max_bytes, errors)) if file.exists() else None
+    info, notes, task = _read_info(path / INFO_FILE, max_bytes, errors)
+    table, file = path / PREDICTIONS_FILE, path / VALIDATION_FILE
+    predictions = _collected(errors, table, lambda: _read_predictions(table, task, max_bytes, errors))
+    validation = (
+        _collected(errors, file, lambda: _read_predictions(file, task, max_bytes, errors)) if file.exists() else None
+    )
     predictions = _NO_ROWS if predictions is None else predictions
     return Submission(path, info, predictions, validation, notes=notes, errors=errors)
 
@@ -158,16 +195,16 @@ _UNDECLARED = SubmissionInfo(team="unnamed", task="joint")
 """Stands for a declaration that cannot be read, so that the tables beside it are still checked."""
 
 
-def _unreadable(path: Path, errors: list[str]) -> Submission:
+def _unreadable(path: Path, errors: list[Fault]) -> Submission:
     return Submission(path, _UNDECLARED, _NO_ROWS, errors=errors)
 
 
-def _collected(errors: list[str], read: Callable[[], pd.DataFrame]) -> pd.DataFrame | None:
+def _collected(errors: list[Fault], file: Path, read: Callable[[], pd.DataFrame]) -> pd.DataFrame | None:
     """What ``read`` returns; or None, and its error is added to the others."""
     try:
         return read()
     except PneumoError as error:
-        errors.append(str(error))
+        errors.append(Fault(str(error), file))
         return None
 
 
@@ -209,6 +246,66 @@ def write_submission(
     return folder
 
 
+def write_template(
+    folder: Path,
+    image_ids: Sequence[str],
+    task: Task = "joint",
+    subset: str = "test",
+    split_sha256: str | None = None,
+    synthetic: bool = False,
+    validation_ids: Sequence[str] = (),
+) -> Path:
+    """Write a submission folder to be filled in: the ids to predict, and :data:`PLACEHOLDER` for all that is missing.
+
+    Reading it is refused until the last placeholder is gone.
+
+    Args:
+        folder: where to write: a new or an empty folder.
+        image_ids: a row of ``predictions.csv`` each.
+        task: which columns ``predictions.csv`` has: ``probability``, ``encoded_pixels``, or both.
+        subset: the subset that the ids are of.
+        split_sha256: the split's hash, where it is known.
+        synthetic: whether the images of this split are phantoms.
+        validation_ids: a row of ``validation.csv`` each; without any that file is not written.
+
+    Raises:
+        PneumoError: the folder holds something, or cannot be written.
+    """
+    real = require_replaceable(folder)
+    if real.exists() and any(not is_leftover(path.name) for path in real.iterdir()):
+        raise PneumoError(f"{folder} holds a submission already. Give a new or an empty folder; nothing was changed.")
+    declared = {
+        "format": 1,
+        "team": f"{PLACEHOLDER}: the name that the board shows",
+        "task": task,
+        "split_sha256": split_sha256,
+        "subset": subset,
+        "framework": f"{PLACEHOLDER}: the framework and its version",
+        "pretraining": {
+            "images": f"{PLACEHOLDER}: the images that the start weights learned from, or none",
+            "image_ids": [],
+        },
+        "preprocessing": f"{PLACEHOLDER}: what is done to an image before the network",
+        "hardware": f"{PLACEHOLDER}: the machine of the training",
+        "image_size": None,
+        "seeds": [],
+        "deterministic": None,
+        "training_hours": None,
+        "synthetic": synthetic,
+    }
+    wanted = {"classification": ["probability"], "segmentation": ["encoded_pixels"]}
+    columns = wanted.get(task, ["probability", "encoded_pixels"])
+    if "probability" in columns:
+        declared["threshold"] = None
+    tables = {PREDICTIONS_FILE: image_ids} | ({VALIDATION_FILE: validation_ids} if len(validation_ids) else {})
+    with replacing_contents(real, OWN_NAMES) as new:
+        write_bytes(new / INFO_FILE, (json.dumps(declared, indent=2) + "\n").encode())
+        for name, ids in tables.items():
+            rows = pd.DataFrame({"image_id": list(ids)}).assign(**dict.fromkeys(columns, PLACEHOLDER))
+            write_table(new / name, rows)
+    return folder
+
+
 def require_replaceable(folder: Path) -> Path:
     """The real path of a folder that a submission may replace: a new one, an empty one, or an older submission.
 
@@ -233,32 +330,59 @@ def require_replaceable(folder: Path) -> Path:
     return real
 
 
-def _read_info(path: Path, max_bytes: int, errors: list[str]) -> tuple[SubmissionInfo, list[str]]:
-    """The declaration, without its wrong fields, which are added to ``errors``; and notes on unknown fields."""
+def _read_info(path: Path, max_bytes: int, errors: list[Fault]) -> tuple[SubmissionInfo, list[str], Task | None]:
+    """The declaration without its wrong fields, which go to ``errors``; notes on unknown fields; the task, if valid."""
     if not path.exists():
-        errors.append(
+        sentence = (
             f"{path.parent} has no {path.name}. A submission folder needs this file with the fields team and task."
         )
-        return _UNDECLARED, []
+        errors.append(Fault(sentence, path))
+        return _UNDECLARED, [], None
     try:
         content = json.loads(read_text(path, max_bytes))
     except PneumoError as error:
-        errors.append(str(error))
-        return _UNDECLARED, []
+        errors.append(Fault(str(error), path))
+        return _UNDECLARED, [], None
     except (ValueError, RecursionError) as error:
-        errors.append(f"{path} is not JSON ({one_line(str(error))}).")
-        return _UNDECLARED, []
+        errors.append(Fault(f"{path} is not JSON ({one_line(str(error))}).", path))
+        return _UNDECLARED, [], None
     if not isinstance(content, dict):
-        errors.append(f"{path} must hold one JSON object with the fields team, task, ...")
-        return _UNDECLARED, []
+        errors.append(Fault(f"{path} must hold one JSON object with the fields team, task, ...", path))
+        return _UNDECLARED, [], None
     notes = _unknown_fields(content)
+    content, unfilled = _filled_in(content)
+    if unfilled:
+        sentence = (
+            f"{path} still has the template's placeholder {PLACEHOLDER!r} in {listed(unfilled, 12)}. Write there what "
+            "it asks for, or remove the field; only team must stay."
+        )
+        errors.append(Fault(sentence, path))
+        content = {"team": "unnamed"} | content
     try:
-        return SubmissionInfo.model_validate(content), notes
+        info = SubmissionInfo.model_validate(content)
+        return info, notes, info.task
     except ValidationError as error:
-        errors.append(f"{path} cannot be used: {_sentences(error)}.")
+        errors.append(Fault(f"{path} cannot be used: {_sentences(error)}.", path))
         wrong = {str(item["loc"][0]) for item in error.errors()}
         rest = {key: value for key, value in content.items() if key not in wrong}
-        return SubmissionInfo.model_validate({"team": "unnamed", "task": "joint"} | rest), notes
+        info = SubmissionInfo.model_validate({"team": "unnamed", "task": "joint"} | rest)
+        return info, notes, info.task if "task" in rest else None
+
+
+def _filled_in(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A declaration without the fields in which the template's placeholder was left, and the names of these fields."""
+    unfilled: list[str] = []
+
+    def kept(fields: dict[str, Any], before: str = "") -> dict[str, Any]:
+        rest = {}
+        for name, value in fields.items():
+            if isinstance(value, str) and value.strip().startswith(PLACEHOLDER):
+                unfilled.append(before + name)
+            else:
+                rest[name] = kept(value, f"{name}.") if isinstance(value, dict) and not before else value
+        return rest
+
+    return kept(content), unfilled
 
 
 def _unknown_fields(content: dict[str, Any]) -> list[str]:
@@ -298,7 +422,7 @@ def _need_columns(table: pd.DataFrame, task: Task | None, path: Path) -> None:
         raise PneumoError(f"{path} has no column {' and no column '.join(missing)}, which {needed}. Add it.")
 
 
-def _read_bare(path: Path, max_bytes: int, errors: list[str]) -> pd.DataFrame:
+def _read_bare(path: Path, max_bytes: int, errors: list[Fault]) -> pd.DataFrame:
     """A bare Kaggle file: ``image_id``, ``encoded_pixels``, ``row``, a line per mask; wrong rows go to ``errors``."""
     _, header = next(read_rows(path, max_bytes), (0, []))
     if any(name.lower() == "probability" for name in header):
@@ -309,7 +433,8 @@ def _read_bare(path: Path, max_bytes: int, errors: list[str]) -> pd.DataFrame:
     rows, rejected = read_label_rows(path, max_bytes=max_bytes)
     if rejected:
         named = listed(f"row {item.row} ({one_line(item.reason, 100)})" for item in rejected)
-        errors.append(f"{path}: {counted(len(rejected), 'row')} cannot be used: {named}.")
+        rows_wrong = tuple((item.row, "") for item in rejected)
+        errors.append(Fault(f"{path}: {counted(len(rejected), 'row')} cannot be used: {named}.", path, rows_wrong))
     if rows.empty:
         raise PneumoError(f"{path} has no rows. Write one row for each image.")
     if any(size != CANONICAL for size in mask_sizes(rows) or []):
@@ -320,7 +445,7 @@ def _read_bare(path: Path, max_bytes: int, errors: list[str]) -> pd.DataFrame:
     return rows[["image_id", "encoded_pixels", "row"]]
 
 
-def _read_predictions(path: Path, task: Task | None, max_bytes: int, errors: list[str]) -> pd.DataFrame:
+def _read_predictions(path: Path, task: Task | None, max_bytes: int, errors: list[Fault]) -> pd.DataFrame:
     """The table without its wrong rows, which are added to ``errors``: all of them, each kind in one sentence."""
     if not path.exists():
         raise PneumoError(f"{path.parent} has no {path.name}. Put it there.")
@@ -332,13 +457,23 @@ def _read_predictions(path: Path, task: Task | None, max_bytes: int, errors: lis
     table = table[columns].assign(image_id=table.image_id.map(image_id_of))
     blank = table.image_id == ""
     if blank.any():
-        errors.append(f"{path}, row {listed(table.row[blank])}: the image id is blank.")
+        sentence = f"{path}, row {listed(table.row[blank])}: the image id is blank."
+        errors.append(Fault(sentence, path, rows_of(table[blank])))
         table = table[~blank]
     again = table.image_id.duplicated()
     if again.any():
         images = counted(int(again.sum()), "image")
-        errors.append(f"{path} gives {images} more than one row: {named_rows(table[again])}. Give one row per image.")
+        sentence = f"{path} gives {images} more than one row: {named_rows(table[again])}. Give one row per image."
+        errors.append(Fault(sentence, path, rows_of(table[again])))
         table = table[~again]
+    for column, stand_in in (("probability", "0"), ("encoded_pixels", rle.EMPTY)):
+        if column in table.columns and (unfilled := table[column].str.strip() == PLACEHOLDER).any():
+            sentence = (
+                f"{path} still has the template's placeholder {PLACEHOLDER!r} in the column {column}, in "
+                f"{counted(int(unfilled.sum()), 'row')}: {named_rows(table[unfilled])}. Write the predictions there."
+            )
+            errors.append(Fault(sentence, path, rows_of(table[unfilled])))
+            table = table.assign(**{column: table[column].mask(unfilled, stand_in)})
     if "probability" in table.columns:
         table = table.assign(probability=_probabilities(table, path, errors))
     return table
@@ -349,7 +484,7 @@ def named_rows(rows: pd.DataFrame) -> str:
     return listed(f"row {row} ({shown_id(image)!r})" for row, image in zip(rows.row, rows.image_id, strict=True))
 
 
-def _probabilities(table: pd.DataFrame, path: Path, errors: list[str]) -> np.ndarray:
+def _probabilities(table: pd.DataFrame, path: Path, errors: list[Fault]) -> np.ndarray:
     """The probabilities; NaN for a wrong one, which is added to ``errors``."""
     values = pd.to_numeric(table.probability, errors="coerce").to_numpy(float)
     wrong = ~(np.isfinite(values) & (values >= 0) & (values <= 1))
@@ -364,7 +499,7 @@ def _probabilities(table: pd.DataFrame, path: Path, errors: list[str]) -> np.nda
         )
         count = int(wrong.sum())
         are = "probability is not a number" if count == 1 else "probabilities are not numbers"
-        errors.append(f"{path}: {count:,} {are} from 0 to 1: {rows}. {hint}")
+        errors.append(Fault(f"{path}: {count:,} {are} from 0 to 1: {rows}. {hint}", path, rows_of(table[wrong])))
     return np.where(wrong, np.nan, values)
 
 

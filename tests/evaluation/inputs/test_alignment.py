@@ -197,13 +197,13 @@ def test_a_wrong_declaration_hides_no_wrong_row(tmp_path, truth):
     examined = examine_submission(team_folder(tmp_path, text, task="detection", subset=3, threshold=2, team=""))
     assert len(examined.errors) == 2
     for name in ("task: ", "subset: ", "threshold: ", "team: "):
-        assert name in examined.errors[0]
-    assert "row 3 ('7')" in examined.errors[1]
+        assert name in str(examined.errors[0])
+    assert "row 3 ('7')" in str(examined.errors[1])
     _, wrong = examine_alignment(examined, truth)
     assert len(wrong) == 1
-    assert "row 3 (a): EncodedPixels holds 3 numbers" in wrong[0]
+    assert "row 3 (a): EncodedPixels holds 3 numbers" in str(wrong[0])
     examined = examine_submission(tmp_path / "absent")
-    assert examined.errors == [f"There is no {tmp_path / 'absent'}."]
+    assert [str(fault) for fault in examined.errors] == [f"There is no {tmp_path / 'absent'}."]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Submissions written and read back, and the message for every error in their files."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,15 @@ from label_lab import FORMS
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.inputs.submission import SubmissionInfo, read_submission, write_submission
+from keras_pneumo.evaluation.inputs.submission import (
+    Fault,
+    SubmissionInfo,
+    examine_submission,
+    read_submission,
+    write_faults,
+    write_submission,
+    write_template,
+)
 
 
 @pytest.mark.parametrize("content", FORMS)
@@ -122,3 +131,61 @@ def test_writing_deletes_nothing_but_an_older_submission(tmp_path, monkeypatch):
         (tmp_path / "old" / name).write_text("")
     write_submission(tmp_path / "old", info, table)
     assert sorted(path.name for path in (tmp_path / "old").iterdir()) == ["predictions.csv", "submission.json"]
+
+
+@pytest.mark.parametrize(
+    ("task", "columns"),
+    [
+        ("classification", ["probability"]),
+        ("segmentation", ["encoded_pixels"]),
+        ("joint", ["probability", "encoded_pixels"]),
+    ],
+)
+def test_a_template_names_each_placeholder_and_nothing_else(tmp_path, task, columns):
+    folder = write_template(tmp_path / "team", ["b", "a"], task, split_sha256="f" * 64, validation_ids=["c"])
+    examined = examine_submission(folder)
+    assert examined.predictions.image_id.tolist() == ["b", "a"]
+    assert examined.info.model_fields_set >= {"task", "split_sha256", "subset"}
+    assert examined.notes == [], "it has no field that is not known"
+    in_tables = [fault for fault in examined.errors if fault.file.suffix == ".csv"]
+    assert [fault.rows for fault in in_tables] == [((2, "b"), (3, "a"))] * len(columns) + [((2, "c"),)] * len(columns)
+    (declared,) = (fault for fault in examined.errors if fault not in in_tables)
+    for name in ("team", "framework", "pretraining.images", "preprocessing", "hardware"):
+        assert f"{name}" in declared.sentence
+    with pytest.raises(PneumoError, match="still has the template's placeholder 'FILL IN'"):
+        read_submission(folder)
+
+
+def test_a_placeholder_that_was_left_hides_no_other_fault(tmp_path):
+    rows = "b,FILL IN,5 0\na, FILL IN ,FILL IN\nc,7,-1\n"
+    folder = team_folder(tmp_path, f"image_id,probability,encoded_pixels\n{rows}", team="FILL IN: us", threshold=2)
+    declared, wrong_field, probabilities, masks, numbers = examine_submission(folder).errors
+    assert "'FILL IN' in team. Write" in declared.sentence
+    assert "threshold: " in wrong_field.sentence
+    assert probabilities.rows == ((2, "b"), (3, "a"))
+    assert masks.rows == ((3, "a"),)
+    assert numbers.rows == ((4, "c"),)
+
+
+def test_wrong_rows_are_written_safely_for_a_spreadsheet(tmp_path):
+    faults = [Fault("It is wrong.", tmp_path, ((2, "=cmd()"), (None, "b"))), Fault("The whole file.")]
+    write_faults(tmp_path / "rows.csv", faults)
+    lines = (tmp_path / "rows.csv").read_text().splitlines()
+    assert lines[0] == "file,row,image_id,fault"
+    assert lines[1:] == [f"{tmp_path},2,'=cmd(),It is wrong.", f"{tmp_path},,b,It is wrong.", ",,,The whole file."]
+
+
+def test_the_example_of_the_hand_in_page_is_a_submission(tmp_path):
+    page = (Path(__file__).parents[3] / "docs/hand-in.md").read_text()
+    blocks = dict(re.findall(r"^```(json|csv|python)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    (tmp_path / "submission.json").write_text(blocks["json"])
+    (tmp_path / "predictions.csv").write_text(blocks["csv"])
+    read = read_submission(tmp_path)
+    assert (read.info.team, read.info.threshold, read.notes) == ("Our team", 0.4, [])
+    assert [rle.area(rle.runs_of(text)) for text in read.predictions.encoded_pixels] == [5, 0]
+    names = {}
+    exec(compile(blocks["python"], "hand-in.md", "exec"), names)
+    rng = np.random.default_rng(0)
+    drawn = [np.zeros((1024, 1024), bool), np.ones((1024, 1024), bool), rng.random((1024, 1024)) < 0.01]
+    for mask in drawn:
+        assert names["encode"](mask) == rle.encode(mask)
