@@ -202,7 +202,7 @@ kills: $(READY)
 PARITY_DATA := $(wildcard ../shared/siim_mini)
 parity: export KERAS_PNEUMO_TORCH_PYTHON := $(abspath $(TORCH))/bin/python
 parity: $(READY) $(TORCH)/.ready
-	$(BIN)/python -m pytest -m "slow or not slow" tests/parity/pytorch
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow" tests/parity/pytorch
 	$(BIN)/keras-pneumo parity --out "$(or $(OUT),runs/parity)" $(addprefix --data ,$(or $(DATA),$(PARITY_DATA)))
 
 # Each fault of tests/parity/pytorch/planted_faults.py alone in a copy of the code; writes planted_faults.md and .json.

@@ -58,11 +58,11 @@ import sys
 import pandas as pd
 
 split = pd.read_csv(sys.argv[1] + "/split.csv")
-test = split[split["subset"] == "test"]
-answers = pd.DataFrame({"image_id": test["image_id"], "probability": (test["pneumothorax"] * 0.5 + 0.25)})
-answers.to_csv(sys.argv[2], index=False)
+test = set(split.loc[split["subset"] == "test", "image_id"])
+masks = pd.read_csv(sys.argv[2] + "/train-rle.csv", skipinitialspace=True)
+masks[masks["ImageId"].isin(test)].to_csv(sys.argv[3], index=False)
 """
-"""Writes a bare csv of right answers for the test images of a prepared folder."""
+"""Writes a bare csv of right masks for the test images of a prepared folder."""
 
 FROM_PYTHON = """
 import pathlib, sys
@@ -200,7 +200,7 @@ def check_light(environment: Environment, wheel: Path) -> None:
     require("pip install 'keras-pneumo[train]'" in run("keras-pneumo", "doctor"), "doctor does not name the extra.")
     run("keras-pneumo", "phantom", "phantoms", "--images", 60, "--size-scale", 6)
     run("keras-pneumo", "prepare", "phantoms", "--out", "prepared", "--size", 64)
-    environment.python(SUBMISSION, work / "prepared", work / "team.csv")
+    environment.python(SUBMISSION, work / "prepared", work / "phantoms", work / "team.csv")
     board = run("keras-pneumo", "compare", "team.csv", "--truth", "prepared", "--out", "board", "--resamples", 200)
     require("team" in board, f"The board lacks the submission:\n{board}")
     require((work / "board/report.html").is_file(), "compare wrote no report.html")
