@@ -276,7 +276,7 @@ $(DOCS)/.ready: constraints-docs.txt
 
 docs: $(READY) $(DOCS)/.ready
 	PYTHONPATH="$(CURDIR)" $(BIN)/python docs/site/commands.py build/commands.md
-	$(DOCS)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
 	@echo "build/site/index.html"
 
 # Each notebook from its first to its last cell, in a folder that goes afterwards.

@@ -14,9 +14,11 @@ import json
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import read_json
@@ -242,18 +244,76 @@ def validated(model: type[SettingsT], values: dict[str, Any], where: str) -> Set
             given = "" if fault["type"] in ("missing", "value_error") else f" (given: {fault['input']!r:.80})"
             if fault["type"] == "extra_forbidden":
                 reason, given = f"there is no such setting{_suggestion(name, model)}", ""
-            elif fault["type"] == "string_pattern_mismatch":
-                reason = IN_WORDS.get(name, reason)
+            elif given and not issubclass(model, Entries):
+                setting, words = _setting_of(fault["loc"], model)
+                if words:
+                    name, reason = setting, f"{words} is expected"
             problems.append(f"{name}: {reason}{given}" if name else reason)
+        problems = list(dict.fromkeys(problems))
         more = f"; and {len(problems) - 12:,} more" if len(problems) > 12 else ""
         raise PneumoError(f"{where} cannot be used. " + "; ".join(problems[:12]) + f"{more}.") from None
 
 
 IN_WORDS = {
-    "loss": "a weighted sum of bce, dice, focal and lovasz is expected, such as '3 bce + 1 dice + 4 focal'",
-    "name": "at most 64 lower case letters, digits and _ . - are expected, a letter or a digit first",
+    "loss": "a weighted sum of bce, dice, focal and lovasz, such as '3 bce + 1 dice + 4 focal',",
+    "name": "a name of at most 64 lower case letters, digits and _ . -, a letter or a digit first,",
+    "positive_rate": "a list of pairs, first epoch and rate from 0 to 1, such as [[0, 0.8], [10, 0.4]],",
 }
-"""What is allowed, by setting, where pydantic would show a regular expression."""
+"""What is allowed, by setting, where its type does not say it in words."""
+
+
+def _setting_of(place: tuple[int | str, ...], model: type[Settings]) -> tuple[str, str]:
+    """The setting that a fault's place is in, and :func:`allowed` of it; '' where there are no words."""
+    names: list[str] = []
+    for part in place:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            break
+        names.append(str(part))
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            model = field.annotation
+            continue
+        return ".".join(names), allowed(model, str(part))
+    return "", ""
+
+
+def allowed(model: type[Settings], name: str) -> str:
+    """What a setting takes, in words: ``a whole number from 32 to 1024, a multiple of 32``; '' where none are known."""
+    field = model.model_fields[name]
+    return IN_WORDS.get(name) or _in_words(field.annotation, field.metadata)
+
+
+def _in_words(kind: Any, limits: Sequence[Any] = ()) -> str:
+    """A type in words, with the limits of its numbers."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _in_words(inner[0], inner[1].metadata)
+    if origin is Literal:
+        *others, last = map(repr, inner)
+        return f"{', '.join(others)} or {last}" if others else last
+    if origin in (Union, UnionType):
+        parts = [_in_words(part) for part in inner]
+        return " or ".join(parts) if all(parts) else ""
+    if kind is type(None):
+        return "none"
+    if kind is bool:
+        return "true or false"
+    if kind not in (int, float):
+        return ""
+    keys = ("ge", "gt", "le", "lt", "multiple_of")
+    given = (next((getattr(limit, key) for limit in limits if hasattr(limit, key)), None) for key in keys)
+    low, above, high, below, step = given
+    words = "a whole number" if kind is int else "a number"
+    if low is not None:
+        words += f" from {low:g}" + (f" to {high:g}" if high is not None else " up" if below is None else "")
+    elif above is not None:
+        words += f" above {above:g}" + (f", at most {high:g}" if high is not None else "")
+    if below is not None and below < 2**31:
+        words += f", below {below:g}"
+    elif below is not None:
+        words += " up"
+    return f"{words}, a multiple of {step}," if step is not None else words
+
 
 OTHER_NAMES = {
     "lr": "learning_rate", "batch": "global_batch_size", "batch_size": "global_batch_size", "bs": "global_batch_size",
@@ -285,11 +345,37 @@ def _suggestion(name: str, model: type[Settings]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def with_settings(experiment: Experiment, texts: Sequence[str]) -> Experiment:
+def setting_field(name: str) -> FieldInfo:
+    """The field of an experiment's setting, of a group's as ``group.name``."""
+    group, _, inner = name.rpartition(".")
+    model = Experiment.model_fields[group].annotation if group else Experiment
+    assert isinstance(model, type)
+    assert issubclass(model, Settings)
+    return model.model_fields[inner]
+
+
+def number_kind(name: str) -> type[int] | type[float] | None:
+    """Whether a setting is a whole number (int) or any (float), none beside it allowed or not; None: no number."""
+    kinds: list[Any] = [setting_field(name).annotation]
+    while kinds:
+        kind = kinds.pop()
+        if kind is int:
+            return int
+        if kind is float:
+            return float
+        if get_origin(kind) in (Union, UnionType):
+            kinds += get_args(kind)
+        elif get_origin(kind) is Annotated:
+            kinds.append(get_args(kind)[0])
+    return None
+
+
+def with_settings(experiment: Experiment, texts: Sequence[str], where: str = "--set") -> Experiment:
     """The experiment with some settings changed, each given as a text such as ``augmentation.flip=0``.
 
     Values are read as JSON (``3e-4``, ``true``, ``null``, ``[[0, 0.5]]``), or as a text where they are none; ``none``,
-    ``yes`` and ``no`` are understood too. Of two texts for one setting the last counts.
+    ``yes`` and ``no`` are understood too. Of two texts for one setting the last counts. ``where`` is what a refusal
+    names as their origin.
 
     Raises:
         PneumoError: a text has no value, names no setting, or a value outside of what is allowed.
@@ -300,10 +386,10 @@ def with_settings(experiment: Experiment, texts: Sequence[str]) -> Experiment:
         name, equals, value = (part.strip() for part in text.partition("="))
         name = name.replace("-", "_")
         if not equals or not value:
-            raise PneumoError(f"--set {text} has no value. Write it as --set learning_rate=3e-4.")
+            raise PneumoError(f"{where} {text} has no value. Write it as learning_rate=3e-4.")
         if name not in names:
             raise PneumoError(
-                f"--set {text}: there is no setting {name}{_suggestion(name, type(experiment)) or '.'} "
+                f"{where} {text}: there is no setting {name}{_suggestion(name, type(experiment)) or '.'} "
                 f"There are: {', '.join(names)}."
             )
         group, _, inner = name.rpartition(".")
@@ -311,7 +397,7 @@ def with_settings(experiment: Experiment, texts: Sequence[str]) -> Experiment:
             changes.setdefault(group, getattr(experiment, group).model_dump())[inner] = _value_of(value)
         else:
             changes[name] = _value_of(value)
-    return validated(type(experiment), {**experiment.model_dump(), **changes}, "--set") if changes else experiment
+    return validated(type(experiment), {**experiment.model_dump(), **changes}, where) if changes else experiment
 
 
 def _value_of(text: str) -> Any:

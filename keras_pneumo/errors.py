@@ -38,6 +38,10 @@ class Stopped(PneumoError):  # noqa: N818 nothing went wrong
         self.exit_code = exit_code
 
 
+class Diverged(PneumoError):  # noqa: N818 other settings may do better
+    """A training whose loss, or every validation score, is no finite number."""
+
+
 class ChildFailed(PneumoError):  # noqa: N818 it says whose fault it is
     """A program that a command started ended by a fault of its own: no refusal, and nothing to start again as it is.
 

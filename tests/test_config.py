@@ -12,8 +12,11 @@ from keras_pneumo.config import (
     SEGMENTER,
     Augmentation,
     Experiment,
+    allowed,
     known_experiments,
+    number_kind,
     read_experiment,
+    setting_names,
     with_settings,
 )
 from keras_pneumo.errors import PneumoError
@@ -80,7 +83,18 @@ def test_settings_as_texts(texts, changes):
         ("nothing_like_it=0", "There are: name, task, encoder"),
         ("learning_rate", "has no value"),
         ("learning_rate=", "has no value"),
-        ("learning_rate=fast", "valid number"),
+        ("learning_rate=fast", "learning_rate: a number above 0, at most 1e+06 is expected (given: 'fast')"),
+        ("epochs=2.5", "epochs: a whole number from 1 up is expected (given: 2.5)"),
+        ("image_size=100", "image_size: a whole number from 32 to 1024, a multiple of 32, is expected (given: 100)"),
+        ("seed=-1", "seed: a whole number from 0 up is expected"),
+        ("dropout=1", "dropout: a number from 0, below 1 is expected"),
+        ("clip_norm=0", "clip_norm: a number above 0, at most 1e+06 or none is expected"),
+        ("patience=soon", "patience: a whole number from 1 up or none is expected"),
+        ("deterministic=perhaps", "deterministic: true or false is expected"),
+        ("attention=cbam", "attention: 'scse' or none is expected"),
+        ("positive_rate=0.5", "such as [[0, 0.8], [10, 0.4]], is expected (given: 0.5)"),
+        ("positive_rate=[[0, 2]]", "positive_rate: a list of pairs"),
+        ("augmentation.rotate=999", "augmentation.rotate: a number from 0 to 180 is expected (given: 999)"),
         ("encoder=vgg16", "'resnet18', 'resnet34' or 'resnet50'"),
         ("name=A B", "lower case letters, digits"),
     ],
@@ -89,6 +103,31 @@ def test_a_wrong_text_is_refused_with_what_is_allowed(text, words):
     with pytest.raises(PneumoError, match=re.escape(words)) as error:
         with_settings(CLASSIFIER, [text])
     assert "^" not in str(error.value)
+
+
+def test_each_setting_says_in_words_what_it_takes():
+    for name in setting_names(Experiment):
+        words = allowed(Augmentation if "." in name else Experiment, name.rpartition(".")[2])
+        assert re.match(r"a |'|true", words), name
+        assert not re.search(r"[\\^$]|\b(int|float|tuple|literal)\b", words), name
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("epochs", int),
+        ("learning_rate", float),
+        ("patience", int),
+        ("clip_norm", float),
+        ("augmentation.flip", float),
+        ("encoder", None),
+        ("ema", float),
+        ("deterministic", None),
+        ("positive_rate", None),
+    ],
+)
+def test_which_settings_are_numbers(name, kind):
+    assert number_kind(name) is kind
 
 
 def test_a_loss_that_is_none_is_refused_in_words():

@@ -10,6 +10,7 @@ set -uo pipefail
 experiment="${1:?an experiment, such as experiments/resnet50_512.py}"
 prepared="${2:?a prepared folder}"
 out="${3:-runs/$(basename "$experiment" .py)-slurm}"
+more_options=("${@:4}")
 
 command=("${KERAS_PNEUMO:-.venv/bin/keras-pneumo}")
 if [ -n "${KERAS_PNEUMO_CONTAINER:-}" ]; then
@@ -30,7 +31,7 @@ export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 # The signals go to the tasks (--signal without B:), which finish their step, save and exit with 75.
 # One that fails ends the others by itself within seconds; --wait is for the case that it cannot.
 srun --kill-on-bad-exit=0 --wait=120 ${more[@]+"${more[@]}"} bash -c "$task" "$codes" \
-  "${command[@]}" train "$experiment" --data "$prepared" --out "$out" --strategy auto
+  "${command[@]}" train "$experiment" --data "$prepared" --out "$out" --strategy auto ${more_options[@]+"${more_options[@]}"}
 code=$?
 
 # 75: saved, and to be started again; so is what a signal ended (128 and more, but not Ctrl-C's 130), such as a worker

@@ -59,6 +59,10 @@ COMMANDS = {
     ),
     "train": Command("train", "Train, predict the test patients, score them, and write report.html."),
     "find-lr": Command("train", "Raise the learning rate step by step, draw the loss, and suggest a rate."),
+    "sweep": Command(
+        "train",
+        "Sweep settings: train trials, end the hopeless ones early, and write the best down as an experiment.",
+    ),
     "predict": Command(
         "predict",
         "Predict a prepared subset, or any folder of radiographs: the probability, and by segmenters the mask.",

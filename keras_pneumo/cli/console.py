@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import time
 import unicodedata
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from keras_pneumo.errors import FAILED, REFUSED, ChildFailed, PneumoError, Stopped
@@ -21,6 +22,12 @@ err = Console(stderr=True)
 
 OBEYED = ("Cc", "Cf", "Cs")
 """Unicode's categories of control and format characters, and of the halves that stand for undecodable bytes."""
+
+ENOUGH_UPDATES, ENOUGH_SECONDS = 5, 5.0
+"""After so many updates and seconds from the first one on a rate means something; before, no time is said."""
+
+RECENT_SECONDS = 120.0
+"""The rate is that of so many last seconds, since a later phase of a training may be several times as slow."""
 
 PLAIN_SECONDS = 10.0
 """In a pipe, the shortest time between two lines of progress."""
@@ -35,7 +42,10 @@ class ProgressBar:
         self.console = console
         self.started = time.monotonic()
         self.printed = self.started
-        self.before: tuple[int, float] | None = None
+        self.recent: collections.deque[tuple[int, float]] = collections.deque()
+        """Images done, and when, of the updates of the last :data:`RECENT_SECONDS` and the one before them."""
+        self.updates = 0
+        self.first = 0.0
         self.last = 0
         self.bar = (
             Bar(
@@ -43,7 +53,7 @@ class ProgressBar:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[left]}"),
                 TextColumn("{task.fields[note]}"),
                 console=console,
                 transient=True,
@@ -51,7 +61,7 @@ class ProgressBar:
             if console.is_terminal
             else None
         )
-        self.task = self.bar.add_task(title, total=None, rate="", note="") if self.bar else None
+        self.task = self.bar.add_task(title, total=None, rate="", left="", note="") if self.bar else None
 
     def __enter__(self) -> ProgressBar:
         """Start the clock and the bar."""
@@ -69,23 +79,32 @@ class ProgressBar:
     def update(self, done: int, total: int, note: str = "") -> None:
         """Show that ``done`` of ``total`` images are finished, followed by a short ``note``."""
         now = time.monotonic()
-        if self.before is None or done < self.last:
+        if not self.recent or done < self.last:
             # Time before the first image (imports, building the network, an earlier pass over other images) does not
-            # count for the rate.
-            self.before = (done, now)
+            # count for the rate; nor does a training's first step, which is mostly the making of the graph.
+            self.recent.clear()
+            self.updates, self.first = 0, now
         self.last = done
-        rate = (done - self.before[0]) / max(now - self.before[1], 1e-9)
+        self.updates += 1
+        self.recent.append((done, now))
+        while len(self.recent) > 2 and now - self.recent[1][1] >= RECENT_SECONDS:
+            self.recent.popleft()
+        rate, left = self._pace(total)
         if self.bar and self.task is not None:
-            self.bar.update(
-                self.task, completed=done, total=total, rate=f"{rate:.1f} images/s" if rate else "", note=note
-            )
+            self.bar.update(self.task, completed=done, total=total, rate=rate, left=left, note=note)
         elif now - self.printed >= PLAIN_SECONDS or (done >= total and now - self.started >= PLAIN_SECONDS):
             self.printed = now
-            left = (total - done) / max(rate, 1e-9)
-            text = f"{self.title}: {done}/{total}"
-            if rate:
-                text += f", {rate:.1f} images/s, {duration(left)} left"
-            self.console.print(f"{text}, {note}" if note else text, highlight=False, soft_wrap=True)
+            parts = [f"{self.title}: {done}/{total}", *filter(None, (rate, left, note))]
+            self.console.print(", ".join(parts), highlight=False, soft_wrap=True)
+
+    def _pace(self, total: int) -> tuple[str, str]:
+        """Images per second and the time left, in words; '' while they would mean nothing."""
+        (before, then), (done, now) = self.recent[0], self.recent[-1]
+        enough = self.updates > ENOUGH_UPDATES and now - self.first >= ENOUGH_SECONDS
+        if done <= before or not (enough or done >= total):
+            return "", ""
+        rate = (done - before) / max(now - then, 1e-9)
+        return f"{rate:.1f} images/s", f"{duration((total - done) / rate)} left"
 
 
 def duration(seconds: float) -> str:

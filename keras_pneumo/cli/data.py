@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keras_pneumo.cli.console import ProgressBar, out, say, warn
+from keras_pneumo.cli.workers import DataOption, data_of, one_of
 from keras_pneumo.data.download import COMPETITION
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import require_free
@@ -136,8 +137,12 @@ def download_command(
 
 
 def prepare_command(
-    data: Annotated[list[Path], typer.Argument(help="Folder of DICOM, PNG or JPEG files with labels; or several.")],
     out_folder: Annotated[Path, typer.Option("--out", help="The prepared folder.")],
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="DATA ...", help="Folder of DICOM, PNG or JPEG files with labels; or several."),
+    ] = None,
+    data: DataOption = None,
     size: Annotated[list[int] | None, typer.Option(help="Side in pixels; may be given several times.")] = None,
     labels: Annotated[
         list[Path] | None,
@@ -164,8 +169,9 @@ def prepare_command(
     After an interruption, run it again: it continues where it stopped.
 
     Example: `keras-pneumo phantom data/phantom-try --images 60 &&
-    keras-pneumo prepare data/phantom-try --out data/prepared-try --size 128`
+    keras-pneumo prepare --data data/phantom-try --out data/prepared-try --size 128`
     """
+    raw = data_of(folders, data, "DATA")
     from keras_pneumo.data.labels.known import options_of
 
     options = options_of(uncertain, blank, readers, image_column, label_column, any_view, mask_size)
@@ -178,7 +184,7 @@ def prepare_command(
 
     with ProgressBar("prepare") as progress:
         summary = prepare(
-            data,
+            raw,
             out_folder,
             size or DEFAULT_SIZES,
             labels=labels,
@@ -211,7 +217,8 @@ def report_prepared(summary: PrepareSummary) -> None:
 
 
 def inspect_command(
-    prepared: Annotated[Path, typer.Argument(help="A prepared folder.")],
+    folder: Annotated[Path | None, typer.Argument(metavar="PREPARED", help="A prepared folder.")] = None,
+    data: DataOption = None,
     out_file: Annotated[
         Path | None, typer.Option("--out", help="The picture; default: contact_sheet.png in the prepared folder.")
     ] = None,
@@ -224,9 +231,10 @@ def inspect_command(
     """Draw a sheet of images with their masks outlined, by subset and label.
 
     Example: `keras-pneumo phantom data/phantom-try --images 60 &&
-    keras-pneumo prepare data/phantom-try --out data/prepared-try --size 128 &&
-    keras-pneumo inspect data/prepared-try`
+    keras-pneumo prepare --data data/phantom-try --out data/prepared-try --size 128 &&
+    keras-pneumo inspect --data data/prepared-try`
     """
+    prepared = one_of(data_of(folder, data, "PREPARED"))
     from keras_pneumo.data.prepared.contact_sheet import draw_contact_sheet
     from keras_pneumo.data.prepared.folder import load_prepared
     from keras_pneumo.data.prepared.prepare import CONTACT_SHEET

@@ -11,7 +11,7 @@ import typer
 
 from keras_pneumo.cli.console import ProgressBar, say, warn
 from keras_pneumo.cli.failure import failure_sentences
-from keras_pneumo.cli.workers import EngineName, EngineOption
+from keras_pneumo.cli.workers import DataOption, EngineName, EngineOption, data_of
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
 from keras_pneumo.storage.files import folder_lock
@@ -84,8 +84,11 @@ def _join(classifiers: list[Path], segmenters: list[Path], data: Path, folder: P
 
 def detect_command(
     detector_folder: Annotated[Path, typer.Argument(metavar="DETECTOR", help="Folder that join made.")],
-    files: Annotated[list[Path], typer.Argument(metavar="FILES|FOLDER", help="DICOM, PNG or JPEG radiographs.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for the answers.")],
+    named: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILES|FOLDER", help="DICOM, PNG or JPEG radiographs.")
+    ] = None,
+    data: DataOption = None,
     dicom: Annotated[bool, typer.Option("--dicom", help="Also write DICOM: segmentation, overlay, report.")] = False,
     make_uids: Annotated[
         bool,
@@ -104,8 +107,9 @@ def detect_command(
     Files that cannot be read, and images that are not like the training images, are listed in quarantine.csv; the exit
     code is then 1.
 
-    Example, after join: `keras-pneumo detect runs/detector-try data/phantom-try --out runs/detect-try`
+    Example, after join: `keras-pneumo detect runs/detector-try --data data/phantom-try --out runs/detect-try`
     """
+    files = data_of(named, data, "FILES|FOLDER")
     if make_uids and not dicom:
         raise PneumoError("--make-uids is for DICOM objects. Give --dicom too, or leave out --make-uids.")
     with folder_lock(out_folder):
@@ -146,6 +150,7 @@ def _detect(
 def view_command(
     detector_folder: Annotated[Path, typer.Argument(metavar="DETECTOR", help="Folder that join made.")],
     folder: Annotated[Path | None, typer.Argument(help="Radiographs to show; others can be dropped.")] = None,
+    data: DataOption = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free one.")] = 8765,
     readings_file: Annotated[
         Path, typer.Option("--readings", help="Csv of the reader's verdicts; continued if it exists.")
@@ -159,8 +164,9 @@ def view_command(
 
     It listens on this machine only, needs the token in its address, and uses no network. Ctrl-C ends it.
 
-    Example, after join: `keras-pneumo view runs/detector-try data/phantom-try`
+    Example, after join: `keras-pneumo view runs/detector-try --data data/phantom-try`
     """
+    shown = data_of(folder, data, "FOLDER") if folder is not None or data else []
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise PneumoError("The page needs starlette and uvicorn. Run: pip install 'keras-pneumo[view]'")
     import_tensorflow()
@@ -181,7 +187,7 @@ def view_command(
         warn(f"The page goes on, but one answer failed. {sentences}")
         return sentences
 
-    found = find_files([folder]) if folder is not None else FoundFiles([], [])
+    found = find_files(shown) if shown else FoundFiles([], [])
     for row in found.refused[:FEW]:
         warn(f"{row['file']}: {row['reason']}.")
     detector = open_detector(detector_folder, heat_maps=True)

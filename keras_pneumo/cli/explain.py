@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keras_pneumo.cli.console import ProgressBar, say, warn
+from keras_pneumo.cli.workers import DataOption, data_of
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
 from keras_pneumo.storage.files import folder_lock
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
 
 def explain_command(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, of a classifier or a segmenter.")],
-    data: Annotated[
-        list[Path], typer.Argument(metavar="DATA ...", help="A prepared folder; or radiographs and folders of them.")
-    ],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="DATA ...", help="A prepared folder; or radiographs and folders of them."),
+    ] = None,
+    named: DataOption = None,
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="Where to write; default: RUN/explain, for radiographs RUN/explained.")
     ] = None,
@@ -51,11 +54,12 @@ def explain_command(
     The check, on a subset's positives: pointing game, AUPRC and heat inside the outline beside chance, random weights,
     and shortcuts. It becomes the section "Where it looks" of the run's report.
 
-    Example, after training: `keras-pneumo explain runs/smallest_classifier data/prepared/phantom-try
+    Example, after training: `keras-pneumo explain runs/smallest_classifier --data data/prepared/phantom-try
     --out runs/explain-try`
     """
     from keras_pneumo.data.prepared.folder import is_prepared
 
+    data = data_of(files, named, "DATA")
     checked = len(data) == 1 and is_prepared(data[0])
     if checked and labels is not None:
         raise PneumoError("A prepared folder has its own labels; leave --labels out.")

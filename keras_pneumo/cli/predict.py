@@ -176,6 +176,6 @@ def _predict(
 
 def report_contamination(contamination: Contamination) -> None:
     """Print which of the predicted images were learned from; a warning where some were, or where it is not known."""
-    doubtful = bool(contamination.unknown) or bool(contamination.shared.any())
+    doubtful = bool(contamination.unknown or contamination.by_name) or bool(contamination.shared.any())
     for sentence in contamination.sentences:
         (warn if doubtful else say)(sentence)

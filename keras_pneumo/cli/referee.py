@@ -16,6 +16,7 @@ from rich.measure import measure_renderables
 from rich.table import Table
 
 from keras_pneumo.cli.console import out, say, warn
+from keras_pneumo.cli.workers import DataOption, data_of, one_of
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.tables import counted
 
@@ -176,7 +177,11 @@ def show_board(names: list[str], rows: list[list[str]]) -> None:
 
 
 def audit_split_command(
-    split: Annotated[Path, typer.Argument(help="A prepared folder, its split.csv, or a csv of image and fold.")],
+    table: Annotated[
+        Path | None,
+        typer.Argument(metavar="SPLIT", help="A prepared folder, its split.csv, or a csv of image and fold."),
+    ] = None,
+    data: DataOption = None,
     patients: Annotated[Path | None, typer.Option(help="Patient table, where the split has no patients.")] = None,
     labels: Annotated[Path | None, typer.Option(help="SIIM label csv, where the split has no labels.")] = None,
 ) -> None:
@@ -185,9 +190,10 @@ def audit_split_command(
     Ends with 1 when patients are shared.
 
     Example: `keras-pneumo phantom data/phantom-try --images 60 &&
-    keras-pneumo prepare data/phantom-try --out data/prepared-audit --size 64 &&
-    keras-pneumo audit-split data/prepared-audit`
+    keras-pneumo prepare --data data/phantom-try --out data/prepared-audit --size 64 &&
+    keras-pneumo audit-split --data data/prepared-audit`
     """
+    split = one_of(data_of(table, data, "SPLIT"))
     from keras_pneumo.evaluation.board.split_audit import audit_split
 
     audit = audit_split(split, patients, labels)

@@ -1,4 +1,4 @@
-"""Experiments as commands: train, find-lr, the list of all. TensorFlow is imported when a network learns."""
+"""Experiments as commands: train, find-lr, sweep, the list of all. TensorFlow is imported when a network learns."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def find_lr_command(
     experiment = _resolved(experiment_file, settings)
     prepared = open_data(data, experiment, prepared_folder, labels, patients)
     import_tensorflow()
-    from keras_pneumo.training.lr_finder import CLEAR_FALL, search
+    from keras_pneumo.training.tuning.lr_finder import CLEAR_FALL, search
 
     with new_folder_lock(out_folder, f"{experiment.name}-rates") as folder:
         with ProgressBar("rates") as progress:
@@ -190,6 +190,69 @@ def find_lr_command(
             "start. Look at the plot, try more --steps, and stay ten times under the rate at which the loss rises."
         )
     say(str(folder / "learning_rates.png"))
+
+
+def sweep_command(
+    experiment_file: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="Its name, or a file.")],
+    data: DataArgument,
+    space_file: Annotated[Path, typer.Option("--space", help="TOML file: which settings, and from where to where.")],
+    trials: Annotated[int, typer.Option(min=1, help="How many trials in all, with those of earlier starts.")] = 30,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the sweep; default: runs/EXPERIMENT-sweep.")
+    ] = None,
+    prepared_folder: PreparedOption = None,
+    labels: LabelsOption = None,
+    patients: PatientsOption = None,
+    weights: WeightsOption = None,
+    settings: SetOption = None,
+    strategy: StrategyOption = "auto",
+    replicas: ReplicasOption = None,
+) -> None:
+    """Sweep settings: train trials, end the hopeless ones early, and write the best down as an experiment.
+
+    The space is a file of lines such as `learning_rate = {low = 1e-4, high = 1e-2, log = true}` and
+    `global_batch_size = [8, 16]`. Optuna (extra `sweep`) chooses; trials are compared on validation, and none predicts
+    the test images. OUT has `trials.csv`, `sweep.png`, `best.py` and a run folder for each trial. What was interrupted
+    goes on when the same command is started again; more --trials may follow.
+
+    Example (in a checkout of the project): `keras-pneumo phantom data/phantom-try --images 60 &&
+    keras-pneumo sweep experiments/smallest_classifier.py --data data/phantom-try --space experiments/lr.toml
+    --trials 2`
+    """
+    import_tensorflow()
+    from keras_pneumo.training.distributed.strategy import start_distribution
+    from keras_pneumo.training.trainer import TrainingOptions
+    from keras_pneumo.training.tuning.sweep import Trial, read_space, require_optuna, sweep
+
+    require_optuna()
+    experiment = _resolved(experiment_file, settings)
+    space = read_space(space_file, experiment)  # refuse before images are prepared
+    if cluster_for(strategy, os.environ) is not None:
+        raise PneumoError("A sweep runs in one process. Start it on one host, with --strategy one or mirrored.")
+    prepared = open_data(data, experiment, prepared_folder, labels, patients)
+
+    def say_trial(trial: Trial) -> None:
+        values = ", ".join(
+            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in trial.settings.items()
+        )
+        score = f", {trial.score:.4f}" if trial.score is not None else ""
+        say(f"trial {trial.number} ({values}): {trial.state}{score}{', the best so far' if trial.best else ''}")
+
+    options = TrainingOptions(
+        start_distribution(strategy, replicas, 120.0, warn),
+        command=shlex.join(["keras-pneumo", *sys.argv[1:]]),
+        notify=warn,
+        show_progress=_show_progress,
+    )
+    result = sweep(experiment, prepared, space, trials, out_folder, options, weights=weights, on_trial=say_trial)
+    counts = ", ".join(f"{count} {state}" for state, count in result.counts.items() if count)
+    say(f"Trials: {counts}. The best has {result.score_name} {result.score:.4f}, by which it was chosen.")
+    say(str(result.folder / "sweep.png"))
+    say(
+        f"To predict and score the test patients with it: keras-pneumo train {result.folder / 'best.py'} --data "
+        f"{prepared.folder} --out {result.run}"
+    )
 
 
 def open_data(

@@ -1,12 +1,13 @@
-"""What the commands that predict, or run on several devices or hosts, share: options, and how workers keep together."""
+"""What several commands share: how data is named, options of prediction and devices, how workers keep together."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,41 @@ from keras_pneumo.errors import REFUSED, PneumoError
 
 if TYPE_CHECKING:
     from keras_pneumo.training.distributed.strategy import Distribution
+
+
+DataOption = Annotated[
+    list[Path] | None, typer.Option("--data", help="Another way to name what is named without an option.")
+]
+
+
+def data_of(named: Sequence[Path] | Path | None, option: Sequence[Path] | None, place: str) -> list[Path]:
+    """The data that a command was given: all commands take ``--data``, and some take it without an option too.
+
+    Args:
+        named: without an option.
+        option: with ``--data``.
+        place: how the help names it without an option.
+
+    Raises:
+        PneumoError: both are given, or neither.
+    """
+    own = [named] if isinstance(named, Path) else list(named or [])
+    if own and option:
+        raise PneumoError(f"The data is named twice, as {place} and with --data. Name it once.")
+    if not own and not option:
+        raise PneumoError("No data is named. Name it with --data.")
+    return own or list(option or [])
+
+
+def one_of(folders: Sequence[Path]) -> Path:
+    """The only one of the folders that ``--data`` named.
+
+    Raises:
+        PneumoError: there are several.
+    """
+    if len(folders) > 1:
+        raise PneumoError(f"This command takes one folder, and --data names {len(folders)}. Leave out all but one.")
+    return folders[0]
 
 
 class EngineName(StrEnum):

@@ -263,6 +263,8 @@ def _cautions(
             f"{them}; here {they} scored as all others."
         )
     shared = int(contamination.shared.sum())
+    if contamination.by_name and not contamination.unknown:
+        cautions.append(contamination.by_name)
     if contamination.unknown:
         cautions += contamination.sentences
     elif shared and keep:

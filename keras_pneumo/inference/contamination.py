@@ -8,7 +8,7 @@ compared image by image before it is scored. No TensorFlow here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from keras_pneumo.data.prepared.near_duplicates import NEAR, difference_hashes, 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.provenance import (
     SAME,
+    caution_by_name,
     compare_images,
     image_keys,
     learned_images,
@@ -59,6 +60,8 @@ class Contamination:
     """Learned images whose difference hash is not known, so that no near duplicate of them can be found."""
     other_key: int = 0
     """Images whose patients cannot be compared, since their pseudonyms are of another key."""
+    by_name: str = ""
+    """A sentence where data sets were learned from of which only the names are known, and images here are of them."""
 
     @property
     def shared(self) -> np.ndarray:
@@ -68,8 +71,9 @@ class Contamination:
     @property
     def sentences(self) -> list[str]:
         """What was compared and found, for a person."""
+        named = [self.by_name] if self.by_name else []
         if self.unknown:
-            return [f"It cannot be checked whether images here were learned from. {self.unknown}"]
+            return [f"It cannot be checked whether images here were learned from. {self.unknown}", *named]
         total, shared = len(self.table), int(self.shared.sum())
         if not shared:
             found = [f"None of the {counted(total, 'image')} is among the {self.learned:,} that were learned from."]
@@ -90,7 +94,7 @@ class Contamination:
             )
         if self.other_key:
             found.append(other_key_sentence(self.other_key, total))
-        return found
+        return found + named
 
     def write(self, folder: Path) -> Path:
         """Write the table into a folder, as :data:`FILE`."""
@@ -109,11 +113,13 @@ def contamination_by(
         image_ids: only these; None for all.
     """
     ids = prepared.cases["image_id"].tolist() if image_ids is None else list(image_ids)
+    unlisted = dict.fromkeys(run.unlisted_images for run in runs)
+    by_name = caution_by_name(", ".join(filter(None, unlisted)), prepared)
     try:
         learned = pd.concat([learned_images(run, [prepared]) for run in runs], ignore_index=True)
     except PneumoError as error:
-        return Contamination(_nothing(ids), 0, str(error))
-    return compare_with(learned, prepared, ids)
+        return Contamination(_nothing(ids), 0, str(error), by_name=by_name)
+    return replace(compare_with(learned, prepared, ids), by_name=by_name)
 
 
 def compare_with(learned: pd.DataFrame, prepared: PreparedFolder, image_ids: Sequence[str]) -> Contamination:

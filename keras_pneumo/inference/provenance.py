@@ -33,7 +33,7 @@ from keras_pneumo.data.prepared.manifest import read_manifest
 from keras_pneumo.data.prepared.near_duplicates import difference_hashes
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import sha256_bytes
-from keras_pneumo.storage.tables import counted, image_id_of, listed, one_line, shown_id
+from keras_pneumo.storage.tables import column_name, counted, image_id_of, listed, one_line, shown_id
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +50,12 @@ _TEXTS = (*_KEYS, "difference_hash", "subset")
 
 SAME = ("same_file", "same_pixels", "same_image", "same_patient")
 """Columns of :func:`compare_images`, from the strictest to the widest."""
+
+_KIN = (
+    ("nih", "chestxray14", "chestxray8", "cxr14", "chestxnet", "siim", "rsna"),
+    *((name,) for name in ("padchest", "vindr", "chexpert", "mimic", "candid")),
+)
+"""Names of data sets, those together that share images."""
 
 _NIH_NAME = re.compile(r"(\d{8})_\d{3}")
 _HASHED = "sha256:"
@@ -265,6 +271,39 @@ def describe_learned(record: Mapping[str, Any], learned: pd.DataFrame) -> str:
         return one_line(str(record["trained_on"]), 120)
     kind = "synthetic phantoms" if record.get("synthetic") is True else f"split {str(record.get('split_sha256'))[:12]}"
     return f"{kind} ({counted(int((learned['earlier'] == 0).sum()), 'image')})"
+
+
+def sources_named(seen: str, prepared: PreparedFolder) -> list[str]:
+    """The sources of a prepared folder whose images may be in data sets that are known by name only.
+
+    SIIM-ACR, RSNA's and Google's radiographs are NIH's, so each of these names stands for the others; phantoms are in
+    no data set.
+
+    Args:
+        seen: names of data sets, such as a declaration's.
+        prepared: the folder.
+    """
+    sources = list(prepared.manifest.get("sources", {}))
+    if prepared.synthetic and len(sources) <= 1:
+        return []
+    names = column_name(seen)
+    return [source for source in sources if any(_shares_images(names, column_name(source), kin) for kin in _KIN)]
+
+
+def _shares_images(names: str, source: str, kin: Sequence[str]) -> bool:
+    return any(name in names for name in kin) and any(name in source for name in kin)
+
+
+def caution_by_name(seen: str, prepared: PreparedFolder) -> str:
+    """A sentence where images of a prepared folder may be among those that are known by name only; else blank."""
+    sources = sources_named(seen, prepared)
+    if not sources:
+        return ""
+    return (
+        f"The training started from weights that have learned from {one_line(seen, 120)}; from which images is not "
+        f"known. Images here ({listed(sources)}) may be among them, so scores on them, held out or not, may be too "
+        "high. Evaluate on other data too."
+    )
 
 
 def _refusal(run: RunFolder, shared: pd.DataFrame, prepared: PreparedFolder, held_out: int) -> str:

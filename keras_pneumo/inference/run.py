@@ -115,6 +115,17 @@ class RunFolder:
         return "none" if self.experiment.weights == "random" else IMAGENET
 
     @property
+    def unlisted_images(self) -> str:
+        """The images that the weights learnt from before the run's own of which only the data sets' names are known.
+
+        They are those of a file of weights whose training is not at hand. Blank for none, and for ImageNet's.
+        """
+        start, file = self.record.get("start_from"), self.record.get("weights_file")
+        if start:
+            return str(start.get("unlisted", ""))
+        return str(file["pretraining"]) if file and file["pretraining"] not in ("none", IMAGENET) else ""
+
+    @property
     def images_seen(self) -> str:
         """All images that the weights learnt from, the run's own the last."""
         own = str(self.record.get("trained_on", f"{UNKNOWN} of {self.experiment.name}"))

@@ -38,6 +38,8 @@ import numpy as np
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.torch_archive import load_torch_archive
 from keras_pneumo.models.weights import from_torch, load_safetensors, safetensors_notes
+from keras_pneumo.models.xrayvision import IMAGES as XRAYVISION
+from keras_pneumo.models.xrayvision import is_xrayvision, read_weights
 from keras_pneumo.storage.files import cache_folder, default_cache_folder, replacing
 from keras_pneumo.storage.tables import one_line
 
@@ -123,7 +125,8 @@ def load_pretrained(
         model: a classifier or a U-Net whose encoder is the layer ``encoder``.
         encoder: the encoder's name, such as ``resnet50``.
         weights: None leaves the random weights. ``imagenet_v1`` or ``imagenet_v2`` goes into the encoder, and the rest
-            stays random. Anything else is a safetensors file with PyTorch's names that holds the whole network.
+            stays random. Anything else is a safetensors file with PyTorch's names that holds the whole network,
+            or torchxrayvision's ResNet50 (:mod:`keras_pneumo.models.xrayvision`).
         location: for ImageNet's weights, as in :func:`imagenet_weights`.
 
     Raises:
@@ -135,7 +138,7 @@ def load_pretrained(
         state = imagenet_weights(encoder, str(weights), location).state
         from_torch(model.get_layer("encoder"), state, head="skip")
     elif Path(weights).suffix == ".safetensors" or Path(weights).is_file():
-        from_torch(model, load_safetensors(weights))
+        from_torch(model, read_weights(Path(weights)))
     else:
         raise PneumoError(
             f"There are no weights {str(weights)!r}. Choose {', '.join(_TIMM_TAGS)} or a safetensors file."
@@ -177,9 +180,10 @@ def imagenet_weights(
 
 
 def images_of_weights(path: Path, encoder: str, weights: str) -> str:
-    """The images that a safetensors file's weights have learned from, as a submission declares them.
+    """The images that a file's weights have learned from, as a submission declares them.
 
-    By the note that our own files carry; ImageNet's where a thousand classes or a published name say so; else unknown.
+    By the note that our own safetensors files carry; those of torchxrayvision's ResNet50, which is known by its shape;
+    ImageNet's where a thousand classes or a published name say so; else unknown.
 
     Args:
         path: the file.
@@ -189,9 +193,13 @@ def images_of_weights(path: Path, encoder: str, weights: str) -> str:
     Raises:
         PneumoError: it cannot be read.
     """
-    if note := safetensors_notes(path).get(PRETRAINING):
+    is_archive = path.suffix in (".pt", ".pth")
+    if not is_archive and (note := safetensors_notes(path).get(PRETRAINING)):
         return one_line(note, 200)
-    head = load_safetensors(path).get("fc.weight")
+    state = load_torch_archive(path) if is_archive else load_safetensors(path)
+    if is_xrayvision(state):
+        return XRAYVISION
+    head = state.get("fc.weight")
     published = weights in _TIMM_TAGS and any(path.match(name) for name in _names(encoder, weights))
     if published or (head is not None and len(head) == IMAGENET_CLASSES):
         return IMAGENET

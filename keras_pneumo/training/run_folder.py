@@ -288,6 +288,7 @@ def compare_start(experiment: Experiment, prepared: PreparedFolder, run: RunFold
         "split_sha256": run.record.get("split_sha256"),
         "compared": comparison._asdict(),
         **({"caution": comparison.caution} if comparison.caution else {}),
+        **({"unlisted": run.unlisted_images} if run.unlisted_images else {}),
     }
     if run.record.get("start_from"):
         record["start_from"] = run.record["start_from"]

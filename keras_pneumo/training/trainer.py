@@ -36,9 +36,9 @@ from keras_pneumo.data.batches.pipeline import training_batches
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.data.prepared.manifest import PSEUDONYM_KEY
 from keras_pneumo.data.prepared.split import check_split
-from keras_pneumo.errors import PneumoError, Stopped
+from keras_pneumo.errors import Diverged, PneumoError, Stopped
 from keras_pneumo.inference.predictor import CompiledNetwork, MicroBatchPredictor, Predictor
-from keras_pneumo.inference.provenance import describe_images
+from keras_pneumo.inference.provenance import caution_by_name, describe_images
 from keras_pneumo.inference.run import (
     CHECKPOINTS,
     FORMAT,
@@ -53,7 +53,8 @@ from keras_pneumo.inference.run import (
     versions,
 )
 from keras_pneumo.models.imagenet import IMAGENET, images_of_weights, load_pretrained
-from keras_pneumo.models.weights import LoadedParts, from_torch_by_parts, load_safetensors
+from keras_pneumo.models.weights import LoadedParts, from_torch_by_parts
+from keras_pneumo.models.xrayvision import read_weights
 from keras_pneumo.storage.files import folder_lock, remove_temporary, sha256_file, write_table
 from keras_pneumo.storage.interruption import Interruption, stopped_at_once
 from keras_pneumo.training import checkpoints, memory
@@ -340,7 +341,7 @@ def train(
             share it.
         options: devices, checkpoints, and what to do about faults.
         weights: file or folder with ImageNet weights, where they are not to be found or downloaded elsewhere; or a
-            safetensors file with PyTorch's names, whose encoder, decoder and heads are taken where they fit.
+            safetensors or ``.pt`` file with PyTorch's names, whose encoder, decoder and heads are taken where they fit.
         start_from: a finished run of the same network, of any image size and any data, whose best weights are the
             start, heads and all; they are validated before the first step, as epoch 0 of the log.
 
@@ -351,7 +352,8 @@ def train(
         PneumoError: the split shares a patient, a subset has one class, an image is damaged, the size is not prepared,
             weights cannot be had, ``start_from`` is of another network or has learned from what is held out here (see
             :func:`~.run_folder.check_start`), the checkpoints are of another training, or it was begun from other
-            weights than ``start_from``, another run is in the folder, or the loss is no longer finite.
+            weights than ``start_from``, or another run is in the folder.
+        Diverged: the loss is no longer finite, or no validation score was.
         Stopped: a signal came, or another worker is gone; the same call with ``resume`` goes on. After a signal that
             comes after the last step the training is done.
     """
@@ -421,6 +423,10 @@ class Trainer:
                 self.options.say(parts.sentence(str(weights)))
             images = declared_start(self.experiment, weights)
             named = {"name": weights.name, "sha256": sha256_file(weights), "pretraining": images}
+            if start is None and (caution := caution_by_name(images, self.prepared)):
+                named["caution"] = caution
+                if chief:
+                    notify(caution)
             provenance["weights_file"] = named | parts._asdict()
 
         self.model, self.training, self.validation = starting_point(
@@ -805,7 +811,7 @@ class Trainer:
                 advice = (
                     "It is not the images: too many would be left out by now. Lower learning_rate, or set clip_norm."
                 )
-            raise PneumoError(
+            raise Diverged(
                 f"The {fault.what} at epoch {fault.epoch + 1}, step {fault.step + 1}, on the images "
                 f"{', '.join(image_ids)}, which are written down in {path}. The last good checkpoint stands, and so do "
                 f"the best weights. {advice}"
@@ -841,9 +847,7 @@ class Trainer:
             draw_curves(self.log.frame(), self.folder / "curves.png", self.prepared.synthetic)
         self.checkpoint_writer.wait()
         if best is None:
-            raise PneumoError(
-                "No epoch gave a finite validation score, so there are no weights to keep. Lower the rate."
-            )
+            raise Diverged("No epoch gave a finite validation score, so there are no weights to keep. Lower the rate.")
         if self.distribution.chief:
             ended: dict[str, Any] = {
                 "training_seconds": round(seconds, 1),
@@ -932,7 +936,7 @@ def starting_network(
     with distribution.scope():
         model = build(experiment, synchronized=distribution.replicas > 1)
     if weights is not None and is_weights_file(weights):
-        on_loaded(from_torch_by_parts(model, load_safetensors(weights)))
+        on_loaded(from_torch_by_parts(model, read_weights(weights)))
     elif experiment.weights != "random":
         load_pretrained(model, experiment.encoder, experiment.weights, weights)
     elif weights is not None:
@@ -956,8 +960,11 @@ def declared_start(experiment: Experiment, weights: Path | None = None) -> str:
 
 
 def is_weights_file(weights: Path) -> bool:
-    """Whether this is one safetensors file, rather than a place where ImageNet's weights are looked for."""
-    return weights.suffix == ".safetensors" and not weights.is_dir()
+    """Whether this is one file of a network's weights, rather than a place where ImageNet's are looked for.
+
+    A state dict of ``torch.save`` is one as ``.pt``; ``.pth`` is how torchvision publishes ImageNet's.
+    """
+    return weights.suffix in (".safetensors", ".pt") and not weights.is_dir()
 
 
 def set_precision(experiment: Experiment) -> None:

@@ -27,6 +27,7 @@ COMMANDS = [
     "experiments",
     "train",
     "find-lr",
+    "sweep",
     "predict",
     "masks",
     "explain",
@@ -51,6 +52,7 @@ FOLLOWING = [
     "compare",
     "train",
     "find-lr",
+    "sweep",
     "export",
     "parity",
 ]

@@ -2,16 +2,55 @@
 
 import signal
 import socket
+from pathlib import Path
 
 import pytest
+import typer
 from command_lab import REPOSITORY, refused, run
 from worker_lab import free_ports, tf_config
 
-from keras_pneumo.cli.workers import ended_together
+from keras_pneumo.cli import app
+from keras_pneumo.cli.workers import data_of, ended_together, one_of
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.training.run_folder import RunLocation
 
 tf = pytest.importorskip("tensorflow")
+
+
+def test_data_is_named_with_an_option_or_without_one():
+    a, b = Path("a"), Path("b")
+    assert data_of(a, None, "DATA") == data_of([a], None, "DATA") == data_of(None, [a], "DATA") == [a]
+    assert data_of([], [a, b], "DATA") == data_of([a, b], [], "DATA") == [a, b]
+    with pytest.raises(PneumoError, match="named twice, as DATA and with --data"):
+        data_of(a, [b], "DATA")
+    with pytest.raises(PneumoError, match="No data is named"):
+        data_of([], None, "DATA")
+    assert one_of([a]) == a
+    with pytest.raises(PneumoError, match="takes one folder, and --data names 2"):
+        one_of([a, b])
+
+
+WITH_DATA = (
+    "prepare",
+    "inspect",
+    "train",
+    "find-lr",
+    "sweep",
+    "predict",
+    "explain",
+    "evaluate",
+    "audit-split",
+    "parity",
+)
+WITH_DATA += ("compare-frameworks", "join", "detect", "view")
+
+
+@pytest.mark.parametrize("name", WITH_DATA)
+def test_every_command_that_reads_radiographs_takes_them_with_data(name):
+    command = typer.main.get_command(app).commands[name]
+    assert any("--data" in parameter.opts for parameter in command.params)
+    if any(parameter.name == "experiment_file" for parameter in command.params):
+        assert any("--set" in parameter.opts for parameter in command.params), "and its settings with --set"
 
 
 class Worker:

@@ -82,7 +82,7 @@ def test_of_other_images_none_is_found_and_the_table_says_how_near_they_are(prep
 
 
 def test_what_is_not_known_is_said_and_nothing_is_called_shared(prepared, tmp_path):
-    run = SimpleNamespace(folder=tmp_path, record={"split_sha256": "f" * 64}, experiment=CLASSIFIER)
+    run = SimpleNamespace(folder=tmp_path, record={"split_sha256": "f" * 64}, experiment=CLASSIFIER, unlisted_images="")
     found = contamination_by([run], prepared)
     assert not found.shared.any()
     assert len(found.table) == len(prepared.cases)

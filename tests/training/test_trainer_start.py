@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import crash_lab
 import numpy as np
@@ -12,10 +13,12 @@ from safetensors.numpy import load_file, save_file
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.data.prepared.prepare import prepare
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.inference.contamination import contamination_by
 from keras_pneumo.inference.export import export_run
-from keras_pneumo.inference.provenance import LEARNED, learned_images
+from keras_pneumo.inference.provenance import LEARNED, learned_images, sources_named
 from keras_pneumo.inference.run import read_run
 from keras_pneumo.inference.submission import submission_info
+from keras_pneumo.models.xrayvision import IMAGES
 from keras_pneumo.parity.seeds.study import change_last_bit
 from keras_pneumo.phantoms.folder import PhantomSettings, write_phantoms
 from keras_pneumo.training.trainer import TrainingOptions, declared_start, train
@@ -215,3 +218,45 @@ def test_the_exported_start_says_what_it_has_learned_from(tmp_path, prepared_fol
     assert declared_start(BRIEF, tmp_path / "exported.safetensors") == first.record["trained_on"]
     change_last_bit(tmp_path / "exported.safetensors", tmp_path / "changed.safetensors")
     assert declared_start(BRIEF, tmp_path / "changed.safetensors") == first.record["trained_on"]
+
+
+def test_data_sets_of_which_only_the_names_are_known_are_warned_of_through_all_starts(
+    tmp_path, prepared_folder, prepared_copy, others
+):
+    first = trained(prepared_folder, tmp_path / "first")
+    path = tmp_path / "cohorts.safetensors"
+    save_file(load_file(first.folder / "best.safetensors"), path, {"pretraining": IMAGES})
+    phantoms = trained(others, tmp_path / "phantoms", weights=path)
+    assert "caution" not in phantoms.record["weights_file"], "phantoms are in no data set"
+    second = trained(unmarked(prepared_copy), tmp_path / "second", phantoms, fold=0)
+    assert second.record["start_from"]["unlisted"] == second.unlisted_images == IMAGES
+
+    radiographs = load_prepared(prepared_copy)
+    run = trained(prepared_copy, tmp_path / "run", weights=path)
+    assert run.pretraining == run.unlisted_images == IMAGES
+    caution = run.record["weights_file"]["caution"]
+    assert caution.startswith(f"The training started from weights that have learned from {IMAGES}; from which")
+    assert "Images here (SIIM-ACR) may be among them" in caution
+    for each in (run, second):
+        assert contamination_by([each], radiographs).sentences[-1] == caution
+    assert contamination_by([run], load_prepared(others)).by_name == ""
+    assert contamination_by([first], radiographs).by_name == ""
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        ("SIIM-ACR", True),
+        ("NIH ChestX-ray14", True),
+        ("Google's adjudicated NIH", True),
+        ("VinDr-CXR", True),
+        ("PadChest", True),
+        ("CheXpert", False),
+        ("CANDID-PTX", False),
+    ],
+)
+def test_which_sources_share_images_with_torchxrayvisions(prepared_folder, source, named):
+    prepared = load_prepared(prepared_folder)
+    prepared = replace(prepared, manifest=prepared.manifest | {"synthetic": False, "sources": {source: 40}})
+    assert sources_named(IMAGES, prepared) == [source] * named
+    assert not sources_named("ImageNet-1k", prepared)

@@ -28,6 +28,10 @@ def test_contamination_by_own_and_by_nih_name(tmp_path):
     assert "may be among them" in contamination(Pretraining(images="unknown images (a.safetensors)"), truth)
     assert "may be among them" in contamination(Pretraining(images="ImageNet-1k, unknown images (a)"), truth)
     assert contamination(Pretraining(), truth) == ""
+    cohorts = "torchxrayvision's PadChest, NIH ChestX-ray14, RSNA, SIIM-ACR and VinDr-CXR"
+    assert "images not named" in contamination(Pretraining(images=cohorts), truth)
+    assert "images not named" in contamination(Pretraining(images=f"{cohorts}, own", image_ids=["z"]), truth)
+    assert contamination(Pretraining(images="SIIM-ACR (3 images)", image_ids=["z"]), truth) == ""
 
 
 def test_a_contaminated_team_is_marked_on_the_board(tmp_path, truth):

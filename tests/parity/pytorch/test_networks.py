@@ -13,8 +13,10 @@ from keras_pneumo.models.classifier import build_classifier
 from keras_pneumo.models.fastai import build_fastai_classifier
 from keras_pneumo.models.preprocessing import normalise
 from keras_pneumo.models.resnet import depth_of, resnet
+from keras_pneumo.models.torch_archive import load_torch_archive
 from keras_pneumo.models.unet import build_unet
-from keras_pneumo.models.weights import from_torch, load_safetensors, to_torch
+from keras_pneumo.models.weights import from_torch, from_torch_by_parts, load_safetensors, to_torch
+from keras_pneumo.models.xrayvision import PATHOLOGIES, read_weights, three_channels
 from keras_pneumo.parity.networks import by_torch_names, randomise
 
 TRUTH = np.array([[0.0], [1.0], [1.0]], np.float32)
@@ -154,6 +156,37 @@ def test_heads_of_any_size_are_torchvisions_and_timms(reference, library, encode
         return reference(library, {"encoder": encoder, "classes": classes}, arrays=arrays, state=state)
 
     check_twins(lambda: build_classifier(encoder, classes=classes), run, image, {"image": truth})
+
+
+@pytest.mark.parametrize("size", [(64, 96), pytest.param((45, 71), marks=pytest.mark.slow)])
+def test_torchxrayvisions_resnet50_is_taken_as_it_is(reference, size):
+    """Its stem of one channel, its range of pixels, its padding and its output, from the file that torch.save wrote."""
+    image = radiographs(np.random.default_rng(2), 4, *size)
+    image[0] = 0.0  # all black: at the border the padding stands for grey
+    image[1] = 1.0
+    name = "pc-nih-rsna-siim-vin-resnet50-test512-e400-state.pt"
+    folder = reference("xrayvision", {"seed": 3, "file": name}, arrays={"radiograph": image})
+    expected = np.load(folder / "out.npz")
+    row = PATHOLOGIES.index("Pneumothorax")
+    single, double, training = (expected[key][:, row : row + 1] for key in ("float32", "float64", "training"))
+    model = build_classifier("resnet50", weights=folder / name)
+    assert relative(model(image, training=False), single) < max(1e-4, 3 * relative(single, double))
+    keras.config.set_dtype_policy("float64")
+    try:
+        exact = build_classifier("resnet50")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    state = load_torch_archive(folder / name)
+    doubles = {key: array.astype(np.float64) for key, array in state.items() if array.dtype == np.float32}
+    from_torch(exact, three_channels(doubles))
+    assert relative(exact(image.astype(np.float64), training=False), double) < 1e-10
+    assert relative(exact(image.astype(np.float64), training=True), training) < 1e-10
+
+    unet = build_unet("resnet50")
+    parts = from_torch_by_parts(unet, read_weights(folder / name))
+    assert (parts.loaded, parts.unused) == (["encoder"], ["fc"])
+    encoder, of_classifier = (each.get_layer("encoder").get_weights() for each in (unet, model))
+    assert all(np.array_equal(*pair) for pair in zip(encoder, of_classifier, strict=True))
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])

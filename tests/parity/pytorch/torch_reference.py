@@ -38,6 +38,32 @@ def classifier(task, folder):
     both_modes(network, forward, folder)
 
 
+def xrayvision(task, folder):
+    """A random network of the shape of torchxrayvision's resnet50-res512-all, saved as that library publishes it.
+
+    Its class holds torchvision's ResNet50 with 18 outputs and a stem of one channel, fed pixels from -1024 to 1024.
+    """
+    import torchvision
+
+    torch.manual_seed(task["seed"])
+    network = torchvision.models.resnet50(num_classes=18)
+    network.conv1 = torch.nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    grey = torch.from_numpy(np.load(folder / "in.npz")["radiograph"]).permute(0, 3, 1, 2)  # 0 to 1
+    pixels, exact = 2048 * grey - 1024, 2048 * grey.double() - 1024
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "bn" in name or "downsample.1" in name:
+                parameter.add_(torch.rand_like(parameter) - 0.5)
+        network.train()
+        for _ in range(3):  # statistics that fit the images
+            network(pixels)
+        network.eval()
+        torch.save(network.state_dict(), folder / task["file"])
+        kept = {"float32": network(pixels).numpy(), "float64": network.double()(exact).numpy()}
+        network.train()
+        np.savez(folder / "out.npz", **kept, training=network(exact).numpy())
+
+
 def timm_classifier(task, folder):
     """timm's ResNet, whose head is left out for no classes; then its pooled features stand for the logits."""
     import timm

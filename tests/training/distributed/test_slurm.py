@@ -89,6 +89,12 @@ def test_a_refusal_of_one_task_counts_and_a_killed_one_comes_back(slurm, tmp_pat
     assert not list((tmp_path / "runs").iterdir()), "nothing is left behind"
 
 
+def test_options_of_train_follow_the_run_folder(slurm):
+    options = ["--set", "learning_rate=3e-4", "--weights", "a file.pt"]
+    _, called = slurm("several_nodes.sbatch", "x.py", "prepared", "out", *options, tasks=2)
+    assert called.count(f"--out out --strategy auto {' '.join(options)}\n") == 2
+
+
 def test_each_task_has_the_cores_that_the_job_asked_for(slurm):
     _, called = slurm("one_node.sbatch", "x.py", "prepared", SLURM_CPUS_PER_TASK="32")
     assert "cores 32" in called

@@ -6,7 +6,7 @@ from keras_pneumo.config import CLASSIFIER, NO_AUGMENTATION
 from keras_pneumo.data.batches.images import ImageSet
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training import step as training_step
-from keras_pneumo.training.lr_finder import HIGH, LOW, find_rate, suggest
+from keras_pneumo.training.tuning.lr_finder import HIGH, LOW, find_rate, suggest
 
 
 def test_the_rate_lies_two_thirds_down_the_valley():

@@ -1,0 +1,1 @@
+"""Settings by trial: the learning-rate finder, and sweeps."""
