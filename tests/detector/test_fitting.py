@@ -121,9 +121,8 @@ def test_the_report_shows_the_heat_map_check_beside_the_detectors_segmenter(tiny
     np.testing.assert_allclose(per_image["auprc (segmenter)"], expected, atol=1e-4)
     page = (tiny_detector / "board" / "report.html").read_text()
     assert "The heat maps are of the classifier classifier." in page
-    assert 0 < page.index('<h2 id="where">Where it looks:') < page.index('id="gallery"'), (
-        "nobody would find it behind the gallery"
-    )
+    where = page.index('<h2 id="where">Where it looks:')
+    assert 0 < where < page.index('id="gallery"'), "nobody would find it behind the gallery"
     assert page.count('<h2 id="where">') == 1
     assert page.count('class="pair" src="data:image/jpeg;base64,') >= 1
 
