@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import keras
 import numpy as np
 import pandas as pd
@@ -234,7 +235,7 @@ def memory_gb() -> float:
 
 
 class Events:
-    """TensorBoard's events of a run: every tenth step's figures, and every row of the log.
+    """TensorBoard's events of a run: every tenth step's figures, every row of the log, test scores and pictures.
 
     Written through TensorFlow's own summary writer; looking at them needs TensorBoard, training does not.
     """
@@ -256,6 +257,19 @@ class Events:
         self._write(row.epoch, {f"epoch/{name}": value for name, value in numbers.items() if name != "epoch"})
         if self.writer:
             self.writer.flush()
+
+    def results(self, epoch: int, scores: dict[str, float], pictures: dict[str, bytes]) -> None:
+        """Write the test scores, by name, and pictures (PNG), at the epoch that they are of."""
+        self._write(epoch, {name.replace("_", "/", 1): value for name, value in scores.items()})
+        if not self.writer:
+            return
+        plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="images")
+        kind = tf.compat.v1.SummaryMetadata(plugin_data=plugin)
+        with tf.device("CPU:0"), self.writer.as_default():
+            for name, data in pictures.items():
+                height, width = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)).shape
+                image = tf.constant([str(width).encode(), str(height).encode(), data])  # the form of the plugin
+                tf.summary.write(f"test/{Path(name).stem}", image, step=epoch, metadata=kind)
 
     def close(self) -> None:
         """Flush and close."""
