@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import math
 import os
 import queue
@@ -43,8 +44,9 @@ PACKAGES = {"tensorboard": "", "mlflow": "mlflow", "wandb": "wandb"}
 PROJECT = "keras_pneumo"
 """MLflow's experiment and W&B's project, where their own variables name no other."""
 
-MOST_SECONDS, MOST_SECONDS_STOPPED = 120.0, 5.0
-"""How long the end of a run, or of a stopped one, waits for a tracker that has not taken everything yet."""
+MOST_SECONDS, MOST_SECONDS_STOPPED = 120.0, 15.0
+"""How long the end of a run, or of a stopped one, waits for a tracker that has not taken everything yet. A stopped one has saved all
+by then; killed while MLflow makes a new store, it would leave half a one, and schedulers give 30 s."""
 
 Row = dict[str, float]
 
@@ -126,14 +128,19 @@ class TrackedRun:
         self.epoch()
         self._put(lambda tracker: tracker.end(scores, pictures))
 
-    def close(self, seconds: float) -> None:
-        """Wait until everything was taken, at most so long."""
+    def close(self, seconds: float, stopped: bool = False) -> None:
+        """Wait until everything was taken, at most so long.
+
+        Args:
+            seconds: how long.
+            stopped: whether the training is to go on later: what was not taken is then sent by the next start.
+        """
         for feed in self.feeds:
             feed.tasks.put(None)
         until = time.monotonic() + seconds
         for feed in self.feeds:
             feed.thread.join(max(until - time.monotonic(), 0))
-            if feed.thread.is_alive() and not feed.fault:
+            if feed.thread.is_alive() and not feed.fault and not stopped:
                 feed.fault = f"it has not taken everything within {seconds:.0f} s"
         self._drop_failed()
 
@@ -162,12 +169,12 @@ def tracked(folder: Path, trackers: Sequence[str], notify: Callable[[str], None]
         notify: called with a sentence for each tracker that fails.
     """
     run = TrackedRun(folder, notify, [Feed(name, folder) for name in trackers if name in OPEN])
-    seconds = MOST_SECONDS_STOPPED
     try:
         yield run
-        seconds = MOST_SECONDS
-    finally:
-        run.close(seconds)
+    except BaseException:
+        run.close(MOST_SECONDS_STOPPED, stopped=True)
+        raise
+    run.close(MOST_SECONDS)
 
 
 def track_run(folder: Path, trackers: Sequence[str], radiographs: bool = False) -> None:
@@ -252,6 +259,7 @@ class _Mlflow:
     def __init__(self, folder: Path) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         mlflow = importlib.import_module("mlflow")
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table that it makes
         self.entities = importlib.import_module("mlflow.entities")
         uri = str(mlflow.get_tracking_uri())
         self.client = mlflow.MlflowClient(tracking_uri=uri)

@@ -126,6 +126,18 @@ def test_a_tracker_that_does_not_answer_keeps_nobody_waiting(run, recorder, monk
     assert "it has not taken everything within 0 s" in messages[0]
 
 
+def test_what_a_stopped_training_has_not_sent_is_left_to_the_next_start(run, recorder, monkeypatch):
+    never = threading.Event()
+    monkeypatch.setattr(Recorder, "send", lambda self, rows: never.wait())
+    monkeypatch.setattr(tracking, "MOST_SECONDS_STOPPED", 0.1)
+    messages = []
+    with pytest.raises(KeyboardInterrupt), tracked(run, ("mlflow",), messages.append) as tracking_run:  # noqa: PT012
+        tracking_run.epoch()
+        raise KeyboardInterrupt
+    never.set()
+    assert messages == []
+
+
 def test_rows_are_those_of_the_log_without_what_is_missing(run):
     write_log(run, 2)
     first, second = log_rows(run)
