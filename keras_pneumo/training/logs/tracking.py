@@ -45,8 +45,8 @@ PROJECT = "keras_pneumo"
 """MLflow's experiment and W&B's project, where their own variables name no other."""
 
 MOST_SECONDS, MOST_SECONDS_STOPPED = 120.0, 15.0
-"""How long the end of a run, or of a stopped one, waits for a tracker that has not taken everything yet. A stopped one has saved all
-by then; killed while MLflow makes a new store, it would leave half a one, and schedulers give 30 s."""
+"""How long the end of a run, or of a stopped one, waits for a tracker that has not taken everything yet. A stopped one
+has saved all by then; killed while MLflow makes a new store, it would leave half a one, and schedulers give 30 s."""
 
 Row = dict[str, float]
 
@@ -324,6 +324,8 @@ class _Wandb:
         self.folder = folder
         known = _state(folder, "wandb")
         self.run_id, self.sent = str(known.get("id") or secrets.token_hex(8)), int(known.get("epoch", -1))
+        self.ended = bool(known.get("ended"))
+        self._keep()  # before anything else: a process that is killed meanwhile has a run of this id
         name, settings, facts = settings_of(folder)
         place = os.environ.get("WANDB_DIR", str(folder))
         # It names its folder by the second, and two of a run within one would be written over each other.
@@ -338,22 +340,26 @@ class _Wandb:
             config=settings | facts,
             settings=self.wandb.Settings(**_NO_NAMES),
         )
-        _keep(folder, "wandb", id=self.run_id, epoch=self.sent)
 
     def send(self, rows: Sequence[Row]) -> None:
         for row in rows:
             if (epoch := int(row["epoch"])) > self.sent:
                 self.run.log({name: value for name, value in row.items() if name != "epoch"}, step=epoch)
                 self.sent = epoch
-                _keep(self.folder, "wandb", id=self.run_id, epoch=epoch)
+                self._keep()
 
     def end(self, scores: Mapping[str, float], pictures: Mapping[str, bytes]) -> None:
         self.run.summary.update(dict(scores))
-        if pictures:
+        if pictures and not self.ended:
             self.run.log({Path(name).stem: self.wandb.Image(_as_array(data)) for name, data in pictures.items()})
+        self.ended = True
+        self._keep()
 
     def close(self) -> None:
         self.run.finish()
+
+    def _keep(self) -> None:
+        _keep(self.folder, "wandb", id=self.run_id, epoch=self.sent, ended=self.ended)
 
 
 _NO_NAMES: dict[str, Any] = {
