@@ -376,7 +376,7 @@ def _elsewhere(evaluations: Sequence[_Elsewhere]) -> list[str]:
         names = [name for name in _SHOWN if _has(one.row, name)]
         synthetic = " (synthetic phantoms)" if one.synthetic else ""
         left_out = (
-            f" {counted(one.left_out, 'image')} that it may have learned from were left out, so not all is from elsewhere."
+            f" {counted(one.left_out, 'image')} that it may have learned from were left out: not all is from elsewhere."
             if one.left_out
             else ""
         )
