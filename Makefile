@@ -57,7 +57,7 @@ help:
 # that it sees. pip shows its progress in a terminal, and is quiet in a log.
 PIP = -m pip install $(if $(MAKE_TERMOUT),,--quiet)
 define install
-@echo "   $$(cat $(2) | grep -c '^[A-Za-z0-9].*==') packages $(if $(HASHES),that have these hashes,without comparing hashes): $(2)"
+@echo "   $$(sed -nE 's/^([A-Za-z0-9][^= ]*)==.*/\1/p' $(2) | sort -u | grep -c .) packages $(if $(HASHES),that have these hashes,without comparing hashes): $(2)"
 @$(if $(HASHES),$(1) $(PIP) $(HASHES) $(foreach file,$(2),-r $(file)),\
   cat $(2) | sed -e 's/ \\$$//' -e '/^ *--hash/d' > $(VENV).pins && $(1) $(PIP) -r $(VENV).pins && rm $(VENV).pins)
 endef
