@@ -41,8 +41,8 @@ SMOOTHING = 0.9
 """Momentum of that running mean, corrected for its start at zero."""
 
 RISEN = 1.1
-"""Past the first rate at which the smoothed loss is so many times its least value before, nothing is suggested: a
-network that is broken may have a falling loss again."""
+"""Past the first rate at which the smoothed loss is so many times its least value before, beyond noise, nothing is
+suggested: a network that is broken may have a falling loss again."""
 
 
 @dataclass(frozen=True)
@@ -180,11 +180,14 @@ def find_rate(rates: np.ndarray, losses: Sequence[np.ndarray]) -> RateSearch:
     mean = each.mean(axis=0)
     width = max(len(rates) / 25, 1.0)
     smoothed = smooth(mean, width)
-    risen = np.flatnonzero(smoothed > RISEN * np.minimum.accumulate(smoothed))
+    # The deviation of a step's loss from its neighbour's, hardly touched by the loss's course or by a few outliers; and
+    # that of a mean weighted by a Gaussian of this width.
+    noise = float(np.median(np.abs(np.diff(mean)))) / (0.6745 * np.sqrt(2))
+    error = noise / np.sqrt(2 * np.sqrt(np.pi) * width)
+    least = np.minimum.accumulate(smoothed)
+    risen = np.flatnonzero(smoothed - least > np.maximum((RISEN - 1) * least, CLEAR * np.sqrt(2) * error))
     end = max(int(risen[0]) if len(risen) else number, 5)
     level, lowest = float(smoothed[: max(number // 5, 1)].mean()), float(smoothed[:end].min())
-    # A weighted mean of independent losses, the weights a Gaussian's of this width, has this share of their deviation.
-    error = float(np.std(mean[:end] - smoothed[:end])) / np.sqrt(2 * np.sqrt(np.pi) * width)
     edge = float(tried[risen[0]]) if len(risen) else None
     suggested = suggest(tried[:end], smoothed[:end])
     found = RateSearch(tried, each, smoothed, suggested, edge, 1 - lowest / level, np.sqrt(2) * error / level)

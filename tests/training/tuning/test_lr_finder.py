@@ -72,7 +72,7 @@ def test_a_clear_fall_is_told_from_noise_and_more_starts_see_smaller_ones():
     assert 1e-4 < clear.suggested < 5e-3
     assert 5e-3 < clear.edge < 5e-2
     assert clear.fall == pytest.approx(0.5, abs=0.06)
-    one, nine = (find_rate(rates, [valley(rates, 0.8, seed) for seed in range(n)]) for n in (1, 9))
+    one, nine = (find_rate(rates, [valley(rates, 0.6, seed) for seed in range(n)]) for n in (1, 9))
     assert nine.error == pytest.approx(one.error / 3, rel=0.3)
     assert nine.clear
 
