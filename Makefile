@@ -29,7 +29,7 @@ EXPERIMENT ?= experiments/demo_classifier.py
 train-segmenter torch-segmenter: EXPERIMENT := experiments/demo_segmenter.py
 OPTIONS = $(if $(OUT),--out "$(OUT)") $(if $(PREPARED),--prepared "$(PREPARED)") $(if $(PATIENTS),--patients "$(PATIENTS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(START_FROM),--start-from "$(START_FROM)")
 
-.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity planted-faults compare-frameworks docs notebooks lint doctor compare bench bench-docs kills fuzz audit sbom lock clean
+.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity planted-faults compare-frameworks docs notebooks lint doctor wheel-check lowest compare bench bench-docs kills fuzz audit sbom lock clean
 
 help:
 	@echo "make train-classifier   train, predict, score; prints the path of report.html (DATA= EXPERIMENT= OUT=)"
@@ -49,13 +49,17 @@ help:
 	@echo "make audit              known weaknesses of the pinned packages; make sbom: a bill of materials (CycloneDX)"
 	@echo "make docs               the documentation site, in build/site; make notebooks runs the notebooks (NOTEBOOKS=)"
 	@echo "make lint               style, types and import rules"
+	@echo "make wheel-check        builds the wheel and uses it outside the checkout (PYTHONS=3.11,3.12,3.13 TRAIN=)"
+	@echo "make lowest             tests with the lowest versions that setup.cfg allows"
 	@echo "make doctor             what this machine has and lacks"
 
 # install PYTHON, FILES: from files of pinned versions. Without HASHES the hashes are taken out, since pip compares any
-# that it sees.
+# that it sees. pip shows its progress in a terminal, and is quiet in a log.
+PIP = -m pip install $(if $(MAKE_TERMOUT),,--quiet)
 define install
-$(if $(HASHES),$(1) -m pip install --quiet $(HASHES) $(foreach file,$(2),-r $(file)),\
-  cat $(2) | sed -e 's/ \\$$//' -e '/^ *--hash/d' > $(VENV).pins && $(1) -m pip install --quiet -r $(VENV).pins && rm $(VENV).pins)
+@echo "   $$(sed -nE 's/^([A-Za-z0-9][^= ]*)==.*/\1/p' $(2) | sort -u | grep -c .) packages $(if $(HASHES),that have these hashes,without comparing hashes): $(2)"
+@$(if $(HASHES),$(1) $(PIP) $(HASHES) $(foreach file,$(2),-r $(file)),\
+  cat $(2) | sed -e 's/ \\$$//' -e '/^ *--hash/d' > $(VENV).pins && $(1) $(PIP) -r $(VENV).pins && rm $(VENV).pins)
 endef
 
 setup: $(READY)
@@ -64,18 +68,42 @@ $(READY): setup.cfg pyproject.toml constraints.txt constraints-gpu.txt
 	@test -n "$(PYTHON)" || { echo "No Python was found. Install Python 3.11, 3.12 or 3.13."; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "$(PYTHON) is older than Python 3.11. Install a newer one, or name it: make PYTHON=..."; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Set-up 1 of 3: an environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Set-up 2 of 3: TensorFlow and the other packages$(if $(GPU), with CUDA), one to five minutes"
 	$(call install,$(BIN)/python,constraints.txt $(if $(GPU),constraints-gpu.txt))
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@echo "Set-up 3 of 3: keras-pneumo itself"
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-# TensorFlow and the CUDA build of torch crash in one process, so PyTorch has an environment of its own.
+# TensorFlow and the CUDA build of torch crash in one process, so PyTorch has an environment of its own. On Linux, PyPI's
+# torch is the CUDA build: some 5 GB. Where no GPU is seen, torch and torchvision are PyTorch's CPU build of the same
+# version, from PyTorch's own index, and what only CUDA needs is left out; where that index cannot be reached, PyPI's.
+# The CPU builds are compared with hashes where constraints-cpu.txt has them (make lock writes it where the index can be
+# reached). TORCH_BUILD=cuda or cpu chooses.
 TORCH := .venv-torch
+TORCH_PINS := experiments/torch_team/constraints.txt
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+TORCH_CPU_PINS := experiments/torch_team/constraints-cpu.txt
+TORCH_BUILD := $(if $(GPU),cuda,$(if $(filter Linux,$(shell uname -s)),cpu,cuda))
 setup-torch: $(TORCH)/.ready
 
-$(TORCH)/.ready: experiments/torch_team/constraints.txt
-	test -x $(TORCH)/bin/python || $(PYTHON) -m venv $(TORCH)
-	$(call install,$(TORCH)/bin/python,$<)
+$(TORCH)/.ready: $(TORCH_PINS)
+	@echo "Set-up of PyTorch 1 of 3: an environment in $(TORCH)"
+	@test -x $(TORCH)/bin/python || $(PYTHON) -m venv $(TORCH)
+	@cp $< $(TORCH)/pins.txt
+ifeq ($(TORCH_BUILD),cpu)
+	@echo "Set-up of PyTorch 2 of 3: no GPU is seen, so PyTorch's CPU build is asked for (TORCH_BUILD=cuda: CUDA's)"
+	@test -f $(TORCH_CPU_PINS) && cp $(TORCH_CPU_PINS) $(TORCH)/cpu.txt \
+	  || sed -nE 's/^(torch|torchvision)==([^ +]+).*/\1==\2+cpu/p' $< > $(TORCH)/cpu.txt
+	@if $(TORCH)/bin/python $(PIP) --no-deps --retries 1 --timeout 15 --index-url $(TORCH_CPU_INDEX) -r $(TORCH)/cpu.txt; then \
+	  awk '/^[^ ]/ { keep = !/^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==/ } keep' $< > $(TORCH)/pins.txt; \
+	  else echo "   $(TORCH_CPU_INDEX) has it not, or cannot be reached: PyPI's build is installed, some 5 GB"; fi
+else
+	@echo "Set-up of PyTorch 2 of 3: PyPI's build (TORCH_BUILD=cpu: PyTorch's CPU build)"
+endif
+	@echo "Set-up of PyTorch 3 of 3: the other packages, two to ten minutes"
+	$(call install,$(TORCH)/bin/python,$(TORCH)/pins.txt)
 	@touch $@
 
 # phantom and prepare do nothing where their files exist already.
@@ -142,6 +170,22 @@ compare-frameworks: $(READY) $(TORCH)/.ready
 doctor: $(READY)
 	$(BIN)/keras-pneumo doctor
 
+# The wheel, outside the checkout, on each of PYTHONS; those of TRAIN also get TensorFlow and train. ALL of both by default.
+PYTHONS ?= 3.11,3.12,3.13
+TRAIN ?= $(PYTHONS)
+wheel-check: $(READY)
+	@folder=$$(mktemp -d) && $(BIN)/python tests/wheel_check.py --out $$folder --pythons "$(PYTHONS)" --train "$(TRAIN)"; \
+	code=$$?; rm -rf $$folder; exit $$code
+
+# The lowest versions that setup.cfg allows, in an environment of their own: do the tests pass that need no TensorFlow?
+LOWEST := .venv-lowest
+LOWEST_TESTS := tests/data/radiographs tests/data/labels tests/data/prepared tests/evaluation tests/storage tests/phantoms tests/test_config.py
+lowest: $(TOOLS)/.ready
+	$(TOOLS)/bin/uv venv --quiet --clear --python $(PYTHON) $(LOWEST)
+	$(TOOLS)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -r setup.cfg
+	$(TOOLS)/bin/uv pip install --quiet --python $(LOWEST)/bin/python pytest pytest-xdist hypothesis
+	$(LOWEST)/bin/python -m pytest -n 2 $(LOWEST_TESTS)
+
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --ignore=tests/parity/pytorch
 
@@ -158,7 +202,7 @@ kills: $(READY)
 PARITY_DATA := $(wildcard ../shared/siim_mini)
 parity: export KERAS_PNEUMO_TORCH_PYTHON := $(abspath $(TORCH))/bin/python
 parity: $(READY) $(TORCH)/.ready
-	$(BIN)/python -m pytest -m "slow or not slow" tests/parity/pytorch
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow" tests/parity/pytorch
 	$(BIN)/keras-pneumo parity --out "$(or $(OUT),runs/parity)" $(addprefix --data ,$(or $(DATA),$(PARITY_DATA)))
 
 # Each fault of tests/parity/pytorch/planted_faults.py alone in a copy of the code; writes planted_faults.md and .json.
@@ -218,6 +262,7 @@ lock: $(TOOLS)/.ready
 	awk '/^[^ ]/ { keep = /^nvidia-/ } keep' $(TOOLS)/gpu.txt > constraints-gpu.txt
 	$(LOCK) --python-version 3.11.5 experiments/torch_team/requirements.txt -o experiments/torch_team/constraints.txt
 	$(LOCK) --python-version 3.11.5 experiments/torch_team/requirements.txt experiments/benchmarks/requirements.txt -c experiments/torch_team/constraints.txt -o experiments/benchmarks/constraints.txt
+	-sed -nE 's/^(torch|torchvision)==([^ +]+).*/\1==\2+cpu/p' $(TORCH_PINS) | $(LOCK) --no-deps --python-version 3.11.5 --index-url $(TORCH_CPU_INDEX) - -o $(TORCH_CPU_PINS)
 	printf 'pip-audit\ncyclonedx-bom\nuv\n' | $(LOCK) --python-version 3.11 - -o constraints-tools.txt
 	printf 'mkdocs-material\nmkdocstrings[python]\n' | $(LOCK) --python-version 3.11 - -o constraints-docs.txt
 
@@ -231,7 +276,7 @@ $(DOCS)/.ready: constraints-docs.txt
 
 docs: $(READY) $(DOCS)/.ready
 	PYTHONPATH="$(CURDIR)" $(BIN)/python docs/site/commands.py build/commands.md
-	$(DOCS)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
 	@echo "build/site/index.html"
 
 # Each notebook from its first to its last cell, in a folder that goes afterwards.
@@ -247,4 +292,4 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) $(TORCH) $(TOOLS) build *.egg-info
+	rm -rf $(VENV) $(TORCH) $(TOOLS) $(DOCS) $(LOWEST) build *.egg-info

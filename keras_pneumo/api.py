@@ -365,10 +365,15 @@ def build_unet(
 
 
 def load_run(folder: PathLike) -> Run:
-    """Open the run folder of a finished training.
+    """Open a finished training.
+
+    Args:
+        folder: the run folder; or a zip that ``export --format zip`` wrote; or ``hf://OWNER/NAME``, on a model hub,
+            with ``@REVISION`` one commit of it. A zip and a hub's package are checked by their hashes, and kept in
+            this user's cache; ``.address`` has the commit.
 
     Raises:
-        PneumoError: it is no finished run.
+        PneumoError: it is no finished run, or was changed on the way.
 
     Example:
         >>> run = kp.load_run("runs/segmenter")
@@ -377,15 +382,15 @@ def load_run(folder: PathLike) -> Run:
         >>> list(run.predict("radiograph.dcm").columns)
         ['image_id', 'probability', 'encoded_pixels']
     """
-    folder = Path(folder)
-    if not (folder / "experiment.json").is_file():  # said without waiting for TensorFlow
+    found, address = _received(folder)
+    if not (found / "experiment.json").is_file():  # said without waiting for TensorFlow
         raise PneumoError(
             f"{folder} is not a run folder: it has no experiment.json. Name the folder that train printed."
         )
     import_tensorflow()
     from keras_pneumo.inference.run import read_run
 
-    return Run(read_run(folder))
+    return Run(read_run(found), address)
 
 
 class Run:
@@ -398,9 +403,11 @@ class Run:
         ((1024, 1024), dtype('float32'))
     """
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, address: str = "") -> None:
         """Wrap a run folder that was read; :func:`load_run` reads one."""
         self._run = run
+        self.address = address
+        """Where it was fetched from, with its commit (``hf://OWNER/NAME@COMMIT``); blank for a folder or a zip."""
         self._opened: OpenedRuns = {}  # loaded by the first prediction
 
     def __repr__(self) -> str:
@@ -500,6 +507,7 @@ def train(
     weights: PathLike | None = None,
     verbose: bool = True,
     start_from: PathLike | None = None,
+    log_to: str | Sequence[str] = (),
 ) -> Run:
     """Train, predict the test patients, score them and write the report, as ``keras-pneumo train`` does.
 
@@ -514,6 +522,7 @@ def train(
         verbose: whether to print a line for each epoch, and the result.
         start_from: the folder of a run of the same network, whose best weights are the start; it may be of other data,
             unless it has learned from what is held out here.
+        log_to: ``"mlflow"``, ``"wandb"`` or both: trackers that get the rows of the log, the test scores and curves.
 
     Raises:
         PneumoError: experiment and data do not fit together, or ``out`` holds something else; the message says what to
@@ -533,6 +542,7 @@ def train(
     opened = prepared if isinstance(prepared, Prepared) else load_prepared(prepared)
     import_tensorflow()
     from keras_pneumo.inference.run import read_run
+    from keras_pneumo.training.logs.tracking import chosen_trackers
     from keras_pneumo.training.trainer import TrainingOptions, run_training
 
     def say(message: str) -> None:
@@ -549,6 +559,7 @@ def train(
         notify=lambda message: warnings.warn(message, stacklevel=2),
         say=say,
         on_epoch=say_epoch,
+        log_to=chosen_trackers(log_to),
     )
     report = run_training(
         chosen, opened.prepared_folder, _path(out), options, weights=_path(weights), start_from=_path(start_from)
@@ -562,6 +573,9 @@ def train(
 
 def load_detector(folder: PathLike) -> Detector:
     """Open a detector: runs joined into one by ``keras-pneumo join``.
+
+    Args:
+        folder: its folder, a zip of it, or ``hf://OWNER/NAME``, as for :func:`load_run`.
 
     Returns:
         The detector. ``.predict(images)`` takes what :meth:`Run.predict` takes and gives a list with, for each
@@ -577,14 +591,14 @@ def load_detector(folder: PathLike) -> Detector:
         >>> prediction.mask.shape, 0 <= prediction.probability <= 1
         ((1024, 1024), True)
     """
-    folder = Path(folder)
+    found, _ = _received(folder)
     from keras_pneumo.detector.record import read_detector_record
 
-    read_detector_record(folder)  # what is no detector is refused without waiting for TensorFlow
+    read_detector_record(found)  # what is no detector is refused without waiting for TensorFlow
     import_tensorflow()
     from keras_pneumo.detector.detector import open_detector
 
-    return open_detector(folder)
+    return open_detector(found)
 
 
 def evaluate(
@@ -726,6 +740,26 @@ def compare(
 
     where = truth.folder if isinstance(truth, Prepared) else truth
     return compare_submissions(folder, where, out, subset=subset, seed=seed, resamples=resamples)
+
+
+def _received(place: PathLike) -> tuple[Path, str]:
+    """The folder of a run or a detector that is named by its folder, its zip or its address on a hub.
+
+    Returns:
+        The folder, and the address of the commit that was fetched; blank where nothing was.
+    """
+    if str(place).startswith("hf:/"):
+        import_tensorflow()
+        from keras_pneumo.sharing.hub import fetch, read_address
+
+        package, address = fetch(read_address(place))
+        return package.folder, str(address)
+    if Path(place).suffix == ".zip" and not Path(place).is_dir():
+        import_tensorflow()
+        from keras_pneumo.sharing.archive import unpacked
+
+        return unpacked(Path(place)), ""
+    return Path(place), ""
 
 
 def _path(path: PathLike | None) -> Path | None:

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Before NumPy is imported: two processes of tests whose products each take all cores wait for each other, spinning. A
+# board of 40 patients took twice the CPU time.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import hypothesis
 import numpy as np
 import pytest

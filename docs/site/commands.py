@@ -47,8 +47,8 @@ def section(name: str, function: Callable[..., None]) -> list[str]:
             continue
         needed = parameter.default is inspect.Parameter.empty
         if isinstance(info, ArgumentInfo):
-            word = (info.metavar or parameter.name).upper().strip("[]<>")
-            arguments.append(word if needed else f"[{word}]")
+            word = info.metavar or parameter.name.upper()
+            arguments.append(word if needed or word.startswith("[") else f"[{word}]")
             names = f"`{word}`"
         else:
             names = ", ".join(f"`{each}`" for each in _names_of(parameter.name, kind, info))
@@ -70,8 +70,9 @@ def section(name: str, function: Callable[..., None]) -> list[str]:
 
 def _names_of(name: str, kind: Any, info: OptionInfo) -> list[str]:
     """The option as it is written; a switch also as it is turned off."""
-    if info.param_decls:
-        return [each for declared in info.param_decls for each in declared.split("/") if each.startswith("-")]
+    declared = (info.default, *(info.param_decls or ()))  # within Annotated the first name stands as the default
+    if names := [each for text in declared if isinstance(text, str) for each in text.split("/") if each[:1] == "-"]:
+        return names
     word = name.replace("_", "-")
     return [f"--{word}", f"--no-{word}"] if kind is bool else [f"--{word}"]
 

@@ -135,6 +135,7 @@ def python_reference() -> str:
         path = f"keras_pneumo.{values['_MODULES'].get(name, 'api')}.{name}"
         lines += ["", f"## kp.{name}", "", f"::: {path}", "    options:", "      show_root_heading: false"]
         lines += ["      show_root_toc_entry: false"]
+        lines += ["      show_if_no_docstring: true"] if name in ("Experiment", "Augmentation") else []  # every setting
     lines += ["", "## What they return", ""]
     for name, path in RESULTS.items():
         lines += [f"### {name}", "", f"::: keras_pneumo.{path}", "    options:", "      show_root_heading: false"]

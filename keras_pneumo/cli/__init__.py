@@ -87,7 +87,26 @@ COMMANDS = {
         "Open a local page that shows each radiograph with its outline, heat maps, and how often such an "
         "answer is wrong.",
     ),
-    "export": Command("export", "Export a run's best weights, checked on test images against the run itself."),
+    "export": Command(
+        "export",
+        "Export a run's best weights, checked on test images against the run itself; or all of it as one zip.",
+    ),
+    "unpack": Command(
+        "export", "Unpack a run or a detector that somebody handed on, and check every file by its hash."
+    ),
+    "push": Command(
+        "export",
+        "Push a run or a detector to a model hub, with its model card; nothing that tells who a patient is goes "
+        "with it.",
+    ),
+    "card": Command(
+        "export",
+        "Write the model card of a run or a detector: data, scores with intervals, baselines, limits, licence.",
+    ),
+    "track": Command(
+        "export",
+        "Send a run's log, test scores and curves to MLflow or Weights & Biases; what they have is not sent again.",
+    ),
     "evaluate": Command(
         "evaluate",
         "Evaluate a run or a detector on data from elsewhere: prepare, predict, score by source and subgroup, report.",

@@ -74,6 +74,12 @@ def train_command(
         bool, typer.Option("--auto-batch", help="Find out first how many images fit into memory at once.")
     ] = False,
     strategy: StrategyOption = "auto",
+    log_to: Annotated[
+        str, typer.Option("--log-to", help="Also log to mlflow, wandb, or both with a comma; TensorBoard is always.")
+    ] = "",
+    log_radiographs: Annotated[
+        bool, typer.Option("--log-radiographs", help="Send them some test radiographs with outlines, too.")
+    ] = False,
     replicas: ReplicasOption = None,
     wait_for_workers: WaitOption = 120.0,
 ) -> None:
@@ -89,6 +95,7 @@ def train_command(
     if all_folds and fold is not None:
         raise PneumoError("Give --fold or --all-folds, not both.")
     experiment = _resolved(experiment_file, settings, fold, seed)
+    trackers = _trackers(log_to, log_radiographs)
     cluster = cluster_for(strategy, os.environ)  # refuses variables that do not fit together before anything is loaded
     if not is_prepared(data) and cluster is not None:
         raise PneumoError(
@@ -113,6 +120,8 @@ def train_command(
         say=say,
         on_epoch=_say_epoch if distribution.chief else lambda row: None,
         on_trained=_say_trained,
+        log_to=trackers,
+        log_radiographs=log_radiographs,
         show_progress=_show_progress if distribution.chief else lambda title: contextlib.nullcontext(None),
     )
     with ended_together(distribution):
@@ -127,6 +136,17 @@ def train_command(
                 )
         elif report := run_training(experiment, prepared, out_folder, options, **common):
             _say_report(report)
+
+
+def _trackers(log_to: str, log_radiographs: bool) -> tuple[str, ...]:
+    """The trackers that were asked for; refused before anything is prepared where one is not installed."""
+    if not log_to:
+        if log_radiographs:
+            raise PneumoError("--log-radiographs says what --log-to sends. Give --log-to too, or leave it out.")
+        return ()
+    from keras_pneumo.training.logs.tracking import chosen_trackers
+
+    return chosen_trackers(log_to)
 
 
 @contextlib.contextmanager

@@ -344,13 +344,14 @@ def _examine_table(path: Path) -> FileFacts:
     _, header = next(rows, (0, []))
     names = [column_name(cell) for cell in header]
     ids = [number for number, name in enumerate(names) if name in _ID_COLUMNS]
+    counts = {"patients"} if "images" in names else set()  # of a board or its subgroups: how many
     facts.columns = [
         one_line(cell, 40)
         for number, (cell, name) in enumerate(zip(header, names, strict=True))
-        if number not in ids and _PERSONAL.search(name)
+        if number not in ids and name not in counts and _PERSONAL.search(name)
     ]
-    for count, (_, cells) in enumerate(rows):
-        if count >= _ROWS or not ids:
+    for row, (_, cells) in enumerate(rows):
+        if row >= _ROWS or not ids:
             break
         for number in ids:
             if number < len(cells) and (kind := _kind_of_patient(cells[number])):

@@ -294,9 +294,12 @@ def require_writable(folder: Path) -> None:
     """
     made = _make_folder(folder)
     try:
-        probe = folder / f".probe-{os.getpid()}"
-        write_bytes(probe, b"")
-        probe.unlink(missing_ok=True)
+        # Of a name that the next command takes for a leftover: this one may be killed in between.
+        handle, probe = tempfile.mkstemp(prefix=".probe.", suffix=TEMPORARY_SUFFIX, dir=folder)
+        os.close(handle)
+        Path(probe).unlink(missing_ok=True)
+    except OSError as error:
+        raise PneumoError(_disk_message(folder, error)) from error
     finally:
         _remove_if_unused(made)
 

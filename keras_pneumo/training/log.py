@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import keras
 import numpy as np
 import pandas as pd
@@ -21,7 +22,10 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from keras_pneumo.data.batches.images import ImageSet
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.report.history_report import EPOCH
+from keras_pneumo.evaluation.report.history_report import FILE as HISTORY
 from keras_pneumo.inference.postprocess import FILE as POSTPROCESSING_FILE
 from keras_pneumo.inference.run import CHECKPOINTS, TORCH_WEIGHTS, WEIGHTS
 from keras_pneumo.models.weights import save_safetensors
@@ -82,11 +86,13 @@ class EpochMeasures:
 class Log:
     """The rows of ``log.csv`` so far, over all phases of a run, and the weights of the best of them."""
 
-    def __init__(self, folder: Path, top_k: int = 1, writes: bool = True) -> None:
+    def __init__(self, folder: Path, top_k: int = 1, writes: bool = True, validation: ImageSet | None = None) -> None:
         """Begin an empty log in ``folder``, where the weights of the best ``top_k`` epochs are kept.
 
-        With ``writes`` False the rows are kept but nothing is written: only one of several workers writes.
+        With ``writes`` False the rows are kept but nothing is written: only one of several workers writes. Of the
+        ``validation`` images the predictions of every epoch are written, too.
         """
+        self.validation = validation
         self.folder = folder
         self.top_k = top_k
         self.writes = writes
@@ -164,7 +170,24 @@ class Log:
             memory_gb=memory_gb(),
         )
         self.add(row)
+        if self.writes and self.validation is not None and result.predictions is not None:
+            self._add_predictions(epoch, self.validation, result.predictions)
         return row
+
+    def _add_predictions(self, epoch: int, images: ImageSet, predictions: np.ndarray) -> None:
+        """Write the predictions of an epoch beside those of earlier ones; columns of later epochs are of a start that
+        was killed, and go.
+        """
+        path = self.folder / HISTORY
+        table = pd.DataFrame({"image_id": list(images.image_ids), "pneumothorax": np.asarray(images.labels, int)})
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            before = pd.read_csv(path, dtype={"image_id": str})
+            earlier = [name for name in before.columns if name.startswith(EPOCH)]
+            earlier = [name for name in earlier if int(name.removeprefix(EPOCH)) < epoch]
+            if before["image_id"].tolist() == table["image_id"].tolist():
+                table = table.join(before[earlier])
+        table[f"{EPOCH}{epoch}"] = np.round(predictions, 4)
+        write_table(path, table)
 
     def _kept(self) -> list[EpochRow]:
         """The rows of the best ``top_k`` epochs; of two equal ones the earlier one comes first."""
@@ -234,7 +257,7 @@ def memory_gb() -> float:
 
 
 class Events:
-    """TensorBoard's events of a run: every tenth step's figures, and every row of the log.
+    """TensorBoard's events of a run: every tenth step's figures, every row of the log, test scores and pictures.
 
     Written through TensorFlow's own summary writer; looking at them needs TensorBoard, training does not.
     """
@@ -256,6 +279,19 @@ class Events:
         self._write(row.epoch, {f"epoch/{name}": value for name, value in numbers.items() if name != "epoch"})
         if self.writer:
             self.writer.flush()
+
+    def results(self, epoch: int, scores: dict[str, float], pictures: dict[str, bytes]) -> None:
+        """Write the test scores, by name, and pictures (PNG), at the epoch that they are of."""
+        self._write(epoch, {name.replace("_", "/", 1): value for name, value in scores.items()})
+        if not self.writer:
+            return
+        plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="images")
+        kind = tf.compat.v1.SummaryMetadata(plugin_data=plugin)
+        with tf.device("CPU:0"), self.writer.as_default():
+            for name, data in pictures.items():
+                height, width = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)).shape
+                image = tf.constant([str(width).encode(), str(height).encode(), data])  # the form of the plugin
+                tf.summary.write(f"test/{Path(name).stem}", image, step=epoch, metadata=kind)
 
     def close(self) -> None:
         """Flush and close."""

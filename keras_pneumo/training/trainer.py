@@ -80,6 +80,8 @@ from keras_pneumo.training.checkpoints import (
 from keras_pneumo.training.distributed.agreement import check_agreement
 from keras_pneumo.training.distributed.strategy import ONE_DEVICE, Distribution, lost_workers
 from keras_pneumo.training.log import EpochMeasures, EpochRow, Events, Log, draw_curves
+from keras_pneumo.training.logs.results import curves_of, radiographs_of, scores_of
+from keras_pneumo.training.logs.tracking import TrackedRun, tracked
 from keras_pneumo.training.losses import image_losses
 from keras_pneumo.training.optimizers import make_optimizer, set_learning
 from keras_pneumo.training.report import RunReport, report_run
@@ -143,6 +145,10 @@ class TrainingOptions:
     """Called with each row of the log."""
     on_trained: Callable[[TrainingResult], None] = lambda result: None
     """Called when the training has ended, before the predictions and the report."""
+    log_to: tuple[str, ...] = ()
+    """Trackers that get the rows of the log too; from :func:`~.logs.tracking.chosen_trackers`."""
+    log_radiographs: bool = False
+    """Whether these also get some test radiographs with outlines or heat maps."""
     show_progress: Callable[[str], AbstractContextManager[TrainProgress | None]] = no_progress
     """From ``training`` or ``prediction`` to a context whose value is called after each step or batch."""
     build: Callable[..., keras.Model] = build
@@ -297,27 +303,45 @@ def _train_and_report(
     if location.resume:
         say(f"{folder} is an unfinished run of this experiment on these images; going on with it.")
     model = None
-    # The chief's view for all: a folder may look different for a while on another host.
-    if not distribution.broadcast(int(location.resume and is_trained(folder))):
-        network = f"{experiment.encoder} at {experiment.image_size}"
-        say(f"Training {experiment.name}: {network}, on {distribution.description}, into {folder}")
-        result = train(
-            experiment,
-            prepared,
-            folder,
-            replace(options, resume=location.resume),
-            weights=weights,
-            start_from=read_run(start_from) if start_from is not None else None,
-        )
-        model = result.model
-        if distribution.chief:
-            options.on_trained(result)
-    again = "The training is done; the same command again predicts and reports."
-    lock = folder_lock(folder) if distribution.chief else contextlib.nullcontext()
-    with options.show_progress("prediction") as progress, lock, stopped_at_once(again):
-        return report_run(
-            read_run(folder), prepared, progress if distribution.chief else None, distribution=distribution, model=model
-        )
+    chief = distribution.chief
+    with tracked(folder, options.log_to if chief else (), options.notify) as tracking:
+        # The chief's view for all: a folder may look different for a while on another host.
+        if not distribution.broadcast(int(location.resume and is_trained(folder))):
+            network = f"{experiment.encoder} at {experiment.image_size}"
+            say(f"Training {experiment.name}: {network}, on {distribution.description}, into {folder}")
+
+            def on_epoch(row: EpochRow) -> None:
+                options.on_epoch(row)
+                tracking.epoch()
+
+            result = train(
+                experiment,
+                prepared,
+                folder,
+                replace(options, resume=location.resume, on_epoch=on_epoch),
+                weights=weights,
+                start_from=read_run(start_from) if start_from is not None else None,
+            )
+            model = result.model
+            if chief:
+                options.on_trained(result)
+        again = "The training is done; the same command again predicts and reports."
+        lock = folder_lock(folder) if chief else contextlib.nullcontext()
+        with options.show_progress("prediction") as progress, lock, stopped_at_once(again):
+            run = read_run(folder)
+            report = report_run(run, prepared, progress if chief else None, distribution=distribution, model=model)
+        if report is not None:
+            _send_results(run, prepared, tracking, options.log_radiographs)
+    return report
+
+
+def _send_results(run: RunFolder, prepared: PreparedFolder, tracking: TrackedRun, radiographs: bool) -> None:
+    """Send test scores and pictures to TensorBoard's events, which stay in the run folder, and to the trackers."""
+    scores, curves, images = scores_of(run.folder), curves_of(run.folder), radiographs_of(run.folder, prepared)
+    events = Events(run.folder)
+    events.results(int(run.record.get("best_epoch", 0)), scores, curves | images)
+    events.close()
+    tracking.end(scores, curves | images if radiographs else curves)
 
 
 # ---------------------------------------------------------------- the training alone
@@ -444,7 +468,7 @@ class Trainer:
             learned = learned_table(start, self.prepared, fold, self.folder, self.options.resume)
             self.record = write_start(self.folder, self.record, learned)
         self.began = time.monotonic()  # reading and checking are no part of the training's time
-        self.log = Log(self.folder, self.experiment.top_k, chief)
+        self.log = Log(self.folder, self.experiment.top_k, chief, self.validation)
         self.events = Events(self.folder if chief else None)
         # Images of each step of an epoch.
         self.sizes = [len(rows) for rows in plan_of(self.experiment, 0, 1).rows(len(self.training))]

@@ -32,6 +32,10 @@ COMMANDS = [
     "masks",
     "explain",
     "export",
+    "unpack",
+    "push",
+    "card",
+    "track",
     "evaluate",
     "submission-template",
     "check-submission",
@@ -56,7 +60,7 @@ FOLLOWING = [
     "export",
     "parity",
 ]
-FOLLOWING += ["masks", "join", "detect", "view"]
+FOLLOWING += ["masks", "join", "detect", "view", "unpack", "push", "card", "track"]
 EXAMPLES = [name for name in COMMANDS if name not in FOLLOWING]
 
 

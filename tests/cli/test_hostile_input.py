@@ -13,14 +13,17 @@ import time
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
 from command_lab import REPOSITORY
-from hostile_lab import broken_files
+from hostile_lab import broken_files, framed, jpeg_2000
+from pydicom.uid import JPEG2000Lossless
 from small_siim import block, hashes, write_dicom, write_jpeg_dicom, write_labels, write_png
 
 from keras_pneumo.data.radiographs.reading import read_radiograph
+from keras_pneumo.storage.workers import FILE_MEMORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="limits of memory hold on Linux")]
 
@@ -147,3 +150,39 @@ def test_sixty_broken_files_among_three_hundred_cost_themselves_alone(tmp_path, 
         good, among = ({file: data for file, data in each.items() if file not in records} for each in outputs.values())
         assert "predictions.csv" in good if name == "predict" else len(good) >= GOOD
         assert good == among, [file for file in good.keys() | among.keys() if good.get(file) != among.get(file)]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A DICOM file of 8192 x 8192 pixels in JPEG 2000."""
+    pixels = np.add.outer(np.arange(8192) // 64, np.arange(8192) // 64).astype(np.uint8)
+    return framed(tmp_path_factory.mktemp("large") / "large.dcm", jpeg_2000(pixels), JPEG2000Lossless, pixels)
+
+
+@pytest.mark.parametrize("command", ["prepare", "predict", "detect"])
+def test_row_35_a_jpeg_2000_of_64_megapixels_costs_itself_alone(
+    tmp_path, folders, tiny_runs, tiny_detector, large, command
+):
+    """Its decoder asks for 3.6 GB. The good files around it are read, and all processes stay under 2 GiB."""
+    good = sorted((folders[0] / "raw").glob("*.dcm"))[:16]
+    data = tmp_path / "data"
+    for number, path in enumerate(good):
+        (data / f"{number}").mkdir(parents=True)
+        shutil.copy2(path, data / f"{number}" / path.name)
+    shutil.copy2(large, data / "3" / "large.dcm")
+    labels = [(path.stem, block(number) if number % 2 else "-1") for number, path in enumerate(good)]
+    write_labels(data / "train-rle.csv", [*labels, ("large", "-1")])
+    out = tmp_path / "out"
+    ended, errors, memory = run(
+        *{
+            "prepare": ("prepare", data, "--out", out, "--size", 64),
+            "predict": ("predict", tiny_runs / "classifier", "--data", data, "--out", out),
+            "detect": ("detect", tiny_detector, data, "--out", out),
+        }[command],
+        cwd=tmp_path,
+    )
+    assert ended == 1, errors[-3000:]
+    table = pd.read_csv(out / "quarantine.csv")
+    assert list(table["file"]) == ["3/large.dcm"], table
+    assert f"{FILE_MEMORY / 2**30:g} GiB" in table["reason"][0]
+    assert memory < MEMORY, f"{memory / 2**30:.2f} GiB"

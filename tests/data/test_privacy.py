@@ -192,6 +192,13 @@ def test_tables_and_records(tmp_path):
     assert not any(secret in str(report.findings) for secret in (*SECRETS, "smithers"))
 
 
+def test_a_count_of_patients_beside_a_count_of_images_names_nobody(tmp_path):
+    pd.DataFrame({"team": ["a"], "images": [180], "patients": [87]}).to_csv(tmp_path / "board.csv", index=False)
+    assert not examine_privacy(tmp_path, workers=1).look
+    pd.DataFrame({"team": ["a"], "patients": ["Unmistakable"]}).to_csv(tmp_path / "names.csv", index=False)
+    assert found(examine_privacy(tmp_path, workers=1), "table column") == {"patients": 1}
+
+
 def test_a_prepared_folder_of_pseudonyms_is_fine_without_its_key(tmp_path):
     write_siim(tmp_path / "data")
     prepare(tmp_path / "data", tmp_path / "out", [32, 64], workers=1)

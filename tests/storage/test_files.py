@@ -274,3 +274,18 @@ def test_what_is_no_json_is_a_value_error(tmp_path, content):
     (tmp_path / "x.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=r"nested too deeply|Expecting value|decode"):
         files.read_json(tmp_path / "x.json")
+
+
+def test_row_42_killed_while_it_tries_to_write_it_leaves_what_the_next_command_removes(tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            files.require_writable(tmp_path)
+    left = [path.name for path in tmp_path.iterdir()]
+    assert len(left) == 1
+    assert files.is_leftover(left[0])
+    files.settle(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ and all teams share the same resamples.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from keras_pneumo.evaluation.scoring.masks import SIZES, parts
 from keras_pneumo.evaluation.scoring.metrics import CALIBRATION_BINS, calibration_bins
@@ -147,11 +148,17 @@ def point_scores(patient_sums: PatientSums) -> dict[str, float]:
     }
 
 
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """The libraries whose threads can be limited, found once: each search reads the process's whole memory map."""
+    return ThreadpoolController()
+
+
 def replicate_scores(team_sums: list[PatientSums], draws: Iterator[np.ndarray]) -> list[ScoreArrays]:
     """The scores of several teams in the same resamples: one dict per team, arrays of shape (resamples,)."""
     gathered: list[list[ScoreArrays]] = [[] for _ in team_sums]
     # One thread per team, and none within: the library's own threads would wait for each other, spinning.
-    with threadpool_limits(1), ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+    with _libraries().limit(limits=1), ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         for counts in draws:
             drawn = np.ascontiguousarray(counts.T, dtype=float)
             for blocks, block in zip(gathered, pool.map(_scores, team_sums, repeat(drawn)), strict=True):

@@ -30,7 +30,7 @@ from pydicom.uid import (
 )
 from small_siim import radiograph, write_dicom
 
-from keras_pneumo.data.radiographs.completeness import ends_early, guarded
+from keras_pneumo.data.radiographs.completeness import ends_early, guarded, scans_are_missing
 from keras_pneumo.data.radiographs.radiograph import Radiograph, stretch
 from keras_pneumo.data.radiographs.reading import read_or_reason, read_radiograph
 
@@ -114,6 +114,39 @@ def test_row_31_streams_of_another_encoder(tmp_path, encoder):
     syntax = dataset.file_meta.TransferSyntaxUID
     for share in PLACES:
         assert isinstance(read_or_reason(framed(tmp_path / "cut.dcm", cut(frame, share), syntax, NOISY)), str)
+
+
+def progressive(pixels, **options):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=90, progressive=True, **options)
+    return stream.getvalue()
+
+
+def scan_ends(jpeg):
+    """Where each scan of a JPEG begins, but the first."""
+    return [at for at in range(len(jpeg) - 1) if jpeg[at : at + 2] == b"\xff\xda"][1:]
+
+
+def test_row_31_a_progressive_jpeg_cut_at_any_place_or_between_two_scans_is_refused(tmp_path, picture):
+    for pixels in (picture, np.repeat(picture[..., None], 3, axis=2)):
+        frame = progressive(pixels)
+        places = [*(int(len(frame) * share) for share in PLACES), *scan_ends(frame)]
+        assert len(places) >= 25
+        (tmp_path / "whole.jpg").write_bytes(frame)
+        assert np.abs(read_radiograph(tmp_path / "whole.jpg").pixels.astype(int) - picture).mean() < 3
+        for place in places:
+            (tmp_path / "cut.jpg").write_bytes(frame[:place].removesuffix(b"\xff") + EOI)
+            assert isinstance(read_or_reason(tmp_path / "cut.jpg"), str), f"cut at {place} of {len(frame)}, it was read"
+
+
+@pytest.mark.parametrize("options", [{}, {"optimize": True}, {"subsampling": "4:2:0"}, {"restart_marker_blocks": 3}])
+@pytest.mark.parametrize("grey", [0, 128, 255])
+def test_a_whole_progressive_jpeg_is_read_whatever_its_last_block_is(options, grey):
+    for pixels in (np.full((20, 30), grey, np.uint8), NOISY):
+        frame = progressive(pixels, **options)
+        assert scans_are_missing(frame) is False
+        assert not ends_early(frame, np.array(Image.open(io.BytesIO(frame)).convert("L")))
+    assert scans_are_missing(baseline(NOISY)) is None
 
 
 @given(st.integers(1, 33), st.integers(1, 33), st.integers(0, 2**32 - 1), st.booleans())

@@ -1,0 +1,170 @@
+"""Tests of what installs the project: setup.cfg, the Makefile's set-up, and the pages and files that name them."""
+
+import configparser
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import wheel_check
+
+from keras_pneumo import __version__
+from keras_pneumo.cli.examine import TESTED_PYTHON
+
+REPOSITORY = Path(__file__).parents[1]
+SETUP = configparser.ConfigParser()
+SETUP.read(REPOSITORY / "setup.cfg")
+MAKEFILE = (REPOSITORY / "Makefile").read_text()
+PINS = REPOSITORY / "experiments/torch_team/constraints.txt"
+
+
+def pinned(text):
+    """The packages' names in a file of pinned versions."""
+    return set(re.findall(r"^([\w.-]+)(?:\[.*\])?==", text, re.MULTILINE))
+
+
+def test_every_check_of_make_lint_runs_before_a_commit_and_no_other():
+    recipe = re.search(r"^lint: .*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)[1]
+    lint = [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe.splitlines()]
+    hooks = re.findall(r"^ +entry: (.+)$", (REPOSITORY / ".pre-commit-config.yaml").read_text(), re.MULTILINE)
+    assert hooks == lint
+
+
+def test_the_workflow_runs_the_script_that_everybody_runs():
+    workflow = (REPOSITORY / ".github/workflows/ci.yml").read_text()
+    assert re.search(r"run: .*bash \.ci/run$", workflow, re.MULTILINE)
+
+
+def test_the_citation_has_the_packages_version_licence_and_home():
+    citation = dict(re.findall(r"^([\w-]+): (\S.*)$", (REPOSITORY / "CITATION.cff").read_text(), re.MULTILINE))
+    metadata = SETUP["metadata"]
+    assert citation["version"] == metadata["version"] == __version__
+    assert citation["license"] == metadata["license"]
+    assert citation["repository-code"] == metadata["url"]
+    assert metadata["url"] in (REPOSITORY / "CONTRIBUTING.md").read_text()
+    assert all(line.split(" = ")[1].startswith(metadata["url"]) for line in metadata["project_urls"].split("\n")[1:])
+
+
+def test_every_python_that_is_promised_is_named_everywhere():
+    versions = re.findall(r"Python :: (3\.\d+)", SETUP["metadata"]["classifiers"])
+    low, high = (".".join(map(str, end)) for end in TESTED_PYTHON)
+    assert (versions[0], versions[-1]) == (low, high)
+    assert SETUP["options"]["python_requires"] == f">={low}"
+    assert f"PYTHONS ?= {','.join(versions)}\n" in MAKEFILE
+    assert f"Python {low} to {high}" in (REPOSITORY / "README.md").read_text()
+
+
+def test_extras_that_messages_name_exist():
+    extras = set(SETUP["options.extras_require"])
+    for path in [*(REPOSITORY / "keras_pneumo").rglob("*.py"), *(REPOSITORY / "docs").rglob("*.md")]:
+        for names in re.findall(r"(?:keras-pneumo|\.)\[([\w,]+)\]'", path.read_text()):
+            assert set(names.split(",")) <= extras, path
+
+
+def test_packages_with_private_names_that_are_used_have_an_upper_bound():
+    for extra in ("train", "gpu"):
+        for line in SETUP["options.extras_require"][extra].splitlines():
+            if line.startswith(("tensorflow", "keras")):
+                assert ",<" in line
+
+
+def make(target, *settings, **environment):
+    """Runs a target of the Makefile with other folders; returns what it printed."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "-C", REPOSITORY, "--no-print-directory", target, *settings],
+        capture_output=True,
+        text=True,
+        env=kept | environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def pip_log(tmp_path):
+    """A folder that looks like an environment; its Python only writes down how it was called, in ``calls``.
+
+    It fails where a call has the word ``--index-url`` and INDEX is ``unreachable``.
+    """
+    python = tmp_path / "bin/python"
+    python.parent.mkdir()
+    python.write_text(
+        '#!/bin/sh\necho "$@" >> "$(dirname "$0")/../calls"\n'
+        'case "$INDEX $*" in unreachable*--index-url*) exit 1;; esac\n'
+    )
+    python.chmod(0o755)
+    return tmp_path
+
+
+CUDA = re.compile(r"^(torch|torchvision|triton|nvidia-.*|cuda-.*)$")
+
+
+def test_without_a_gpu_pytorchs_cpu_build_is_installed(pip_log):
+    printed = make("setup-torch", f"TORCH={pip_log}", "GPU=", "TORCH_BUILD=cpu", "TORCH_CPU_INDEX=https://cpu.example")
+    first, second = (pip_log / "calls").read_text().splitlines()
+    assert "--no-deps" in first
+    assert f"--index-url https://cpu.example -r {pip_log}/cpu.txt" in first
+    versions = dict(re.findall(r"^(torch|torchvision)==([\d.]+)", PINS.read_text(), re.MULTILINE))
+    wanted = [f"{name}=={version}+cpu" for name, version in versions.items()]
+    assert (pip_log / "cpu.txt").read_text().split() == wanted
+    assert second.endswith(f"--require-hashes -r {pip_log}/pins.txt")
+    every, rest = pinned(PINS.read_text()), pinned((pip_log / "pins.txt").read_text())
+    assert every - rest == {name for name in every if CUDA.match(name)}
+    assert len(every - rest) > 10
+    assert (pip_log / "pins.txt").read_text().count("--hash") > 100
+    assert re.findall(r"of PyTorch (\d) of 3", printed) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [(["GPU=GPU 0"], "PyPI's build"), (["GPU=", "TORCH_BUILD=cpu"], "cannot be reached: PyPI's build is installed")],
+)
+def test_with_a_gpu_or_without_the_index_pypis_build_is_installed(pip_log, settings, words):
+    assert words in make("setup-torch", f"TORCH={pip_log}", *settings, INDEX="unreachable")
+    calls = (pip_log / "calls").read_text().splitlines()
+    assert len(calls) == len(settings), "the index of CPU builds is asked only where there is no GPU"
+    assert calls[-1].endswith(f"--require-hashes -r {pip_log}/pins.txt")
+    assert (pip_log / "pins.txt").read_text() == PINS.read_text()
+
+
+def test_cpu_builds_are_compared_with_hashes_where_these_are_known(pip_log):
+    own = pip_log / "known.txt"
+    own.write_text("torch==9.9+cpu --hash=sha256:00\n")
+    make("setup-torch", f"TORCH={pip_log}", "TORCH_BUILD=cpu", f"TORCH_CPU_PINS={own}")
+    assert (pip_log / "cpu.txt").read_text() == own.read_text()
+
+
+@pytest.mark.parametrize(("gpu", "files"), [("", 1), ("GPU 0", 2)])
+def test_the_set_up_says_what_it_does(pip_log, gpu, files):
+    printed = make("setup", f"VENV={pip_log}", f"GPU={gpu}")
+    assert re.findall(r"Set-up (\d) of 3", printed) == ["1", "2", "3"]
+    pins = ("constraints.txt", "constraints-gpu.txt")[:files]
+    packages = sum(len(pinned((REPOSITORY / name).read_text())) for name in pins)
+    assert f"{packages} packages that have these hashes: constraints.txt" in printed
+    first, second = (pip_log / "calls").read_text().splitlines()
+    assert first.count("-r constraints") == files
+    assert "--require-hashes" in first
+    assert second.endswith("-e .")
+
+
+def test_without_hashes_none_are_compared(pip_log):
+    assert "without comparing hashes" in make("setup", f"VENV={pip_log}", "GPU=", "HASHES=")
+    first = (pip_log / "calls").read_text().splitlines()[0]
+    assert first.endswith(f"-r {pip_log}.pins")
+    assert "--require-hashes" not in first
+
+
+def test_a_python_that_does_not_run_is_not_taken(tmp_path, monkeypatch):
+    """pyenv's shims are such files, where their version is not chosen."""
+    for folder, works in (("shims", False), ("versions/3.99.1/bin", True)):
+        python = tmp_path / folder / "python3.99"
+        python.parent.mkdir(parents=True)
+        python.write_text("#!/bin/sh\n" + ("echo 3.99\n" if works else "exit 127\n"))
+        python.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/shims:{os.environ['PATH']}")
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "nowhere"))
+    assert wheel_check.find_python("3.99") is None
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    assert wheel_check.find_python("3.99") == python
