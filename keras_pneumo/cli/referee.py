@@ -84,6 +84,7 @@ def check_submission_command(
 
     Example, after training: `keras-pneumo check-submission runs/smallest_classifier --truth data/prepared/phantom-try`
     """
+    from keras_pneumo.evaluation.board.entries import team_entry
     from keras_pneumo.evaluation.compare import check_submissions
     from keras_pneumo.evaluation.inputs.submission import write_faults
     from keras_pneumo.evaluation.inputs.truth import read_truth
@@ -97,8 +98,11 @@ def check_submission_command(
         raise PneumoError("\n".join(map(str, faults)) + where)
     for one in checked:
         images = f"{counted(len(scored.cases), 'image')} of {scored.subset_name}"
-        say(f"{one.info.team}: {one.info.task}, {images}. No fault.")
-        for note in one.notes:
+        entry = team_entry(one.info.team, "", one, scored)
+        source = entry.threshold_source.removeprefix("0.5, ")
+        threshold = "" if entry.threshold is None else f" Threshold {entry.threshold:.3g} ({source})."
+        say(f"{one.info.team}: {one.info.task}, {images}. No fault.{threshold}")
+        for note in entry.notes:
             warn(f"{one.info.team}: {note}")
 
 

@@ -123,8 +123,14 @@ def test_a_template_is_refused_until_its_last_placeholder_is_gone(tmp_path):
     (team / "submission.json").write_text(json.dumps(info | {"preprocessing": "", "colour": 1}))
     checked = run("check-submission", team.parent, "--truth", tmp_path)
     assert checked.returncode == 0, checked.stderr
-    assert checked.stdout == "Ours: joint, 60 images of the test subset. No fault.\n"
+    said = "Ours: joint, 60 images of the test subset. No fault."
+    assert checked.stdout == f"{said} Threshold 0.125 (fitted on the team's validation predictions).\n"
     assert "Note: Ours: not known and not used in submission.json: 'colour'" in checked.stderr
+    of_test = "image_id,probability,encoded_pixels\ni0,1,-1\n"
+    (team / "validation.csv").write_text(of_test)
+    checked = run("check-submission", team.parent, "--truth", tmp_path)
+    assert checked.stdout == f"{said} Threshold 0.5 (none declared).\n"
+    assert "Note: Ours: no threshold from validation.csv: " in checked.stderr
     board = run("compare", team.parent, "--truth", tmp_path, "--out", tmp_path / "board", "--resamples", 200)
     assert board.returncode == 0, board.stderr
 
