@@ -36,6 +36,9 @@ PAGE_CONSTANTS = ("BUSY", "NO_TOKEN")
 VALIDATED = ("keras_pneumo/config.py", "keras_pneumo/evaluation/inputs/submission.py")
 """Modules whose ValueErrors become parts of a refusal, by pydantic."""
 
+HANDED_IN = "keras_pneumo/evaluation/inputs/"
+"""Where the faults of a submission are collected: each is a ``sentence`` that becomes a ``Fault``."""
+
 NOT_FAULTS = ("keras_pneumo/parity/remarks.py", "keras_pneumo/parity/run.py")
 """Modules whose notes are no faults: what a check of the ladder says, and its progress."""
 
@@ -179,6 +182,8 @@ def kinds_of(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
             yield kind, node.args[0]
         elif NOTES.match(name) and node.args:
             yield "note", node.args[0]
+        elif name == "Fault" and node.args:
+            yield "handed in", node.args[0]
         elif name == "Rejected" and len(node.args) > 2:
             yield "reason", node.args[2]
         elif name == "_refused" and node.args:
@@ -198,6 +203,8 @@ def kinds_of(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
     elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
         if REASON_NAMES.match(node.targets[0].id):
             yield "reason", node.value
+        elif node.targets[0].id == "sentence":
+            yield "handed in", node.value
         elif node.targets[0].id in PAGE_CONSTANTS:
             yield "page", node.value
     elif isinstance(node, ast.Return | ast.Yield) and node.value is not None:
@@ -215,6 +222,10 @@ def of_python(path: Path) -> Iterator[Sentence]:
             if kind == "note" and file in NOT_FAULTS:
                 continue
             function, when = around(node)
+            if kind == "handed in":
+                if not file.startswith(HANDED_IN):
+                    continue
+                kind = "refusal"
             if kind == "setting" and file not in VALIDATED:
                 kind = "reason"
             for text in texts_of(expression):

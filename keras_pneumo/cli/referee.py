@@ -84,6 +84,7 @@ def check_submission_command(
 
     Example, after training: `keras-pneumo check-submission runs/smallest_classifier --truth data/prepared/phantom-try`
     """
+    from keras_pneumo.evaluation.board.entries import team_entry
     from keras_pneumo.evaluation.compare import check_submissions
     from keras_pneumo.evaluation.inputs.submission import write_faults
     from keras_pneumo.evaluation.inputs.truth import read_truth
@@ -97,8 +98,11 @@ def check_submission_command(
         raise PneumoError("\n".join(map(str, faults)) + where)
     for one in checked:
         images = f"{counted(len(scored.cases), 'image')} of {scored.subset_name}"
-        say(f"{one.info.team}: {one.info.task}, {images}. No fault.")
-        for note in one.notes:
+        entry = team_entry(one.info.team, "", one, scored)
+        source = entry.threshold_source.removeprefix("0.5, ")
+        threshold = "" if entry.threshold is None else f" Threshold {entry.threshold:.3g} ({source})."
+        say(f"{one.info.team}: {one.info.task}, {images}. No fault.{threshold}")
+        for note in entry.notes:
             warn(f"{one.info.team}: {note}")
 
 
@@ -149,7 +153,7 @@ def compare_command(
         adjudicated=adjudicated,
         this_split=this_split,
     )
-    show_board(*terminal_rows(board, findings))
+    show_board(*terminal_rows(board, findings), str(out_folder / "board.csv"))
     result = verdict(board)
     say(result.headline)
     for sentence in result.sentences:
@@ -159,21 +163,53 @@ def compare_command(
     say(str(out_folder / "report.html"))
 
 
-def show_board(names: list[str], rows: list[list[str]]) -> None:
+def show_board(names: list[str], rows: list[list[str]], whole: str) -> None:
     """Print the board, then the notes by team; names from submissions are escaped.
 
-    On a pipe, and where the terminal is too narrow for a row, the table is as wide as it needs to be.
+    On a terminal it is as wide as the window: the scores are given from the most important one on, as many as fit, and
+    a line says which are left out and that ``whole`` has them. On a pipe, every score is in one line for each team.
+
+    Args:
+        names: of the columns: rank, team, scores, notes.
+        rows: the same of each entry; a score's interval is in brackets.
+        whole: the file with all scores.
     """
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in names[:-1]:
-        table.add_column(name, no_wrap=True)
-    for row in rows:
-        table.add_row(*map(escape, row[:-1]))
-    wide = Console(file=out.file, width=max(out.width, measure_renderables(out, ROOMY, [table]).maximum))
-    wide.print(table, highlight=False, crop=False)
+    count = len(names) - 3
+    if out.is_terminal:
+        while count > 1 and _width(_board_table(names, rows, count, out.width)) > out.width:
+            count -= 1
+        out.print(_board_table(names, rows, count, out.width), highlight=False, crop=False)
+        if left_out := names[2 + count : -1]:
+            say(f"No room in this window for {', '.join(left_out)}: see {whole}.")
+    else:
+        table = _board_table(names, rows, count, None)
+        Console(file=out.file, width=max(out.width, _width(table))).print(table, highlight=False, crop=False)
     for _, team, *_, notes in rows:
         if notes:
             say(f"{team}: {notes}")
+
+
+def _board_table(names: list[str], rows: list[list[str]], scores: int, width: int | None) -> Table:
+    """The board with its first scores; for a window of ``width`` columns with each interval below its value."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    if width is None:
+        for name in names[:-1]:
+            table.add_column(name, no_wrap=True)
+        for row in rows:
+            table.add_row(*map(escape, row[:-1]))
+        return table
+    longest = max(len(row[1]) for row in rows)
+    table.add_column(names[0])
+    table.add_column(names[1], width=min(longest, max(16, width // 4)), overflow="fold")
+    for name in names[2 : 2 + scores]:
+        table.add_column(name, width=14)  # "0.912 to 0.968"
+    for rank, team, *cells in rows:
+        table.add_row(rank, escape(team), *(cell.replace(" (", "\n").rstrip(")") for cell in cells[:scores]))
+    return table
+
+
+def _width(table: Table) -> int:
+    return measure_renderables(out, ROOMY, [table]).maximum
 
 
 def audit_split_command(

@@ -30,9 +30,10 @@ from keras_pneumo.evaluation.board.verdict import verdict
 from keras_pneumo.evaluation.inputs.alignment import align_submission
 from keras_pneumo.evaluation.inputs.submission import Submission, read_submission, write_submission
 from keras_pneumo.evaluation.inputs.truth import Truth, read_truth
-from keras_pneumo.evaluation.report.external_report import external_report, subgroup_table
+from keras_pneumo.evaluation.report.external_report import external_report
 from keras_pneumo.evaluation.report.pictures import image_loader
 from keras_pneumo.evaluation.report.report import write_run_report
+from keras_pneumo.evaluation.report.subgroup_report import subgroup_report, subgroup_table
 from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
 from keras_pneumo.inference.contamination import Contamination, contamination_by
 from keras_pneumo.inference.ensemble import ALL
@@ -310,10 +311,17 @@ def _write(
     for name, content in (("per_image", board.per_image), ("board", board.table), ("subgroups", table)):
         write_bytes(out / f"{name}.csv", table_text(content).encode())
     shared = [] if contamination.unknown else contamination.sentences
-    external = external_report(board, parts, cautions, shared, _home_scores(opened))
+    external = external_report(board, cautions, shared, _home_scores(opened))
+    subgroups = subgroup_report(parts, board.headline)
     facts = {key: value for key, value in opened.record.items() if key not in ("files", "command", "heat")}
+    facts |= {"trained_on": _members(opened)[0].record.get("trained_on")}
     write_run_report(
-        out / "report.html", board, experiment=facts, image=image_loader(prepared.folder), external=external
+        out / "report.html",
+        board,
+        experiment=facts,
+        image=image_loader(prepared.folder),
+        external=external,
+        subgroups=subgroups,
     )
     found = verdict(board)
     scored = set(kept.cases.image_id)
@@ -322,7 +330,7 @@ def _write(
         found.headline,
         *found.sentences,
         *found.warnings,
-        *external.worst.sentences,
+        *(subgroups.worst.sentences if subgroups is not None else []),
         *shared,
     ]
     return Evaluation(out, board, table, left_out, cautions, sentences, summary)

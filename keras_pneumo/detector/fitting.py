@@ -19,7 +19,7 @@ What is not like the training images gets no answer: see :mod:`keras_pneumo.dete
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -34,12 +34,15 @@ from keras_pneumo.detector.likeness import FEWEST, LikenessFit, fit_likeness, wr
 from keras_pneumo.detector.record import FILE, FORMAT
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.board.board import Board, score_submissions
+from keras_pneumo.evaluation.board.subgroups import attributes_of, scores_within, with_fewer_resamples
 from keras_pneumo.evaluation.compare import align_all, write_board
 from keras_pneumo.evaluation.inputs.submission import read_submission, write_submission
 from keras_pneumo.evaluation.inputs.truth import read_truth
+from keras_pneumo.evaluation.report.calibration_report import calibration_report
 from keras_pneumo.evaluation.report.likeness_report import LikenessReport, likeness_report
 from keras_pneumo.evaluation.report.pictures import image_loader
 from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
+from keras_pneumo.evaluation.report.subgroup_report import subgroup_report
 from keras_pneumo.evaluation.scoring.metrics import confusion, fit_threshold
 from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
 from keras_pneumo.explain.positives import outlined
@@ -59,6 +62,7 @@ from keras_pneumo.inference.run import POSTPROCESS_SHA256, RunFolder, load_model
 from keras_pneumo.inference.submission import submission_info, write_search
 from keras_pneumo.models.weights import save_safetensors
 from keras_pneumo.storage.files import replacing_contents, sha256_file, with_content_hash, write_json, write_table
+from keras_pneumo.storage.tables import counted
 from keras_pneumo.storage.workers import Progress
 
 
@@ -194,7 +198,10 @@ def _write_detector(
             resamples,
             progress,
         )
-    return _write_board(folder, prepared, resamples, _likeness_report(fitted.likeness))
+    before = test.sources(fitted.segmenter_search.parameters.area)[fitted.probability_source]
+    return _write_board(
+        folder, prepared, resamples, fitted, pd.Series(before, index=test.maps.image_ids), classifiers[0].record
+    )
 
 
 def predict_members(
@@ -379,12 +386,41 @@ def _likeness_report(fit: LikenessFit | None) -> LikenessReport | None:
 
 
 def _write_board(
-    folder: Path, prepared: PreparedFolder, resamples: int, likeness: LikenessReport | None = None
+    folder: Path,
+    prepared: PreparedFolder,
+    resamples: int,
+    fitted: DetectorFit,
+    before: pd.Series,
+    record: Mapping[str, object],
 ) -> Board:
-    """Score the detector beside its members, from the submissions on disk, and write ``board``."""
+    """Score the detector beside its members, from the submissions on disk, and write ``board``.
+
+    Args:
+        folder: the detector's.
+        prepared: its test images are scored.
+        resamples: of the patients.
+        fitted: on validation.
+        before: the probability of each test image before it is calibrated, by image id.
+        record: of a member's run, which says what it learned from.
+    """
     truth = read_truth(prepared.folder)
     submissions = [read_submission(folder / name) for name in ("submission", "parts/segmenter", "parts/classifier")]
     board = score_submissions(truth, align_all(submissions, truth, False, False, False), resamples=resamples)
-    saliency = read_saliency_report(folder / FOLDER)
-    write_board(board, folder / "board", image_loader(prepared.folder), saliency=saliency, likeness=likeness)
+    own = replace(board, entries=board.teams[:1])
+    parts = scores_within(with_fewer_resamples(own), attributes_of(truth, prepared.folder))
+    calibration, plain = fitted.calibration.calibration, before.loc[truth.cases.image_id].to_numpy(float)
+    sentences = [
+        f"{fitted.calibration.sentence} Fitted on {counted(fitted.counts.images, 'validation image')}; the detector "
+        f"gives the probabilities after. Those before are the {fitted.probability_source}'s."
+    ]
+    write_board(
+        board,
+        folder / "board",
+        image_loader(prepared.folder),
+        saliency=read_saliency_report(folder / FOLDER),
+        likeness=_likeness_report(fitted.likeness),
+        subgroups=subgroup_report(parts, own.headline),
+        calibration=calibration_report(own, plain, calibration.apply(plain), sentences),
+        record={"trained_on": record.get("trained_on"), "synthetic": prepared.synthetic},
+    )
     return board

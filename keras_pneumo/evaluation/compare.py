@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -36,10 +37,12 @@ from keras_pneumo.evaluation.inputs.submission import (
     write_submission,
 )
 from keras_pneumo.evaluation.inputs.truth import Truth, read_truth
+from keras_pneumo.evaluation.report.calibration_report import CalibrationReport
 from keras_pneumo.evaluation.report.likeness_report import LikenessReport
 from keras_pneumo.evaluation.report.pictures import ImageLoader, image_loader
 from keras_pneumo.evaluation.report.report import write_comparison_report
 from keras_pneumo.evaluation.report.saliency_report import SaliencyReport
+from keras_pneumo.evaluation.report.subgroup_report import SubgroupReport
 from keras_pneumo.evaluation.scoring.scores import COMMON_SENSITIVITY
 from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
 from keras_pneumo.storage.files import folder_lock, replacing_contents, require_writable, write_bytes
@@ -371,11 +374,15 @@ def write_board(
     findings: Findings | None = None,
     saliency: SaliencyReport | None = None,
     likeness: LikenessReport | None = None,
+    subgroups: SubgroupReport | None = None,
+    calibration: CalibrationReport | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``per_image.csv``, ``pairs.csv``, the board as CSV, JSON and Markdown, and the report.
 
     They take the place of an older board's together, when all are written; a board without its report is not whole.
-    ``saliency`` is the saliency report of one of the teams, ``likeness`` a detector's check of its input.
+    ``saliency`` is the saliency report of one of the teams, ``likeness`` a detector's check of its input; the others
+    are those of :func:`.report.write_comparison_report`.
     """
     findings = findings or analyse(board)
     with replacing_contents(Path(out), BOARD_FILES) as new:
@@ -384,7 +391,9 @@ def write_board(
         write_bytes(new / "board.csv", table_text(ranked_table(board, findings)).encode())
         write_bytes(new / "board.json", board_json(board, findings).encode())
         write_bytes(new / "board.md", board_markdown(board, findings).encode())
-        write_comparison_report(new / "report.html", board, images, findings, saliency, likeness)
+        write_comparison_report(
+            new / "report.html", board, images, findings, saliency, likeness, subgroups, calibration, record
+        )
 
 
 def _as_truth(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from keras_pneumo.evaluation.report.report import page_templates
+from keras_pneumo.evaluation.report.page import render_page
 from keras_pneumo.parity.comparison import Difference
 from keras_pneumo.parity.ladder import Ladder, shown
 from keras_pneumo.storage.files import write_bytes
@@ -23,8 +23,9 @@ def write_page(path: Path, ladder: Ladder) -> Path:
     Raises:
         PneumoError: the file cannot be written.
     """
-    templates = page_templates(Path(__file__).with_name("templates"))
-    page = templates.get_template("parity.html").render(
+    page = render_page(
+        "parity.html",
+        Path(__file__).with_name("templates"),
         ladder=ladder,
         task=ladder.task,
         backends={name: label for name, label in BACKENDS.items() if name in ladder.versions},

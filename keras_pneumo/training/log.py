@@ -22,7 +22,10 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from keras_pneumo.data.batches.images import ImageSet
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.report.history_report import EPOCH
+from keras_pneumo.evaluation.report.history_report import FILE as HISTORY
 from keras_pneumo.inference.postprocess import FILE as POSTPROCESSING_FILE
 from keras_pneumo.inference.run import CHECKPOINTS, TORCH_WEIGHTS, WEIGHTS
 from keras_pneumo.models.weights import save_safetensors
@@ -83,11 +86,13 @@ class EpochMeasures:
 class Log:
     """The rows of ``log.csv`` so far, over all phases of a run, and the weights of the best of them."""
 
-    def __init__(self, folder: Path, top_k: int = 1, writes: bool = True) -> None:
+    def __init__(self, folder: Path, top_k: int = 1, writes: bool = True, validation: ImageSet | None = None) -> None:
         """Begin an empty log in ``folder``, where the weights of the best ``top_k`` epochs are kept.
 
-        With ``writes`` False the rows are kept but nothing is written: only one of several workers writes.
+        With ``writes`` False the rows are kept but nothing is written: only one of several workers writes. Of the
+        ``validation`` images the predictions of every epoch are written, too.
         """
+        self.validation = validation
         self.folder = folder
         self.top_k = top_k
         self.writes = writes
@@ -165,7 +170,24 @@ class Log:
             memory_gb=memory_gb(),
         )
         self.add(row)
+        if self.writes and self.validation is not None and result.predictions is not None:
+            self._add_predictions(epoch, self.validation, result.predictions)
         return row
+
+    def _add_predictions(self, epoch: int, images: ImageSet, predictions: np.ndarray) -> None:
+        """Write the predictions of an epoch beside those of earlier ones; columns of later epochs are of a start that
+        was killed, and go.
+        """
+        path = self.folder / HISTORY
+        table = pd.DataFrame({"image_id": list(images.image_ids), "pneumothorax": np.asarray(images.labels, int)})
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            before = pd.read_csv(path, dtype={"image_id": str})
+            earlier = [name for name in before.columns if name.startswith(EPOCH)]
+            earlier = [name for name in earlier if int(name.removeprefix(EPOCH)) < epoch]
+            if before["image_id"].tolist() == table["image_id"].tolist():
+                table = table.join(before[earlier])
+        table[f"{EPOCH}{epoch}"] = np.round(predictions, 4)
+        write_table(path, table)
 
     def _kept(self) -> list[EpochRow]:
         """The rows of the best ``top_k`` epochs; of two equal ones the earlier one comes first."""

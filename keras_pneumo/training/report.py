@@ -1,28 +1,38 @@
 """The report of a trained run: predict the test images, score them beside the metadata-only baselines, write the page.
 
 In: a run folder with its best weights, and the prepared folder. Out, in the run folder: ``submission/``, the fitted
-postprocessing, ``board.csv``, ``per_image.csv``, ``explain/`` and ``report.html``.
+postprocessing, ``board.csv``, ``per_image.csv``,
+``subgroups.csv``, ``explain/`` and ``report.html``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
+import numpy as np
 import pandas as pd
 
+from keras_pneumo.data.labels.pseudonyms import key_free_names
 from keras_pneumo.data.prepared.folder import PreparedFolder
+from keras_pneumo.detector.calibration import fit_calibration
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.board.board import score_submissions
+from keras_pneumo.evaluation.board.board import Board, score_submissions
+from keras_pneumo.evaluation.board.subgroups import attributes_of, scores_within, with_fewer_resamples
 from keras_pneumo.evaluation.board.verdict import verdict
 from keras_pneumo.evaluation.inputs.alignment import align_submission
 from keras_pneumo.evaluation.inputs.submission import read_submission
 from keras_pneumo.evaluation.inputs.truth import read_truth
-from keras_pneumo.evaluation.report.mask_report import mask_findings
+from keras_pneumo.evaluation.report.calibration_report import CalibrationReport, calibration_report
+from keras_pneumo.evaluation.report.history_report import read_history
+from keras_pneumo.evaluation.report.mask_report import MaskFindings, mask_findings
 from keras_pneumo.evaluation.report.pictures import image_loader
 from keras_pneumo.evaluation.report.report import write_run_report
 from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
+from keras_pneumo.evaluation.report.subgroup_report import subgroup_report, subgroup_table
 from keras_pneumo.evaluation.scoring.statistics import RESAMPLES
 from keras_pneumo.explain.positives import can_be_checked
 from keras_pneumo.explain.saliency_check import SubsetProbabilities, explain_prepared
@@ -31,7 +41,7 @@ from keras_pneumo.inference.postprocess import write_threshold
 from keras_pneumo.inference.run import POSTPROCESS_SHA256, RunFolder, load_predictors
 from keras_pneumo.inference.submission import SubsetPredictions, predict_subset, write_predictions, write_search
 from keras_pneumo.storage.files import read_json, sha256_file, write_bytes
-from keras_pneumo.storage.tables import table_text
+from keras_pneumo.storage.tables import counted, table_text
 from keras_pneumo.storage.workers import Progress
 from keras_pneumo.training.distributed.strategy import ONE_DEVICE, Distribution, lost_workers
 from keras_pneumo.training.run_folder import write_record
@@ -96,14 +106,7 @@ def rewrite_report(run: RunFolder, prepared: PreparedFolder) -> Path:
     truth = read_truth(prepared.folder)
     team = align_submission(read_submission(run.folder / "submission"), truth)
     board = score_submissions(truth, [team], run.experiment.seed)
-    return write_run_report(
-        run.folder / "report.html",
-        board,
-        pd.read_csv(run.folder / "log.csv"),
-        run.record | ladder_fact(run),
-        image_loader(prepared.folder),
-        saliency=read_saliency_report(run.folder / FOLDER),
-    )
+    return _write_page(run, prepared, board, run.record)
 
 
 def _write_report(
@@ -137,19 +140,53 @@ def _write_report(
         probability = pd.Series(board.teams[0].probability, index=truth.cases.image_id)
         answers = SubsetProbabilities(probability, written.threshold)
         explain_prepared(run, prepared, run.folder / FOLDER, predicted=answers, resamples=resamples, model=model)
+    path = _write_page(run, prepared, board, record, masks)
     saliency = read_saliency_report(run.folder / FOLDER)
-    path = write_run_report(
-        run.folder / "report.html",
-        board,
-        pd.read_csv(run.folder / "log.csv"),
-        record | ladder_fact(run),
-        image_loader(prepared.folder),
-        masks,
-        saliency,
-    )
     findings = verdict(board)
     heat = [f"Where it looks ({saliency.title}): {saliency.sentences[0]}"] if saliency is not None else []
     return RunReport(path, [findings.headline, *findings.sentences, *findings.warnings, *heat])
+
+
+def _write_page(
+    run: RunFolder,
+    prepared: PreparedFolder,
+    board: Board,
+    record: Mapping[str, Any],
+    masks: MaskFindings | None = None,
+) -> Path:
+    """Write ``report.html`` and ``subgroups.csv`` from the board and from what lies in the run folder."""
+    parts = scores_within(with_fewer_resamples(board), attributes_of(board.truth, prepared.folder))
+    write_bytes(run.folder / "subgroups.csv", table_text(subgroup_table(parts)).encode())
+    return write_run_report(
+        run.folder / "report.html",
+        board,
+        pd.read_csv(run.folder / "log.csv"),
+        {**record, **ladder_fact(run)},
+        image_loader(prepared.folder),
+        masks,
+        read_saliency_report(run.folder / FOLDER),
+        subgroups=subgroup_report(parts, board.headline),
+        calibration=_calibration(board),
+        history=read_history(run.folder),
+    )
+
+
+def _calibration(board: Board) -> CalibrationReport | None:
+    """What calibration would change, fitted on the submission's validation predictions; None where that cannot be."""
+    team, known = board.teams[0], board.truth.development.set_index("image_id")
+    validation = team.submission.validation if team.submission is not None else None
+    if team.probability is None or validation is None or not validation["image_id"].isin(known.index).all():
+        return None
+    images = known.loc[validation["image_id"]]
+    positive, patients = images["pneumothorax"].to_numpy() == 1, key_free_names(images.index, images["patient_id"])
+    fit = fit_calibration(positive, validation["probability"].to_numpy(float), np.array(patients), board.seed)
+    if fit.calibration.kind == "none":
+        return None
+    sentences = [
+        f"{fit.sentence} Fitted on {counted(len(images), 'validation image')} for this report only: the run gives the "
+        "probabilities before. keras-pneumo join makes a detector that gives those after."
+    ]
+    return calibration_report(board, team.probability, fit.calibration.apply(team.probability), sentences)
 
 
 def ladder_fact(run: RunFolder) -> dict[str, str]:

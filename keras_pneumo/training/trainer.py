@@ -468,7 +468,7 @@ class Trainer:
             learned = learned_table(start, self.prepared, fold, self.folder, self.options.resume)
             self.record = write_start(self.folder, self.record, learned)
         self.began = time.monotonic()  # reading and checking are no part of the training's time
-        self.log = Log(self.folder, self.experiment.top_k, chief)
+        self.log = Log(self.folder, self.experiment.top_k, chief, self.validation)
         self.events = Events(self.folder if chief else None)
         # Images of each step of an epoch.
         self.sizes = [len(rows) for rows in plan_of(self.experiment, 0, 1).rows(len(self.training))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
@@ -41,6 +41,9 @@ class ValidationResult:
     """A segmenter's postprocessing of masks, a classifier's threshold on the probability."""
     images: int = 0
     """The number of validation images, kept with a classifier's threshold."""
+    predictions: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """Of each validation image the probability; of a segmenter without an image-level head, the score that ranks its
+    images."""
 
     def write_fitted(self, folder: Path) -> None:
         """Write the fitted postprocessing or threshold as ``postprocess.json``."""
@@ -75,6 +78,7 @@ def _classifier_validator(experiment: Experiment, source: ImageSet) -> Validator
             auroc(source.labels, probability),
             fitted=threshold,
             images=len(logits),
+            predictions=probability,
         )
 
     return evaluate
@@ -107,13 +111,27 @@ def _segmenter_validator(experiment: Experiment, source: ImageSet, truth: list[n
         counts = stack_counts(rows, (0,))
         if not heads:
             search = fit_postprocessing(counts)
-            area_under_curve = auroc(source.labels, search.parameters.score(counts.histograms))
-            return ValidationResult(loss, area_under_curve, search.dice, search.dice_positives, search)
+            scores = search.parameters.score(counts.histograms)
+            return ValidationResult(
+                loss,
+                auroc(source.labels, scores),
+                search.dice,
+                search.dice_positives,
+                search,
+                predictions=scores,
+            )
         head_logits = np.concatenate(heads)
         loss += experiment.image_loss_weight * _cross_entropy(source.labels, head_logits)
         probability = sigmoid(np.nan_to_num(head_logits))
         search = fit_postprocessing(counts, probability, OWN_HEAD)
-        return ValidationResult(loss, auroc(source.labels, probability), search.dice, search.dice_positives, search)
+        return ValidationResult(
+            loss,
+            auroc(source.labels, probability),
+            search.dice,
+            search.dice_positives,
+            search,
+            predictions=probability,
+        )
 
     return evaluate
 

@@ -1,12 +1,18 @@
 """The referee's commands: what each option of compare allows, templates of submissions, and their check."""
 
+import io
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from board_lab import submit, write_truth
+from board_lab import board_of, submit, write_truth
 from command_lab import refused, run
+from rich.console import Console
+
+from keras_pneumo.cli import referee
+from keras_pneumo.evaluation.board.findings import analyse, terminal_rows
 
 
 @pytest.fixture
@@ -38,6 +44,58 @@ def test_the_board_cites_the_options_that_were_given(masks):
     assert "1 mask cut at the last pixel (--clip-runs)" in notes
 
 
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """The rows of a board of masks, with a name that is longer than a window."""
+    folder = tmp_path_factory.mktemp("board")
+    truth = write_truth(folder)
+    names = ("A", "keras-pneumo resnet50_unet with five folds [bold]", "B" * 60)
+    teams = [submit(folder / str(number), truth, name, 2, seed=number) for number, name in enumerate(names)]
+    board = board_of(truth, *teams, headline="dice")
+    return terminal_rows(board, analyse(board))
+
+
+def shown(monkeypatch, rows, width, terminal=True):
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, force_terminal=terminal, color_system=None, legacy_windows=False)
+    monkeypatch.setattr(referee, "out", console)
+    monkeypatch.setattr("keras_pneumo.cli.console.out", console)
+    referee.show_board(*rows, "out/board.csv")
+    return stream.getvalue()
+
+
+def test_the_most_important_scores_come_first(rows):
+    names = ["rank", "team", "Dice", "Dice on positives", "Negatives left empty", "Positives missed", "AUROC"]
+    assert rows[0][: len(names)] == names
+    assert rows[0][-1] == "notes"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 160, 260])
+def test_the_board_is_as_wide_as_the_window_and_says_what_it_leaves_out(monkeypatch, rows, width):
+    text = shown(monkeypatch, rows, width)
+    found = re.search(r"No room in this window for (.*): see out/board.csv[.]", text)
+    table = text[: found.start()] if found else text
+    left_out = found[1].split(", ") if found else []
+    names = rows[0][2:-1]
+    kept = names[: len(names) - len(left_out)]
+    assert kept
+    assert [*kept, *left_out] == names, "the most important ones are kept"
+    assert bool(left_out) == (width <= 160)
+    assert max(len(line) for line in table.splitlines()) <= width
+    value, span = rows[1][0][2].rstrip(")").split(" (")
+    assert value in table
+    assert span in table
+    assert "…" not in table
+    assert "[bold]" in table, "a name is no markup"
+
+
+def test_in_a_pipe_each_team_is_a_line_with_every_score(monkeypatch, rows):
+    lines = shown(monkeypatch, rows, 80, terminal=False).splitlines()
+    assert all(name in lines[1] or name in lines[0] for name in rows[0][:-1])
+    for row in rows[1]:
+        assert any(all(cell in line for cell in row[1:-1]) for line in lines)
+
+
 def test_a_template_is_refused_until_its_last_placeholder_is_gone(tmp_path):
     truth = write_truth(tmp_path)
     team = tmp_path / "submissions" / "our_team"
@@ -65,8 +123,14 @@ def test_a_template_is_refused_until_its_last_placeholder_is_gone(tmp_path):
     (team / "submission.json").write_text(json.dumps(info | {"preprocessing": "", "colour": 1}))
     checked = run("check-submission", team.parent, "--truth", tmp_path)
     assert checked.returncode == 0, checked.stderr
-    assert checked.stdout == "Ours: joint, 60 images of the test subset. No fault.\n"
+    said = "Ours: joint, 60 images of the test subset. No fault."
+    assert checked.stdout == f"{said} Threshold 0.125 (fitted on the team's validation predictions).\n"
     assert "Note: Ours: not known and not used in submission.json: 'colour'" in checked.stderr
+    of_test = "image_id,probability,encoded_pixels\ni0,1,-1\n"
+    (team / "validation.csv").write_text(of_test)
+    checked = run("check-submission", team.parent, "--truth", tmp_path)
+    assert checked.stdout == f"{said} Threshold 0.5 (none declared).\n"
+    assert "Note: Ours: no threshold from validation.csv: " in checked.stderr
     board = run("compare", team.parent, "--truth", tmp_path, "--out", tmp_path / "board", "--resamples", 200)
     assert board.returncode == 0, board.stderr
 

@@ -84,7 +84,10 @@ def test_the_board_shows_the_detector_beside_its_members(tiny_detector):
     board = pd.read_csv(tiny_detector / "board" / "board.csv")
     teams = set(board["team"])
     assert {"keras-pneumo tiny (joined)", "keras-pneumo segmenter", "keras-pneumo classifier"} <= teams
-    assert (tiny_detector / "board" / "report.html").exists()
+    page = (tiny_detector / "board" / "report.html").read_text()
+    assert ">What keras-pneumo tiny (joined) may be used for</h2>" in page
+    for heading in ("Scores by subgroup", "Calibration, before and after"):
+        assert f">{heading}</h2>" in page
     record = json.loads((tiny_detector / "detector.json").read_text())
     assert record["validation"]["dice"] >= record["validation"]["dice_segmenter_alone"] - 1e-7
     counts = record["validation"]["counts"]
@@ -118,8 +121,9 @@ def test_the_report_shows_the_heat_map_check_beside_the_detectors_segmenter(tiny
     np.testing.assert_allclose(per_image["auprc (segmenter)"], expected, atol=1e-4)
     page = (tiny_detector / "board" / "report.html").read_text()
     assert "The heat maps are of the classifier classifier." in page
-    assert 0 < page.index("Where it looks:") < page.index('id="gallery"'), "nobody would find it behind the gallery"
-    assert page.count("Where it looks:") == 1
+    where = page.index('<h2 id="where">Where it looks:')
+    assert 0 < where < page.index('id="gallery"'), "nobody would find it behind the gallery"
+    assert page.count('<h2 id="where">') == 1
     assert page.count('class="pair" src="data:image/jpeg;base64,') >= 1
 
 

@@ -1,15 +1,20 @@
 """Scoring one submission, and comparing a folder of submissions."""
 
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from board_lab import board_of, predictions_of, submit, write_truth
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.compare import Score, compare, find_submissions, score
+from keras_pneumo.evaluation.compare import Score, check_submissions, compare, find_submissions, score
 from keras_pneumo.evaluation.inputs.truth import read_truth
 from keras_pneumo.evaluation.scoring import metrics
 from keras_pneumo.storage.files import LOCK_NAME, folder_lock
@@ -248,3 +253,50 @@ def test_errors_of_all_submissions_and_of_all_stages_are_in_one_message(tmp_path
     assert len(lines) == len(wanted)
     for line, parts in zip(lines, wanted, strict=True):
         assert all(part in line for part in parts), (line, parts)
+
+
+@pytest.fixture(scope="module")
+def handed_in(tmp_path_factory):
+    """A truth of 60 test images, and the sound predictions of a team in a folder."""
+    folder = tmp_path_factory.mktemp("handed_in")
+    truth = write_truth(folder)
+    return truth, submit(folder / "team", truth, "Team", 2)
+
+
+KINDS = {
+    "number": ("probability", "1.5", False),
+    "placeholder": ("probability", "FILL IN", False),
+    "mask": ("encoded_pixels", "5 0", False),
+    "id": ("image_id", "", True),
+    "other": ("image_id", "elsewhere-{}", True),
+}
+"""What can be wrong in a row: the column, what it holds then, and whether the row's image is then missing too."""
+
+
+@given(wrong=st.dictionaries(st.integers(0, 59), st.sampled_from(sorted(KINDS)), min_size=1))
+@settings(max_examples=40, deadline=None)
+def test_every_wrong_row_is_named_and_no_other(handed_in, wrong):
+    truth, folder = handed_in
+    table = pd.read_csv(folder / "predictions.csv", dtype=str)
+    with tempfile.TemporaryDirectory() as place:
+        broken = Path(shutil.copytree(folder, Path(place) / "team"))
+        ids = table.image_id.tolist()
+        for row, kind in wrong.items():
+            column, text, _ = KINDS[kind]
+            table.loc[row, column] = text.format(row)
+        table.to_csv(broken / "predictions.csv", index=False)
+        _, faults = check_submissions(broken, truth)
+    named = sorted(row for fault in faults for row, _ in fault.rows if row is not None)
+    assert named == sorted(row + 2 for row in wrong)
+    missing = sorted(image_id for fault in faults for row, image_id in fault.rows if row is None)
+    assert missing == sorted(ids[row] for row, kind in wrong.items() if KINDS[kind][2])
+    assert len(faults) == len(set(wrong.values())) + bool(missing)
+
+
+def test_what_is_checked_is_what_is_compared(handed_in):
+    truth, folder = handed_in
+    checked, faults = check_submissions(folder, truth)
+    assert faults == []
+    board = compare(folder, folder.parent, resamples=200).board
+    assert board.teams[0].submission.probability.tolist() == checked[0].probability.tolist()
+    assert board.teams[0].submission.runs == checked[0].runs

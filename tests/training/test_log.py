@@ -4,14 +4,18 @@ import errno
 import os
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
 from crash_lab import QUICK, tiny, train_tiny
 
+from keras_pneumo.data.batches.images import ImageSet
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.training.log import draw_curves, save_best, save_weights
+from keras_pneumo.evaluation.report.history_report import FILE, read_history
+from keras_pneumo.training.log import EpochMeasures, Log, draw_curves, save_best, save_weights
+from keras_pneumo.training.validation import ValidationResult
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -108,3 +112,35 @@ def test_events_hold_the_log(tmp_path, prepared):
         dict(zip(log["epoch"], log["validation_auroc"], strict=True))
     )
     assert {"step/loss", "step/gradient_norm", "step/images_per_second", "epoch/learning_rate"} <= set(points)
+
+
+def images(*image_ids):
+    count = len(image_ids)
+    return ImageSet(tuple(image_ids), np.arange(count) % 2, 8, ("",) * count, ("",) * count)
+
+
+def add(log, epoch, *predictions):
+    result = ValidationResult(0.5, float("nan"), predictions=np.array(predictions))  # never the best: no weights
+    log.add_epoch(object(), result, epoch, "whole network", 0.5, 0.0, EpochMeasures())
+
+
+def test_the_predictions_of_each_epoch_are_kept_and_those_of_a_killed_start_go(tmp_path):
+    log = Log(tmp_path, validation=images("001", "b"))
+    for epoch in (1, 2, 3):
+        add(log, epoch, 0.123456, epoch / 10)
+    assert read_history(tmp_path).to_dict("list") == {
+        **{"image_id": ["001", "b"], "pneumothorax": [0, 1]},
+        **{f"epoch_{epoch}": [0.1235, epoch / 10] for epoch in (1, 2, 3)},
+    }
+    add(Log(tmp_path, validation=images("001", "b")), 2, 0.9, 0.8)  # it goes on after epoch 1
+    table = read_history(tmp_path)
+    assert table.columns.tolist() == ["image_id", "pneumothorax", "epoch_1", "epoch_2"]
+    assert table["epoch_2"].tolist() == [0.9, 0.8]
+    (tmp_path / FILE).write_text("damaged")
+    add(log, 4, 0.1, 0.2)
+    assert pd.read_csv(tmp_path / FILE)["epoch_4"].tolist() == [0.1, 0.2]
+
+
+def test_one_of_several_workers_writes_the_predictions(tmp_path):
+    add(Log(tmp_path, writes=False, validation=images("a")), 1, 0.5)
+    assert not (tmp_path / FILE).exists()

@@ -58,6 +58,14 @@ def test_a_run_holds_masks_their_postprocessing_and_a_report(finished, prepared_
     assert "Scores of the masks" in page
     assert "Empty masks" in page
     assert "Pixel AUPRC" in page
+    assert "What keras-pneumo" in page
+    assert "It learned from synthetic phantoms" in page
+    for heading in ("Scores by subgroup", "Calibration, before and after", "Errors by kind"):
+        assert f">{heading}</h2>" in page
+    assert "False negatives (" in page
+    assert "Lowest Dice of the positives with a mask (" in page
+    by_sex = pd.read_csv(folder / "subgroups.csv").query("attribute == 'sex'")
+    assert by_sex["images"].sum() == board["images"].iloc[0]
 
 
 def test_the_reported_validation_dice_is_the_one_training_watched(finished, prepared_folder):

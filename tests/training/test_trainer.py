@@ -13,6 +13,7 @@ from tensorflow.python.framework import config
 from keras_pneumo.config import CLASSIFIER
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.scoring.metrics import auroc
 from keras_pneumo.inference.run import build, load_model, read_run
 from keras_pneumo.models.resnet import depth_groups
 from keras_pneumo.training.optimizers import make_optimizer
@@ -79,6 +80,11 @@ def test_a_run_leaves_its_record_log_weights_and_curves(finished, prepared_folde
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert calls[-1][0] == calls[-1][1] == 2 * record["training_images"]
     assert not list(folder.glob("writing*"))
+    predictions = pd.read_csv(folder / "predictions_by_epoch.csv", dtype={"image_id": str})
+    assert sorted(predictions["image_id"]) == sorted(load_prepared(prepared_folder).subset("validation"))
+    for epoch, expected in zip(log["epoch"], log["validation_auroc"], strict=True):
+        positive = predictions["pneumothorax"] == 1
+        assert auroc(positive.to_numpy(), predictions[f"epoch_{epoch}"].to_numpy()) == pytest.approx(expected, abs=0.01)
 
 
 def test_the_same_seed_gives_the_same_weights(finished, tmp_path, prepared_folder):

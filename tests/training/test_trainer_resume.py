@@ -76,6 +76,9 @@ def test_after_a_stop_in_the_last_phase_the_average_is_that_of_an_uninterrupted_
     logs = [pd.read_csv(tmp_path / name / "log.csv")[columns] for name in ("whole", "broken")]
     pd.testing.assert_frame_equal(*logs, check_exact=True)
     assert logs[0]["phase"].tolist()[-1] == "average"
+    whole, broken = (pd.read_csv(tmp_path / name / "predictions_by_epoch.csv") for name in ("whole", "broken"))
+    pd.testing.assert_frame_equal(whole, broken, check_exact=True)
+    assert whole.columns.tolist() == ["image_id", "pneumothorax", *(f"epoch_{epoch}" for epoch in logs[0]["epoch"])]
 
 
 @pytest.fixture

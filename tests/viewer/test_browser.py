@@ -19,6 +19,7 @@ from detector_lab import checked_detector, cut_dicom, dice, drawn_hand, expected
 
 pytest.importorskip("uvicorn", reason="the page (extra view) is not installed")
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from browser_lab import Sight  # noqa: E402
 from page_lab import Page  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402 - what is absent is said above
 from selenium.webdriver.common.keys import Keys  # noqa: E402
@@ -306,6 +307,26 @@ def test_every_grey_value_is_shown_as_it_is(browser, tmp_path):
         np.testing.assert_allclose(browser.pixels()[:256], np.clip(exact, 0, 255), atol=0.5 + 1e-9)
     browser.press("r")
     np.testing.assert_array_equal(browser.pixels(), np.arange(4096) % 256)
+
+
+def test_nothing_is_cut_at_any_width_or_on_paper(browser):
+    """Above all not "Research use only", with a detector that has a long name and was trained on phantoms."""
+    sight = Sight(browser.driver)
+    browser.until("return document.body.dataset.shown")
+    name = "a detector of two networks for the emergency department 0.1.0+0123456789ab"
+    browser.run("document.getElementById('detector').textContent = arguments[0]", name)
+    browser.run("document.getElementById('synthetic').hidden = false")
+    assert sight.all_faults() == {}
+    inside = (
+        "return [...document.querySelectorAll('.research')].every((e) => { const b = e.getBoundingClientRect();"
+        " const f = e.closest('header').getBoundingClientRect();"
+        " return b.left >= f.left && b.right <= f.right && b.top >= f.top && b.bottom <= f.bottom; })"
+    )
+    for width in (320, 390, 768, 1280):
+        sight.at(width)
+        assert browser.run(inside), width
+        for element in browser.driver.find_elements(By.CSS_SELECTOR, ".research"):
+            assert element.is_displayed()
 
 
 def test_a_hand_is_shown_without_answer_outline_and_heat(browser, tmp_path):

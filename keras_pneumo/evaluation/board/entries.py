@@ -108,6 +108,10 @@ def team_entry(name: str, anchor: str, submission: AlignedSubmission, truth: Tru
         source = "the mask is not empty"
     if source.startswith("0.5"):
         notes.append("no threshold declared: 0.5 used")
+        if submission.validation is not None and "probability" in submission.validation.columns:
+            notes.append(
+                "no threshold from validation.csv: not all its images are validation images, or all have one label"
+            )
     warning = contamination(submission.info.pretraining, truth)
     notes += [warning] if warning else []
     if submission.info.synthetic and not truth.synthetic:

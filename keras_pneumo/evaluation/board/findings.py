@@ -24,7 +24,8 @@ from keras_pneumo.evaluation.board.verdict import LABELS, shown, shown_interval,
 FUSED = 3
 """Number of best teams that are fused in pairs."""
 
-SUMMARY_SCORES = ("auroc", "auprc", "accuracy", "sensitivity", "specificity", "brier", "dice", "dice_positives")
+_MASK_SCORES = ("dice", "dice_positives", "negatives_left_empty", "positives_missed")
+_FURTHER_SCORES = ("sensitivity", "specificity", "auprc", "accuracy", "brier")
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,8 +130,13 @@ def board_markdown(board: Board, findings: Findings) -> str:
 
 
 def terminal_rows(board: Board, findings: Findings) -> tuple[list[str], list[list[str]]]:
-    """The board for a terminal: column names, and one row of plain text per entry (a name may hold any markup)."""
-    scores = [n for n in SUMMARY_SCORES if n == "auroc" or any(n in entry.point for entry in board.teams)]
+    """The board for a terminal: column names, and one row of plain text per entry (a name may hold any markup).
+
+    Rank, team, the scores with the most important one first, each ``0.912 (0.881 to 0.936)``, and the notes.
+    """
+    masks_first = board.headline in _MASK_SCORES
+    order = (*_MASK_SCORES, "auroc") if masks_first else ("auroc", *_MASK_SCORES)
+    scores = [n for n in (*order, *_FURTHER_SCORES) if n == "auroc" or any(n in entry.point for entry in board.teams)]
     rows = []
     for entry in board.ordered:
         rank = str(findings.ranks.get(entry.team, "")) if entry.kind == "submission" else ""

@@ -36,6 +36,9 @@ MASK_SIZE = "mask size"
 ENOUGH = 10
 """Positives, and negatives, from which on a subgroup may be named the worst: of fewer, chance alone makes one bad."""
 
+FEWER = 2_000
+"""Resamples for the intervals of subgroups in a report that is about the whole."""
+
 _AGES = ((0, 18), (18, 40), (40, 65), (65, 200))
 """Years: from the first, below the second."""
 
@@ -101,6 +104,11 @@ def scores_within(board: Board, attributes: Mapping[str, pd.Series]) -> list[Sub
                 inside |= ~positive
             scored.append(_scored(board, attribute, name, np.flatnonzero(inside)))
     return scored
+
+
+def with_fewer_resamples(board: Board, most: int = FEWER) -> Board:
+    """A board for :func:`scores_within` whose intervals take less time: dozens of subgroups would take minutes."""
+    return replace(board, resamples=min(board.resamples, most))
 
 
 def attributes_of(truth: Truth, folder: Path | None = None) -> dict[str, pd.Series]:

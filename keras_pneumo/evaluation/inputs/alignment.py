@@ -128,7 +128,8 @@ def _check_split(submission: Submission, truth: Truth, errors: list[Fault]) -> l
     declared = not submission.errors or "subset" in info.model_fields_set  # a wrong declaration may lack what it says
     if declared and info.subset != truth.subset and truth.subset != "all":
         sentence = (
-            f"{submission.path} holds predictions for the subset {info.subset!r}, but {truth.subset!r} is scored."
+            f"{submission.path} holds predictions for the subset {info.subset!r}, but {truth.subset!r} is scored. "
+            "Give the predictions of that subset, or name the other with --subset."
         )
         errors.append(Fault(sentence, submission.path))
     if truth.split_sha256 is None:
@@ -159,7 +160,7 @@ def _without_repeats(
         first = several[several.image_id == both.index[both][0]]
         sentence = (
             f"{file} says of {counted(int(both.sum()), 'image')} both that there is no mask and what the mask is, "
-            f"first of {shown_id(first.image_id.iloc[0])!r} (rows {listed(first.row)}). Keep only one of the two."
+            f"first of {shown_id(first.image_id.iloc[0])!r} (rows {listed(first.row)}). Leave only one of the two."
         )
         errors.append(Fault(sentence, file, rows_of(several[several.image_id.isin(both.index[both])])))
     text = several.encoded_pixels.where(~empty, rle.EMPTY)
@@ -228,7 +229,8 @@ def _runs(
     elif masks >= _ENOUGH_MASKS and furthest <= pixels // 4 < _furthest(truth):
         sentence = (
             f"{file}: all {masks:,} masks end before pixel {pixels // 4:,}, as masks drawn at 512x512 do. "
-            f"EncodedPixels refer to {rle.MASK_SIZE}x{rle.MASK_SIZE} pixels; resize the masks before encoding them."
+            f"EncodedPixels refer to {rle.MASK_SIZE}x{rle.MASK_SIZE} pixels. Bring the masks to that grid "
+            "before encoding them."
         )
         all_errors.append(Fault(sentence, file))
     if clipped:

@@ -173,7 +173,7 @@ def examine_submission(path: Path, max_bytes: int = MAX_BYTES) -> Submission:
     """
     path = Path(path)
     if not path.exists():
-        return _unreadable(path, [Fault(f"There is no {path}.", path)])
+        return _unreadable(path, [Fault(f"There is no {path}. Check the path.", path)])
     errors: list[Fault] = []
     if not path.is_dir():
         name = path.name.removesuffix(".gz").removesuffix(".csv")
@@ -344,7 +344,7 @@ def _read_info(path: Path, max_bytes: int, errors: list[Fault]) -> tuple[Submiss
         errors.append(Fault(str(error), path))
         return _UNDECLARED, [], None
     except (ValueError, RecursionError) as error:
-        errors.append(Fault(f"{path} is not JSON ({one_line(str(error))}).", path))
+        errors.append(Fault(f"{path} is not JSON ({one_line(str(error))}). Write one JSON object.", path))
         return _UNDECLARED, [], None
     if not isinstance(content, dict):
         errors.append(Fault(f"{path} must hold one JSON object with the fields team, task, ...", path))
@@ -362,7 +362,7 @@ def _read_info(path: Path, max_bytes: int, errors: list[Fault]) -> tuple[Submiss
         info = SubmissionInfo.model_validate(content)
         return info, notes, info.task
     except ValidationError as error:
-        errors.append(Fault(f"{path} cannot be used: {_sentences(error)}.", path))
+        errors.append(Fault(f"{path} cannot be used: {_sentences(error)}. Write what is asked for.", path))
         wrong = {str(item["loc"][0]) for item in error.errors()}
         rest = {key: value for key, value in content.items() if key not in wrong}
         info = SubmissionInfo.model_validate({"team": "unnamed", "task": "joint"} | rest)
@@ -434,7 +434,13 @@ def _read_bare(path: Path, max_bytes: int, errors: list[Fault]) -> pd.DataFrame:
     if rejected:
         named = listed(f"row {item.row} ({one_line(item.reason, 100)})" for item in rejected)
         rows_wrong = tuple((item.row, "") for item in rejected)
-        errors.append(Fault(f"{path}: {counted(len(rejected), 'row')} cannot be used: {named}.", path, rows_wrong))
+        errors.append(
+            Fault(
+                f"{path}: {counted(len(rejected), 'row')} cannot be used: {named}. Complete or remove them.",
+                path,
+                rows_wrong,
+            )
+        )
     if rows.empty:
         raise PneumoError(f"{path} has no rows. Write one row for each image.")
     if any(size != CANONICAL for size in mask_sizes(rows) or []):
@@ -457,7 +463,7 @@ def _read_predictions(path: Path, task: Task | None, max_bytes: int, errors: lis
     table = table[columns].assign(image_id=table.image_id.map(image_id_of))
     blank = table.image_id == ""
     if blank.any():
-        sentence = f"{path}, row {listed(table.row[blank])}: the image id is blank."
+        sentence = f"{path}, row {listed(table.row[blank])}: the image id is blank. Complete it."
         errors.append(Fault(sentence, path, rows_of(table[blank])))
         table = table[~blank]
     again = table.image_id.duplicated()

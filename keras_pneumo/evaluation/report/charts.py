@@ -7,7 +7,9 @@ all text in it is escaped. matplotlib is not used here, since its pictures canno
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +25,11 @@ from keras_pneumo.evaluation.scoring import metrics
 COLOURS = 8
 MOST_POINTS = 300
 Numbers = Sequence[float] | np.ndarray | pd.Series
-_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 14, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 18, 14, 44
+_BESIDE = 240
+"""Where the names beside a wide plot end."""
+_SIZE, _LINE = 12.5, 17
+"""Height of letters, and from one line to the next."""
 
 MOST_CURVES = COLOURS
 """Teams in one chart of curves; more cannot be told apart by colour."""
@@ -185,6 +191,8 @@ class Bar:
     high: float
     colour: int = 0
     muted: bool = False
+    goal: float | None = None
+    """Drawn as an upright stroke."""
 
 
 def line_chart(
@@ -196,109 +204,228 @@ def line_chart(
     y_range: tuple[float, float] | None = (0, 1),
     diagonal: bool = False,
     whole_x: bool = False,
+    logarithmic: bool = False,
     width: int = 420,
     height: int = 340,
 ) -> str:
     """A chart of lines or points with axes, grid and legend; ranges of None fit the data.
 
+    Long names of axes and series wrap; none is cut.
+
     Args:
         series: what is drawn; lines of more than 300 points are thinned.
         x_label: words under the axis.
-        y_label: words beside the axis.
+        y_label: words above the axis.
         title: what a screen reader says.
         x_range: first and last x.
         y_range: first and last y.
         diagonal: draw the line x = y behind everything.
         whole_x: mark whole numbers only along x, as for epochs.
+        logarithmic: both axes are logarithmic, and fit the data.
         width: width in CSS pixels; the picture scales.
-        height: height in CSS pixels, the legend not counted.
+        height: height of the axes and their numbers in CSS pixels; names and legend are not counted.
     """
-    x0, x1 = x_range or _range([v for s in series for v in s.x])
-    y0, y1 = y_range or _range([v for s in series for v in s.y])
-    legend = [s for s in series if s.name]
-    legend = legend if len(legend) > 1 else []
-    total = height + (20 * len(legend) + 6 if legend else 0)
-
-    def px(value: float) -> float:
-        return round(_LEFT + (value - x0) / (x1 - x0) * (width - _LEFT - _RIGHT), 1)
-
-    def py(value: float) -> float:
-        return round(height - _BOTTOM - (value - y0) / (y1 - y0) * (height - _BOTTOM - _TOP), 1)
-
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {width} {total}" role="img" aria-label="{escape(title)}" '
-        f'xmlns="http://www.w3.org/2000/svg">'
-    ]
-    for tick in _ticks(x0, x1, whole_x):
-        parts.append(f'<line class="grid" x1="{px(tick)}" x2="{px(tick)}" y1="{py(y0)}" y2="{py(y1)}"/>')
-        parts.append(f'<text x="{px(tick)}" y="{py(y0) + 16}" text-anchor="middle">{_number(tick)}</text>')
-    for tick in _ticks(y0, y1):
-        parts.append(f'<line class="grid" x1="{px(x0)}" x2="{px(x1)}" y1="{py(tick)}" y2="{py(tick)}"/>')
-        parts.append(f'<text x="{px(x0) - 7}" y="{py(tick) + 4}" text-anchor="end">{_number(tick)}</text>')
-    parts.append(
-        f'<text class="label" x="{px((x0 + x1) / 2)}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>'
-    )
-    middle = py((y0 + y1) / 2)
-    parts.append(
-        f'<text class="label" x="13" y="{middle}" text-anchor="middle" transform="rotate(-90 13 {middle})">'
-        f"{escape(y_label)}</text>"
-    )
+    top = _TOP + _LINE * len(names_above := wrapped(y_label, width - 16))
+    bottom = top + height - _TOP - _BOTTOM
+    if logarithmic:
+        marks = sorted({float(v) for s in series for v in s.x})
+        x = Axis([v for s in series for v in s.x], _LEFT, width - _RIGHT, logarithmic=True, ticks=marks)
+        y = Axis([v for s in series for v in s.y], bottom, top, logarithmic=True)
+    else:
+        x = Axis([v for s in series for v in s.x], _LEFT, width - _RIGHT, x_range, whole=whole_x)
+        y = Axis([v for s in series for v in s.y], bottom, top, y_range)
+    parts = [_text(8, 18 + _LINE * line, name, "label") for line, name in enumerate(names_above)]
+    parts += x.across(top, bottom, width) + y.along(_LEFT, width - _RIGHT)
+    below = bottom + 36
+    for name in wrapped(x_label, width - 16):
+        parts.append(_text((_LEFT + width - _RIGHT) / 2, below, name, "label", "middle", width))
+        below += _LINE
     if diagonal:
-        parts.append(f'<line class="diagonal" x1="{px(x0)}" y1="{py(y0)}" x2="{px(x1)}" y2="{py(y1)}"/>')
-    parts += [_draw_series(line, px, py) for line in series]
-    for position, line in enumerate(legend):
-        y = height + 12 + 20 * position
+        ends = f'x1="{x(x.low)}" y1="{y(y.low)}" x2="{x(x.high)}" y2="{y(y.high)}"'
+        parts.append(f'<line class="diagonal" {ends}/>')
+    parts += [_draw_series(line, x, y) for line in series]
+    legend = [line for line in series if line.name]
+    for line in legend if len(legend) > 1 else []:
         kind = f"s{line.colour % COLOURS}{' dashed' if line.dashed else ''}"
-        parts.append(f'<line class="{kind}" x1="{_LEFT}" x2="{_LEFT + 22}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{_LEFT + 30}" y="{y + 4}">{escape(_short(line.name, 44))}</text>')
-    parts.append("</svg>")
-    return "".join(parts)
+        parts.append(f'<line class="{kind}" x1="12" x2="34" y1="{below}" y2="{below}"/>')
+        for name in wrapped(line.name, width - 52):
+            parts.append(_text(42, below + 4, name))
+            below += _LINE
+        below += 4
+    return _picture("chart", width, below - 2, title, parts)
 
 
 def interval_chart(
-    bars: Sequence[Bar], x_label: str, title: str, reference: float | None = None, width: int = 680
+    bars: Sequence[Bar], x_label: str, title: str, reference: float | None = None, logarithmic: bool = False
 ) -> str:
-    """A dot and its interval per row, names at the left; ``reference`` draws an upright line (0 for a difference)."""
+    """A dot and its interval per row; ``reference`` draws an upright line (0 for a difference, 1 for a ratio).
+
+    It is drawn twice: with the names beside the rows for a wide place, and above them for a narrow one, such as a
+    phone; the page's style shows the one that fits.
+    """
     values = [v for bar in bars for v in (bar.value, bar.low, bar.high) if math.isfinite(v)]
-    if reference is not None:
-        values.append(reference)
     if not values:
         return ""
-    x0, x1 = _range(values)
-    left, row, top = 236, 30, 8
-    bottom = top + row * len(bars)
-    height = bottom + 44
-
-    def px(value: float) -> float:
-        return round(left + (value - x0) / (x1 - x0) * (width - left - 24), 1)
-
-    parts = [
-        f'<svg class="chart wide" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}" '
-        f'xmlns="http://www.w3.org/2000/svg">'
-    ]
-    for tick in _ticks(x0, x1):
-        parts.append(f'<line class="grid" x1="{px(tick)}" x2="{px(tick)}" y1="{top}" y2="{bottom}"/>')
-        parts.append(f'<text x="{px(tick)}" y="{bottom + 16}" text-anchor="middle">{_number(tick)}</text>')
-    if reference is not None:
-        parts.append(f'<line class="reference" x1="{px(reference)}" x2="{px(reference)}" y1="{top}" y2="{bottom}"/>')
-    for position, bar in enumerate(bars):
-        y = top + row * position + row / 2
-        kind = "muted" if bar.muted else f"s{bar.colour % COLOURS}"
-        parts.append(
-            f'<text class="name" x="{left - 12}" y="{y + 4}" text-anchor="end">{escape(_short(bar.name, 28))}</text>'
+    values += [bar.goal for bar in bars if bar.goal is not None]
+    values += [] if reference is None else [reference]
+    pictures = [
+        _interval_picture(
+            bars, x_label, title, reference, Axis(values, first, last, logarithmic=logarithmic), last + 24
         )
-        if math.isfinite(bar.low) and math.isfinite(bar.high):
-            parts.append(f'<line class="{kind} thick" x1="{px(bar.low)}" x2="{px(bar.high)}" y1="{y}" y2="{y}"/>')
-        if math.isfinite(bar.value):
-            parts.append(f'<circle class="{kind} dot" cx="{px(bar.value)}" cy="{y}" r="5"/>')
-    parts.append(
-        f'<text class="label" x="{(left + width) / 2}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>'
-    )
-    parts.append("</svg>")
+        for first, last in ((_BESIDE + 16, 736), (20, 336))
+    ]
+    return f'<div class="plot">{"".join(pictures)}</div>'
+
+
+def _interval_picture(
+    bars: Sequence[Bar], x_label: str, title: str, reference: float | None, x: Axis, width: float
+) -> str:
+    beside = x.first > _BESIDE
+    y, top, rows = 8.0, 8.0, []
+    for bar in bars:
+        lines = wrapped(bar.name, _BESIDE - 12 if beside else width - 32, 13)
+        height = max(30, 12 + _LINE * len(lines)) if beside else 26 + _LINE * len(lines)
+        first = y + height / 2 + 4 - _LINE * (len(lines) - 1) / 2 if beside else y + 16
+        for number, line in enumerate(lines):
+            at, anchor = (_BESIDE, "end") if beside else (16, "")
+            rows.append(_text(at, first + _LINE * number, line, "name", anchor))
+        rows.append(_draw_bar(bar, x, y + height / 2 if beside else y + height - 9))
+        y += height
+    parts = x.across(top, y, width)
+    if reference is not None:
+        parts.append(f'<line class="reference" x1="{x(reference)}" x2="{x(reference)}" y1="{top}" y2="{y}"/>')
+    parts += rows
+    lines = wrapped(x_label, width - 16 if not beside else width - _BESIDE)
+    middle = (x.first + x.last) / 2
+    parts += [_text(middle, y + 36 + _LINE * n, line, "label", "middle", width) for n, line in enumerate(lines)]
+    return _picture(f"chart {'wide' if beside else 'narrow'}", width, y + 28 + _LINE * len(lines), title, parts)
+
+
+def _draw_bar(bar: Bar, x: Axis, y: float) -> str:
+    kind = "muted" if bar.muted else f"s{bar.colour % COLOURS}"
+    parts = []
+    if math.isfinite(bar.low) and math.isfinite(bar.high):
+        parts.append(f'<line class="{kind} thick" x1="{x(bar.low)}" x2="{x(bar.high)}" y1="{y}" y2="{y}"/>')
+    if bar.goal is not None:
+        parts.append(f'<line class="goal" x1="{x(bar.goal)}" x2="{x(bar.goal)}" y1="{y - 9}" y2="{y + 9}"/>')
+    if math.isfinite(bar.value):
+        parts.append(f'<circle class="{kind} dot" cx="{x(bar.value)}" cy="{y}" r="5"/>')
     return "".join(parts)
 
 
-def _draw_series(series: Series, px: Callable[[float], float], py: Callable[[float], float]) -> str:
+class Axis:
+    """The scale of a picture along one side: called with a value it gives the position."""
+
+    def __init__(
+        self,
+        values: Numbers,
+        first: float,
+        last: float,
+        ends: tuple[float, float] | None = None,
+        whole: bool = False,
+        logarithmic: bool = False,
+        ticks: Sequence[float] | None = None,
+    ) -> None:
+        """The axis for ``values`` between the positions ``first`` and ``last``.
+
+        Args:
+            values: what must be on it, where ``ends`` are None.
+            first: position of its low end.
+            last: position of its high end.
+            ends: its low and its high end, as values.
+            whole: mark whole numbers only.
+            logarithmic: whether equal ratios are equally long; values must then be above 0.
+            ticks: the marked values; None finds round ones.
+        """
+        self.first, self.last, self.logarithmic = first, last, logarithmic
+        if logarithmic:
+            logs = [math.log10(v) for v in values if math.isfinite(v) and v > 0]
+            pad = max((max(logs) - min(logs)) * 0.05, 0.06)
+            self.low, self.high = 10 ** (min(logs) - pad), 10 ** (max(logs) + pad)
+            self.ticks = list(ticks) if ticks else _round_ratios(self.low, self.high)
+        else:
+            self.low, self.high = ends or _range(values)
+            self.ticks = _ticks(self.low, self.high, whole)
+
+    def __call__(self, value: float) -> float:
+        """The position of a value."""
+        if self.logarithmic:
+            share = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return round(self.first + share * (self.last - self.first), 1)
+
+    def across(self, top: float, bottom: float, width: float) -> list[str]:
+        """Upright grid lines with their values below, within a picture of this width."""
+        parts, end = [], -math.inf
+        for tick in self.ticks:
+            name = _number(tick)
+            half = text_width(name, _SIZE) / 2
+            middle = min(max(self(tick), half + 2), width - half - 2)
+            parts.append(f'<line class="grid" x1="{self(tick)}" x2="{self(tick)}" y1="{top}" y2="{bottom}"/>')
+            if middle - half > end + 4:  # a number that would cover its neighbour is left out, its line is not
+                parts.append(_text(middle, bottom + 16, name, "", "middle"))
+                end = middle + half
+        return parts
+
+    def along(self, left: float, right: float) -> list[str]:
+        """Level grid lines with their values at the left."""
+        parts = []
+        for tick in self.ticks:
+            parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{self(tick)}" y2="{self(tick)}"/>')
+            parts.append(_text(left - 7, self(tick) + 4, _number(tick), "", "end"))
+        return parts
+
+
+def text_width(text: str, size: float = 12.5) -> float:
+    """The width of a text in CSS pixels, as wide as common fonts without serifs draw it (DejaVu Sans, the widest)."""
+    return size * sum(_letter_width(letter) for letter in text)
+
+
+def _letter_width(letter: str) -> float:
+    if letter in "iljI.,:;|'’!ftr ()[]/-":
+        return 0.41
+    if letter in "mwMW@%…" or unicodedata.east_asian_width(letter) in "WF":
+        return 1.0
+    return 0.64 if letter.islower() or letter.isdigit() else 0.79
+
+
+_PIECES = re.compile(r"(?:[^\s_\-./]|\.(?=\d))*(?:[_\-/]|\.(?!\d))|(?:[^\s_\-./]|\.(?=\d))+|\s+")
+"""A word up to where it may wrap, or white space; no wrap within a number."""
+
+
+def wrapped(text: str, width: float, size: float = 12.5) -> list[str]:
+    """A text in lines of at most this width: broken between words, else after ``_``, ``-``, ``.`` and ``/``.
+
+    Only a word that is wider than a line is broken within.
+    """
+    lines, line = [], ""
+    for piece in _PIECES.findall(text):
+        for letters in [piece] if text_width(piece, size) <= width else piece:
+            if text_width((line + letters).rstrip(), size) > width:
+                lines.append(line.strip())
+                line = ""
+            line += letters if line or not letters.isspace() else ""
+    return [part for part in [*lines, line.strip()] if part] or [""]
+
+
+def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "", width: float | None = None) -> str:
+    """A text; a centred one is moved so that it stays within a picture of ``width``."""
+    if width is not None:
+        half = text_width(text, _SIZE) / 2
+        x = max(min(x, width - half - 4), half + 4)
+    more = (f' class="{kind}"' if kind else "") + (f' text-anchor="{anchor}"' if anchor else "")
+    return f'<text x="{round(x, 1)}" y="{round(y, 1)}"{more}>{escape(text)}</text>'
+
+
+def _picture(kind: str, width: float, height: float, title: str, parts: Sequence[str]) -> str:
+    return (
+        f'<svg class="{kind}" viewBox="0 0 {round(width)} {round(height)}" role="img" aria-label="{escape(title)}" '
+        f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
+    )
+
+
+def _draw_series(series: Series, px: Axis, py: Axis) -> str:
     kind = f"s{series.colour % COLOURS}" + (" dashed" if series.dashed else "")
     x, y = np.asarray(series.x, float), np.asarray(series.y, float)
     if len(x) > MOST_POINTS and not series.points:
@@ -307,7 +434,9 @@ def _draw_series(series: Series, px: Callable[[float], float], py: Callable[[flo
     parts = []
     if series.low is not None and series.high is not None:
         for centre, low, high in zip(series.x, series.low, series.high, strict=True):
-            parts.append(f'<line class="{kind}" x1="{px(centre)}" x2="{px(centre)}" y1="{py(low)}" y2="{py(high)}"/>')
+            if math.isfinite(low) and math.isfinite(high):
+                ends = f'y1="{py(low)}" y2="{py(high)}"'
+                parts.append(f'<line class="{kind}" x1="{px(centre)}" x2="{px(centre)}" {ends}/>')
     path, pen = [], "M"
     for position, value in zip(x, y, strict=True):
         if not (math.isfinite(position) and math.isfinite(value)):
@@ -328,7 +457,7 @@ def _draw_series(series: Series, px: Callable[[float], float], py: Callable[[flo
     return "".join(parts)
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+def _range(values: Numbers) -> tuple[float, float]:
     finite = [v for v in values if math.isfinite(v)]
     if not finite:
         return 0.0, 1.0
@@ -352,9 +481,18 @@ def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
 
 def _number(value: float) -> str:
     if value and not 1e-2 <= abs(value) < 1e5:
-        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e−").replace("e+0", "e").replace("-", "−")
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        return f"{float(mantissa):g}e{int(exponent)}".replace("-", "−")
     return f"{value:g}".replace("-", "−")
 
 
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+def _round_ratios(low: float, high: float) -> list[float]:
+    """Round values between two: powers of ten, with 2 and 5 (or 1.5, 3 and 7 too) where these are few."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    values: list[float] = []
+    for steps in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.1, 1.2, 1.3, 1.5, 1.7, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)):
+        values = [round(step * 10.0**decade, 12) for decade in decades for step in steps]
+        values = [value for value in values if low <= value <= high]
+        if len(values) >= 4:
+            break
+    return values

@@ -1,8 +1,8 @@
 """The part of a report that is about an external test set: data that a network was neither trained nor fitted on.
 
-In: a scored :class:`Board`, its subgroups, and the scores on the test images of the network's own data. Out: rows for
-the page and for ``subgroups.csv``, and sentences: what the threshold that was fitted at home gives here, how far the
-probabilities are off, in which subgroup the network is worst, and what limits all of it.
+In: a scored :class:`Board`, and the scores on the test images of the network's own data. Out: rows for the page, and
+sentences: what the threshold that was fitted at home gives here, how far the probabilities are off, and what limits all
+of it.
 """
 
 from __future__ import annotations
@@ -12,35 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from keras_pneumo.evaluation.board.board import SCORES, Board
-from keras_pneumo.evaluation.board.subgroups import MASK_SIZE, SubgroupScores, WorstSubgroup, worst_subgroup
-from keras_pneumo.evaluation.board.verdict import LABELS, shown, shown_interval
+from keras_pneumo.evaluation.board.board import Board
+from keras_pneumo.evaluation.board.verdict import LABELS, shown
+from keras_pneumo.evaluation.report.subgroup_report import RATES, score_text
 from keras_pneumo.evaluation.scoring.metrics import Confusion
 from keras_pneumo.storage.tables import counted
 
-_RATES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "sensitivity": ("true_positive", ("true_positive", "false_negative")),
-    "specificity": ("true_negative", ("true_negative", "false_positive")),
-    "ppv": ("true_positive", ("true_positive", "false_positive")),
-    "npv": ("true_negative", ("true_negative", "false_negative")),
-}
-"""Shares of images: which count, of which."""
-
-_COMPARED = ("auroc", "auprc", *_RATES, "brier", "calibration_error", "dice", "dice_positives", "negatives_left_empty")
-SHORT = {"ppv": "PPV", "npv": "NPV"}
-"""Names of scores where there is little room."""
-
-_BY_SUBGROUP = ("auroc", *_RATES, "dice", "dice_positives")
-_NEEDS = {
-    **dict.fromkeys(("auroc", "auprc"), "needs both classes"),
-    **dict.fromkeys(("sensitivity", "dice_positives"), "needs positives"),
-    **dict.fromkeys(("specificity", "negatives_left_empty"), "needs negatives"),
-    "ppv": "no positive answer",
-    "npv": "no negative answer",
-}
-"""Why a score does not exist."""
+_COMPARED = ("auroc", "auprc", *RATES, "brier", "calibration_error", "dice", "dice_positives", "negatives_left_empty")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,15 +35,10 @@ class ExternalReport:
     home: str
     """What the scores at home are of; blank where they are not known."""
     calibration: list[str]
-    subgroup_columns: list[str]
-    """Names of the scores, as a reader sees them."""
-    subgroups: list[dict[str, Any]]
-    worst: WorstSubgroup
 
 
 def external_report(
     board: Board,
-    parts: list[SubgroupScores],
     cautions: list[str],
     contamination: list[str],
     home: Mapping[str, Any] | None = None,
@@ -73,12 +47,10 @@ def external_report(
 
     Args:
         board: one submission, scored on the images of the external test set.
-        parts: the same within subgroups; see :func:`.subgroups.scores_within`.
         cautions: for the top of the page.
         contamination: what was found in common with the images that were learned from.
         home: the row of the network's own board, on the test images of its own data; None where there is none.
     """
-    columns = [name for name in _BY_SUBGROUP if name in board.teams[0].point]
     home_of = ""
     if home is not None:
         home_of = (
@@ -91,30 +63,7 @@ def external_report(
         comparison=_comparison(board, home),
         home=home_of,
         calibration=_calibration(board, home),
-        subgroup_columns=[SHORT.get(name, LABELS[name]) for name in columns],
-        subgroups=[_subgroup_row(part, columns) for part in parts],
-        worst=worst_subgroup(parts, board.headline),
     )
-
-
-def subgroup_table(parts: list[SubgroupScores]) -> pd.DataFrame:
-    """``subgroups.csv``: a row per subgroup, each score with ``_low`` and ``_high``, blank where it does not exist."""
-    rows = []
-    for part in parts:
-        entry = part.entries[0]
-        row: dict[str, Any] = {
-            "attribute": part.attribute,
-            "subgroup": part.name,
-            "images": part.images,
-            "patients": part.truth.n_patients,
-            "positives": part.positives,
-        }
-        for name in SCORES:
-            if name in entry.point:
-                low, high = entry.intervals[name]
-                row |= {name: entry.point[name], f"{name}_low": low, f"{name}_high": high}
-        rows.append(row | {"note": _note(part)})
-    return pd.DataFrame(rows)
 
 
 def _comparison(board: Board, home: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -134,14 +83,9 @@ def _comparison(board: Board, home: Mapping[str, Any] | None) -> list[dict[str, 
 
 
 def _cell(where: str, name: str, value: float, interval: tuple[float, float], counts: Confusion) -> dict[str, str]:
-    """Value, interval and counts of a score as texts; of one that does not exist the reason instead of the interval."""
-    known = np.isfinite(value)
-    of = ""
-    if name in _RATES:
-        part, whole = _RATES[name]
-        of = f"{getattr(counts, part):,} of {sum(getattr(counts, each) for each in whole):,}"
-    span = shown_interval(interval) if known and np.isfinite(interval[0]) else ""
-    return {where: shown(value), f"{where}_span": span if known else _NEEDS.get(name, ""), f"{where}_of": of}
+    """Value, interval and counts of a score as texts."""
+    text = score_text(name, value, interval, counts)
+    return {where: text.value, f"{where}_span": text.span, f"{where}_of": text.of}
 
 
 def _calibration(board: Board, home: Mapping[str, Any] | None) -> list[str]:
@@ -162,30 +106,6 @@ def _calibration(board: Board, home: Mapping[str, Any] | None) -> list[str]:
             f"{home['positives'] / home['images']:.1%} at home."
         )
     return sentences
-
-
-def _subgroup_row(part: SubgroupScores, columns: list[str]) -> dict[str, Any]:
-    entry = part.entries[0]
-    counts = entry.confusion(part.truth.pneumothorax)
-    cells = []
-    for name in columns:
-        value, interval = entry.point.get(name, np.nan), entry.intervals.get(name, (np.nan, np.nan))
-        cell = _cell("here", name, value, interval, counts)
-        cells.append((cell["here"], cell["here_span"], cell["here_of"]))
-    return {
-        "attribute": part.attribute,
-        "name": part.name,
-        "images": f"{part.images:,}",
-        "patients": f"{part.truth.n_patients:,}",
-        "positives": f"{part.positives:,}",
-        "note": _note(part),
-        "cells": cells,
-    }
-
-
-def _note(part: SubgroupScores) -> str:
-    beside = "beside all negatives" if part.attribute == MASK_SIZE else ""
-    return "; ".join(text for text in (part.lacks_class, beside) if text)
 
 
 def _number(row: Mapping[str, Any], name: str) -> float:

@@ -1,7 +1,7 @@
-"""The mask section of a segmenter's report: the parts of the Dice score, pixels, distances and the worst outlines.
+"""The mask section of a segmenter's report: the parts of the Dice score, pixels, and distances.
 
 In: a scored :class:`Board` of one submission with masks, and counts of its pixels by probability. Out: rows of text,
-columns for ``board.csv``, and which images to show. Every score stands beside that of the baseline of empty masks,
+and columns for ``board.csv``. Every score stands beside that of the baseline of empty masks,
 whose Dice is 0.79 on SIIM.
 """
 
@@ -18,9 +18,6 @@ from keras_pneumo.evaluation.scoring.masks import SIZES, average_precision, part
 from keras_pneumo.evaluation.scoring.statistics import Interval, mean_by_patient
 from keras_pneumo.evaluation.scoring.surface import DISTANCES, surface_table
 from keras_pneumo.storage.tables import counted
-
-WORST = 20
-"""How many of the worst outlines, and of the false alarms, are shown."""
 
 ALL_EMPTY = "All empty"
 """The board's name of the baseline whose masks are all empty (:func:`baselines.all_empty`)."""
@@ -59,14 +56,10 @@ class MaskScore:
 
 @dataclass(frozen=True, eq=False)
 class MaskFindings:
-    """The scores of the masks; ``worst`` and ``alarms`` are positions of images in the truth's order."""
+    """The scores of the masks, and each image's distances (``surface``)."""
 
     figures: list[MaskScore]
     surface: pd.DataFrame
-    worst: list[int]
-    alarms: list[int]
-    worst_of: int
-    alarms_of: int
 
     @property
     def missing(self) -> str:
@@ -95,7 +88,7 @@ class MaskFindings:
 
 
 def mask_findings(board: Board, counts: np.ndarray) -> MaskFindings:
-    """Score the masks of a board's only submission and choose the images to show.
+    """Score the masks of a board's only submission.
 
     Args:
         board: scored; its submission and its truth have masks.
@@ -134,11 +127,4 @@ def mask_findings(board: Board, counts: np.ndarray) -> MaskFindings:
     for name in DISTANCES:
         value, interval = mean_by_patient(surface[name].to_numpy(), patients, resamples, seed)
         figures.append(MaskScore(name, PIXEL_SCORES[name], value, interval, measured, float("nan")))
-    dice, predicted = team.masks.dice.to_numpy(), team.masks.predicted_pixels.to_numpy()
-    true_area = team.masks.true_pixels.to_numpy()
-    positive = np.flatnonzero(groups["positives"])
-    # Of equal Dice, such as all that were missed, the larger one is the worse.
-    worst = positive[np.lexsort((-true_area[positive], dice[positive]))]
-    alarms = np.flatnonzero(~groups["positives"] & (predicted > 0))
-    alarms = alarms[np.argsort(-predicted[alarms], kind="stable")]
-    return MaskFindings(figures, surface, worst[:WORST].tolist(), alarms[:WORST].tolist(), len(positive), len(alarms))
+    return MaskFindings(figures, surface)

@@ -131,6 +131,11 @@ class Card:
     truth: str
     lines: list[Line]
 
+    @property
+    def outlines(self) -> list[tuple[str, str]]:
+        """What is drawn over the radiograph: the style's class of each outline, and its path."""
+        return [("truth", self.truth), *((f"s{line.colour}", line.path) for line in self.lines)]
+
 
 def gallery(board: Board, image: ImageLoader | None = None, most: int = MOST_CARDS) -> list[Card]:
     """Choose the images that differ most between teams and make a card of each; none for a single team.

@@ -16,7 +16,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
@@ -27,6 +26,7 @@ from keras_pneumo.evaluation.board.entries import Entry
 from keras_pneumo.evaluation.board.findings import Findings, analyse
 from keras_pneumo.evaluation.board.subgroups import scores_by_source
 from keras_pneumo.evaluation.board.verdict import LABELS, shown, shown_interval, shown_p, verdict
+from keras_pneumo.evaluation.report.calibration_report import CalibrationReport
 from keras_pneumo.evaluation.report.charts import (
     budget_figure,
     calibration_figure,
@@ -36,17 +36,27 @@ from keras_pneumo.evaluation.report.charts import (
     score_figure,
     training_figures,
 )
+from keras_pneumo.evaluation.report.error_gallery import error_groups
 from keras_pneumo.evaluation.report.external_report import ExternalReport
+from keras_pneumo.evaluation.report.history_report import HistoryReport, history_report
+from keras_pneumo.evaluation.report.intended_use import intended_use
 from keras_pneumo.evaluation.report.likeness_report import LikenessReport
 from keras_pneumo.evaluation.report.mask_report import MaskFindings
-from keras_pneumo.evaluation.report.pictures import OUTCOMES, SIZE_NAMES, ImageLoader, data_uri, gallery, outline
+from keras_pneumo.evaluation.report.page import render_page
+from keras_pneumo.evaluation.report.pictures import OUTCOMES, SIZE_NAMES, ImageLoader, gallery
 from keras_pneumo.evaluation.report.saliency_report import SaliencyReport
+from keras_pneumo.evaluation.report.subgroup_report import SubgroupReport
 from keras_pneumo.evaluation.scoring.masks import SIZES, size_of
 from keras_pneumo.storage.files import write_bytes
 from keras_pneumo.storage.tables import counted, one_line
 
-MISTAKES = 6
-"""How many of each kind of mistake are shown."""
+MAIN_FACTS = (
+    *("name", "experiment", "experiment.name", "experiment.task", "experiment.encoder", "experiment.image_size"),
+    *("experiment.weights", "experiment.epochs", "experiment.seed", "trained_on", "training_images"),
+    *("validation_images", "best_epoch", "training_seconds", "hardware", "synthetic", "classifiers", "segmenters"),
+    *("probability_source", "threshold", "split_sha256", "comparable with PyTorch"),
+)
+"""Names in a record that a page shows at once; all others are in a list that opens."""
 
 
 def write_run_report(
@@ -58,6 +68,9 @@ def write_run_report(
     masks: MaskFindings | None = None,
     saliency: SaliencyReport | None = None,
     external: ExternalReport | None = None,
+    subgroups: SubgroupReport | None = None,
+    calibration: CalibrationReport | None = None,
+    history: pd.DataFrame | None = None,
 ) -> Path:
     """Write the report of one run.
 
@@ -66,21 +79,34 @@ def write_run_report(
         board: the run's submission and the metadata-only baselines, scored.
         log: a row per epoch (``epoch``, ``phase``, ``loss``, ``validation_loss``, ``validation_auroc``,
             ``learning_rate``, ...), or None.
-        experiment: what was run, nested as in ``experiment.json``; shown as a table.
-        image: gives the radiograph of an image id (uint8, grey), for the pictures of mistakes.
+        experiment: what was run, nested as in ``experiment.json``; shown as a table, and the page then says what the
+            model may be used for.
+        image: gives the radiograph of an image id (uint8, grey), for the pictures of errors.
         masks: the scores of a segmenter's masks, from :func:`mask_report.mask_findings`.
         saliency: the check of the heat maps, from :func:`.saliency_report.read_saliency_report`.
         external: of an external test set, from :func:`.external_report.external_report`.
+        subgroups: the scores within subgroups, from :func:`.subgroup_report.subgroup_report`.
+        calibration: before and after, from :func:`.calibration_report.calibration_report`.
+        history: the validation predictions by epoch, from :func:`.history_report.read_history`.
 
     Raises:
         PneumoError: the file cannot be written.
     """
-    team = board.teams[0]
-    title = f"Report of {team.team}"
-    figures = training_figures(log) if log is not None and len(log) else []
-    facts = flat_facts(experiment or {})
     return _write(
-        path, board, title, image, training=figures, facts=facts, masks=masks, saliency=saliency, external=external
+        path,
+        board,
+        f"Report of {board.teams[0].team}",
+        image,
+        use=intended_use(board, experiment, subgroups, external is not None) if experiment else [],
+        training=training_figures(log) if log is not None and len(log) else [],
+        history=None if history is None else history_report(history, image),
+        facts=flat_facts(experiment or {}),
+        main_facts=_main_facts(experiment or {}),
+        masks=masks,
+        saliency=saliency,
+        external=external,
+        subgroups=subgroups,
+        calibration=calibration,
     )
 
 
@@ -91,16 +117,30 @@ def write_comparison_report(
     findings: Findings | None = None,
     saliency: SaliencyReport | None = None,
     likeness: LikenessReport | None = None,
+    subgroups: SubgroupReport | None = None,
+    calibration: CalibrationReport | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the report of any number of submissions side by side; arguments as in :func:`write_run_report`.
 
     ``findings`` (see :func:`findings.analyse`) adds ranks, all pairs, seeds, the accuracy of the labels, fusion and
-    the gallery; it is computed here when not given. ``likeness`` is a detector's check of its input.
+    the gallery; it is computed here when not given. ``likeness`` is a detector's check of its input, ``record`` says
+    what the first submission's model learned from; with it the page says what that may be used for.
     """
     names = [team.team for team in board.teams]
     title = f"{names[0]} and {len(names) - 1} more, compared" if len(names) > 2 else " and ".join(names) + ", compared"
-    title = title if len(names) > 1 else f"Report of {names[0]}"
-    return _write(path, board, title, image, findings=findings or analyse(board), saliency=saliency, likeness=likeness)
+    return _write(
+        path,
+        board,
+        title if len(names) > 1 else f"Report of {names[0]}",
+        image,
+        use=intended_use(board, record, subgroups) if record else [],
+        findings=findings or analyse(board),
+        saliency=saliency,
+        likeness=likeness,
+        subgroups=subgroups,
+        calibration=calibration,
+    )
 
 
 def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -119,15 +159,16 @@ def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, st
     return lines
 
 
-def page_templates(*folders: Path) -> jinja2.Environment:
-    """The templates of pages, in ``folders`` and then in the report's, whose style all pages share."""
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader([*folders, Path(__file__).with_name("templates")]),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+def _main_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Those of a record's facts that a reader looks for first."""
+    facts: dict[str, Any] = {}
+    for name in MAIN_FACTS:
+        value: Any = record
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is not None and not isinstance(value, Mapping):
+            facts[name.rpartition(".")[2]] = value
+    return flat_facts(facts)
 
 
 def _write(
@@ -135,28 +176,35 @@ def _write(
     board: Board,
     title: str,
     image: ImageLoader | None,
+    use: list[str],
     training: list[dict[str, Any]] | None = None,
+    history: HistoryReport | None = None,
     facts: list[tuple[str, str]] | None = None,
+    main_facts: list[tuple[str, str]] | None = None,
     findings: Findings | None = None,
     masks: MaskFindings | None = None,
     saliency: SaliencyReport | None = None,
     likeness: LikenessReport | None = None,
     external: ExternalReport | None = None,
+    subgroups: SubgroupReport | None = None,
+    calibration: CalibrationReport | None = None,
 ) -> Path:
     result = verdict(board)
     if external is not None:
         result = replace(result, warnings=[*external.cautions, *result.warnings])
-    templates = page_templates()
     teams = board.teams
     script = Path(__file__).with_name("templates").joinpath("gallery.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     single = teams[0] if len(teams) == 1 else None
-    page = templates.get_template("report.html").render(
+    page = render_page(
+        "report.html",
         title=title,
         verdict=result,
         board=board,
         truth=board.truth,
         team=single,
+        model=teams[0].team if teams else "",
+        use=use,
         tiles=tiles(single, board) if single else [],
         columns=columns(board),
         rows=board_rows(board, findings),
@@ -166,7 +214,9 @@ def _write(
         dice_rows=dice_rows(board) if any(team.masks is not None for team in teams) else [],
         dice_parts=DICE_PARTS,
         source_columns=source_columns(board),
-        source_rows=source_rows(board) if external is None else [],
+        source_rows=source_rows(board) if subgroups is None else [],
+        subgroups=subgroups,
+        calibration=calibration,
         external=external,
         size_counts=size_counts(board),
         ceiling_rows=findings.ceiling.teams.to_dict("records") if findings and findings.ceiling else [],
@@ -193,65 +243,19 @@ def _write(
             if svg
         ],
         training=[{"caption": figure["caption"], "svg": Markup(figure["svg"])} for figure in training or []],
+        history=history,
         confusions=confusions(board),
-        mistakes=_mistakes(single, board, image) if single and not masks else [],
+        errors=error_groups(single, board, image) if single else [],
         masks=masks,
         saliency=saliency,
         likeness=likeness,
-        outlines=_outlines(single, board, image, masks) if single and masks else [],
         facts=facts or [],
+        main_facts=main_facts or [],
         labels=LABELS,
         versions=_versions(),
     )
     write_bytes(path, page.encode())
     return path
-
-
-def _mistakes(team: Entry, board: Board, image: ImageLoader | None) -> list[dict[str, Any]]:
-    """The most confident errors: positives with the lowest probability, negatives with the highest."""
-    truth = board.truth
-    if team.probability is not None:
-        confidence = team.probability
-    elif team.masks is not None:
-        confidence = team.masks.predicted_pixels.to_numpy(float)
-    else:
-        return []
-    groups = []
-    for title, wrong, order in (
-        ("Missed", truth.pneumothorax & ~team.decision, confidence),
-        ("False alarms", ~truth.pneumothorax & team.decision, -confidence),
-    ):
-        chosen = np.flatnonzero(wrong)
-        chosen = chosen[np.argsort(order[chosen], kind="stable")][:MISTAKES]
-        cards = [_card(int(index), team, board, image) for index in chosen]
-        groups.append({"title": title, "count": int(wrong.sum()), "cards": cards})
-    return groups
-
-
-def _outlines(team: Entry, board: Board, image: ImageLoader | None, masks: MaskFindings) -> list[dict[str, Any]]:
-    """The positives with the lowest Dice, and the negatives with the largest masks."""
-    return [
-        {"title": title, "count": count, "cards": [_card(index, team, board, image) for index in chosen]}
-        for title, count, chosen in (
-            (f"The worst {len(masks.worst)} of the positives", masks.worst_of, masks.worst),
-            ("False alarms", masks.alarms_of, masks.alarms),
-        )
-    ]
-
-
-def _card(index: int, team: Entry, board: Board, image: ImageLoader | None) -> dict[str, Any]:
-    truth = board.truth
-    image_id = str(truth.cases.image_id[index])
-    runs = team.submission.runs if team.submission else None
-    return {
-        "image_id": image_id,
-        "picture": data_uri(image(image_id)) if image else "",
-        "truth": outline(truth.runs[index]) if truth.runs is not None else "",
-        "prediction": outline(runs[index]) if runs is not None else "",
-        "probability": "" if team.probability is None else shown(float(team.probability[index])),
-        "dice": "" if team.masks is None else shown(float(team.masks.dice[index])),
-        "true_pixels": int(truth.areas[index]) if truth.areas is not None else 0,
-    }
 
 
 def _versions() -> str:

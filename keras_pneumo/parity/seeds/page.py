@@ -17,7 +17,7 @@ import pandas as pd
 from keras_pneumo import __version__
 from keras_pneumo.evaluation.board.verdict import LABELS
 from keras_pneumo.evaluation.report.charts import Bar, Series, interval_chart, line_chart
-from keras_pneumo.evaluation.report.report import page_templates
+from keras_pneumo.evaluation.report.page import render_page
 from keras_pneumo.parity.seeds.equivalence import SeededDifference, signed
 from keras_pneumo.parity.seeds.study import FrameworkComparison, team_name
 from keras_pneumo.storage.files import write_bytes, write_json
@@ -38,8 +38,9 @@ def write_answer(comparison: FrameworkComparison) -> Path:
     """
     out = comparison.study.out
     write_json(out / ANSWER, as_json(comparison))
-    templates = page_templates(Path(__file__).parents[1] / "templates")
-    page = templates.get_template("compare_frameworks.html").render(
+    page = render_page(
+        "compare_frameworks.html",
+        Path(__file__).parents[1] / "templates",
         comparison=comparison,
         study=comparison.study,
         experiment=comparison.study.experiment,
@@ -187,7 +188,7 @@ def _seeds_chart(comparison: FrameworkComparison, score: str) -> str:
     seeds = comparison.study.seed_numbers
     edges = (min(seeds) - 0.5, max(seeds) + 0.5)
     title = f"{LABELS[score]} of each training"
-    return line_chart(series, "Seed", LABELS[score], title, edges, None, whole_x=True, width=680, height=280)
+    return line_chart(series, "Seed", LABELS[score], title, edges, None, whole_x=True, height=280)
 
 
 def _difference_chart(comparison: FrameworkComparison, score: str) -> str:

@@ -178,7 +178,7 @@ def test_all_errors_of_a_submission_are_told_at_once(tmp_path, truth):
     with pytest.raises(PneumoError) as of_reading:
         read_submission(folder)
     assert [line.split("predictions.csv")[1] for line in str(of_reading.value).splitlines()] == [
-        ", row 3: the image id is blank.",
+        ", row 3: the image id is blank. Complete it.",
         " gives 1 image more than one row: row 5 ('b'). Give one row per image.",
     ]
     (tmp_path / "team" / "predictions.csv").write_text("image_id,probability,encoded_pixels\nb,1,7\nx,0.5,-1\n")
@@ -203,7 +203,7 @@ def test_a_wrong_declaration_hides_no_wrong_row(tmp_path, truth):
     assert len(wrong) == 1
     assert "row 3 (a): EncodedPixels holds 3 numbers" in str(wrong[0])
     examined = examine_submission(tmp_path / "absent")
-    assert [str(fault) for fault in examined.errors] == [f"There is no {tmp_path / 'absent'}."]
+    assert [str(fault) for fault in examined.errors] == [f"There is no {tmp_path / 'absent'}. Check the path."]
 
 
 @pytest.mark.parametrize(

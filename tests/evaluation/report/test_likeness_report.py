@@ -29,9 +29,10 @@ def test_the_chart_has_both_distributions_and_the_limit():
         r'class="s7 dashed" d="M([0-9.]+) ([0-9.]+)L([0-9.]+) ([0-9.]+)"', report.chart
     )
     assert not others
-    assert x == same_x == "375.8"  # a vertical line at 0.3 of 0.33, the axis from 74 to 406
+    assert x == same_x == "372.2"  # a vertical line at 0.3 of 0.33, the axis from 74 to 402
     assert float(bottom) > float(top)
-    assert 'class="s0" d="M74.0 296.0H174.6L174.6 225.5H275.2L275.2' in report.chart  # a quarter of four up to 0.1
+    # a quarter of four up to 0.1, the axis from 313 up to 31
+    assert 'class="s0" d="M74.0 313.0H173.4L173.4 242.5H272.8L272.8' in report.chart
 
 
 def test_without_test_images_there_is_no_rate_of_false_alarms():

@@ -8,9 +8,15 @@ import pandas as pd
 import pytest
 from board_lab import board_of, submit, write_truth
 
+from keras_pneumo.evaluation.board.subgroups import scores_within
+from keras_pneumo.evaluation.board.verdict import LABELS
+from keras_pneumo.evaluation.report.calibration_report import calibration_report
+from keras_pneumo.evaluation.report.error_gallery import MOST
+from keras_pneumo.evaluation.report.page import headings
 from keras_pneumo.evaluation.report.report import flat_facts, write_comparison_report, write_run_report
+from keras_pneumo.evaluation.report.subgroup_report import subgroup_report
 
-VOID = {"meta", "img", "br", "hr", "input", "link"}
+VOID = {"meta", "img", "br", "hr", "input", "link", "wbr"}
 
 
 class Tree(HTMLParser):
@@ -56,15 +62,27 @@ def radiograph(_image_id):
 def test_run_report(tmp_path, truth):
     board = board_of(truth, submit(tmp_path / "a", truth, "Keras <b>&</b>", 1))
     log = pd.DataFrame({"epoch": [1, 2], "loss": [0.7, 0.5], "validation_auroc": [0.6, np.nan], "phase": ["a", "b"]})
-    facts = {"seed": 3, "versions": {"keras": "3.15"}, "command": "<script>alert(1)</script>", "ids": list(range(40))}
-    path = write_run_report(tmp_path / "r" / "report.html", board, log, facts, radiograph)
+    facts = {"experiment": {"seed": 3}, "trained_on": "SIIM (40 images)", "versions": {"keras": "3.15"}}
+    facts |= {"command": "<script>alert(1)</script>", "ids": list(range(40))}
+    history = pd.DataFrame({"image_id": ["v"], "pneumothorax": [1], "epoch_1": [0.4], "epoch_2": [0.6]})
+    subgroups = subgroup_report(scores_within(board, {"view": pd.Series(["PA", "AP"] * 30)}), "auroc")
+    calibration = calibration_report(board, board.teams[0].probability, board.teams[0].probability, ["Fitted."])
+    more = {"subgroups": subgroups, "calibration": calibration, "history": history}
+    path = write_run_report(tmp_path / "r" / "report.html", board, log, facts, radiograph, **more)
     page = path.read_text()
     sound(page)
     assert "Keras &lt;b&gt;&amp;&lt;/b&gt;" in page
     assert "&lt;script&gt;alert(1)" in page
     assert "40 entries" in page
     assert "data:image/jpeg;base64," in page
-    assert "The most confident errors" in page
+    assert "Errors by kind" in page
+    assert page.count("<dt>seed</dt>") == 1, "what a reader looks for first is shown without opening the list"
+    assert "<summary>All 5 recorded values</summary>" in page
+    assert "It learned from SIIM (40 images)." in page
+    assert "Predictions over the training" in page
+    assert "Scores by subgroup" in page
+    assert "Calibration, before and after" in page
+    assert len(headings(page)) == page.count('<a href="#')
     assert 'aria-label="ROC curves"' in page
     assert 'aria-label="Loss"' in page
     assert not any(f">{patient}<" in page or f" {patient} " in page for patient in truth.cases.patient_id)
@@ -78,9 +96,10 @@ def test_the_errors_are_the_most_confident_ones(tmp_path, truth):
     entry = board.teams[0]
     wrong = truth.pneumothorax & ~entry.decision
     first = truth.cases.image_id[np.flatnonzero(wrong)[np.argmin(entry.probability[wrong])]]
-    missed = page[page.index("Missed (") : page.index("False alarms (")]
+    missed = page[page.index("False negatives (") : page.index("False positives (")]
     assert missed.index(f"<small>{first}</small>") == missed.index("<small>")
-    assert f"Missed ({int(wrong.sum())})" in page
+    count = int(wrong.sum())
+    assert f"False negatives ({min(count, MOST)} of {count} shown, lowest probability first)" in page
     assert "radiograph not available" in page
 
 
@@ -103,7 +122,7 @@ def test_report_of_masks_only_and_of_one_class(tmp_path):
     board = board_of(read_truth(tmp_path), tmp_path / "k.csv")
     page = write_run_report(tmp_path / "r.html", board).read_text()
     sound(page)
-    assert "False alarms (4)" in page
+    assert "False positives (4 of 4 shown, highest predicted area first)" in page
 
 
 def test_facts_are_flat_and_short():
@@ -119,7 +138,8 @@ def test_the_parts_of_the_dice_score(tmp_path, truth):
     table = page[page.index("Parts of the Dice score") : page.index("Dice = share of negatives")]
     entry = board.teams[0]
     for name in ("dice", "negatives_left_empty", "positives_missed", "dice_found", "dice_small"):
-        assert f"<td>{entry.point[name]:.3f}" in table
+        assert f'data-label="{LABELS[name]}' in table
+        assert f">{entry.point[name]:.3f}<small>" in table
     assert f"{int(truth.pneumothorax.sum())} images" in table  # all masks of these phantoms are small
     assert "All empty" in table
     share, point = truth.pneumothorax.mean(), entry.point

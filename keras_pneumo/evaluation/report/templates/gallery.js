@@ -1,19 +1,25 @@
 "use strict";
 (function () {
+  var FEW = 24; // cards that are shown until more are asked for
   var box = document.getElementById("gallery");
+  var more = document.getElementById("more");
   var cards = Array.prototype.slice.call(box.querySelectorAll(".card"));
   var state = { outcome: "all", size: "all" };
+  var most = FEW;
   function show() {
-    var count = 0;
+    var count = 0, fitting = 0;
     cards.forEach(function (card) {
       var tags = card.getAttribute("data-tags").split(" ");
       var size = card.getAttribute("data-size");
       var on = (state.outcome === "all" || tags.indexOf(state.outcome) >= 0) &&
         (state.size === "all" || size === state.size || (state.size === "positive" && size !== "none"));
-      card.hidden = !on;
-      if (on) { count += 1; }
+      if (on) { fitting += 1; }
+      card.hidden = !on || fitting > most;
+      if (!card.hidden) { count += 1; }
     });
-    document.getElementById("shown").textContent = count + " of " + cards.length + " shown";
+    document.getElementById("shown").textContent = count + " of " + fitting + " shown";
+    more.hidden = count === fitting;
+    more.textContent = "Show all " + fitting;
     Array.prototype.forEach.call(box.querySelectorAll("button[data-group]"), function (button) {
       var on = state[button.getAttribute("data-group")] === button.getAttribute("data-value");
       button.setAttribute("aria-pressed", on ? "true" : "false");
@@ -23,6 +29,11 @@
     var button = event.target.closest("button[data-group]");
     if (!button) { return; }
     state[button.getAttribute("data-group")] = button.getAttribute("data-value");
+    most = FEW;
+    show();
+  });
+  more.addEventListener("click", function () {
+    most = Infinity;
     show();
   });
   document.getElementById("outlines").addEventListener("change", function (event) {
