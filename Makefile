@@ -177,17 +177,6 @@ wheel-check: $(READY)
 	@folder=$$(mktemp -d) && $(BIN)/python tests/wheel_check.py --out $$folder --pythons "$(PYTHONS)" --train "$(TRAIN)"; \
 	code=$$?; rm -rf $$folder; exit $$code
 
-# The lowest versions that setup.cfg allows, in an environment of their own: do tests pass that need no TensorFlow? Left
-# out are tests of the phantoms' bytes and letters, which OpenCV 4 draws in another font, and of PNG files' bytes.
-LOWEST := .venv-lowest
-LOWEST_TESTS := $(addprefix tests/,data/labels data/radiographs evaluation/inputs evaluation/scoring storage $(addprefix data/prepared/test_,manifest.py prepare.py scanning.py split.py))
-LOWEST_WITHOUT := bytes_of_images_and_labels or locations_hold_all_that_is_drawn or same_bytes_as_ever
-lowest: $(TOOLS)/.ready
-	$(TOOLS)/bin/uv venv --quiet --clear --python $(PYTHON) $(LOWEST)
-	$(TOOLS)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -r setup.cfg
-	$(TOOLS)/bin/uv pip install --quiet --python $(LOWEST)/bin/python pytest pytest-xdist hypothesis
-	$(LOWEST)/bin/python -m pytest -n 2 -k "not ($(LOWEST_WITHOUT))" --ignore=tests/evaluation/scoring/test_statistics.py $(LOWEST_TESTS)
-
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --ignore=tests/parity/pytorch
 
@@ -238,6 +227,17 @@ $(TOOLS)/.ready: constraints-tools.txt
 	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
 	$(call install,$(TOOLS)/bin/python,$<)
 	@touch $@
+
+# The lowest versions that setup.cfg allows, in an environment of their own: do tests pass that need no TensorFlow? Left
+# out are tests of the phantoms' bytes and letters, which OpenCV 4 draws in another font, and of PNG files' bytes.
+LOWEST := .venv-lowest
+LOWEST_TESTS := $(addprefix tests/,data/labels data/radiographs evaluation/inputs evaluation/scoring storage $(addprefix data/prepared/test_,manifest.py prepare.py scanning.py split.py))
+LOWEST_WITHOUT := bytes_of_images_and_labels or locations_hold_all_that_is_drawn or same_bytes_as_ever
+lowest: $(TOOLS)/.ready
+	$(TOOLS)/bin/uv venv --quiet --clear --python $(PYTHON) $(LOWEST)
+	$(TOOLS)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -r setup.cfg
+	$(TOOLS)/bin/uv pip install --quiet --python $(LOWEST)/bin/python pytest pytest-xdist hypothesis
+	$(LOWEST)/bin/python -m pytest -n 2 -k "not ($(LOWEST_WITHOUT))" --ignore=tests/evaluation/scoring/test_statistics.py $(LOWEST_TESTS)
 
 PINNED := constraints.txt constraints-gpu.txt experiments/torch_team/constraints.txt constraints-tools.txt constraints-docs.txt
 # Known weaknesses of the pinned packages, asked of the network: 3 when it could not be asked.
