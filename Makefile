@@ -96,7 +96,7 @@ ifeq ($(TORCH_BUILD),cpu)
 	@echo "Set-up of PyTorch 2 of 3: no GPU is seen, so PyTorch's CPU build is asked for (TORCH_BUILD=cuda: CUDA's)"
 	@test -f $(TORCH_CPU_PINS) && cp $(TORCH_CPU_PINS) $(TORCH)/cpu.txt \
 	  || sed -nE 's/^(torch|torchvision)==([^ +]+).*/\1==\2+cpu/p' $< > $(TORCH)/cpu.txt
-	@if $(TORCH)/bin/python $(PIP) --no-deps --retries 1 --timeout 15 --index-url $(TORCH_CPU_INDEX) -r $(TORCH)/cpu.txt; then \
+	@if $(TORCH)/bin/python $(PIP) --no-deps --retries 1 --timeout 15 --index-url $(TORCH_CPU_INDEX) -r $(TORCH)/cpu.txt 2>$(TORCH)/cpu.log; then \
 	  awk '/^[^ ]/ { keep = !/^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==/ } keep' $< > $(TORCH)/pins.txt; \
 	  else echo "   $(TORCH_CPU_INDEX) has it not, or cannot be reached: PyPI's build is installed, some 5 GB"; fi
 else
