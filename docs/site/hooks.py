@@ -106,6 +106,8 @@ def _relinked(text: str, source: str) -> str:
         if re.match(r"\w+:", target) or not path:
             return match.group()
         there = posixpath.normpath(posixpath.join(folder, path))
+        if not (ROOT / there).exists():
+            return match.group()  # MkDocs names it as a dead link
         if there in PAGES:
             there = PAGES[there]
         elif there.startswith("docs/") and (ROOT / there).is_file():

@@ -357,9 +357,12 @@ def _against(rows: pd.DataFrame, row: pd.Series, names: Iterable[str]) -> list[s
         if known.empty:
             continue
         best = known.iloc[int(known[name].to_numpy(float).argmax())]
-        apart = _interval(row, name)[0] > _interval(best, name)[1]
-        word = "do not overlap" if apart else "overlap, so this table alone does not show that it is better"
-        sentences.append(f"{_label(name)}: the best of them is “{_text(best['team'])}”; the intervals {word}.")
+        word = "the intervals do not overlap"
+        if float(row[name]) <= float(best[name]):
+            word = "**this network is no better**"
+        elif _interval(row, name)[0] <= _interval(best, name)[1]:
+            word = "the intervals overlap, so this table alone does not show that it is better"
+        sentences.append(f"{_label(name)}: the best of them is “{_text(best['team'])}”; {word}.")
     return [" ".join(sentences)] if sentences else []
 
 
@@ -373,7 +376,9 @@ def _elsewhere(evaluations: Sequence[_Elsewhere]) -> list[str]:
         names = [name for name in _SHOWN if _has(one.row, name)]
         synthetic = " (synthetic phantoms)" if one.synthetic else ""
         left_out = (
-            f" {counted(one.left_out, 'image')} that it may have learned from were left out." if one.left_out else ""
+            f" {counted(one.left_out, 'image')} that it may have learned from were left out: not all is from elsewhere."
+            if one.left_out
+            else ""
         )
         parts += [
             f"### {_text(one.name)}{synthetic}",
@@ -421,7 +426,7 @@ def _limits(facts: _Facts, row: pd.Series | None, evaluated: bool) -> list[str]:
             else "It answers for any picture, also for one that is no chest radiograph."
         ),
         f"It sees {' and '.join(f'{size}x{size}' for size in facts.sizes)} pixels: what is smaller is lost, and "
-        "small pneumothoraces are missed most.",
+        "small pneumothoraces may be missed.",
         "A network can learn tubes, markers or the hospital in place of the finding: look at the heat maps.",
     ]
     if row is not None:

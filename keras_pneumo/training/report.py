@@ -166,12 +166,12 @@ def _write_page(
         masks,
         read_saliency_report(run.folder / FOLDER),
         subgroups=subgroup_report(parts, board.headline),
-        calibration=_calibration(board),
+        calibration=calibration_of(board),
         history=read_history(run.folder),
     )
 
 
-def _calibration(board: Board) -> CalibrationReport | None:
+def calibration_of(board: Board) -> CalibrationReport | None:
     """What calibration would change, fitted on the submission's validation predictions; None where that cannot be."""
     team, known = board.teams[0], board.truth.development.set_index("image_id")
     validation = team.submission.validation if team.submission is not None else None

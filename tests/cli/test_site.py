@@ -27,6 +27,7 @@ HOOKS = SimpleNamespace(**runpy.run_path(str(REPOSITORY / "docs/site/hooks.py"))
         ("docs/data.md", "../keras_pneumo/config.py", f"{HOOKS.HOME}/blob/main/keras_pneumo/config.py"),
         ("experiments/README.md", "benchmarks/notes.md", f"{HOOKS.HOME}/blob/main/experiments/benchmarks/notes.md"),
         ("docs/data.md", "#phantoms", "#phantoms"),
+        ("docs/data.md", "gone.md", "gone.md"),  # a dead link stays one, so that the build finds it
         ("docs/data.md", "https://example.org/x.md", "https://example.org/x.md"),
     ],
 )

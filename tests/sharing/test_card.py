@@ -49,6 +49,9 @@ def test_intervals_that_overlap_are_said_to_show_nothing(tmp_path):
     run = write_run(tmp_path / "run", BOARD.assign(auroc_low=[0.6, 0.5, 0.571]))
     text = section(model_card(run), "Answers without looking at any pixel")
     assert "the intervals overlap, so this table alone does not show that it is better" in text
+    worse = write_run(tmp_path / "worse", BOARD.assign(auroc=[0.6, 0.5, 0.706]))
+    text = section(model_card(worse), "Answers without looking at any pixel")
+    assert "the best of them is “Times imaged”; **this network is no better**." in text
 
 
 def test_what_it_learned_from_and_how_to_find_it_again(run):
@@ -126,7 +129,7 @@ def test_data_from_elsewhere(tmp_path, run):
     text = section(card, "On data from elsewhere")
     assert "### hospital" in text
     assert (
-        "22 images of 20 patients, 9 with a pneumothorax. 3 images that it may have learned from were left out." in text
+        "22 images of 20 patients, 9 with a pneumothorax. 3 images that it may have learned from were left out" in text
     )
     assert "| AUROC | 0.770 | 0.600 to 0.900 |" in text
     assert "| sex: F | 10 (4) | 0.800 (0.600 to 0.950) |" in text

@@ -1,15 +1,18 @@
-"""Tests of the report of a run: when it quotes the ladder in a neighbouring folder."""
+"""Tests of the report of a run: when it quotes the ladder in a neighbouring folder, and what it calibrates."""
 
 import json
 
+import numpy as np
 import pytest
+from board_lab import board_of, predictions_of, write_truth
 
 from keras_pneumo.config import CLASSIFIER
+from keras_pneumo.evaluation.inputs.submission import SubmissionInfo, write_submission
 from keras_pneumo.inference.run import FORMAT, RunFolder, versions
 from keras_pneumo.parity.comparison import Difference
 from keras_pneumo.parity.ladder import CheckResult, Ladder
 from keras_pneumo.parity.run import as_json
-from keras_pneumo.training.report import ladder_fact
+from keras_pneumo.training.report import calibration_of, ladder_fact
 
 EQUAL = Difference(0, 0, 0, "", "a", 1)
 
@@ -72,3 +75,30 @@ def test_without_a_whole_ladder_there_is_no_sentence(run, content):
         path = write_ladder(run)
         path.write_text(content)
     assert ladder_fact(run) == {}
+
+
+def board_with_validation(tmp_path, keep):
+    """A board of one submission whose probabilities are all too high, with validation predictions of some images."""
+    truth = write_truth(tmp_path)
+    info = SubmissionInfo(team="A", task="classification", split_sha256=truth.split_sha256, threshold=0.5)
+    test = predictions_of(truth, 2)[["image_id", "probability"]]
+    test["probability"] = test["probability"] ** 0.2
+    images = truth.development[truth.development.subset == "validation"].iloc[keep]
+    validation = images[["image_id"]].assign(probability=(0.1 + 0.8 * images.pneumothorax) ** 0.2)
+    return board_of(truth, write_submission(tmp_path / "a", info, test, validation))
+
+
+def test_a_run_shows_what_calibration_would_change(tmp_path):
+    board = board_with_validation(tmp_path, slice(None))
+    report = calibration_of(board)
+    assert "Fitted on 18 validation images for this report only" in report.sentences[0]
+    brier = report.rows[0]
+    own = np.mean((board.teams[0].probability - board.truth.pneumothorax) ** 2)
+    assert brier["before"] == f"{own:.3f}"
+    assert float(brier["after"]) < own
+
+
+def test_without_validation_images_enough_nothing_is_calibrated(tmp_path):
+    assert calibration_of(board_with_validation(tmp_path, slice(2))) is None
+    (tmp_path / "a" / "validation.csv").unlink()
+    assert calibration_of(board_of(write_truth(tmp_path), tmp_path / "a")) is None

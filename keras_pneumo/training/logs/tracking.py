@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import math
 import os
 import queue
@@ -43,8 +44,9 @@ PACKAGES = {"tensorboard": "", "mlflow": "mlflow", "wandb": "wandb"}
 PROJECT = "keras_pneumo"
 """MLflow's experiment and W&B's project, where their own variables name no other."""
 
-MOST_SECONDS, MOST_SECONDS_STOPPED = 120.0, 5.0
-"""How long the end of a run, or of a stopped one, waits for a tracker that has not taken everything yet."""
+MOST_SECONDS, MOST_SECONDS_STOPPED = 120.0, 15.0
+"""How long the end of a run, or of a stopped one, waits for a tracker that has not taken everything yet. A stopped one
+has saved all by then; killed while MLflow makes a new store, it would leave half a one, and schedulers give 30 s."""
 
 Row = dict[str, float]
 
@@ -126,14 +128,19 @@ class TrackedRun:
         self.epoch()
         self._put(lambda tracker: tracker.end(scores, pictures))
 
-    def close(self, seconds: float) -> None:
-        """Wait until everything was taken, at most so long."""
+    def close(self, seconds: float, stopped: bool = False) -> None:
+        """Wait until everything was taken, at most so long.
+
+        Args:
+            seconds: how long.
+            stopped: whether the training is to go on later: what was not taken is then sent by the next start.
+        """
         for feed in self.feeds:
             feed.tasks.put(None)
         until = time.monotonic() + seconds
         for feed in self.feeds:
             feed.thread.join(max(until - time.monotonic(), 0))
-            if feed.thread.is_alive() and not feed.fault:
+            if feed.thread.is_alive() and not feed.fault and not stopped:
                 feed.fault = f"it has not taken everything within {seconds:.0f} s"
         self._drop_failed()
 
@@ -162,12 +169,12 @@ def tracked(folder: Path, trackers: Sequence[str], notify: Callable[[str], None]
         notify: called with a sentence for each tracker that fails.
     """
     run = TrackedRun(folder, notify, [Feed(name, folder) for name in trackers if name in OPEN])
-    seconds = MOST_SECONDS_STOPPED
     try:
         yield run
-        seconds = MOST_SECONDS
-    finally:
-        run.close(seconds)
+    except BaseException:
+        run.close(MOST_SECONDS_STOPPED, stopped=True)
+        raise
+    run.close(MOST_SECONDS)
 
 
 def track_run(folder: Path, trackers: Sequence[str], radiographs: bool = False) -> None:
@@ -252,6 +259,7 @@ class _Mlflow:
     def __init__(self, folder: Path) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         mlflow = importlib.import_module("mlflow")
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table that it makes
         self.entities = importlib.import_module("mlflow.entities")
         uri = str(mlflow.get_tracking_uri())
         self.client = mlflow.MlflowClient(tracking_uri=uri)
@@ -316,6 +324,8 @@ class _Wandb:
         self.folder = folder
         known = _state(folder, "wandb")
         self.run_id, self.sent = str(known.get("id") or secrets.token_hex(8)), int(known.get("epoch", -1))
+        self.ended = bool(known.get("ended"))
+        self._keep()  # before anything else: a process that is killed meanwhile has a run of this id
         name, settings, facts = settings_of(folder)
         place = os.environ.get("WANDB_DIR", str(folder))
         # It names its folder by the second, and two of a run within one would be written over each other.
@@ -330,22 +340,26 @@ class _Wandb:
             config=settings | facts,
             settings=self.wandb.Settings(**_NO_NAMES),
         )
-        _keep(folder, "wandb", id=self.run_id, epoch=self.sent)
 
     def send(self, rows: Sequence[Row]) -> None:
         for row in rows:
             if (epoch := int(row["epoch"])) > self.sent:
                 self.run.log({name: value for name, value in row.items() if name != "epoch"}, step=epoch)
                 self.sent = epoch
-                _keep(self.folder, "wandb", id=self.run_id, epoch=epoch)
+                self._keep()
 
     def end(self, scores: Mapping[str, float], pictures: Mapping[str, bytes]) -> None:
         self.run.summary.update(dict(scores))
-        if pictures:
+        if pictures and not self.ended:
             self.run.log({Path(name).stem: self.wandb.Image(_as_array(data)) for name, data in pictures.items()})
+        self.ended = True
+        self._keep()
 
     def close(self) -> None:
         self.run.finish()
+
+    def _keep(self) -> None:
+        _keep(self.folder, "wandb", id=self.run_id, epoch=self.sent, ended=self.ended)
 
 
 _NO_NAMES: dict[str, Any] = {

@@ -126,6 +126,18 @@ def test_a_tracker_that_does_not_answer_keeps_nobody_waiting(run, recorder, monk
     assert "it has not taken everything within 0 s" in messages[0]
 
 
+def test_what_a_stopped_training_has_not_sent_is_left_to_the_next_start(run, recorder, monkeypatch):
+    never = threading.Event()
+    monkeypatch.setattr(Recorder, "send", lambda self, rows: never.wait())
+    monkeypatch.setattr(tracking, "MOST_SECONDS_STOPPED", 0.1)
+    messages = []
+    with pytest.raises(KeyboardInterrupt), tracked(run, ("mlflow",), messages.append) as tracking_run:  # noqa: PT012
+        tracking_run.epoch()
+        raise KeyboardInterrupt
+    never.set()
+    assert messages == []
+
+
 def test_rows_are_those_of_the_log_without_what_is_missing(run):
     write_log(run, 2)
     first, second = log_rows(run)
@@ -303,6 +315,7 @@ def test_wandb_has_the_rows_offline_and_a_resumed_run_is_the_same_one(run, monke
     write_log(run, 3)
     (run / "report.html").touch()
     track_run(run, ("wandb",))
+    track_run(run, ("wandb",))
     assert messages == []
     records = read_offline(run)
     assert len({each.run_id for each in records["run"]}) == 1
@@ -311,6 +324,6 @@ def test_wandb_has_the_rows_offline_and_a_resumed_run_is_the_same_one(run, monke
     assert [(row["_step"], row["loss"]) for row in rows] == [(1, 0.7), (2, 0.5), (3, 0.4)]
     assert [row.get("gradient_norm") for row in rows] == [1.0, None, 2.0]
     assert ("test_auroc", float(BOARD["auroc"][0])) in records["summary"]
-    assert any("curves" in name for name in records["files"])
+    assert len([name for name in records["files"] if "curves" in name]) == 1, "sent once"
     for word in ("smithers", socket.gethostname(), f'"{getpass.getuser()}"', "SIIM"):
         assert word not in records["text"], f"W&B is told {word}"
