@@ -229,10 +229,10 @@ $(TOOLS)/.ready: constraints-tools.txt
 	@touch $@
 
 # The lowest versions that setup.cfg allows, in an environment of their own: do tests pass that need no TensorFlow? Left
-# out are tests of the phantoms' bytes and letters, which OpenCV 4 draws in another font, and of PNG files' bytes.
+# out are tests of the phantoms' bytes and letters, which OpenCV 4 draws in another font.
 LOWEST := .venv-lowest
-LOWEST_TESTS := $(addprefix tests/,data/labels data/radiographs evaluation/inputs evaluation/scoring storage $(addprefix data/prepared/test_,manifest.py prepare.py scanning.py split.py))
-LOWEST_WITHOUT := bytes_of_images_and_labels or locations_hold_all_that_is_drawn or same_bytes_as_ever
+LOWEST_TESTS := $(addprefix tests/,data/labels data/radiographs evaluation/inputs evaluation/scoring storage)
+LOWEST_WITHOUT := bytes_of_images_and_labels or locations_hold_all_that_is_drawn
 lowest: $(TOOLS)/.ready
 	$(TOOLS)/bin/uv venv --quiet --clear --python $(PYTHON) $(LOWEST)
 	$(TOOLS)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -r setup.cfg
