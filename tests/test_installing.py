@@ -19,6 +19,11 @@ MAKEFILE = (REPOSITORY / "Makefile").read_text()
 PINS = REPOSITORY / "experiments/torch_team/constraints.txt"
 
 
+def names_of(requirements):
+    """The packages' names in a list of requirements, in lower case."""
+    return {re.match(r"[\w.-]+", line)[0].lower() for line in requirements.splitlines() if re.match(r"\w", line)}
+
+
 def pinned(text):
     """The packages' names in a file of pinned versions."""
     return set(re.findall(r"^([\w.-]+)(?:\[.*\])?==", text, re.MULTILINE))
@@ -60,6 +65,15 @@ def test_extras_that_messages_name_exist():
     for path in [*(REPOSITORY / "keras_pneumo").rglob("*.py"), *(REPOSITORY / "docs").rglob("*.md")]:
         for names in re.findall(r"(?:keras-pneumo|\.)\[([\w,]+)\]'", path.read_text()):
             assert set(names.split(",")) <= extras, path
+
+
+def test_every_dependency_has_its_reason_in_the_readme():
+    table = re.search(r"\| dependency \|.*?\n\n", (REPOSITORY / "README.md").read_text(), re.DOTALL)[0].lower()
+    listed = set(re.findall(r"[\w.-]+", table))
+    needed = names_of(SETUP["options"]["install_requires"])
+    for requirements in SETUP["options.extras_require"].values():
+        needed |= names_of(requirements)
+    assert needed <= listed, needed - listed
 
 
 def test_packages_with_private_names_that_are_used_have_an_upper_bound():

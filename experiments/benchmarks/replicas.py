@@ -10,8 +10,8 @@ whether the result is the same, and what it costs: messages, bytes and seconds o
 
 Everything is done twice. In float64 rounding is far below the differences that are looked for, so a difference is an
 error of the method: more than 1e-5 in any loss ends the command with 1. In float32, in which networks are trained, a
-control shows what rounding alone can do: one device again, each first weight changed in its last bit. (A ResNet from a
-random start makes such differences large within some steps, at any number of devices.)
+control shows what rounding alone can do: one device again, each first weight changed in its last bit (left out by
+--only float64). A ResNet from a random start makes such differences large within some steps, at any number of devices.
 """
 
 from __future__ import annotations
@@ -237,6 +237,7 @@ def main() -> None:
         parser.add_argument(name, help=argparse.SUPPRESS)
     args = parser.parse_args()
     precisions = [args.only] if args.only else list(PRECISIONS)
+    setups = {setup: what for setup, what in SETUPS.items() if setup != CONTROL or "float32" in precisions}
     experiment = experiment_of(args.size, args.encoder, args.optimizer)
     if args.setup:
         train_steps(Path(args.prepared), Path(args.out), args.setup, args.steps, experiment, args.precision)
@@ -247,7 +248,7 @@ def main() -> None:
         results = {
             (setup, precision): run(prepared, folder, setup, precision, args)
             for precision in precisions
-            for setup in SETUPS
+            for setup in setups
         }
     deviations = {key: differences(values, results["1", key[1]]) for key, values in results.items()}
     last = precisions[-1]
@@ -257,7 +258,7 @@ def main() -> None:
     print(f"| replicas | first and last loss | {' | '.join(heads)} | messages a step | seconds a step |")
     print(f"|---|---|{'---|' * len(heads)}---|---|")
     deviation_rows = []
-    for setup, description in SETUPS.items():
+    for setup, description in setups.items():
         losses, *sent = (results[setup, last][name] for name in ("losses", "messages", "megabytes", "seconds"))
         cells = " | ".join(f"{value:.1e}" for precision in precisions for value in deviations[setup, precision])
         print(

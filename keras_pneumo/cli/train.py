@@ -181,6 +181,7 @@ def find_lr_command(
     data: DataArgument,
     out_folder: Annotated[Path | None, typer.Option("--out", help="Where to put plot and table.")] = None,
     steps: Annotated[int, typer.Option(min=20, help="How many rates to try.")] = 100,
+    starts: Annotated[int, typer.Option(min=1, help="How often, each time from the next seed.")] = 3,
     prepared_folder: PreparedOption = None,
     labels: LabelsOption = None,
     patients: PatientsOption = None,
@@ -189,25 +190,40 @@ def find_lr_command(
 ) -> None:
     """Raise the learning rate step by step, draw the loss, and suggest a rate.
 
+    The losses of several starts are averaged, since one start's are mostly noise. The suggestion lies two thirds down
+    their fall or, where that is no more than noise, at a third of the rate at which the loss rises. It is for the
+    highest rate of a schedule.
+
     Example (in a checkout of the project): `keras-pneumo phantom data/phantom-try --images 60 &&
-    keras-pneumo find-lr experiments/smallest_classifier.py --data data/phantom-try --steps 40`
+    keras-pneumo find-lr experiments/smallest_classifier.py --data data/phantom-try --steps 40 --starts 2`
     """
     experiment = _resolved(experiment_file, settings)
     prepared = open_data(data, experiment, prepared_folder, labels, patients)
     import_tensorflow()
-    from keras_pneumo.training.tuning.lr_finder import CLEAR_FALL, search
+    from keras_pneumo.training.tuning.lr_finder import search
 
     with new_folder_lock(out_folder, f"{experiment.name}-rates") as folder:
         with ProgressBar("rates") as progress:
             rates = search(
-                experiment, prepared, weights, steps, progress.update, lambda parts: say(parts.sentence(str(weights)))
+                experiment,
+                prepared,
+                weights,
+                steps,
+                progress.update,
+                lambda parts: say(parts.sentence(str(weights))),
+                starts,
             )
         rates.save(folder, prepared.synthetic)
     say(f"Suggested learning_rate: {rates.suggested:.2e}")
-    if rates.fall < CLEAR_FALL:
+    rise = f", and rises clearly at {rates.edge:.1e}" if rates.edge is not None else ""
+    fall = f"The loss falls by {max(rates.fall, 0):.1%}, with a standard error of {rates.error:.1%}{rise}"
+    if rates.clear:
+        say(f"{fall}.")
+    else:
         warn(
-            f"The loss fell by {max(rates.fall, 0):.1%} only, so this is mostly noise, as is usual from a random "
-            "start. Look at the plot, try more --steps, and stay ten times under the rate at which the loss rises."
+            f"{fall}. The fall is no more than noise, as is usual from a random start"
+            f"{', so the suggestion is a third of the rate at which the loss rises' if rise else ''}. Give more "
+            "--steps or --starts, or compare some rates by whole trainings: keras-pneumo sweep."
         )
     say(str(folder / "learning_rates.png"))
 

@@ -140,8 +140,9 @@ def _summary(folder: Path, source: str, *, fetched: bool) -> DownloadSummary:
     from keras_pneumo.data.labels.finding import find_labels, search_labels
     from keras_pneumo.data.radiographs.reading import find_images, not_searched
 
-    images, mask_folders, _ = find_images(folder)
-    notes = [not_searched(name) for name in mask_folders]
+    found = find_images(folder)
+    images = found.paths
+    notes = [not_searched(name) for name in found.mask_folders]
     labels = None
     try:
         names = {image_id_of(path.name) for path in images}

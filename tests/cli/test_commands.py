@@ -88,6 +88,11 @@ def test_the_training_examples_work_one_after_the_other(tmp_path):
     for _ in shell(example("find-lr"), tmp_path):
         pass
     assert list(tmp_path.glob("runs/*-rates/learning_rates.png"))
+    swept = list(shell(example("sweep"), tmp_path))[-1]
+    assert "The best has validation AUROC" in swept.stdout
+    report_line = swept.stdout[swept.stdout.index("keras-pneumo train") :]
+    assert list(shell(report_line, tmp_path)), "the line that it prints predicts with the best trial"
+    assert list(tmp_path.glob("runs/smallest_classifier-sweep/trial_00?/report.html"))
     for _ in shell(example("predict"), tmp_path):
         pass
     assert len(pd.read_csv(tmp_path / "runs/try/predictions.csv")) == 60

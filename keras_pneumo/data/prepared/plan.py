@@ -21,7 +21,7 @@ from keras_pneumo.data.labels.known import LabelOptions
 from keras_pneumo.data.labels.patients import Grouping, find_patient_table, group_images, read_patients, same_patient
 from keras_pneumo.data.labels.pseudonyms import PseudonymKey
 from keras_pneumo.data.prepared.scanning import RadiographFile, folder_sha256, require_decoders, scan
-from keras_pneumo.data.radiographs.reading import FoundImages, not_searched
+from keras_pneumo.data.radiographs.reading import FoundImages, not_searched, other_format_notes
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import sha256_bytes, sha256_file
 from keras_pneumo.storage.tables import counted, image_id_of, named_images, slug
@@ -167,6 +167,7 @@ def _plan_folder(folder: DataFolder, name: str, found: FoundImages, search: Labe
     masks = set(search.labels.files) if search.labels is not None else set()
     found = found._replace(paths=[path for path in found.paths if path not in masks])
     notes = [] if masks else [not_searched(folder) for folder in found.mask_folders]
+    notes += other_format_notes(data, found)
     sources = scan(data, found, workers)
     require_decoders(sources)
     labels = find_labels(search, {name for source in sources for name in _names(source)})

@@ -163,9 +163,10 @@ def _resized_mask(mask: np.ndarray, size: int) -> np.ndarray:
     if mask.shape == (size, size):
         return mask
     if len(mask) < size:
-        # INTER_NEAREST takes the value at a pixel's corner: it would move the mask by up to a pixel on some grids.
-        way = cv2.INTER_NEAREST_EXACT
-        return np.asarray(cv2.resize(mask.astype(np.uint8), (size, size), interpolation=way), np.uint8)
+        # Not by OpenCV: INTER_NEAREST takes the value at a pixel's corner, which moves the mask by up to a pixel, and
+        # before OpenCV 5 INTER_NEAREST_EXACT misses a pixel's centre on some grids.
+        at = (2 * np.arange(size) + 1) * len(mask) // (2 * size)
+        return np.ascontiguousarray(mask.astype(np.uint8).take(at, 1).take(at, 0))
     share = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
     return (share >= 0.5).astype(np.uint8)
 

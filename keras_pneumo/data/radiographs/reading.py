@@ -17,7 +17,7 @@ from keras_pneumo.data.radiographs.plain import decode_plain
 from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage
 from keras_pneumo.data.radiographs.raster import decode_image, read_limited
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.tables import IMAGE_SUFFIXES, printable
+from keras_pneumo.storage.tables import IMAGE_SUFFIXES, counted, listed, printable
 
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -29,6 +29,15 @@ LINK_OUT = (
 """Why a link is set aside: a folder that others made must not have files of this machine read and shown."""
 
 
+OTHER_FORMATS = (
+    ".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".j2k", ".jxl",
+    ".heic", ".dcm.gz",
+)  # fmt: skip
+"""Endings of images that are not read, so that they are named rather than passed over in silence."""
+
+NOT_READ = "images of this format are not read; convert it to DICOM, PNG or JPEG"
+
+
 class FoundImages(NamedTuple):
     """The files of a folder that may be radiographs."""
 
@@ -38,6 +47,8 @@ class FoundImages(NamedTuple):
     """Folders that were not searched because they are named after masks, relative to the folder."""
     links_out: list[Path]
     """Links to files or folders outside of the folder, which are not followed (:data:`LINK_OUT`); sorted."""
+    other_formats: list[Path]
+    """Files with one of the endings of :data:`OTHER_FORMATS`; sorted."""
 
 
 class FoundFiles(NamedTuple):
@@ -46,7 +57,7 @@ class FoundFiles(NamedTuple):
     files: list[tuple[Path, str]]
     """Each file with its name in the tables."""
     refused: list[dict[str, object]]
-    """``file, reason`` of what is set aside before it is opened: links out of a folder."""
+    """``file, reason`` of what is set aside before it is opened: links out of a folder, images of other formats."""
 
 
 def find_images(folder: Path, skip: Collection[Path] = ()) -> FoundImages:
@@ -67,6 +78,7 @@ def find_images(folder: Path, skip: Collection[Path] = ()) -> FoundImages:
     images: list[Path] = []
     mask_folders: list[str] = []
     links_out: list[Path] = []
+    other_formats: list[Path] = []
     visited: set[Path] = set()
     for base, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
         here = Path(base)
@@ -89,7 +101,9 @@ def find_images(folder: Path, skip: Collection[Path] = ()) -> FoundImages:
                 links_out += [path] if _is_named_as_image(path) is not False else []
             elif _may_be_image(path):
                 images.append(path)
-    return FoundImages(sorted(images), mask_folders, sorted(links_out))
+            elif name.lower().endswith(OTHER_FORMATS):
+                other_formats.append(path)
+    return FoundImages(sorted(images), mask_folders, sorted(links_out), sorted(other_formats))
 
 
 def _leads_out(path: Path, top: Path) -> bool:
@@ -100,6 +114,17 @@ def _leads_out(path: Path, top: Path) -> bool:
 def not_searched(mask_folder: str) -> str:
     """A sentence on a folder of :attr:`FoundImages.mask_folders` whose masks are not used."""
     return f"The folder {mask_folder} was not searched: masks come from the csv."
+
+
+def other_format_notes(folder: Path, found: FoundImages) -> list[str]:
+    """A sentence on the files of :attr:`FoundImages.other_formats`, if there are any."""
+    if not found.other_formats:
+        return []
+    names = listed((_name_in(folder, path) for path in found.other_formats), 3)
+    return [
+        f"{counted(len(found.other_formats), 'file')} beside the radiographs cannot be read ({names}). Convert what is "
+        "meant to be one to DICOM, PNG or JPEG."
+    ]
 
 
 def find_files(paths: Sequence[Path], out: Path | None = None) -> FoundFiles:
@@ -125,12 +150,13 @@ def find_files(paths: Sequence[Path], out: Path | None = None) -> FoundFiles:
             found = find_images(path, skip)
             files += [(image, _name_in(path, image)) for image in found.paths]
             refused += [{"file": _name_in(path, link), "reason": LINK_OUT} for link in found.links_out]
+            refused += [{"file": _name_in(path, file), "reason": NOT_READ} for file in found.other_formats]
         elif path.exists():
             files.append((path, printable(path.name)))
         else:
             raise PneumoError(f"There is no {path}. Name DICOM, PNG or JPEG files, or a folder that holds them.")
     if not files:
-        advice = f"{refused[0]['file']}: {LINK_OUT}." if refused else "Name another folder."
+        advice = f"{refused[0]['file']}: {refused[0]['reason']}." if refused else "Name another folder."
         raise PneumoError(f"{', '.join(map(str, paths))}: there is no DICOM, PNG or JPEG file. {advice}")
     return FoundFiles(files, refused)
 

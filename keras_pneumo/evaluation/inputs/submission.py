@@ -492,8 +492,10 @@ def named_rows(rows: pd.DataFrame) -> str:
 
 def _probabilities(table: pd.DataFrame, path: Path, errors: list[Fault]) -> np.ndarray:
     """The probabilities; NaN for a wrong one, which is added to ``errors``."""
-    values = pd.to_numeric(table.probability, errors="coerce").to_numpy(float)
+    values = pd.to_numeric(table.probability, errors="coerce").to_numpy(float, copy=True)
     wrong = ~(np.isfinite(values) & (values >= 0) & (values <= 1))
+    # pandas 2 finds a neighbour of some numbers; Python's reading is exact, and takes whatever pandas takes.
+    values[~wrong] = [float(cell) for cell in table.probability[~wrong]]
     if wrong.any():
         cells = zip(table.row[wrong], table.probability[wrong], strict=True)
         rows = listed(f"row {row} ({text[:20]!r})" for row, text in cells)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
@@ -24,40 +24,57 @@ from keras_pneumo.training.optimizers import make_optimizer, set_learning
 from keras_pneumo.training.step import training_network
 from keras_pneumo.training.trainer import phases_of, plan_of, starting_point
 
-LOW, HIGH = 1e-7, 10.0
-"""Range of rates tried, the same as fastai's ``lr_find``."""
+RANGES = {"adamw": (1e-6, 1.0), "sgd": (1e-5, 10.0)}
+"""Rates tried, by optimizer: the lowest changes nothing in so few steps, the highest breaks any training."""
 
-CLEAR_FALL = 0.05
-"""Below this fall of the loss the curve is mostly noise, and so is the suggestion."""
+UNDER_EDGE = 1 / 3
+"""Where no clear fall shows a rate, so many times the one at which the loss rises is suggested: that rise is far larger
+than the noise of single steps."""
 
-SMOOTHING = 0.98
-"""Momentum of the running mean of the losses, corrected for its start at zero."""
+CLEAR = 3.0
+"""A fall of the loss that is less than so many times its standard error is noise, and so is the suggestion."""
 
 DIVERGED = 4.0
-"""The search ends when the smoothed loss is this many times its least value."""
+"""A start ends when the running mean of its losses is this many times its least value."""
+
+SMOOTHING = 0.9
+"""Momentum of that running mean, corrected for its start at zero."""
+
+RISEN = 1.1
+"""Past the first rate at which the smoothed loss is so many times its least value before, beyond noise, nothing is
+suggested: a network that is broken may have a falling loss again."""
 
 
 @dataclass(frozen=True)
 class RateSearch:
-    """Rates tried, in rising order, the loss of each step, its running mean (each (n,)), and the rate suggested."""
+    """What raising the rate did to the loss, over one or more starts."""
 
     rates: np.ndarray
+    """Rates tried, (n,), rising."""
     losses: np.ndarray
+    """Of each start the loss at each rate, (starts, n)."""
     smoothed: np.ndarray
+    """Their mean, smoothed over neighbouring rates, (n,)."""
     suggested: float
+    """Two thirds down the fall of the loss where the fall is :attr:`clear`, else a third of :attr:`edge`."""
+    edge: float | None
+    """The rate at which the smoothed loss has clearly risen; None where it has not."""
+    fall: float
+    """How far the smoothed loss fell, as a share of its level at the lowest rates."""
+    error: float
+    """The standard error of :attr:`fall`, from how the losses scatter about the smoothed ones."""
 
     @property
-    def fall(self) -> float:
-        """How far the smoothed loss fell from its level after the unsteady start, as a share of that level."""
-        settled = self.smoothed[len(self.smoothed) // 10 :]
-        return float(1 - settled.min() / settled[0])
+    def clear(self) -> bool:
+        """Whether the fall is more than noise."""
+        return self.fall > CLEAR * self.error
 
     def save(self, folder: Path, synthetic: bool = False) -> None:
         """Write ``learning_rates.csv`` and ``learning_rates.png``, which says where images are ``synthetic``."""
-        table = pd.DataFrame({"learning_rate": self.rates, "loss": self.losses, "smoothed_loss": self.smoothed})
+        mean = self.losses.mean(axis=0)
+        table = pd.DataFrame({"learning_rate": self.rates, "loss": mean, "smoothed_loss": self.smoothed})
         table.to_csv(folder / "learning_rates.csv", index=False, lineterminator="\n")
-        path = folder / "learning_rates.png"
-        draw_rates(self.rates, self.losses, self.smoothed, self.suggested, path, synthetic)
+        draw_rates(self, folder / "learning_rates.png", synthetic)
 
 
 def search(
@@ -67,6 +84,7 @@ def search(
     steps: int = 100,
     progress: Callable[[int, int], None] | None = None,
     on_loaded: Callable[[LoadedParts], None] = lambda parts: None,
+    starts: int = 3,
 ) -> RateSearch:
     """Find a rate for the experiment as it starts: its first phase's layers learning, from its first weights.
 
@@ -76,64 +94,116 @@ def search(
         weights: as in :func:`keras_pneumo.training.trainer.train`.
         steps: how many rates to try.
         progress: called with images done and images in all.
-        on_loaded: called with what a safetensors file gave.
+        on_loaded: called with what a file of weights gave.
+        starts: how often to try all of them, each time from the next seed's random weights and order of images.
 
     Raises:
         PneumoError: as :func:`keras_pneumo.training.trainer.train` and :func:`find_rate`.
     """
-    model, training, _ = starting_point(experiment, prepared, weights, on_loaded=on_loaded)
-    set_learning(model, experiment, phases_of(experiment)[0].encoder_learns)
-    return find_rate(model, experiment, training, steps, progress)
+    batch = experiment.global_batch_size
+    rates = np.geomspace(*RANGES[experiment.optimizer], steps)
+    losses = []
+    for start in range(starts):
+        keras.utils.clear_session()  # of the start before
+        own = experiment.replace(seed=experiment.seed + start)
+        loaded = on_loaded if start == 0 else lambda parts: None
+        model, training, _ = starting_point(own, prepared, weights, on_loaded=loaded)
+        set_learning(model, own, phases_of(own)[0].encoder_learns)
+
+        def show(step: int, before: int = start * steps) -> None:
+            if progress:
+                progress((before + step) * batch, starts * steps * batch)
+
+        losses.append(raise_rate(model, own, training, rates, show))
+    return find_rate(rates, losses)
 
 
-def find_rate(
+def raise_rate(
     model: keras.Model,
     experiment: Experiment,
     source: ImageSet,
-    steps: int = 100,
-    progress: Callable[[int, int], None] | None = None,
-) -> RateSearch:
-    """Train ``model`` by the training step with a rate that rises from :data:`LOW` to :data:`HIGH` by equal factors.
+    rates: np.ndarray,
+    progress: Callable[[int], None] = lambda step: None,
+) -> np.ndarray:
+    """Train ``model`` by the training step, each step with the next rate; the model's weights are spoilt by this.
 
-    It ends earlier where the loss diverges. The model's weights are spoilt by this: build another one to train.
+    It ends earlier where the loss diverges.
 
     Args:
         model: the network (functional), with the layers learning that are to learn.
         experiment: says batch, augmentation and optimizer.
         source: training images.
-        steps: how many rates to try.
-        progress: called with images done and images in all.
+        rates: (n,).
+        progress: called with the steps done.
 
-    Raises:
-        PneumoError: the loss left the finite numbers before a rate could be suggested.
+    Returns:
+        The loss of each step, before the step changed the weights; at most (n,), all finite.
     """
-    rates = np.geomspace(LOW, HIGH, steps)
-    optimizer = make_optimizer(experiment.replace(schedule="constant", ema=0), model, LOW, steps)
+    steps = len(rates)
+    optimizer = make_optimizer(experiment.replace(schedule="constant", ema=0), model, float(rates[0]), steps)
     network = training_network(model, image_losses(experiment), optimizer)
     plan = plan_of(experiment, 0, -(-steps // steps_per_epoch(len(source), experiment.global_batch_size)))
     losses: list[float] = []
-    smoothed: list[float] = []
-    mean = 0.0
+    mean, least = 0.0, float("inf")
     for (images, target), rate in zip(training_batches(source, plan), rates, strict=False):
         network.optimizer.learning_rate = rate
         loss = float(network.train_on_batch(images, target, return_dict=True)["loss"])
         if not np.isfinite(loss):
             break
         losses.append(loss)
+        progress(len(losses))
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
-        smoothed.append(mean / (1 - SMOOTHING ** len(losses)))
-        if progress:
-            progress(len(losses) * experiment.global_batch_size, steps * experiment.global_batch_size)
-        if smoothed[-1] > DIVERGED * min(smoothed):
+        running = mean / (1 - SMOOTHING ** len(losses))
+        least = min(least, running)
+        if running > DIVERGED * least:
             break
-    tried = rates[: len(losses)]
-    if len(losses) < 10:
+    return np.array(losses)
+
+
+def find_rate(rates: np.ndarray, losses: Sequence[np.ndarray]) -> RateSearch:
+    """Suggest a rate from the losses of some starts; what all of them reached counts.
+
+    Args:
+        rates: (n,) rising.
+        losses: of each start, (n,) or less where it diverged.
+
+    Raises:
+        PneumoError: they diverged before a rate could be suggested.
+    """
+    number = min(map(len, losses))
+    if number < 10:
         raise PneumoError(
-            f"The loss stayed finite and within {DIVERGED:g} times its least value at {len(losses)} rates only; from "
+            f"The loss stayed finite and within {DIVERGED:g} times its least value at {number} rates only; from "
             "so few no rate can be suggested. Check the images and labels, or try more steps."
         )
-    usable = slice(len(losses) // 10, -5)  # as fastai: the mean is unsteady at its start, and diverges at its end
-    return RateSearch(tried, np.array(losses), np.array(smoothed), suggest(tried[usable], np.array(smoothed)[usable]))
+    tried, each = rates[:number], np.stack([some[:number] for some in losses])
+    mean = each.mean(axis=0)
+    width = max(len(rates) / 25, 1.0)
+    smoothed = smooth(mean, width)
+    # The deviation of a step's loss from its neighbour's, hardly touched by the loss's course or by a few outliers; and
+    # that of a mean weighted by a Gaussian of this width.
+    noise = float(np.median(np.abs(np.diff(mean)))) / (0.6745 * np.sqrt(2))
+    error = noise / np.sqrt(2 * np.sqrt(np.pi) * width)
+    least = np.minimum.accumulate(smoothed)
+    risen = np.flatnonzero(smoothed - least > np.maximum((RISEN - 1) * least, CLEAR * np.sqrt(2) * error))
+    end = max(int(risen[0]) if len(risen) else number, 5)
+    level, lowest = float(smoothed[: max(number // 5, 1)].mean()), float(smoothed[:end].min())
+    edge = float(tried[risen[0]]) if len(risen) else None
+    suggested = suggest(tried[:end], smoothed[:end])
+    found = RateSearch(tried, each, smoothed, suggested, edge, 1 - lowest / level, np.sqrt(2) * error / level)
+    return found if found.clear or edge is None else replace(found, suggested=edge * UNDER_EDGE)
+
+
+def smooth(values: np.ndarray, width: float) -> np.ndarray:
+    """Means of neighbouring values, weighted by a Gaussian of so many places; it does not lag, as a running mean does.
+
+    Args:
+        values: (n,).
+        width: the Gaussian's standard deviation.
+    """
+    places = np.arange(len(values))
+    weights = np.exp(-0.5 * ((places[:, None] - places) / width) ** 2)
+    return (weights @ values) / weights.sum(axis=1)
 
 
 def suggest(rates: np.ndarray, smoothed: np.ndarray) -> float:
@@ -159,25 +229,21 @@ def suggest(rates: np.ndarray, smoothed: np.ndarray) -> float:
     return float(rates[min(start + int((end - start) * 2 / 3), len(rates) - 1)])
 
 
-def draw_rates(
-    rates: np.ndarray,
-    losses: np.ndarray,
-    smoothed: np.ndarray,
-    suggested: float,
-    path: Path,
-    synthetic: bool = False,
-) -> None:
-    """The learning-rate finder's plot: loss against rate, both (n,), the suggested rate, and whether on phantoms."""
+def draw_rates(search: RateSearch, path: Path, synthetic: bool = False) -> None:
+    """The learning-rate finder's plot: loss against rate, the suggested rate, and whether on phantoms."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axis = figure.subplots()
-    axis.plot(rates, losses, color=TRAINING_COLOR, linewidth=0.7, alpha=0.6, label="each step")
-    axis.plot(rates, smoothed, color=VALIDATION_COLOR, linewidth=2, label="smoothed")
-    axis.axvline(suggested, color=BEST_COLOR, linestyle="--", label=f"suggested: {suggested:.1e}")
+    starts, smoothed = len(search.losses), search.smoothed
+    each = "each step" if starts == 1 else f"each step, mean of {starts} starts"
+    axis.plot(search.rates, search.losses.mean(axis=0), color=TRAINING_COLOR, linewidth=0.7, alpha=0.6, label=each)
+    axis.plot(search.rates, smoothed, color=VALIDATION_COLOR, linewidth=2, label="smoothed")
+    label = f"suggested: {search.suggested:.1e}" + ("" if search.clear else " (noise)")
+    axis.axvline(search.suggested, color=BEST_COLOR, linestyle="--", label=label)
     axis.set_xscale("log")
     low, high = float(smoothed.min()), float(smoothed[0])
     axis.set_ylim(low - 0.2 * (high - low + 1e-3), high + 1.0 * (high - low + 1e-3))
     axis.set_xlabel("learning rate of the head")
-    axis.set_ylabel("cross-entropy")
+    axis.set_ylabel("loss")
     axis.set_title("Learning-rate finder" + (" on synthetic phantoms" if synthetic else ""))
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)

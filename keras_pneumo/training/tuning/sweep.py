@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from keras_pneumo.config import (
     CLASSIFIER,
@@ -467,7 +467,7 @@ class _Sweep:
             for trial in trials
         ]
         write_table(self.folder / TABLE, pd.DataFrame(rows))
-        curves = [trial.intermediate_values for trial in trials]
+        curves = [_scores_by_epoch(self.run_folder(trial.number)) for trial in trials]
         figure = draw_sweep(pd.DataFrame(rows), curves, self.space, self.score_name, self.prepared.synthetic)
         save_figure(figure, self.folder / FIGURE)
         best = self.best()
@@ -488,6 +488,15 @@ class _Sweep:
         write_bytes(path, text.encode())
         if read_experiment(path) != experiment:
             raise AssertionError(f"{path} does not say what the trial was")
+
+
+def _scores_by_epoch(folder: Path) -> dict[int, float]:
+    """The validation scores in a run folder's log; of a trial that went on after a stop, those before it too."""
+    if not (folder / "log.csv").is_file():
+        return {}
+    log = pd.read_csv(folder / "log.csv")
+    scores = log["validation_dice" if "validation_dice" in log else "validation_auroc"]
+    return dict(zip(log["epoch"].astype(int).tolist(), scores.tolist(), strict=True))
 
 
 def _pruned() -> type[BaseException]:
@@ -565,6 +574,8 @@ def draw_sweep(
             scatter(axis, trials[name])
             if drawn.log:
                 axis.set_xscale("log")
+                axis.xaxis.set_minor_formatter(NullFormatter())  # they would run into each other
+                axis.set_xlim(drawn.low / 1.2, drawn.high * 1.2)
         axis.set_xlabel(name)
     for axis in axes[2 + len(space) :]:
         axis.set_visible(False)

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 from small_siim import radiograph, write_dicom, write_png
 
-from keras_pneumo.data.radiographs.reading import LINK_OUT, find_files, find_images, read_or_reason
+from keras_pneumo.data.radiographs.reading import (
+    LINK_OUT,
+    NOT_READ,
+    find_files,
+    find_images,
+    other_format_notes,
+    read_or_reason,
+)
 from keras_pneumo.errors import PneumoError
 
 
@@ -19,14 +26,34 @@ def test_images_are_found_at_any_depth_and_masks_are_not(tmp_path):
         write_png(tmp_path / name, radiograph(1))
     for name in ("prepared/manifest.json", "prepared/cases.csv", "prepared/images_64/9.png", "out/10.png"):
         write_png(tmp_path / name, radiograph(1))
-    paths, mask_folders, links_out = find_images(tmp_path, skip=[tmp_path / "out"])
+    paths, mask_folders, links_out, other_formats = find_images(tmp_path, skip=[tmp_path / "out"])
     assert not links_out
+    assert not other_formats
     names = [path.relative_to(tmp_path).as_posix() for path in paths]
     assert sorted(names) == sorted(
         ["a/b/c/1.dcm", "2.DCM", "png/3.png", "jpg/4.JPEG", "mit Leerzeichen/ž 5.png", "d/1.2.826.0.123456"]
     )
     assert paths == sorted(paths)
     assert mask_folders == ["png_masks"]
+
+
+def test_images_of_formats_that_are_not_read_are_named(tmp_path):
+    write_png(tmp_path / "1.png", radiograph(1))
+    names = ["2.dcm.gz", "3.NII.GZ", "b/4.tiff", "b/5.nii", "b/6.nii.gz"]
+    for name in (*names, "notes.txt", "train.csv.gz", ".7.nii", "masks/8.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = find_images(tmp_path)
+    assert [path.name for path in found.paths] == ["1.png"]
+    assert [path.relative_to(tmp_path).as_posix() for path in found.other_formats] == names
+    assert other_format_notes(tmp_path, found) == [
+        "5 files beside the radiographs cannot be read (2.dcm.gz, 3.NII.GZ, b/4.tiff and 2 more). Convert what is "
+        "meant to be one to DICOM, PNG or JPEG."
+    ]
+    assert find_files([tmp_path]).refused == [{"file": name, "reason": NOT_READ} for name in names]
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(PneumoError, match=r"2\.dcm\.gz: images of this format are not read; convert it"):
+        find_files([tmp_path])
 
 
 def test_linked_folders_are_followed_once(tmp_path):
