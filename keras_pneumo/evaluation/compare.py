@@ -142,7 +142,7 @@ def score(
         truth: a prepared folder, its ``truth.csv``, a label file (see :func:`.truth.read_truth`), or a table with
             ``image_id`` and ``pneumothorax`` (0 or 1) and/or ``encoded_pixels``; ``patient_id`` makes the intervals
             those of patients.
-        submission: a submission's folder, a bare Kaggle file, or a table with ``image_id`` and ``probability`` and/or
+        submission: a submission's folder, a bare file, or a table with ``image_id`` and ``probability`` and/or
             ``encoded_pixels``.
         subset: the scored subset, where the truth has subsets.
         ids: a file of the image ids to score, where the truth is a label file.

@@ -1,9 +1,9 @@
 """Reads, checks and writes a team's submission, and writes a template of one.
 
-In: a folder (``submission.json``, ``predictions.csv``, perhaps ``validation.csv``) from any framework, or a bare Kaggle
-CSV. Out: a :class:`Submission`; an error message names the file and the row. Whether it fits the truth's
-images is checked in :mod:`keras_pneumo.evaluation.inputs.alignment`. Writing replaces an older submission, and refuses
-a folder that holds anything else; a template replaces nothing.
+In: a folder (``submission.json``, ``predictions.csv``, perhaps ``validation.csv``) from any framework, a bare Kaggle
+CSV, or a bare one of ``image_id`` and ``probability``. Out: a :class:`Submission`; an error message names the file and
+the row. Whether it fits the truth's images is checked in :mod:`keras_pneumo.evaluation.inputs.alignment`. Writing
+replaces an older submission, and refuses a folder that holds anything else; a template replaces nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import is_leftover, replacing_contents, write_bytes, write_table
 from keras_pneumo.storage.tables import (
     MAX_BYTES,
+    column_name,
     counted,
     image_id_of,
     listed,
@@ -129,7 +130,7 @@ def rows_of(table: pd.DataFrame) -> tuple[tuple[int | None, str], ...]:
 class Submission:
     """One submission as read: ``predictions`` has ``image_id``, ``row`` and ``probability`` and/or ``encoded_pixels``.
 
-    A bare Kaggle file may have several rows for one image; a team folder has one.
+    A bare file of masks may have several rows for one image; a team folder has one.
     """
 
     path: Path
@@ -149,7 +150,7 @@ class Submission:
 
 
 def read_submission(path: Path, max_bytes: int = MAX_BYTES) -> Submission:
-    """Read a team folder or a bare Kaggle CSV (plain or gzipped).
+    """Read a team folder, a bare Kaggle CSV, or a bare one of ``image_id`` and ``probability`` (plain or gzipped).
 
     Args:
         path: the folder that holds ``submission.json``, or the file.
@@ -176,10 +177,7 @@ def examine_submission(path: Path, max_bytes: int = MAX_BYTES) -> Submission:
         return _unreadable(path, [Fault(f"There is no {path}. Check the path.", path)])
     errors: list[Fault] = []
     if not path.is_dir():
-        name = path.name.removesuffix(".gz").removesuffix(".csv")
-        info = SubmissionInfo(team=one_line(name, 80) or "unnamed", task="segmentation")
-        rows = _collected(errors, path, lambda: _read_bare(path, max_bytes, errors))
-        return Submission(path, info, _NO_ROWS if rows is None else rows, bare=True, errors=errors)
+        return _examine_bare(path, max_bytes)
     info, notes, task = _read_info(path / INFO_FILE, max_bytes, errors)
     table, file = path / PREDICTIONS_FILE, path / VALIDATION_FILE
     predictions = _collected(errors, table, lambda: _read_predictions(table, task, max_bytes, errors))
@@ -188,6 +186,27 @@ def examine_submission(path: Path, max_bytes: int = MAX_BYTES) -> Submission:
     )
     predictions = _NO_ROWS if predictions is None else predictions
     return Submission(path, info, predictions, validation, notes=notes, errors=errors)
+
+
+def _examine_bare(path: Path, max_bytes: int) -> Submission:
+    """A single file: Kaggle's masks, or a probability for each image, perhaps with its mask."""
+    errors: list[Fault] = []
+    names = {"imageid": "image_id", "probability": "probability", "encodedpixels": "encoded_pixels"}
+    task: Task = "segmentation"
+
+    def read() -> pd.DataFrame:
+        nonlocal task
+        _, header = next(read_rows(path, max_bytes), (0, []))
+        columns = {cell: names[column_name(cell)] for cell in header if column_name(cell) in names}
+        if "probability" not in columns.values():
+            return _read_masks(path, max_bytes, errors)
+        task = "joint" if "encoded_pixels" in columns.values() else "classification"
+        return _read_predictions(path, task, max_bytes, errors, columns)
+
+    rows = _collected(errors, path, read)
+    name = path.name.removesuffix(".gz").removesuffix(".csv")
+    info = SubmissionInfo(team=one_line(name, 80) or "unnamed", task=task)
+    return Submission(path, info, _NO_ROWS if rows is None else rows, bare=True, errors=errors)
 
 
 _NO_ROWS = pd.DataFrame({"image_id": pd.Series(dtype=str), "row": pd.Series(dtype=int)})
@@ -422,14 +441,8 @@ def _need_columns(table: pd.DataFrame, task: Task | None, path: Path) -> None:
         raise PneumoError(f"{path} has no column {' and no column '.join(missing)}, which {needed}. Add it.")
 
 
-def _read_bare(path: Path, max_bytes: int, errors: list[Fault]) -> pd.DataFrame:
+def _read_masks(path: Path, max_bytes: int, errors: list[Fault]) -> pd.DataFrame:
     """A bare Kaggle file: ``image_id``, ``encoded_pixels``, ``row``, a line per mask; wrong rows go to ``errors``."""
-    _, header = next(read_rows(path, max_bytes), (0, []))
-    if any(name.lower() == "probability" for name in header):
-        raise PneumoError(
-            f"{path} has a column probability, but a single file may hold masks only. "
-            "Put it in a folder as predictions.csv, with a submission.json beside it."
-        )
     rows, rejected = read_label_rows(path, max_bytes=max_bytes)
     if rejected:
         named = listed(f"row {item.row} ({one_line(item.reason, 100)})" for item in rejected)
@@ -451,11 +464,21 @@ def _read_bare(path: Path, max_bytes: int, errors: list[Fault]) -> pd.DataFrame:
     return rows[["image_id", "encoded_pixels", "row"]]
 
 
-def _read_predictions(path: Path, task: Task | None, max_bytes: int, errors: list[Fault]) -> pd.DataFrame:
-    """The table without its wrong rows, which are added to ``errors``: all of them, each kind in one sentence."""
+def _read_predictions(
+    path: Path, task: Task | None, max_bytes: int, errors: list[Fault], names: dict[str, str] | None = None
+) -> pd.DataFrame:
+    """The table without its wrong rows, which are added to ``errors``: all of them, each kind in one sentence.
+
+    Args:
+        path: the table.
+        task: which columns it needs.
+        max_bytes: largest file read.
+        errors: gets what is wrong.
+        names: what its columns are called here, where they may be written otherwise.
+    """
     if not path.exists():
         raise PneumoError(f"{path.parent} has no {path.name}. Put it there.")
-    table = read_table(path, max_bytes)
+    table = read_table(path, max_bytes).rename(columns=names or {})
     _need_columns(table, task, path)
     if table.empty:
         raise PneumoError(f"{path} has no rows. Write one row for each image.")

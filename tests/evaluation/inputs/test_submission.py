@@ -102,10 +102,21 @@ def test_only_numbers_are_taken_for_logits(tmp_path, cell, logits):
     assert ("sigmoid" in str(raised.value)) == logits
 
 
-def test_a_single_file_of_probabilities_is_refused_with_advice(tmp_path):
-    (tmp_path / "answers.csv").write_text("image_id,probability\na,0.5\nb,0.25\n")
-    with pytest.raises(PneumoError, match=r"has a column probability, .* with a submission\.json"):
-        read_submission(tmp_path / "answers.csv")
+@pytest.mark.parametrize("header", ["image_id,probability", "ImageId, Probability"])
+def test_a_single_file_of_probabilities_is_read(tmp_path, header):
+    path = tmp_path / "answers.csv"
+    path.write_text(f"{header}\na,0.5\nb,0.25\n")
+    submission = read_submission(path)
+    assert (submission.info.team, submission.info.task, submission.bare) == ("answers", "classification", True)
+    assert submission.predictions.to_dict("list") == {"image_id": ["a", "b"], "probability": [0.5, 0.25], "row": [2, 3]}
+    path.write_text("image_id,EncodedPixels,probability\na,-1,0.5\nb,1 2,0.25\n")
+    submission = read_submission(path)
+    assert submission.info.task == "joint"
+    assert list(submission.predictions.encoded_pixels) == ["-1", "1 2"]
+    path.write_text("image_id,probability\na,1.5\na,0.25\n")
+    with pytest.raises(PneumoError, match=r"(?s)more than one row: row 3 .*sigmoid") as raised:
+        read_submission(path)
+    assert "answers.csv" in str(raised.value)
 
 
 def test_writing_deletes_nothing_but_an_older_submission(tmp_path, monkeypatch):
