@@ -9,6 +9,7 @@
 #   CLASSIFIER=RUN SEGMENTER=RUN    the runs that make detect joins; default: the demos' runs
 #   DETECTOR=FOLDER    an existing detector for make detect
 #   START_FROM=RUN     a run whose weights are the start, for example of a smaller image size
+#   SET="NAME=VALUE ..."    settings of the experiment that are to be others, such as SET="epochs=5 learning_rate=3e-4"
 #
 # An interrupted training goes on when the same command is started again.
 
@@ -27,7 +28,7 @@ PHANTOMS := data/phantom
 PHANTOM_OPTIONS := --images 900 --seed 0 --size-scale 6
 EXPERIMENT ?= experiments/demo_classifier.py
 train-segmenter torch-segmenter: EXPERIMENT := experiments/demo_segmenter.py
-OPTIONS = $(if $(OUT),--out "$(OUT)") $(if $(PREPARED),--prepared "$(PREPARED)") $(if $(PATIENTS),--patients "$(PATIENTS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(START_FROM),--start-from "$(START_FROM)")
+OPTIONS = $(if $(OUT),--out "$(OUT)") $(if $(PREPARED),--prepared "$(PREPARED)") $(if $(PATIENTS),--patients "$(PATIENTS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(START_FROM),--start-from "$(START_FROM)") $(foreach setting,$(SET),--set $(setting))
 
 .PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity planted-faults compare-frameworks docs notebooks lint doctor wheel-check lowest compare bench bench-docs kills fuzz audit sbom lock clean
 

@@ -183,6 +183,13 @@ def test_make_passes_paths_with_spaces(target, folder):
     assert any(folder in words and "my run" in words for words in commands_run), output
 
 
+def test_make_passes_settings():
+    line = ["make", "-n", "-o", ".venv/.ready", "train-segmenter", "DATA=x", "SET=epochs=5 augmentation.flip=0"]
+    output = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    words = shlex.split(output.splitlines()[-1])
+    assert words[-4:] == ["--set", "epochs=5", "--set", "augmentation.flip=0"], words
+
+
 def test_the_package_index_gets_links_and_pictures_that_work_there(tmp_path, monkeypatch):
     import runpy
 
