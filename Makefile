@@ -193,6 +193,7 @@ kills: $(READY)
 # The tests, then the ladder from pixels to scores. It also reads real radiographs where they are on this machine.
 PARITY_DATA := $(wildcard ../shared/siim_mini)
 parity: export KERAS_PNEUMO_TORCH_PYTHON := $(abspath $(TORCH))/bin/python
+parity: export OMP_WAIT_POLICY := PASSIVE
 parity: $(READY) $(TORCH)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow" tests/parity/pytorch
 	$(BIN)/keras-pneumo parity --out "$(or $(OUT),runs/parity)" $(addprefix --data ,$(or $(DATA),$(PARITY_DATA)))
