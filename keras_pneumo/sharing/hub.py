@@ -86,6 +86,8 @@ def push(package: Package, address: Address, public: bool = False) -> Address:
         removed = [hub.CommitOperationDelete(name) for name in sorted(there - set(names))]
         # Not upload_folder, which may upload in several commits: a record would stand beside the weights of another.
         commit = api.create_commit(address.repo, [*added, *removed], commit_message=f"{package.kind} {package.name}")
+    except PneumoError:
+        raise
     except Exception as error:
         raise _refusal(hub, address, error) from error
     return address._replace(revision=str(commit.oid))
@@ -105,6 +107,8 @@ def fetch(address: Address) -> tuple[Package, Address]:
     hub = require_library()
     try:
         info = _api(hub).model_info(address.repo, revision=address.revision or None)
+    except PneumoError:
+        raise
     except Exception as error:
         raise _refusal(hub, address, error) from error
     pinned = address._replace(revision=str(info.sha))
@@ -135,6 +139,8 @@ def _download(hub: ModuleType, pinned: Address, temporary: Path) -> None:
         ) from None
     except ValueError as error:
         raise PneumoError(f"{LIST} of {pinned} cannot be read: {error}. Push the package again.") from None
+    except PneumoError:
+        raise
     except Exception as error:
         raise _refusal(hub, pinned, error) from error
     shutil.rmtree(whole / ".cache", ignore_errors=True)  # the library's own notes

@@ -104,6 +104,8 @@ class Feed:
                 task(tracker)
             if tracker is not None:
                 tracker.close()
+        except PneumoError as error:
+            self.fault = str(error)
         except BaseException as error:  # of any library below it; a training must not end by it
             self.fault = one_line(str(error).split("\n")[0], 200) or type(error).__name__
 
@@ -275,9 +277,11 @@ class _Mlflow:
         self.sent = {metric.step for metric in self.client.get_metric_history(self.run_id, "seconds")}
 
     def _is_there(self, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
         try:
             return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
-        except Exception:  # removed by somebody
+        except MlflowException:  # removed by somebody
             return False
 
     def _new_run(self, folder: Path) -> str:

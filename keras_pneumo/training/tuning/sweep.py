@@ -409,6 +409,7 @@ class _Sweep:
 
     def run_trial(self, number: int, values: Mapping[str, Any], trial: optuna.trial.Trial | None) -> None:
         """Train one trial and tell Optuna; without ``trial`` it goes on after a stop, and is not pruned."""
+        import optuna
         from optuna.trial import TrialState
 
         folder, experiment = self.run_folder(number), self.experiment_of(number, values)
@@ -417,8 +418,6 @@ class _Sweep:
         state: State = "complete"
 
         def on_epoch(row: EpochRow) -> None:
-            import optuna
-
             self.options.on_epoch(row)
             if trial is not None and np.isfinite(row.score):
                 trial.report(row.score, row.epoch)
@@ -436,7 +435,7 @@ class _Sweep:
             self.options.notify(f"Trial {number}: {fault}")
             state = "failed"
             self.study.tell(number, state=TrialState.FAIL)
-        except _pruned():
+        except optuna.TrialPruned:
             state = "pruned"
             checkpoints.keep(folder, 0)  # nothing goes on from them
             self.study.tell(number, state=TrialState.PRUNED)
@@ -497,12 +496,6 @@ def _scores_by_epoch(folder: Path) -> dict[int, float]:
     log = pd.read_csv(folder / "log.csv")
     scores = log["validation_dice" if "validation_dice" in log else "validation_auroc"]
     return dict(zip(log["epoch"].astype(int).tolist(), scores.tolist(), strict=True))
-
-
-def _pruned() -> type[BaseException]:
-    import optuna
-
-    return optuna.TrialPruned
 
 
 def experiment_text(experiment: Experiment, docstring: str) -> str:
