@@ -256,10 +256,10 @@ def _removed_after_a_fault(temporary: Path) -> Iterator[None]:
 
 
 def keep(run: Path, count: int) -> None:
-    """Remove all but the last ``count`` complete checkpoints, and what interrupted writes left."""
-    for left in (run / FOLDER).glob(f"{WRITING}*"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Remove all but the last ``count`` complete checkpoints, and what interrupted writes and removals left."""
     complete = [folder for folder in folders(run) if (folder / MARKER).is_file()]
+    for left in [*(run / FOLDER).glob(f"{WRITING}*"), *(each for each in folders(run) if each not in complete)]:
+        shutil.rmtree(left, ignore_errors=True)
     for folder in complete[: len(complete) - count]:
         (folder / MARKER).unlink(missing_ok=True)  # first, so that a half-removed one is never taken for whole
         shutil.rmtree(folder, ignore_errors=True)

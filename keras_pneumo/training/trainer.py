@@ -880,8 +880,9 @@ class Trainer:
             }
             weights = [name for name in self.log.files() if name.endswith((".weights.h5", ".safetensors"))]
             ended[HASHES] = {name: sha256_file(self.folder / name) for name in weights}
-            write_record(self.folder, self.record | ended)
+            # Before the record says that the training is done: a start after that removes no checkpoint.
             checkpoints.keep(self.folder, 1)
+            write_record(self.folder, self.record | ended)
         self.distribution.broadcast(0)  # no worker goes on before the chief has written all this
         return TrainingResult(self.folder, best, seconds, self.best_network())
 

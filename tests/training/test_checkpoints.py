@@ -45,6 +45,14 @@ def test_the_last_two_checkpoints_are_kept(tmp_path):
     assert [folder.name for folder in checkpoints.folders(tmp_path)] == ["at_0001_000000"]
 
 
+def test_row_17_what_a_killed_removal_left_goes_with_the_next(tmp_path):
+    half = write(tmp_path, 0, 3)
+    write(tmp_path, 0, 11)
+    (half / "COMPLETE.json").unlink()
+    checkpoints.keep(tmp_path, 1)
+    assert [folder.name for folder in checkpoints.folders(tmp_path)] == ["at_0000_000011"]
+
+
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
     write(tmp_path)
     write(tmp_path, extra=np.ones(1))

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError, Stopped
 from keras_pneumo.storage.files import folder_lock
-from keras_pneumo.training import callbacks, checkpoints, memory
+from keras_pneumo.training import callbacks, checkpoints, memory, trainer
 from keras_pneumo.training.callbacks import CheckpointInterval
 from keras_pneumo.training.step import TrainingNetwork
 from keras_pneumo.training.trainer import plan_of
@@ -199,3 +199,22 @@ def test_stopping_between_the_last_step_and_the_validation_of_an_epoch(tmp_path,
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name])
     assert len(pd.read_csv(tmp_path / "run/log.csv")) == 4
+
+
+def test_row_17_when_the_record_says_that_the_training_is_done_only_the_last_checkpoint_is_there(
+    tmp_path, prepared, monkeypatch
+):
+    """A start after a kill at that moment reports, and removes no checkpoint."""
+    left = []
+    write = trainer.write_record
+
+    def recorded(folder, record):
+        if "training_seconds" in record:
+            left.append([path.name for path in checkpoints.folders(folder)])
+        return write(folder, record)
+
+    monkeypatch.setattr(trainer, "write_record", recorded)
+    train_tiny(prepared, tmp_path / "run", checkpoint_every=CheckpointInterval(None, 1))
+    assert len(left) == 1
+    assert left[0] == [path.name for path in checkpoints.folders(tmp_path / "run")]
+    assert len(left[0]) == 1
