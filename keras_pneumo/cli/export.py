@@ -121,22 +121,17 @@ def unpack_command(
     keras-pneumo unpack classifier.zip --out runs/unpacked`
     """
     import_tensorflow()
-    import shutil
-
     from keras_pneumo.sharing.archive import unpack_zip
     from keras_pneumo.sharing.hub import fetch, is_address, read_address
-    from keras_pneumo.sharing.package import read_package
-    from keras_pneumo.storage.files import replacing_contents, sha256_file
+    from keras_pneumo.sharing.package import copy_package, require_new_folder
+    from keras_pneumo.storage.files import sha256_file
 
     if is_address(source):
         if sha256:
             raise PneumoError("--sha256 is of a zip; an address is pinned by its commit. Write hf://OWNER/NAME@COMMIT.")
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise PneumoError(f"{out} is not empty. Give a new or an empty folder; nothing was changed.")
+        require_new_folder(out)  # before anything is fetched
         fetched, address = fetch(read_address(source))
-        with replacing_contents(out, ("package.json",)) as folder:
-            shutil.copytree(fetched.folder, folder, dirs_exist_ok=True)
-        package = read_package(out)
+        package = copy_package(fetched, out)
         say(f"From {address}.")
     else:
         zip_file = Path(source)

@@ -24,9 +24,17 @@ ROOMY = Console(width=10_000).options
 
 Task = Literal["classification", "segmentation", "joint"]
 
+SubmissionArgument = Annotated[Path, typer.Argument(help="A submission, a run folder, or a folder of several.")]
+TruthOption = Annotated[Path, typer.Option(help="A prepared folder, its truth.csv, or a SIIM label csv.")]
+SubsetOption = Annotated[str, typer.Option(help="Which patients are scored.")]
+IdsOption = Annotated[Path | None, typer.Option(help="Csv of the image ids to score, for a label csv as truth.")]
+MissingOption = Annotated[bool, typer.Option(help="Count images without a prediction as 'no'.")]
+ExtraOption = Annotated[bool, typer.Option(help="Leave out rows of images that are not scored, and rows given twice.")]
+ClipOption = Annotated[bool, typer.Option(help="Cut masks that end past the last pixel.")]
+
 
 def submission_template_command(
-    truth: Annotated[Path, typer.Option(help="A prepared folder, its truth.csv, or a SIIM label csv.")],
+    truth: TruthOption,
     out_folder: Annotated[Path, typer.Option("--out", help="The submission to fill in: a new or an empty folder.")],
     task: Annotated[
         Task | None, typer.Option(help="What the team answers. Default: joint, or classification without true masks.")
@@ -67,15 +75,13 @@ def submission_template_command(
 
 
 def check_submission_command(
-    submission: Annotated[Path, typer.Argument(help="A submission, a run folder, or a folder of several.")],
-    truth: Annotated[Path, typer.Option(help="A prepared folder, its truth.csv, or a SIIM label csv.")],
-    subset: Annotated[str, typer.Option(help="Which patients are scored.")] = "test",
-    ids: Annotated[Path | None, typer.Option(help="Csv of the image ids to score, for a label csv as truth.")] = None,
-    allow_missing: Annotated[bool, typer.Option(help="Count images without a prediction as 'no'.")] = False,
-    allow_extra: Annotated[
-        bool, typer.Option(help="Leave out rows of images that are not scored, and rows given twice.")
-    ] = False,
-    clip_runs: Annotated[bool, typer.Option(help="Cut masks that end past the last pixel.")] = False,
+    submission: SubmissionArgument,
+    truth: TruthOption,
+    subset: SubsetOption = "test",
+    ids: IdsOption = None,
+    allow_missing: MissingOption = False,
+    allow_extra: ExtraOption = False,
+    clip_runs: ClipOption = False,
     rows: Annotated[Path | None, typer.Option(help="Csv to write, with a line for every wrong row.")] = None,
 ) -> None:
     """Check a submission as `compare` reads it, score nothing, and name all its faults at once, by file and row.
@@ -107,22 +113,20 @@ def check_submission_command(
 
 
 def compare_command(
-    submissions: Annotated[Path, typer.Argument(help="A submission, a run folder, or a folder of several.")],
-    truth: Annotated[Path, typer.Option(help="A prepared folder, its truth.csv, or a SIIM label csv.")],
+    submissions: SubmissionArgument,
+    truth: TruthOption,
     out_folder: Annotated[Path, typer.Option("--out", help="Where board.csv, per_image.csv and report.html go.")],
-    subset: Annotated[str, typer.Option(help="Which patients are scored.")] = "test",
-    ids: Annotated[Path | None, typer.Option(help="Csv of the image ids to score, for a label csv as truth.")] = None,
+    subset: SubsetOption = "test",
+    ids: IdsOption = None,
     patients: Annotated[Path | None, typer.Option(help="Patient table, for a label csv as truth.")] = None,
     metadata: Annotated[
         Path | None, typer.Option(help="Table about the images; each column becomes a baseline.")
     ] = None,
     adjudicated: Annotated[Path | None, typer.Option(help="Adjudicated labels, for the accuracy ceiling.")] = None,
     this_split: Annotated[bool, typer.Option(help="Leave out submissions made on another split.")] = False,
-    allow_missing: Annotated[bool, typer.Option(help="Count images without a prediction as 'no'.")] = False,
-    allow_extra: Annotated[
-        bool, typer.Option(help="Leave out rows of images that are not scored, and rows given twice.")
-    ] = False,
-    clip_runs: Annotated[bool, typer.Option(help="Cut masks that end past the last pixel.")] = False,
+    allow_missing: MissingOption = False,
+    allow_extra: ExtraOption = False,
+    clip_runs: ClipOption = False,
     team: Annotated[str | None, typer.Option(help="Score only this team's submission.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 0,
     resamples: Annotated[int, typer.Option(min=100, help="Number of resamples of the patients.")] = 10_000,

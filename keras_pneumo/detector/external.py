@@ -25,6 +25,7 @@ from keras_pneumo.detector.detector import Detector, open_detector
 from keras_pneumo.detector.record import FILE as DETECTOR_FILE
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.board.board import Board, score_submissions
+from keras_pneumo.evaluation.board.findings import own_row, read_board
 from keras_pneumo.evaluation.board.subgroups import SubgroupScores, attributes_of, scores_within
 from keras_pneumo.evaluation.board.verdict import verdict
 from keras_pneumo.evaluation.inputs.alignment import align_submission
@@ -283,15 +284,11 @@ def _cautions(
 
 def _home_scores(opened: RunFolder | Detector) -> dict[str, Any] | None:
     """The row of the network's own board, on the test images of the data it was trained on; None without a board."""
-    folder = opened.folder if isinstance(opened, RunFolder) else opened.folder / "board"
-    try:
-        table = pd.read_csv(folder / "board.csv")
-        rows = table[table["kind"] == "submission"]
-        if isinstance(opened, Detector):
-            rows = rows[rows["team"].str.contains("(joined)", regex=False)]
-        return {str(name): value for name, value in rows.iloc[0].items()}
-    except (OSError, ValueError, KeyError, IndexError):
-        return None
+    if isinstance(opened, Detector):
+        row = own_row(read_board(opened.folder / "board/board.csv", joined=True))
+    else:
+        row = own_row(read_board(opened.folder / "board.csv"))
+    return None if row is None else {str(name): value for name, value in row.items()}
 
 
 def _write(

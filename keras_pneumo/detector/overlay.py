@@ -31,8 +31,7 @@ def overlay_mask(image: np.ndarray, mask: np.ndarray, lines: Sequence[str] = ())
     rows, columns = image.shape
     side = min(columns, 2 * rows)  # the text must fit into both
     picture = np.repeat(image[..., None], 3, axis=2)
-    contours, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(picture, contours, -1, OUTLINE, max(1, round(max(rows, columns) / 500)), cv2.LINE_AA)
+    draw_outline(picture, mask, OUTLINE, max(1, round(max(rows, columns) / 500)))
     ink = np.zeros((rows, columns), np.uint8)
     for number, line in enumerate(reversed(lines)):
         position = (round(side * 0.015), round(rows - side * (0.015 + 0.03 * number)))
@@ -43,6 +42,19 @@ def overlay_mask(image: np.ndarray, mask: np.ndarray, lines: Sequence[str] = ())
         letters = ink.astype(np.float32)[..., None] / 255
         picture = np.rint(picture * (1 - shade) * (1 - letters) + 255 * letters)
     return np.asarray(picture, np.uint8)
+
+
+def draw_outline(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], width: int = 1) -> None:
+    """Draw a mask's outline, holes included, into a picture of its rows and columns.
+
+    Args:
+        picture: uint8 (H, W, 3), changed in place.
+        mask: uint8 (H, W), 0 or 1.
+        colour: of the line, in the picture's order of channels.
+        width: of the line, in pixels.
+    """
+    contours, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(picture, contours, -1, colour, width, cv2.LINE_AA)
 
 
 def encode_png(picture: np.ndarray) -> bytes:

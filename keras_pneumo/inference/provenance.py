@@ -32,6 +32,7 @@ from keras_pneumo.data.prepared.folder import PreparedFolder, load_prepared
 from keras_pneumo.data.prepared.manifest import read_manifest
 from keras_pneumo.data.prepared.near_duplicates import difference_hashes
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.board.entries import NIH_IMAGES
 from keras_pneumo.storage.files import sha256_bytes
 from keras_pneumo.storage.tables import column_name, counted, image_id_of, listed, one_line, shown_id
 
@@ -52,7 +53,7 @@ SAME = ("same_file", "same_pixels", "same_image", "same_patient")
 """Columns of :func:`compare_images`, from the strictest to the widest."""
 
 _KIN = (
-    ("nih", "chestxray14", "chestxray8", "cxr14", "chestxnet", "siim", "rsna"),
+    NIH_IMAGES,
     *((name,) for name in ("padchest", "vindr", "chexpert", "mimic", "candid")),
 )
 """Names of data sets, those together that share images."""

@@ -39,7 +39,7 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.torch_archive import load_torch_archive
 from keras_pneumo.models.weights import from_torch, load_safetensors, safetensors_notes
 from keras_pneumo.models.xrayvision import IMAGES as XRAYVISION
-from keras_pneumo.models.xrayvision import is_xrayvision, read_weights
+from keras_pneumo.models.xrayvision import is_torch_file, is_xrayvision, read_state, read_weights
 from keras_pneumo.storage.files import cache_folder, default_cache_folder, replacing
 from keras_pneumo.storage.tables import one_line
 
@@ -193,10 +193,9 @@ def images_of_weights(path: Path, encoder: str, weights: str) -> str:
     Raises:
         PneumoError: it cannot be read.
     """
-    is_archive = path.suffix in (".pt", ".pth")
-    if not is_archive and (note := safetensors_notes(path).get(PRETRAINING)):
+    if not is_torch_file(path) and (note := safetensors_notes(path).get(PRETRAINING)):
         return one_line(note, 200)
-    state = load_torch_archive(path) if is_archive else load_safetensors(path)
+    state = read_state(path)
     if is_xrayvision(state):
         return XRAYVISION
     head = state.get("fc.weight")

@@ -51,7 +51,7 @@ def read_weights(path: Path) -> StateDict:
     Raises:
         PneumoError: the file cannot be read, or its stem takes one channel and it is not torchxrayvision's.
     """
-    state = load_torch_archive(path) if path.suffix in (".pt", ".pth") else load_safetensors(path)
+    state = read_state(path)
     if is_xrayvision(state):
         return three_channels(state)
     if "conv1.weight" in state and state["conv1.weight"].shape[1:2] == (1,):
@@ -60,6 +60,20 @@ def read_weights(path: Path) -> StateDict:
             f"with its {len(PATHOLOGIES)} outputs is. Use weights made for three channels."
         )
     return state
+
+
+def read_state(path: Path) -> StateDict:
+    """The tensors of a file as they are: a state dict of ``torch.save`` by its ending, else safetensors.
+
+    Raises:
+        PneumoError: the file cannot be read.
+    """
+    return load_torch_archive(path) if is_torch_file(path) else load_safetensors(path)
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether a file's ending is one of ``torch.save``."""
+    return path.suffix in (".pt", ".pth")
 
 
 def is_xrayvision(state: Mapping[str, np.ndarray]) -> bool:

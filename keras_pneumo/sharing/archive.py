@@ -14,12 +14,20 @@ import stat
 import struct
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.sharing.package import LIST, Package, check_list, read_package
-from keras_pneumo.storage.files import cache_folder, folder_lock, replacing, replacing_contents, sha256_file
+from keras_pneumo.sharing.package import LIST, Package, check_list, read_package, require_new_folder
+from keras_pneumo.storage.files import (
+    LOCK_NAME,
+    cache_folder,
+    folder_lock,
+    replacing,
+    replacing_contents,
+    sha256_file,
+)
 from keras_pneumo.storage.tables import listed
 
 _DATE = (1980, 1, 1, 0, 0, 0)
@@ -71,8 +79,7 @@ def unpack_zip(source: Path, out: Path) -> Package:
         PneumoError: it is no such zip, a file is missing, changed or not listed, a name leaves the folder, or ``out``
             holds something; nothing of it is then left.
     """
-    if out.exists() and (not out.is_dir() or any(path.name != ".lock" for path in out.iterdir())):
-        raise PneumoError(f"{out} is not empty. Give a new or an empty folder; nothing was changed.")
+    require_new_folder(out, but=(LOCK_NAME,))
     try:
         with zipfile.ZipFile(source) as archive:
             entries, record = _checked_entries(archive, source)
@@ -80,12 +87,12 @@ def unpack_zip(source: Path, out: Path) -> Package:
                 for name, each in record["files"].items():
                     _extract(archive, entries[name], folder / name, each, source)
                 (folder / LIST).write_bytes(_list_bytes(archive, entries[LIST], source))
-                read_package(folder)
+                package = read_package(folder)
     except FileNotFoundError:
         raise PneumoError(f"There is no file {source}. Name a zip that export wrote.") from None
     except _DAMAGED as error:
         raise PneumoError(f"{source} is no whole zip ({error}). Copy it again.") from None
-    return read_package(out)
+    return replace(package, folder=out)
 
 
 def unpacked(source: Path) -> Path:

@@ -21,6 +21,8 @@ from keras_pneumo.detector.record import FILE as DETECTOR_RECORD
 from keras_pneumo.detector.record import read_detector_record
 from keras_pneumo.detector.summary import error_rate_of
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.board.differences import LOWER_IS_BETTER
+from keras_pneumo.evaluation.board.findings import own_row, read_board
 from keras_pneumo.evaluation.board.verdict import FEW, FEW_PATIENTS, LABELS, shown, shown_interval
 from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
 from keras_pneumo.inference.run import HASHES, TORCH_WEIGHTS, WEIGHTS, RunFolder, read_run
@@ -41,7 +43,6 @@ _SHOWN = (
 """The scores of a card, by their names on a board."""
 _OF_SUBGROUPS = ("auroc", "sensitivity", "specificity", "dice")
 _OF_BASELINES = ("auroc", "dice")
-_LOWER_IS_BETTER = ("brier", "calibration_error", "positives_missed")
 
 
 class _Facts(NamedTuple):
@@ -68,9 +69,7 @@ class _Facts(NamedTuple):
     """A detector's right and wrong answers on validation."""
 
 
-def model_card(
-    source: Path, licence: str = "", evaluations: Sequence[Path] = (), address: str = "", folder: str = ""
-) -> str:
+def model_card(source: Path, licence: str = "", evaluations: Sequence[Path] = (), address: str = "") -> str:
     """The model card of a run or a detector.
 
     Args:
@@ -78,7 +77,6 @@ def model_card(
         licence: of the weights, by the name that hubs use, such as ``cc-by-nc-4.0``; blank where none was given.
         evaluations: folders that ``evaluate`` wrote for it.
         address: where it lies on a hub (``hf://OWNER/NAME``); blank where it does not.
-        folder: the name of the folder or zip in the example; by default that of ``source``.
 
     Returns:
         Markdown, with a YAML head.
@@ -88,7 +86,7 @@ def model_card(
     """
     facts = _detector_facts(source) if (source / DETECTOR_RECORD).is_file() else _run_facts(read_run(source))
     elsewhere = [_read_evaluation(folder, facts.name) for folder in evaluations]
-    row = _own_row(facts)
+    row = own_row(facts.board)
     parts = [
         f"---\n{yaml(_head(facts, licence, row))}---",
         f"# {_text(facts.name)}",
@@ -96,7 +94,7 @@ def model_card(
         *([_SYNTHETIC] if facts.synthetic else []),
         _what(facts),
         "## How to use it",
-        _use(facts, address or folder or source.name),
+        _use(facts, address or source.name),
         "## What it learned from",
         _bullets([*facts.trained_on, facts.patients, f"Split (SHA-256): `{facts.split}`", *facts.training]),
         "## Scores",
@@ -149,7 +147,7 @@ def _run_facts(run: RunFolder) -> _Facts:
         run.threshold,
         {name: digest for name, digest in dict(record.get(HASHES) or {}).items() if name in (WEIGHTS, TORCH_WEIGHTS)},
         record.get("versions", {}),
-        _read_board(run.folder / "board.csv"),
+        read_board(run.folder / "board.csv"),
     )
 
 
@@ -174,26 +172,9 @@ def _detector_facts(folder: Path) -> _Facts:
         float(record["threshold"]),
         {name: digest for name, digest in record["files"].items() if name.endswith(".safetensors")},
         record["versions"],
-        _read_board(folder / "board/board.csv", joined=True),
+        read_board(folder / "board/board.csv", joined=True),
         counts,
     )
-
-
-def _read_board(path: Path, joined: bool = False) -> pd.DataFrame | None:
-    """A board with the network's own row and the baselines; None where there is none that can be read.
-
-    Args:
-        path: ``board.csv``.
-        joined: whether the network is a detector, whose members stand on its board too.
-    """
-    try:
-        table = pd.read_csv(path)
-        own = table["kind"] == "submission"
-        if joined:
-            own &= table["team"].str.contains("(joined)", regex=False)
-        return table[own | (table["kind"] == "baseline")].reset_index(drop=True)
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 class _Elsewhere(NamedTuple):
@@ -295,13 +276,6 @@ def _counts_sentence(counts: ValidationCounts) -> str:
         f"Threshold, calibration and mask parameters were fitted on {counts.images} validation images of "
         f"{counts.patients} patients, {counts.true_positive + counts.false_negative} of them positive."
     )
-
-
-def _own_row(facts: _Facts) -> pd.Series | None:
-    if facts.board is None:
-        return None
-    own = facts.board[facts.board["kind"] == "submission"]
-    return own.iloc[0] if len(own) else None
 
 
 def _extent(row: pd.Series) -> str:
@@ -530,7 +504,7 @@ def _with_interval(row: pd.Series, name: str) -> str:
 
 
 def _label(name: str) -> str:
-    return LABELS[name] + (" (lower is better)" if name in _LOWER_IS_BETTER else "")
+    return LABELS[name] + (" (lower is better)" if name in LOWER_IS_BETTER else "")
 
 
 def _text(value: Any) -> str:

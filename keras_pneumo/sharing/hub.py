@@ -8,11 +8,13 @@ or the variable ``HF_TOKEN``.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -77,7 +79,7 @@ def push(package: Package, address: Address, public: bool = False) -> Address:
     if address.revision:
         raise PneumoError(f"{address} names a revision, which is never changed. Leave out @{address.revision}.")
     hub = require_library()
-    try:
+    with _asked(hub, address):
         api = _api(hub)
         api.create_repo(address.repo, private=not public, exist_ok=True)
         there = set(api.list_repo_files(address.repo)) - {".gitattributes"}
@@ -86,10 +88,6 @@ def push(package: Package, address: Address, public: bool = False) -> Address:
         removed = [hub.CommitOperationDelete(name) for name in sorted(there - set(names))]
         # Not upload_folder, which may upload in several commits: a record would stand beside the weights of another.
         commit = api.create_commit(address.repo, [*added, *removed], commit_message=f"{package.kind} {package.name}")
-    except PneumoError:
-        raise
-    except Exception as error:
-        raise _refusal(hub, address, error) from error
     return address._replace(revision=str(commit.oid))
 
 
@@ -105,12 +103,8 @@ def fetch(address: Address) -> tuple[Package, Address]:
     if _COMMIT.fullmatch(address.revision) and (_folder_of(address) / LIST).is_file():
         return read_package(_folder_of(address)), address
     hub = require_library()
-    try:
+    with _asked(hub, address):
         info = _api(hub).model_info(address.repo, revision=address.revision or None)
-    except PneumoError:
-        raise
-    except Exception as error:
-        raise _refusal(hub, address, error) from error
     pinned = address._replace(revision=str(info.sha))
     if not _COMMIT.fullmatch(pinned.revision):
         raise PneumoError(f"The hub names no commit of {address}. Name one: hf://{address.repo}@COMMIT.")
@@ -129,20 +123,18 @@ def _download(hub: ModuleType, pinned: Address, temporary: Path) -> None:
     whole = temporary / "whole"
     where: dict[str, Any] = {"revision": pinned.revision, "local_dir": whole}
     api = _api(hub)
-    try:
-        api.hf_hub_download(pinned.repo, LIST, **where)
-        record = check_list(read_json(whole / LIST), f"{LIST} of {pinned}")
-        api.snapshot_download(pinned.repo, allow_patterns=sorted(record["files"]), **where)
-    except hub.errors.RemoteEntryNotFoundError:
-        raise PneumoError(
-            f"{pinned} is no package of keras-pneumo: it has no {LIST}. Check the name, or push a run or a detector."
-        ) from None
-    except ValueError as error:
-        raise PneumoError(f"{LIST} of {pinned} cannot be read: {error}. Push the package again.") from None
-    except PneumoError:
-        raise
-    except Exception as error:
-        raise _refusal(hub, pinned, error) from error
+    with _asked(hub, pinned):
+        try:
+            api.hf_hub_download(pinned.repo, LIST, **where)
+            record = check_list(read_json(whole / LIST), f"{LIST} of {pinned}")
+            api.snapshot_download(pinned.repo, allow_patterns=sorted(record["files"]), **where)
+        except hub.errors.RemoteEntryNotFoundError:
+            raise PneumoError(
+                f"{pinned} is no package of keras-pneumo: it has no {LIST}. Check the name, or push a run or a "
+                "detector."
+            ) from None
+        except ValueError as error:
+            raise PneumoError(f"{LIST} of {pinned} cannot be read: {error}. Push the package again.") from None
     shutil.rmtree(whole / ".cache", ignore_errors=True)  # the library's own notes
     read_package(whole)
 
@@ -168,10 +160,19 @@ def require_library() -> ModuleType:
     return importlib.import_module("huggingface_hub")
 
 
+@contextlib.contextmanager
+def _asked(hub: ModuleType, address: Address) -> Iterator[None]:
+    """Turn whatever the library raises within this context into a sentence."""
+    try:
+        yield
+    except PneumoError:
+        raise
+    except Exception as error:
+        raise _refusal(hub, address, error) from error
+
+
 def _refusal(hub: ModuleType, address: Address, error: Exception) -> PneumoError:
     """What the library's error means, in a sentence."""
-    if isinstance(error, PneumoError):
-        return error
     errors = hub.errors
     if isinstance(error, errors.RevisionNotFoundError):
         return PneumoError(f"hf://{address.repo} has no revision {address.revision}. Check the name after the @.")

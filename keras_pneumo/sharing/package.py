@@ -116,8 +116,7 @@ def write_package(
             patient; ``out`` then holds nothing.
     """
     kind = kind_of(source)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise PneumoError(f"{out} is not empty. Give a new or an empty folder; nothing was changed.")
+    require_new_folder(out)
     card = model_card(source, licence=licence, evaluations=evaluations, address=address)
     with replacing_contents(out, (LIST,)) as folder:
         if kind == "run":
@@ -130,6 +129,28 @@ def write_package(
         _refuse_identifying(folder)
         write_json(folder / LIST, with_content_hash(_list_of(folder, kind, name, synthetic)))
     return read_package(out)
+
+
+def copy_package(package: Package, out: Path) -> Package:
+    """Copy a package into a new or empty folder, and check the copy.
+
+    Raises:
+        PneumoError: ``out`` holds something, or the copy is not the same.
+    """
+    require_new_folder(out)
+    with replacing_contents(out, (LIST,)) as folder:
+        shutil.copytree(package.folder, folder, dirs_exist_ok=True)
+    return read_package(out)
+
+
+def require_new_folder(out: Path, but: Sequence[str] = ()) -> None:
+    """Refuse a folder that holds something, apart from the names in ``but``.
+
+    Raises:
+        PneumoError: it does, or it is a file.
+    """
+    if out.exists() and (not out.is_dir() or any(path.name not in but for path in out.iterdir())):
+        raise PneumoError(f"{out} is not empty. Give a new or an empty folder; nothing was changed.")
 
 
 def read_package(folder: Path) -> Package:

@@ -92,7 +92,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
         OSError: the disk refuses; the temporary file is gone, and ``path`` is as it was before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
+    handle, temporary = _make_temporary(path)
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
@@ -207,7 +207,7 @@ def create_secret(path: Path, data: bytes) -> bool:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
+        handle, temporary = _make_temporary(path)
         try:
             with os.fdopen(handle, "wb") as stream:  # mkstemp makes files for their owner alone
                 stream.write(data)
@@ -295,13 +295,18 @@ def require_writable(folder: Path) -> None:
     made = _make_folder(folder)
     try:
         # Of a name that the next command takes for a leftover: this one may be killed in between.
-        handle, probe = tempfile.mkstemp(prefix=".probe.", suffix=TEMPORARY_SUFFIX, dir=folder)
+        handle, probe = _make_temporary(folder / "probe")
         os.close(handle)
         Path(probe).unlink(missing_ok=True)
     except OSError as error:
         raise PneumoError(_disk_message(folder, error)) from error
     finally:
         _remove_if_unused(made)
+
+
+def _make_temporary(path: Path) -> tuple[int, str]:
+    """Make and open a file beside ``path``, for its owner alone, of a name that :func:`is_temporary` knows."""
+    return tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
 
 
 def is_temporary(name: str) -> bool:

@@ -109,28 +109,17 @@ def _segmenter_validator(experiment: Experiment, source: ImageSet, truth: list[n
             rows += [count_pixels(enlarge(map_), truth[index], (0,)) for map_, index in zip(maps, indices, strict=True)]
         loss = float(np.mean(np.concatenate(losses)))
         counts = stack_counts(rows, (0,))
-        if not heads:
+        if heads:
+            head_logits = np.concatenate(heads)
+            loss += experiment.image_loss_weight * _cross_entropy(source.labels, head_logits)
+            predictions = sigmoid(np.nan_to_num(head_logits))
+            search = fit_postprocessing(counts, predictions, OWN_HEAD)
+        else:
             search = fit_postprocessing(counts)
-            scores = search.parameters.score(counts.histograms)
-            return ValidationResult(
-                loss,
-                auroc(source.labels, scores),
-                search.dice,
-                search.dice_positives,
-                search,
-                predictions=scores,
-            )
-        head_logits = np.concatenate(heads)
-        loss += experiment.image_loss_weight * _cross_entropy(source.labels, head_logits)
-        probability = sigmoid(np.nan_to_num(head_logits))
-        search = fit_postprocessing(counts, probability, OWN_HEAD)
+            predictions = search.parameters.score(counts.histograms)
+        area_under_curve = auroc(source.labels, predictions)
         return ValidationResult(
-            loss,
-            auroc(source.labels, probability),
-            search.dice,
-            search.dice_positives,
-            search,
-            predictions=probability,
+            loss, area_under_curve, search.dice, search.dice_positives, search, predictions=predictions
         )
 
     return evaluate

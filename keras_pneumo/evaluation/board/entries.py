@@ -35,7 +35,7 @@ from keras_pneumo.storage.tables import column_name, counted, image_id_of, one_l
 
 _NIH_NAME = re.compile(r"\d{8}_\d{3}")
 _UNKNOWN = re.compile(r"(.*, )?unknown\b", re.IGNORECASE)
-_SAME_IMAGES = ("nih", "chestxray14", "chestxray8", "cxr14", "chestxnet", "siim", "rsna")
+NIH_IMAGES = ("nih", "chestxray14", "chestxray8", "cxr14", "chestxnet", "siim", "rsna")
 """Names of data sets that contain SIIM's images."""
 
 
@@ -242,7 +242,7 @@ def contamination(pretraining: Pretraining, truth: Truth) -> str:
         return f"pre-trained on {one_line(pretraining.images, 60)}: test images may be among them"
     words = column_name(pretraining.images)
     named = declared and "torchxrayvision" not in words  # of whose images no list is published
-    if not named and not truth.synthetic and any(name in words for name in _SAME_IMAGES):
+    if not named and not truth.synthetic and any(name in words for name in NIH_IMAGES):
         name = one_line(pretraining.images, 80)
         return f"pre-trained on {name}, images not named; SIIM's images are NIH's, so test images may be among them"
     return ""

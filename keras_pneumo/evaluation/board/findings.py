@@ -10,6 +10,7 @@ import json
 import math
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -60,6 +61,32 @@ def ranked_table(board: Board, findings: Findings) -> pd.DataFrame:
         above = findings.ceiling.teams.set_index("team").above
         table["above_ceiling"] = [above.get(team, None) for team in table.team]
     return table
+
+
+def read_board(path: Path, joined: bool = False) -> pd.DataFrame | None:
+    """The rows of a ``board.csv`` that tell of one network: its own, and the metadata-only baselines.
+
+    Args:
+        path: the table.
+        joined: whether the network is a detector, whose members stand on its board too.
+
+    Returns:
+        None where there is no table that can be read.
+    """
+    try:
+        table = pd.read_csv(path)
+        own = table["kind"] == "submission"
+        if joined:
+            own &= table["team"].str.contains("(joined)", regex=False)
+        return table[own | (table["kind"] == "baseline")].reset_index(drop=True)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def own_row(board: pd.DataFrame | None) -> pd.Series | None:
+    """The network's own row of :func:`read_board`; None where it was not scored."""
+    own = None if board is None else board[board["kind"] == "submission"]
+    return None if own is None or own.empty else own.iloc[0]
 
 
 def board_json(board: Board, findings: Findings) -> str:

@@ -191,23 +191,25 @@ def examine_submission(path: Path, max_bytes: int = MAX_BYTES) -> Submission:
 def _examine_bare(path: Path, max_bytes: int) -> Submission:
     """A single file: Kaggle's masks, or a probability for each image, perhaps with its mask."""
     errors: list[Fault] = []
-    names = {"imageid": "image_id", "probability": "probability", "encodedpixels": "encoded_pixels"}
     task: Task = "segmentation"
-
-    def read() -> pd.DataFrame:
-        nonlocal task
+    rows = _NO_ROWS
+    try:
         _, header = next(read_rows(path, max_bytes), (0, []))
-        columns = {cell: names[column_name(cell)] for cell in header if column_name(cell) in names}
-        if "probability" not in columns.values():
-            return _read_masks(path, max_bytes, errors)
-        task = "joint" if "encoded_pixels" in columns.values() else "classification"
-        return _read_predictions(path, task, max_bytes, errors, columns)
-
-    rows = _collected(errors, path, read)
+        columns = {cell: _BARE[column_name(cell)] for cell in header if column_name(cell) in _BARE}
+        if "probability" in columns.values():
+            task = "joint" if "encoded_pixels" in columns.values() else "classification"
+            rows = _read_predictions(path, task, max_bytes, errors, columns)
+        else:
+            rows = _read_masks(path, max_bytes, errors)
+    except PneumoError as error:
+        errors.append(Fault(str(error), path))
     name = path.name.removesuffix(".gz").removesuffix(".csv")
     info = SubmissionInfo(team=one_line(name, 80) or "unnamed", task=task)
-    return Submission(path, info, _NO_ROWS if rows is None else rows, bare=True, errors=errors)
+    return Submission(path, info, rows, bare=True, errors=errors)
 
+
+_BARE = {"imageid": "image_id", "probability": "probability", "encodedpixels": "encoded_pixels"}
+"""The columns of a single file, as :func:`column_name` has them, and what a folder's ``predictions.csv`` calls them."""
 
 _NO_ROWS = pd.DataFrame({"image_id": pd.Series(dtype=str), "row": pd.Series(dtype=int)})
 _UNDECLARED = SubmissionInfo(team="unnamed", task="joint")

@@ -14,25 +14,25 @@ import pandas as pd
 
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import PreparedFolder
-from keras_pneumo.detector.overlay import encode_png
+from keras_pneumo.detector.overlay import draw_outline, encode_png
 from keras_pneumo.errors import PneumoError
+from keras_pneumo.evaluation.board.findings import own_row, read_board
 from keras_pneumo.evaluation.inputs.submission import read_submission
 from keras_pneumo.evaluation.inputs.truth import read_truth
 from keras_pneumo.evaluation.report.pictures import image_loader
 from keras_pneumo.evaluation.report.saliency_report import FOLDER, PICTURES
+from keras_pneumo.explain.pictures import OUTLINE as TRUE_OUTLINE
 
 CURVES = "curves.png"
 MOST_RADIOGRAPHS = 8
-TRUE_OUTLINE, OWN_OUTLINE = (255, 210, 63), (64, 156, 255)
-"""Red, green, blue: as in the reports."""
+OWN_OUTLINE = (64, 156, 255)
+"""Red, green, blue. The true outline has the colour that it has beside a heat map."""
 
 
 def scores_of(folder: Path) -> dict[str, float]:
     """The scores of a run on its test patients, each with the ends of its interval; none where it was not scored."""
-    try:
-        table = pd.read_csv(folder / "board.csv")
-        row = table[table["kind"] == "submission"].iloc[0]
-    except (OSError, ValueError, KeyError, IndexError):
+    row = own_row(read_board(folder / "board.csv"))
+    if row is None:
         return {}
     names = [str(name) for name in row.index if f"{name}_low" in row.index]
     values = {f"test_{each}": row[each] for name in names for each in (name, f"{name}_low", f"{name}_high")}
@@ -75,7 +75,6 @@ def _outlined(folder: Path, prepared: PreparedFolder) -> dict[str, bytes]:
         picture = np.repeat(load(image_id)[..., None], 3, axis=2)
         for runs, colour in ((truth.runs[row], TRUE_OUTLINE), (rle.runs_of(str(own[image_id])), OWN_OUTLINE)):
             mask = cv2.resize(rle.draw(runs), picture.shape[1::-1], interpolation=cv2.INTER_AREA)
-            contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(picture, contours, -1, colour, 1, cv2.LINE_AA)
+            draw_outline(picture, mask, colour)
         pictures[f"radiograph_{number}.png"] = encode_png(picture)
     return pictures
