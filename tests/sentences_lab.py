@@ -10,14 +10,14 @@ one of two texts as ``{either|or}``. The columns:
   doctor), ``page`` (an answer of the local page);
 - ``sentence``;
 - ``when``: the condition around it, or the error that it comes from: how it is provoked;
-- ``test``: a test that holds words of it, where there is one.
+- ``test``: a test with a text that holds words of it which no other sentence has; blank where no test does.
 """
 
 import ast
 import csv
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -241,36 +241,52 @@ def of_javascript(path: Path) -> Iterator[Sentence]:
         yield Sentence(file, "", "page", text.replace("${", "{"), call)
 
 
+SUCCESSIVE = 4
+"""Words of a sentence that a test must hold one after the other, and that are in no other sentence."""
+
+
+def word_runs(text: str) -> set[tuple[str, ...]]:
+    """Each :data:`SUCCESSIVE` words of a text that follow each other; none reaches over a placeholder."""
+    pieces = [[word.strip(".,:;()'\"") for word in piece.split()] for piece in re.split(r"\{[^{}]*\}", text)]
+    return {
+        tuple(words[start : start + SUCCESSIVE]) for words in pieces for start in range(len(words) - SUCCESSIVE + 1)
+    }
+
+
 @functools.cache
-def tested() -> list[tuple[str, str]]:
-    """Each text in a test (regular expressions without their backslashes), with the test's name."""
+def tested() -> list[tuple[set[tuple[str, ...]], str]]:
+    """The word runs of each text in a test (regular expressions without their backslashes), with the test's name."""
     texts = []
     for path in sorted(TESTS.rglob("test_*.py")):
         if path.name == "test_sentences.py":
             continue
         for function in ast.walk(parsed(path)):
             if isinstance(function, ast.FunctionDef) and function.name.startswith("test_"):
+                place = f"{path.relative_to(TESTS).as_posix()}::{function.name}"
                 for node in ast.walk(function):
-                    if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) >= 12:
-                        place = f"{path.relative_to(TESTS).as_posix()}::{function.name}"
-                        texts += [
-                            (piece, place) for piece in re.split(r"\.\*|\.\+|\\S\+", node.value.replace("\\", ""))
-                        ]
-    return [(" ".join(text.split()), place) for text, place in texts if len(text.split()) >= 2 and len(text) >= 12]
+                    if isinstance(node, ast.Constant) and isinstance(node.value, str) and not is_docstring(node):
+                        text = re.sub(r"\.\*|\.\+|\\S\+|\\d\+?", "{}", node.value).replace("\\", "")
+                        texts.append((word_runs(text), place))
+    return [(runs, place) for runs, place in texts if runs]
 
 
-def test_of(sentence: str) -> str:
-    """A test that holds words of the sentence: the longest common text wins."""
-    pieces = [piece.strip(" .") for piece in re.split(r"\{[^{}]*\}", sentence) if len(piece) >= 12]
-    best = max(
-        (
-            (len(text), place)
-            for text, place in tested()
-            if text.strip(" .") in sentence or any(p in text for p in pieces)
-        ),
-        default=(0, ""),
-    )
-    return best[1]
+def is_docstring(node: ast.AST) -> bool:
+    return isinstance(getattr(node, "parent", None), ast.Expr)
+
+
+def named_tests(sentences: Collection[str]) -> dict[str, str]:
+    """For each sentence the test that holds most of the words that are in no other sentence; blank where none does."""
+    owners: dict[tuple[str, ...], set[str]] = {}
+    for sentence in sentences:
+        for run in word_runs(sentence):
+            owners.setdefault(run, set()).add(sentence)
+    counts: dict[str, dict[str, int]] = {sentence: {} for sentence in sentences}
+    for runs, place in tested():
+        for run in runs:
+            if len(owners.get(run, ())) == 1:
+                (sentence,) = owners[run]
+                counts[sentence][place] = counts[sentence].get(place, 0) + 1
+    return {sentence: max(sorted(of), key=of.__getitem__) if of else "" for sentence, of in counts.items()}
 
 
 def collect(with_tests: bool = False) -> list[Sentence]:
@@ -279,7 +295,10 @@ def collect(with_tests: bool = False) -> list[Sentence]:
     found |= {sentence for path in sorted(PACKAGE.rglob("*.js")) for sentence in of_javascript(path)}
     once = {(sentence.text, sentence.function): sentence for sentence in sorted(found, reverse=True)}
     rows = sorted(once.values())
-    return [row._replace(test=test_of(row.sentence)) for row in rows] if with_tests else rows
+    if not with_tests:
+        return rows
+    tests = named_tests({row.sentence for row in rows})
+    return [row._replace(test=tests[row.sentence]) for row in rows]
 
 
 def read() -> list[Sentence]:

@@ -1,9 +1,10 @@
 """Each sentence that a user sees on a fault stands in ``sentences.csv``, is plain, and says what to do."""
 
+import ast
 import re
 
 import pytest
-from sentences_lab import PACKAGE, collect, read
+from sentences_lab import PACKAGE, TESTS, collect, named_tests, parsed, read, word_runs
 
 ROWS = read()
 
@@ -62,6 +63,23 @@ def test_the_table_has_every_sentence_as_it_is_in_the_source():
         f"Read these, then run `python tests/sentences_lab.py`. New: {new[:5]}. No longer there: {gone[:5]}."
     )
     assert len(now) > 500
+
+
+def test_a_test_in_the_table_is_there_and_holds_words_of_its_sentence():
+    for row in ROWS:
+        if row.test:
+            file, _, name = row.test.partition("::")
+            functions = [node for node in ast.walk(parsed(TESTS / file)) if getattr(node, "name", "") == name]
+            assert functions, f"{row.test} is not there: run `python tests/sentences_lab.py`"
+            texts = " ".join(" ".join(ast.unparse(node).replace("\\", "").split()) for node in functions)
+            first_words = {" ".join(run[:2]) for run in word_runs(row.sentence)}
+            assert any(words in texts for words in first_words), row
+
+
+def test_words_that_several_sentences_share_name_no_test():
+    shared, other = (f"{name} is {{{name}}}; it must be at least 1." for name in ("batch_size", "folds"))
+    assert named_tests([shared])[shared]
+    assert named_tests([shared, other])[shared] == ""
 
 
 def faults_of(row):
