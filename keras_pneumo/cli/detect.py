@@ -11,7 +11,7 @@ import typer
 
 from keras_pneumo.cli.console import ProgressBar, say, warn
 from keras_pneumo.cli.failure import failure_sentences
-from keras_pneumo.cli.workers import DataOption, EngineName, EngineOption, data_of
+from keras_pneumo.cli.workers import DataOption, EngineName, EngineOption, data_of, run_folder
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
 from keras_pneumo.storage.files import folder_lock
@@ -20,10 +20,17 @@ from keras_pneumo.storage.tables import set_aside_sentences
 if TYPE_CHECKING:  # it brings TensorFlow
     from keras_pneumo.detector.detector import Detector
 
+DetectorArgument = Annotated[
+    Path, typer.Argument(metavar="DETECTOR", parser=run_folder, help="What join made: folder, zip, or hf://OWNER/NAME.")
+]
 
 def join_command(
-    classifiers: Annotated[list[Path], typer.Argument(metavar="CLASSIFIER...", help="Classifier runs.")],
-    segmenters: Annotated[list[Path], typer.Option("--segmenter", help="Segmenter run; may be given several times.")],
+    classifiers: Annotated[
+        list[Path], typer.Argument(metavar="CLASSIFIER...", parser=run_folder, help="Classifier runs.")
+    ],
+    segmenters: Annotated[
+        list[Path], typer.Option("--segmenter", parser=run_folder, help="Segmenter run; repeatable.")
+    ],
     data: Annotated[
         Path, typer.Option("--data", help="Prepared folder of their training, or a folder that holds it.")
     ] = Path("data/prepared"),
@@ -81,7 +88,7 @@ def _join(classifiers: list[Path], segmenters: list[Path], data: Path, folder: P
 
 
 def detect_command(
-    detector_folder: Annotated[Path, typer.Argument(metavar="DETECTOR", help="Folder that join made.")],
+    detector_folder: DetectorArgument,
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for the answers.")],
     named: Annotated[
         list[Path] | None, typer.Argument(metavar="FILES|FOLDER", help="DICOM, PNG or JPEG radiographs.")
@@ -144,7 +151,7 @@ def _detect(
 
 
 def view_command(
-    detector_folder: Annotated[Path, typer.Argument(metavar="DETECTOR", help="Folder that join made.")],
+    detector_folder: DetectorArgument,
     folder: Annotated[Path | None, typer.Argument(help="Radiographs to show; others can be dropped.")] = None,
     data: DataOption = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free one.")] = 8765,

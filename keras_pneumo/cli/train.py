@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from keras_pneumo.cli.console import ProgressBar, duration, say, warn
-from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together
+from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together, run_folder
 from keras_pneumo.config import Experiment, known_experiments, read_experiment, with_settings
 from keras_pneumo.data.prepared.folder import PreparedFolder, is_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
@@ -59,7 +59,9 @@ def train_command(
     settings: SetOption = None,
     start_from: Annotated[
         Path | None,
-        typer.Option("--start-from", help="Run whose weights are the start: of another size or data."),
+        typer.Option(
+            "--start-from", parser=run_folder, help="Run whose weights are the start: of another size or data."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an unfinished run, and refuse to begin a new one.")

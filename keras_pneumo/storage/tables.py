@@ -192,7 +192,7 @@ def check_header(names: Sequence[str], path: Path) -> None:
     """
     twice = next((name for name in names if name and list(names).count(name) > 1), None)
     if twice is not None:
-        raise PneumoError(f"{path} names the column {twice!r} twice. Rename one of them.")
+        raise PneumoError(f"{path} names the column {one_line(twice, 80)!r} twice. Rename one of them.")
     if "row" in names:
         raise PneumoError(f"{path} has a column called 'row', which is kept for line numbers. Rename it.")
 

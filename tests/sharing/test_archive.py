@@ -12,7 +12,8 @@ import keras_pneumo as kp
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.sharing import archive
 from keras_pneumo.sharing.archive import unpack_zip, unpacked, write_zip
-from keras_pneumo.sharing.package import LIST, write_package
+from keras_pneumo.sharing.package import LIST
+from keras_pneumo.sharing.packing import write_package
 from keras_pneumo.storage.files import sha256_bytes, sha256_file, with_content_hash
 
 

@@ -13,7 +13,8 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.provenance import hashed
 from keras_pneumo.inference.run import read_run
 from keras_pneumo.sharing import package as packages
-from keras_pneumo.sharing.package import LIST, read_package, without_plain_names, write_package
+from keras_pneumo.sharing.package import LIST, read_package
+from keras_pneumo.sharing.packing import without_plain_names, write_package
 from keras_pneumo.storage.files import read_json, sha256_file, with_content_hash, write_json
 
 

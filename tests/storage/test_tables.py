@@ -43,6 +43,7 @@ def test_a_table_has_text_cells_and_line_numbers(tmp_path):
     [
         ("", "is empty"),
         ("a,a\n1,2\n", "names the column 'a' twice"),
+        (f"{'a' * 9999},{'a' * 9999}\n", f"names the column '{'a' * 79}…' twice"),
         ("a,row\n1,2\n", "has a column called 'row'"),
         ("a\n1,2\n", "line 2, has 2 cells, but the header has 1"),
         ('a\n"1\n', "is not csv"),
