@@ -236,7 +236,8 @@ def check_training(environment: Environment, wheel: Path, lender: Path | None) -
     board = run("keras-pneumo", "compare", "run", "--truth", "prepared", "--out", "board-run", "--resamples", 200)
     require("smallest_classifier" in board, f"The board lacks the run:\n{board}")
     environment.python(FROM_PYTHON, work / "run", work / "phantoms")
-    run("tensorboard", "--version")
+    # Scripts are not borrowed.
+    run(*(("python", "-m", "tensorboard.main") if lender else ("tensorboard",)), "--version")
     environment.say("predict, compare, TensorBoard and the front door are right")
 
 
