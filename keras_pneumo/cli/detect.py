@@ -24,6 +24,7 @@ DetectorArgument = Annotated[
     Path, typer.Argument(metavar="DETECTOR", parser=run_folder, help="What join made: folder, zip, or hf://OWNER/NAME.")
 ]
 
+
 def join_command(
     classifiers: Annotated[
         list[Path], typer.Argument(metavar="CLASSIFIER...", parser=run_folder, help="Classifier runs.")

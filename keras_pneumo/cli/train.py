@@ -250,7 +250,7 @@ def sweep_command(
 
     The space is a file of lines such as `learning_rate = {low = 1e-4, high = 1e-2, log = true}` and
     `global_batch_size = [8, 16]`. Optuna (extra `sweep`) chooses; trials are compared on validation, and none predicts
-    the test images. OUT has `trials.csv`, `sweep.png`, `best.py` and a run folder for each trial. What was interrupted
+    the test images. OUT has `trials.csv`, plots, `best.py` and a run folder for each trial. What was interrupted
     goes on when the same command is started again; more --trials may follow.
 
     Example (in a checkout of the project): `keras-pneumo phantom data/phantom-try --images 60 &&
@@ -286,7 +286,7 @@ def sweep_command(
     result = sweep(experiment, prepared, space, trials, out_folder, options, weights=weights, on_trial=say_trial)
     counts = ", ".join(f"{count} {state}" for state, count in result.counts.items() if count)
     say(f"Trials: {counts}. The best has {result.score_name} {result.score:.4f}, by which it was chosen.")
-    say(str(result.folder / "sweep.png"))
+    say(str(result.folder / "settings.png"))
     say(
         f"To predict and score the test patients with it: keras-pneumo train {result.folder / 'best.py'} --data "
         f"{prepared.folder} --out {result.run}"

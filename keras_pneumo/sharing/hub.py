@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.sharing.archive import unpacked
-from keras_pneumo.sharing.package import LIST, Package, check_list, read_package
-from keras_pneumo.storage.files import cache_folder, file_lock, read_json
+from keras_pneumo.sharing.package import LIST, Package, read_list, read_package
+from keras_pneumo.storage.files import cache_folder, file_lock
 from keras_pneumo.storage.tables import one_line
 
 _ADDRESS = re.compile(
@@ -151,17 +151,15 @@ def _download(hub: ModuleType, pinned: Address, temporary: Path) -> None:
     with _asked(hub, pinned):
         try:
             api.hf_hub_download(pinned.repo, LIST, **where)
-            record = check_list(read_json(whole / LIST), f"{LIST} of {pinned}")
-            api.snapshot_download(pinned.repo, allow_patterns=sorted(record["files"]), **where)
+            files = read_list((whole / LIST).read_bytes(), f"{LIST} of {pinned}").files
+            api.snapshot_download(pinned.repo, allow_patterns=sorted(files), **where)
         except hub.errors.RemoteEntryNotFoundError:
             raise PneumoError(
                 f"{pinned} is no package of keras-pneumo: it has no {LIST}. Check the name, or push a run or a "
                 "detector."
             ) from None
-        except ValueError as error:
-            raise PneumoError(f"{LIST} of {pinned} cannot be read: {error}. Push the package again.") from None
     shutil.rmtree(whole / ".cache", ignore_errors=True)  # the library's own notes
-    read_package(whole)
+    read_package(whole, Path(str(pinned)))
 
 
 def _folder_of(address: Address) -> Path:
