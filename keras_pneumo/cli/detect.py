@@ -15,6 +15,7 @@ from keras_pneumo.cli.workers import DataOption, EngineName, EngineOption, data_
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
 from keras_pneumo.storage.files import folder_lock
+from keras_pneumo.storage.tables import set_aside_sentences
 
 if TYPE_CHECKING:  # it brings TensorFlow
     from keras_pneumo.detector.detector import Detector
@@ -22,9 +23,6 @@ if TYPE_CHECKING:  # it brings TensorFlow
 DetectorArgument = Annotated[
     Path, typer.Argument(metavar="DETECTOR", parser=run_folder, help="What join made: folder, zip, or hf://OWNER/NAME.")
 ]
-
-FEW = 5
-"""Files set aside that are printed; quarantine.csv lists all."""
 
 
 def join_command(
@@ -146,10 +144,8 @@ def _detect(
     _say_what_is_not_checked(detector)
     with ProgressBar("detection") as progress:
         result = detect(detector, files, out_folder, dicom, make_uids, progress.update, workers, any_view=any_view)
-    for row in result.set_aside[:FEW]:
-        warn(f"{row['file']}: {row['reason'].removesuffix('.')}.")
-    if len(result.set_aside) > FEW:
-        warn(f"{len(result.set_aside) - FEW} more are listed in quarantine.csv.")
+    for sentence in set_aside_sentences(result.set_aside):
+        warn(sentence)
     say(str(result))
     if result.set_aside:
         raise typer.Exit(1)
@@ -196,8 +192,8 @@ def view_command(
         return sentences
 
     found = find_files(shown) if shown else FoundFiles([], [])
-    for row in found.refused[:FEW]:
-        warn(f"{row['file']}: {row['reason']}.")
+    for sentence in set_aside_sentences(found.refused):
+        warn(sentence)
     detector = open_detector(detector_folder, heat_maps=True)
     _say_what_is_not_checked(detector)
     page_detector = PageDetector(detector, Decoder(), any_view)

@@ -13,6 +13,7 @@ from keras_pneumo.cli.workers import DataOption, data_of, require_out, run_folde
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
 from keras_pneumo.storage.files import folder_lock
+from keras_pneumo.storage.tables import set_aside_sentences
 
 if TYPE_CHECKING:
     from keras_pneumo.inference.run import RunFolder
@@ -128,7 +129,9 @@ def _explain(
     if whose := source_sentence({"checkpoints": len(checkpoints_of(run))}):
         say(whose)
     if done.set_aside:
-        warn(f"{done.set_aside} set aside, with reasons: {done.folder / 'quarantine.csv'}")
+        for sentence in set_aside_sentences(done.set_aside):
+            warn(sentence)
+        warn(f"{len(done.set_aside)} set aside, with reasons: {done.folder / 'quarantine.csv'}")
         raise typer.Exit(1)
 
 
