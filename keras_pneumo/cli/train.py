@@ -193,8 +193,8 @@ def find_lr_command(
     """Raise the learning rate step by step, draw the loss, and suggest a rate.
 
     The losses of several starts are averaged, since one start's are mostly noise. The suggestion lies two thirds down
-    their fall or, where that is no more than noise, at a third of the rate at which the loss rises. It is for the
-    highest rate of a schedule.
+    their fall or, where that is no more than noise, at the rate at which the loss begins to rise (Smith, 2017), or a
+    third of it for trained weights. It is for the highest rate of a schedule.
 
     Example (in a checkout of the project): `keras-pneumo phantom data/phantom-try --images 60 &&
     keras-pneumo find-lr experiments/smallest_classifier.py --data data/phantom-try --steps 40 --starts 2`
@@ -216,17 +216,13 @@ def find_lr_command(
                 starts,
             )
         rates.save(folder, prepared.synthetic)
-    say(f"Suggested learning_rate: {rates.suggested:.2e}")
+    say(f"Suggested learning_rate: {rates.suggested:.2e} ({rates.rule})")
     rise = f", and rises clearly at {rates.edge:.1e}" if rates.edge is not None else ""
-    fall = f"The loss falls by {max(rates.fall, 0):.1%}, with a standard error of {rates.error:.1%}{rise}"
-    if rates.clear:
-        say(f"{fall}.")
-    else:
-        warn(
-            f"{fall}. The fall is no more than noise, as is usual from a random start"
-            f"{', so the suggestion is a third of the rate at which the loss rises' if rise else ''}. Give more "
-            "--steps or --starts, or compare some rates by whole trainings: keras-pneumo sweep."
-        )
+    say(f"The loss falls by {max(rates.fall, 0):.1%}, with a standard error of {rates.error:.1%}{rise}.")
+    if rates.edge is None and not rates.clear:
+        warn("The loss neither falls nor rises by more than noise. Give more --steps or --starts.")
+    elif not rates.clear:
+        say("To be sure, compare rates up to three times lower and higher by whole trainings: keras-pneumo sweep.")
     say(str(folder / "learning_rates.png"))
 
 
