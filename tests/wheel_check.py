@@ -30,7 +30,7 @@ NOT_FOR_USERS = (".gitignore", ".github/")
 """Files of the checkout that the source package leaves out."""
 
 INSTALLED = """
-import importlib.metadata, pathlib, sys
+import importlib.metadata, importlib.util, pathlib, sys
 import keras_pneumo
 from keras_pneumo.cli import COMMANDS, app
 from keras_pneumo.config import known_experiments, read_experiment
@@ -52,6 +52,7 @@ for name in COMMANDS:
     context = typer.Context(commands[name], info_name=name)
     text = commands[name].get_help(context) or ""
 assert "tensorflow" not in sys.modules
+assert not any(importlib.util.find_spec(name) for name in ("tensorflow", "keras", "torch"))
 """
 """What is checked in one process of an environment: arguments are the checkout and the experiments' names."""
 
@@ -210,15 +211,21 @@ def check_light(environment: Environment, wheel: Path) -> None:
     require("train" in run("keras-pneumo", "--help"), "The help lists no commands.")
     listed = run("keras-pneumo", "experiments")
     require(all(f"{name}: " in listed for name in experiments), f"keras-pneumo experiments lists only:\n{listed}")
-    require("pip install 'keras-pneumo[train]'" in run("keras-pneumo", "doctor"), "doctor does not name the extra.")
+    doctor = run("keras-pneumo", "doctor")
+    named = "TensorFlow and Keras are not installed" in doctor and "pip install 'keras-pneumo[train]'" in doctor
+    require(named, f"doctor does not name what is missing and its extra:\n{doctor}")
     run("keras-pneumo", "phantom", "phantoms", "--images", 60, "--size-scale", 6)
     run("keras-pneumo", "prepare", "phantoms", "--out", "prepared", "--size", 64)
     environment.python(SUBMISSION, work / "prepared", work / "phantoms", work / "team.csv")
     board = run("keras-pneumo", "compare", "team.csv", "--truth", "prepared", "--out", "board", "--resamples", 200)
-    require("team" in board, f"The board lacks the submission:\n{board}")
+    require(
+        re.search(r"team .*1\.000", board),
+        f"The board lacks the submission of right masks, or their Dice of 1:\n{board}",
+    )
     require((work / "board/report.html").is_file(), "compare wrote no report.html")
     refusal = run("keras-pneumo", "train", "smallest_classifier", "--data", "prepared", "--out", "no", expect=2)
-    require("pip install 'keras-pneumo[train]'" in refusal, f"train does not name the extra:\n{refusal}")
+    named = "pip install 'keras-pneumo[train]'" in refusal and "Traceback" not in refusal
+    require(named, f"train does not name the extra in a sentence:\n{refusal}")
     environment.say("phantom, prepare, compare, experiments and every help text are right")
 
 
