@@ -34,7 +34,7 @@ def submission_folder(name: str) -> Path:
 
     folder = run_folder(name)
     if is_received(folder) and not (folder / SUBMISSION).is_dir():
-        raise PneumoError(f"{name} has no predictions. Let its sender make it again, with --with-predictions.")
+        raise PneumoError(f"{name} has no predictions. Get one that was made --with-predictions.")
     return folder
 
 

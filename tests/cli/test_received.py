@@ -138,7 +138,7 @@ def test_compare(named, call, prepared_folder, tmp_path):
     code, said, noted = call("check-submission", named("classifier"), *truth)
     assert (code, "No fault" in said) == (0, True), noted
     code, _, noted = call("compare", named("segmenter"), *truth, "--out", tmp_path / "none")
-    assert (code, "make it again, with --with-predictions" in noted) == (2, True), noted
+    assert (code, "has no predictions" in noted) == (2, True), noted
 
 
 def test_export_and_card(named, call, tmp_path):

@@ -181,7 +181,8 @@ def _drawn_from(name: str, value: Any, path: Path) -> optuna.distributions.BaseD
                 return FloatDistribution(**value)
             return IntDistribution(**{"step": 1 if value.get("log") else _multiple_of(name), **value})
     except (ValueError, UserWarning) as error:
-        raise PneumoError(f"{where} cannot be used: {error} Change low, high, log or step.") from None
+        reason = str(error).rstrip(".")
+        raise PneumoError(f"{where} cannot be used ({reason}). Write other numbers.") from None
 
 
 _NUMBERS = {"low", "high", "step"}

@@ -64,8 +64,8 @@ def test_a_space_has_ranges_and_choices_by_the_names_of_set(tmp_path):
         ("augmentation.gama = [0, 0.1]", "did you mean augmentation.gamma?"),
         ("learning_rate = [1e-3, -1]", "learning_rate: a number above 0, at most 1e+06 is expected (given: -1)"),
         ("learning_rate = {low = 0, high = 1}", "learning_rate: a number above 0"),
-        ("learning_rate = {low = 0, high = 1, log = true}", "cannot be used: "),
-        ("learning_rate = {low = 1, high = 0.1}", "Change low, high, log or step"),
+        ("learning_rate = {low = 0, high = 1, log = true}", "cannot be used ("),
+        ("learning_rate = {low = 1, high = 0.1}", "Write other numbers"),
         (
             "learning_rate = {low = 1e-4}",
             "write a list of two or more different values, or of a number {low = ..., high",
