@@ -171,11 +171,12 @@ compare-frameworks: $(READY) $(TORCH)/.ready
 doctor: $(READY)
 	$(BIN)/keras-pneumo doctor
 
-# The wheel, outside the checkout, on each of PYTHONS; those of TRAIN also get TensorFlow and train. ALL of both by default.
+# The wheel, outside the checkout, on each of PYTHONS; those of TRAIN also get TensorFlow and train. All of both by
+# default. BORROW=.venv reads TensorFlow from that environment, which saves its 2 GB (for TRAIN of the same Python only).
 PYTHONS ?= 3.11,3.12,3.13
 TRAIN ?= $(PYTHONS)
 wheel-check: $(READY)
-	@folder=$$(mktemp -d) && $(BIN)/python tests/wheel_check.py --out $$folder --pythons "$(PYTHONS)" --train "$(TRAIN)"; \
+	@folder=$$(mktemp -d) && $(BIN)/python tests/wheel_check.py --out $$folder --pythons "$(PYTHONS)" --train "$(TRAIN)" $(if $(BORROW),--borrow "$(BORROW)"); \
 	code=$$?; rm -rf $$folder; exit $$code
 
 test: $(READY)
@@ -240,6 +241,7 @@ lowest: $(TOOLS)/.ready
 	$(TOOLS)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -r setup.cfg
 	$(TOOLS)/bin/uv pip install --quiet --python $(LOWEST)/bin/python pytest pytest-xdist hypothesis
 	$(LOWEST)/bin/python -m pytest -n 2 -k "not ($(LOWEST_WITHOUT))" --ignore=tests/evaluation/scoring/test_statistics.py $(LOWEST_TESTS)
+	rm -rf $(LOWEST)
 
 PINNED := constraints.txt constraints-gpu.txt experiments/torch_team/constraints.txt constraints-tools.txt constraints-docs.txt
 # Known weaknesses of the pinned packages, asked of the network: 3 when it could not be asked.

@@ -382,7 +382,9 @@ def load_run(folder: PathLike) -> Run:
         >>> list(run.predict("radiograph.dcm").columns)
         ['image_id', 'probability', 'encoded_pixels']
     """
-    found, address = _received(folder)
+    from keras_pneumo.sharing.hub import received
+
+    found, address = received(folder)
     if not (found / "experiment.json").is_file():  # said without waiting for TensorFlow
         raise PneumoError(
             f"{folder} is not a run folder: it has no experiment.json. Name the folder that train printed."
@@ -520,8 +522,8 @@ def train(
         weights: a file or folder with ImageNet weights, where the experiment starts from them and they are not in the
             cache yet; or a safetensors file with PyTorch's names to start from.
         verbose: whether to print a line for each epoch, and the result.
-        start_from: the folder of a run of the same network, whose best weights are the start; it may be of other data,
-            unless it has learned from what is held out here.
+        start_from: a run of the same network, as for :func:`load_run`, whose best weights are the start; it may be of
+            other data, unless it has learned from what is held out here.
         log_to: ``"mlflow"``, ``"wandb"`` or both: trackers that get the rows of the log, the test scores and curves.
 
     Raises:
@@ -542,6 +544,7 @@ def train(
     opened = prepared if isinstance(prepared, Prepared) else load_prepared(prepared)
     import_tensorflow()
     from keras_pneumo.inference.run import read_run
+    from keras_pneumo.sharing.hub import received
     from keras_pneumo.training.logs.tracking import chosen_trackers
     from keras_pneumo.training.trainer import TrainingOptions, run_training
 
@@ -554,6 +557,7 @@ def train(
         score = f"Dice {row.validation_dice:.3f}" if segmenter else f"AUROC {row.validation_auroc:.3f}"
         say(f"epoch {row.epoch}: loss {row.loss:.4f}, validation loss {row.validation_loss:.4f}, validation {score}")
 
+    start = None if start_from is None else received(start_from)[0]
     options = TrainingOptions(
         command="kp.train",
         notify=lambda message: warnings.warn(message, stacklevel=2),
@@ -561,9 +565,7 @@ def train(
         on_epoch=say_epoch,
         log_to=chosen_trackers(log_to),
     )
-    report = run_training(
-        chosen, opened.prepared_folder, _path(out), options, weights=_path(weights), start_from=_path(start_from)
-    )
+    report = run_training(chosen, opened.prepared_folder, _path(out), options, weights=_path(weights), start_from=start)
     assert report is not None  # one process writes its own report
     for sentence in report.sentences:
         say(sentence)
@@ -591,8 +593,10 @@ def load_detector(folder: PathLike) -> Detector:
         >>> prediction.mask.shape, 0 <= prediction.probability <= 1
         ((1024, 1024), True)
     """
-    found, _ = _received(folder)
     from keras_pneumo.detector.record import read_detector_record
+    from keras_pneumo.sharing.hub import received
+
+    found, _ = received(folder)
 
     read_detector_record(found)  # what is no detector is refused without waiting for TensorFlow
     import_tensorflow()
@@ -616,7 +620,7 @@ def evaluate(
     Every image is predicted, nothing is fitted, and images that were learned from are found and left out.
 
     Args:
-        model: a run, or the folder of a run or of a detector.
+        model: a run; or a run's or a detector's folder, zip or ``hf://OWNER/NAME``, as for :func:`load_run`.
         data: a folder of labelled radiographs; several are scored apart, too. Or a prepared folder.
         out: where to write the report and the tables.
         labels: label file or folder of masks, where ``data`` does not hold it.
@@ -644,9 +648,10 @@ def evaluate(
     import_tensorflow()
     from keras_pneumo.data.prepared.prepare import paths_of
     from keras_pneumo.detector.external import evaluate as evaluate_folder
+    from keras_pneumo.sharing.hub import received
 
     return evaluate_folder(
-        model.folder if isinstance(model, Run) else Path(model),
+        model.folder if isinstance(model, Run) else received(model)[0],
         paths_of(data),
         Path(out),
         labels=paths_of(labels) or None,
@@ -740,26 +745,6 @@ def compare(
 
     where = truth.folder if isinstance(truth, Prepared) else truth
     return compare_submissions(folder, where, out, subset=subset, seed=seed, resamples=resamples)
-
-
-def _received(place: PathLike) -> tuple[Path, str]:
-    """The folder of a run or a detector that is named by its folder, its zip or its address on a hub.
-
-    Returns:
-        The folder, and the address of the commit that was fetched; blank where nothing was.
-    """
-    if str(place).startswith("hf:/"):
-        import_tensorflow()
-        from keras_pneumo.sharing.hub import fetch, read_address
-
-        package, address = fetch(read_address(place))
-        return package.folder, str(address)
-    if Path(place).suffix == ".zip" and not Path(place).is_dir():
-        import_tensorflow()
-        from keras_pneumo.sharing.archive import unpacked
-
-        return unpacked(Path(place)), ""
-    return Path(place), ""
 
 
 def _path(path: PathLike | None) -> Path | None:

@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import read_json
+from keras_pneumo.storage.tables import visible
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
@@ -248,7 +249,7 @@ def validated(model: type[SettingsT], values: dict[str, Any], where: str) -> Set
                 setting, words = _setting_of(fault["loc"], model)
                 if words:
                     name, reason = setting, f"{words} is expected"
-            problems.append(f"{name}: {reason}{given}" if name else reason)
+            problems.append(f"{visible(name[:80])}: {reason}{given}" if name else reason)
         problems = list(dict.fromkeys(problems))
         more = f"; and {len(problems) - 12:,} more" if len(problems) > 12 else ""
         raise PneumoError(f"{where} cannot be used. " + "; ".join(problems[:12]) + f"{more}.") from None

@@ -79,6 +79,13 @@ def deflated_bomb(path, unpacked):
     return path
 
 
+def behind_the_pixels(path, tag, vr, value):
+    """Appends an element of explicit little endian to a DICOM file, where its tag is out of order."""
+    value += b" " * (len(value) % 2)
+    path.write_bytes(path.read_bytes() + struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr, len(value)) + value)
+    return path
+
+
 def nested_sequences(path, depth):
     """A DICOM file with sequences of undefined length, each inside the one before, in front of the pixels' group."""
     data = write_dicom(path, radiograph(1), syntax=ImplicitVRLittleEndian).read_bytes()

@@ -3,6 +3,7 @@
 - README, the results, changes and security are the checkout's own files; links in them are turned to the site's pages.
 - ``reference.md`` names all that ``import keras_pneumo as kp`` gives; ``commands.md`` is written before, by
   ``docs/site/commands.py``, since it needs the program's environment.
+- The page for addresses that do not exist, ``404.html``, finds the site from any address, and from the disk.
 - The built site must hold no dead link or anchor, and nothing that a browser would fetch from the network.
 """
 
@@ -145,6 +146,35 @@ def python_reference() -> str:
     return "\n".join(lines) + "\n"
 
 
+# -- The page for addresses that do not exist --------------------------------------------------------------------------
+
+FIND_SITE = """<script>
+// This page answers for any address below the site, whose own folder is not known before. It is the deepest one
+// that has the site's list of names; from there, the page's links, styles and search are right.
+if (location.protocol !== "file:" && !location.pathname.endsWith("/404.html")) {
+  const steps = location.pathname.split("/").slice(0, -1);
+  for (; steps.length; steps.pop()) {
+    const folder = steps.join("/") + "/", ask = new XMLHttpRequest();
+    ask.open("HEAD", folder + "objects.inv", false);
+    ask.send();
+    if (ask.status === 200) { history.replaceState(null, "", folder + "404.html"); break; }
+  }
+}
+</script>
+"""
+
+
+def on_post_template(output: str, template_name: str, **_: Any) -> str:
+    """Make the addresses in ``404.html`` relative: MkDocs lets them begin at the host, where the site need not lie."""
+    if template_name != "404.html":
+        return output
+    relative = re.sub(r'\b(href|src)="/(?!/)', r'\1="', output)
+    relative = re.sub(r'href="\.?"', 'href="index.html"', relative)
+    for absolute in ('"base": "/', '"search": "/', 'new URL("/'):  # the theme's own settings
+        relative = relative.replace(absolute, absolute[:-1] + "./")
+    return relative.replace("<head>", f"<head>\n{FIND_SITE}", 1)
+
+
 # -- Search from the disk ----------------------------------------------------------------------------------------------
 
 SEARCH_SCRIPT = "site/search_from_disk.js"
@@ -212,7 +242,7 @@ def faults_of_site(site: Path) -> list[str]:
         faults += [f"{name} fetches {target}" for target in page.fetched if re.match(r"(\w+:)?//", target)]
         for target in [*page.links, *page.fetched]:
             parts = urllib.parse.urlsplit(target)
-            if parts.scheme or parts.netloc or name.name == "404.html":
+            if parts.scheme or parts.netloc:
                 continue
             file = (path.parent / urllib.parse.unquote(parts.path)).resolve() if parts.path else path
             file = file / "index.html" if file.is_dir() else file

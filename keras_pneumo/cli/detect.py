@@ -11,21 +11,27 @@ import typer
 
 from keras_pneumo.cli.console import ProgressBar, say, warn
 from keras_pneumo.cli.failure import failure_sentences
-from keras_pneumo.cli.workers import DataOption, EngineName, EngineOption, data_of
+from keras_pneumo.cli.workers import DataOption, EngineName, EngineOption, data_of, run_folder
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
 from keras_pneumo.storage.files import folder_lock
+from keras_pneumo.storage.tables import set_aside_sentences
 
 if TYPE_CHECKING:  # it brings TensorFlow
     from keras_pneumo.detector.detector import Detector
 
-FEW = 5
-"""Files set aside that are printed; quarantine.csv lists all."""
+DetectorArgument = Annotated[
+    Path, typer.Argument(metavar="DETECTOR", parser=run_folder, help="What join made: folder, zip, or hf://OWNER/NAME.")
+]
 
 
 def join_command(
-    classifiers: Annotated[list[Path], typer.Argument(metavar="CLASSIFIER...", help="Classifier runs.")],
-    segmenters: Annotated[list[Path], typer.Option("--segmenter", help="Segmenter run; may be given several times.")],
+    classifiers: Annotated[
+        list[Path], typer.Argument(metavar="CLASSIFIER...", parser=run_folder, help="Classifier runs.")
+    ],
+    segmenters: Annotated[
+        list[Path], typer.Option("--segmenter", parser=run_folder, help="Segmenter run; repeatable.")
+    ],
     data: Annotated[
         Path, typer.Option("--data", help="Prepared folder of their training, or a folder that holds it.")
     ] = Path("data/prepared"),
@@ -83,7 +89,7 @@ def _join(classifiers: list[Path], segmenters: list[Path], data: Path, folder: P
 
 
 def detect_command(
-    detector_folder: Annotated[Path, typer.Argument(metavar="DETECTOR", help="Folder that join made.")],
+    detector_folder: DetectorArgument,
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for the answers.")],
     named: Annotated[
         list[Path] | None, typer.Argument(metavar="FILES|FOLDER", help="DICOM, PNG or JPEG radiographs.")
@@ -138,17 +144,15 @@ def _detect(
     _say_what_is_not_checked(detector)
     with ProgressBar("detection") as progress:
         result = detect(detector, files, out_folder, dicom, make_uids, progress.update, workers, any_view=any_view)
-    for row in result.set_aside[:FEW]:
-        warn(f"{row['file']}: {row['reason'].removesuffix('.')}.")
-    if len(result.set_aside) > FEW:
-        warn(f"{len(result.set_aside) - FEW} more are listed in quarantine.csv.")
+    for sentence in set_aside_sentences(result.set_aside):
+        warn(sentence)
     say(str(result))
     if result.set_aside:
         raise typer.Exit(1)
 
 
 def view_command(
-    detector_folder: Annotated[Path, typer.Argument(metavar="DETECTOR", help="Folder that join made.")],
+    detector_folder: DetectorArgument,
     folder: Annotated[Path | None, typer.Argument(help="Radiographs to show; others can be dropped.")] = None,
     data: DataOption = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free one.")] = 8765,
@@ -188,8 +192,8 @@ def view_command(
         return sentences
 
     found = find_files(shown) if shown else FoundFiles([], [])
-    for row in found.refused[:FEW]:
-        warn(f"{row['file']}: {row['reason']}.")
+    for sentence in set_aside_sentences(found.refused):
+        warn(sentence)
     detector = open_detector(detector_folder, heat_maps=True)
     _say_what_is_not_checked(detector)
     page_detector = PageDetector(detector, Decoder(), any_view)

@@ -16,12 +16,15 @@ from keras_pneumo.cli.data import (
     MaskSizeOption,
     PseudonymKeyOption,
 )
+from keras_pneumo.cli.workers import run_folder
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
 
 
 def evaluate_command(
-    model: Annotated[Path, typer.Argument(metavar="RUN|DETECTOR", help="A run folder, or a detector's.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="RUN|DETECTOR", parser=run_folder, help="Its folder, zip, or hf://OWNER/NAME.")
+    ],
     data: Annotated[
         list[Path], typer.Option("--data", help="Labelled radiographs; several are sources. Or a prepared folder.")
     ],

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from keras_pneumo.cli.console import ProgressBar, say, warn
-from keras_pneumo.cli.workers import DataOption, data_of
+from keras_pneumo.cli.workers import DataOption, data_of, require_out, run_folder
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
 from keras_pneumo.storage.files import folder_lock
+from keras_pneumo.storage.tables import set_aside_sentences
 
 if TYPE_CHECKING:
     from keras_pneumo.inference.run import RunFolder
 
 
 def explain_command(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, of a classifier or a segmenter.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN", parser=run_folder, help="A classifier's or a segmenter's run.")
+    ],
     files: Annotated[
         list[Path] | None,
         typer.Argument(metavar="DATA ...", help="A prepared folder; or radiographs and folders of them."),
@@ -36,7 +39,8 @@ def explain_command(
         str | None, typer.Option(help="Subset of a prepared folder whose positives are explained; default: test.")
     ] = None,
     segmenter: Annotated[
-        Path | None, typer.Option(help="Segmenter run whose maps are scored beside the heat maps.")
+        Path | None,
+        typer.Option(parser=run_folder, help="Segmenter run whose maps are scored beside the heat maps."),
     ] = None,
     compare: Annotated[
         Path | None, typer.Option(help="maps.npz of the PyTorch twin (experiments/torch_team/gradcam.py).")
@@ -71,16 +75,18 @@ def explain_command(
         from keras_pneumo.data.labels.cases import read_labels
 
         read_labels(labels)
+    if out_folder is None:
+        require_out(source)
     # The check in the run itself also writes its report.
-    written = out_folder or (run_folder if checked else run_folder / "explained")
-    with folder_lock(written) if out_folder or run_folder.is_dir() else contextlib.nullcontext():
+    written = out_folder or (source if checked else source / "explained")
+    with folder_lock(written) if out_folder or source.is_dir() else contextlib.nullcontext():
         _explain(
-            run_folder, data, out_folder, method, stage, subset, segmenter, compare, devices, labels, any_view, checked
+            source, data, out_folder, method, stage, subset, segmenter, compare, devices, labels, any_view, checked
         )
 
 
 def _explain(
-    run_folder: Path,
+    source: Path,
     data: list[Path],
     out_folder: Path | None,
     method: str,
@@ -97,7 +103,7 @@ def _explain(
     import_tensorflow()
     from keras_pneumo.inference.run import read_run
 
-    run = read_run(run_folder)
+    run = read_run(source)
     chosen = _method(method), _stage(stage)
     if checked:
         segmenters = [read_run(segmenter)] if segmenter is not None else []
@@ -117,13 +123,15 @@ def _explain(
     if not done.selected:
         warn(
             f"{shown} was not selected on validation for this run, so these maps may point at nothing. To select a "
-            f"method, run keras-pneumo explain {run_folder} PREPARED first."
+            f"method, run keras-pneumo explain {source} PREPARED first."
         )
     say(f"{done.explained} radiographs explained by {shown}: {done.folder / 'explained.csv'}")
     if whose := source_sentence({"checkpoints": len(checkpoints_of(run))}):
         say(whose)
     if done.set_aside:
-        warn(f"{done.set_aside} set aside, with reasons: {done.folder / 'quarantine.csv'}")
+        for sentence in set_aside_sentences(done.set_aside):
+            warn(sentence)
+        warn(f"{len(done.set_aside)} set aside, with reasons: {done.folder / 'quarantine.csv'}")
         raise typer.Exit(1)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from keras_pneumo.cli.console import say, warn
 from keras_pneumo.cli.train import SetOption
+from keras_pneumo.cli.workers import run_folder
 from keras_pneumo.config import Experiment, read_experiment, with_settings
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import hushed, import_tensorflow
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("torch", "savedmodel", "onnx", "litert", "zip")
 
-SharedArgument = Annotated[Path, typer.Argument(metavar="RUN|DETECTOR", help="A run folder, or a detector's.")]
+SharedArgument = Annotated[
+    Path, typer.Argument(metavar="RUN|DETECTOR", parser=run_folder, help="Its folder, zip, or hf://OWNER/NAME.")
+]
 LicenceOption = Annotated[
     str, typer.Option("--licence", help="Licence of the weights, as hubs name it: cc-by-nc-4.0. Default: none given.")
 ]
@@ -33,7 +36,7 @@ PredictionsOption = Annotated[
 
 
 def export_command(
-    source: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or an experiment file.")],
+    source: Annotated[Path, typer.Argument(metavar="RUN", parser=run_folder, help="A run, or an experiment file.")],
     out: Annotated[Path, typer.Option("--out", help="The new file, or for savedmodel the new folder.")],
     form: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "torch",
     weights: Annotated[
@@ -96,7 +99,7 @@ def _export(source: Path, experiment: Experiment | None, out: Path, form: str, w
 def _export_zip(source: Path, out: Path, licence: str, evaluations: list[Path], with_predictions: bool) -> None:
     import_tensorflow()
     from keras_pneumo.sharing.archive import write_zip
-    from keras_pneumo.sharing.package import write_package
+    from keras_pneumo.sharing.packing import write_package
 
     with file_lock(out), tempfile.TemporaryDirectory() as temporary:
         package = write_package(source, Path(temporary) / "package", licence, evaluations, with_predictions)
@@ -165,7 +168,7 @@ def push_command(
     where = read_address(address)
     require_library()
     import_tensorflow()
-    from keras_pneumo.sharing.package import write_package
+    from keras_pneumo.sharing.packing import write_package
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "package"

@@ -17,6 +17,8 @@ from keras_pneumo.cli.workers import (
     StrategyOption,
     WaitOption,
     ended_together,
+    require_out,
+    run_folder,
 )
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.quiet import import_tensorflow
@@ -28,13 +30,15 @@ if TYPE_CHECKING:
 
 def predict_command(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders; the mean of several is predicted.")
+        list[Path],
+        typer.Argument(metavar="RUN [RUN ...]", parser=run_folder, help="Runs; the mean of several is predicted."),
     ],
     data: Annotated[Path, typer.Option("--data", help="A prepared folder, or a folder of radiographs.")],
     out_folder: Annotated[Path | None, typer.Option("--out", help="Where to write; default: in the run.")] = None,
     subset: Annotated[str, typer.Option(help="Subset of a prepared folder, or all.")] = "test",
     gate: Annotated[
-        list[Path] | None, typer.Option("--gate", help="Classifier run that a segmenter's masks must pass.")
+        list[Path] | None,
+        typer.Option("--gate", parser=run_folder, help="Classifier run that a segmenter's masks must pass."),
     ] = None,
     parameters_file: Annotated[
         Path | None,
@@ -53,6 +57,7 @@ def predict_command(
     A prepared folder gives a submission. Of another one than the runs were trained on nothing is fitted, and it is
     said which of its images the runs have learned from. Other radiographs give predictions.csv, and those that cannot
     be read are listed in quarantine.csv. Several runs (folds, seeds, sizes) are averaged. All devices share each batch.
+    A run is its folder, a zip of export, or hf://OWNER/NAME; the last two are written nowhere else than --out.
 
     Example, after training: `keras-pneumo predict runs/smallest_classifier --data data/phantom-try --out runs/try`
     """
@@ -68,6 +73,8 @@ def predict_command(
         )
     if len(runs) > 1 and out_folder is None:
         raise PneumoError("Predictions of several runs together need a folder: name it with --out.")
+    if out_folder is None:
+        require_out(runs[0])
     written = out_folder or runs[0]
     writes = (out_folder is not None or written.is_dir()) and (cluster is None or cluster.index == 0)
     with folder_lock(written) if writes else contextlib.nullcontext():

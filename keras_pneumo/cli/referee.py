@@ -16,15 +16,33 @@ from rich.measure import measure_renderables
 from rich.table import Table
 
 from keras_pneumo.cli.console import out, say, warn
-from keras_pneumo.cli.workers import DataOption, data_of, one_of
+from keras_pneumo.cli.workers import DataOption, data_of, one_of, run_folder
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.tables import counted
 
 ROOMY = Console(width=10_000).options
 
+
+def submission_folder(name: str) -> Path:
+    """The folder of submissions, or of a run; a package that was received is refused where it has no predictions.
+
+    Raises:
+        PneumoError: it has none, or as :func:`run_folder`.
+    """
+    from keras_pneumo.sharing.hub import is_received
+    from keras_pneumo.sharing.package import SUBMISSION
+
+    folder = run_folder(name)
+    if is_received(folder) and not (folder / SUBMISSION).is_dir():
+        raise PneumoError(f"{name} has no predictions. Get one that was made --with-predictions.")
+    return folder
+
+
 Task = Literal["classification", "segmentation", "joint"]
 
-SubmissionArgument = Annotated[Path, typer.Argument(help="A submission, a run folder, or a folder of several.")]
+SubmissionArgument = Annotated[
+    Path, typer.Argument(parser=submission_folder, help="A submission, a run, or a folder of several.")
+]
 TruthOption = Annotated[Path, typer.Option(help="A prepared folder, its truth.csv, or a SIIM label csv.")]
 SubsetOption = Annotated[str, typer.Option(help="Which patients are scored.")]
 IdsOption = Annotated[Path | None, typer.Option(help="Csv of the image ids to score, for a label csv as truth.")]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from keras_pneumo.cli.console import ProgressBar, duration, say, warn
-from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together
+from keras_pneumo.cli.workers import ReplicasOption, StrategyOption, WaitOption, ended_together, run_folder
 from keras_pneumo.config import Experiment, known_experiments, read_experiment, with_settings
 from keras_pneumo.data.prepared.folder import PreparedFolder, is_prepared, load_prepared
 from keras_pneumo.errors import PneumoError
@@ -59,7 +59,9 @@ def train_command(
     settings: SetOption = None,
     start_from: Annotated[
         Path | None,
-        typer.Option("--start-from", help="Run whose weights are the start: of another size or data."),
+        typer.Option(
+            "--start-from", parser=run_folder, help="Run whose weights are the start: of another size or data."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an unfinished run, and refuse to begin a new one.")
@@ -191,8 +193,8 @@ def find_lr_command(
     """Raise the learning rate step by step, draw the loss, and suggest a rate.
 
     The losses of several starts are averaged, since one start's are mostly noise. The suggestion lies two thirds down
-    their fall or, where that is no more than noise, at a third of the rate at which the loss rises. It is for the
-    highest rate of a schedule.
+    their fall or, where that is no more than noise, at the rate at which the loss begins to rise (Smith, 2017), or a
+    third of it for trained weights. It is for the highest rate of a schedule.
 
     Example (in a checkout of the project): `keras-pneumo phantom data/phantom-try --images 60 &&
     keras-pneumo find-lr experiments/smallest_classifier.py --data data/phantom-try --steps 40 --starts 2`
@@ -214,17 +216,13 @@ def find_lr_command(
                 starts,
             )
         rates.save(folder, prepared.synthetic)
-    say(f"Suggested learning_rate: {rates.suggested:.2e}")
+    say(f"Suggested learning_rate: {rates.suggested:.2e} ({rates.rule})")
     rise = f", and rises clearly at {rates.edge:.1e}" if rates.edge is not None else ""
-    fall = f"The loss falls by {max(rates.fall, 0):.1%}, with a standard error of {rates.error:.1%}{rise}"
-    if rates.clear:
-        say(f"{fall}.")
-    else:
-        warn(
-            f"{fall}. The fall is no more than noise, as is usual from a random start"
-            f"{', so the suggestion is a third of the rate at which the loss rises' if rise else ''}. Give more "
-            "--steps or --starts, or compare some rates by whole trainings: keras-pneumo sweep."
-        )
+    say(f"The loss falls by {max(rates.fall, 0):.1%}, with a standard error of {rates.error:.1%}{rise}.")
+    if rates.edge is None and not rates.clear:
+        warn("The loss neither falls nor rises by more than noise. Give more --steps or --starts.")
+    elif not rates.clear:
+        say("To be sure, compare rates up to three times lower and higher by whole trainings: keras-pneumo sweep.")
     say(str(folder / "learning_rates.png"))
 
 
@@ -248,7 +246,7 @@ def sweep_command(
 
     The space is a file of lines such as `learning_rate = {low = 1e-4, high = 1e-2, log = true}` and
     `global_batch_size = [8, 16]`. Optuna (extra `sweep`) chooses; trials are compared on validation, and none predicts
-    the test images. OUT has `trials.csv`, `sweep.png`, `best.py` and a run folder for each trial. What was interrupted
+    the test images. OUT has `trials.csv`, plots, `best.py` and a run folder for each trial. What was interrupted
     goes on when the same command is started again; more --trials may follow.
 
     Example (in a checkout of the project): `keras-pneumo phantom data/phantom-try --images 60 &&
@@ -284,7 +282,7 @@ def sweep_command(
     result = sweep(experiment, prepared, space, trials, out_folder, options, weights=weights, on_trial=say_trial)
     counts = ", ".join(f"{count} {state}" for state, count in result.counts.items() if count)
     say(f"Trials: {counts}. The best has {result.score_name} {result.score:.4f}, by which it was chosen.")
-    say(str(result.folder / "sweep.png"))
+    say(str(result.folder / "settings.png"))
     say(
         f"To predict and score the test patients with it: keras-pneumo train {result.folder / 'best.py'} --data "
         f"{prepared.folder} --out {result.run}"

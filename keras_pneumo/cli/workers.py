@@ -1,4 +1,4 @@
-"""What several commands share: how data is named, options of prediction and devices, how workers keep together."""
+"""What several commands share: how runs and data are named, options of prediction, how workers keep together."""
 
 from __future__ import annotations
 
@@ -12,12 +12,38 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keras_pneumo.cli.console import exit_code_of, report
+from keras_pneumo.cli.console import exit_code_of, report, warn
 from keras_pneumo.cli.failure import report_failure
 from keras_pneumo.errors import REFUSED, PneumoError
 
 if TYPE_CHECKING:
     from keras_pneumo.training.distributed.strategy import Distribution
+
+
+def run_folder(name: str) -> Path:
+    """The folder of a run or a detector; all commands take it as a folder, a zip of ``export``, or ``hf://OWNER/NAME``.
+
+    Raises:
+        PneumoError: the zip or the hub refuses.
+    """
+    from keras_pneumo.sharing.hub import received
+
+    folder, address = received(name)
+    if address not in ("", name):
+        warn(f"{name} is {address}. Write that to get the same one again.")
+    return folder
+
+
+def require_out(folder: Path) -> None:
+    """Refuse to write into a package that was received: it would no longer be what its sender made.
+
+    Raises:
+        PneumoError: ``folder`` is one.
+    """
+    from keras_pneumo.sharing.hub import is_received
+
+    if is_received(folder):
+        raise PneumoError("A zip or an address on a hub is not written into. Name a folder of your own with --out.")
 
 
 DataOption = Annotated[

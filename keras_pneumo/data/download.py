@@ -138,11 +138,11 @@ def _read_record(out: Path) -> str | None:
 
 def _summary(folder: Path, source: str, *, fetched: bool) -> DownloadSummary:
     from keras_pneumo.data.labels.finding import find_labels, search_labels
-    from keras_pneumo.data.radiographs.reading import find_images, not_searched
+    from keras_pneumo.data.radiographs.reading import find_images, not_searched, other_format_notes
 
     found = find_images(folder)
     images = found.paths
-    notes = [not_searched(name) for name in found.mask_folders]
+    notes = [*(not_searched(name) for name in found.mask_folders), *other_format_notes(folder, found)]
     labels = None
     try:
         names = {image_id_of(path.name) for path in images}

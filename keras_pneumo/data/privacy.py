@@ -259,12 +259,13 @@ def _examine_dicom(path: Path) -> FileFacts:
     facts = FileFacts("DICOM")
     data = read_limited(path)
     with quiet():
+        found: set[str] = set()
         try:
-            dataset = open_dataset(data, stop_before_pixels=True, every_tag=True)
-            found: set[str] = set()
-            for part in (dataset.file_meta, dataset):
-                _examine_dataset(part, facts, found, 0)
-            facts.tags = sorted(found)
+            for stop in (True, False):  # damaged pixels hide no tag before them, and good ones none behind them
+                dataset = open_dataset(data, stop_before_pixels=stop, every_tag=True)
+                for part in (dataset.file_meta, dataset):
+                    _examine_dataset(part, facts, found, 0)
+                facts.tags = sorted(found)
         except (PneumoError, Exception) as error:  # refused, or damaged: pydicom raises every class of error
             facts.error = type(error).__name__
     try:

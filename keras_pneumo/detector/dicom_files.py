@@ -149,7 +149,7 @@ def source_header(data: bytes, make_uids: bool = False) -> tuple[pydicom.Dataset
         raise UnusableSource("it is not a DICOM file, so DICOM objects cannot name it as their source")
     with quiet():
         try:
-            header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
+            header = pydicom.dcmread(io.BytesIO(data))  # behind the pixels too, where elements are out of order
         except PneumoError:
             raise
         except Exception:  # pydicom raises any kind of error on damaged files, and may quote their content

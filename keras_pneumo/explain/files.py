@@ -48,7 +48,8 @@ class FilesExplained:
     selected: bool
     """Whether validation selected the method and the stage."""
     explained: int
-    set_aside: int
+    set_aside: list[dict[str, object]]
+    """``file, reason`` of what was not explained, as quarantine.csv has them."""
 
 
 def checked_with(run: RunFolder) -> tuple[tuple[str, int], bool] | None:
@@ -141,7 +142,7 @@ def explain_files(
     truths = {name: label.runs for name, label in read_labels(labels).images.items()} if labels else {}
     with replacing_contents(folder, (PICTURES, "quarantine.csv", TABLE)) as new:
         rows, refused = _explain_each(run, found, new, shown, truths, any_view, progress)
-    return FilesExplained(folder, *shown, selected and shown == checked, len(rows), len(refused))
+    return FilesExplained(folder, *shown, selected and shown == checked, len(rows), refused)
 
 
 def _explain_each(

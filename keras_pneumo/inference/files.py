@@ -40,7 +40,7 @@ from keras_pneumo.inference.postprocess import (
 from keras_pneumo.inference.predictor import SINGLE_DEVICE, DistributedPredictor
 from keras_pneumo.inference.run import SYNTHETIC, RunFolder
 from keras_pneumo.storage.files import replacing_contents, write_table
-from keras_pneumo.storage.tables import listed, safe_columns, write_quarantine
+from keras_pneumo.storage.tables import listed, safe_columns, set_aside_sentences, write_quarantine
 from keras_pneumo.storage.workers import FILE_FAILED, Progress, map_files
 
 ANY_VIEW = "--any-view (any_view=True)"
@@ -220,8 +220,8 @@ def check_readable(predicted: int, refused: Sequence[dict[str, object]]) -> None
             f"None of the {len(refused)} radiographs can be predicted; the first, {first['file']}: {first['reason']}. "
             "Give others."
         )
-    texts = listed((f"{row['file']} ({row['reason']})" for row in refused), most=3)
-    warnings.warn(f"{len(refused)} of {predicted + len(refused)} radiographs were left out: {texts}.", stacklevel=3)
+    texts = " ".join(set_aside_sentences(refused, most=3))
+    warnings.warn(f"{len(refused)} of {predicted + len(refused)} files were left out. {texts}", stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -230,16 +230,18 @@ class FilesSummary:
 
     path: Path
     predicted: int
-    set_aside: int
+    set_aside: list[dict[str, object]]
+    """``file, reason`` of what was not predicted, as quarantine.csv has them."""
     notes: dict[str, list[str]] = field(default_factory=dict)
     """Sentences on what a person should know of the radiographs -> the files of which each is true."""
     synthetic: bool = False
     """Whether a run was trained on phantoms."""
 
     def remarks(self, most: int = 8) -> Iterator[str]:
-        """Sentences to show to the user: on phantoms, and the rarest notes with their files."""
+        """Sentences to show to the user: on phantoms, what was set aside, and the rarest notes with their files."""
         if self.synthetic:
             yield f"{SYNTHETIC}. These answers say nothing of real radiographs."
+        yield from set_aside_sentences(self.set_aside)
         for text, files in sorted(self.notes.items(), key=lambda item: len(item[1]))[:most]:
             yield f"{listed(files, 2)}: {text}"
         if len(self.notes) > most:
@@ -248,9 +250,8 @@ class FilesSummary:
     def __str__(self) -> str:
         """A sentence for the user."""
         text = f"{self.predicted} radiographs predicted: {self.path}"
-        return (
-            f"{text}; {self.set_aside} set aside: {self.path.with_name('quarantine.csv')}" if self.set_aside else text
-        )
+        count = len(self.set_aside)
+        return f"{text}; {count:,} set aside: {self.path.with_name('quarantine.csv')}" if count else text
 
 
 def predict_folder(
@@ -301,11 +302,11 @@ def predict_folder(
     if threshold is not None:
         predictions["above_threshold"] = (predictions["probability"] >= threshold).astype(int)
     predictions["probability"] = np.round(predictions["probability"], 6)
-    files_and_reasons = zip(refused["file"], refused["reason"], strict=True)
+    set_aside = [{"file": file, "reason": reason} for file, reason in refused[["file", "reason"]].to_numpy()]
     with replacing_contents(folder, ("quarantine.csv", "predictions.csv")) as new:
-        write_quarantine(new, [{"file": file, "reason": reason} for file, reason in files_and_reasons])
+        write_quarantine(new, set_aside)
         write_table(new / "predictions.csv", safe_columns(predictions, "image_id", "file"))
-    return FilesSummary(folder / "predictions.csv", len(predictions), len(refused), notes, synthetic)
+    return FilesSummary(folder / "predictions.csv", len(predictions), set_aside, notes, synthetic)
 
 
 def own_postprocessing(runs: Sequence[RunFolder]) -> PostprocessingParameters | None:

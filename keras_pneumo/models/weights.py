@@ -28,7 +28,7 @@ import safetensors.numpy
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.models.resnet import leaf_layers
 from keras_pneumo.storage.files import write_bytes
-from keras_pneumo.storage.tables import one_line
+from keras_pneumo.storage.tables import one_line, visible
 
 StateDict = dict[str, np.ndarray]
 """A PyTorch state dict: numpy arrays by PyTorch's names."""
@@ -169,7 +169,8 @@ def _fitted(
     counters = {name.removesuffix(".running_var") + COUNTER for name in targets if name.endswith(".running_var")}
     problems: dict[str, list[str]] = {"missing": [], "not of this network": [], "of another shape": [], "unusable": []}
     problems["missing"] = [name for name in targets if name not in state]
-    problems["not of this network"] = [name for name in state if name not in targets and name not in counters]
+    strange = [name for name in state if name not in targets and name not in counters]
+    problems["not of this network"] = [visible(name[:80]) for name in strange]
     values = {}
     for name, (_, variable, axes) in targets.items():
         if name not in state:

@@ -23,7 +23,7 @@ from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import is_prepared
 from keras_pneumo.data.radiographs.geometry import resize_image
 from keras_pneumo.data.radiographs.radiograph import UnreadableImage
-from keras_pneumo.data.radiographs.reading import RASTER_SUFFIXES, find_images, read_radiograph
+from keras_pneumo.data.radiographs.reading import RASTER_SUFFIXES, find_images, read_radiograph, require_radiographs
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.postprocess import AREAS, BOTTOMS, COMPONENTS, GATES, TOPS
 from keras_pneumo.models.weights import StateDict, to_torch
@@ -210,7 +210,9 @@ def _files_of(data: Path) -> list[Path]:
         sizes = sorted(int(path.name[7:]) for path in data.glob("images_*") if path.name[7:].isdigit())
         paths = sorted((data / f"images_{sizes[-1]}").glob("*.png")) if sizes else []
     else:
-        paths = sorted(find_images(data).paths, key=lambda path: path.suffix.lower() in RASTER_SUFFIXES)
+        found = find_images(data)
+        require_radiographs(data, found)
+        paths = sorted(found.paths, key=lambda path: path.suffix.lower() in RASTER_SUFFIXES)
     if not paths:
         raise PneumoError(f"{data} holds no radiograph. Name a folder of DICOM or PNG files, or a prepared folder.")
     return paths[:MOST_FILES]

@@ -7,19 +7,15 @@ folder, no file fills the disk, and no changed byte is taken.
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import stat
+import shutil
 import struct
 import zipfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.sharing.package import LIST, Package, check_list, read_package, require_new_folder
+from keras_pneumo.sharing.package import LIST, Package, read_list, read_package, require_new_folder
 from keras_pneumo.storage.files import (
     LOCK_NAME,
     cache_folder,
@@ -30,14 +26,11 @@ from keras_pneumo.storage.files import (
 )
 from keras_pneumo.storage.tables import listed
 
-_DATE = (1980, 1, 1, 0, 0, 0)
-"""Of every file in a zip: the earliest that the format knows."""
-_PIECE = 1 << 20
 _MOST_LIST = 2**20
 """Bytes of the list, at most."""
 _PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)
-"""What zipfile raises of a damaged zip."""
+"""What zipfile raises of a damaged or an encrypted zip."""
 _STORED = (".h5", ".safetensors", ".png", ".npy")
 """What packing makes no smaller."""
 
@@ -46,25 +39,19 @@ def write_zip(package: Package, out: Path) -> str:
     """Write a package as one zip, the list first; returns the zip's SHA-256.
 
     Raises:
-        PneumoError: a file changed meanwhile, ``out`` exists, or the disk refuses.
+        PneumoError: ``out`` exists, or the disk refuses.
     """
     if out.exists():
         raise PneumoError(f"{out} exists already. Choose another name; nothing was changed.")
     try:
-        with replacing(out) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        with replacing(out) as stream, zipfile.ZipFile(stream, "w") as archive:
             for name in (LIST, *package.files):
-                entry = zipfile.ZipInfo(name, _DATE)
-                entry.compress_type = zipfile.ZIP_STORED if name.endswith(_STORED) else zipfile.ZIP_DEFLATED
-                entry.external_attr = (stat.S_IFREG | 0o644) << 16
-                path = package.folder / name
-                digest = hashlib.sha256()
-                entry.file_size = path.stat().st_size
-                with path.open("rb") as source, archive.open(entry, "w") as target:
-                    while piece := source.read(_PIECE):
-                        digest.update(piece)
-                        target.write(piece)
-                if name != LIST and digest.hexdigest() != package.files[name]:
-                    raise PneumoError(f"{path} changed while the zip was written. Export again.")
+                entry = zipfile.ZipInfo(name)  # of 1980: the same package gives the same zip
+                entry.compress_type = _PACKINGS[not name.endswith(_STORED)]
+                entry.external_attr = 0o644 << 16
+                entry.file_size = (package.folder / name).stat().st_size
+                with (package.folder / name).open("rb") as source, archive.open(entry, "w") as target:
+                    shutil.copyfileobj(source, target)
     except OSError as error:
         raise PneumoError(
             f"Cannot write {out}: {error.strerror or error}. Free some space there, or choose another folder."
@@ -82,17 +69,42 @@ def unpack_zip(source: Path, out: Path) -> Package:
     require_new_folder(out, but=(LOCK_NAME,))
     try:
         with zipfile.ZipFile(source) as archive:
-            entries, record = _checked_entries(archive, source)
+            names = _checked_names(archive, source)
             with folder_lock(out), replacing_contents(out, (LIST,)) as folder:
-                for name, each in record["files"].items():
-                    _extract(archive, entries[name], folder / name, each, source)
-                (folder / LIST).write_bytes(_list_bytes(archive, entries[LIST], source))
-                package = read_package(folder)
+                for name in names:
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    # zipfile gives no more bytes than the size that was compared with the list.
+                    with archive.open(name) as packed, (folder / name).open("wb") as file:
+                        shutil.copyfileobj(packed, file)
+                package = read_package(folder, source)
     except FileNotFoundError:
         raise PneumoError(f"There is no file {source}. Name a zip that export wrote.") from None
     except _DAMAGED as error:
         raise PneumoError(f"{source} is no whole zip ({error}). Copy it again.") from None
     return replace(package, folder=out)
+
+
+def _checked_names(archive: zipfile.ZipFile, source: Path) -> list[str]:
+    """The names of the zip's files, which are those of its checked list, of the same sizes.
+
+    Raises:
+        PneumoError: they are not.
+    """
+    entries = archive.infolist()
+    sizes = {entry.filename: entry.file_size for entry in entries}
+    if LIST not in sizes:
+        raise PneumoError(f"{source} is no package: it has no {LIST}. Name a zip that export --format zip wrote.")
+    if sizes[LIST] > _MOST_LIST:
+        raise PneumoError(f"{LIST} in {source} is larger than any list of ours. It may do harm: delete the zip.")
+    listing = read_list(archive.read(LIST), f"{LIST} of {source}")
+    wanted = {LIST: sizes[LIST], **{name: each.bytes for name, each in listing.files.items()}}
+    other = sorted(name for name in {*sizes, *wanted} if sizes.get(name) != wanted.get(name))
+    if other or len(entries) > len(sizes) or any(entry.compress_type not in _PACKINGS for entry in entries):
+        raise PneumoError(
+            f"{source} is not what its list says: {listed((repr(name)[:80] for name in other), 3) or 'a file'} is "
+            "missing, not listed, of another size, there twice, or packed in another way. Get the zip again."
+        )
+    return list(wanted)
 
 
 def unpacked(source: Path) -> Path:
@@ -107,66 +119,3 @@ def unpacked(source: Path) -> Path:
     if (folder / LIST).is_file():
         return read_package(folder).folder
     return unpack_zip(source, folder).folder
-
-
-def _checked_entries(archive: zipfile.ZipFile, source: Path) -> tuple[dict[str, zipfile.ZipInfo], dict[str, Any]]:
-    """The zip's files by name, and its checked list; both name the same files of the same sizes.
-
-    Raises:
-        PneumoError: they do not.
-    """
-    entries: dict[str, zipfile.ZipInfo] = {}
-    for entry in archive.infolist():
-        kind = stat.S_IFMT(entry.external_attr >> 16)
-        plain = kind in (0, stat.S_IFREG) and not entry.is_dir() and not entry.flag_bits & 1
-        if entry.filename in entries or not plain or entry.compress_type not in _PACKINGS:
-            raise PneumoError(
-                f"{source} holds {entry.filename!r:.80} twice, encrypted, packed in another way, or as a link or a "
-                "folder. It was not written by export: delete it."
-            )
-        entries[entry.filename] = entry
-    if LIST not in entries:
-        raise PneumoError(f"{source} is no package: it has no {LIST}. Name a zip that export --format zip wrote.")
-    try:
-        content = json.load(io.BytesIO(_list_bytes(archive, entries[LIST], source)))
-    except (ValueError, RecursionError) as error:
-        raise PneumoError(f"{LIST} in {source} cannot be read ({error}). Get the zip again.") from None
-    record = check_list(content, f"{LIST} in {source}")
-    files = record["files"]
-    if strange := sorted(set(entries) - {*files, LIST}):
-        raise PneumoError(
-            f"{source} holds {listed((repr(name)[:80] for name in strange), 3)}, which its list does not name. It was "
-            "not written by export: delete it."
-        )
-    if missing := sorted(set(files) - set(entries)):
-        raise PneumoError(f"{source} lacks {listed(missing, 3)}. Copy it again.")
-    if wrong := [name for name, each in files.items() if entries[name].file_size != each["bytes"]]:
-        raise PneumoError(f"{source}: {listed(wrong, 3)} has another size than its list says. Get the zip again.")
-    return entries, record
-
-
-def _list_bytes(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, source: Path) -> bytes:
-    with archive.open(entry) as stream:
-        data = stream.read(_MOST_LIST + 1)
-    if len(data) > _MOST_LIST:
-        raise PneumoError(f"{LIST} in {source} is larger than any list of ours. It may do harm: delete the zip.")
-    return data
-
-
-def _extract(
-    archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, each: dict[str, Any], source: Path
-) -> None:
-    """Write one listed file; never more bytes than the list says."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    digest, left = hashlib.sha256(), int(each["bytes"])
-    with archive.open(entry) as stream, target.open("wb") as file:
-        while piece := stream.read(_PIECE):
-            left -= len(piece)
-            if left < 0:
-                break
-            digest.update(piece)
-            file.write(piece)
-    if left or digest.hexdigest() != each["sha256"]:
-        raise PneumoError(
-            f"{source}: {entry.filename} was changed: its size or its hash is not the listed one. Get the zip again."
-        )

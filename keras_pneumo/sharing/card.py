@@ -2,18 +2,20 @@
 
 In: the folder of a finished run or of a detector, and folders of ``evaluate``. Out: Markdown in plain English with the
 YAML head that hubs read (licence, tags, scores). Every figure comes from a table that the program wrote, with its
-interval and number of images; what is not known is said. Nothing is predicted here.
+interval and number of images; what is not known is said. Nothing is predicted here. The text is in
+``templates/card.md``.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
 import pandas as pd
+from markupsafe import Markup
 
 from keras_pneumo import __version__
 from keras_pneumo.detector.detector import ValidationCounts
@@ -24,17 +26,22 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.evaluation.board.differences import LOWER_IS_BETTER
 from keras_pneumo.evaluation.board.findings import own_row, read_board
 from keras_pneumo.evaluation.board.verdict import FEW, FEW_PATIENTS, LABELS, shown, shown_interval
-from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
-from keras_pneumo.inference.run import HASHES, TORCH_WEIGHTS, WEIGHTS, RunFolder, read_run
+from keras_pneumo.inference.run import HASHES, TORCH_WEIGHTS, WEIGHTS, read_run
 from keras_pneumo.storage.files import read_json
 from keras_pneumo.storage.tables import counted, listed, one_line
 
 CARD = "README.md"
 """Where hubs look for it."""
 
-UNKNOWN_LICENCE = "unknown"
-UNRECORDED = "not recorded by this earlier version"
 USE = "Research use only. Not a medical device: nobody may be diagnosed or treated by it."
+UNRECORDED = "not recorded by this earlier version"
+ANSWERS = {
+    "classifier": "It gives the probability that a frontal chest radiograph shows a pneumothorax.",
+    "segmenter": "It outlines a pneumothorax on a frontal chest radiograph, and gives the probability of any.",
+    "detector": "It gives a calibrated probability of a pneumothorax on frontal chest radiographs, and outlines.",
+}
+TWINS = {"classifier": "torchvision’s ResNet", "segmenter": "`segmentation_models_pytorch`’s Unet", "detector": ""}
+TAGS = ("keras", "tensorflow", "chest-x-ray", "pneumothorax", "medical-imaging", "research-use-only")
 
 _SHOWN = (
     *("auroc", "auprc", "sensitivity", "specificity", "ppv", "npv", "brier", "calibration_error"),
@@ -43,30 +50,8 @@ _SHOWN = (
 """The scores of a card, by their names on a board."""
 _OF_SUBGROUPS = ("auroc", "sensitivity", "specificity", "dice")
 _OF_BASELINES = ("auroc", "dice")
-
-
-class _Facts(NamedTuple):
-    """What a card says of a run or of a detector, in one form."""
-
-    name: str
-    detector: bool
-    task: str
-    """``classifier``, ``segmenter`` or ``detector``."""
-    synthetic: bool
-    networks: list[str]
-    sizes: list[int]
-    data: str
-    """The images that it learned from, as they were recorded."""
-    trained_on: list[str]
-    training: list[str]
-    split: str
-    patients: str
-    threshold: float | None
-    weights: dict[str, str]
-    versions: Mapping[str, Any]
-    board: pd.DataFrame | None
-    counts: ValidationCounts | None = None
-    """A detector's right and wrong answers on validation."""
+_OF_HUBS = {"auroc": "roc_auc", "auprc": "average_precision", "dice": "dice", "dice_positives": "dice"}
+"""The scores that go into the head, and what hubs call them."""
 
 
 def model_card(source: Path, licence: str = "", evaluations: Sequence[Path] = (), address: str = "") -> str:
@@ -84,247 +69,169 @@ def model_card(source: Path, licence: str = "", evaluations: Sequence[Path] = ()
     Raises:
         PneumoError: ``source`` is neither, or an evaluation is none, or is of another network.
     """
-    facts = _detector_facts(source) if (source / DETECTOR_RECORD).is_file() else _run_facts(read_run(source))
-    elsewhere = [_read_evaluation(folder, facts.name) for folder in evaluations]
-    row = own_row(facts.board)
-    parts = [
-        f"---\n{yaml(_head(facts, licence, row))}---",
-        f"# {_text(facts.name)}",
-        f"**{USE}**",
-        *([_SYNTHETIC] if facts.synthetic else []),
-        _what(facts),
-        "## How to use it",
-        _use(facts, address or source.name),
-        "## What it learned from",
-        _bullets([*facts.trained_on, facts.patients, f"Split (SHA-256): `{facts.split}`", *facts.training]),
-        "## Scores",
-        *_scores(facts, row),
-        "## Answers without looking at any pixel",
-        *_baselines(facts, row),
-        "## On data from elsewhere",
-        *_elsewhere(elsewhere),
-        *_where_it_looks(source),
-        "## Limits",
-        _bullets(_limits(facts, row, bool(elsewhere))),
-        "## Licence",
-        _licence(licence),
-        "## How to cite",
-        _cite(facts, address),
-        f"*Written by keras_pneumo {__version__} from the files of the {'detector' if facts.detector else 'run'}.*",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-_SYNTHETIC = (
-    "> **Trained on synthetic radiographs (phantoms).** It has never seen a real radiograph and knows nothing of one. "
-    "All figures below are of phantoms."
-)
-
-
-# ---------------------------------------------------------------- what the files say
-
-
-def _run_facts(run: RunFolder) -> _Facts:
-    record, experiment = run.record, run.experiment
-    before = run.pretraining
-    count = f"{record.get('training_images')} for training, {record.get('validation_images')} for validation"
-    return _Facts(
-        experiment.name,
-        False,
-        experiment.task,
-        run.synthetic,
-        [_network(experiment.task, experiment.encoder, experiment.image_size)],
-        [experiment.image_size],
-        str(record.get("trained_on", UNRECORDED)),
-        [
-            f"Images: {_text(record.get('trained_on', UNRECORDED))}"
-            + (f" ({count})" if "training_images" in record else ""),
-            f"Before these: {'none, random first weights' if before == 'none' else _text(before)}",
-        ],
-        [_training_sentence(record)] if "training_seconds" in record else [],
-        str(record.get("split_sha256", "not recorded")),
-        _patients_sentence(record),
-        run.threshold,
-        {name: digest for name, digest in dict(record.get(HASHES) or {}).items() if name in (WEIGHTS, TORCH_WEIGHTS)},
-        record.get("versions", {}),
-        read_board(run.folder / "board.csv"),
-    )
-
-
-def _detector_facts(folder: Path) -> _Facts:
-    record = read_detector_record(folder)
-    members = [read_json(folder / name / "experiment.json") for name in (*record["classifiers"], *record["segmenters"])]
+    detector = (source / DETECTOR_RECORD).is_file()
+    facts = _of_detector(source) if detector else _of_run(source)
+    board, record, members, task = (facts.pop(name) for name in ("board", "record", "members", "task"))
+    row = own_row(board)
     experiments = [member.get("experiment", {}) for member in members]
-    learned = sorted({str(member.get("trained_on", UNRECORDED)) for member in members})
+    sizes = [f"{size}x{size}" for size in sorted({int(each.get("image_size", 0)) for each in experiments})]
+    split, synthetic = str(record.get("split_sha256", "not recorded")), record.get("synthetic") is True
+    data = "Synthetic phantoms" if synthetic else listed(_learned(members))
+    pipeline = "image-classification" if task == "classifier" else "image-segmentation"
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        finalize=_escaped,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return templates.get_template("card.md").render(
+        facts,
+        kind="detector" if detector else "run",
+        use=USE,
+        answer=ANSWERS[task],
+        twin=Markup(TWINS[task]),
+        networks=[_network(each) for each in experiments],
+        sizes=sizes,
+        synthetic=synthetic,
+        where=address or source.name,
+        address=address,
+        licence=licence,
+        split=split,
+        by_patient=members[0].get("patients") != "none",
+        patients_note=members[0].get("patients_note", ""),
+        scores=None if row is None else _scores(row),
+        **_baselines(board, row),
+        elsewhere=[_read_evaluation(folder, facts["name"]) for folder in evaluations],
+        pipeline=pipeline,
+        tags=[*TAGS, *(["synthetic-data"] if synthetic else [])],
+        task_of_hub={"type": pipeline, "name": "Pneumothorax on frontal chest radiographs"},
+        dataset={"type": "private", "name": f"{one_line(data, 100)}, test patients", "revision": split},
+        version=str(record.get("versions", {}).get("keras_pneumo", __version__)),
+        written_by=__version__,
+    )
+
+
+def _of_run(source: Path) -> dict[str, Any]:
+    """What the card says of a run only, and its record, members, task and board."""
+    run = read_run(source)
+    record, before = run.record, run.pretraining
+    minutes = float(record.get("training_seconds", 0)) / 60
+    counts = f" ({record.get('training_images')} for training, {record.get('validation_images')} for validation)"
+    training = (
+        f"Trained for {minutes:.0f} min on {record.get('hardware', 'unknown hardware')}; "
+        f"the best epoch by the validation score is {record.get('best_epoch')}. All settings are in experiment.json."
+        if "training_seconds" in record
+        else ""
+    )
+    hashes = dict(record.get(HASHES) or {})
+    return {
+        "record": record,
+        "members": [record],
+        "task": run.experiment.task,
+        "board": read_board(source / "board.csv"),
+        "name": run.experiment.name,
+        "threshold": run.threshold,
+        "learned": [_learned([record])[0] + (counts if "training_images" in record else "")],
+        "before": "none, random first weights" if before == "none" else before,
+        "training": [training] if training else [],
+        "error_rates": [],
+        "weights": [(name, hashes[name]) for name in sorted((WEIGHTS, TORCH_WEIGHTS)) if name in hashes],
+    }
+
+
+def _of_detector(source: Path) -> dict[str, Any]:
+    """The same of a detector."""
+    record = read_detector_record(source)
+    names = (*record["classifiers"], *record["segmenters"])
+    members = [read_json(source / name / "experiment.json") for name in names]
     counts = ValidationCounts(**record["validation"]["counts"])
-    return _Facts(
-        str(record["name"]),
-        True,
-        "detector",
-        record.get("synthetic") is True,
-        [_network(e.get("task", ""), e.get("encoder", ""), e.get("image_size", 0)) for e in experiments],
-        sorted({int(e.get("image_size", 0)) for e in experiments}),
-        listed(learned),
-        [f"Images: {_text(each)}" for each in learned],
-        [_counts_sentence(counts)],
-        str(record.get("split_sha256", "not recorded")),
-        _patients_sentence(members[0]),
-        float(record["threshold"]),
-        {name: digest for name, digest in record["files"].items() if name.endswith(".safetensors")},
-        record["versions"],
-        read_board(folder / "board/board.csv", joined=True),
-        counts,
-    )
-
-
-class _Elsewhere(NamedTuple):
-    """What ``evaluate`` wrote about the network on other data."""
-
-    name: str
-    synthetic: bool | None
-    row: pd.Series
-    subgroups: pd.DataFrame
-    left_out: int
-    images: int
-
-
-def _read_evaluation(folder: Path, name: str) -> _Elsewhere:
-    """Read a folder that ``evaluate`` wrote.
-
-    Raises:
-        PneumoError: it is none, or of another network.
-    """
-    try:
-        team = str(read_json(folder / "submission/submission.json")["team"])
-        board = pd.read_csv(folder / "board.csv")
-        row = board[board["kind"] == "submission"].iloc[0]
-        subgroups = pd.read_csv(folder / "subgroups.csv", dtype={"subgroup": str}, keep_default_na=True)
-        images = len(pd.read_csv(folder / "contamination.csv", usecols=["image_id"]))
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise PneumoError(
-            f"{folder} is no folder that keras-pneumo evaluate wrote ({one_line(str(error), 80)}). Name one."
-        ) from None
-    if team.removeprefix("keras-pneumo ").removesuffix(" (joined)") != name:
-        raise PneumoError(f"{folder} is an evaluation of {team}, not of {name}. Name one of this network.")
-    synthetic = None
-    sources: list[str] = []
-    manifest = folder / "prepared/manifest.json"
-    if manifest.is_file():
-        try:
-            content = read_json(manifest)
-            synthetic, sources = content.get("synthetic") is True, [str(each) for each in content.get("sources", {})]
-        except (OSError, ValueError, AttributeError):
-            pass
-    return _Elsewhere(
-        listed(sources) or folder.name, synthetic, row, subgroups, max(images - int(row["images"]), 0), images
-    )
-
-
-# ---------------------------------------------------------------- sentences and tables
-
-
-def _network(task: str, encoder: str, size: int) -> str:
-    kind = "a U-Net that outlines the pneumothorax, encoder" if task == "segmenter" else "a classifier,"
-    return f"{kind} {encoder} at {size}x{size} pixels"
-
-
-def _what(facts: _Facts) -> str:
-    answer = {
-        "classifier": "It gives the probability that a frontal chest radiograph shows a pneumothorax.",
-        "segmenter": "It outlines a pneumothorax on a frontal chest radiograph, and gives the probability of any.",
-        "detector": "It gives a calibrated probability of a pneumothorax on frontal chest radiographs, and outlines.",
-    }[facts.task]
-    threshold = (
-        "" if facts.threshold is None else f" It answers yes from {facts.threshold:.3f} on, fitted on validation."
-    )
-    return f"{answer} Inside: {'; '.join(facts.networks)}.{threshold}"
-
-
-def _use(facts: _Facts, where: str) -> str:
-    function = "load_detector" if facts.detector else "load_run"
-    lines = [
-        "```python",
-        "import keras_pneumo as kp",
-        "",
-        f"model = kp.{function}({json.dumps(where)})",
-        'print(model.predict("radiograph.dcm"))',
-        "```",
-    ]
-    if facts.detector:
-        return "\n".join(lines)
-    twin = "`segmentation_models_pytorch`’s Unet" if facts.task == "segmenter" else "torchvision’s ResNet"
-    return "\n".join(lines) + f"\n\n`{TORCH_WEIGHTS}` holds the same weights under the names of {twin}."
-
-
-def _patients_sentence(record: Mapping[str, Any]) -> str:
-    note = _text(record.get("patients_note", ""))
-    if record.get("patients") == "none":
-        return f"**The split is not by patient**: without a patient table one may be on both sides. {note}".strip()
-    return f"Split by patient, so nobody is in two subsets. {note}".strip()
-
-
-def _training_sentence(record: Mapping[str, Any]) -> str:
-    minutes = float(record["training_seconds"]) / 60
-    return (
-        f"Trained for {minutes:.0f} min on {_text(record.get('hardware', 'unknown hardware'))}; the best epoch by the "
-        f"validation score is {record.get('best_epoch')}. All settings are in `experiment.json`."
-    )
-
-
-def _counts_sentence(counts: ValidationCounts) -> str:
-    return (
+    fitted = (
         f"Threshold, calibration and mask parameters were fitted on {counts.images} validation images of "
         f"{counts.patients} patients, {counts.true_positive + counts.false_negative} of them positive."
     )
+    real = record.get("synthetic") is not True
+    return {
+        "record": record,
+        "members": members,
+        "task": "detector",
+        "board": read_board(source / "board/board.csv", joined=True),
+        "name": str(record["name"]),
+        "threshold": float(record["threshold"]),
+        "learned": _learned(members),
+        "before": "",
+        "training": [fitted],
+        "error_rates": [error_rate_of(counts, positive).sentence for positive in (True, False)] if real else [],
+        "weights": [(name, each) for name, each in sorted(record["files"].items()) if name.endswith(".safetensors")],
+    }
 
 
-def _extent(row: pd.Series) -> str:
-    return (
-        f"{counted(int(row['images']), 'image')} of {counted(int(row['patients']), 'patient')}, "
-        f"{int(row['positives'])} with a pneumothorax"
+def _learned(members: Sequence[Mapping[str, Any]]) -> list[str]:
+    return sorted({str(member.get("trained_on", UNRECORDED)) for member in members})
+
+
+def _network(experiment: Mapping[str, Any]) -> str:
+    segmenter = experiment.get("task") == "segmenter"
+    kind = "a U-Net that outlines the pneumothorax, encoder" if segmenter else "a classifier,"
+    size = experiment.get("image_size", 0)
+    return f"{kind} {experiment.get('encoder', '')} at {size}x{size} pixels"
+
+
+# ---------------------------------------------------------------- scores
+
+
+class _Scores(NamedTuple):
+    """The scores of a row of a board."""
+
+    extent: str
+    table: str
+    share: str
+    """Of positive images."""
+    few_patients: int | None
+    """Below which intervals hold less, where there are fewer; and of positive and of negative images the same."""
+    few_images: int | None
+    missed: str
+    """Share of the positive images without an outline; blank for none."""
+    metrics: list[dict[str, Any]]
+    """For the head."""
+
+
+def _scores(row: pd.Series) -> _Scores:
+    images, positives = int(row["images"]), int(row["positives"])
+    extent = (
+        f"{counted(images, 'image')} of {counted(int(row['patients']), 'patient')}, {positives} with a pneumothorax"
     )
-
-
-def _scores(facts: _Facts, row: pd.Series | None) -> list[str]:
-    if row is None:
-        return ["It was not scored: there is no `board.csv`."]
-    kind = " Synthetic phantoms, all of them." if facts.synthetic else ""
-    head = f"On the test patients of the same data, whom it has not seen: {_extent(row)}.{kind}"
     cells = [
         [_label(name), shown(float(row[name])), shown_interval(_interval(row, name))]
         for name in _SHOWN
         if _has(row, name)
     ]
-    few = int(row["patients"]) < FEW_PATIENTS
-    caution = [f"With fewer than {FEW_PATIENTS} patients, 95% intervals hold less than that."] if few else []
-    wrong = []
-    if facts.counts is not None and not facts.synthetic:
-        wrong = [error_rate_of(facts.counts, positive).sentence for positive in (True, False)]
-    return [
-        head,
-        _table(["Score", "Value", "95% interval, by patient"], cells),
-        *caution,
-        *([" ".join(wrong)] if wrong else []),
+    table = _table(["Score", "Value", "95% interval, by patient"], cells)
+    metrics = [
+        {"type": kind, "name": LABELS[name], "value": round(float(row[name]), 6)}
+        for name, kind in _OF_HUBS.items()
+        if _has(row, name)
     ]
+    return _Scores(
+        extent,
+        table,
+        f"{positives / max(images, 1):.0%}",
+        FEW_PATIENTS if int(row["patients"]) < FEW_PATIENTS else None,
+        FEW if min(positives, images - positives) < FEW else None,
+        f"{row['positives_missed']:.0%}" if _has(row, "positives_missed") and row["positives_missed"] else "",
+        metrics,
+    )
 
 
-def _baselines(facts: _Facts, row: pd.Series | None) -> list[str]:
+def _baselines(board: pd.DataFrame | None, row: pd.Series | None) -> dict[str, str]:
     """The metadata-only baselines, and in a sentence whether the network is better than the best of them."""
-    board = facts.board
     if row is None or board is None or not (board["kind"] == "baseline").any():
-        return ["No metadata-only baseline was scored."]
+        return {"baselines": "", "comparison": ""}
     rows = board[board["kind"] == "baseline"]
     names = [name for name in _OF_BASELINES if _has(row, name) and name in rows]
-    cells = [
-        [_text(each["team"]), *(_with_interval(each, name) if _has(each, name) else "–" for name in names)]
-        for _, each in rows.iterrows()
-    ]
-    cells.append(["**this network**", *(_with_interval(row, name) for name in names)])
-    head = "Metadata-only baselines use facts such as age, sex, view and how often a patient was imaged."
-    return [head, _table(["Answer from", *(_label(name) for name in names)], cells), *(_against(rows, row, names))]
-
-
-def _against(rows: pd.DataFrame, row: pd.Series, names: Iterable[str]) -> list[str]:
+    cells = [[each["team"], *(_with_interval(each, name) for name in names)] for _, each in rows.iterrows()]
+    own = [Markup("**this network**"), *(_with_interval(row, name) for name in names)]
     sentences = []
     for name in names:
         known = rows[rows[name].notna()]
@@ -336,157 +243,55 @@ def _against(rows: pd.DataFrame, row: pd.Series, names: Iterable[str]) -> list[s
             word = "**this network is no better**"
         elif _interval(row, name)[0] <= _interval(best, name)[1]:
             word = "the intervals overlap, so this table alone does not show that it is better"
-        sentences.append(f"{_label(name)}: the best of them is “{_text(best['team'])}”; {word}.")
-    return [" ".join(sentences)] if sentences else []
+        sentences.append(f"{_label(name)}: the best of them is “{_escaped(best['team'])}”; {word}.")
+    table = _table(["Answer from", *map(_label, names)], [*cells, own])
+    return {"baselines": table, "comparison": Markup(" ".join(sentences))}
 
 
-def _elsewhere(evaluations: Sequence[_Elsewhere]) -> list[str]:
-    if not evaluations:
-        return [
-            "It was not evaluated on data from elsewhere. Expect lower scores there: `keras-pneumo evaluate` tells."
-        ]
-    parts = []
-    for one in evaluations:
-        names = [name for name in _SHOWN if _has(one.row, name)]
-        synthetic = " (synthetic phantoms)" if one.synthetic else ""
-        left_out = (
-            f" {counted(one.left_out, 'image')} that it may have learned from were left out: not all is from elsewhere."
-            if one.left_out
-            else ""
-        )
-        parts += [
-            f"### {_text(one.name)}{synthetic}",
-            f"{_extent(one.row)}.{left_out} Nothing was fitted here.",
-            _table(
-                ["Score", "Value", "95% interval, by patient"],
-                [
-                    [_label(name), shown(float(one.row[name])), shown_interval(_interval(one.row, name))]
-                    for name in names
-                ],
-            ),
-        ]
-        if len(one.subgroups):
-            scores = [name for name in _OF_SUBGROUPS if name in one.subgroups and one.subgroups[name].notna().any()]
-            cells = [
-                [
-                    f"{_text(part['attribute'])}: {_text(part['subgroup'])}",
-                    f"{int(part['images'])} ({int(part['positives'])})",
-                    *(_with_interval(part, name) if _has(part, name) else "–" for name in scores),
-                ]
-                for _, part in one.subgroups.iterrows()
-            ]
-            parts.append(_table(["Subgroup", "Images (positive)", *(_label(name) for name in scores)], cells))
-    return parts
+class _Elsewhere(NamedTuple):
+    """What ``evaluate`` wrote about the network on other data."""
+
+    name: str
+    synthetic: bool
+    left_out: str
+    """How many images; blank for none."""
+    scores: _Scores
+    subgroups: str
 
 
-def _where_it_looks(source: Path) -> list[str]:
-    """The findings of the check of the heat maps, where there was one."""
+def _read_evaluation(folder: Path, name: str) -> _Elsewhere:
+    """Read a folder that ``evaluate`` wrote.
+
+    Raises:
+        PneumoError: it is none, or of another network.
+    """
+    manifest = folder / "prepared/manifest.json"  # not where a prepared folder was evaluated
     try:
-        saliency = read_saliency_report(source / FOLDER)
-    except PneumoError:  # a package has a part of it
-        return []
-    return [] if saliency is None else ["## Where it looks", " ".join(saliency.sentences)]
-
-
-def _limits(facts: _Facts, row: pd.Series | None, evaluated: bool) -> list[str]:
-    limits = [USE]
-    if facts.synthetic:
-        limits.append("Trained on synthetic phantoms only: on real radiographs its answers mean nothing.")
-    limits += [
-        "Frontal chest radiographs only. "
-        + (
-            "An image unlike the training images gets no answer."
-            if facts.detector
-            else "It answers for any picture, also for one that is no chest radiograph."
-        ),
-        f"It sees {' and '.join(f'{size}x{size}' for size in facts.sizes)} pixels: what is smaller is lost, and "
-        "small pneumothoraces may be missed.",
-        "A network can learn tubes, markers or the hospital in place of the finding: look at the heat maps.",
+        team = str(read_json(folder / "submission/submission.json")["team"])
+        board = pd.read_csv(folder / "board.csv")
+        row = board[board["kind"] == "submission"].iloc[0]
+        subgroups = pd.read_csv(folder / "subgroups.csv", dtype={"subgroup": str})
+        left_out = len(pd.read_csv(folder / "contamination.csv", usecols=["image_id"])) - int(row["images"])
+        prepared = read_json(manifest) if manifest.is_file() else {}
+        sources, synthetic = listed(map(str, prepared.get("sources", {}))), prepared.get("synthetic") is True
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise PneumoError(
+            f"{folder} is no folder that keras-pneumo evaluate wrote ({one_line(str(error), 80)}). Name one."
+        ) from None
+    if team.removeprefix("keras-pneumo ").removesuffix(" (joined)") != name:
+        raise PneumoError(f"{folder} is an evaluation of {team}, not of {name}. Name one of this network.")
+    scored = [name for name in _OF_SUBGROUPS if name in subgroups and subgroups[name].notna().any()]
+    cells = [
+        [
+            f"{part['attribute']}: {part['subgroup']}",
+            f"{int(part['images'])} ({int(part['positives'])})",
+            *(_with_interval(part, name) for name in scored),
+        ]
+        for _, part in subgroups.iterrows()
     ]
-    if row is not None:
-        share = int(row["positives"]) / max(int(row["images"]), 1)
-        limits.append(
-            f"{share:.0%} of the test images are positive. Where the finding is rarer, more of its yes are wrong "
-            "(predictive values change with it)."
-        )
-        if min(int(row["positives"]), int(row["images"]) - int(row["positives"])) < FEW:
-            limits.append(f"Fewer than {FEW} positive or negative test images: little can be concluded.")
-        if _has(row, "positives_missed") and float(row["positives_missed"]) > 0:
-            limits.append(f"It outlines nothing in {float(row['positives_missed']):.0%} of the positive test images.")
-    if not evaluated:
-        limits.append("Test patients come from the same data as the training patients; nothing is known of others.")
-    return limits
-
-
-def _licence(licence: str) -> str:
-    if not licence:
-        return (
-            "No licence of these weights was given: ask whoever published them before you use them. The data that they "
-            "learned from may forbid some uses. The program keras_pneumo is under the MIT licence."
-        )
-    return f"These weights: {_text(licence)}. The program keras_pneumo is under the MIT licence."
-
-
-def _cite(facts: _Facts, address: str) -> str:
-    version = str(facts.versions.get("keras_pneumo", __version__))
-    lines = [
-        "```bibtex",
-        "@software{keras_pneumo,",
-        "  title = {keras_pneumo: Keras twins of PyTorch's networks for pneumothorax, and an honest referee},",
-        f"  version = {{{version}}},",
-        f"  note = {{Model {facts.name}{', ' + address if address else ''}; split {facts.split[:12]}}}",
-        "}",
-        "```",
-    ]
-    hashes = _bullets([f"`{name}`: SHA-256 `{digest}`" for name, digest in sorted(facts.weights.items())])
-    return "\n".join(lines) + ("\n\nName the split and the weights with every score:\n\n" + hashes if hashes else "")
-
-
-# ---------------------------------------------------------------- the head that hubs read
-
-
-def _head(facts: _Facts, licence: str, row: pd.Series | None) -> dict[str, Any]:
-    segments = facts.task != "classifier"
-    tags = ["keras", "tensorflow", "chest-x-ray", "pneumothorax", "medical-imaging", "research-use-only"]
-    head: dict[str, Any] = {
-        "license": licence or UNKNOWN_LICENCE,
-        "library_name": "keras",
-        "pipeline_tag": "image-segmentation" if segments else "image-classification",
-        "tags": [*tags, *(["synthetic-data"] if facts.synthetic else [])],
-    }
-    if row is None:
-        return head
-    names = [name for name in ("auroc", "auprc", "dice", "dice_positives") if _has(row, name)]
-    task = {"type": head["pipeline_tag"], "name": "Pneumothorax on frontal chest radiographs"}
-    data = "Synthetic phantoms" if facts.synthetic else facts.data
-    dataset = {"type": "private", "name": f"{one_line(data, 100)}, test patients", "revision": facts.split}
-    metrics = [{"type": _HUB_NAMES[name], "name": LABELS[name], "value": round(float(row[name]), 6)} for name in names]
-    head["metrics"] = list(dict.fromkeys(metric["type"] for metric in metrics))
-    head["model-index"] = [{"name": facts.name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]
-    return head
-
-
-_HUB_NAMES = {"auroc": "roc_auc", "auprc": "average_precision", "dice": "dice", "dice_positives": "dice"}
-
-
-def yaml(value: Any, indent: int = 0) -> str:
-    """A dictionary as YAML: its texts and numbers as JSON, which YAML reads as they are."""
-    pad, lines = " " * indent, []
-    for key, each in value.items():
-        if isinstance(each, dict):
-            lines.append(f"{pad}{key}:\n{yaml(each, indent + 2)}")
-        elif isinstance(each, list):
-            items = []
-            for item in each:
-                body = yaml(item, indent + 2) if isinstance(item, dict) else f"{pad}  {json.dumps(item)}\n"
-                items.append(f"{pad}- {body[indent + 2 :]}")
-            lines.append(f"{pad}{key}:\n{''.join(items)}")
-        else:
-            lines.append(f"{pad}{key}: {json.dumps(each)}\n")
-    return "".join(lines)
-
-
-# ---------------------------------------------------------------- small parts
+    table = _table(["Subgroup", "Images (positive)", *map(_label, scored)], cells) if cells else ""
+    text = counted(left_out, "image") if left_out > 0 else ""
+    return _Elsewhere(sources or folder.name, synthetic, text, _scores(row), table)
 
 
 def _has(row: pd.Series, name: str) -> bool:
@@ -494,29 +299,29 @@ def _has(row: pd.Series, name: str) -> bool:
 
 
 def _interval(row: pd.Series, name: str) -> tuple[float, float]:
-    bounds = [float(row.get(f"{name}_{end}", math.nan)) for end in ("low", "high")]
-    return bounds[0], bounds[1]
+    return float(row.get(f"{name}_low", math.nan)), float(row.get(f"{name}_high", math.nan))
 
 
 def _with_interval(row: pd.Series, name: str) -> str:
-    low, high = _interval(row, name)
-    return shown(float(row[name])) + (f" ({shown(low)} to {shown(high)})" if math.isfinite(low) else "")
+    """``0.940 (0.850 to 0.980)``; a dash where there is no score."""
+    if not _has(row, name):
+        return "–"
+    interval = _interval(row, name)
+    return shown(float(row[name])) + (f" ({shown_interval(interval)})" if math.isfinite(interval[0]) else "")
 
 
 def _label(name: str) -> str:
     return LABELS[name] + (" (lower is better)" if name in LOWER_IS_BETTER else "")
 
 
-def _text(value: Any) -> str:
-    """A text from a file, on one line, without what Markdown or HTML would obey."""
-    plain = one_line(str(value), 300).replace("&", "&amp;").replace("<", "&lt;")
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+    lines = [head, ["---"] * len(head), *[[_escaped(cell) for cell in row] for row in rows]]
+    return Markup("\n".join("| " + " | ".join(cells) + " |" for cells in lines))
+
+
+def _escaped(value: Any) -> str:
+    """A value on one line, without what Markdown or HTML would obey; our own Markdown is marked as such."""
+    if isinstance(value, Markup):
+        return value
+    plain = one_line(str(value), 400).replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{letter}" if letter in "|*`[]\\#" else letter for letter in plain)
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -21,8 +21,9 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.sharing.package import LIST, Package, check_list, read_package
-from keras_pneumo.storage.files import cache_folder, file_lock, read_json
+from keras_pneumo.sharing.archive import unpacked
+from keras_pneumo.sharing.package import LIST, Package, read_list, read_package
+from keras_pneumo.storage.files import cache_folder, file_lock
 from keras_pneumo.storage.tables import one_line
 
 _ADDRESS = re.compile(
@@ -60,6 +61,30 @@ def read_address(text: str | Path) -> Address:
             f"{one_line(str(text))} is no name on a hub. Write hf://OWNER/NAME, or hf://OWNER/NAME@REVISION."
         )
     return Address(match["repo"], match["revision"] or "")
+
+
+def received(place: str | Path) -> tuple[Path, str]:
+    """The folder of a run or a detector that is named by its folder, its zip or its address on a hub.
+
+    A zip and a hub's package are unpacked in this user's cache, and checked each time; see :func:`is_received`.
+
+    Returns:
+        The folder, and the address of the commit that was fetched; blank where nothing was.
+
+    Raises:
+        PneumoError: as :func:`fetch` and :func:`.archive.unpacked`.
+    """
+    if is_address(place):
+        package, address = fetch(read_address(place))
+        return package.folder, str(address)
+    if Path(place).suffix == ".zip" and not Path(place).is_dir():
+        return unpacked(Path(place)), ""
+    return Path(place), ""
+
+
+def is_received(folder: Path) -> bool:
+    """Whether :func:`received` unpacked this folder; nothing may be written into it, or it is no longer its list's."""
+    return (folder / LIST).is_file() and folder.resolve().is_relative_to(cache_folder().resolve())
 
 
 def push(package: Package, address: Address, public: bool = False) -> Address:
@@ -126,17 +151,15 @@ def _download(hub: ModuleType, pinned: Address, temporary: Path) -> None:
     with _asked(hub, pinned):
         try:
             api.hf_hub_download(pinned.repo, LIST, **where)
-            record = check_list(read_json(whole / LIST), f"{LIST} of {pinned}")
-            api.snapshot_download(pinned.repo, allow_patterns=sorted(record["files"]), **where)
+            files = read_list((whole / LIST).read_bytes(), f"{LIST} of {pinned}").files
+            api.snapshot_download(pinned.repo, allow_patterns=sorted(files), **where)
         except hub.errors.RemoteEntryNotFoundError:
             raise PneumoError(
                 f"{pinned} is no package of keras-pneumo: it has no {LIST}. Check the name, or push a run or a "
                 "detector."
             ) from None
-        except ValueError as error:
-            raise PneumoError(f"{LIST} of {pinned} cannot be read: {error}. Push the package again.") from None
     shutil.rmtree(whole / ".cache", ignore_errors=True)  # the library's own notes
-    read_package(whole)
+    read_package(whole, Path(str(pinned)))
 
 
 def _folder_of(address: Address) -> Path:

@@ -191,6 +191,28 @@ def settle(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def discard_unannounced(folder: Path) -> None:
+    """Take away a result that a killed process was putting into a folder without an older one; then :func:`settle`.
+
+    For commands that need an empty folder: the next call then makes its result anew, with its own options, as after a
+    kill a moment earlier. The caller holds the folder's lock.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    for new in sorted(folder.glob(f"{_COMPLETE}*")):
+        if any((new / _OLDER).glob("*")):
+            continue  # it replaces an older one, which :func:`settle` must not lose
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            for name in map(str, reversed(read_json(new / _ORDER)["written"])):
+                if (folder / name).is_dir() and not os.path.lexists(new / name):
+                    shutil.rmtree(folder / name)
+                elif not os.path.lexists(new / name):
+                    (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(new)
+    settle(folder)
+
+
 def is_leftover(name: str) -> bool:
     """Whether a file or folder of this name is a lock, or was left by a killed process: a folder of such is empty."""
     return name == LOCK_NAME or name.startswith((UNFINISHED, _COMPLETE)) or is_temporary(name)

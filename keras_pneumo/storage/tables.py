@@ -192,7 +192,7 @@ def check_header(names: Sequence[str], path: Path) -> None:
     """
     twice = next((name for name in names if name and list(names).count(name) > 1), None)
     if twice is not None:
-        raise PneumoError(f"{path} names the column {twice!r} twice. Rename one of them.")
+        raise PneumoError(f"{path} names the column {one_line(twice, 80)!r} twice. Rename one of them.")
     if "row" in names:
         raise PneumoError(f"{path} has a column called 'row', which is kept for line numbers. Rename it.")
 
@@ -273,6 +273,22 @@ def write_quarantine(out: Path, set_aside: Sequence[dict[str, Any]]) -> None:
         write_table(path, safe_columns(table, "file", "reason"))
     else:
         path.unlink(missing_ok=True)
+
+
+def set_aside_sentences(set_aside: Sequence[dict[str, Any]], most: int = 5) -> list[str]:
+    """What every command says of the rows of its ``quarantine.csv``: a sentence for each reason, with its files.
+
+    Args:
+        set_aside: ``file`` and ``reason`` of each.
+        most: sentences at most, before one that says how many files the table has besides.
+    """
+    files: dict[str, list[str]] = {}
+    for row in set_aside:
+        files.setdefault(one_line(str(row["reason"]).removesuffix("."), 400), []).append(visible(str(row["file"])))
+    reasons = list(files)[:most]
+    sentences = [f"{listed(files[reason], 3)}: {reason}." for reason in reasons]
+    rest = len(set_aside) - sum(len(files[reason]) for reason in reasons)
+    return [*sentences, f"{rest:,} more are listed in quarantine.csv."] if rest else sentences
 
 
 # -- Text for messages and pages ---------------------------------------------------------------------------------------

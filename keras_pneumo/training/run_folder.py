@@ -31,10 +31,10 @@ from keras_pneumo.inference.provenance import (
 from keras_pneumo.storage.files import (
     LOCK_NAME,
     TEMPORARY_SUFFIX,
+    discard_unannounced,
     folder_lock,
     is_leftover,
     read_json,
-    settle,
     sha256_bytes,
     sha256_file,
     with_content_hash,
@@ -182,7 +182,7 @@ def new_folder_lock(wanted: Path | None, name: str) -> Iterator[Path]:
             except PneumoError:
                 if wanted is not None or not (folder / LOCK_NAME).exists():
                     raise
-        settle(folder)
+        discard_unannounced(folder)
         yield new_folder(folder, name)
 
 

@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from command_lab import run
+from hostile_lab import behind_the_pixels
 from PIL import Image, PngImagePlugin
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from pydicom.uid import RLELossless
 from small_siim import dicom, radiograph, save, write_png, write_siim
 
 from keras_pneumo.data.labels.pseudonyms import KEY_FILE, PseudonymKey, patient_hash
@@ -79,6 +81,19 @@ def test_what_a_header_says_of_its_pixels_is_listed(tmp_path, tag, value):
     save(planted(**{tag: value}), tmp_path / "a.dcm")
     save(planted(**{tag: "NO"}), tmp_path / "b.dcm")
     assert found(examine_privacy(tmp_path, workers=1), "DICOM tag")["BurnedInAnnotation: YES"] == 1
+
+
+def test_a_tag_behind_the_pixels_is_listed_and_damaged_pixels_hide_none_before_them(tmp_path):
+    save(dicom(radiograph(1), "1.2.3.77"), tmp_path / "a.dcm")
+    behind_the_pixels(tmp_path / "a.dcm", 0x00081070, b"PN", b"Smithers")
+    assert "OperatorsName (0008,1070)" in examine_file(tmp_path / "a.dcm").tags
+    dataset = planted()
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    save(dataset, tmp_path / "b.dcm")
+    whole = (tmp_path / "b.dcm").read_bytes()
+    (tmp_path / "b.dcm").write_bytes(whole[:-40])
+    facts = examine_file(tmp_path / "b.dcm")
+    assert {"PatientName (0010,0010)", "AccessionNumber (0008,0050)"} <= set(facts.tags)
 
 
 def test_an_implicit_file_without_preamble_and_a_broken_one_are_examined(tmp_path):

@@ -81,7 +81,7 @@ def test_predict_leaves_out_what_it_cannot_read_and_warns(phantoms, tmp_path):
     detector = known_detector()
     (tmp_path / "broken.dcm").write_bytes(b"no radiograph")
     path = min(phantoms.rglob("*.dcm"))
-    with pytest.warns(UserWarning, match=r"1 of 2 radiographs were left out: broken.dcm"):
+    with pytest.warns(UserWarning, match=r"1 of 2 files were left out. broken.dcm: "):
         (prediction,) = detector.predict([tmp_path / "broken.dcm", path])
     assert prediction.image_id == path.stem
     with pytest.raises(PneumoError, match=r"None of the 1 radiographs .* broken.dcm"):

@@ -50,9 +50,9 @@ def test_radiographs_as_they_come(tmp_path, run, phantoms, capsys):
 def test_nothing_is_said_of_files_that_an_earlier_call_set_aside(tmp_path, run, phantoms):
     (tmp_path / "broken.dcm").write_bytes(b"nothing")
     path = sorted(phantoms.rglob("*.dcm"))[0]
-    assert explain_files(run, [path, tmp_path / "broken.dcm"], tmp_path / "out").set_aside == 1
+    assert explain_files(run, [path, tmp_path / "broken.dcm"], tmp_path / "out").set_aside[0]["file"] == "broken.dcm"
     assert (tmp_path / "out/quarantine.csv").exists()
-    assert explain_files(run, [path], tmp_path / "out").set_aside == 0
+    assert explain_files(run, [path], tmp_path / "out").set_aside == []
     assert not (tmp_path / "out/quarantine.csv").exists()
 
 
@@ -96,7 +96,7 @@ def test_pictures_of_an_earlier_call_are_no_radiographs(tmp_path, run, phantoms)
     (tmp_path / "=1.dcm").write_bytes(path.read_bytes())
     for _ in range(2):
         done = explain_files(run, [tmp_path], tmp_path / "out")
-        assert (done.explained, done.set_aside) == (1, 0)
+        assert (done.explained, done.set_aside) == (1, [])
     assert pd.read_csv(tmp_path / "out/explained.csv")["file"].tolist() == ["'=1.dcm"]
 
 

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pydicom
 from fuzz.outcomes import Mutant, Outcome, outcome_of
+from hostile_lab import jpeg_lossless
 from pydicom import config
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
@@ -29,6 +30,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
     SecondaryCaptureImageStorage,
@@ -48,7 +50,7 @@ ROWS, COLUMNS = 48, 40
 NATIVE = ("explicit", "implicit", "big endian", "deflated", "deep")
 """Seeds whose pixels are stored as they are."""
 
-STREAMS = ("jpeg", "jpeg-ls", "jpeg 2000", "rle")
+STREAMS = ("jpeg", "jpeg lossless", "jpeg-ls", "jpeg 2000", "rle")
 
 
 def _image(kind: type[np.generic] = np.uint8, most: int = 255) -> np.ndarray:
@@ -137,9 +139,13 @@ def seeds() -> dict[str, bytes]:
         dataset.compress(syntax, generate_instance_uid=False)
         files[name] = dataset
     jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
-    files["jpeg"] = _dataset(image, JPEGBaseline8Bit)
-    files["jpeg"].PixelData = encapsulate([jpeg], has_bot=False)
-    files["jpeg"]["PixelData"].is_undefined_length = True
+    for name, syntax, stream in (
+        ("jpeg", JPEGBaseline8Bit, jpeg),
+        ("jpeg lossless", JPEGLosslessSV1, jpeg_lossless(image)),
+    ):
+        files[name] = _dataset(image, syntax)
+        files[name].PixelData = encapsulate([stream], has_bot=False)
+        files[name]["PixelData"].is_undefined_length = True
     made = {name: _bytes(dataset) for name, dataset in files.items()}
     # As SIIM's files are: no element that the reader for plain files leaves to pydicom.
     del files["jpeg"].SpecificCharacterSet
@@ -302,7 +308,7 @@ def _elements(data: bytes) -> list[_Element]:
 
 def _header(rng: random.Random) -> Mutant:
     """One to three changes of elements in explicit little endian."""
-    name = rng.choice(["explicit", "deep", "jpeg", "plain jpeg", "plain jpeg", "jpeg-ls", "jpeg 2000", "rle"])
+    name = rng.choice(["explicit", "deep", "plain jpeg", "plain jpeg", *STREAMS])
     data, changes = seeds()[name], []
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         if not (elements := _elements(data)):

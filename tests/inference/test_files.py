@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ from hostile_lab import framed, slow_jpeg
 from pydicom.uid import JPEGBaseline8Bit
 from small_siim import radiograph, write_dicom, write_jpeg_dicom
 
+from keras_pneumo.cli import main
 from keras_pneumo.cli.predict import predict_command
 from keras_pneumo.cli.workers import EngineName
 from keras_pneumo.config import CLASSIFIER
@@ -16,7 +18,7 @@ from keras_pneumo.data.batches.images import images_of, open_source
 from keras_pneumo.data.labels import rle
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.data.radiographs import decoders
-from keras_pneumo.data.radiographs.reading import read_radiograph
+from keras_pneumo.data.radiographs.reading import NOT_READ, read_radiograph
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.inference.ensemble import predict_map_set
 from keras_pneumo.inference.files import predict_files, predict_folder, predict_images, read_batches
@@ -90,11 +92,23 @@ def test_images_that_cannot_be_predicted_are_refused(tiny_runs, images, words):
 def test_files_that_cannot_be_read_are_left_out_with_a_warning(tmp_path, tiny_runs, radiographs):
     run = read_run(tiny_runs / "classifier")
     (radiographs / "broken.dcm").write_bytes(b"no radiograph")
-    with pytest.warns(UserWarning, match=r"1 of 6 radiographs were left out: broken.dcm \("):
+    with pytest.warns(UserWarning, match=r"1 of 6 files were left out. broken.dcm: "):
         table = predict_images([run], radiographs)
     assert len(table) == 5
     with pytest.raises(PneumoError, match=r"None of the 1 radiographs can be predicted; the first, broken.dcm: "):
         predict_images([run], radiographs / "broken.dcm")
+
+
+def test_images_of_other_formats_beside_the_radiographs_are_named(tmp_path, tiny_runs, radiographs, capsys):
+    for name in ("a.nii.gz", "b.tiff", "c.mha", "d.webp"):
+        (radiographs / name).write_bytes(b"x")
+    with pytest.raises(SystemExit) as end:
+        main(["predict", str(tiny_runs / "classifier"), "--data", str(radiographs), "--out", str(tmp_path / "out")])
+    assert end.value.code == 1
+    named = f"a.nii.gz, b.tiff, c.mha and 1 more: {NOT_READ}."
+    assert named in " ".join(capsys.readouterr().err.split())
+    with pytest.warns(UserWarning, match=re.escape(f"4 of 9 files were left out. {named}")):
+        predict_images([read_run(tiny_runs / "classifier")], radiographs)
 
 
 def test_raw_files_and_prepared_images_get_the_same_prediction(tmp_path, radiographs, prepared_folder):
@@ -327,10 +341,11 @@ def test_notes_are_told_and_other_views_set_aside(tmp_path, tiny_runs, world):
     assert reasons["lateral.dcm"].startswith("its header gives the view LL, which is not frontal; --any-view")
     assert reasons["hand.dcm"].startswith("its header gives the body part HAND; --any-view")
     told = list(summary.remarks())
+    assert "hand.dcm: its header gives the body part HAND; --any-view (any_view=True) lets it in." in told
     assert sum("turned.dcm: The header says that the image is mirrored" in line for line in told) == 1
     everything = predict_folder([run], world, tmp_path / "all", any_view=True)
-    assert (everything.predicted, everything.set_aside) == (4, 0)
-    with pytest.warns(UserWarning, match=r"2 of 4 radiographs were left out: hand.dcm \(its header gives the body"):
+    assert (everything.predicted, everything.set_aside) == (4, [])
+    with pytest.warns(UserWarning, match=r"2 of 4 files were left out. hand.dcm: its header gives the body"):
         assert len(predict_images([run], world)) == 2
     assert len(predict_images([run], world, any_view=True)) == 4
     few = list(summary.remarks(most=1))

@@ -10,7 +10,8 @@ import keras_pneumo as kp
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.sharing.archive import write_zip
 from keras_pneumo.sharing.hub import Address, fetch, is_address, push, read_address
-from keras_pneumo.sharing.package import LIST, write_package
+from keras_pneumo.sharing.package import LIST
+from keras_pneumo.sharing.packing import write_package
 from keras_pneumo.storage.files import cache_folder, sha256_file
 
 constants = pytest.importorskip("huggingface_hub.constants")

@@ -165,6 +165,32 @@ def test_row_42_a_result_killed_at_any_moment_is_never_a_mixture_and_the_next_ca
     assert contents(folder) == whole("new", after)
 
 
+def test_row_42_killed_while_a_first_result_comes_into_place_the_folder_counts_as_empty(tmp_path, killed_at):
+    for number in range(1, 40):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if not killed_at(number, lambda folder=folder: write_result(folder, "new", False)):
+            break
+        files.discard_unannounced(folder)
+        assert all(files.is_leftover(path.name) for path in folder.iterdir())
+    assert 4 < number < 39, "it was killed at every place, and then it ended"
+    files.discard_unannounced(tmp_path)
+    assert (tmp_path / "1").is_dir()
+
+
+def test_row_42_an_older_result_is_not_discarded(tmp_path, killed_at):
+    for number in range(1, 40):
+        folder = tmp_path / str(number)
+        write_result(folder, "old", False)
+        if not killed_at(number, lambda folder=folder: write_result(folder, "new", False)):
+            break
+        files.discard_unannounced(folder)
+        assert contents(folder) in (
+            {n: t for n, t in whole(w, False).items() if n != "mine.txt"} for w in ("old", "new")
+        )
+    assert 4 < number < 39
+
+
 def test_row_42_a_result_that_ends_with_an_error_leaves_the_older_one(tmp_path):
     write_result(tmp_path / "out", "old", True)
     (tmp_path / "out/mine.txt").write_text("mine")

@@ -16,6 +16,7 @@ from keras_pneumo.storage.tables import (
     read_columns,
     read_rows,
     read_table,
+    set_aside_sentences,
     slug,
     spreadsheet_safe,
     table_text,
@@ -42,6 +43,7 @@ def test_a_table_has_text_cells_and_line_numbers(tmp_path):
     [
         ("", "is empty"),
         ("a,a\n1,2\n", "names the column 'a' twice"),
+        (f"{'a' * 9999},{'a' * 9999}\n", f"names the column '{'a' * 79}…' twice"),
         ("a,row\n1,2\n", "has a column called 'row'"),
         ("a\n1,2\n", "line 2, has 2 cells, but the header has 1"),
         ('a\n"1\n', "is not csv"),
@@ -134,3 +136,15 @@ def test_columns_of_no_table(tmp_path):
 def test_control_characters_of_a_name_are_shown_and_not_obeyed():
     assert visible("a\x1b[31m\u202eb\nc") == "a\\x1b[31m\\u202eb\\nc"
     assert visible("two  blanks ž.dcm") == "two  blanks ž.dcm"
+
+
+def test_what_was_set_aside_is_said_once_for_each_reason_with_its_files():
+    rows = [{"file": f"{number}.nii", "reason": "not read."} for number in range(5)]
+    rows += [{"file": "a\x1b.dcm", "reason": "empty"}, {"file": "b.dcm", "reason": "cut"}]
+    assert set_aside_sentences(rows) == [
+        "0.nii, 1.nii, 2.nii and 2 more: not read.",
+        r"a\x1b.dcm: empty.",
+        "b.dcm: cut.",
+    ]
+    assert set_aside_sentences(rows, most=1)[1:] == ["2 more are listed in quarantine.csv."]
+    assert set_aside_sentences([]) == []

@@ -7,8 +7,8 @@ from crash_lab import QUICK, poisoned, train_tiny
 
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.files import folder_lock
-from keras_pneumo.training.run_folder import find_folds_folder, find_run_folder, progress_of
+from keras_pneumo.storage.files import folder_lock, replacing_contents
+from keras_pneumo.training.run_folder import find_folds_folder, find_run_folder, new_folder_lock, progress_of
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -65,3 +65,34 @@ def test_an_unfinished_run_of_an_earlier_version_is_gone_on_with(tmp_path, prepa
     (tmp_path / "experiment.json").write_text(json.dumps(record))
     assert progress_of(tmp_path, QUICK, prepared) == "unfinished"
     assert progress_of(tmp_path, QUICK.replace(deterministic=False), prepared) == "other"
+
+
+def test_row_42_killed_as_a_complete_result_came_into_place_the_same_call_begins_anew(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    class Killed(BaseException):
+        """The end of a process that runs none of its own clean-up."""
+
+    def make(text):
+        with (
+            new_folder_lock(out, "detector") as folder,
+            replacing_contents(folder, ("parts", "detector.json")) as new,
+        ):
+            (new / "parts").mkdir()
+            (new / "detector.json").write_text(text)
+
+    def fail_in_place(folder):
+        if folder == out:
+            raise Killed
+
+    with monkeypatch.context() as patch:  # after the whole result is there, before its last trace is gone
+        patch.setattr("keras_pneumo.storage.files.flush_folder", fail_in_place)
+        patch.setattr("shutil.rmtree", lambda *arguments, **options: None)
+        with pytest.raises(Killed):
+            make("first")
+    assert (out / "detector.json").read_text() == "first"
+    make("second")
+    assert (out / "detector.json").read_text() == "second"
+    assert {path.name for path in out.iterdir()} - {".lock"} == {"detector.json", "parts"}
+    with pytest.raises(PneumoError, match="is not empty"):
+        make("third")

@@ -34,7 +34,7 @@ from keras_pneumo.data.prepared.manifest import (
 from keras_pneumo.data.prepared.plan import DataFolder, PreparationPlan, make_plan, require_same
 from keras_pneumo.data.prepared.rendering import Job, Rendered, expected_names, intact_files, render
 from keras_pneumo.data.prepared.split import SUBSETS
-from keras_pneumo.data.radiographs.reading import LINK_OUT, find_images
+from keras_pneumo.data.radiographs.reading import find_images, require_radiographs
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.storage.files import folder_lock, remove_temporary, require_writable, write_bytes
 from keras_pneumo.storage.workers import FILE_FAILED, Progress, keep_memory, map_files
@@ -111,10 +111,7 @@ def prepare(
     wanted = _checked_sizes(sizes)
     found = [find_images(folder.path, skip=[out]) for folder in folders]
     for folder, images in zip(folders, found, strict=True):
-        if not images.paths:
-            link = f"{images.links_out[0].name}: {LINK_OUT}." if images.links_out else ""
-            advice = link or "Give the folder that holds the radiographs."
-            raise PneumoError(f"There is no DICOM, PNG or JPEG file in {folder.path}. {advice}")
+        require_radiographs(folder.path, images)
     _require_own_folder(out)
     require_writable(out)
     with folder_lock(out):

@@ -85,7 +85,8 @@ def read_header(data: bytes, stem: str) -> Header:
         UnreadableImage: not a DICOM file, damaged, or of a transfer syntax that holds no radiographs.
     """
     with quiet():
-        dataset = open_dataset(data, stop_before_pixels=True)
+        # All of it: in a file whose elements are out of order the identity may lie behind the pixels.
+        dataset = open_dataset(data, stop_before_pixels=False)
         try:
             syntax = transfer_syntax_of(dataset)
             image_id = text_of(dataset, "SOPInstanceUID") or stem

@@ -72,7 +72,8 @@ _UNUSUAL = frozenset({
 """Tags that decide about frames, grey values, orientation or view: a file that has one is not plain."""
 
 _GROUP_LENGTH = 0x00020000
-"""The only element beside those above whose value pydicom takes apart."""
+_CHARACTER_SET = 0x00080005
+"""The only elements beside those above whose values pydicom takes apart, and that then must have the right form."""
 
 _PIXELS = 0x7FE00010
 _UNDEFINED = 0xFFFFFFFF
@@ -128,7 +129,11 @@ def open_plain(data: bytes, stem: str) -> PlainFile | None:
             if kind != b"US" or len(value) != 2:
                 return None
             numbers[_NUMBERS[tag]] = int.from_bytes(value, "little")
-        elif tag in _UNUSUAL or (tag == _GROUP_LENGTH and (kind != b"UL" or len(value) != 4)):
+        elif (
+            tag in _UNUSUAL
+            or (tag == _GROUP_LENGTH and (kind != b"UL" or len(value) != 4))
+            or (tag == _CHARACTER_SET and kind != b"CS")
+        ):
             return None
         elif tag == _PIXELS:
             frame = _single_frame(value)

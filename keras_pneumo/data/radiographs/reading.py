@@ -17,7 +17,7 @@ from keras_pneumo.data.radiographs.plain import decode_plain
 from keras_pneumo.data.radiographs.radiograph import Radiograph, UnreadableImage
 from keras_pneumo.data.radiographs.raster import decode_image, read_limited
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.storage.tables import IMAGE_SUFFIXES, counted, listed, printable
+from keras_pneumo.storage.tables import IMAGE_SUFFIXES, counted, listed, printable, set_aside_sentences
 
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -149,16 +149,35 @@ def find_files(paths: Sequence[Path], out: Path | None = None) -> FoundFiles:
                 )
             found = find_images(path, skip)
             files += [(image, _name_in(path, image)) for image in found.paths]
-            refused += [{"file": _name_in(path, link), "reason": LINK_OUT} for link in found.links_out]
-            refused += [{"file": _name_in(path, file), "reason": NOT_READ} for file in found.other_formats]
+            refused += _set_aside(path, found)
         elif path.exists():
             files.append((path, printable(path.name)))
         else:
             raise PneumoError(f"There is no {path}. Name DICOM, PNG or JPEG files, or a folder that holds them.")
     if not files:
-        advice = f"{refused[0]['file']}: {refused[0]['reason']}." if refused else "Name another folder."
-        raise PneumoError(f"{', '.join(map(str, paths))}: there is no DICOM, PNG or JPEG file. {advice}")
+        raise _no_radiograph(paths, refused)
     return FoundFiles(files, refused)
+
+
+def require_radiographs(folder: Path, found: FoundImages) -> None:
+    """Check that something was found in a folder.
+
+    Raises:
+        PneumoError: nothing was; the message names the files there that are not read.
+    """
+    if not found.paths:
+        raise _no_radiograph([folder], _set_aside(folder, found))
+
+
+def _set_aside(folder: Path, found: FoundImages) -> list[dict[str, object]]:
+    """``file, reason`` of what a folder holds that is not opened."""
+    pairs = ((LINK_OUT, found.links_out), (NOT_READ, found.other_formats))
+    return [{"file": _name_in(folder, path), "reason": reason} for reason, files in pairs for path in files]
+
+
+def _no_radiograph(paths: Sequence[Path], refused: Sequence[dict[str, object]]) -> PneumoError:
+    advice = " ".join(set_aside_sentences(refused)) or "Name the folder that holds the radiographs."
+    return PneumoError(f"{', '.join(map(str, paths))}: there is no DICOM, PNG or JPEG file. {advice}")
 
 
 def _name_in(folder: Path, path: Path) -> str:

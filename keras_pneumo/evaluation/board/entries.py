@@ -241,8 +241,7 @@ def contamination(pretraining: Pretraining, truth: Truth) -> str:
     if not declared and _UNKNOWN.match(pretraining.images):
         return f"pre-trained on {one_line(pretraining.images, 60)}: test images may be among them"
     words = column_name(pretraining.images)
-    named = declared and "torchxrayvision" not in words  # of whose images no list is published
-    if not named and not truth.synthetic and any(name in words for name in NIH_IMAGES):
+    if not pretraining.names_all_images and not truth.synthetic and any(name in words for name in NIH_IMAGES):
         name = one_line(pretraining.images, 80)
         return f"pre-trained on {name}, images not named; SIIM's images are NIH's, so test images may be among them"
     return ""

@@ -47,7 +47,7 @@ def read_metadata(path: Path, nih_names: dict[str, str] | None = None) -> pd.Dat
         Text columns, NIH's ``Patient Age``, ``Patient Gender`` and ``View Position`` named ``age``, ``sex``, ``view``.
 
     Raises:
-        PneumoError: there is no image column, or an image has two rows.
+        PneumoError: there is no image column, an image has two rows, or two columns would have one name.
     """
     table = read_table(path)
     image = _image_column({column_name(name): name for name in table.columns if name != "row"}, path)
@@ -60,7 +60,11 @@ def read_metadata(path: Path, nih_names: dict[str, str] | None = None) -> pd.Dat
     table = table.drop(columns=[image, "row"]).set_axis(index, axis=0)
     # NIH's header has "OriginalImage[Width,Height]", which a comma-separated table reads as two names.
     names = {name: _RENAMED.get(column_name(name), name.replace("[", " ").strip("] ")) for name in table.columns}
-    table = table.rename(columns=names)
+    table = table[[name for name in table.columns if names[name]]].rename(columns=names)
+    if not table.columns.is_unique:
+        second = table.columns[table.columns.duplicated()][0]
+        both = " and ".join(repr(one_line(name, 40)) for name in names if names[name] == second)
+        raise PneumoError(f"{path}: the columns {both} mean the same. Take one of them out.")
     if nih_names:
         present = {image_id: nih for image_id, nih in nih_names.items() if nih in table.index}
         if present:

@@ -49,11 +49,21 @@ Task = Literal["classification", "segmentation", "joint"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
+UNLISTED_SOURCES = ("torchxrayvision",)
+"""Words in the names of published weights of whose images the data sets are known, but no list."""
+
+
 class Pretraining(BaseModel):
     """Images used for pre-training; ``image_ids`` are SIIM or NIH names, which are compared with the test set."""
 
     images: str = "none"
     image_ids: list[str] = []
+
+    @property
+    def names_all_images(self) -> bool:
+        """Whether ``image_ids`` can name every image: not where it is empty, or a source has published no list."""
+        words = column_name(self.images)
+        return bool(self.image_ids) and not any(source in words for source in UNLISTED_SOURCES)
 
 
 class SubmissionInfo(BaseModel):

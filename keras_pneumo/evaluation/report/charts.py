@@ -111,6 +111,12 @@ def calibration_figure(board: Board) -> str:
     return line_chart(series, "Predicted probability", "Observed share", "Calibration", diagonal=True)
 
 
+def calibration_caption(board: Board) -> str:
+    """What :func:`calibration_figure` shows, for its caption."""
+    intervals = ", with 95% Wilson intervals of the observed share" if len(_with_probability(board)) == 1 else ""
+    return f"Calibration{intervals}. On the dashed diagonal promise and observation are equal."
+
+
 def budget_figure(board: Board) -> str:
     """The headline score, with its interval, against declared training hours; '' unless two teams declare them."""
     name = board.headline
@@ -355,11 +361,16 @@ class Axis:
             share = (value - self.low) / (self.high - self.low)
         return round(self.first + share * (self.last - self.first), 1)
 
+    def name(self, tick: float) -> str:
+        """A mark as it is written: on an axis of equal steps all with a power of ten, or none."""
+        beside = [tick] if self.logarithmic else self.ticks
+        return _number(tick, any(value and not 1e-3 <= abs(value) < 1e5 for value in beside))
+
     def across(self, top: float, bottom: float, width: float) -> list[str]:
         """Upright grid lines with their values below, within a picture of this width."""
         parts, end = [], -math.inf
         for tick in self.ticks:
-            name = _number(tick)
+            name = self.name(tick)
             half = text_width(name, _SIZE) / 2
             middle = min(max(self(tick), half + 2), width - half - 2)
             parts.append(f'<line class="grid" x1="{self(tick)}" x2="{self(tick)}" y1="{top}" y2="{bottom}"/>')
@@ -373,7 +384,7 @@ class Axis:
         parts = []
         for tick in self.ticks:
             parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{self(tick)}" y2="{self(tick)}"/>')
-            parts.append(_text(left - 7, self(tick) + 4, _number(tick), "", "end"))
+            parts.append(_text(left - 7, self(tick) + 4, self.name(tick), "", "end"))
         return parts
 
 
@@ -479,8 +490,8 @@ def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
     return [round(number * step, 12) for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _number(value: float) -> str:
-    if value and not 1e-2 <= abs(value) < 1e5:
+def _number(value: float, powers: bool) -> str:
+    if value and powers:
         mantissa, _, exponent = f"{value:.2e}".partition("e")
         return f"{float(mantissa):g}e{int(exponent)}".replace("-", "−")
     return f"{value:g}".replace("-", "−")

@@ -49,7 +49,8 @@ def error_groups(team: Entry, board: Board, image: ImageLoader | None, most: int
         # lexsort's last key counts most: of equal ones the larger pneumothorax is the worse error.
         chosen = chosen[np.lexsort([key[chosen] for key in keys])]
         cards = [_card(int(index), team, board, image) for index in chosen[:most]]
-        groups.append({"title": title, "shown": f"{len(cards):,} of {len(chosen):,} shown, {order}", "cards": cards})
+        shown_of = f"{len(cards):,} of {len(chosen):,} shown, {order}" if cards else "none"
+        groups.append({"title": title, "shown": shown_of, "cards": cards})
     return groups
 
 

@@ -29,6 +29,7 @@ from keras_pneumo.evaluation.board.verdict import LABELS, shown, shown_interval,
 from keras_pneumo.evaluation.report.calibration_report import CalibrationReport
 from keras_pneumo.evaluation.report.charts import (
     budget_figure,
+    calibration_caption,
     calibration_figure,
     gap_figure,
     precision_figure,
@@ -235,10 +236,7 @@ def _write(
             for caption, svg in (
                 ("ROC curve. The dot is the operating point.", roc_figure(board)),
                 ("Precision and recall. The dashed line is guessing: the share of positives.", precision_figure(board)),
-                (
-                    "Calibration, with 95% Wilson intervals of the observed share.",
-                    calibration_figure(board),
-                ),
+                (calibration_caption(board), calibration_figure(board)),
             )
             if svg
         ],

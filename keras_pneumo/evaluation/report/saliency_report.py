@@ -176,17 +176,12 @@ def _sentences(
 def _pointing_sentence(check: pd.DataFrame) -> str:
     """The result of the pointing game."""
     row = _score(check, "heat map", "pointing")
-    comparison = (
-        "above chance"
-        if row.above_low > 0
-        else "below chance"
-        if row.above_high < 0
-        else "not distinguishable from chance"
-    )
+    words = ("above chance", "below chance", "not distinguishable from chance")
+    comparison = _side(row, row.above_low, row.above_high, words)
     return (
         f"The hottest pixel lies in the true outline on a share of {shown(row.value)} of {int(row.images):,} positives "
-        f"of {int(row.patients):,} patients (95% interval {shown(row.low)} to {shown(row.high)}). This is {comparison} "
-        f"({shown(row.chance)})."
+        f"of {counted(int(row.patients), 'patient')} (95% interval {shown(row.low)} to {shown(row.high)}). This is "
+        f"{comparison} ({shown(row.chance)})."
     )
 
 
@@ -221,11 +216,18 @@ def _difference(check: pd.DataFrame, reference: str) -> str:
     parts = []
     for score, name in (("pointing", "the pointing game"), ("auprc", "AUPRC")):
         row = _score(check, reference, score)
-        comparison = "better" if row.ahead_low > 0 else "worse" if row.ahead_high < 0 else "not clearly different"
+        comparison = _side(row, row.ahead_low, row.ahead_high, ("better", "worse", "not clearly different"))
         parts.append(
             f"{comparison} in {name} (difference {shown(row.ahead)}, {shown(row.ahead_low)} to {shown(row.ahead_high)})"
         )
     return " and ".join(parts)
+
+
+def _side(row: Any, low: float, high: float, words: tuple[str, str, str]) -> str:
+    """Above, below or neither, by an interval by patient; one patient alone has an interval of no width."""
+    if row.patients < 2:
+        return words[2]
+    return words[0] if low > 0 else words[1] if high < 0 else words[2]
 
 
 def _score(check: pd.DataFrame, name: str, score: str) -> Any:
@@ -243,7 +245,7 @@ def _score_rows(check: pd.DataFrame) -> list[dict[str, Any]]:
                 {
                     "value": shown(row.value),
                     "interval": f"{shown(row.low)} to {shown(row.high)}",
-                    "above": bool(row.above_low > 0),
+                    "above": bool(row.above_low > 0 and row.patients > 1),
                 }
             )
         rows.append({"map": NAMES.get(str(name), str(name)), "cells": cells, "own": name == "heat map"})

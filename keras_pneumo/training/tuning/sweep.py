@@ -1,7 +1,7 @@
 """A sweep: trials of an experiment with other settings, chosen by Optuna, compared on the validation images.
 
 In: an experiment, a prepared folder, and a space (a TOML file: which settings, and from where to where). Out: a folder
-with a run folder for each trial, ``trials.csv``, ``sweep.png`` and ``best.py``, the best trial as an experiment file.
+with a run folder for each trial, ``trials.csv``, Optuna's plots, and ``best.py``, the best trial as an experiment file.
 
 Optuna (Akiba et al., arXiv 1907.10902) suggests the settings (TPE, after ten random ones) and ends trials whose
 validation score is below the median of the earlier ones at the same epoch (after five trials, and from the second epoch
@@ -18,6 +18,7 @@ import json
 import math
 import pprint
 import tomllib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -25,11 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import keras
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from keras_pneumo.config import (
     CLASSIFIER,
@@ -44,17 +43,17 @@ from keras_pneumo.config import (
 )
 from keras_pneumo.data.prepared.folder import PreparedFolder
 from keras_pneumo.errors import Diverged, PneumoError
-from keras_pneumo.storage.files import folder_lock, read_json, settle, write_bytes, write_json, write_table
+from keras_pneumo.storage.files import folder_lock, settle, write_bytes, write_table
 from keras_pneumo.storage.tables import counted, listed
 from keras_pneumo.training import checkpoints
-from keras_pneumo.training.log import BEST_COLOR, TRAINING_COLOR, VALIDATION_COLOR, EpochRow, save_figure
+from keras_pneumo.training.log import EpochRow, save_figure
 from keras_pneumo.training.run_folder import RUNS, is_trained, new_folder, progress_of
 from keras_pneumo.training.trainer import TrainingOptions, train
 
 if TYPE_CHECKING:
     import optuna
 
-RECORD, DATABASE, TABLE, FIGURE, BEST = "sweep.json", "sweep.db", "trials.csv", "sweep.png", "best.py"
+DATABASE, TABLE, BEST = "sweep.db", "trials.csv", "best.py"
 
 FIXED = ("name", "task", "seed", "fold")
 """Settings in which trials do not differ, since their scores could not be compared or would be luck."""
@@ -63,38 +62,11 @@ MOST_CORNERS = 4096
 """Combinations of ends and choices that are checked beforehand; of a larger space each value alone."""
 
 State = Literal["complete", "pruned", "failed"]
+STATES: dict[str, State] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+"""What Optuna calls a trial that has ended, and what is printed."""
 
-
-class Range(NamedTuple):
-    """Numbers from ``low`` to ``high``, both included: all of them, or those a ``step`` apart."""
-
-    low: float
-    high: float
-    log: bool = False
-    """Whether the logarithm is drawn from uniformly, so that 1e-4 to 1e-3 is as likely as 1e-3 to 1e-2."""
-    step: float | None = None
-    whole: bool = False
-
-    @property
-    def ends(self) -> tuple[Any, ...]:
-        """The least and the largest value, and the one next to the least."""
-        ends = [self.low, self.high, *([self.low + self.step] if self.step else [])]
-        return tuple(int(end) if self.whole else float(end) for end in ends)
-
-
-class Choice(NamedTuple):
-    """Some values of any kind."""
-
-    values: tuple[Any, ...]
-
-    @property
-    def ends(self) -> tuple[Any, ...]:
-        """All values."""
-        return self.values
-
-
-Space = dict[str, Range | Choice]
-"""What each setting is drawn from; names as ``--set`` takes them."""
+Space = dict[str, Any]
+"""What each setting is drawn from, a distribution of Optuna; names as ``--set`` takes them."""
 
 
 class Trial(NamedTuple):
@@ -114,14 +86,12 @@ class SweepResult:
     """A sweep that has ended."""
 
     folder: Path
-    experiment: Experiment
-    """The best trial's, as ``best.py`` declares it."""
     run: Path
     """The best trial's run folder."""
     score: float
     """Its validation score."""
     score_name: str
-    counts: dict[str, int]
+    counts: dict[State, int]
     """How many trials ended complete, pruned and failed."""
 
 
@@ -159,10 +129,9 @@ def read_space(path: Path, experiment: Experiment) -> Space:
     space = {name: _drawn_from(name, value, path) for name, value in _flat(content)}
     if not space:
         raise PneumoError(f"{path} names no setting. Write a line for each, such as global_batch_size = [8, 16].")
-    for name, drawn in space.items():
-        for value in drawn.ends:
-            with_settings(experiment, [f"{name}={_text(value)}"], str(path))
-    corners = [[f"{name}={_text(value)}" for value in drawn.ends] for name, drawn in space.items()]
+    corners = [[f"{name}={_text(value)}" for value in _ends(drawn)] for name, drawn in space.items()]
+    for text in itertools.chain(*corners):
+        with_settings(experiment, [text], str(path))
     if math.prod(map(len, corners)) <= MOST_CORNERS:
         for texts in itertools.product(*corners):
             with_settings(experiment, texts, f"{path}, {' '.join(texts)},")
@@ -172,22 +141,21 @@ def read_space(path: Path, experiment: Experiment) -> Space:
 def _flat(table: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
     """Each setting of a TOML file with what is said of it; those of groups as ``group.name``."""
     for name, value in table.items():
-        if isinstance(value, dict) and not group and name not in setting_names(Experiment) and not _is_range(value):
+        a_group = isinstance(value, dict) and not group and name not in setting_names(Experiment)
+        if a_group and not {"low", "high"} & value.keys():
             yield from _flat(value, f"{name}.")
         else:
             yield group + name.replace("-", "_"), value
 
 
-def _is_range(value: Mapping[str, Any]) -> bool:
-    return bool({"low", "high"} & value.keys())
-
-
-def _drawn_from(name: str, value: Any, path: Path) -> Range | Choice:
+def _drawn_from(name: str, value: Any, path: Path) -> optuna.distributions.BaseDistribution:
     """What one setting is drawn from.
 
     Raises:
         PneumoError: it does not exist, is not to be swept, or what is said of it has no such form.
     """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
     where = f"{path}, {name}"
     if name not in setting_names(Experiment):
         with_settings(CLASSIFIER, [f"{name}=0"], str(path))  # refuses it, and suggests the right one
@@ -196,59 +164,43 @@ def _drawn_from(name: str, value: Any, path: Path) -> Range | Choice:
             f"{where}: it is the same in all trials, or their scores could not be compared. Leave it out, or give it "
             "with --set."
         )
-    if isinstance(value, list):
-        if len(value) < 2 or any(value.count(each) > 1 for each in value):
-            raise PneumoError(f"{where}: a list of two or more different values is needed, or low and high.")
-        return Choice(tuple(each if isinstance(each, str | int | float | bool) else json.dumps(each) for each in value))
-    if not isinstance(value, dict):
-        raise PneumoError(f"{where} is one value. Give it with --set {name}={_text(value)}, or write a list here.")
-    if unknown := sorted(value.keys() - {"low", "high", "log", "step"}):
-        raise PneumoError(f"{where}: there is no {unknown[0]}. Write low, high and, where they help, log and step.")
+    if isinstance(value, list) and len(value) > 1 and all(value.count(each) == 1 for each in value):
+        return CategoricalDistribution([each if isinstance(each, str | int | float) else _text(each) for each in value])
     kind = number_kind(name)
-    if kind is None:
-        raise PneumoError(f"{where} is no number. Write the values as a list.")
-    low, high, log, step = value.get("low"), value.get("high"), value.get("log", False), value.get("step")
-    numbers = [low, high, *([step] if step is not None else [])]
-    if any(isinstance(each, bool) or not isinstance(each, kind if kind is int else int | float) for each in numbers):
-        raise PneumoError(f"{where}: low and high, and step if given, must be {'whole ' * (kind is int)}numbers.")
-    assert low is not None
-    assert high is not None
-    if not isinstance(log, bool):
-        raise PneumoError(f"{where}: log is true or false. Write one of these.")
-    if not low < high or (log and low <= 0):
-        raise PneumoError(f"{where}: low must be less than high{', and above 0 for log' if log else ''}.")
-    if kind is int and step is None and not log:
-        step = _multiple_of(name)
-    if step is not None and (step <= 0 or log or (high - low) / step != round((high - low) / step)):
-        raise PneumoError(f"{where}: high must be low and some steps, and log needs no step. Change one of them.")
-    return Range(low, high, log, step, kind is int)
+    if not isinstance(value, dict) or kind is None or not {"low", "high"} <= value.keys() <= {*_NUMBERS, "log"}:
+        raise PneumoError(
+            f"{where}: write a list of two or more different values, or of a number {{low = ..., high = ...}}, with "
+            f"log = true or a step where they help. One value is given with --set {name}=VALUE."
+        )
+    if not all(type(value[key]) in (int, kind) for key in _NUMBERS & value.keys()):
+        raise PneumoError(f"{where}: low, high and step must be {'whole ' * (kind is int)}numbers. Change them.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a step that does not lead from low to high
+            if kind is float:
+                return FloatDistribution(**value)
+            return IntDistribution(**{"step": 1 if value.get("log") else _multiple_of(name), **value})
+    except (ValueError, UserWarning) as error:
+        reason = str(error).rstrip(".")
+        raise PneumoError(f"{where} cannot be used ({reason}). Write other numbers.") from None
+
+
+_NUMBERS = {"low", "high", "step"}
+
+
+def _ends(drawn: Any) -> list[Any]:
+    """The values that are checked beforehand: all choices; of numbers the least, the next, and the largest."""
+    return list(drawn.choices) if hasattr(drawn, "choices") else [drawn.low, drawn.low + (drawn.step or 0), drawn.high]
 
 
 def _multiple_of(name: str) -> int:
     """The least step of a whole number: 32 of an image size."""
-    steps = [getattr(limit, "multiple_of", None) for limit in setting_field(name).metadata]
-    return next((step for step in steps if step), 1)
+    return next((step for limit in setting_field(name).metadata if (step := getattr(limit, "multiple_of", None))), 1)
 
 
 def _text(value: Any) -> str:
     """A value as ``--set`` takes it."""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _distributions(space: Space) -> dict[str, optuna.distributions.BaseDistribution]:
-    """The space as Optuna takes it."""
-    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-
-    result: dict[str, BaseDistribution] = {}
-    for name, drawn in space.items():
-        if isinstance(drawn, Choice):
-            result[name] = CategoricalDistribution(drawn.values)
-        elif drawn.whole:
-            low, high = int(drawn.low), int(drawn.high)
-            result[name] = IntDistribution(low, high, log=drawn.log, step=int(drawn.step or 1))
-        else:
-            result[name] = FloatDistribution(drawn.low, drawn.high, log=drawn.log, step=drawn.step)
-    return result
 
 
 # ---------------------------------------------------------------- the sweep
@@ -287,47 +239,18 @@ def sweep(
     folder = out or RUNS / f"{experiment.name}-sweep"
     options = options or TrainingOptions()
     with folder_lock(folder):
-        _begin(folder, experiment, prepared, space, weights)
+        if not (folder / DATABASE).is_file():
+            settle(folder)
+            new_folder(folder, experiment.name)
         return _Sweep(experiment, prepared, space, folder, options, weights, on_trial).run(trials)
-
-
-def _begin(folder: Path, experiment: Experiment, prepared: PreparedFolder, space: Space, weights: Path | None) -> None:
-    """Write down in an empty folder what is swept, or compare it with what the folder says; the caller has the lock.
-
-    Raises:
-        PneumoError: it holds something else.
-    """
-    own = {
-        "experiment": experiment.model_dump(mode="json"),
-        "space": {name: list(drawn) for name, drawn in space.items()},
-        "split_sha256": prepared.manifest["split_sha256"],
-        "prepared_sha256": prepared.manifest["prepared_sha256"],
-        "weights": str(weights) if weights is not None else None,
-    }
-    if not (folder / RECORD).is_file():
-        settle(folder)
-        new_folder(folder, experiment.name)
-        write_json(folder / RECORD, {"format": 1, "synthetic": prepared.synthetic, **own})
-    try:
-        record = read_json(folder / RECORD)
-        differing = [name for name, value in json.loads(json.dumps(own)).items() if record.get(name) != value]
-    except (OSError, ValueError, AttributeError):
-        differing = [RECORD]
-    if differing:
-        raise PneumoError(
-            f"{folder} holds a sweep that differs in {listed(differing)}. Choose another --out, or give the same "
-            "again to go on with it."
-        )
 
 
 def _check_sizes(experiment: Experiment, prepared: PreparedFolder, space: Space) -> None:
     """Refuse image sizes that are not prepared, before anything is trained."""
     drawn = space.get("image_size")
-    sizes: set[int] = {experiment.image_size}
-    if isinstance(drawn, Choice):
-        sizes = {int(value) for value in drawn.values}
-    elif drawn is not None:
-        sizes = set(range(int(drawn.low), int(drawn.high) + 1, int(drawn.step or 1)))
+    sizes = {experiment.image_size}
+    if drawn is not None:
+        sizes = set(drawn.choices if hasattr(drawn, "choices") else range(drawn.low, drawn.high + 1, drawn.step))
     missing = sorted(sizes - {int(text) for text in prepared.manifest["sizes"]})
     if missing:
         raise PneumoError(
@@ -336,27 +259,26 @@ def _check_sizes(experiment: Experiment, prepared: PreparedFolder, space: Space)
         )
 
 
+@dataclass
 class _Sweep:
     """One sweep while it runs."""
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        prepared: PreparedFolder,
-        space: Space,
-        folder: Path,
-        options: TrainingOptions,
-        weights: Path | None,
-        on_trial: Callable[[Trial], None],
-    ) -> None:
+    experiment: Experiment
+    prepared: PreparedFolder
+    space: Space
+    folder: Path
+    options: TrainingOptions
+    weights: Path | None
+    on_trial: Callable[[Trial], None]
+
+    def __post_init__(self) -> None:
         """Open what Optuna knows of earlier trials, or begin."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.experiment, self.prepared, self.space = experiment, prepared, space
-        self.folder, self.options, self.weights, self.on_trial = folder, options, weights, on_trial
+        experiment = self.experiment
         self.score_name = "validation Dice" if experiment.task == "segmenter" else "validation AUROC"
-        storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / DATABASE).absolute()}")
+        storage = optuna.storages.RDBStorage(f"sqlite:///{(self.folder / DATABASE).absolute()}")
         self.study = optuna.create_study(
             storage=storage,
             study_name="sweep",
@@ -368,35 +290,58 @@ class _Sweep:
         drawn = len(self.study.get_trials(deepcopy=False))
         self.study.sampler = optuna.samplers.TPESampler(seed=experiment.seed + drawn)
 
+    def check(self) -> None:
+        """Write down what is swept, or compare it with what was written down by an earlier start.
+
+        Raises:
+            PneumoError: it is another sweep.
+        """
+        from optuna.distributions import distribution_to_json
+
+        own = {
+            "experiment": self.experiment.model_dump(mode="json"),
+            "space": {name: distribution_to_json(drawn) for name, drawn in self.space.items()},
+            "split_sha256": self.prepared.manifest["split_sha256"],
+            "prepared_sha256": self.prepared.manifest["prepared_sha256"],
+            "weights": str(self.weights),
+        }
+        for name, value in own.items():
+            if not self.study.trials and name not in self.study.user_attrs:
+                self.study.set_user_attr(name, value)
+        known = self.study.user_attrs
+        if differing := [name for name, value in own.items() if known.get(name) != json.loads(json.dumps(value))]:
+            raise PneumoError(
+                f"{self.folder} holds a sweep that differs in {listed(differing)}. Choose another --out, or give the "
+                "same again to go on with it."
+            )
+
     def run(self, trials: int) -> SweepResult:
         """Train what is left of ``trials`` trials; see :func:`sweep`."""
         from optuna.trial import TrialState
 
+        self.check()
         for left in self.study.get_trials(states=(TrialState.RUNNING,)):  # a process was stopped or killed in it
             self.run_trial(left.number, left.params, None)
         while len(self.study.get_trials(deepcopy=False)) < trials:
-            trial = self.study.ask(_distributions(self.space))
+            trial = self.study.ask(self.space)
             self.run_trial(trial.number, trial.params, trial)
         self.write()
         best = self.best()
-        if best is None:
+        if best is None or best.value is None:
             raise PneumoError(
                 f"None of {counted(trials, 'trial')} in {self.folder} gave a finite {self.score_name}. Lower the "
                 "learning rates of the space, and sweep into another folder."
             )
-        names = [trial.state.name.lower() for trial in self.study.get_trials(deepcopy=False)]
-        counts = {state: names.count(name) for state, name in (("complete",) * 2, ("pruned",) * 2, ("failed", "fail"))}
-        value = best.value
-        assert value is not None
-        chosen = self.experiment_of(best.number, best.params)
-        return SweepResult(self.folder, chosen, self.run_folder(best.number), value, self.score_name, counts)
+        ended = [STATES[trial.state.name] for trial in self.study.get_trials(deepcopy=False)]
+        counts = {state: ended.count(state) for state in STATES.values()}
+        return SweepResult(self.folder, self.run_folder(best.number), best.value, self.score_name, counts)
 
     def best(self) -> optuna.trial.FrozenTrial | None:
-        """The complete trial with the highest score; of two equal ones the first."""
+        """The complete trial with the highest score."""
         from optuna.trial import TrialState
 
-        complete = self.study.get_trials(states=(TrialState.COMPLETE,))
-        return max(complete, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return self.study.best_trial if complete else None
 
     def run_folder(self, number: int) -> Path:
         """A trial's run folder."""
@@ -414,8 +359,7 @@ class _Sweep:
 
         folder, experiment = self.run_folder(number), self.experiment_of(number, values)
         folder.mkdir(exist_ok=True)
-        resume = progress_of(folder, experiment, self.prepared) == "unfinished"
-        state: State = "complete"
+        options = replace(self.options, resume=progress_of(folder, experiment, self.prepared) == "unfinished")
 
         def on_epoch(row: EpochRow) -> None:
             self.options.on_epoch(row)
@@ -426,51 +370,36 @@ class _Sweep:
 
         try:
             if not is_trained(folder):
-                self.train(experiment, folder, resume, on_epoch)
+                keras.utils.clear_session()  # of the trial before
+                train(experiment, self.prepared, folder, replace(options, on_epoch=on_epoch), weights=self.weights)
             log = pd.read_csv(folder / "log.csv")
             best = log[log["best"] == 1].iloc[-1]
-            score = float(best["validation_dice"] if "validation_dice" in log else best["validation_auroc"])
-            self.study.tell(number, score)
+            self.study.tell(number, float(best["validation_dice" if "validation_dice" in log else "validation_auroc"]))
         except Diverged as fault:
             self.options.notify(f"Trial {number}: {fault}")
-            state = "failed"
             self.study.tell(number, state=TrialState.FAIL)
         except optuna.TrialPruned:
-            state = "pruned"
             checkpoints.keep(folder, 0)  # nothing goes on from them
             self.study.tell(number, state=TrialState.PRUNED)
         self.write()
-        told, best_one = self.study.get_trials()[number], self.best()
-        is_best = best_one is not None and best_one.number == number
-        self.on_trial(Trial(number, dict(values), state, told.value, is_best))
-
-    def train(self, experiment: Experiment, folder: Path, resume: bool, on_epoch: Callable[[EpochRow], None]) -> None:
-        """The training of one trial, as ``train`` does it."""
-        keras.utils.clear_session()  # of the trial before
-        options = replace(self.options, resume=resume, on_epoch=on_epoch)
-        train(experiment, self.prepared, folder, options, weights=self.weights)
+        told, first = self.study.get_trials(deepcopy=False)[number], self.best()
+        is_best = first is not None and first.number == number
+        self.on_trial(Trial(number, dict(values), STATES[told.state.name], told.value, is_best))
 
     # ------------------------------------------------------------ what is written
 
     def write(self) -> None:
-        """Write the table, the figure and the best trial's experiment file as they are now."""
-        trials = [trial for trial in self.study.get_trials() if trial.state.is_finished()]
+        """Write the table, the figures and the best trial's experiment file as they are now."""
+        trials = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
         rows = [
-            {
-                "trial": trial.number,
-                "state": {"fail": "failed"}.get(trial.state.name.lower(), trial.state.name.lower()),
-                "score": trial.value,
-                **trial.params,
-                "folder": self.run_folder(trial.number).name,
-            }
+            {"trial": trial.number, "state": STATES[trial.state.name], "score": trial.value, **trial.params}
+            | {"folder": self.run_folder(trial.number).name}
             for trial in trials
         ]
         write_table(self.folder / TABLE, pd.DataFrame(rows))
-        curves = [_scores_by_epoch(self.run_folder(trial.number)) for trial in trials]
-        figure = draw_sweep(pd.DataFrame(rows), curves, self.space, self.score_name, self.prepared.synthetic)
-        save_figure(figure, self.folder / FIGURE)
         best = self.best()
         if best is not None:
+            draw(self.study, self.folder, self.score_name, self.prepared.synthetic)
             self.write_best(best, len(trials))
 
     def write_best(self, best: optuna.trial.FrozenTrial, trials: int) -> None:
@@ -487,15 +416,6 @@ class _Sweep:
         write_bytes(path, text.encode())
         if read_experiment(path) != experiment:
             raise AssertionError(f"{path} does not say what the trial was")
-
-
-def _scores_by_epoch(folder: Path) -> dict[int, float]:
-    """The validation scores in a run folder's log; of a trial that went on after a stop, those before it too."""
-    if not (folder / "log.csv").is_file():
-        return {}
-    log = pd.read_csv(folder / "log.csv")
-    scores = log["validation_dice" if "validation_dice" in log else "validation_auroc"]
-    return dict(zip(log["epoch"].astype(int).tolist(), scores.tolist(), strict=True))
 
 
 def experiment_text(experiment: Experiment, docstring: str) -> str:
@@ -519,61 +439,22 @@ def experiment_text(experiment: Experiment, docstring: str) -> str:
     )
 
 
-def draw_sweep(
-    trials: pd.DataFrame, curves: list[dict[int, float]], space: Space, score_name: str, synthetic: bool
-) -> Figure:
-    """The scores of all trials by their order, by epoch, and by each setting.
+def draw(study: optuna.Study, folder: Path, score_name: str, synthetic: bool) -> None:
+    """Draw Optuna's plots: the scores by trial (``trials.png``), by epoch and by each setting; whether on phantoms."""
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.visualization import matplotlib as plots
 
-    Args:
-        trials: as in ``trials.csv``.
-        curves: of each trial the validation score by epoch.
-        space: which settings, and whether their axis is logarithmic.
-        score_name: the score's name.
-        synthetic: whether the images are phantoms, for the title.
-    """
-    columns = min(3, 2 + len(space))
-    rows = -(-(2 + len(space)) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
-    axes: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
-    complete, pruned = (trials[trials["state"] == state] for state in ("complete", "pruned"))
-    best = complete.loc[[complete["score"].idxmax()]] if len(complete) else complete
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
 
-    def scatter(axis: Axes, at: pd.Series) -> None:
-        """Each trial's score at its place."""
-        axis.plot(at[pruned.index], pruned["score"], "x", color=TRAINING_COLOR, label="pruned")
-        axis.plot(at[complete.index], complete["score"], "o", color=VALIDATION_COLOR, label="complete")
-        axis.plot(at[best.index], best["score"], "o", color=BEST_COLOR, markersize=10, fillstyle="none", label="best")
-
-    scatter(axes[0], trials["trial"])
-    axes[0].plot(complete["trial"], complete["score"].cummax(), color=BEST_COLOR, linewidth=1, drawstyle="steps-post")
-    axes[0].set_xlabel("trial")
-    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0].legend(frameon=False, fontsize=8)
-    for number, curve in zip(trials["trial"], curves, strict=True):
-        is_best = len(best) and number == best["trial"].iloc[0]
-        color = BEST_COLOR if is_best else TRAINING_COLOR
-        epochs = sorted(curve)
-        width = 1.8 if is_best else 0.8
-        axes[1].plot(epochs, [curve[epoch] for epoch in epochs], color=color, linewidth=width, marker="o", markersize=3)
-    axes[1].set_xlabel("epoch")
-    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axis, (name, drawn) in zip(axes[2:], space.items(), strict=False):
-        if isinstance(drawn, Choice):
-            places = {value: place for place, value in enumerate(map(str, drawn.values))}
-            scatter(axis, trials[name].astype(str).map(places))
-            axis.set_xticks(list(places.values()), list(places))
-            axis.set_xlim(-0.5, len(places) - 0.5)
-        else:
-            scatter(axis, trials[name])
-            if drawn.log:
-                axis.set_xscale("log")
-                axis.xaxis.set_minor_formatter(NullFormatter())  # they would run into each other
-                axis.set_xlim(drawn.low / 1.2, drawn.high * 1.2)
-        axis.set_xlabel(name)
-    for axis in axes[2 + len(space) :]:
-        axis.set_visible(False)
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.set_ylabel(score_name)
-    figure.suptitle(f"{counted(len(trials), 'trial')}" + (" on synthetic phantoms" if synthetic else ""))
-    return figure
+    with warnings.catch_warnings(), plt.rc_context():  # Optuna sets a style
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        for name, plot in (
+            ("trials.png", plots.plot_optimization_history(study, target_name=score_name)),
+            ("epochs.png", plots.plot_intermediate_values(study)),
+            ("settings.png", plots.plot_slice(study, target_name=score_name)),
+        ):
+            figure = np.atleast_1d(plot)[0].get_figure()  # type: ignore[arg-type] # one axis, or an array of them
+            figure.suptitle(counted(len(study.trials), "trial") + (" on synthetic phantoms" if synthetic else ""))
+            save_figure(figure, folder / name)
+            plt.close(figure)

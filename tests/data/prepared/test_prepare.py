@@ -751,6 +751,11 @@ def test_nothing_usable(tmp_path, out):
     (tmp_path / "empty").mkdir()
     with pytest.raises(PneumoError, match="no DICOM, PNG or JPEG file"):
         prepare(tmp_path / "empty", out, [32])
+    (tmp_path / "empty" / "a.nii.gz").write_bytes(b"x")
+    with pytest.raises(
+        PneumoError, match=r"no DICOM, PNG or JPEG file\. a\.nii\.gz: images of this format are not read"
+    ):
+        prepare(tmp_path / "empty", out, [32])
     (tmp_path / "empty" / "a.dcm").write_bytes(b"rubbish")
     write_labels(tmp_path / "empty" / "train-rle.csv", [("a", "-1")])
     with pytest.raises(PneumoError, match=r"None of the 1 files .* no DICOM file"):

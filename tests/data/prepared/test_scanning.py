@@ -9,14 +9,14 @@ from pathlib import Path
 
 import jpeg_ls
 import pytest
-from hostile_lab import framed
+from hostile_lab import behind_the_pixels, framed
 from pydicom.uid import JPEGLSLossless
 from small_siim import block, radiograph, write_dicom, write_jpeg_dicom, write_labels, write_png
 
 from keras_pneumo.data.labels.pseudonyms import patient_hash
 from keras_pneumo.data.prepared.scanning import folder_sha256, require_decoders, scan
 from keras_pneumo.data.radiographs import decoders
-from keras_pneumo.data.radiographs.reading import find_images
+from keras_pneumo.data.radiographs.reading import find_images, read_radiograph
 from keras_pneumo.errors import PneumoError
 
 
@@ -88,3 +88,12 @@ def test_row_9_a_decoder_that_cannot_be_imported_is_named_with_its_package(tmp_p
     assert "Of 12 files 1 are stored as JPEG-LS" in " ".join(done.stderr.split())
     assert done.stderr.count("pip install pyjpegls") == 1
     assert not (tmp_path / "out/cases.csv").exists()
+
+
+def test_an_identity_behind_the_pixels_is_the_one_that_reading_them_gives(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", radiograph(1), SOPInstanceUID="", PatientID="")
+    behind_the_pixels(path, 0x00080018, b"UI", b"1.2.3.99")
+    behind_the_pixels(path, 0x00100020, b"LO", b"MRN 4711")
+    (source,) = identified(tmp_path, 1)
+    assert (source.image_id, source.patient) == ("1.2.3.99", patient_hash("MRN 4711"))
+    assert read_radiograph(path).image_id == "1.2.3.99"

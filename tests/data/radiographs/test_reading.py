@@ -1,6 +1,7 @@
 """Finding radiographs in folders, and reading them whatever their format."""
 
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from keras_pneumo.data.radiographs.reading import (
     find_images,
     other_format_notes,
     read_or_reason,
+    require_radiographs,
 )
 from keras_pneumo.errors import PneumoError
 
@@ -52,8 +54,13 @@ def test_images_of_formats_that_are_not_read_are_named(tmp_path):
     ]
     assert find_files([tmp_path]).refused == [{"file": name, "reason": NOT_READ} for name in names]
     (tmp_path / "1.png").unlink()
-    with pytest.raises(PneumoError, match=r"2\.dcm\.gz: images of this format are not read; convert it"):
+    named = re.escape(
+        f"{tmp_path}: there is no DICOM, PNG or JPEG file. 2.dcm.gz, 3.NII.GZ, b/4.tiff and 2 more: {NOT_READ}."
+    )
+    with pytest.raises(PneumoError, match=named):
         find_files([tmp_path])
+    with pytest.raises(PneumoError, match=named):
+        require_radiographs(tmp_path, find_images(tmp_path))
 
 
 def test_linked_folders_are_followed_once(tmp_path):
@@ -88,7 +95,7 @@ def test_row_45_links_out_of_the_folder_are_named_and_not_followed(tmp_path):
     inside.unlink()
     for name in ("5.png", "7.png", "8.png"):
         (data / name).unlink()
-    with pytest.raises(PneumoError, match=r"1\.2\.840\.5: it is a link to outside of the folder"):
+    with pytest.raises(PneumoError, match=r"1\.2\.840\.5, 3\.png, 4 and 3 more: it is a link to outside of the folder"):
         find_files([data])
 
 

@@ -3,6 +3,7 @@
 from math import nan
 
 import pytest
+from board_lab import board_of, submit, write_truth
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +11,7 @@ from keras_pneumo.evaluation.report.charts import (
     Axis,
     Bar,
     Series,
+    calibration_caption,
     interval_chart,
     line_chart,
     text_width,
@@ -62,7 +64,25 @@ def test_a_logarithmic_axis_has_equal_ratios_equally_long():
     assert Axis([3, 30], 0, 1, logarithmic=True, ticks=[3, 30]).ticks == [3, 30]
 
 
+def test_the_marks_of_an_axis_have_all_a_power_of_ten_or_none():
+    def marks(low, high):
+        axis = Axis([low, high], 0, 900, (low, high))
+        return [axis.name(tick) for tick in axis.ticks]
+
+    assert marks(0, 0.01) == ["0", "0.002", "0.004", "0.006", "0.008", "0.01"]
+    assert marks(0, 2e-3) == ["0", "5e−4", "1e−3", "1.5e−3", "2e−3"]
+    axis = Axis([1e-4, 1], 0, 900, logarithmic=True)
+    assert [axis.name(tick) for tick in axis.ticks] == ["1e−4", "0.001", "0.01", "0.1", "1"]
+
+
 def test_numbers_below_an_axis_never_cover_each_other():
     axis = Axis([0, 1], 20, 60, (0, 1e-7))
     texts = [part for part in axis.across(0, 10, 80) if part.startswith("<text")]
     assert 1 <= len(texts) < len(axis.ticks)
+
+
+def test_intervals_of_the_calibration_are_named_where_they_are_drawn(tmp_path):
+    truth = write_truth(tmp_path)
+    teams = [submit(tmp_path / name, truth, name, 2) for name in ("a", "b")]
+    assert "Wilson" in calibration_caption(board_of(truth, teams[0]))
+    assert "Wilson" not in calibration_caption(board_of(truth, *teams)), "those of many teams would cover each other"

@@ -42,7 +42,7 @@ def test_the_lowest_dice_comes_first(tmp_path, truth):
     board = board_of(truth, write_submission(tmp_path / "a", info, table))
     missed, alarms, low = error_groups(board.teams[0], board, lambda name: np.zeros((8, 8), np.uint8))
     assert missed["cards"] == alarms["cards"] == []
-    assert missed["shown"] == "0 of 0 shown, lowest predicted area first"
+    assert missed["shown"] == alarms["shown"] == "none"
     assert ids(low)[:3] == [f"i{second}", f"i{first}", f"i{third}"]
     assert [card["dice"] for card in low["cards"][:2]] == ["0.250", "0.500"]
     assert low["cards"][0]["true_pixels"] == rle.area(truth.runs[second]) == 400

@@ -67,6 +67,18 @@ def test_the_text_of_the_page(folder):
     assert saliency.groups[0]["cards"][0]["picture"] == ""  # missing, which is no error
 
 
+def test_one_patient_is_no_proof_of_anything(folder):
+    """All resamples of one patient are the same, so every interval has no width."""
+    scores = {name: pd.DataFrame(dict.fromkeys(MAP_SCORES, np.full(4, value)))
+              for name, value in (("heat map", 1.0), ("training masks", 0.0))}  # fmt: skip
+    summarise_maps(scores, np.full(4, 0.05), np.zeros(4, int), resamples=50).to_csv(folder / "check.csv", index=False)
+    saliency = read_saliency_report(folder)
+    assert "of 1 patient (95%" in saliency.sentences[0]
+    assert "not distinguishable from chance" in saliency.sentences[0]
+    assert saliency.sentences[1].count("not clearly different in") == 2
+    assert not any(cell["above"] for cell in saliency.rows[0]["cells"])
+
+
 @pytest.mark.parametrize(
     ("hits", "words"),
     [

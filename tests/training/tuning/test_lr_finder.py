@@ -7,6 +7,7 @@ from keras_pneumo.data.batches.images import ImageSet
 from keras_pneumo.data.prepared.folder import load_prepared
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.training import step as training_step
+from keras_pneumo.training.tuning import lr_finder
 from keras_pneumo.training.tuning.lr_finder import find_rate, raise_rate, search, smooth, suggest
 
 
@@ -69,6 +70,7 @@ def test_a_clear_fall_is_told_from_noise_and_more_starts_see_smaller_ones():
     rates = np.geomspace(1e-6, 1, 100)
     clear = find_rate(rates, [valley(rates, 0.1, seed) for seed in range(3)])
     assert clear.clear
+    assert clear.rule == "two thirds down the fall"
     assert 1e-4 < clear.suggested < 5e-3
     assert 5e-3 < clear.edge < 5e-2
     assert clear.fall == pytest.approx(0.5, abs=0.06)
@@ -77,13 +79,19 @@ def test_a_clear_fall_is_told_from_noise_and_more_starts_see_smaller_ones():
     assert nine.clear
 
 
-def test_without_a_clear_fall_the_suggestion_is_a_third_of_the_rate_at_which_the_loss_rises():
+def test_without_a_clear_fall_the_suggestion_is_the_rate_at_which_the_loss_begins_to_rise():
     rates = np.geomspace(1e-6, 1, 100)
     flat = np.where(rates > 1e-2, 3.0, 1.0)
     found = find_rate(rates, [flat + np.random.default_rng(seed).normal(0, 0.1, 100) for seed in range(3)])
     assert not found.clear
     assert found.edge == pytest.approx(1e-2, rel=0.6)
-    assert found.suggested == pytest.approx(found.edge / 3)
+    assert found.suggested == found.edge
+    assert found.rule == "where the loss begins to rise"
+    trained = find_rate(rates, list(found.losses), trained=True)
+    assert trained.suggested == pytest.approx(found.edge / 3), "a trained network loses what it knows"
+    assert trained.rule == "a third of where the loss begins to rise"
+    flat = find_rate(rates, [np.random.default_rng(seed).normal(1, 0.01, 100) for seed in range(3)])
+    assert (flat.edge, flat.clear, flat.rule) == (None, False, "noise")
 
 
 def test_only_noise_is_hardly_ever_called_a_fall():
@@ -118,7 +126,11 @@ def test_each_start_has_its_own_weights_and_order(prepared_folder, monkeypatch):
     monkeypatch.setattr("keras_pneumo.training.tuning.lr_finder.raise_rate", pretend)
     experiment = CLASSIFIER.replace(encoder="resnet18", weights="random", image_size=64, global_batch_size=8, seed=5)
     shown = []
+    given = []
+    whole = lr_finder.find_rate
+    monkeypatch.setattr(lr_finder, "find_rate", lambda *a, trained: given.append(trained) or whole(*a))
     found = search(experiment, load_prepared(prepared_folder), None, 30, lambda *now: shown.append(now), starts=2)
+    assert given == [False]
     assert seeds == [5, 6]
     assert shown == [(240, 480), (480, 480)]
     assert found.losses.shape == (2, 30)

@@ -4,9 +4,10 @@ import dataclasses
 import re
 
 import crash_lab
-import numpy as np
+import optuna
 import pandas as pd
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from keras_pneumo.config import CLASSIFIER, SEGMENTER, Augmentation, read_experiment
 from keras_pneumo.data.prepared.folder import load_prepared
@@ -14,14 +15,17 @@ from keras_pneumo.errors import PneumoError
 from keras_pneumo.training.run_folder import progress_of
 from keras_pneumo.training.trainer import TrainingOptions
 from keras_pneumo.training.tuning import sweep as module
-from keras_pneumo.training.tuning.sweep import Choice, Range, draw_sweep, experiment_text, read_space, sweep
+from keras_pneumo.training.tuning.sweep import draw, experiment_text, read_space, sweep
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 TINY = CLASSIFIER.replace(
     name="tiny", encoder="resnet18", weights="random", image_size=64, frozen_epochs=0, epochs=2, global_batch_size=8
 )
-RATES = {"learning_rate": Range(1e-4, 1e-2, log=True), "optimizer": Choice(("adamw", "sgd"))}
+RATES = {
+    "learning_rate": FloatDistribution(1e-4, 1e-2, log=True),
+    "optimizer": CategoricalDistribution(("adamw", "sgd")),
+}
 
 
 def space_of(tmp_path, text, experiment=TINY):
@@ -43,13 +47,13 @@ def test_a_space_has_ranges_and_choices_by_the_names_of_set(tmp_path):
     high = 1
     """
     assert space_of(tmp_path, text) == {
-        "learning_rate": Range(1e-4, 1e-2, True),
-        "global_batch_size": Choice((4, 8)),
-        "image_size": Range(64, 128, False, 32, True),
-        "augmentation.rotate": Range(0, 20, False, 5),
-        "positive_rate": Choice(("[]", "[[0, 0.5]]")),
-        "deterministic": Choice((True, False)),
-        "augmentation.flip": Range(0, 1),
+        "learning_rate": FloatDistribution(1e-4, 1e-2, log=True),
+        "global_batch_size": CategoricalDistribution((4, 8)),
+        "image_size": IntDistribution(64, 128, step=32),
+        "augmentation.rotate": FloatDistribution(0, 20, step=5),
+        "positive_rate": CategoricalDistribution(("[]", "[[0, 0.5]]")),
+        "deterministic": CategoricalDistribution((True, False)),
+        "augmentation.flip": FloatDistribution(0, 1),
     }
 
 
@@ -60,16 +64,19 @@ def test_a_space_has_ranges_and_choices_by_the_names_of_set(tmp_path):
         ("augmentation.gama = [0, 0.1]", "did you mean augmentation.gamma?"),
         ("learning_rate = [1e-3, -1]", "learning_rate: a number above 0, at most 1e+06 is expected (given: -1)"),
         ("learning_rate = {low = 0, high = 1}", "learning_rate: a number above 0"),
-        ("learning_rate = {low = 0, high = 1, log = true}", "low must be less than high, and above 0 for log"),
-        ("learning_rate = {low = 1, high = 0.1}", "low must be less than high"),
-        ("learning_rate = {low = 1e-4}", "must be numbers"),
-        ("learning_rate = {low = 1e-4, high = 1, scale = 'log'}", "there is no scale"),
-        ("learning_rate = {low = 1e-4, high = 1, log = 1}", "log is true or false"),
-        ("dropout = {low = 0, high = 0.5, step = 0.2}", "high must be low and some steps"),
+        ("learning_rate = {low = 0, high = 1, log = true}", "cannot be used ("),
+        ("learning_rate = {low = 1, high = 0.1}", "Write other numbers"),
+        (
+            "learning_rate = {low = 1e-4}",
+            "write a list of two or more different values, or of a number {low = ..., high",
+        ),
+        ("learning_rate = {low = 1e-4, high = 1, scale = 'log'}", "with log = true or a step"),
+        ("learning_rate = {low = '1e-4', high = 1}", "low, high and step must be numbers"),
+        ("dropout = {low = 0, high = 0.5, step = 0.2}", "not divisible by `step`"),
         ("epochs = {low = 1, high = 2.5}", "must be whole numbers"),
         ("image_size = {low = 64, high = 128, step = 16}", "a multiple of 32, is expected (given: 80)"),
-        ("encoder = {low = 1, high = 2}", "is no number. Write the values as a list"),
-        ("epochs = 5", "is one value. Give it with --set epochs=5"),
+        ("encoder = {low = 1, high = 2}", "write a list of two or more"),
+        ("epochs = 5", "One value is given with --set epochs=VALUE"),
         ("epochs = [5]", "two or more different values"),
         ("epochs = [5, 5]", "two or more different values"),
         ("seed = [1, 2]", "the same in all trials"),
@@ -115,10 +122,12 @@ def test_a_sweep_trains_its_trials_and_writes_down_the_best(tmp_path, prepared_f
     best = table.loc[table["score"].idxmax()]
     assert result.score == best["score"]
     assert result.run == out / best["folder"]
-    assert read_experiment(out / "best.py") == result.experiment == read_experiment(result.run)
+    assert read_experiment(out / "best.py") == read_experiment(result.run)
     assert "synthetic phantoms" in (out / "best.py").read_text()
-    assert (out / "sweep.png").read_bytes()[:4] == b"\x89PNG"
-    assert progress_of(result.run, result.experiment, load_prepared(prepared_folder)) == "unfinished", "train reports"
+    for name in ("trials.png", "epochs.png", "settings.png"):
+        assert (out / name).read_bytes()[:4] == b"\x89PNG"
+    chosen = read_experiment(result.run)
+    assert progress_of(result.run, chosen, load_prepared(prepared_folder)) == "unfinished", "train reports"
 
 
 class Killed(BaseException):
@@ -138,7 +147,7 @@ def test_a_killed_sweep_goes_on_with_its_trial_and_counts_what_it_has(tmp_path, 
     before = read_experiment(out / "trial_001")
     assert pd.read_csv(out / "trials.csv")["trial"].tolist() == [0]
     with pytest.raises(PneumoError, match=r"holds a sweep that differs in space\. Choose another --out"):
-        swept(prepared_folder, out, 3, space={"optimizer": Choice(("adamw", "sgd"))})
+        swept(prepared_folder, out, 3, space={"optimizer": RATES["optimizer"]})
     _, ended = swept(prepared_folder, out, 3)
     assert [trial.number for trial in ended] == [1, 2]
     assert read_experiment(out / "trial_001") == before
@@ -204,7 +213,7 @@ def test_a_sweep_without_any_score_is_refused(tmp_path, prepared_folder, monkeyp
 
 def test_sizes_that_are_not_prepared_and_folders_of_something_else_are_refused(tmp_path, prepared_folder):
     with pytest.raises(PneumoError, match=r"does not hold the image size 96\. Run prepare .* with --size 96"):
-        swept(prepared_folder, tmp_path / "a", 1, space={"image_size": Range(64, 128, False, 32, True)})
+        swept(prepared_folder, tmp_path / "a", 1, space={"image_size": IntDistribution(64, 128, step=32)})
     (tmp_path / "b").mkdir()
     (tmp_path / "b/notes.txt").write_text("mine")
     with pytest.raises(PneumoError, match="is not empty"):
@@ -226,19 +235,18 @@ def test_an_experiment_as_a_file_is_the_same_experiment(tmp_path, experiment):
     assert read_experiment(path) == experiment
 
 
-def test_the_figure_has_a_panel_for_each_setting():
-    table = pd.DataFrame(
-        {
-            "trial": [0, 1, 2],
-            "state": ["complete", "pruned", "failed"],
-            "score": [0.8, 0.6, np.nan],
-            "learning_rate": [1e-3, 1e-4, 1e-2],
-            "optimizer": ["sgd", "adamw", "sgd"],
-        }
-    )
-    figure = draw_sweep(table, [{1: 0.7, 2: 0.8}, {1: 0.6}, {}], RATES, "validation AUROC", True)
-    shown = [axis for axis in figure.axes if axis.get_visible()]
-    assert [axis.get_xlabel() for axis in shown] == ["trial", "epoch", "learning_rate", "optimizer"]
-    assert shown[2].get_xscale() == "log"
-    assert [label.get_text() for label in shown[3].get_xticklabels()] == ["adamw", "sgd"]
-    assert "synthetic" in figure.get_suptitle()
+def test_the_plots_say_what_is_synthetic_and_leave_the_style_of_others_alone(tmp_path, monkeypatch):
+    study = optuna.create_study(direction="maximize")
+    for score, name in ((0.8, "adamw"), (0.7, "sgd")):
+        values = {"learning_rate": 1e-3, "optimizer": name}
+        study.add_trial(
+            optuna.trial.create_trial(params=values, distributions=RATES, value=score, intermediate_values={1: score})
+        )
+    titles = []
+    monkeypatch.setattr(module, "save_figure", lambda figure, path: titles.append(figure.get_suptitle()))
+    style = dict(module.mpl.rcParams)
+    draw(study, tmp_path, "validation AUROC", True)
+    draw(study, tmp_path, "validation AUROC", False)
+    assert titles == ["2 trials on synthetic phantoms"] * 3 + ["2 trials"] * 3
+    changed = {key for key, value in style.items() if module.mpl.rcParams[key] != value}
+    assert changed <= {"backend"}
