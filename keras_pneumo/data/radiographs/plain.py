@@ -132,7 +132,7 @@ def open_plain(data: bytes, stem: str) -> PlainFile | None:
         elif (
             tag in _UNUSUAL
             or (tag == _GROUP_LENGTH and (kind != b"UL" or len(value) != 4))
-            or (tag == _CHARACTER_SET and kind != b"CS")
+            or (tag == _CHARACTER_SET and (kind != b"CS" or _text(value, pair=False) is None))
         ):
             return None
         elif tag == _PIXELS:
