@@ -39,14 +39,14 @@ def test_what_defends_is_still_there_to_be_taken_away():
             datetime.date.fromisoformat(entry.seen_to_fail)
 
 
-@pytest.mark.parametrize(("text", "fails"), [("1 + 1", True), ("2 + 2", False)])
-def test_a_fault_is_planted_seen_and_taken_out_again(tmp_path, monkeypatch, text, fails):
+@pytest.mark.parametrize(("planted", "fails"), [("1 + 2", True), ("0 + 2", False)])
+def test_a_fault_is_planted_seen_and_taken_out_again(tmp_path, monkeypatch, planted, fails):
     (tmp_path / "tests").mkdir()
     source = "def test_row_1():\n    assert 1 + 1 == 2\n"
     (tmp_path / "tests/test_sum.py").write_text(source)
     monkeypatch.setattr(rows_lab, "REPOSITORY", tmp_path)
     monkeypatch.setattr(rows_lab, "TESTS", tmp_path / "tests")
-    entry = Entry(1, "test_sum.py::test_row_1", "tests/test_sum.py", text, "1 + 2", "")
+    entry = Entry(1, "test_sum.py::test_row_1", "tests/test_sum.py", "1 + 1", planted, "")
     failed, output = rows_lab.fails(entry)
     assert failed == fails, output
     assert (tmp_path / "tests/test_sum.py").read_text() == source
