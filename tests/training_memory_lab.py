@@ -1,10 +1,10 @@
 """Trains a small wide network, where the memory of TensorFlow's own allocator may be limited from outside.
 
 ``training_memory_lab.py PREPARED OUT`` writes ``messages.json`` into OUT. :data:`LIMITED` is the environment in which
-TensorFlow's allocator for GPUs serves the CPU, with so much memory and no more. The limits of the operating system
-(RLIMIT_DATA and RLIMIT_AS) were tried first: where they are met, most of TensorFlow's kernels and Python's own threads
-end the process (std::bad_alloc, "could not create a primitive"). So do the kernels of convolutions under this
-allocator, and all of oneDNN's: hence a network of point-wise layers, without oneDNN.
+TensorFlow's allocator for GPUs serves the CPU, with so much memory and no more. The operating system's limit
+(RLIMIT_DATA) was tried first: where it is met, most of TensorFlow's kernels and Python's own threads end the process
+(std::bad_alloc, "could not create a primitive"). So do the kernels of convolutions under this allocator, and all of
+oneDNN's: hence a network of point-wise layers, without oneDNN.
 """
 
 import json

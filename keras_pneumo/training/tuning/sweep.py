@@ -446,12 +446,18 @@ def draw(study: optuna.Study, folder: Path, score_name: str, synthetic: bool) ->
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     with warnings.catch_warnings(), plt.rc_context():  # Optuna sets a style
         warnings.simplefilter("ignore", ExperimentalWarning)
+        epochs = plots.plot_intermediate_values(study)
+        epochs.set(title="", xlabel="epoch", ylabel=score_name)  # Optuna has no words of its user's here
+        epochs.xaxis.set_major_locator(MaxNLocator(integer=True))
+        trials = plots.plot_optimization_history(study, target_name=score_name)
+        trials.set(title="", xlabel="trial")
         for name, plot in (
-            ("trials.png", plots.plot_optimization_history(study, target_name=score_name)),
-            ("epochs.png", plots.plot_intermediate_values(study)),
+            ("trials.png", trials),
+            ("epochs.png", epochs),
             ("settings.png", plots.plot_slice(study, target_name=score_name)),
         ):
             figure = np.atleast_1d(plot)[0].get_figure()  # type: ignore[arg-type] # one axis, or an array of them

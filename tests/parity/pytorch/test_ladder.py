@@ -26,7 +26,9 @@ from keras_pneumo.training import step as training_step
 
 pytestmark = pytest.mark.slow
 
-SMALLEST = LadderPlan(encoder="resnet18", size=32, forward_batch=8, batches=(8, 4), steps=20, mixed=True)
+# Sixteen images for the U-Net: with four, a channel of its deepest stage has four numbers, and twenty steps of it are
+# chaotic. From weights changed in the seventh digit the losses were 3e-3 off; with sixteen, 2e-5.
+SMALLEST = LadderPlan(encoder="resnet18", size=32, forward_batch=8, batches=(8, 16), steps=20, mixed=True)
 
 TITLES = [
     "DICOM pixels", "Resizing", "Normalisation", "Order of images", "Drawn parameters", "Augmentation", "Batches",
