@@ -27,12 +27,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from keras_pneumo.data.labels.known import NIH_IMAGES
 from keras_pneumo.data.labels.pseudonyms import incomparable, key_of
 from keras_pneumo.data.prepared.folder import PreparedFolder, load_prepared
 from keras_pneumo.data.prepared.manifest import read_manifest
 from keras_pneumo.data.prepared.near_duplicates import difference_hashes
 from keras_pneumo.errors import PneumoError
-from keras_pneumo.evaluation.board.entries import NIH_IMAGES
 from keras_pneumo.storage.files import sha256_bytes
 from keras_pneumo.storage.tables import column_name, counted, image_id_of, listed, one_line, shown_id
 

@@ -184,7 +184,16 @@ def test_make_passes_paths_with_spaces(target, folder):
 
 
 def test_make_passes_settings():
-    line = ["make", "-n", "-o", ".venv/.ready", "train-segmenter", "DATA=x", "SET=epochs=5 augmentation.flip=0"]
+    line = [
+        "make",
+        "--no-print-directory",
+        "-n",
+        "-o",
+        ".venv/.ready",
+        "train-segmenter",
+        "DATA=x",
+        "SET=epochs=5 augmentation.flip=0",
+    ]
     output = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     words = shlex.split(output.splitlines()[-1])
     assert words[-4:] == ["--set", "epochs=5", "--set", "augmentation.flip=0"], words

@@ -19,6 +19,9 @@ from keras_pneumo.storage.tables import IMAGE_COLUMNS, column_name, listed, one_
 Meaning = Literal["negative", "ignore"]
 Uncertain = Literal["ignore", "positive", "negative"]
 
+NIH_IMAGES = ("nih", "chestxray14", "chestxray8", "cxr14", "chestxnet", "siim", "rsna")
+"""Parts of the names of data sets that contain SIIM's images, as :func:`.column_name` writes them."""
+
 
 @dataclass(frozen=True)
 class LabelOptions:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from keras_pneumo.data.labels import rle
+from keras_pneumo.data.labels.known import NIH_IMAGES
 from keras_pneumo.evaluation.board.baselines import Baseline
 from keras_pneumo.evaluation.inputs.alignment import AlignedSubmission
 from keras_pneumo.evaluation.inputs.submission import Pretraining, SubmissionInfo
@@ -35,8 +36,6 @@ from keras_pneumo.storage.tables import column_name, counted, image_id_of, one_l
 
 _NIH_NAME = re.compile(r"\d{8}_\d{3}")
 _UNKNOWN = re.compile(r"(.*, )?unknown\b", re.IGNORECASE)
-NIH_IMAGES = ("nih", "chestxray14", "chestxray8", "cxr14", "chestxnet", "siim", "rsna")
-"""Names of data sets that contain SIIM's images."""
 
 
 _COUNTS = ("true_positive", "false_positive", "false_negative", "true_negative")

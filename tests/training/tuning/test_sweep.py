@@ -249,4 +249,4 @@ def test_the_plots_say_what_is_synthetic_and_leave_the_style_of_others_alone(tmp
     draw(study, tmp_path, "validation AUROC", False)
     assert titles == ["2 trials on synthetic phantoms"] * 3 + ["2 trials"] * 3
     changed = {key for key, value in style.items() if module.mpl.rcParams[key] != value}
-    assert changed <= {"backend"}
+    assert changed <= {"backend", "backend_fallback"}
