@@ -15,6 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -135,16 +136,17 @@ def fetch(address: Address) -> tuple[Package, Address]:
         raise PneumoError(f"The hub names no commit of {address}. Name one: hf://{address.repo}@COMMIT.")
     folder = _folder_of(pinned)
     with file_lock(folder):
-        if not (folder / LIST).is_file():
-            with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-                _download(hub, pinned, Path(temporary))
-                shutil.rmtree(folder, ignore_errors=True)
-                (Path(temporary) / "whole").rename(folder)
-    return read_package(folder), pinned
+        if (folder / LIST).is_file():
+            return read_package(folder), pinned
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+            package = _download(hub, pinned, Path(temporary))
+            shutil.rmtree(folder, ignore_errors=True)
+            package.folder.rename(folder)
+    return replace(package, folder=folder), pinned
 
 
-def _download(hub: ModuleType, pinned: Address, temporary: Path) -> None:
-    """Put the listed files of a commit into the folder ``whole`` of ``temporary``, checked."""
+def _download(hub: ModuleType, pinned: Address, temporary: Path) -> Package:
+    """Put the listed files of a commit into a folder of ``temporary``, and check them."""
     whole = temporary / "whole"
     where: dict[str, Any] = {"revision": pinned.revision, "local_dir": whole}
     api = _api(hub)
@@ -159,7 +161,7 @@ def _download(hub: ModuleType, pinned: Address, temporary: Path) -> None:
                 "detector."
             ) from None
     shutil.rmtree(whole / ".cache", ignore_errors=True)  # the library's own notes
-    read_package(whole, Path(str(pinned)))
+    return read_package(whole, Path(str(pinned)))
 
 
 def _folder_of(address: Address) -> Path:

@@ -6,7 +6,6 @@ import pytest
 from hub_lab import TOKEN, running_hub
 from sharing_lab import write_detector, write_evaluation, write_run
 
-from keras_pneumo.cli import main
 from keras_pneumo.sharing.package import LIST, read_package
 from keras_pneumo.storage.files import sha256_file
 from keras_pneumo.training.logs import tracking
@@ -15,19 +14,6 @@ from keras_pneumo.training.logs import tracking
 @pytest.fixture
 def run(tmp_path):
     return write_run(tmp_path / "runs/shared", synthetic=True)
-
-
-@pytest.fixture
-def call(capsys):
-    """Runs a command; gives its exit code, its output and its messages."""
-
-    def called(*words):
-        with pytest.raises(SystemExit) as end:
-            main([str(word) for word in words])
-        output = capsys.readouterr()
-        return end.value.code or 0, output.out, " ".join(output.err.split())
-
-    return called
 
 
 def test_a_run_goes_into_a_zip_and_comes_out_of_it(tmp_path, run, call):

@@ -56,19 +56,6 @@ def named(request, packages, own_cache, monkeypatch, tmp_path):
     assert all(is_received(folder) and read_package(folder) for folder in kept)
 
 
-@pytest.fixture
-def call(capsys):
-    """Runs a command in this process; gives its exit code, its output and its messages."""
-
-    def called(*words):
-        with pytest.raises(SystemExit) as end:
-            main([str(word) for word in words])
-        output = capsys.readouterr()
-        return end.value.code or 0, output.out, " ".join(output.err.split())
-
-    return called
-
-
 @pytest.fixture(scope="module")
 def radiographs(tmp_path_factory, phantoms):
     folder = tmp_path_factory.mktemp("radiographs")
