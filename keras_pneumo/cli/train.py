@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,9 +24,12 @@ from keras_pneumo.training.distributed.cluster import cluster_for
 from keras_pneumo.training.run_folder import new_folder_lock
 
 if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
     from keras_pneumo.training.log import EpochRow
     from keras_pneumo.training.report import RunReport
     from keras_pneumo.training.trainer import TrainingResult
+    from keras_pneumo.training.tuning.sweep import Sweep
 
 DataArgument = Annotated[Path, typer.Option("--data", help="A prepared folder, or raw data to prepare first.")]
 PreparedOption = Annotated[
@@ -256,7 +260,8 @@ def sweep_command(
     import_tensorflow()
     from keras_pneumo.training.distributed.strategy import start_distribution
     from keras_pneumo.training.trainer import TrainingOptions
-    from keras_pneumo.training.tuning.sweep import Trial, read_space, require_optuna, sweep
+    from keras_pneumo.training.tuning.space import read_space
+    from keras_pneumo.training.tuning.sweep import BEST, require_optuna, sweep
 
     require_optuna()
     experiment = _resolved(experiment_file, settings)
@@ -265,13 +270,15 @@ def sweep_command(
         raise PneumoError("A sweep runs in one process. Start it on one host, with --strategy one or mirrored.")
     prepared = open_data(data, experiment, prepared_folder, labels, patients)
 
-    def say_trial(trial: Trial) -> None:
+    def say_trial(current: Sweep, trial: FrozenTrial) -> None:
         values = ", ".join(
             f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in trial.settings.items()
+            for name, value in trial.params.items()
         )
-        score = f", {trial.score:.4f}" if trial.score is not None else ""
-        say(f"trial {trial.number} ({values}): {trial.state}{score}{', the best so far' if trial.best else ''}")
+        best = current.best()
+        score = f", {trial.value:.4f}" if trial.value is not None else ""
+        mark = ", the best so far" if best is not None and best.number == trial.number else ""
+        say(f"trial {trial.number} ({values}): {trial.state.name.lower()}{score}{mark}")
 
     options = TrainingOptions(
         start_distribution(strategy, replicas, 120.0, warn),
@@ -280,12 +287,13 @@ def sweep_command(
         show_progress=_show_progress,
     )
     result = sweep(experiment, prepared, space, trials, out_folder, options, weights=weights, on_trial=say_trial)
-    counts = ", ".join(f"{count} {state}" for state, count in result.counts.items() if count)
-    say(f"Trials: {counts}. The best has {result.score_name} {result.score:.4f}, by which it was chosen.")
+    best, states = result.study.best_trial, Counter(trial.state.name.lower() for trial in result.study.trials)
+    counts = ", ".join(f"{count} {state}" for state, count in states.items())
+    say(f"Trials: {counts}. The best has {result.score_name} {best.value:.4f}, by which it was chosen.")
     say(str(result.folder / "settings.png"))
     say(
-        f"To predict and score the test patients with it: keras-pneumo train {result.folder / 'best.py'} --data "
-        f"{prepared.folder} --out {result.run}"
+        f"To predict and score the test patients with it: keras-pneumo train {result.folder / BEST} --data "
+        f"{prepared.folder} --out {result.run_folder(best.number)}"
     )
 
 
