@@ -224,8 +224,8 @@ def settings_of(folder: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
     for name, value in record["experiment"].items():
         group = value if isinstance(value, dict) else {"": value}
         settings |= {f"{name}.{inner}" if inner else name: each for inner, each in group.items()}
-    told = ("split_sha256", "prepared_sha256", "synthetic", "training_images", "validation_images", "parameters")
-    facts = {name: str(record[name]) for name in (*told, "hardware", "strategy", "precision") if name in record}
+    recorded = ("split_sha256", "prepared_sha256", "synthetic", "training_images", "validation_images", "parameters")
+    facts = {name: str(record[name]) for name in (*recorded, "hardware", "strategy", "precision") if name in record}
     versions = {f"version.{name}": str(version) for name, version in record.get("versions", {}).items()}
     return folder.resolve().name, settings, facts | versions
 
