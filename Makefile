@@ -30,7 +30,7 @@ EXPERIMENT ?= experiments/demo_classifier.py
 train-segmenter torch-segmenter: EXPERIMENT := experiments/demo_segmenter.py
 OPTIONS = $(if $(OUT),--out "$(OUT)") $(if $(PREPARED),--prepared "$(PREPARED)") $(if $(PATIENTS),--patients "$(PATIENTS)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(START_FROM),--start-from "$(START_FROM)") $(foreach setting,$(SET),--set $(setting))
 
-.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity planted-faults compare-frameworks docs notebooks lint doctor wheel-check lowest compare bench bench-docs kills fuzz audit sbom lock clean
+.PHONY: help setup setup-torch train-classifier train-segmenter torch-classifier torch-segmenter fastai-classifier slurm-classifier slurm-segmenter detect test test-slow parity planted-faults compare-frameworks docs notebooks screenshots lint doctor wheel-check lowest compare bench bench-docs kills fuzz audit sbom lock clean
 
 help:
 	@echo "make train-classifier   train, predict, score; prints the path of report.html (DATA= EXPERIMENT= OUT=)"
@@ -49,6 +49,7 @@ help:
 	@echo "make fuzz               mutated files, for MINUTES= (default 30): counts, and what was found"
 	@echo "make audit              known weaknesses of the pinned packages; make sbom: a bill of materials (CycloneDX)"
 	@echo "make docs               the documentation site, in build/site; make notebooks runs the notebooks (NOTEBOOKS=)"
+	@echo "make screenshots        pictures of the demos' pages, or of PAGES=, to be looked at: four widths, dark, printed"
 	@echo "make lint               style, types and import rules"
 	@echo "make wheel-check        builds the wheel and uses it outside the checkout (PYTHONS=3.11,3.12,3.13 TRAIN=)"
 	@echo "make lowest             tests with the lowest versions that setup.cfg allows"
@@ -290,6 +291,11 @@ NOTEBOOKS ?= notebooks/*.ipynb
 notebooks: $(READY)
 	work=$$(mktemp -d) && trap 'rm -rf "$$work"' EXIT && cp $(NOTEBOOKS) "$$work" && \
 	  PYTHONPATH="$(CURDIR)" $(BIN)/python -m pytest -c setup.cfg --nbmake --nbmake-timeout=600 -p no:cacheprovider "$$work"
+
+# Pictures of pages to look at, by Chromium: four widths, light and dark, and a PDF. PAGES= NAME=FILE_OR_ADDRESS ...
+PAGES ?= classifier=$(CLASSIFIER)/report.html segmenter=$(SEGMENTER)/report.html detector=$(JOINED)/board/report.html board=runs/compare/report.html site=build/site/index.html
+screenshots: $(READY)
+	PYTHONPATH="$(CURDIR)/tests" $(BIN)/python tests/screenshots.py --out "$(or $(OUT),runs/screenshots)" $(PAGES)
 
 lint: $(READY)
 	$(BIN)/ruff check .
