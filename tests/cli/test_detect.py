@@ -84,18 +84,25 @@ def test_a_hand_gives_exit_code_one_and_a_detector_without_the_check_says_so_onc
     assert "1 radiographs answered" in result.stdout
 
 
-def test_what_cannot_be_done_is_refused(root, tmp_path):
-    detector = root / "runs/detector-try"
-    refused(run("detect", tmp_path, tmp_path, "--out", tmp_path / "o"), "not a detector", "keras-pneumo join")
-    refused(run("detect", detector, tmp_path / "nowhere", "--out", tmp_path / "o"), "There is no")
-    refused(run("detect", detector, tmp_path, "--out", tmp_path / "o", "--make-uids"), "Give --dicom too")
-    refused(run("view", tmp_path), "not a detector")
-    refused(run("join", tmp_path, "--segmenter", tmp_path, "--data", root / "data/prepared/phantom-try"), "not a run")
+def test_what_cannot_be_done_is_refused(root, tmp_path, call):
+    detector, out = root / "runs/detector-try", tmp_path / "o"
     pair = (root / "runs/smallest_classifier", "--segmenter", root / "runs/smallest_segmenter")
-    refused(run("join", *pair, "--data", tmp_path, "--out", tmp_path / "o"), "holds none with the split", "PREPARED=")
-    assert not (tmp_path / "o").exists()
-    joined = run("join", *pair, "--data", root / "data/prepared", "--out", tmp_path / "found", "--resamples", 100)
-    assert joined.returncode == 0, joined.stderr
+    for words, sentences in {
+        ("detect", tmp_path, tmp_path, "--out", out): ("not a detector", "keras-pneumo join"),
+        ("detect", detector, tmp_path / "nowhere", "--out", out): ("There is no",),
+        ("detect", detector, tmp_path, "--out", out, "--make-uids"): ("Give --dicom too",),
+        ("view", tmp_path): ("not a detector",),
+        ("join", tmp_path, "--segmenter", tmp_path, "--data", root / "data/prepared/phantom-try"): ("not a run",),
+        ("join", *pair, "--data", tmp_path, "--out", out): ("holds none with the split", "PREPARED="),
+    }.items():
+        code, _, noted = call(*words)
+        assert code == 2, noted
+        assert not [sentence for sentence in sentences if sentence not in noted], noted
+    assert not out.exists()
+    code, _, noted = call(
+        "join", *pair, "--data", root / "data/prepared", "--out", tmp_path / "found", "--resamples", 100
+    )
+    assert code == 0, noted
 
 
 def test_the_page_is_served_and_ends_with_ctrl_c(root, tmp_path):

@@ -28,10 +28,12 @@ def hashes_of(prepared, out, *options):
 @pytest.mark.slow
 def test_one_seed_gives_the_same_weights_in_every_process(tmp_path, prepared_folder):
     first = hashes_of(prepared_folder, tmp_path / "1.json")
-    again = hashes_of(prepared_folder, tmp_path / "2.json", "--backwards")
     assert len(first) == 16
     assert len(set(first.values())) == 16, "each setting matters"
-    assert {name: again[name] for name in first} == first
+    # Every other kind, so that each two of the four settings meet in all their values.
+    half = [name for number, name in enumerate(first) if number.bit_count() % 2]
+    again = hashes_of(prepared_folder, tmp_path / "2.json", "--backwards", *half)
+    assert again == {name: first[name] for name in half}
 
 
 @pytest.mark.slow

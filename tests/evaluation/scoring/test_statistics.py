@@ -354,16 +354,19 @@ def within(share, studies, least, most):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("patients", "boards"), [(40, 2000), (90, 2000), (400, 1000)])
+@pytest.mark.parametrize(("patients", "boards"), [(40, 800), (90, 800), (400, 400)])
 def test_equal_teams_are_called_different_on_few_boards(patients, boards):
-    """Any of the ten pairs of five equally good teams, after Holm: promised in at most 5% of boards."""
+    """Any of the ten pairs of five equally good teams, after Holm: promised in at most 5% of boards.
+
+    With 2,000, 2,000 and 1,000 boards, each share was at most 0.06 too (tests/study_lab.py counts any number).
+    """
     for score, share in any_pair_error(patients, boards).items():
         assert share <= 0.06, (score, share)
 
 
 @pytest.mark.slow
 def test_equal_teams_where_few_patients_are_ill():
-    for score, share in any_pair_error(40, 1000, ill=0.12).items():
+    for score, share in any_pair_error(40, 400, ill=0.12).items():
         assert share <= 0.06, (score, share)
 
 

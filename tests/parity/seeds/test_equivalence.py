@@ -122,11 +122,11 @@ def test_verdict_intervals_and_p_values_never_contradict_each_other(differences,
 @pytest.mark.slow
 @pytest.mark.parametrize(("patients", "seed_spread"), [(60, 0.0), (60, 0.15), (300, 0.15)])
 def test_what_interval_and_verdict_promise_holds_in_simulated_studies(patients, seed_spread):
-    """Five seeds; teams that are equal, and teams that differ by exactly the margin; 1,000 studies each."""
-    at_margin = seeded_errors(np.random.default_rng(3), patients, 5, seed_spread, difference=0.02, studies=1000)
-    equal = seeded_errors(np.random.default_rng(4), patients, 5, seed_spread, difference=0.0, studies=1000)
-    # 1,000 studies: a true rate of 0.05 is counted as up to 0.064 in 97.5%.
-    assert at_margin["equivalent"] <= 0.064
-    assert equal["different"] <= 0.064
+    """Five seeds; teams that are equal, and teams that differ by exactly the margin; 500 studies each."""
+    at_margin = seeded_errors(np.random.default_rng(3), patients, 5, seed_spread, difference=0.02, studies=500)
+    equal = seeded_errors(np.random.default_rng(4), patients, 5, seed_spread, difference=0.0, studies=500)
+    # 500 studies: a true rate of 0.05 is counted as up to 0.07 in 97.5%.
+    assert at_margin["equivalent"] <= 0.07
+    assert equal["different"] <= 0.07
     for counted in (at_margin, equal):
         assert counted["holds"] >= 0.93
