@@ -282,7 +282,6 @@ def experiment_text(experiment: Experiment, docstring: str) -> str:
 
 def draw(study: optuna.Study, folder: Path, score_name: str, synthetic: bool) -> None:
     """Draw Optuna's plots: the scores by trial (``trials.png``), by epoch and by each setting; whether on phantoms."""
-    from optuna.exceptions import ExperimentalWarning
     from optuna.visualization import matplotlib as plots
 
     mpl.use("Agg")
@@ -290,7 +289,7 @@ def draw(study: optuna.Study, folder: Path, score_name: str, synthetic: bool) ->
     from matplotlib.ticker import MaxNLocator
 
     with warnings.catch_warnings(), plt.rc_context():  # Optuna sets a style
-        warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.simplefilter("ignore")  # that these plots are experimental, and that an axis has one value so far
         epochs = plots.plot_intermediate_values(study)
         epochs.set(title="", xlabel="epoch", ylabel=score_name)  # Optuna has no words of its user's here
         epochs.xaxis.set_major_locator(MaxNLocator(integer=True))
