@@ -28,7 +28,7 @@ EXIT_CODES = (
 def page() -> str:
     """The whole page, Markdown: every command with its arguments and options."""
     lines = ["# Command line", "", "`keras-pneumo COMMAND`, or `python -m keras_pneumo COMMAND`.", "", EXIT_CODES, ""]
-    lines += ["| command | |", "|---|---|"]
+    lines += ["| command | what it does |", "|---|---|"]
     lines += [f"| [`{name}`](#keras-pneumo-{name}) | {_cell(command.summary)} |" for name, command in COMMANDS.items()]
     for name, command in COMMANDS.items():
         module = importlib.import_module(f"keras_pneumo.cli.{command.module}")
@@ -64,7 +64,7 @@ def section(name: str, function: Callable[..., None]) -> list[str]:
         "```",
         f"keras-pneumo {name} {' '.join(arguments)}".rstrip(),
         "```",
-        *(["", "| | | default |", "|---|---|---|", *rows] if rows else []),
+        *(["", "| argument or option | what it is | default |", "|---|---|---|", *rows] if rows else []),
     ]
 
 
