@@ -10,6 +10,7 @@ Example: ``python tests/screenshots.py --out runs/screenshots board=runs/compare
 import argparse
 import base64
 import tempfile
+import time
 from pathlib import Path
 
 from browser_lab import WIDTHS, Sight, chromium
@@ -35,6 +36,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pages", nargs="+", metavar="NAME=PAGE", help="a file, or an address that begins with http")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--wait", type=float, default=0, help="seconds, for pages that load more, such as view's")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as profile:
@@ -47,6 +49,7 @@ def main():
                     print(f"{name}: there is no {place}")
                     continue
                 sight.open(place if place.startswith("http") else Path(place).resolve())
+                time.sleep(chosen.wait)
                 photograph(sight, name, chosen.out)
                 print(f"{name}: {2 * len(WIDTHS)} pictures and a PDF")
         finally:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -327,6 +328,29 @@ def test_nothing_is_cut_at_any_width_or_on_paper(browser):
         assert browser.run(inside), width
         for element in browser.driver.find_elements(By.CSS_SELECTOR, ".research"):
             assert element.is_displayed()
+
+
+def test_what_stands_on_the_radiograph_is_legible_on_white_too(browser):
+    browser.until("return document.body.dataset.shown")
+    sight = Sight(browser.driver)
+    box = (
+        "const b = document.getElementById(arguments[0]).getBoundingClientRect();"
+        " return [b.left, b.right, b.top, b.bottom]"
+    )
+    for width in (390, 768, 1280):
+        sight.at(width)
+        left, right, top, bottom = browser.run(box, "facts")
+        other = browser.run(box, "state")
+        assert right <= other[0] or left >= other[1] or bottom <= other[2] or top >= other[3], width
+    for name in ("facts", "state"):
+        style = browser.run(
+            "const s = getComputedStyle(document.getElementById(arguments[0])); return [s.color, s.backgroundColor]",
+            name,
+        )
+        ink, back = ([float(part) for part in re.findall(r"[\d.]+", colour)] for colour in style)
+        opaque = back[3] if len(back) > 3 else 1
+        assert opaque * max(back[:3]) + (1 - opaque) * 255 < 100, "what is behind it, on a white radiograph"
+        assert min(ink[:3]) > 200
 
 
 def test_a_hand_is_shown_without_answer_outline_and_heat(browser, tmp_path):
