@@ -148,13 +148,14 @@ compare: $(READY)
 	$(BIN)/keras-pneumo compare $(if $(DATA),"$(DATA)",runs --this-split) --truth "$(or $(TRUTH),data/prepared/$(notdir $(PHANTOMS)))" --out "$(or $(OUT),runs/compare)"
 
 # Joins the two runs on the data they were trained on, and again when one was trained again. DETECTOR= is used as it is.
+# Radiographs that were set aside, as the command says (its exit code 1), are no error of make.
 CLASSIFIER ?= runs/demo_classifier
 SEGMENTER ?= runs/demo_segmenter
 JOINED := runs/detector-$(notdir $(CLASSIFIER:/=))+$(notdir $(SEGMENTER:/=))
 RADIOGRAPHS = $(or $(DATA),$(PHANTOMS))
 
 detect: $(READY) $(if $(DETECTOR),,$(JOINED)/detector.json)
-	$(BIN)/keras-pneumo detect "$(or $(DETECTOR),$(JOINED))" "$(RADIOGRAPHS)" --out "$(or $(OUT),runs/detect-$(notdir $(RADIOGRAPHS:/=)))" $(if $(DICOM),--dicom --make-uids)
+	$(BIN)/keras-pneumo detect "$(or $(DETECTOR),$(JOINED))" "$(RADIOGRAPHS)" --out "$(or $(OUT),runs/detect-$(notdir $(RADIOGRAPHS:/=)))" $(if $(DICOM),--dicom --make-uids) || { code=$$?; test $$code -eq 1 || exit $$code; }
 
 $(JOINED)/detector.json: $(CLASSIFIER)/experiment.json $(SEGMENTER)/experiment.json | $(READY)
 	rm -rf $(@D)

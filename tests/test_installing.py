@@ -182,3 +182,18 @@ def test_a_python_that_does_not_run_is_not_taken(tmp_path, monkeypatch):
     assert wheel_check.find_python("3.99") is None
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
     assert wheel_check.find_python("3.99") == python
+
+
+@pytest.mark.parametrize(("code", "fails"), [(0, False), (1, False), (2, True), (70, True)])
+def test_radiographs_that_were_set_aside_are_no_error_of_make_detect(tmp_path, code, fails):
+    program = tmp_path / "bin/keras-pneumo"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nexit {code}\n")
+    program.chmod(0o755)
+    (tmp_path / ".ready").touch()
+    options = (f"VENV={tmp_path}", "DETECTOR=some", "DATA=radiographs", "OUT=answers")
+    if fails:
+        with pytest.raises(AssertionError, match=f"Error {code}"):
+            make("detect", *options)
+    else:
+        make("detect", *options)
