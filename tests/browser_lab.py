@@ -93,6 +93,10 @@ class Sight:
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         media = {"media": "print" if paper else "screen", "features": scheme}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        # Until the page has heard of its new size and was drawn with it.
+        self.driver.execute_async_script(
+            "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done)));"
+        )
 
     def faults(self):
         """What does not fit into the window as it is: out of it, cut, sliding, broken within a word, or covered."""
