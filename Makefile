@@ -294,7 +294,7 @@ notebooks: $(READY)
 	  PYTHONPATH="$(CURDIR)" $(BIN)/python -m pytest -c setup.cfg --nbmake --nbmake-timeout=600 -p no:cacheprovider "$$work"
 
 # Pictures of pages to look at, by Chromium: four widths, light and dark, and a PDF. PAGES= NAME=FILE_OR_ADDRESS ...
-PAGES ?= classifier=$(CLASSIFIER)/report.html segmenter=$(SEGMENTER)/report.html detector=$(JOINED)/board/report.html board=runs/compare/report.html 
+PAGES ?= classifier=$(CLASSIFIER)/report.html segmenter=$(SEGMENTER)/report.html detector=$(JOINED)/board/report.html board=runs/compare/report.html
 screenshots: $(READY)
 	PYTHONPATH="$(CURDIR)/tests" $(BIN)/python tests/screenshots.py --out "$(or $(OUT),runs/screenshots)" $(PAGES)
 

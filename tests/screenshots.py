@@ -9,11 +9,12 @@ Example: ``python tests/screenshots.py --out runs/screenshots board=runs/compare
 
 import argparse
 import base64
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-from browser_lab import WIDTHS, Sight, chromium
+from browser_lab import CHROMIUM, DRIVER, WIDTHS, Sight, chromium
 
 
 def photograph(sight, name, out):
@@ -38,6 +39,8 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--wait", type=float, default=0, help="seconds, for pages that load more, such as view's")
     chosen = parser.parse_args()
+    if not (CHROMIUM and DRIVER):
+        sys.exit("Pictures need chromium and chromedriver (on Debian: apt-get install chromium chromium-driver).")
     chosen.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as profile:
         driver = chromium(profile)

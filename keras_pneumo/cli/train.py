@@ -7,7 +7,6 @@ import math
 import os
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -261,7 +260,7 @@ def sweep_command(
     from keras_pneumo.training.distributed.strategy import start_distribution
     from keras_pneumo.training.trainer import TrainingOptions
     from keras_pneumo.training.tuning.space import read_space
-    from keras_pneumo.training.tuning.sweep import BEST, require_optuna, sweep
+    from keras_pneumo.training.tuning.sweep import BEST, STATES, require_optuna, sweep
 
     require_optuna()
     experiment = _resolved(experiment_file, settings)
@@ -278,7 +277,7 @@ def sweep_command(
         best = current.best()
         score = f", {trial.value:.4f}" if trial.value is not None else ""
         mark = ", the best so far" if best is not None and best.number == trial.number else ""
-        say(f"trial {trial.number} ({values}): {trial.state.name.lower()}{score}{mark}")
+        say(f"trial {trial.number} ({values}): {STATES[trial.state.name]}{score}{mark}")
 
     options = TrainingOptions(
         start_distribution(strategy, replicas, 120.0, warn),
@@ -287,8 +286,8 @@ def sweep_command(
         show_progress=_show_progress,
     )
     result = sweep(experiment, prepared, space, trials, out_folder, options, weights=weights, on_trial=say_trial)
-    best, states = result.study.best_trial, Counter(trial.state.name.lower() for trial in result.study.trials)
-    counts = ", ".join(f"{count} {state}" for state, count in states.items())
+    best = result.study.best_trial
+    counts = ", ".join(f"{count} {state}" for state, count in result.counts().items() if count)
     say(f"Trials: {counts}. The best has {result.score_name} {best.value:.4f}, by which it was chosen.")
     say(str(result.folder / "settings.png"))
     say(

@@ -97,6 +97,7 @@ def test_what_cannot_be_done_is_refused(root, tmp_path, call):
     }.items():
         code, _, noted = call(*words)
         assert code == 2, noted
+        assert "Traceback" not in noted
         assert not [sentence for sentence in sentences if sentence not in noted], noted
     assert not out.exists()
     code, _, noted = call(

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 DATABASE, TABLE, BEST = "sweep.db", "trials.csv", "best.py"
 
+STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+"""What Optuna calls a trial that has ended, and what is printed."""
+
 
 def require_optuna() -> None:
     """Refuse to sweep without Optuna.
@@ -78,6 +81,11 @@ class Sweep:
         """A trial's experiment, named after the trial."""
         texts = [f"{name}={text_of(value)}" for name, value in values.items()]
         return with_settings(self.experiment, [*texts, f"name={self.experiment.name[:50]}-trial-{number:03d}"])
+
+    def counts(self) -> dict[str, int]:
+        """How many trials ended complete, pruned and failed."""
+        names = [trial.state.name for trial in self.study.trials]
+        return {state: names.count(name) for name, state in STATES.items()}
 
     def best(self) -> optuna.trial.FrozenTrial | None:
         """The complete trial with the highest score."""
@@ -122,6 +130,7 @@ def sweep(
             new_folder(folder, experiment.name)
         current = Sweep(experiment, prepared, folder, _open(folder, experiment))
         _check_same(current, space, weights)
+        _write(current)  # a start before this one may have been killed before it wrote what it had told Optuna
         # A trial that a stopped or killed process left running goes on first.
         waiting = [trial for trial in current.study.trials if not trial.state.is_finished()]
         while waiting or len(current.study.trials) < trials:
@@ -129,7 +138,6 @@ def sweep(
             _run_trial(current, trial, options, weights)
             _write(current)
             on_trial(current, current.study.trials[trial.number])
-        _write(current)
     if current.best() is None:
         raise PneumoError(
             f"None of {counted(trials, 'trial')} in {folder} gave a finite {current.score_name}. Lower the learning "
@@ -236,11 +244,13 @@ def _run_trial(
 def _write(current: Sweep) -> None:
     """Write the table, the figures and the best trial's experiment file as they are now."""
     rows = [
-        {"trial": trial.number, "state": trial.state.name.lower(), "score": trial.value, **trial.params}
+        {"trial": trial.number, "state": STATES[trial.state.name], "score": trial.value, **trial.params}
         | {"folder": current.run_folder(trial.number).name}
         for trial in current.study.trials
         if trial.state.is_finished()
     ]
+    if not rows:
+        return
     write_table(current.folder / TABLE, pd.DataFrame(rows))
     best = current.best()
     if best is None:

@@ -125,8 +125,8 @@ def test_what_interval_and_verdict_promise_holds_in_simulated_studies(patients, 
     """Five seeds; teams that are equal, and teams that differ by exactly the margin; 500 studies each."""
     at_margin = seeded_errors(np.random.default_rng(3), patients, 5, seed_spread, difference=0.02, studies=500)
     equal = seeded_errors(np.random.default_rng(4), patients, 5, seed_spread, difference=0.0, studies=500)
-    # 500 studies: a true rate of 0.05 is counted as up to 0.07 in 97.5%.
-    assert at_margin["equivalent"] <= 0.07
-    assert equal["different"] <= 0.07
+    # The bound of 1,000 studies (a true rate of 0.05 is counted as up to 0.064 in 97.5%); these 500 are within it too.
+    assert at_margin["equivalent"] <= 0.064
+    assert equal["different"] <= 0.064
     for counted in (at_margin, equal):
         assert counted["holds"] >= 0.93

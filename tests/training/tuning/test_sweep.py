@@ -132,6 +132,12 @@ def test_hopeless_trials_are_pruned_and_diverged_ones_are_passed_over(tmp_path, 
     notes = []
     result, ended = swept(prepared_folder, tmp_path / "sweep", 8, notify=notes.append)
     assert [trial.state.name for trial, _ in ended] == ["COMPLETE"] * 5 + ["PRUNED", "FAIL", "COMPLETE"]
+    assert result.counts() == {"complete": 6, "pruned": 1, "failed": 1}
+    assert pd.read_csv(tmp_path / "sweep/trials.csv")["state"].tolist() == ["complete"] * 5 + [
+        "pruned",
+        "failed",
+        "complete",
+    ]
     assert [trial.number for trial, best in ended if best == trial.number] == [0, 7], "the best so far, when they ended"
     assert len(pd.read_csv(tmp_path / "sweep/trial_005/log.csv")) == 2, "ended after the epochs that are not judged"
     assert [trial.value for trial, _ in ended[5:7]] == [0.5, None]
