@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 GPU := $(shell nvidia-smi -L 2>/dev/null)
 
-# Every file that pip installs has its SHA-256 in constraints.txt (PyPI's; constraints-gpu.txt holds what a GPU needs
+# Every file that is installed has its SHA-256 in constraints.txt (PyPI's; constraints-gpu.txt holds what a GPU needs
 # beside). HASHES= installs the same versions without comparing, for a mirror that builds its own files.
 HASHES ?= --require-hashes
 
@@ -55,24 +55,41 @@ help:
 	@echo "make lowest             tests with the lowest versions that setup.cfg allows"
 	@echo "make doctor             what this machine has and lacks"
 
-# install PYTHON, FILES: from files of pinned versions. Without HASHES the hashes are taken out, since pip compares any
-# that it sees. pip shows its progress in a terminal, and is quiet in a log.
-PIP = -m pip install $(if $(MAKE_TERMOUT),,--quiet)
+# install PYTHON, FILES: from files of pinned versions, by uv; where that is missing or cannot (behind a mirror that only
+# pip knows), by pip. Without HASHES they are taken out for pip, since pip compares any that it sees. Both show their
+# progress in a terminal, and are quiet in a log.
+TOOLS := .venv-tools
+UV := $(TOOLS)/bin/uv
+QUIET = $(if $(MAKE_TERMOUT),,--quiet)
+PIP = -m pip install $(QUIET)
 define install
 @echo "   $$(sed -nE 's/^([A-Za-z0-9][^= ]*)==.*/\1/p' $(2) | sort -u | grep -c .) packages $(if $(HASHES),that have these hashes,without comparing hashes): $(2)"
-@$(if $(HASHES),$(1) $(PIP) $(HASHES) $(foreach file,$(2),-r $(file)),\
-  cat $(2) | sed -e 's/ \\$$//' -e '/^ *--hash/d' > $(VENV).pins && $(1) $(PIP) -r $(VENV).pins && rm $(VENV).pins)
+@if test -x $(UV) && $(UV) pip install $(QUIET) --python $(1) $(or $(HASHES),--no-verify-hashes) $(foreach file,$(2),-r $(file)); then :; else \
+  echo "   uv is missing or could not: pip tries, with its own settings"; \
+  $(if $(HASHES),$(1) $(PIP) $(HASHES) $(foreach file,$(2),-r $(file)),\
+    cat $(2) | sed -e 's/ \\$$//' -e '/^ *--hash/d' > $(VENV).pins && $(1) $(PIP) -r $(VENV).pins && rm $(VENV).pins); fi
+endef
+
+# uv has its versions and hashes in constraints-tools.txt, as the tools of audit and sbom, and an environment of theirs.
+# UV= names one that is there already.
+$(UV): constraints-tools.txt
+	$(require_python)
+	@{ test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS); } && awk '/^[^ ]/ { keep = /^uv==/ } keep' $< > $(TOOLS)/uv.txt \
+	  && $(TOOLS)/bin/python $(PIP) --require-hashes -r $(TOOLS)/uv.txt && touch $@ || echo "   uv cannot be installed; it is only faster"
+
+define require_python
+@test -n "$(PYTHON)" || { echo "No Python was found. Install Python 3.11, 3.12 or 3.13."; exit 2; }
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+  || { echo "$(PYTHON) is older than Python 3.11. Install a newer one, or name it: make PYTHON=..."; exit 2; }
 endef
 
 setup: $(READY)
 
-$(READY): setup.cfg pyproject.toml constraints.txt constraints-gpu.txt
-	@test -n "$(PYTHON)" || { echo "No Python was found. Install Python 3.11, 3.12 or 3.13."; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "$(PYTHON) is older than Python 3.11. Install a newer one, or name it: make PYTHON=..."; exit 2; }
+$(READY): setup.cfg pyproject.toml constraints.txt constraints-gpu.txt | $(UV)
+	$(require_python)
 	@echo "Set-up 1 of 3: an environment in $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Set-up 2 of 3: TensorFlow and the other packages$(if $(GPU), with CUDA), one to five minutes"
+	@echo "Set-up 2 of 3: TensorFlow and the other packages$(if $(GPU), with CUDA), half a minute to five minutes"
 	$(call install,$(BIN)/python,constraints.txt $(if $(GPU),constraints-gpu.txt))
 	@echo "Set-up 3 of 3: keras-pneumo itself"
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
@@ -90,7 +107,7 @@ TORCH_CPU_PINS := experiments/torch_team/constraints-cpu.txt
 TORCH_BUILD := $(if $(GPU),cuda,$(if $(filter Linux,$(shell uname -s)),cpu,cuda))
 setup-torch: $(TORCH)/.ready
 
-$(TORCH)/.ready: $(TORCH_PINS)
+$(TORCH)/.ready: $(TORCH_PINS) | $(UV)
 	@echo "Set-up of PyTorch 1 of 3: an environment in $(TORCH)"
 	@test -x $(TORCH)/bin/python || $(PYTHON) -m venv $(TORCH)
 	@cp $< $(TORCH)/pins.txt
@@ -104,7 +121,7 @@ ifeq ($(TORCH_BUILD),cpu)
 else
 	@echo "Set-up of PyTorch 2 of 3: PyPI's build (TORCH_BUILD=cpu: PyTorch's CPU build)"
 endif
-	@echo "Set-up of PyTorch 3 of 3: the other packages, two to ten minutes"
+	@echo "Set-up of PyTorch 3 of 3: the other packages, one to ten minutes"
 	$(call install,$(TORCH)/bin/python,$(TORCH)/pins.txt)
 	@touch $@
 
@@ -178,7 +195,7 @@ doctor: $(READY)
 PYTHONS ?= 3.11,3.12,3.13
 TRAIN ?= $(PYTHONS)
 wheel-check: $(READY)
-	@folder=$$(mktemp -d) && $(BIN)/python tests/wheel_check.py --out $$folder --pythons "$(PYTHONS)" --train "$(TRAIN)" $(if $(BORROW),--borrow "$(BORROW)"); \
+	@folder=$$(mktemp -d) && $(BIN)/python tests/wheel_check.py --out $$folder --pythons "$(PYTHONS)" --train "$(TRAIN)" --uv "$(UV)" $(if $(BORROW),--borrow "$(BORROW)"); \
 	code=$$?; rm -rf $$folder; exit $$code
 
 test: $(READY)
@@ -227,8 +244,7 @@ fuzz: $(READY)
 	TF_CPP_MIN_LOG_LEVEL=3 PYTHONPATH="$(CURDIR):$(CURDIR)/tests" $(BIN)/python -W ignore -m fuzz.run --minutes $(MINUTES) --out "$(or $(OUT),runs/fuzz)" $(if $(ONLY),--only "$(ONLY)") $(if $(BEGIN),--begin $(BEGIN)) $(if $(ONCE),--once)
 
 # Tools of an environment of their own, so that they change nothing of what they look at.
-TOOLS := .venv-tools
-$(TOOLS)/.ready: constraints-tools.txt
+$(TOOLS)/.ready: constraints-tools.txt | $(UV)
 	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
 	$(call install,$(TOOLS)/bin/python,$<)
 	@touch $@
@@ -238,10 +254,10 @@ $(TOOLS)/.ready: constraints-tools.txt
 LOWEST := .venv-lowest
 LOWEST_TESTS := $(addprefix tests/,data/labels data/radiographs evaluation/inputs evaluation/scoring storage)
 LOWEST_WITHOUT := bytes_of_images_and_labels or locations_hold_all_that_is_drawn
-lowest: $(TOOLS)/.ready
-	$(TOOLS)/bin/uv venv --quiet --clear --python $(PYTHON) $(LOWEST)
-	$(TOOLS)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -r setup.cfg
-	$(TOOLS)/bin/uv pip install --quiet --python $(LOWEST)/bin/python pytest pytest-xdist hypothesis
+lowest: $(UV)
+	$(UV) venv --quiet --clear --python $(PYTHON) $(LOWEST)
+	$(UV) pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -r setup.cfg
+	$(UV) pip install --quiet --python $(LOWEST)/bin/python pytest pytest-xdist hypothesis
 	$(LOWEST)/bin/python -m pytest -n 2 -k "not ($(LOWEST_WITHOUT))" --ignore=tests/evaluation/scoring/test_statistics.py $(LOWEST_TESTS)
 	rm -rf $(LOWEST)
 
@@ -263,8 +279,8 @@ sbom: $(READY) $(TOOLS)/.ready
 	test ! -x $(TORCH)/bin/python || $(TOOLS)/bin/cyclonedx-py environment --output-reproducible --of JSON -o "$(or $(OUT),runs/sbom)/torch_team.cdx.json" $(TORCH)/bin/python
 
 # Pins every package again, newest versions, with PyPI's hashes; then read what changed.
-LOCK = $(TOOLS)/bin/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --upgrade
-lock: $(TOOLS)/.ready
+LOCK = $(UV) pip compile --quiet --universal --generate-hashes --no-annotate --no-header --upgrade
+lock: $(UV)
 	$(LOCK) --python-version 3.11 --extra train --extra dev setup.cfg -o constraints.txt
 	$(LOCK) --python-version 3.11 --extra gpu --extra dev setup.cfg -c constraints.txt -o $(TOOLS)/gpu.txt
 	awk '/^[^ ]/ { keep = /^nvidia-/ } keep' $(TOOLS)/gpu.txt > constraints-gpu.txt
@@ -277,7 +293,7 @@ lock: $(TOOLS)/.ready
 # The site, in build/site, to be read from the disk: any warning or dead link ends it. MkDocs has an environment of its own;
 # the page of all commands comes from the program.
 DOCS := .venv-docs
-$(DOCS)/.ready: constraints-docs.txt
+$(DOCS)/.ready: constraints-docs.txt | $(UV)
 	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
 	$(call install,$(DOCS)/bin/python,$<)
 	@touch $@

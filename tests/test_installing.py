@@ -97,37 +97,45 @@ def make(target, *settings, **environment):
 
 
 @pytest.fixture
-def pip_log(tmp_path):
-    """A folder that looks like an environment; its Python only writes down how it was called, in ``calls``.
+def installers(tmp_path):
+    """A folder that looks like an environment; its Python and uv only write down how they were called, in ``calls``.
 
-    It fails where a call has the word ``--index-url`` and INDEX is ``unreachable``.
+    Its Python fails where a call has the word ``--index-url`` and INDEX is ``unreachable``; uv where UV_FAILS is set.
     """
-    python = tmp_path / "bin/python"
-    python.parent.mkdir()
-    python.write_text(
-        '#!/bin/sh\necho "$@" >> "$(dirname "$0")/../calls"\n'
-        'case "$INDEX $*" in unreachable*--index-url*) exit 1;; esac\n'
-    )
-    python.chmod(0o755)
+    (tmp_path / "bin").mkdir()
+    for name, fails in (("python", 'case "$INDEX $*" in unreachable*--index-url*) exit 1;; esac'), ("uv", "")):
+        program = tmp_path / "bin" / name
+        program.write_text(
+            f'#!/bin/sh\necho "{name} $@" >> "$(dirname "$0")/../calls"\n{fails or "exit ${UV_FAILS:-0}"}\n'
+        )
+        program.chmod(0o755)
     return tmp_path
+
+
+def calls(installers):
+    """How Python and uv were called, a line each."""
+    return (installers / "calls").read_text().splitlines()
 
 
 CUDA = re.compile(r"^(torch|torchvision|triton|nvidia-.*|cuda-.*)$")
 
 
-def test_without_a_gpu_pytorchs_cpu_build_is_installed(pip_log):
-    printed = make("setup-torch", f"TORCH={pip_log}", "GPU=", "TORCH_BUILD=cpu", "TORCH_CPU_INDEX=https://cpu.example")
-    first, second = (pip_log / "calls").read_text().splitlines()
+def test_without_a_gpu_pytorchs_cpu_build_is_installed(installers):
+    settings = ("GPU=", "TORCH_BUILD=cpu", "TORCH_CPU_INDEX=https://cpu.example")
+    printed = make("setup-torch", f"TORCH={installers}", f"UV={installers}/bin/uv", *settings)
+    first, second = calls(installers)
+    assert first.startswith("python -m pip install")
     assert "--no-deps" in first
-    assert f"--index-url https://cpu.example -r {pip_log}/cpu.txt" in first
+    assert f"--index-url https://cpu.example -r {installers}/cpu.txt" in first
     versions = dict(re.findall(r"^(torch|torchvision)==([\d.]+)", PINS.read_text(), re.MULTILINE))
     wanted = [f"{name}=={version}+cpu" for name, version in versions.items()]
-    assert (pip_log / "cpu.txt").read_text().split() == wanted
-    assert second.endswith(f"--require-hashes -r {pip_log}/pins.txt")
-    every, rest = pinned(PINS.read_text()), pinned((pip_log / "pins.txt").read_text())
+    assert (installers / "cpu.txt").read_text().split() == wanted
+    assert second.startswith("uv pip install")
+    assert second.endswith(f"--python {installers}/bin/python --require-hashes -r {installers}/pins.txt")
+    every, rest = pinned(PINS.read_text()), pinned((installers / "pins.txt").read_text())
     assert every - rest == {name for name in every if CUDA.match(name)}
     assert len(every - rest) > 10
-    assert (pip_log / "pins.txt").read_text().count("--hash") > 100
+    assert (installers / "pins.txt").read_text().count("--hash") > 100
     assert re.findall(r"of PyTorch (\d) of 3", printed) == ["1", "2", "3"]
 
 
@@ -135,39 +143,69 @@ def test_without_a_gpu_pytorchs_cpu_build_is_installed(pip_log):
     ("settings", "words"),
     [(["GPU=GPU 0"], "PyPI's build"), (["GPU=", "TORCH_BUILD=cpu"], "cannot be reached: PyPI's build is installed")],
 )
-def test_with_a_gpu_or_without_the_index_pypis_build_is_installed(pip_log, settings, words):
-    assert words in make("setup-torch", f"TORCH={pip_log}", *settings, INDEX="unreachable")
-    calls = (pip_log / "calls").read_text().splitlines()
-    assert len(calls) == len(settings), "the index of CPU builds is asked only where there is no GPU"
-    assert calls[-1].endswith(f"--require-hashes -r {pip_log}/pins.txt")
-    assert (pip_log / "pins.txt").read_text() == PINS.read_text()
+def test_with_a_gpu_or_without_the_index_pypis_build_is_installed(installers, settings, words):
+    uv = f"UV={installers}/bin/uv"
+    assert words in make("setup-torch", f"TORCH={installers}", uv, *settings, INDEX="unreachable")
+    assert len(calls(installers)) == len(settings), "the index of CPU builds is asked only where there is no GPU"
+    assert calls(installers)[-1].endswith(f"--require-hashes -r {installers}/pins.txt")
+    assert (installers / "pins.txt").read_text() == PINS.read_text()
 
 
-def test_cpu_builds_are_compared_with_hashes_where_these_are_known(pip_log):
-    own = pip_log / "known.txt"
+def test_cpu_builds_are_compared_with_hashes_where_these_are_known(installers):
+    own = installers / "known.txt"
     own.write_text("torch==9.9+cpu --hash=sha256:00\n")
-    make("setup-torch", f"TORCH={pip_log}", "TORCH_BUILD=cpu", f"TORCH_CPU_PINS={own}")
-    assert (pip_log / "cpu.txt").read_text() == own.read_text()
+    settings = (f"UV={installers}/bin/uv", "TORCH_BUILD=cpu", f"TORCH_CPU_PINS={own}")
+    make("setup-torch", f"TORCH={installers}", *settings)
+    assert (installers / "cpu.txt").read_text() == own.read_text()
 
 
 @pytest.mark.parametrize(("gpu", "files"), [("", 1), ("GPU 0", 2)])
-def test_the_set_up_says_what_it_does(pip_log, gpu, files):
-    printed = make("setup", f"VENV={pip_log}", f"GPU={gpu}")
+def test_the_set_up_says_what_it_does(installers, gpu, files):
+    printed = make("setup", f"VENV={installers}", f"UV={installers}/bin/uv", f"GPU={gpu}")
     assert re.findall(r"Set-up (\d) of 3", printed) == ["1", "2", "3"]
     pins = ("constraints.txt", "constraints-gpu.txt")[:files]
     packages = sum(len(pinned((REPOSITORY / name).read_text())) for name in pins)
     assert f"{packages} packages that have these hashes: constraints.txt" in printed
-    first, second = (pip_log / "calls").read_text().splitlines()
+    first, second = calls(installers)
+    assert first.startswith("uv pip install")
     assert first.count("-r constraints") == files
     assert "--require-hashes" in first
+    assert second.startswith("python -m pip install")
     assert second.endswith("-e .")
 
 
-def test_without_hashes_none_are_compared(pip_log):
-    assert "without comparing hashes" in make("setup", f"VENV={pip_log}", "GPU=", "HASHES=")
-    first = (pip_log / "calls").read_text().splitlines()[0]
-    assert first.endswith(f"-r {pip_log}.pins")
-    assert "--require-hashes" not in first
+def test_without_hashes_none_are_compared(installers):
+    settings = (f"VENV={installers}", f"UV={installers}/bin/uv", "GPU=", "HASHES=")
+    assert "without comparing hashes" in make("setup", *settings, UV_FAILS="2")
+    by_uv, by_pip, _ = calls(installers)
+    assert by_uv.endswith("--no-verify-hashes -r constraints.txt")
+    assert by_pip.endswith(f"-r {installers}.pins")
+    assert "--require-hashes" not in by_uv + by_pip
+
+
+def test_pip_installs_where_uv_cannot(installers):
+    settings = (f"VENV={installers}", f"UV={installers}/bin/uv", "GPU=")
+    assert "pip tries, with its own settings" in make("setup", *settings, UV_FAILS="2")
+    by_uv, by_pip, _ = calls(installers)
+    assert by_uv.partition("--require-hashes")[2] == by_pip.partition("--require-hashes")[2] == " -r constraints.txt"
+
+
+def test_pip_installs_where_uv_cannot_be_installed(installers, tmp_path):
+    """Its environment's Python is a program that always fails."""
+    (tmp_path / "tools/bin").mkdir(parents=True)
+    (tmp_path / "tools/bin/python").symlink_to("/bin/false")
+    printed = make("setup", f"VENV={installers}", f"TOOLS={tmp_path}/tools", "GPU=")
+    assert "uv cannot be installed" in printed
+    first, _ = calls(installers)
+    assert first.startswith("python -m pip install")
+    assert first.endswith("--require-hashes -r constraints.txt")
+
+
+def test_uv_itself_is_compared_with_its_hash(installers, tmp_path):
+    make("setup", f"VENV={installers}", f"TOOLS={installers}", f"UV={tmp_path}/none/uv", "GPU=")
+    first = calls(installers)[0]
+    assert first.endswith(f"--require-hashes -r {installers}/uv.txt")
+    assert re.match(r"uv==[\d.]+ \\\n( +--hash=sha256:[0-9a-f]{64}( \\)?\n)+$", (installers / "uv.txt").read_text())
 
 
 def test_a_python_that_does_not_run_is_not_taken(tmp_path, monkeypatch):
