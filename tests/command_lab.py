@@ -4,15 +4,17 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
+
+from warm_lab import warm
 
 REPOSITORY = Path(__file__).parents[1]
 
 
-def run(*arguments, cwd=None, timeout=600):
+def run(*arguments, cwd=None, timeout=600, python=None):
+    """``keras-pneumo ARGUMENTS`` in a process of its own; ``python``: the words that start it, else a warm one."""
     return subprocess.run(
-        [sys.executable, "-m", "keras_pneumo", *map(str, arguments)],
+        [*(python or warm()), "-m", "keras_pneumo", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd,

@@ -4,8 +4,9 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
+
+from warm_lab import warm
 
 LAB = Path(__file__).parent / "replica_lab.py"
 
@@ -39,7 +40,7 @@ def begin(prepared, folder, out, cluster=None, **options):
     own = {"KERAS_PNEUMO_CACHE": f"{folder}-host{cluster[1]}"} if cluster else {}  # each on a host of its own
     environment = environment_of(cluster, **own)
     return subprocess.Popen(
-        [sys.executable, str(LAB), str(prepared), str(folder), str(out), json.dumps(options)],
+        [*warm(), str(LAB), str(prepared), str(folder), str(out), json.dumps(options)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
 

@@ -126,7 +126,7 @@ def test_the_version_is_printed():
 
 
 def test_doctor_prints_a_line_for_each_check(tmp_path):
-    result = run("doctor", "--folder", tmp_path / "new")
+    result = run("doctor", "--folder", tmp_path / "new", python=[sys.executable])
     assert result.returncode == 0, result.stdout
     for subject in ("python", "packages", "training", "devices", "strategy", "decoder", "memory", "disk"):
         assert re.search(rf"^(ok|note|FAULT)\s+{subject} ", result.stdout, re.M), subject

@@ -2,12 +2,12 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from warm_lab import warm
 from worker_lab import end, environment_of, free_ports
 
 from keras_pneumo.data.labels import rle
@@ -20,7 +20,7 @@ SMALLEST = REPOSITORY / "experiments/smallest_classifier.py"
 def begin(*arguments, cluster=None):
     environment = environment_of(cluster, COLUMNS="200", NO_COLOR="1")
     return subprocess.Popen(
-        [sys.executable, "-m", "keras_pneumo", *map(str, arguments)],
+        [*warm(), "-m", "keras_pneumo", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
 

@@ -1,7 +1,6 @@
 """Exports: checked against the run, removed when they differ, never written over anything."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from command_lab import run as run_command
 from safetensors import safe_open
 
 from keras_pneumo.config import CLASSIFIER, SEGMENTER
@@ -184,17 +184,11 @@ def run_elsewhere(path, form, images):
 
 @pytest.mark.slow
 def test_the_command_exports_starts_and_refuses_in_sentences(tmp_path, run):
-    def command(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "keras_pneumo", "export", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "PYTHONPATH": str(REPOSITORY)},
-        )
+    def command(*arguments, python=None):
+        return run_command("export", *arguments, cwd=tmp_path, python=python)
 
     experiment = REPOSITORY / "experiments" / "smallest_classifier.py"
-    started = command(experiment, "--out", "start.safetensors")
+    started = command(experiment, "--out", "start.safetensors", python=[sys.executable])
     assert started.returncode == 0, started.stderr
     assert started.stderr == "", "no notices of TensorFlow's"
     assert started.stdout.splitlines()[-1] == "start.safetensors"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from warm_lab import PYTORCH, warm
 
 from keras_pneumo.errors import PneumoError
 from keras_pneumo.parity import backends
@@ -30,7 +31,7 @@ def run_reference(torch_python):
     def run(task, folder, arguments):
         (folder / "task.json").write_text(json.dumps(arguments))
         done = subprocess.run(
-            [str(torch_python), str(Path(__file__).with_name("torch_reference.py")), task, str(folder)],
+            [*warm(torch_python, PYTORCH), str(Path(__file__).with_name("torch_reference.py")), task, str(folder)],
             capture_output=True,
             text=True,
             timeout=300,

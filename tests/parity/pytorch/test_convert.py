@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from warm_lab import PYTORCH, warm
 
 from keras_pneumo.models.fastai import build_fastai_classifier
 from keras_pneumo.models.weights import from_torch, load_safetensors, to_torch
@@ -16,7 +17,7 @@ SCRIPT = Path(__file__).resolve().parents[3] / "experiments" / "torch_team" / "t
 @pytest.fixture
 def convert(torch_python):
     def run(source, target):
-        command = [str(torch_python), str(SCRIPT), str(source), str(target)]
+        command = [*warm(torch_python, PYTORCH), str(SCRIPT), str(source), str(target)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     return run

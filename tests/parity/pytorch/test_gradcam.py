@@ -7,13 +7,13 @@ On JAX only where ``KERAS_PNEUMO_JAX_PYTHON`` names a Python that has it: ``pyth
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from real_networks import NETWORKS
+from warm_lab import PYTORCH, warm
 
 from keras_pneumo.config import CLASSIFIER, SEGMENTER
 from keras_pneumo.data.prepared.folder import load_prepared
@@ -41,11 +41,15 @@ pytestmark = pytest.mark.slow
 
 
 def start(python, *arguments, **environment):
-    command = [str(python), *map(str, arguments)]
+    command = [*python, *map(str, arguments)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=600, check=False, env={**os.environ, **environment}
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def twin_maps(torch_python, *arguments):
+    start(warm(torch_python, PYTORCH), SCRIPT, *arguments)
 
 
 def check_maps(maps, wanted):
@@ -103,7 +107,15 @@ def test_pytorchs_own_maps_are_equal(tmp_path, torch_python, twin, prepared_fold
     run, model, image_ids, pixels = twin
     keras_maps = raw_maps(model, pixels, method, stage)
     write_maps(tmp_path / "keras.npz", image_ids, keras_maps, method, stage)
-    start(torch_python, SCRIPT, run, prepared_folder, "--maps", tmp_path / "keras.npz", "--out", tmp_path / "twin.npz")
+    twin_maps(
+        torch_python,
+        run,
+        prepared_folder,
+        "--maps",
+        tmp_path / "keras.npz",
+        "--out",
+        tmp_path / "twin.npz",
+    )
     torch_maps = read_twin_maps(tmp_path / "twin.npz", image_ids, method, stage, keras_maps.maps.shape[1:])
     np.testing.assert_allclose(keras_maps.logits, torch_maps.logits, rtol=1e-4, atol=1e-4)
     check_maps(keras_maps.maps, torch_maps.maps)
@@ -117,7 +129,15 @@ def test_explain_compares_with_the_twin(tmp_path, torch_python, twin, prepared_f
     run, prepared = read_run(folder), load_prepared(prepared_folder)
     explain_prepared(run, prepared, tmp_path / "explain", CheckOptions(method="hirescam", stage=4), resamples=100)
     made = tmp_path / "twin.npz"
-    start(torch_python, SCRIPT, folder, prepared_folder, "--maps", tmp_path / "explain" / "maps.npz", "--out", made)
+    twin_maps(
+        torch_python,
+        folder,
+        prepared_folder,
+        "--maps",
+        tmp_path / "explain" / "maps.npz",
+        "--out",
+        made,
+    )
     options = CheckOptions(method="hirescam", stage=4, twin_maps=made)
     explain_prepared(run, prepared, tmp_path / "explain", options, resamples=100)
     scores = json.loads((tmp_path / "explain" / "explain.json").read_text())["twin"]
@@ -135,7 +155,7 @@ def on_tensorflow(tmp_path_factory, radiographs):
     for number, (name, make) in enumerate(NETWORKS.items()):
         keras.utils.set_random_seed(number)
         save_safetensors(untrained(make(), radiographs[1]), folder / f"{name}.safetensors")
-    return folder, on_backend(sys.executable, "tensorflow", folder)
+    return folder, on_backend(warm(), "tensorflow", folder)
 
 
 def on_backend(python, backend, folder):
@@ -150,10 +170,10 @@ def other_python(request, torch_python):
         installed = "import importlib.util, sys; sys.exit(importlib.util.find_spec('keras') is None)"
         if subprocess.run([torch_python, "-c", installed], check=False).returncode:
             pytest.skip("Keras is not installed beside PyTorch")
-        return "torch", torch_python
+        return "torch", [torch_python]
     if not os.environ.get(JAX):
         pytest.skip(f"${JAX} names no Python that has JAX and Keras")
-    return request.param, os.environ[JAX]
+    return request.param, [os.environ[JAX]]
 
 
 @pytest.mark.parametrize("other_python", ["torch", "jax"], indirect=True)

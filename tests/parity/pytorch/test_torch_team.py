@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from warm_lab import PYTORCH, warm
 
 from keras_pneumo.config import CLASSIFIER, NO_AUGMENTATION, SEGMENTER, Augmentation, read_experiment
 from keras_pneumo.data.batches.augmentation import augment, augment_masks, crop, draw_parameters
@@ -193,7 +194,7 @@ def other_team(torch_python):
 
     def run(script, *arguments):
         return subprocess.run(
-            [str(torch_python), str(TEAM / script), *map(str, arguments)],
+            [*warm(torch_python, PYTORCH), str(TEAM / script), *map(str, arguments)],
             capture_output=True,
             text=True,
             timeout=500,
