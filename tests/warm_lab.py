@@ -218,6 +218,10 @@ if __name__ == "__main__":
         if isinstance(done.code, str):
             print(done.code, file=sys.stderr)
         end(done.code if isinstance(done.code, int) else int(done.code is not None))
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     except BaseException:
         traceback.print_exc()
         end(1)

@@ -54,7 +54,7 @@ def join_command(
 
 def _join(classifiers: list[Path], segmenters: list[Path], data: Path, folder: Path, resamples: int) -> None:
     """Join the runs into a new folder, with its lock."""
-    import_tensorflow()
+    import_tensorflow(for_command=True)
     from keras_pneumo.data.prepared.folder import find_prepared, load_prepared
     from keras_pneumo.detector.fitting import fit_detector
     from keras_pneumo.evaluation.report.saliency_report import FOLDER, read_saliency_report
@@ -133,7 +133,7 @@ def _detect(
     engine: EngineName,
 ) -> None:
     """Answer for the radiographs, with the lock of the folder for the answers."""
-    import_tensorflow()
+    import_tensorflow(for_command=True)
     from keras_pneumo.data.radiographs.reading import find_files
     from keras_pneumo.detector.detect import detect
     from keras_pneumo.detector.detector import open_detector
@@ -173,7 +173,7 @@ def view_command(
     shown = data_of(folder, data, "FOLDER") if folder is not None or data else []
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise PneumoError("The page needs starlette and uvicorn. Run: pip install 'keras-pneumo[view]'")
-    import_tensorflow()
+    import_tensorflow(for_command=True)
     from keras_pneumo.data.radiographs.reading import FoundFiles, find_files
     from keras_pneumo.detector.detector import open_detector
     from keras_pneumo.viewer.decoding import Decoder

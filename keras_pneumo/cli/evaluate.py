@@ -71,7 +71,7 @@ def evaluate_command(
         raise PneumoError(f"There is no folder {missing[0]}. Check the path.")
     is_one_prepared(data, bool(labels or patients or options or pseudonym_key))  # refuses before TensorFlow is imported
     require_free(out_folder)
-    import_tensorflow()
+    import_tensorflow(for_command=True)
     from keras_pneumo.detector.external import evaluate
 
     with ProgressBar("evaluation") as progress:

@@ -67,7 +67,7 @@ def _engine() -> list[MachineCheck]:
     if importlib.util.find_spec("tensorflow") is None or importlib.util.find_spec("keras") is None:
         advice = "To train or predict: pip install 'keras-pneumo[train]'. Scoring and preparing need neither."
         return [MachineCheck("training", "note", "TensorFlow and Keras are not installed", advice)]
-    import_tensorflow()
+    import_tensorflow(for_command=True)
     import keras
     import tensorflow as tf
 

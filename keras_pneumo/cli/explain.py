@@ -100,7 +100,7 @@ def _explain(
     checked: bool,
 ) -> None:
     """Explain, with the lock of the folder that is written into."""
-    import_tensorflow()
+    import_tensorflow(for_command=True)
     from keras_pneumo.inference.run import read_run
 
     run = read_run(source)

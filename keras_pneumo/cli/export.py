@@ -78,7 +78,7 @@ def export_command(
 
 def _export(source: Path, experiment: Experiment | None, out: Path, form: str, weights: Path | None) -> None:
     """Export a run, or an experiment's starting weights, with the lock of the new file's name."""
-    import_tensorflow()
+    import_tensorflow(for_command=True)
     from keras_pneumo.inference.export import BOUND, export_network, export_run
     from keras_pneumo.inference.run import read_run
     from keras_pneumo.models.imagenet import PRETRAINING
@@ -97,7 +97,7 @@ def _export(source: Path, experiment: Experiment | None, out: Path, form: str, w
 
 
 def _export_zip(source: Path, out: Path, licence: str, evaluations: list[Path], with_predictions: bool) -> None:
-    import_tensorflow()
+    import_tensorflow(for_command=True)
     from keras_pneumo.sharing.archive import write_zip
     from keras_pneumo.sharing.packing import write_package
 
@@ -123,7 +123,7 @@ def unpack_command(
     Example, after training: `keras-pneumo export runs/smallest_classifier --format zip --out classifier.zip &&
     keras-pneumo unpack classifier.zip --out runs/unpacked`
     """
-    import_tensorflow()
+    import_tensorflow(for_command=True)
     from keras_pneumo.sharing.archive import unpack_zip
     from keras_pneumo.sharing.hub import fetch, is_address, read_address
     from keras_pneumo.sharing.package import copy_package, require_new_folder
@@ -167,7 +167,7 @@ def push_command(
 
     where = read_address(address)
     require_library()
-    import_tensorflow()
+    import_tensorflow(for_command=True)
     from keras_pneumo.sharing.packing import write_package
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -191,7 +191,7 @@ def card_command(
 
     Example, after training: `keras-pneumo card runs/smallest_classifier --out card.md`
     """
-    import_tensorflow()
+    import_tensorflow(for_command=True)
     from keras_pneumo.sharing.card import model_card
 
     card = model_card(source, licence, evaluations or [])

@@ -60,7 +60,7 @@ def parity_command(
 
     find_python(torch_python)  # refuse before TensorFlow is loaded
     require_free(out_folder)
-    import_tensorflow()
+    import_tensorflow(for_command=True)
     from keras_pneumo.models.resnet import depth_of
     from keras_pneumo.parity.inputs import LadderPlan
     from keras_pneumo.parity.run import PAGE, run_ladder

@@ -112,7 +112,7 @@ def _predict(
     from keras_pneumo.data.prepared.folder import load_prepared
     from keras_pneumo.data.radiographs.reading import find_images
 
-    import_tensorflow()
+    import_tensorflow(for_command=True)
     from keras_pneumo.evaluation.inputs.submission import require_replaceable
     from keras_pneumo.inference.engine import Engine, predictors_on
     from keras_pneumo.inference.ensemble import ALL, has_split_of

@@ -108,7 +108,7 @@ def train_command(
             "prepare first."
         )
     prepared = open_data(data, experiment, prepared_folder, labels, patients)
-    import_tensorflow()
+    import_tensorflow(for_command=True)
     from keras_pneumo.training.callbacks import CheckpointInterval
     from keras_pneumo.training.distributed.strategy import start_distribution
     from keras_pneumo.training.trainer import TrainingOptions, run_folds, run_training
@@ -204,7 +204,7 @@ def find_lr_command(
     """
     experiment = _resolved(experiment_file, settings)
     prepared = open_data(data, experiment, prepared_folder, labels, patients)
-    import_tensorflow()
+    import_tensorflow(for_command=True)
     from keras_pneumo.training.tuning.lr_finder import search
 
     with new_folder_lock(out_folder, f"{experiment.name}-rates") as folder:
@@ -256,7 +256,7 @@ def sweep_command(
     keras-pneumo sweep experiments/smallest_classifier.py --data data/phantom-try --space experiments/lr.toml
     --trials 2`
     """
-    import_tensorflow()
+    import_tensorflow(for_command=True)
     from keras_pneumo.training.distributed.strategy import start_distribution
     from keras_pneumo.training.trainer import TrainingOptions
     from keras_pneumo.training.tuning.space import read_space

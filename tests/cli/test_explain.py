@@ -27,7 +27,7 @@ def test_refusals(tmp_path, monkeypatch, run, arguments, message, capsys):  # no
 
 
 def test_a_wrong_label_csv_is_refused_before_tensorflow_is_loaded(tmp_path, monkeypatch):
-    def loaded():
+    def loaded(**_):
         raise AssertionError("TensorFlow is loaded first")
 
     monkeypatch.setattr(explain, "import_tensorflow", loaded)

@@ -119,3 +119,13 @@ def test_no_module_draws_with_pyplot():
     package = REPOSITORY / "keras_pneumo"
     drawing = [path for path in package.rglob("*.py") if re.search(r"import.*pyplot|matplotlib\.use", path.read_text())]
     assert [path.name for path in drawing] == ["sweep.py"]
+
+
+@pytest.mark.parametrize(("command", "frozen"), [(True, True), (False, False)])
+def test_only_in_a_process_of_a_command_what_was_imported_is_never_looked_at_again(command, frozen):
+    code = (
+        "import gc; from keras_pneumo.quiet import import_tensorflow;"
+        f"import_tensorflow(for_command={command}); print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert result.stdout == f"True {frozen}\n"
