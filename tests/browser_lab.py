@@ -1,5 +1,6 @@
 """Looks at pages in headless Chromium: at any width, dark, or as on paper, and says what does not fit."""
 
+import base64
 import shutil
 from pathlib import Path
 
@@ -44,7 +45,7 @@ for (const e of document.body.querySelectorAll("*")) {
     if (e.scrollWidth > e.clientWidth + 1) say("cut or too wide", e);
     if (style.overflowY === "hidden" && e.scrollHeight > e.clientHeight + 1) say("cut below", e);
   }
-  if (!e.matches("h1, h2, h3, th, td, caption, a, .mark, .research, .value, .name")) continue;
+  if (!e.matches("h1, h2, h3, th, td, caption, a, .card li, .together, .mark, .research, .value, .name")) continue;
   for (const text of e.childNodes) {
     if (text.nodeType !== 3) continue;
     for (const word of text.data.matchAll(words)) {
@@ -125,10 +126,14 @@ class Sight:
         return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);"""
         return self.driver.execute_script(script, selector)
 
+    def pdf(self):
+        """The open page printed on A4, as PDF."""
+        self.at(PAPER, paper=True)  # else what is printed looks as on the screen
+        paper = {"paperWidth": 8.27, "paperHeight": 11.69, "preferCSSPageSize": True}
+        return base64.b64decode(self.driver.execute_cdp_cmd("Page.printToPDF", paper)["data"])
+
     def picture(self, path):
         """Save the whole page as PNG."""
-        import base64
-
         size = self.driver.execute_script(
             "return [document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
         )

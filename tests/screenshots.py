@@ -8,7 +8,6 @@ Example: ``python tests/screenshots.py --out runs/screenshots board=runs/compare
 """
 
 import argparse
-import base64
 import sys
 import tempfile
 import time
@@ -23,9 +22,7 @@ def photograph(sight, name, out):
         for scheme in ("light", "dark"):
             sight.at(width, dark=scheme == "dark")
             sight.picture(out / f"{name}_{width}_{scheme}.png")
-    sight.at(WIDTHS[-1])
-    printed = sight.driver.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})
-    (out / f"{name}.pdf").write_bytes(base64.b64decode(printed["data"]))
+    (out / f"{name}.pdf").write_bytes(sight.pdf())
     # Pages of the documentation site have their drawers beside the window; tests/cli/test_site_in_browser.py is theirs.
     if not sight.driver.execute_script("return document.querySelector('.md-header')"):
         for where, faults in sight.all_faults().items():  # last, since it unfolds what is folded

@@ -209,5 +209,11 @@ def test_clicks_on_a_phone(sight, tmp_path, truth):
 
 def test_prints(sight, tmp_path, truth):
     sight.open(comparison_page(tmp_path, truth))
-    paper = sight.driver.print_page()
+    buttons = sight.driver.find_element(By.CSS_SELECTOR, ".filters button")
+    sight.at(1280)
+    assert buttons.is_displayed()
+    paper = sight.pdf()
+    assert paper.startswith(b"%PDF")
     assert len(paper) > 10_000
+    assert not buttons.is_displayed(), "nobody presses a button on paper"
+    assert sight.driver.find_element(By.ID, "shown").is_displayed(), "but how many of the images are there is said"
