@@ -231,7 +231,8 @@ async function start() {
     showError(error.message);
     return;
   }
-  $("detector").textContent = `${state.about.name} ${state.about.version}`;
+  const named = `${state.about.name} ${state.about.version}`.split(/(?<=[_+./])/);
+  $("detector").replaceChildren(...named.flatMap((part) => [part, document.createElement("wbr")]));  // not within a word
   $("synthetic").hidden = !state.about.synthetic;
   $("heat-note").textContent = state.about.heat;
   $("prevalence").value = Math.max(1, Math.round(100 * state.about.prevalence));
