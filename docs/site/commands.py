@@ -87,7 +87,7 @@ def _allowed(kind: Any) -> str:
 
 
 def _shown(default: Any) -> str:
-    if default in (None, False, [], ()):
+    if default is None or default is False or default in ([], ()):  # 0 is a default
         return ""
     return "yes" if default is True else f"`{getattr(default, 'value', default)}`"
 

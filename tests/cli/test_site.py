@@ -65,6 +65,7 @@ def test_the_page_of_commands_has_every_command_and_option():
     assert "| `--truth` | A prepared folder, its truth.csv, or a SIIM label csv. | required |" in compare
     assert "| `--allow-missing`, `--no-allow-missing` | Count images without a prediction as 'no'. |  |" in compare
     assert "| `--resamples` | Number of resamples of the patients. | `10000` |" in compare
+    assert "| `--seed` | Seed of the resampling. | `0` |" in compare
     assert "| `SUBMISSIONS` | A submission, a run, or a folder of several. | required |" in compare
     assert "| `--out` | Where board.csv, per_image.csv and report.html go. | required |" in compare
     assert "Example, after training: `keras-pneumo compare" in compare
