@@ -85,7 +85,7 @@ def ask(folder, words):
     if code < 0:
         with contextlib.suppress(OSError):  # of SIGKILL, it cannot be set
             signal.signal(-code, signal.SIG_DFL)
-        os.kill(os.getpid(), -code)
+        signal.raise_signal(-code)
     sys.exit(code)
 
 
@@ -221,7 +221,7 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         traceback.print_exc()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # to this thread, which so ends here; TensorFlow has others
     except BaseException:
         traceback.print_exc()
         end(1)
