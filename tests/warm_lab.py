@@ -33,6 +33,7 @@ SEEN_AT_IMPORT = (
     *("LD_", "LC_", "LANG", "MPL", "PYTHONHASHSEED", "PYTHONIO", "PYTHONUTF8", "PYTHONWARNINGS", "PYTHONUNBUFFERED"),
 )
 """Beginnings of the names of variables that are read when Python starts, or while packages are imported."""
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 STARTS_WITHIN = 120
 TENSORFLOW = ("tensorflow", "keras", "pandas", "scipy.stats", "sklearn.isotonic", "matplotlib.figure")
 PYTORCH = ("torch", "torchvision", "segmentation_models_pytorch", "timm", "pandas")
@@ -74,13 +75,15 @@ def ask(folder, words):
     about = json.loads(Path(folder, "about.json").read_text())
     if about["variables"] != _variables():
         os.execv(about["python"], [about["python"], *words])
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until it is known to whom they go
     with tempfile.TemporaryFile() as task:
         task.write(json.dumps({"words": words, "folder": str(Path.cwd()), "variables": dict(os.environ)}).encode())
         task.flush()
         socket.send_fds(connection, [b"t"], [task.fileno(), 0, 1, 2])
     number = int(connection.recv(32))
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    for each in PASSED_ON:
         signal.signal(each, lambda given, _: os.kill(number, given))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     code = int(connection.recv(32) or b"70")
     if code < 0:
         with contextlib.suppress(OSError):  # of SIGKILL, it cannot be set
