@@ -210,14 +210,13 @@ N ?= 30
 kills: $(READY)
 	PYTHONPATH="$(CURDIR)" $(BIN)/python tests/kill_lab.py --kills $(N) --out "$(or $(OUT),runs/kills)" $(if $(ONLY),--only "$(ONLY)") $(if $(SEED),--seed $(SEED))
 
-# The tests, then the ladder from pixels to scores, by default of a ResNet50 (ENCODER= another). It also reads real
-# radiographs where they are on this machine.
+# The tests, then the ladder from pixels to scores. It also reads real radiographs where they are on this machine.
 PARITY_DATA := $(wildcard ../shared/siim_mini)
 parity: export KERAS_PNEUMO_TORCH_PYTHON := $(abspath $(TORCH))/bin/python
 parity: export OMP_WAIT_POLICY := PASSIVE
 parity: $(READY) $(TORCH)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow" tests/parity/pytorch
-	$(BIN)/keras-pneumo parity --out "$(or $(OUT),runs/parity)" $(if $(ENCODER),--encoder "$(ENCODER)") $(addprefix --data ,$(or $(DATA),$(PARITY_DATA)))
+	$(BIN)/keras-pneumo parity --out "$(or $(OUT),runs/parity)" $(addprefix --data ,$(or $(DATA),$(PARITY_DATA)))
 
 # Each fault of tests/parity/pytorch/planted_faults.py alone in a copy of the code; writes planted_faults.md and .json.
 # RESUME=1 leaves out what the code as it stands was asked already; ONLY names some faults, separated by commas.

@@ -13,6 +13,7 @@ random order of hashes.
 import atexit
 import contextlib
 import functools
+import itertools
 import json
 import os
 import runpy
@@ -43,12 +44,13 @@ def warm(python=sys.executable, modules=TENSORFLOW):
     """The words that stand for this Python in a command line; its server lives as long as this process."""
     if not hasattr(os, "pidfd_open"):
         return [str(python)]
-    return [sys.executable, "-IS", __file__, "ask", _server(str(python), modules)]
+    folder, _ = _server(str(python), modules)
+    return [sys.executable, "-IS", __file__, "ask", folder]
 
 
 @functools.cache
 def _server(python, modules):
-    """The folder in which the server of this Python listens."""
+    """The folder in which the server of this Python listens, and its process, which this cache keeps."""
     folder = tempfile.mkdtemp(prefix="warm")
     process = subprocess.Popen(
         [python, __file__, "serve", folder, *modules],
@@ -59,11 +61,7 @@ def _server(python, modules):
         cwd="/",
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
     )
-    _KEPT.append(process)
-    return folder
-
-
-_KEPT = []
+    return folder, process
 
 
 # ---------------------------------------------------------------- the small process
@@ -127,15 +125,13 @@ def serve(folder, modules):
     listener.listen(32)
     running = {}  # of each fork: its number, the file that says that it ended, and who asked for it
     while True:
-        waited = [0, listener, *(each for pair in running.items() for each in (pair[1][0], pair[1][1]))]
-        ready = select.select(waited, [], [])[0]
+        ready = select.select([0, listener, *itertools.chain.from_iterable(running.values())], [], [])[0]
         for number, (ended, asker) in list(running.items()):
             if ended in ready:
                 with contextlib.suppress(OSError):
                     asker.send(str(os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])).encode())
             elif asker in ready:  # it was killed
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(number, signal.SIGKILL)
+                _kill(number)
                 os.waitpid(number, 0)
             else:
                 continue
@@ -144,8 +140,7 @@ def serve(folder, modules):
             asker.close()
         if 0 in ready:
             for number in running:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(number, signal.SIGKILL)
+                _kill(number)
             shutil.rmtree(folder)
             sys.exit()
         if listener in ready:
@@ -172,6 +167,11 @@ def serve(folder, modules):
                 os.close(handle)
             asker.send(str(number).encode())
             running[number] = os.pidfd_open(number), asker
+
+
+def _kill(group):
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
 
 
 def become(task):

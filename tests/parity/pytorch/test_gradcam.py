@@ -7,6 +7,7 @@ On JAX only where ``KERAS_PNEUMO_JAX_PYTHON`` names a Python that has it: ``pyth
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -107,15 +108,7 @@ def test_pytorchs_own_maps_are_equal(tmp_path, torch_python, twin, prepared_fold
     run, model, image_ids, pixels = twin
     keras_maps = raw_maps(model, pixels, method, stage)
     write_maps(tmp_path / "keras.npz", image_ids, keras_maps, method, stage)
-    twin_maps(
-        torch_python,
-        run,
-        prepared_folder,
-        "--maps",
-        tmp_path / "keras.npz",
-        "--out",
-        tmp_path / "twin.npz",
-    )
+    twin_maps(torch_python, run, prepared_folder, "--maps", tmp_path / "keras.npz", "--out", tmp_path / "twin.npz")
     torch_maps = read_twin_maps(tmp_path / "twin.npz", image_ids, method, stage, keras_maps.maps.shape[1:])
     np.testing.assert_allclose(keras_maps.logits, torch_maps.logits, rtol=1e-4, atol=1e-4)
     check_maps(keras_maps.maps, torch_maps.maps)
@@ -129,15 +122,7 @@ def test_explain_compares_with_the_twin(tmp_path, torch_python, twin, prepared_f
     run, prepared = read_run(folder), load_prepared(prepared_folder)
     explain_prepared(run, prepared, tmp_path / "explain", CheckOptions(method="hirescam", stage=4), resamples=100)
     made = tmp_path / "twin.npz"
-    twin_maps(
-        torch_python,
-        folder,
-        prepared_folder,
-        "--maps",
-        tmp_path / "explain" / "maps.npz",
-        "--out",
-        made,
-    )
+    twin_maps(torch_python, folder, prepared_folder, "--maps", tmp_path / "explain" / "maps.npz", "--out", made)
     options = CheckOptions(method="hirescam", stage=4, twin_maps=made)
     explain_prepared(run, prepared, tmp_path / "explain", options, resamples=100)
     scores = json.loads((tmp_path / "explain" / "explain.json").read_text())["twin"]
@@ -155,7 +140,7 @@ def on_tensorflow(tmp_path_factory, radiographs):
     for number, (name, make) in enumerate(NETWORKS.items()):
         keras.utils.set_random_seed(number)
         save_safetensors(untrained(make(), radiographs[1]), folder / f"{name}.safetensors")
-    return folder, on_backend(warm(), "tensorflow", folder)
+    return folder, on_backend([sys.executable], "tensorflow", folder)
 
 
 def on_backend(python, backend, folder):
